@@ -1,0 +1,147 @@
+"""Stage 2: safety alignment by supervised fine-tuning on general conversations and safe refusals.
+
+Starts from the refined model, or from the base where there was no stage 1 (the STL baseline), and is the same in
+both: DCR asks nothing of it.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dcr_ds.align.mix import Mix, encode_mix
+from dcr_ds.align.sft import summed_loss, supervised_tokens
+from dcr_ds.data.load import RunData
+from dcr_ds.data.sampler import draw
+from dcr_ds.engine.batches import micro_batches, rank_share
+from dcr_ds.engine.build import build_engine, checkpoint_activations, sharded_loading, stage_config, trained_weights
+from dcr_ds.engine.checkpoint import finish_stage, load_newest, save_checkpoint
+from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
+from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
+from dcr_ds.engine.resolve import Settings
+from dcr_ds.engine.stop import StopFlag
+from dcr_ds.errors import Diverged, Stopped
+from dcr_ds.models.adapters import add_lora, merge_lora, save_lora
+from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.load import DTYPES, load_causal_lm
+from dcr_ds.models.trunk import splice
+from dcr_ds.recipe import Recipe
+
+
+def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
+    """Run stage 2 from `source` into `folder`: metrics.jsonl, checkpoints/, model/, summary.json. All ranks.
+
+    Raises:
+        Stopped: a signal arrived; the state is saved.
+        Diverged: the loss is no longer finite; the last checkpoint is kept.
+    """
+    started = time.monotonic()
+    stage = recipe.align
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = load_tokenizer(source, recipe.model.chat_template)
+    mix = encode_mix(stage, data, tokenizer, recipe.seed)
+    for note in mix.notes:
+        say(ranks, note)
+    total_steps = num_steps(stage.epochs, len(mix.samples), stage.global_batch)
+    engine = _build(recipe, settings, source, total_steps, ranks)
+    step, state = load_newest(engine, folder / "checkpoints", ranks) or (0, {"tokens": 0, "seconds": 0.0})
+    seconds_before = state["seconds"]
+    with (
+        StopFlag(ranks) as stop,
+        MetricsLog("align", folder, step, total_steps, recipe.log_every, ranks, recipe.tensorboard) as log,
+    ):
+        while step < total_steps:
+            torch.manual_seed(recipe.seed + 1_000_003 * step + ranks.rank)  # adapter dropout, on resume too
+            rows = draw(f"{recipe.seed}/align", len(mix.samples), step * stage.global_batch, stage.global_batch)
+            row = train_step(engine, mix, rows, stage.micro_batch, tokenizer.pad_token_id, ranks)
+            _stop_if_not_finite(row["loss"], step + 1, [mix.ids[index] for index in rows], folder)
+            row |= {"learning_rate": engine.get_lr()[0]}
+            engine.step()
+            step += 1
+            state["tokens"] += row["step_tokens"]
+            row |= {
+                "grad_norm": float(engine.get_global_grad_norm()),
+                "step": step,
+                "samples": step * stage.global_batch,
+                "tokens": state["tokens"],
+            }
+            log.write(row)
+            state.setdefault("loss_first", row["loss"])
+            state["loss_last"] = row["loss"]
+            state["seconds"] = seconds_before + time.monotonic() - started
+            stopping = stop.agreed()
+            if stopping or step % recipe.checkpoint.every_steps == 0:
+                save_checkpoint(engine, folder / "checkpoints", step, state, recipe.checkpoint.keep, ranks)
+            if stopping and step < total_steps:
+                raise Stopped(f"align: stopped at step {step}, saved in {folder / 'checkpoints'}")
+    _export(engine, recipe, source, folder, ranks)
+    summary = state | {
+        "steps": step,
+        "samples": step * stage.global_batch,
+        "num_refusals": mix.num_refusals,
+        "num_general": len(mix.samples) - mix.num_refusals,
+        "stopped_because": f"{stage.epochs:g} epochs done",
+        "wall_seconds": seconds_before + time.monotonic() - started,
+        "peak_memory_bytes": peak_memory_bytes(ranks.device),
+    }
+    finish_stage(folder, summary, ranks)
+
+
+def num_steps(epochs: float, samples: int, global_batch: int) -> int:
+    """Optimizer steps of a stage; the last one goes over into the next epoch's order rather than being short."""
+    return max(1, math.ceil(epochs * samples / global_batch))
+
+
+def train_step(engine, mix: Mix, rows: list[int], micro_batch: int, pad_id: int, ranks: Ranks) -> dict[str, Any]:
+    """Accumulate the gradients of one optimizer step: the mean over all its supervised tokens. All ranks."""
+    samples = [mix.samples[index] for index in rows]
+    tokens = sum(supervised_tokens(sample) for sample in samples)  # of all ranks, before the first backward
+    lengths = [len(sample.ids) for sample in samples]
+    total = torch.zeros((), device=ranks.device)
+    for group in micro_batches(rank_share(samples, lengths, ranks.rank, ranks.world_size), micro_batch):
+        batch, alive = zip(*group, strict=True)
+        summed = summed_loss(engine, batch, alive, pad_id, ranks.device)
+        total += summed.detach()
+        # DeepSpeed averages over the ranks; the mean is over the tokens of all of them
+        engine.backward(summed * (ranks.world_size / tokens), scale_wrt_gas=False)
+    loss = sum_over_ranks(total, ranks).item() / tokens
+    return {"loss": loss, "supervised_tokens": tokens, "step_tokens": sum(lengths)}
+
+
+def _build(recipe: Recipe, settings: Settings, source: Path, total_steps: int, ranks: Ranks):
+    stage = recipe.align
+    config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
+    with sharded_loading(config):
+        model = load_causal_lm(source, DTYPES[recipe.model.dtype], recipe.model.attention, device=None)
+    model.config.use_cache = False
+    if stage.adapter == "lora":
+        torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
+        model = add_lora(model, stage.lora)
+    model.train()
+    if recipe.model.activation_checkpointing:
+        checkpoint_activations(model)
+    return build_engine(model, stage, config, stage.schedule, total_steps, ranks)
+
+
+def _export(engine, recipe: Recipe, source: Path, folder: Path, ranks: Ranks) -> None:
+    """Write folder/model, and folder/adapter with LoRA. All ranks."""
+    weights = trained_weights(engine, ranks)
+    if ranks.is_main and recipe.align.adapter == "lora":
+        save_lora(engine.module, weights, folder / "adapter")
+        merged = merge_lora(source, folder / "adapter", DTYPES[recipe.model.dtype])
+        splice(merged, dict(merged.named_parameters()), source, folder / "model")
+    elif ranks.is_main:
+        splice(engine.module, weights, source, folder / "model")
+    barrier(ranks)
+
+
+def _stop_if_not_finite(loss: float, step: int, ids: list[str], folder: Path) -> None:
+    """Raise Diverged before the step is taken, the same on all ranks: the loss is of all of them."""
+    if not math.isfinite(loss):
+        raise Diverged(
+            f"align: the loss is {loss} at step {step}; no weight was changed by it. Samples of the step: "
+            f"{', '.join(ids)}. Checkpoints before it are kept in {folder / 'checkpoints'}; lower "
+            "align.learning_rate, or look at the data"
+        )

@@ -1,0 +1,62 @@
+"""The data of stage 2 as tokens: D_general ∪ D_safe, in a stated ratio."""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from dcr_ds.data.load import RunData
+from dcr_ds.data.records import Conversation
+from dcr_ds.data.sampler import draw
+from dcr_ds.errors import UserError
+from dcr_ds.models.chat import Encoded, encode_conversation
+from dcr_ds.recipe import AlignSection
+
+
+@dataclass
+class Mix:
+    """The samples of one epoch; `ids` are the data rows' ids, in the same order."""
+
+    samples: list[Encoded]
+    ids: list[str]
+    num_refusals: int
+    notes: list[str] = field(default_factory=list)
+
+
+def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenizerBase, seed: int) -> Mix:
+    """Render both sets, leave out what is too long, and draw the larger one down to `safe_ratio`.
+
+    A conversation longer than max_length is left out whole and counted: cut short, it would teach an answer
+    without an end.
+
+    Raises:
+        UserError: nothing is left of a set.
+    """
+    notes: list[str] = []
+    general = _encode("general", data.general.rows, align.max_length, tokenizer, notes)
+    refusals = _encode("refusals", data.refusals.rows, align.max_length, tokenizer, notes)
+    if align.safe_ratio != "auto":
+        ratio = align.safe_ratio
+        refusals_wanted = min(len(refusals), max(1, round(len(general) * ratio / (1 - ratio))))
+        general_wanted = min(len(general), max(1, round(refusals_wanted * (1 - ratio) / ratio)))
+        refusals = _draw(refusals, refusals_wanted, f"{seed}/refusals")
+        general = _draw(general, general_wanted, f"{seed}/general")
+    share = len(refusals) / (len(refusals) + len(general))
+    notes.append(f"mix: {len(general)} general + {len(refusals)} refusals, {share:.1%} refusals")
+    ids, samples = zip(*general, *refusals, strict=True)
+    return Mix(list(samples), list(ids), len(refusals), notes)
+
+
+def _encode(
+    name: str, rows: list[Conversation], limit: int, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> list[tuple[str, Encoded]]:
+    encoded = [(row.id, encode_conversation(tokenizer, row.messages)) for row in rows]
+    kept = [(row_id, sample) for row_id, sample in encoded if len(sample.ids) <= limit]
+    if long := len(encoded) - len(kept):
+        notes.append(f"data.{name}: {long} of {len(encoded)} conversations longer than {limit} tokens left out")
+    if not kept:
+        raise UserError(f"data.{name}: no conversation has at most align.max_length = {limit} tokens; raise it")
+    return kept
+
+
+def _draw(rows: list, count: int, seed: str) -> list:
+    return [rows[index] for index in sorted(draw(seed, len(rows), 0, count))]

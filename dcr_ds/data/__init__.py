@@ -1,0 +1,31 @@
+"""The data of a run: prompt sets and conversations, read, checked, split, drawn, and kept from leaking.
+
+Nothing here imports torch: data is checked before a process group or a model exists.
+"""
+
+from dcr_ds.data.conversations import read_conversations
+from dcr_ds.data.leakage import Overlap, describe, find_overlaps
+from dcr_ds.data.load import BenchmarkSet, RunData, load_data
+from dcr_ds.data.prompts import read_prompts
+from dcr_ds.data.records import Conversation, ConversationSet, Prompt, PromptSet
+from dcr_ds.data.sampler import ContrastiveSampler, draw
+from dcr_ds.data.splitting import HeldOutSplit, split_held_out
+
+__all__ = [
+    "BenchmarkSet",
+    "ContrastiveSampler",
+    "Conversation",
+    "ConversationSet",
+    "HeldOutSplit",
+    "Overlap",
+    "Prompt",
+    "PromptSet",
+    "RunData",
+    "describe",
+    "draw",
+    "find_overlaps",
+    "load_data",
+    "read_conversations",
+    "read_prompts",
+    "split_held_out",
+]

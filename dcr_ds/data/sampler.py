@@ -1,0 +1,124 @@
+"""Which rows a step trains on: pure functions of (seed, rows consumed), free of the number of ranks.
+
+Nothing here has a state, so a run that resumes asks for the step it is at, and pays nothing for the steps
+before.
+"""
+
+import random
+from collections import defaultdict
+from functools import lru_cache
+from typing import Literal
+
+from dcr_ds.data.records import Prompt
+from dcr_ds.errors import UserError
+
+SEEMINGLY_TOXIC, TOXIC = 0, 1  # labels of the contrastive loss
+
+
+@lru_cache(maxsize=8)
+def _permutation(seed: int | str, n: int, epoch: int) -> tuple[int, ...]:
+    """The order of one epoch.
+
+    Sorted by random numbers rather than shuffled: of the random module, Python promises only `random()` to
+    give the same numbers in every version.
+    """
+    generator = random.Random(f"{seed}/{epoch}")
+    keys = [generator.random() for _ in range(n)]
+    return tuple(sorted(range(n), key=keys.__getitem__))
+
+
+def draw(seed: int | str, n: int, start: int, count: int) -> list[int]:
+    """Entries start … start + count − 1 of the endless row of per-epoch permutations of range(n)."""
+    if n < 1:
+        raise ValueError("there is nothing to draw from")
+    entries: list[int] = []
+    while count > 0:
+        epoch, offset = divmod(start, n)
+        part = _permutation(seed, n, epoch)[offset : offset + count]
+        entries += part
+        start, count = start + len(part), count - len(part)
+    return entries
+
+
+def draw_whole(seed: int | str, n: int, step: int, count: int) -> list[int]:
+    """The `count` entries of a step, all different while n allows it.
+
+    What is left at the end of an epoch and too little for a step is passed over, and is other rows each
+    epoch. If n is less than `count`, a step holds repeats.
+    """
+    if n < count:
+        return draw(seed, n, step * count, count)
+    epoch, within = divmod(step, n // count)
+    return draw(seed, n, epoch * n + within * count, count)
+
+
+class ContrastiveSampler:
+    """Contrastive batches: half seemingly toxic (label 0), half toxic (label 1), in turn.
+
+    Since the classes alternate, any even share of a batch, as a rank or a micro-batch takes it, holds both.
+
+    Args:
+        batch: prompts of one batch, an even number.
+        pairs: mixed: the halves are drawn apart; matched: batch / 2 pairs are drawn, twins side by side,
+            and rows without a twin are left out (`notes` says how many).
+
+    Raises:
+        UserError: matched, and there is no pair.
+    """
+
+    def __init__(
+        self,
+        seemingly_toxic: list[Prompt],
+        toxic: list[Prompt],
+        batch: int,
+        pairs: Literal["mixed", "matched"],
+        seed: int,
+    ):
+        if batch < 2 or batch % 2:
+            raise ValueError(f"a contrastive batch holds two classes alike; {batch} is not even")
+        self.half = batch // 2
+        self.seed = seed
+        self.notes: list[str] = []
+        self._rows = (seemingly_toxic, toxic)
+        self._pairs = match_twins(seemingly_toxic, toxic) if pairs == "matched" else None
+        if self._pairs is not None:
+            self._check_pairs(len(self._pairs))
+        fewest = min(map(len, self._rows)) if self._pairs is None else len(self._pairs)
+        if fewest < self.half:
+            self.notes.append(
+                f"a batch of {batch} holds repeats: it draws {self.half} of {fewest} rows or pairs"
+            )
+
+    def batch(self, step: int) -> list[tuple[Prompt, int]]:
+        """The prompts of a step, counted from 0, with their labels."""
+        if self._pairs is None:
+            drawn = list(zip(self._draw(SEEMINGLY_TOXIC, step), self._draw(TOXIC, step), strict=True))
+        else:
+            order = draw_whole(f"{self.seed}/pairs", len(self._pairs), step, self.half)
+            drawn = [self._pairs[index] for index in order]
+        return [
+            labelled for first, second in drawn for labelled in ((first, SEEMINGLY_TOXIC), (second, TOXIC))
+        ]
+
+    def _draw(self, label: int, step: int) -> list[Prompt]:
+        rows = self._rows[label]
+        return [rows[index] for index in draw_whole(f"{self.seed}/{label}", len(rows), step, self.half)]
+
+    def _check_pairs(self, count: int) -> None:
+        if not count:
+            raise UserError(
+                "refine.pairs: matched needs rows with one `pair` in data.seemingly_toxic and data.toxic; "
+                "there are none. Map the column (columns.pair), or set --refine.pairs mixed"
+            )
+        for name, rows in zip(("seemingly toxic", "toxic"), self._rows, strict=True):
+            if left_out := len(rows) - count:
+                self.notes.append(f"{left_out} {name} rows without a twin left out (refine.pairs: matched)")
+
+
+def match_twins(seemingly_toxic: list[Prompt], toxic: list[Prompt]) -> list[tuple[Prompt, Prompt]]:
+    """Pairs of rows with one pair key; where a key has several rows in a set, they are paired in order."""
+    toxic_of: dict[str, list[Prompt]] = defaultdict(list)
+    for row in reversed(toxic):
+        if row.pair is not None:
+            toxic_of[row.pair].append(row)
+    return [(row, toxic_of[row.pair].pop()) for row in seemingly_toxic if toxic_of.get(row.pair)]

@@ -1,0 +1,40 @@
+"""The data sets shipped with the package: contrastive pairs, general conversations and refusals."""
+
+from pathlib import Path
+
+from dcr_ds.data.tables import Origin, Table, number_rows, parse_table, table_of
+from dcr_ds.recipe import DataSource
+
+FOLDER = Path(__file__).parent / "builtin"
+FILES = {
+    "seemingly_toxic": "pairs.jsonl",
+    "toxic": "pairs.jsonl",
+    "general": "general.jsonl",
+    "refusals": "refusals.jsonl",
+}
+SPLITS = ("train", "held_out")
+
+
+def read_shipped(source: DataSource, name: str, field: str) -> Table:
+    """One split of a shipped set; a pair gives one prompt to each of seemingly_toxic and toxic."""
+    split = source.split or "train"
+    origin = Origin(field, f"builtin ({split})", name)
+    if name not in FILES:
+        raise origin.error(
+            f"there is no built-in prompt set for {name!r}; there is one for {', '.join(FILES)}"
+        )
+    if split not in SPLITS:
+        raise origin.error(f"no split {split!r}; the built-in sets have {' and '.join(SPLITS)}")
+    if source.revision:
+        raise origin.error(f"revision {source.revision!r} is for hub data sets; leave it out")
+    path = FOLDER / FILES[name]
+    rows = parse_table(path.read_bytes(), path.name, Origin(field, str(path), name)).rows
+    cells = [row.cells for row in rows if row.cells["split"] == split]
+    if FILES[name] == "pairs.jsonl":
+        cells = [_one_of_pair(pair, name) for pair in cells]
+    return table_of(cells, number_rows(cells), origin)
+
+
+def _one_of_pair(pair: dict, name: str) -> dict:
+    shared = {key: pair[key] for key in ("pair", "category", "trigger", "split")}
+    return {"id": f"{pair['pair']}/{name}", "prompt": pair[name], "label": name, **shared}

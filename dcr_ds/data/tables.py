@@ -1,0 +1,230 @@
+"""File contents to rows of cells: csv, json, jsonl and parquet.
+
+Every row remembers its place in the file, so that whatever is wrong with it later can be pointed at.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+from dcr_ds.errors import UserError
+
+TEXT_ENDINGS = (".csv", ".json", ".jsonl")
+ENDINGS = (*TEXT_ENDINGS, ".parquet", *(ending + ".gz" for ending in TEXT_ENDINGS))
+LONGEST_CELL = 2**31 - 1  # the csv module's own default, 131,072 characters, is less than a long dialogue
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a table comes from: field of the recipe, path as shown, and the stem that names its rows."""
+
+    field: str
+    path: str
+    stem: str
+
+    def error(self, what: str, place: str = "") -> UserError:
+        """An error that names the field, the path and the place in it."""
+        return UserError(f"{self.field}: {self.path}{', ' + place if place else ''}: {what}")
+
+    def setting(self, key: str, value: str) -> str:
+        """How a key of this data set is set; benchmarks are list items, out of the command line's reach."""
+        if ".benchmarks." in self.field:
+            return f"`{key}: {value}` under {self.field}"
+        return f"--{self.field}.{key} {value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The cells of one row, its place in the file ("line 7"), and its number, counted from 1."""
+
+    place: str
+    number: int
+    cells: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    origin: Origin
+    columns: list[str]
+    rows: list[Row]
+
+
+def known_ending(filename: str) -> str | None:
+    """The ending of a file that can be read, such as ".jsonl.gz"; None if it cannot."""
+    return max((ending for ending in ENDINGS if filename.lower().endswith(ending)), key=len, default=None)
+
+
+def parse_table(content: bytes, filename: str, origin: Origin) -> Table:
+    """Rows of a file's content; the ending of the name says which format it is.
+
+    Raises:
+        UserError: an unknown ending, an empty or corrupt file, text that is not UTF-8, a broken row.
+    """
+    ending = known_ending(filename)
+    if ending is None:
+        raise origin.error(f"unknown kind of file; a data file ends in {', '.join(ENDINGS)}")
+    if ending.endswith(".gz"):
+        content = _unzip(content, origin)
+    if not content.strip():
+        raise origin.error("the file is empty; give one with at least a row")
+    kind = ending.removesuffix(".gz")
+    if kind == ".parquet":
+        return _parse_parquet(content, origin)
+    text = _decode(content, origin)
+    if kind == ".csv":
+        return _parse_csv(text, origin)
+    return _parse_json(text, origin) if kind == ".json" else _parse_json_lines(text, origin)
+
+
+def table_of(cells: list[dict[str, Any]], places: list[str], origin: Origin) -> Table:
+    """A table of rows given as mappings, which need not all have the same keys."""
+    if not cells:
+        raise origin.error("holds no rows")
+    columns = list(dict.fromkeys(column for row in cells for column in row))
+    rows = [Row(place, number, row) for number, (place, row) in enumerate(zip(places, cells, strict=True), 1)]
+    return Table(origin, columns, rows)
+
+
+def number_rows(cells: list[dict[str, Any]]) -> list[str]:
+    """The places of rows in a format without lines."""
+    return [f"row {number}" for number in range(1, len(cells) + 1)]
+
+
+def _unzip(content: bytes, origin: Origin) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise origin.error(f"not a whole gzip file ({error}); copy or download it again") from None
+
+
+def _decode(content: bytes, origin: Origin) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise origin.error(
+            f"not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it as UTF-8, "
+            "for example with `iconv -f WINDOWS-1252 -t UTF-8`",
+            f"line {line}",
+        ) from None
+
+
+def _parse_csv(text: str, origin: Origin) -> Table:
+    """Rows of comma-separated values; quotes may hold commas and line breaks, blank lines are skipped."""
+    csv.field_size_limit(LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    cells, places = [], []
+    next_line = 1
+    try:
+        for values in reader:
+            line, next_line = next_line, reader.line_num + 1
+            if not values:
+                continue
+            if not header:
+                header = _csv_header(values, line, origin)
+                continue
+            if len(values) != len(header):
+                raise origin.error(
+                    f"{len(values)} fields where the header has {len(header)}; "
+                    'put quotes around a field that holds a comma: "like, this"',
+                    f"line {line}",
+                )
+            cells.append(dict(zip(header, values, strict=True)))
+            places.append(f"line {line}")
+    except csv.Error as error:
+        raise origin.error(f"not valid csv ({error}); check the quotes", f"line {next_line}") from None
+    return table_of(cells, places, origin)
+
+
+def _csv_header(values: list[str], line: int, origin: Origin) -> list[str]:
+    header = [value.strip() for value in values]
+    doubled = next((name for name in header if name and header.count(name) > 1), None)
+    if doubled:
+        raise origin.error(f"two columns are called {doubled!r}; rename one", f"line {line}")
+    return header
+
+
+def _parse_json_lines(text: str, origin: Origin) -> Table:
+    cells, places = [], []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
+        if not line.strip():
+            continue
+        value = _load_json(line, origin, number)
+        if not isinstance(value, dict):
+            raise origin.error(f"a line must be one JSON object, this is {kind_of(value)}", f"line {number}")
+        cells.append(value)
+        places.append(f"line {number}")
+    return table_of(cells, places, origin)
+
+
+def _parse_json(text: str, origin: Origin) -> Table:
+    """Rows of an array of objects, or of an object of columns (lists of equal length)."""
+    value = _load_json(text, origin)
+    if isinstance(value, dict):
+        value = _rows_of_columns(value, origin)
+    if not isinstance(value, list):
+        raise origin.error(f"must hold an array of objects or an object of columns, this is {kind_of(value)}")
+    for number, row in enumerate(value, 1):
+        if isinstance(row, str):
+            raise origin.error(
+                'an array of plain strings; write {"prompt": [...]} around it, or [{"prompt": "..."}, ...]',
+                f"row {number}",
+            )
+        if not isinstance(row, dict):
+            raise origin.error(f"a row must be an object, this is {kind_of(row)}", f"row {number}")
+    return table_of(value, number_rows(value), origin)
+
+
+def _rows_of_columns(columns: dict[str, Any], origin: Origin) -> list[dict[str, Any]]:
+    """Rows of an object of columns; a column without a single value is no column."""
+    for name, values in columns.items():
+        if not isinstance(values, list):
+            raise origin.error(f"an object of columns holds lists, {name!r} is {kind_of(values)}")
+    columns = {name: values for name, values in columns.items() if values}
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
+        raise origin.error(f"the columns differ in length: {shown}")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _load_json(text: str, origin: Origin, line: int | None = None) -> Any:
+    """A JSON value; `line` is the line of the file that the text stands in, if it is one line of many."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {line or error.lineno}, column {error.colno}"
+        raise origin.error(f"not valid JSON ({error.msg})", place) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets a thousand deep
+        raise origin.error(f"not JSON that can be read ({error})", f"line {line or 1}") from None
+
+
+def _parse_parquet(content: bytes, origin: Origin) -> Table:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        cells = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        raise origin.error(f"not a whole parquet file ({error}); copy or download it again") from None
+    return table_of(cells, number_rows(cells), origin)
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words."""
+    if value is None:
+        return "null"
+    names = {
+        bool: "true or false",
+        str: "text",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), f"a {type(value).__name__}")

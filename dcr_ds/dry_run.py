@@ -1,0 +1,71 @@
+"""--dry-run: what a run would do, from headers, configs and tokens alone; no weight is loaded."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from dcr_ds.align.loop import num_steps
+from dcr_ds.align.mix import encode_mix
+from dcr_ds.data.load import RunData
+from dcr_ds.engine.resolve import Settings
+from dcr_ds.models.adapters import add_lora
+from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.trunk import freeze_tail, trunk_config
+from dcr_ds.recipe import Recipe
+from dcr_ds.refine.prompts import encode_refine_prompts
+
+
+def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData, world_size: int) -> str:
+    """The resolved recipe with its reasons, parameters, steps and tokens of each stage, as text."""
+    lines = [yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)]
+    lines += [f"auto: {name}: {reason}" for name, reason in settings.reasons.items()]
+    lines.append(f"ranks: {world_size}; ZeRO stage {settings.deepspeed.get('zero_optimization', {}).get('stage', 0)}")
+    for name, one in data.summary()["sets"].items():
+        lines.append(f"data: {name}: {one['rows']} rows from {one['source']}")
+    tokenizer = load_tokenizer(source, recipe.model.chat_template)
+    whole = _on_meta(lambda: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)))
+    total = sum(parameter.numel() for parameter in whole.parameters())
+    if "refine" in recipe.stages:
+        trunk = _on_meta(lambda: freeze_tail(AutoModel.from_config(trunk_config(source, recipe.refine.layer))))
+        trainable, frozen = _counts(trunk)
+        lines.append(_parameters("refine", trainable, frozen, total - trainable - frozen))
+        prompts = encode_refine_prompts(recipe, data, tokenizer)
+        stage = recipe.refine
+        a_step = stage.global_batch * _mean(prompts.tokens.values())
+        a_step += stage.retain_batch * _mean(prompts.general) if stage.retain_weight else 0
+        lines.append(
+            f"refine: at most {stage.max_steps} steps of {stage.global_batch} prompts, about {a_step:,.0f} tokens each; "
+            f"{len(prompts.held_out)} prompts held out"
+        )
+    if "align" in recipe.stages:
+        model = add_lora(whole, recipe.align.lora) if recipe.align.adapter == "lora" else whole
+        lines.append(_parameters("align", *_counts(model), 0))
+        mix = encode_mix(recipe.align, data, tokenizer, recipe.seed)
+        steps = num_steps(recipe.align.epochs, len(mix.samples), recipe.align.global_batch)
+        a_step = recipe.align.global_batch * _mean(sample.ids for sample in mix.samples)
+        lines += [*mix.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
+    if "evaluate" in recipe.stages:
+        prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
+        lines.append(f"evaluate: {prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
+    return "\n".join(lines)
+
+
+def _on_meta(build):
+    with torch.device("meta"):
+        return build()
+
+
+def _counts(model) -> tuple[int, int]:
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trainable, sum(parameter.numel() for parameter in model.parameters()) - trainable
+
+
+def _parameters(stage: str, trainable: int, frozen: int, not_loaded: int) -> str:
+    return f"{stage}: parameters: {trainable:,} trainable, {frozen:,} frozen, {not_loaded:,} not loaded"
+
+
+def _mean(rows) -> float:
+    lengths = [len(row) for row in rows]
+    return sum(lengths) / len(lengths)

@@ -1,0 +1,78 @@
+"""Build a DeepSpeed engine for one stage, and take its trained weights out again."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import get_scheduler
+
+from dcr_ds.engine.config import resolve_config
+from dcr_ds.engine.ranks import Ranks
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import StageSection
+
+SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
+
+
+def stage_config(config: dict[str, Any], stage: StageSection, dtype: str, ranks: Ranks) -> dict[str, Any]:
+    """The DeepSpeed configuration of one stage, for `sharded_loading` and `build_engine`."""
+    return resolve_config(config, stage, ranks.world_size, dtype, on_gpu=ranks.device.type == "cuda")
+
+
+@contextmanager
+def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
+    """While open, transformers partitions parameters as it loads them, where the configuration is ZeRO-3."""
+    from transformers.integrations import HfDeepSpeedConfig
+
+    # transformers keeps a weak reference: it looks for ZeRO-3 only as long as this object lives
+    keep_alive = HfDeepSpeedConfig(config) if config["zero_optimization"]["stage"] == 3 else None
+    try:
+        yield
+    finally:
+        del keep_alive
+
+
+def build_engine(
+    model: torch.nn.Module, stage: StageSection, config: dict[str, Any], schedule: str, total_steps: int, ranks: Ranks
+) -> deepspeed.DeepSpeedEngine:
+    """Wrap a model with AdamW over its trainable parameters. All ranks.
+
+    torch's AdamW rather than DeepSpeed's: it needs no compiler, and is fused on a GPU. One optimizer step is as many
+    `engine.backward(loss, scale_wrt_gas=False)` as the window has, then one `engine.step()`.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    offloaded = "offload_optimizer" in config["zero_optimization"]
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=stage.learning_rate,
+        weight_decay=stage.weight_decay,
+        fused=ranks.device.type == "cuda" and not offloaded,
+    )
+    scheduler = get_scheduler(
+        SCHEDULES[schedule], optimizer, num_warmup_steps=stage.warmup_steps, num_training_steps=total_steps
+    )
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    except ValueError as error:  # pydantic's ValidationError of the configuration is one
+        raise UserError(f"deepspeed: the configuration is refused by DeepSpeed: {error}") from None
+    return engine
+
+
+def checkpoint_activations(model: torch.nn.Module) -> None:
+    """Recompute activations in the backward pass; works with frozen parameters under ZeRO-3 from DeepSpeed 0.19.4."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Trainable parameters by name, whole, on the CPU of rank 0; empty elsewhere. All ranks, a parameter at a time."""
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        partitioned = hasattr(parameter, "ds_id")
+        with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
+            if ranks.is_main:
+                weights[name] = parameter.detach().to("cpu", copy=True)
+    return weights

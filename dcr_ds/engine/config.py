@@ -1,0 +1,84 @@
+"""The DeepSpeed configuration: read, checked against the recipe, and its `auto` values filled in. In one place.
+
+`read_config` needs neither torch nor DeepSpeed, so a contradiction is found before either is imported.
+"""
+
+import json
+from typing import Any
+
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import Recipe, StageSection, find_file
+
+DECIDED_BY_RECIPE = {
+    "optimizer": "learning_rate and weight_decay of the stage",
+    "scheduler": "warmup_steps and schedule of the stage",
+    "train_batch_size": "global_batch of the stage",
+    "gradient_accumulation_steps": "global_batch and micro_batch of the stage",
+    "train_micro_batch_size_per_gpu": "micro_batch of the stage",
+    "gradient_clipping": "max_grad_norm of the stage",
+}
+
+
+def read_config(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's DeepSpeed configuration as a mapping, checked.
+
+    Raises:
+        UserError: not to be read, or it sets what the recipe decides, or asks for what is not supported.
+    """
+    if isinstance(recipe.deepspeed, dict):
+        config, place = recipe.deepspeed, "deepspeed"
+    else:
+        config, place = _read_json(recipe.deepspeed), recipe.deepspeed
+    for key, field in DECIDED_BY_RECIPE.items():
+        if config.get(key, "auto") != "auto":
+            raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or say "auto"')
+    if config.get("fp16", {}).get("enabled"):
+        raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
+    bf16 = config.get("bf16", {}).get("enabled", "auto")
+    if bf16 != "auto" and recipe.model.dtype != "auto" and bf16 != (recipe.model.dtype == "bfloat16"):
+        raise UserError(f'{place}: bf16.enabled is {bf16}, model.dtype is {recipe.model.dtype}; say "auto"')
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
+    if stage < 2 and config.get("zero_optimization", {}).get("offload_optimizer"):
+        raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
+    if config.get("zero_optimization", {}).get("overlap_comm") and stage != 2:
+        raise UserError(f"{place}: overlap_comm is supported with ZeRO stage 2 only; set it to false")
+    return config
+
+
+def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int, dtype: str, on_gpu: bool) -> dict:
+    """The configuration of one stage with every `auto` filled in.
+
+    DeepSpeed does not count micro-batches: `engine.step()` ends a step, however many backward passes it had.
+    """
+    resolved = json.loads(json.dumps(config))
+    resolved |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
+        "gradient_clipping": stage.max_grad_norm,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "steps_per_print": 10**9,
+        "managed_gradient_accumulation": False,
+    }
+    zero = resolved.setdefault("zero_optimization", {"stage": 0})
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name, {}).get("pin_memory") == "auto":
+            zero[name]["pin_memory"] = on_gpu
+    return resolved
+
+
+def _read_json(name: str) -> dict:
+    path = find_file(name)
+    if path is None:
+        raise UserError(f"deepspeed: no such file {name!r}; shipped: ds_configs/zero0.json … zero3_offload.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not UTF-8 text; a DeepSpeed configuration is a JSON file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{name}: a DeepSpeed configuration is a JSON object, this is a {type(config).__name__}")
+    return config

@@ -1,0 +1,100 @@
+"""Metrics of a training stage: one row a step in metrics.jsonl, one console line a log step. Rank 0 writes."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from dcr_ds.engine.ranks import Ranks
+
+
+class MetricsLog:
+    """Writes the rows of one stage; on resume the rows after the resumed step are dropped first."""
+
+    def __init__(self, stage: str, folder: Path, first_step: int, total_steps: int, log_every: int, ranks: Ranks,
+                 tensorboard: bool = False):
+        self.stage, self.total_steps, self.log_every, self.ranks = stage, total_steps, log_every, ranks
+        self.first_step, self.started, self.last = first_step, time.monotonic(), time.monotonic()
+        self.bar = tqdm(total=total_steps, initial=first_step, desc=stage, unit="step",
+                        disable=not (ranks.is_main and sys.stderr.isatty()))
+        self.stream = _reopen(folder / "metrics.jsonl", first_step) if ranks.is_main else None
+        self.events = _event_writer(folder) if tensorboard and ranks.is_main else None
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()
+        for sink in (self.stream, self.events):
+            if sink is not None:
+                sink.close()
+
+    def write(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Add seconds, tokens a second and memory to a row {step, samples, tokens, step_tokens, loss, …}; write it."""
+        now = time.monotonic()
+        seconds, self.last = now - self.last, now
+        row |= {
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(row.pop("step_tokens") / seconds, 1),
+            "memory_bytes": peak_memory_bytes(self.ranks.device),
+        }
+        if not self.ranks.is_main:
+            return row
+        self.stream.write(json.dumps(row) + "\n")
+        self.stream.flush()
+        if self.events is not None:
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    self.events.add_scalar(f"{self.stage}/{name}", value, row["step"])
+        self.bar.update(1)
+        if row["step"] % self.log_every == 0 or row["step"] == self.total_steps:
+            self.bar.write(self._line(row), file=sys.stdout)
+            sys.stdout.flush()
+        return row
+
+    def _line(self, row: dict[str, Any]) -> str:
+        done = row["step"] - self.first_step
+        left = (time.monotonic() - self.started) / done * (self.total_steps - row["step"])
+        line = (
+            f"{self.stage} {row['step']}/{self.total_steps}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_second']:.0f} tokens/s  "
+            f"{row['memory_bytes'] / 2**30:.2f} GiB  left {int(left) // 60}:{int(left) % 60:02d}"
+        )
+        return line + "".join(f"  {name} {row[name]:.3f}" for name in ("gap", "auc", "drift") if row.get(name) is not None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory of this process so far: allocated on its GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a jsonl file; a last line cut off by a crash is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def _reopen(path: Path, first_step: int):
+    rows = [row for row in read_rows(path) if row["step"] <= first_step]
+    stream = path.open("w", encoding="utf-8")
+    stream.writelines(json.dumps(row) + "\n" for row in rows)
+    return stream
+
+
+def _event_writer(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        from dcr_ds.errors import UserError
+
+        raise UserError("tensorboard: the package is missing; pip install 'dcr-ds[track]', or leave it off") from None
+    return SummaryWriter(folder / "tensorboard")

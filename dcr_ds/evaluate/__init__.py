@@ -1,0 +1,1 @@
+"""Evaluation: models answer benchmarks, judges label the answers, labels become rates with intervals."""

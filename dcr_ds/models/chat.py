@@ -1,0 +1,113 @@
+"""Chat templates: the one module that turns messages into token ids.
+
+Every prompt the project trains on, embeds or answers is rendered here, by the template of the tokenizer, so that
+the three cannot differ. What can go wrong with templates in general (a doubled BOS, a prompt that is no prefix of
+the conversation, an answer without an end) is checked on every sample and is an error.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import find_file
+
+TEMPLATES = Path(__file__).parent / "templates"
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A conversation as tokens: `ids[prompt_tokens:]`, the answer and its end-of-turn token, is supervised."""
+
+    ids: list[int]
+    prompt_tokens: int
+
+
+def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with a chat template: its own, a Jinja file, or a shipped one by name."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
+    if chat_template is not None:
+        tokenizer.chat_template = _read_template(chat_template)
+    if tokenizer.chat_template is None:
+        raise UserError(
+            f"{folder}: this tokenizer has no chat template (a base model?); set model.chat_template to a Jinja "
+            f"file or to a shipped one: {', '.join(sorted(path.stem for path in TEMPLATES.glob('*.jinja')))}"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
+    """Token ids of a prompt up to where the answer begins."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    return _render(tokenizer, messages, add_generation_prompt=True)
+
+
+def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
+    """Token ids of a conversation, cut after the end-of-turn token of its last answer.
+
+    Raises:
+        UserError: the prompt is no token prefix of the conversation, or the template ends the answer with no
+            special token, so that a model trained on it would never learn to stop.
+    """
+    prompt = encode_prompt(tokenizer, messages[:-1])
+    full = _render(tokenizer, list(messages), add_generation_prompt=False)
+    if full[: len(prompt)] != prompt:
+        raise UserError(
+            "model.chat_template: the prompt is not a token prefix of the conversation, so the answer cannot be "
+            f"told from it; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
+        )
+    ends = set(turn_end_ids(tokenizer))
+    end = next((i for i in range(len(full) - 1, len(prompt) - 1, -1) if full[i] in ends), None)
+    if end is None:
+        raise UserError(
+            "model.chat_template: no end-of-turn token follows the answer, so the model would never learn to stop; "
+            f"wanted one of {tokenizer.convert_ids_to_tokens(sorted(ends))}"
+        )
+    return Encoded(full[: end + 1], len(prompt))
+
+
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that end a turn: EOS, and the special token the template writes after an answer."""
+    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    answer = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    after = _render(tokenizer, answer, add_generation_prompt=False)[len(encode_prompt(tokenizer, "a")) :]
+    closing = next((token for token in after if token in special), None)
+    return ends + [closing] if closing is not None and closing not in ends else ends
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Short hash of the chat template: equal in training and evaluation, or they are not comparable."""
+    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
+    ids = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+    )
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must write one")
+    return ids
+
+
+def _read_template(name: str) -> str:
+    shipped = TEMPLATES / f"{name}.jinja"
+    found = shipped if shipped.is_file() else find_file(name)
+    if found is None:
+        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
+        raise UserError(f"model.chat_template: no such file {name!r}, and no shipped template of that name ({known})")
+    return found.read_text(encoding="utf-8")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

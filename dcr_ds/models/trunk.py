@@ -1,0 +1,130 @@
+"""The trunk: a model cut after block ℓ, and the way back into the whole checkpoint.
+
+Stage 1 trains blocks 1…ℓ and reads h, the output of block ℓ (HF `hidden_states[ℓ]`, 1 ≤ ℓ < L, before any final
+norm). The tail (blocks above ℓ, final norm, head, and input embeddings tied to the head) is frozen, so it is never
+loaded: the trunk is built with ℓ blocks, and `splice` writes the trained ones into a copy of the source checkpoint.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.source import FILES, weight_files
+
+DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+
+
+def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
+    """The config of the trunk: ℓ blocks, and no dropout, since its forward pass may run twice a step.
+
+    Raises:
+        UserError: `layer` is not inside 1 … L − 1.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    blocks = config.num_hidden_layers
+    if not 1 <= layer < blocks:
+        raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
+    if getattr(config, "layer_types", None):  # one entry a block: sliding or full attention
+        config.layer_types = config.layer_types[:layer]
+    config.num_hidden_layers = layer
+    config.use_cache = False
+    for name in DROPOUTS:
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    return config
+
+
+def load_trunk(folder: Path, layer: int, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """Load blocks 1…ℓ and the input embeddings; `model(...).last_hidden_state` is h [B, T, D].
+
+    Under ZeRO-3 (a live HfDeepSpeedConfig) transformers partitions the parameters as it loads them.
+    """
+    config = trunk_config(folder, layer)
+    trunk = AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention)
+    return freeze_tail(trunk)
+
+
+def freeze_tail(trunk: PreTrainedModel) -> PreTrainedModel:
+    """Drop the final norm, and freeze input embeddings that are tied to the head: they belong to the tail."""
+    trunk.norm = torch.nn.Identity()
+    if trunk.config.tie_word_embeddings:
+        trunk.get_input_embeddings().weight.requires_grad_(False)
+    return trunk
+
+
+def splice(
+    model: PreTrainedModel, trained: dict[str, torch.Tensor], source: Path, target: Path, prefix: str = ""
+) -> None:
+    """Write a copy of the source checkpoint with a model's trained tensors in it. Rank 0.
+
+    Shard by shard, in the source's dtypes and file layout, written aside and renamed; every other tensor keeps its
+    bytes, and the result is opened again to prove it.
+
+    Args:
+        model: the trunk, or a whole model.
+        trained: its trainable parameters by name, whole, on the CPU.
+        prefix: what the source puts before the model's names: "model." for a trunk, nothing for a whole model.
+
+    Raises:
+        RuntimeError: a trained tensor has no place in the source, or the file read back differs.
+    """
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for pattern in FILES[1:]:
+        for file in source.glob(pattern):
+            shutil.copy(file, partial)
+    replaced = _in_source_format(model, trained, partial / "trained", prefix)
+    used: set[str] = set()
+    for shard in weight_files(source):
+        used |= _write_shard(shard, partial / shard.name, replaced)
+    if left := set(replaced) - used:
+        raise RuntimeError(f"{source} has no tensor for {sorted(left)[:3]}")
+    for shard in weight_files(source):
+        _verify_shard(shard, partial / shard.name, replaced)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], folder: Path, prefix: str) -> dict:
+    """Trained tensors under the names of a checkpoint: save_pretrained undoes what loading fused (MoE experts)."""
+    model.save_pretrained(folder, state_dict=trained)
+    tensors = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as stream:
+            tensors |= {prefix + name: stream.get_tensor(name) for name in stream.keys()}
+    shutil.rmtree(folder)
+    return tensors
+
+
+def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor]) -> set[str]:
+    with safe_open(source, "pt") as stream:
+        metadata = stream.metadata()
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}
+    used = set(tensors) & set(replaced)
+    for name in used:
+        if replaced[name].shape != tensors[name].shape:
+            raise RuntimeError(f"{name}: {tuple(replaced[name].shape)}, the source has {tuple(tensors[name].shape)}")
+        tensors[name] = replaced[name].to(tensors[name].dtype).contiguous()
+    save_file(tensors, target, metadata=metadata)
+    return used
+
+
+def _verify_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor]) -> None:
+    with safe_open(source, "pt") as before, safe_open(target, "pt") as after:
+        if set(before.keys()) != set(after.keys()):
+            raise RuntimeError(f"{target}: read back with other tensors than {source}")
+        for name in before.keys():
+            old, new = before.get_tensor(name), after.get_tensor(name)
+            wanted = replaced[name].to(old.dtype) if name in replaced else old
+            if new.dtype != old.dtype or not _same_bytes(new, wanted):
+                raise RuntimeError(f"{target}: {name} read back differs from what was written")
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))

@@ -1,0 +1,261 @@
+"""Stage 1: contrastive refinement of the trunk (DCR, arXiv 2603.03323).
+
+Circle loss at the output of block ℓ pulls the hidden states of seemingly toxic prompts away from those of toxic ones;
+a retain term holds the activations of general conversations in place. One optimizer step is one contrastive batch
+over all ranks, whatever the micro-batches: where a micro-batch is smaller than a rank's share, the embeddings are
+computed first without a graph, the loss and its gradient over the gathered batch next, and the gradient then goes
+through each micro-batch (GradCache).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from dcr_kernels import circle_loss, similarity_stats
+
+from dcr_ds.data.load import RunData
+from dcr_ds.data.records import Prompt
+from dcr_ds.data.sampler import draw
+from dcr_ds.engine.batches import micro_batches, rank_share
+from dcr_ds.engine.build import build_engine, checkpoint_activations, sharded_loading, stage_config, trained_weights
+from dcr_ds.engine.checkpoint import finish_stage, load_newest, save_checkpoint
+from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
+from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
+from dcr_ds.engine.resolve import Settings
+from dcr_ds.engine.stop import StopFlag
+from dcr_ds.errors import Diverged, Stopped
+from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.load import DTYPES
+from dcr_ds.models.trunk import load_trunk, splice
+from dcr_ds.recipe import Recipe
+from dcr_ds.refine.embed import embed_all, pooled, shards
+from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts
+from dcr_ds.refine.retain import Anchors, drift, retain_loss
+from dcr_ds.refine.separation import separation
+
+
+@dataclass
+class Trunk:
+    """The trunk under training, with what a step and a measurement need."""
+
+    engine: Any
+    recipe: Recipe
+    prompts: RefinePrompts
+    micro_batch: int
+    ranks: Ranks
+    anchors: Anchors
+    held_out_anchors: Anchors
+    group: Any
+
+
+def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
+    """Run stage 1 from `source` into `folder`: metrics.jsonl, checkpoints/, model/, summary.json. All ranks.
+
+    Raises:
+        Stopped: a signal arrived; the state is saved.
+        Diverged: the loss is no longer finite; the last checkpoint is kept.
+    """
+    started = time.monotonic()
+    stage = recipe.refine
+    folder.mkdir(parents=True, exist_ok=True)
+    prompts = encode_refine_prompts(recipe, data, load_tokenizer(source, recipe.model.chat_template))
+    for note in prompts.notes:
+        say(ranks, note)
+    trunk = _build(recipe, settings, source, prompts, ranks)
+    step, state = load_newest(trunk.engine, folder / "checkpoints", ranks) or (0, None)
+    if state is None:
+        state = {"tokens": 0, "best_gap": None, "best_step": 0, "seconds": 0.0, "start": measure(trunk)}
+        state["best_gap"] = state["start"]["gap"]
+        say(ranks, f"refine: layer {stage.layer}, held-out gap {state['start']['gap']:.3f}, "
+                   f"AUC {state['start']['auc']:.3f} before the first step")
+    seconds_before = state["seconds"]
+    row: dict[str, Any] = {}
+    with (
+        StopFlag(ranks) as stop,
+        MetricsLog("refine", folder, step, stage.max_steps, recipe.log_every, ranks, recipe.tensorboard) as log,
+    ):
+        while not (reason := state.get("stopped_because")):
+            torch.manual_seed(recipe.seed + 1_000_003 * step)
+            row = train_step(trunk, step) | {"learning_rate": trunk.engine.get_lr()[0]}
+            _stop_if_not_finite(row["loss"], step + 1, prompts.sampler.batch(step), folder)
+            trunk.engine.step()
+            step += 1
+            row |= {"grad_norm": float(trunk.engine.get_global_grad_norm())}
+            if step % stage.measure_every == 0 or step == stage.max_steps:
+                row |= measure(trunk)
+            state["tokens"] += row["step_tokens"]
+            row |= {"step": step, "samples": step * stage.global_batch, "tokens": state["tokens"]}
+            log.write(row)
+            _note_progress(state, row, stage)
+            state["seconds"] = seconds_before + time.monotonic() - started
+            stopping = stop.agreed()
+            if stopping or step % recipe.checkpoint.every_steps == 0:
+                save_checkpoint(trunk.engine, folder / "checkpoints", step, state, recipe.checkpoint.keep, ranks)
+            if stopping and not state.get("stopped_because"):
+                raise Stopped(f"refine: stopped at step {step}, saved in {folder / 'checkpoints'}")
+    say(ranks, f"refine: {reason}")
+    weights = trained_weights(trunk.engine, ranks)
+    if ranks.is_main:
+        splice(trunk.engine.module, weights, source, folder / "model", prefix="model.")
+    barrier(ranks)
+    summary = state | {
+        "layer": stage.layer,
+        "steps": step,
+        "samples": step * stage.global_batch,
+        "final": state["last"],
+        "wall_seconds": seconds_before + time.monotonic() - started,
+        "peak_memory_bytes": peak_memory_bytes(ranks.device),
+    }
+    finish_stage(folder, summary, ranks)
+
+
+def train_step(trunk: Trunk, step: int) -> dict[str, Any]:
+    """Accumulate the gradients of step `step` (from 0) over its contrastive batch and its retain rows. All ranks."""
+    contrastive = _contrastive_backward(trunk, trunk.prompts.sampler.batch(step))
+    retain = _retain_backward(trunk, step) if trunk.recipe.refine.retain_weight else {"loss": 0.0, "tokens": 0}
+    return {
+        "loss": contrastive["loss"] + trunk.recipe.refine.retain_weight * retain["loss"],
+        "contrastive_loss": contrastive["loss"],
+        "retain_loss": retain["loss"],
+        "positive_similarity": contrastive["positive"],
+        "negative_similarity": contrastive["negative"],
+        "step_tokens": contrastive["tokens"] + retain["tokens"],
+    }
+
+
+def measure(trunk: Trunk) -> dict[str, float]:
+    """Held-out separation and drift. All ranks; all get the same figures."""
+    stage = trunk.recipe.refine
+    rows = [ids for ids, _ in trunk.prompts.held_out]
+    labels = torch.tensor([label for _, label in trunk.prompts.held_out], device=trunk.ranks.device)
+    h = embed_all(trunk.engine, rows, stage.pooling, trunk.micro_batch, trunk.ranks)
+    figures = separation(h, labels)
+    figures["drift"] = drift(
+        trunk.engine, trunk.prompts.held_out_general, trunk.held_out_anchors, trunk.micro_batch, trunk.ranks
+    )
+    return {name: round(value, 6) for name, value in figures.items()}
+
+
+def _build(recipe: Recipe, settings: Settings, source: Path, prompts: RefinePrompts, ranks: Ranks) -> Trunk:
+    stage = recipe.refine
+    config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
+    with sharded_loading(config):
+        model = load_trunk(source, stage.layer, DTYPES[recipe.model.dtype], recipe.model.attention)
+    model.train()
+    if recipe.model.activation_checkpointing:
+        checkpoint_activations(model)
+    engine = build_engine(model, stage, config, "constant", stage.max_steps, ranks)
+    group = torch.distributed.group.WORLD if ranks.world_size > 1 else None
+    trunk = Trunk(engine, recipe, prompts, stage.micro_batch, ranks, Anchors(), Anchors(), group)
+    # the original activations, before anything is trained and before a checkpoint is loaded
+    if stage.retain_weight:
+        for indices in _retain_anchor_batches(trunk):
+            trunk.anchors.keep(engine, prompts.general, indices, ranks.device)
+    for shard in shards(prompts.held_out_general, trunk.micro_batch, ranks):
+        indices = [index for index, _ in shard]
+        trunk.held_out_anchors.keep(engine, prompts.held_out_general, indices, ranks.device)
+    return trunk
+
+
+def _contrastive_backward(trunk: Trunk, batch: Sequence[tuple[Prompt, int]]) -> dict[str, Any]:
+    """Backward of the Circle loss of one batch of (prompt, label) over all ranks."""
+    stage, ranks = trunk.recipe.refine, trunk.ranks
+    tokens = [trunk.prompts.tokens[label, prompt.id] for prompt, label in batch]
+    labels = [label for _, label in batch]
+    lengths = [len(row) for row in tokens]
+    share = rank_share(range(len(batch)), lengths, ranks.rank, ranks.world_size)
+    groups = micro_batches(share, trunk.micro_batch)
+    # dead copies only even out the ranks: label −1 takes no part in the loss
+    own_labels = torch.tensor([labels[index] if alive else -1 for index, alive in share], device=ranks.device)
+
+    def embed(group: Sequence[tuple[int, bool]]) -> torch.Tensor:
+        return pooled(trunk.engine, [tokens[index] for index, _ in group], stage.pooling, ranks.device)
+
+    def loss_of(h: torch.Tensor) -> torch.Tensor:
+        return circle_loss(h, own_labels, stage.margin, stage.scale, stage.form, group=trunk.group)
+
+    if len(groups) == 1:
+        h = embed(groups[0])
+        loss = loss_of(h)
+        trunk.engine.backward(loss, scale_wrt_gas=False)
+    else:
+        with torch.no_grad():
+            h = torch.cat([embed(group) for group in groups])
+        h.requires_grad_()
+        loss = loss_of(h)
+        (gradient,) = torch.autograd.grad(loss, h)
+        for group, part in zip(groups, gradient.split([len(group) for group in groups]), strict=True):
+            trunk.engine.backward((embed(group) * part).float().sum(), scale_wrt_gas=False)
+    positive, negative = similarity_stats(h.detach(), own_labels, group=trunk.group)
+    return {"loss": loss.item(), "positive": float(positive), "negative": float(negative), "tokens": sum(lengths)}
+
+
+def _retain_rows(trunk: Trunk, step: int) -> list[int]:
+    """Indices of the general rows of a step."""
+    stage = trunk.recipe.refine
+    return draw(f"{trunk.recipe.seed}/retain", len(trunk.prompts.general), step * stage.retain_batch, stage.retain_batch)
+
+
+def _retain_groups(trunk: Trunk, step: int, rank: int) -> list[Sequence[tuple[int, bool]]]:
+    rows = _retain_rows(trunk, step)
+    lengths = [len(trunk.prompts.general[index]) for index in rows]
+    return micro_batches(rank_share(rows, lengths, rank, trunk.ranks.world_size), trunk.micro_batch)
+
+
+def _retain_backward(trunk: Trunk, step: int) -> dict[str, Any]:
+    """Backward of the retain term: the mean over all tokens of the step's general rows, over all ranks."""
+    ranks, general = trunk.ranks, trunk.prompts.general
+    tokens = sum(len(general[index]) for index in _retain_rows(trunk, step))
+    total = torch.zeros((), device=ranks.device)
+    for group in _retain_groups(trunk, step, ranks.rank):
+        indices, alive = zip(*group, strict=True)
+        summed = retain_loss(trunk.engine, general, indices, alive, trunk.anchors, ranks.device)
+        total += summed.detach()
+        # DeepSpeed averages over the ranks; the mean is over the tokens of all of them
+        scale = trunk.recipe.refine.retain_weight * ranks.world_size / tokens
+        trunk.engine.backward(summed * scale, scale_wrt_gas=False)
+    return {"loss": sum_over_ranks(total, ranks).item() / tokens, "tokens": tokens}
+
+
+def _retain_anchor_batches(trunk: Trunk) -> list[list[int]]:
+    """The forward passes that compute this rank's anchors: every row it will meet, equally many on all ranks."""
+    needed = []
+    for rank in range(trunk.ranks.world_size):
+        groups = (_retain_groups(trunk, step, rank) for step in range(trunk.recipe.refine.max_steps))
+        rows = {index for step in groups for group in step for index, _ in group}
+        needed.append(sorted(rows, key=lambda index: (len(trunk.prompts.general[index]), index)))
+    longest = max(len(rows) for rows in needed)
+    mine = needed[trunk.ranks.rank]
+    return micro_batches(mine + [mine[-1]] * (longest - len(mine)), trunk.micro_batch)
+
+
+def _note_progress(state: dict[str, Any], row: dict[str, Any], stage) -> None:
+    """Keep the best gap, and set `stopped_because` when the target or the end is reached or the gap stopped growing."""
+    step = row["step"]
+    if "gap" in row:
+        state["last"] = {name: row[name] for name in ("gap", "auc", "within", "across", "drift")}
+        state["loss_last"] = row["loss"]
+        if row["gap"] > state["best_gap"]:
+            state["best_gap"], state["best_step"] = row["gap"], step
+        if row["gap"] >= stage.target_gap:
+            state["stopped_because"] = f"the held-out gap reached {row['gap']:.3f} (target {stage.target_gap})"
+        elif step - state["best_step"] >= stage.patience:
+            state["stopped_because"] = f"the gap has not grown since step {state['best_step']} ({state['best_gap']:.3f})"
+    state.setdefault("loss_first", row["loss"])
+    if step == stage.max_steps and "stopped_because" not in state:
+        state["stopped_because"] = f"max_steps = {stage.max_steps} reached at gap {row['gap']:.3f}"
+
+
+def _stop_if_not_finite(loss: float, step: int, batch: Sequence[tuple[Prompt, int]], folder: Path) -> None:
+    """Raise Diverged before the step is taken, the same on all ranks: the loss is of all of them."""
+    if not math.isfinite(loss):
+        samples = ", ".join(prompt.id for prompt, _ in batch)
+        raise Diverged(
+            f"refine: the loss is {loss} at step {step}; no weight was changed by it. Samples of the step: {samples}. "
+            f"Checkpoints before it are kept in {folder / 'checkpoints'}; lower refine.learning_rate, or look at the data"
+        )

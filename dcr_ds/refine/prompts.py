@@ -1,0 +1,75 @@
+"""The prompts of stage 1 as tokens: training rows, held-out rows, and the general conversations of the retain term."""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from dcr_ds.data.load import RunData
+from dcr_ds.data.records import Prompt
+from dcr_ds.data.sampler import ContrastiveSampler, draw
+from dcr_ds.data.splitting import split_held_out
+from dcr_ds.errors import UserError
+from dcr_ds.models.chat import encode_conversation, encode_prompt
+from dcr_ds.recipe import Recipe
+
+DRIFT_ROWS = 16  # held-out general conversations whose drift is measured
+
+
+@dataclass
+class RefinePrompts:
+    """Everything stage 1 reads, rendered once.
+
+    `tokens` maps (label, id) of a prompt to its ids; `held_out` are (ids, label) pairs; `general` and
+    `held_out_general` are token rows of whole conversations, prompt and answer.
+    """
+
+    sampler: ContrastiveSampler
+    tokens: dict[tuple[int, str], list[int]]
+    held_out: list[tuple[list[int], int]]
+    general: list[list[int]]
+    held_out_general: list[list[int]]
+    notes: list[str] = field(default_factory=list)
+
+
+def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> RefinePrompts:
+    """Render, filter by length and split the sets of stage 1.
+
+    Raises:
+        UserError: too little is left of a set to train on or to hold out.
+    """
+    notes: list[str] = []
+    limit = recipe.refine.max_length
+    tokens: dict[tuple[int, str], list[int]] = {}
+    kept: list[list[Prompt]] = []
+    for label, name in enumerate(("seemingly_toxic", "toxic")):
+        rows = getattr(data, name).rows
+        encoded = {row.id: encode_prompt(tokenizer, row.prompt) for row in rows}
+        kept.append([row for row in rows if len(encoded[row.id]) <= limit])
+        if long := len(rows) - len(kept[-1]):
+            notes.append(f"data.{name}: {long} prompts longer than refine.max_length = {limit} tokens left out")
+        tokens |= {(label, row.id): encoded[row.id] for row in kept[-1]}
+    split = split_held_out(*kept, recipe.data.held_out, recipe.seed)
+    sampler = ContrastiveSampler(
+        split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
+    )
+    held_out = [(tokens[0, row.id], 0) for row in split.held_out_seemingly_toxic]
+    held_out += [(tokens[1, row.id], 1) for row in split.held_out_toxic]
+    general = [encode_conversation(tokenizer, row.messages).ids for row in data.general.rows]
+    fitting = [ids for ids in general if len(ids) <= limit]
+    if long := len(general) - len(fitting):
+        notes.append(f"data.general: {long} conversations longer than {limit} tokens left out of the retain term")
+    order = draw(f"{recipe.seed}/held-out general", len(fitting), 0, len(fitting)) if fitting else []
+    num_held_out = min(DRIFT_ROWS, round(recipe.data.held_out * len(fitting)))
+    if num_held_out < 1 or len(fitting) - num_held_out < 1:
+        raise UserError(
+            f"data.general: {len(fitting)} conversations of at most refine.max_length = {limit} tokens are too few for "
+            "the retain term and its held-out rows; add rows or raise refine.max_length"
+        )
+    return RefinePrompts(
+        sampler=sampler,
+        tokens=tokens,
+        held_out=held_out,
+        general=[fitting[index] for index in order[num_held_out:]],
+        held_out_general=[fitting[index] for index in order[:num_held_out]],
+        notes=notes + sampler.notes,
+    )

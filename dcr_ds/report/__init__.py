@@ -1,0 +1,1 @@
+"""Reports: what runs did, from the files of their run folders only."""

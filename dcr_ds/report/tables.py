@@ -1,0 +1,80 @@
+"""Tables of text: aligned, as Markdown or for a terminal; and how numbers are written."""
+
+from collections.abc import Sequence
+
+NOTHING = "–"
+MAX_NAME = 34  # characters of the first column on a terminal
+ESCAPED = str.maketrans({character: "\\" + character for character in r"\`*_[]<>|#~$&@"})
+
+Rows = Sequence[Sequence[str]]
+
+
+def markdown_table(rows: Rows) -> str:
+    """A Markdown table, first row the header: first column left, the others right, aligned as plain text too.
+
+    Cells are written as they are; text from outside goes through `plain` first.
+    """
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
+    lines = [_pad(rows[0], widths), rule, *(_pad(row, widths) for row in rows[1:])]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def text_table(rows: Rows, width: int = 100) -> str:
+    """A table for a terminal, at most `width` columns wide: what does not fit beside goes below."""
+    rows = [[_cut(row[0], MAX_NAME), *row[1:]] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    blocks: list[list[int]] = []
+    for column in range(1, len(widths)):
+        taken = widths[0] + sum(2 + widths[other] for other in blocks[-1]) if blocks else width
+        if taken + 2 + widths[column] > width:
+            blocks.append([])
+        blocks[-1].append(column)
+    return "\n\n".join(_block([[row[i] for i in (0, *block)] for row in rows]) for block in blocks)
+
+
+def plain(text: str, limit: int = 200) -> str:
+    """Text from outside as one line of Markdown that shows it literally, cut to a length."""
+    return _cut(" ".join(text.split()), limit).translate(ESCAPED)
+
+
+def percent(share: float | None) -> str:
+    return NOTHING if share is None else f"{100 * share:.1f}%"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A decimal number, or a dash where there is none."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def count(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.0f}"
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return NOTHING
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def gibibytes(size: float | None) -> str:
+    return NOTHING if size is None else f"{size / 2**30:.2f} GiB"
+
+
+def _block(rows: Rows) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(_pad(row, widths)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]])
+
+
+def _pad(row: Sequence[str], widths: list[int]) -> list[str]:
+    others = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+    return [row[0].ljust(widths[0]), *others]
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"

@@ -1,0 +1,121 @@
+"""The run folder: opened, checked against the recipe, and described."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import PROJECT_ROOT, STAGES, Recipe, save_recipe
+
+# what may differ between the run in a folder and a run that goes on there: it changes no weight
+FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard")
+FREE_SECTIONS = ("checkpoint", "evaluate")
+PACKAGES = ("dcr-ds", "torch", "deepspeed", "transformers", "datasets", "peft", "safetensors", "flash-attn")
+
+
+def open_run(recipe: Recipe, redo: str | None) -> Recipe:
+    """Make or reopen the run folder, and return the recipe with each `auto` that an earlier run resolved.
+
+    Args:
+        redo: a stage to do again, with the stages after it, or `all`; their outputs are removed.
+
+    Raises:
+        UserError: the folder cannot be made, or it holds another recipe's run.
+    """
+    folder = recipe.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: the run folder cannot be made ({error.strerror}); set --output elsewhere") from None
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
+    if redo:
+        for stage in STAGES if redo == "all" else STAGES[STAGES.index(redo) :]:
+            shutil.rmtree(folder / stage, ignore_errors=True)
+    saved = _saved_recipe(folder)
+    if saved is None:
+        return recipe
+    values = recipe.model_dump(mode="json")
+    different = [
+        f"  {name}: {old} there, {new} now"
+        for name, old, new in _differences(saved, values)
+        if name.partition(".")[0] not in (*FREE, *FREE_SECTIONS) and not name.endswith(".micro_batch")
+    ]
+    trained = [stage for stage in ("refine", "align") if (folder / stage).exists()]
+    if different and trained:
+        raise UserError(
+            f"{folder}: holds another recipe's run:\n" + "\n".join(different) + "\nGive this one another --name or "
+            "--output, or do the stages again with --redo refine, --redo align or --redo all"
+        )
+    return _keep_resolved(recipe, saved) if trained else recipe
+
+
+def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
+    """Write recipe.yaml, from which the same run starts again, and environment.json. Rank 0."""
+    save_recipe(recipe, recipe.folder / "recipe.yaml")
+    (recipe.folder / "environment.json").write_text(json.dumps(environment, indent=1, ensure_ascii=False))
+
+
+def describe_environment(device: str, world_size: int) -> dict[str, Any]:
+    """Versions, commit and hardware; never a variable of the environment, which may hold a secret."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "device": device,
+        "world_size": world_size,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "cores": os.cpu_count(),
+        "packages": packages,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain")),
+    }
+
+
+def stage_done(recipe: Recipe, stage: str) -> bool:
+    return (recipe.folder / stage / "summary.json").is_file()
+
+
+def _saved_recipe(folder: Path) -> dict[str, Any] | None:
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump(mode="json")
+    except (ValueError, yaml.YAMLError):
+        raise UserError(
+            f"{path}: not a recipe this version reads; give this run another --name, or remove the folder"
+        ) from None
+
+
+def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Fields that differ, except where the one asked for is `auto`, which means what was resolved before."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        names = [name for name in asked if name in saved]
+        return [row for name in names for row in _differences(saved[name], asked[name], f"{prefix}{name}.")]
+    return [] if asked in ("auto", saved) else [(prefix[:-1], saved, asked)]
+
+
+def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
+    """Each `auto` as it was resolved before, except micro-batches, which depend on the number of ranks."""
+    values = recipe.model_dump()
+    for section, name in (("model", "dtype"), ("model", "attention"), ("refine", "layer")):
+        if values[section][name] == "auto":
+            values[section][name] = saved[section][name]
+    return Recipe.model_validate(values)
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,16 @@
+"""Refine, align and evaluate a model as a recipe says.
+
+    deepspeed train.py                                                     the demo, with or without a GPU
+    deepspeed --num_gpus 8 train.py recipes/llama-3-8b.yaml --deepspeed ds_configs/zero3.json
+    torchrun --nproc_per_node 8 train.py recipes/qwen2.5-7b.yaml
+    python train.py recipes/smollm2-135m.yaml --refine.layer 20            one process
+
+`python train.py --help` lists every field.
+"""
+
+import sys
+
+from dcr_ds.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))
