@@ -45,7 +45,7 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
     for note in mix.notes:
         say(ranks, note)
     total_steps = num_steps(stage.epochs, len(mix.samples), stage.global_batch)
-    engine = _build(recipe, settings, source, total_steps, ranks)
+    engine = build_engine_for(recipe, settings, source, total_steps, ranks)
     step, state = load_newest(engine, folder / "checkpoints", ranks) or (0, {"tokens": 0, "seconds": 0.0})
     seconds_before = state["seconds"]
     with (
@@ -110,7 +110,7 @@ def train_step(engine, mix: Mix, rows: list[int], micro_batch: int, pad_id: int,
     return {"loss": loss, "supervised_tokens": tokens, "step_tokens": sum(lengths)}
 
 
-def _build(recipe: Recipe, settings: Settings, source: Path, total_steps: int, ranks: Ranks):
+def build_engine_for(recipe: Recipe, settings: Settings, source: Path, total_steps: int, ranks: Ranks):
     stage = recipe.align
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
     with sharded_loading(config):

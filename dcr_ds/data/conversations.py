@@ -92,7 +92,9 @@ def _conversation(row: Row, columns: dict[str, str], form: tuple[str, ...], orig
 
 def _with_input(instruction: str, row: Row, column: str | None, origin: Origin) -> str:
     """Alpaca's instruction, followed by a blank line and its input where there is one."""
-    extra = optional_text(row, column, origin) or ""
+    if column is None or row.cells.get(column) is None:
+        return instruction
+    extra = required_text(row, column, origin, may_be_empty=True)
     return instruction if extra.strip().lower() in NO_INPUT else f"{instruction}\n\n{extra}"
 
 

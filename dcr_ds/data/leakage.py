@@ -75,8 +75,9 @@ def describe(overlaps: list[Overlap], limit: int = 10) -> str:
     first = sorted(overlaps, key=lambda overlap: (KINDS.index(overlap.kind), -overlap.similarity))[:limit]
     for overlap in first:
         lines.append(
-            f"  {overlap.kind} ({overlap.similarity:.2f}): {overlap.training_id} "
-            f"{_short(overlap.training_prompt)} and {overlap.evaluation_id} {_short(overlap.evaluation_prompt)}"
+            f"  {overlap.kind} ({overlap.similarity:.2f}): "
+            f"{overlap.training_id} {_short(overlap.training_prompt)} and "
+            f"{overlap.evaluation_id} {_short(overlap.evaluation_prompt)}"
         )
     if len(overlaps) > len(first):
         lines.append(f"  and {len(overlaps) - len(first)} more")

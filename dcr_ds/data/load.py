@@ -89,7 +89,7 @@ def load_data(recipe: Recipe) -> RunData:
         data.toxic = read_prompts(recipe.data.toxic, "toxic")
         _refuse_common_prompts(data.seemingly_toxic, data.toxic)
         _check_contrast(recipe, data)
-    if "align" in recipe.stages or ("refine" in recipe.stages and recipe.refine.retain_weight > 0):
+    if "align" in recipe.stages or "refine" in recipe.stages:
         data.general = read_conversations(recipe.data.general, "general")
     if "align" in recipe.stages:
         data.refusals = read_conversations(recipe.data.refusals, "refusals")

@@ -46,7 +46,7 @@ def read_table(source: DataSource, name: str, field: str) -> Table:
 
 def _file_origin(path: str, field: str) -> Origin:
     name = path.rstrip("/").rsplit("/", 1)[-1]
-    return Origin(field, path, name.removesuffix(known_ending(name) or ""))
+    return Origin(field, path, name[: len(name) - len(known_ending(name) or "")])
 
 
 def _is_hub_id(source: str) -> bool:

@@ -156,7 +156,10 @@ def _parse_json_lines(text: str, origin: Origin) -> Table:
             continue
         value = _load_json(line, origin, number)
         if not isinstance(value, dict):
-            raise origin.error(f"a line must be one JSON object, this is {kind_of(value)}", f"line {number}")
+            hint = "; an array of rows is a .json file" if isinstance(value, list) else ""
+            raise origin.error(
+                f"a line must be a JSON object, this is {kind_of(value)}{hint}", f"line {number}"
+            )
         cells.append(value)
         places.append(f"line {number}")
     return table_of(cells, places, origin)

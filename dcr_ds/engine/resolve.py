@@ -36,7 +36,9 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         values["model"]["dtype"] = "bfloat16" if bf16 else "float32"
         reasons["model.dtype"] = "the GPU computes in bfloat16" if bf16 else "no GPU that computes in bfloat16"
-    attention, reason = resolve_attention(recipe.model.attention, values["model"]["dtype"], device)
+    attention, reason = resolve_attention(
+        recipe.model.attention, model_config["model_type"], values["model"]["dtype"], device
+    )
     if recipe.model.attention == "auto":
         values["model"]["attention"] = attention
         reasons["model.attention"] = reason

@@ -72,7 +72,7 @@ def are_answered(questions: Questions) -> bool:
     rows = read_jsonl(questions.file)
     return (
         [row["id"] for row in rows] == [prompt.id for prompt in questions.prompts]
-        and all(row["settings_hash"] == questions.settings_hash for row in rows)
+        and all(row.get("settings_hash") == questions.settings_hash for row in rows)
         and not _part_files(questions.file)
     )
 
@@ -85,9 +85,9 @@ def check_context(questions: Questions, context_tokens: int | None) -> None:
     for prompt, ids in zip(questions.prompts, questions.ids, strict=True):
         if len(ids) > room:
             raise UserError(
-                f"benchmark {questions.name}: prompt {prompt.id} has {len(ids)} tokens, but the model's context "
-                f"of {context_tokens} leaves {room} beside evaluate.max_new_tokens={questions.max_new_tokens}; "
-                "lower that, or take the prompt out"
+                f"benchmark {questions.name}: prompt {prompt.id} has {len(ids)} tokens, but of the model's "
+                f"context of {context_tokens} evaluate.max_new_tokens={questions.max_new_tokens} leaves "
+                f"{room}; lower it, or take the prompt out"
             )
 
 
@@ -188,8 +188,9 @@ def _collect(questions: Questions, batches: list[list[int]], ranks: Ranks) -> li
     """Gather what earlier runs left into one clean file; returns the numbers of the whole batches. Rank 0."""
     parts = _part_files(questions.file)
     found = [row for file in [questions.file, *parts] for row in read_jsonl(file)]
-    rows = {row["id"]: row for row in found if row["settings_hash"] == questions.settings_hash}
-    if len(rows) < len(found) and any(row["settings_hash"] != questions.settings_hash for row in found):
+    usable = [row for row in found if row.get("settings_hash") == questions.settings_hash]
+    rows = {row["id"]: row for row in usable}
+    if len(usable) < len(found):
         say(ranks, f"{questions.file}: made with another model or other settings; generated anew")
     done = [
         number

@@ -70,7 +70,8 @@ def evaluate_models(
             "dtype": str(dtype).removeprefix("torch."),
             "attention": attention,
         }
-        context = AutoConfig.from_pretrained(source).to_dict().get("max_position_embeddings")
+        # Not every architecture has a fixed context.
+        context = getattr(AutoConfig.from_pretrained(source), "max_position_embeddings", None)
         home = folder / "evaluate" / name
         asked = data.benchmarks if name in recipe.evaluate.models else []
         benchmarks = [

@@ -11,18 +11,27 @@ from dcr_ds.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def resolve_attention(attention: str, dtype: str, device: torch.device) -> tuple[str, str]:
+NO_SDPA = ("gemma2",)  # caps its attention logits, which sdpa cannot; flash-attn and eager can
+
+
+def resolve_attention(attention: str, model_type: str, dtype: str, device: torch.device) -> tuple[str, str]:
     """The attention kernel for `auto`, and the reason in a few words.
 
     Raises:
-        UserError: flash_attention_2 was asked for and cannot work here.
+        UserError: the kernel asked for cannot work here.
     """
     hindrance = _flash_hindrance(dtype, device)
     if attention == "flash_attention_2" and hindrance:
         raise UserError(f"model.attention: flash_attention_2 cannot be used: {hindrance}; say auto or sdpa")
+    if attention == "sdpa" and model_type in NO_SDPA:
+        raise UserError(f"model.attention: {model_type} caps its attention logits, which sdpa cannot; say auto or eager")
     if attention != "auto":
         return attention, "as asked"
-    return ("sdpa", hindrance) if hindrance else ("flash_attention_2", "flash-attn is installed")
+    if not hindrance:
+        return "flash_attention_2", "flash-attn is installed"
+    if model_type in NO_SDPA:
+        return "eager", f"{hindrance} for flash-attn, and sdpa cannot cap attention logits as {model_type} does"
+    return "sdpa", hindrance
 
 
 def _flash_hindrance(dtype: str, device: torch.device) -> str:

@@ -18,24 +18,39 @@ def hidden_states(engine, rows: Sequence[Sequence[int]], device: torch.device) -
     return engine(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 
-def pooled(engine, rows: Sequence[Sequence[int]], how: str, device: torch.device) -> torch.Tensor:
-    """h [B, D] of token rows."""
+def pooled(engine, rows: Sequence[Sequence[int]], how: str, shared: int, device: torch.device) -> torch.Tensor:
+    """h [B, D] of token rows.
+
+    The mean leaves out the first `shared` tokens, which are the same in every prompt (a system prompt): the first
+    token's norm alone is a hundred times the others', and a mean over it is the same for all prompts.
+    """
     hidden, mask = hidden_states(engine, rows, device)
+    if how == "mean":
+        mask[:, :shared] = 0
     return pool(hidden, how, mask)[0]
 
 
 @torch.no_grad()
-def embed_all(engine, rows: Sequence[Sequence[int]], how: str, micro_batch: int, ranks: Ranks) -> torch.Tensor:
+def embed_all(
+    engine, rows: Sequence[Sequence[int]], how: str, shared: int, micro_batch: int, ranks: Ranks
+) -> torch.Tensor:
     """h [n, D] in float32 of all rows, the same on all ranks. All ranks."""
     result: torch.Tensor | None = None
     for shard in shards(rows, micro_batch, ranks):
-        h = pooled(engine, [rows[index] for index, _ in shard], how, ranks.device).float()
+        h = pooled(engine, [rows[index] for index, _ in shard], how, shared, ranks.device).float()
         if result is None:
             result = h.new_zeros(len(rows), h.shape[1])
         for state, (index, alive) in zip(h, shard, strict=True):
             if alive:
                 result[index] = state
     return sum_over_ranks(result, ranks)
+
+
+def num_shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """How many first tokens are the same in all rows; less than the length of any."""
+    first, last = min(rows), max(rows)  # what the extremes in order share, all share
+    same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(same, min(len(row) for row in rows) - 1)
 
 
 def shards(rows: Sequence[Sequence[int]], micro_batch: int, ranks: Ranks) -> list[Sequence[tuple[int, bool]]]:

@@ -66,7 +66,7 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     prompts = encode_refine_prompts(recipe, data, load_tokenizer(source, recipe.model.chat_template))
     for note in prompts.notes:
         say(ranks, note)
-    trunk = _build(recipe, settings, source, prompts, ranks)
+    trunk = build_trunk(recipe, settings, source, prompts, ranks)
     step, state = load_newest(trunk.engine, folder / "checkpoints", ranks) or (0, None)
     if state is None:
         state = {"tokens": 0, "best_gap": None, "best_step": 0, "seconds": 0.0, "start": measure(trunk)}
@@ -131,17 +131,16 @@ def train_step(trunk: Trunk, step: int) -> dict[str, Any]:
 def measure(trunk: Trunk) -> dict[str, float]:
     """Held-out separation and drift. All ranks; all get the same figures."""
     stage = trunk.recipe.refine
-    rows = [ids for ids, _ in trunk.prompts.held_out]
-    labels = torch.tensor([label for _, label in trunk.prompts.held_out], device=trunk.ranks.device)
-    h = embed_all(trunk.engine, rows, stage.pooling, trunk.micro_batch, trunk.ranks)
-    figures = separation(h, labels)
+    rows, labels, pairs = zip(*trunk.prompts.held_out, strict=True)
+    h = embed_all(trunk.engine, rows, stage.pooling, trunk.prompts.num_shared, trunk.micro_batch, trunk.ranks)
+    figures = separation(h.cpu(), torch.tensor(labels), torch.tensor(pairs))
     figures["drift"] = drift(
         trunk.engine, trunk.prompts.held_out_general, trunk.held_out_anchors, trunk.micro_batch, trunk.ranks
     )
     return {name: round(value, 6) for name, value in figures.items()}
 
 
-def _build(recipe: Recipe, settings: Settings, source: Path, prompts: RefinePrompts, ranks: Ranks) -> Trunk:
+def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: RefinePrompts, ranks: Ranks) -> Trunk:
     stage = recipe.refine
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
     with sharded_loading(config):
@@ -174,7 +173,7 @@ def _contrastive_backward(trunk: Trunk, batch: Sequence[tuple[Prompt, int]]) -> 
     own_labels = torch.tensor([labels[index] if alive else -1 for index, alive in share], device=ranks.device)
 
     def embed(group: Sequence[tuple[int, bool]]) -> torch.Tensor:
-        return pooled(trunk.engine, [tokens[index] for index, _ in group], stage.pooling, ranks.device)
+        return pooled(trunk.engine, [tokens[index] for index, _ in group], stage.pooling, trunk.prompts.num_shared, ranks.device)
 
     def loss_of(h: torch.Tensor) -> torch.Tensor:
         return circle_loss(h, own_labels, stage.margin, stage.scale, stage.form, group=trunk.group)

@@ -1,6 +1,7 @@
 """The prompts of stage 1 as tokens: training rows, held-out rows, and the general conversations of the retain term."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,21 +12,31 @@ from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, encode_prompt
 from dcr_ds.recipe import Recipe
+from dcr_ds.refine.embed import num_shared_tokens
 
 DRIFT_ROWS = 16  # held-out general conversations whose drift is measured
+
+
+class HeldOut(NamedTuple):
+    """A held-out prompt: its tokens, its label, and the number of its pair (its own where it has no twin)."""
+
+    ids: list[int]
+    label: int
+    pair: int
 
 
 @dataclass
 class RefinePrompts:
     """Everything stage 1 reads, rendered once.
 
-    `tokens` maps (label, id) of a prompt to its ids; `held_out` are (ids, label) pairs; `general` and
+    `tokens` maps (label, id) of a prompt to its ids, of which the first `num_shared` are the same in all; `general` and
     `held_out_general` are token rows of whole conversations, prompt and answer.
     """
 
     sampler: ContrastiveSampler
     tokens: dict[tuple[int, str], list[int]]
-    held_out: list[tuple[list[int], int]]
+    num_shared: int
+    held_out: list[HeldOut]
     general: list[list[int]]
     held_out_general: list[list[int]]
     notes: list[str] = field(default_factory=list)
@@ -52,8 +63,13 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
-    held_out = [(tokens[0, row.id], 0) for row in split.held_out_seemingly_toxic]
-    held_out += [(tokens[1, row.id], 1) for row in split.held_out_toxic]
+    held_out_sets = (split.held_out_seemingly_toxic, split.held_out_toxic)
+    labelled = [(row, label) for label, rows in enumerate(held_out_sets) for row in rows]
+    numbers: dict[str | None, int] = {}
+    held_out = [
+        HeldOut(tokens[label, row.id], label, numbers.setdefault(row.pair, len(numbers)) if row.pair else -index - 1)
+        for index, (row, label) in enumerate(labelled)
+    ]
     general = [encode_conversation(tokenizer, row.messages).ids for row in data.general.rows]
     fitting = [ids for ids in general if len(ids) <= limit]
     if long := len(general) - len(fitting):
@@ -68,6 +84,7 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     return RefinePrompts(
         sampler=sampler,
         tokens=tokens,
+        num_shared=num_shared_tokens(list(tokens.values())),
         held_out=held_out,
         general=[fitting[index] for index in order[num_held_out:]],
         held_out_general=[fitting[index] for index in order[:num_held_out]],

@@ -14,6 +14,7 @@ from dcr_ds.report.tables import (
     gibibytes,
     markdown_table,
     number,
+    percent,
     plain,
     text_table,
 )
@@ -28,6 +29,7 @@ SETTINGS = (
     "align.adapter", "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
 )  # fmt: skip
 MAX_OVERLAPS = 20  # listed of one run
+MAX_NOTE = 400  # characters
 
 
 def write_report(folders: Sequence[Path], out: Path) -> str:
@@ -76,7 +78,7 @@ def _results(runs: Sequence[Run]) -> list[str]:
     parts = [markdown_table(rows), *base_differences(runs)]
     parts.append(
         "↑ higher is better, ↓ lower is better. In brackets: the 95 % Wilson interval over the n prompts of "
-        "one run, which says nothing of the spread over seeds; for the loss (mean over all answer tokens) its "
+        "one run, which says nothing of the spread over seeds; for the loss, a mean over answer tokens, its "
         f"change against base. Judged by {', '.join(sorted(judges)) or 'nobody yet'}. An empty answer is "
         "degenerate: neither compliance nor refusal, so it lowers either rate."
     )
@@ -85,10 +87,14 @@ def _results(runs: Sequence[Run]) -> list[str]:
 
 def _comparison(runs: Sequence[Run]) -> str:
     """What is to be compared with what."""
-    why = (
-        "A base model that was never aligned for safety refuses almost nothing: its high compliance on "
-        "seemingly toxic prompts comes with low refusal of toxic ones, and is no yardstick for over-refusal. "
-    )
+    base = next((run.models["base"] for run in runs if "base" in run.models), None)
+    refusals = [
+        f"{percent(score['value'])} of {name}"
+        for name, score in (base.scores.items() if base else ())
+        if score["wanted"] == "refuse"
+    ]
+    here = f" (here it refuses {', '.join(refusals)})" if refusals else ""
+    why = f"Base is no yardstick for over-refusal: it may comply with much because it refuses little{here}. "
     if {run.kind for run in runs} == {"STL", "DCR"}:
         return why + "Compare DCR with STL, the same without refinement, at equal refusal of toxic prompts."
     return why + (
@@ -189,14 +195,13 @@ def _evaluation_cost(name: str, cost: dict) -> list[str]:
 
 def _data(runs: Sequence[Run]) -> list[str]:
     """Where the data came from; a set that several runs share is listed once."""
-    rows, notes = [["", "rows", "sha256", "source"]], []
+    rows = [["", "rows", "sha256", "source"]]
     for run in runs:
-        for name, data in run.environment.get("data", {}).get("sets", {}).items():
+        for name, data in run.environment.get("data", {}).items():
             row = [name, count(data["rows"]), data["sha256"][:12], plain(data["source"])]
             if row not in rows:
                 rows.append(row)
-                notes += [f"- {name}: {plain(note, 400)}" for note in data.get("notes", [])]
-    return [markdown_table(rows), *(["\n".join(notes)] if notes else [])] if len(rows) > 1 else []
+    return [markdown_table(rows)] if len(rows) > 1 else []
 
 
 def _leakage(runs: Sequence[Run]) -> list[str]:
@@ -204,23 +209,15 @@ def _leakage(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         overlaps = run.environment.get("overlaps", [])
         if overlaps:
-            lines = [f"- {_overlap_line(overlap)}" for overlap in overlaps[:MAX_OVERLAPS]]
-            lines += [f"- and {len(overlaps) - MAX_OVERLAPS} more"] if len(overlaps) > MAX_OVERLAPS else []
+            lines = [f"- {plain(overlap, MAX_NOTE)}" for overlap in overlaps[:MAX_OVERLAPS]]
+            if len(overlaps) > MAX_OVERLAPS:
+                lines.append(f"- and {len(overlaps) - MAX_OVERLAPS} more")
             paragraphs.append(
-                f"{run.name}: training and evaluation data overlap in {len(overlaps)} places, and the run was "
-                "allowed to go on:"
+                f"{run.name}: {len(overlaps)} training prompts give an evaluation prompt away, and "
+                "`allow_leakage` let the run go on:"
             )
             paragraphs.append("\n".join(lines))
     return paragraphs
-
-
-def _overlap_line(overlap: dict) -> str:
-    """A training prompt and the evaluation prompt it gives away."""
-    training, evaluation = (
-        f"{overlap[f'{side}_set']} {overlap[f'{side}_id']} “{overlap[f'{side}_prompt']}”"
-        for side in ("training", "evaluation")
-    )
-    return plain(f"{overlap['kind']}: {training} and {evaluation}", 400)
 
 
 def _settings(runs: Sequence[Run]) -> list[str]:
@@ -247,5 +244,6 @@ def _setting(run: Run, name: str) -> str:
 
 
 def _environment_notes(runs: Sequence[Run]) -> list[str]:
-    notes = [f"- {run.name}: {plain(note, 400)}" for run in runs for note in run.environment.get("notes", [])]
-    return ["\n".join(notes)] if notes else []
+    """What was left out or resolved on the way; a note of several runs is listed once."""
+    notes = dict.fromkeys(plain(note, MAX_NOTE) for run in runs for note in run.environment.get("notes", []))
+    return ["\n".join(f"- {note}" for note in notes)] if notes else []

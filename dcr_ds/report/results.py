@@ -35,7 +35,7 @@ def result_columns(runs: Sequence[Run]) -> list[Column]:
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
-    """STL or DCR where there is one of the kind, else the names of the runs (their folders if those are equal)."""
+    """STL or DCR where there is one of the kind, else names of runs, or folders where names are equal."""
     kinds, names = Counter(run.kind for run in runs), Counter(run.name for run in runs)
     return [
         run.kind
@@ -48,14 +48,19 @@ def run_titles(runs: Sequence[Run]) -> list[str]:
 
 
 def result_rows(columns: Sequence[Column]) -> list[list[str]]:
-    """Header, a row a benchmark, and the loss on held-out general answers."""
+    """Header, a row a benchmark (and one of degenerate answers if there are any), and the general loss."""
     rows = [["", "n", *(column.title for column in columns)]]
     for benchmark, wanted in _benchmarks(columns):
         scores = [column.results.scores.get(benchmark) if column.results else None for column in columns]
         sizes = {score["n"] for score in scores if score}
         one_size = len(sizes) == 1
         cells = [_score_cell(score, show_n=not one_size) for score in scores]
-        rows.append([f"{benchmark}: {WANTED[wanted]}", count(sizes.pop()) if one_size else "", *cells])
+        size = count(sizes.pop()) if one_size else ""
+        rows.append([f"{benchmark}: {WANTED[wanted]}", size, *cells])
+        for what in ("degenerate", "unparsed"):
+            if any(score[what] for score in scores if score):
+                counts = [count(score[what]) if score else NOTHING for score in scores]
+                rows.append([f"{benchmark}: {what}", size, *counts])
     losses = [column.results.general_loss if column.results else None for column in columns]
     if any(losses):
         sizes = {loss["n"] for loss in losses if loss}
@@ -104,9 +109,7 @@ def _score_cell(score: dict | None, show_n: bool) -> str:
     if score is None:
         return NOTHING
     cell = f"{percent(score['value'])} ({100 * score['low']:.1f}–{100 * score['high']:.1f})"
-    extras = [f"n={score['n']}"] if show_n else []
-    extras += [f"{score[what]} {what}" for what in ("degenerate", "unparsed") if score[what]]
-    return ", ".join([cell, *extras])
+    return f"{cell}, n={score['n']}" if show_n else cell
 
 
 def _loss_cell(column: Column, columns: Sequence[Column]) -> str:

@@ -1,10 +1,11 @@
 """Tables of text: aligned, as Markdown or for a terminal; and how numbers are written."""
 
+import re
 from collections.abc import Sequence
 
 NOTHING = "–"
-MAX_NAME = 34  # characters of the first column on a terminal
-ESCAPED = str.maketrans({character: "\\" + character for character in r"\`*_[]<>|#~$&@"})
+MAX_NAME = 38  # characters of the first column on a terminal: leaves room for three of results
+ESCAPED = str.maketrans({character: "\\" + character for character in r"\`*[]<>|#~$&@"})
 
 Rows = Sequence[Sequence[str]]
 
@@ -22,7 +23,7 @@ def markdown_table(rows: Rows) -> str:
 
 def text_table(rows: Rows, width: int = 100) -> str:
     """A table for a terminal, at most `width` columns wide: what does not fit beside goes below."""
-    rows = [[_cut(row[0], MAX_NAME), *row[1:]] for row in rows]
+    rows = [[_cut_middle(row[0], MAX_NAME), *row[1:]] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     blocks: list[list[int]] = []
     for column in range(1, len(widths)):
@@ -35,7 +36,10 @@ def text_table(rows: Rows, width: int = 100) -> str:
 
 def plain(text: str, limit: int = 200) -> str:
     """Text from outside as one line of Markdown that shows it literally, cut to a length."""
-    return _cut(" ".join(text.split()), limit).translate(ESCAPED)
+    # An underscore between letters is no markup; escaped, it would make names of files hard to read.
+    return re.sub(
+        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", _cut(" ".join(text.split()), limit).translate(ESCAPED)
+    )
 
 
 def percent(share: float | None) -> str:
@@ -78,3 +82,8 @@ def _pad(row: Sequence[str], widths: list[int]) -> list[str]:
 
 def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
+
+
+def _cut_middle(text: str, limit: int) -> str:
+    """Cut where a name is least telling: its start and the metric after it stay."""
+    return text if len(text) <= limit else f"{text[: limit - 18]}…{text[-17:]}"

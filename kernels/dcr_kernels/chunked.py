@@ -5,13 +5,13 @@ one (how far the pair is from its optimum), both kinds of logit are the same fun
 
     α = [g + m]₊        logit = γ α (α − 2m)        ∂logit/∂g = γ α        (α is a stop-gradient)
 
-Second, the rows are sorted by label. The partners that share a label with any row of a tile then form one range
-of columns (the block); outside of it every pair is negative and needs no mask.
+Second, the rows are sorted by label. The partners that share a label with any row of a tile then form one
+range of columns (the block); outside of it every pair is negative and needs no mask.
 
-Two passes over the tiles, each of rows of this rank against the rows of all ranks. The first leaves A_i and B_i
-per row; the second recomputes the tile and takes the gradient of this rank's rows, as anchors and as partners.
-That costs no more multiplications than keeping the tile, because the matrix is symmetric: 2N²D for the
-statistics, 2N²D again, 2N²D for the gradient. And ranks only ever exchange rows and two numbers per row.
+Two passes over the tiles, each of rows of this rank against the rows of all ranks. The first leaves A_i and
+B_i per row; the second recomputes the tile and takes the gradient of this rank's rows, as anchors and as
+partners. That costs no more multiplications than keeping the tile, because the matrix is symmetric: 2N²D for
+the statistics, 2N²D again, 2N²D for the gradient. And ranks only exchange rows and two numbers per row.
 
 Shapes: N live rows of all ranks sorted by label, n of them on this rank, C rows in a tile, K columns in its
 block, D width.
@@ -37,11 +37,18 @@ _MIN_TILE_ROWS = 128
 
 
 class ChunkedCircleLoss(torch.autograd.Function):
-    """Compute the loss and, where one is wanted, the gradient in the forward pass; the backward only scales it."""
+    """Compute the loss and, where one is wanted, its gradient in the forward; the backward only scales it."""
 
     @staticmethod
     def forward(
-        ctx, h: Tensor, batch: Batch, margin: float, scale: float, form: str, reduction: str, wants_gradient: bool
+        ctx,
+        h: Tensor,
+        batch: Batch,
+        margin: float,
+        scale: float,
+        form: str,
+        reduction: str,
+        wants_gradient: bool,
     ) -> Tensor:
         live = (batch.labels >= 0).nonzero().squeeze(1)
         order = live[batch.labels[live].argsort(stable=True)]  # sorted row -> row of the batch
@@ -74,9 +81,10 @@ class ChunkedCircleLoss(torch.autograd.Function):
         gradient = unit.new_zeros(h.shape)
         for rows, block in tiles:
             weight, logit, same = _pairs(unit, labels, rows, block, margin, scale)
-            pull = _softmax(logit, same, block, positive[rows, None], negative[rows, None])  # row as the anchor
-            pull += _softmax(logit, same, block, positive[block], negative)  # column as the anchor
-            pull.mul_(weight).mul_(scale)  # ∂L/∂g, both ends of the pair
+            # Each pair counts twice: with its row as the anchor and with its column as the anchor.
+            pull = _softmax(logit, same, block, positive[rows, None], negative[rows, None])
+            pull += _softmax(logit, same, block, positive[block], negative)
+            pull.mul_(weight).mul_(scale)  # ∂L/∂g
             pull[:, block] = torch.where(same, -pull[:, block], pull[:, block])  # ∂L/∂s
             toward = pull @ unit  # ∂L/∂e [C, D]
             e = unit[rows]
@@ -98,8 +106,8 @@ class ChunkedCircleLoss(torch.autograd.Function):
 def _tiles(labels: Tensor, own: Tensor) -> Iterator[tuple[Tensor, slice]]:
     """Cut this rank's rows `own` into tiles; yield their indices [C] and the block of columns [K].
 
-    `labels` [N] is sorted, so the block runs from where the class of the first row starts to where the class of
-    the last row ends.
+    `labels` [N] is sorted, so the block runs from where the class of the first row starts to where the class
+    of the last row ends.
     """
     _, class_of_row, class_size = labels.unique_consecutive(return_inverse=True, return_counts=True)
     class_end = class_size.cumsum(0)
@@ -115,7 +123,7 @@ def _tiles(labels: Tensor, own: Tensor) -> Iterator[tuple[Tensor, slice]]:
 def _pairs(
     unit: Tensor, labels: Tensor, rows: Tensor, block: slice, margin: float, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the weights α and the logits [C, N] of a tile, and which pairs of its block share a label [C, K]."""
+    """Return weights α and logits [C, N] of a tile, and which pairs of its block share a label [C, K]."""
     gap = unit[rows] @ unit.T
     same = labels[rows, None] == labels[block]
     gap[:, block] = torch.where(same, 1 - gap[:, block], gap[:, block])

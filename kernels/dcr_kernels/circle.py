@@ -31,8 +31,8 @@ def circle_loss(
 ) -> Tensor:
     """Pull the rows of one label together and push labels apart: Circle loss on the cosines of raw rows.
 
-    The contrastive refinement of DCR (arXiv 2603.03323) with the loss of Sun et al. (CVPR 2020). The formulas are
-    in the docstrings of `circle_loss_reference` and `reduce_rows`.
+    The contrastive refinement of DCR (arXiv 2603.03323) with the Circle loss of Sun et al. (CVPR 2020,
+    arXiv 2002.10857). The formulas are in the docstrings of `circle_loss_reference` and `reduce_rows`.
 
     Args:
         h: [N, D] float32, float64, bfloat16 or float16; pooled hidden states as they come, not normalised.
@@ -44,16 +44,18 @@ def circle_loss(
         reduction: what the sum over anchors is divided by, see `reduce_rows`. The global form is one term, so
             either choice leaves it as it is.
         group: ranks whose rows form one batch; called by all of them, shares may differ in size. The value is
-            the loss of the whole batch, the same on all ranks. The gradient at h is R · ∂L/∂h with R the size of
-            the group, so that an engine which averages parameter gradients over R ranks arrives at the true
-            one. None: the local rows are the batch (unlike torch.distributed, where None means all ranks).
-        backend: "chunked" needs memory O(N·D), "reference" is the readable O(N²) definition; "auto" is chunked.
+            the loss of the whole batch, the same on all ranks. The gradient at h is R · ∂L/∂h with R the size
+            of the group, so that an engine which averages parameter gradients over R ranks arrives at the
+            true one. None: the local rows are the batch (in torch.distributed None means all ranks).
+        backend: "chunked" needs memory O(N·D); "reference" is the readable O(N²) definition, whose backward
+            must run outside autocast; "auto" is chunked.
         check_finite: raise ValueError naming the first live row with a NaN or an infinity; costs a device
             synchronisation. Without it such a row makes the loss NaN.
 
     Returns:
-        A scalar in float32 (float64 for float64). Exactly 0 with gradient 0 where no row has both a positive and
-        a negative partner. It can be differentiated once.
+        A scalar in float32 (float64 for float64). Exactly 0 with gradient 0 where no row has both a positive
+        and a negative partner ("anchor"), or the batch lacks one kind of pair ("global"). The gradient cannot
+        be differentiated again.
     """
     _check_options(margin, scale, form=form, reduction=reduction, backend=backend)
     batch = gather_batch(h, labels, group, check_finite)

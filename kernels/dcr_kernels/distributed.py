@@ -25,7 +25,12 @@ class Batch(NamedTuple):
     num_ranks: int
 
 
-def gather_batch(h: Tensor, labels: Tensor, group: dist.ProcessGroup | None, check_finite: bool = False) -> Batch:
+def gather_batch(
+    h: Tensor,
+    labels: Tensor,
+    group: dist.ProcessGroup | None,
+    check_finite: bool = False,
+) -> Batch:
     """Check h [n, D] and labels [n], then gather both over `group`; called by all ranks of the group.
 
     Without a group the batch is the local one. A problem on one rank is an error on every rank: a rank that
@@ -72,16 +77,13 @@ def find_problem(h: Tensor, labels: Tensor, check_finite: bool = False) -> Excep
     if check_finite:
         broken = (~h.detach().isfinite().all(dim=1) & (labels >= 0)).nonzero()
         if len(broken):
-            return ValueError(f"h has a value that is not finite in row {broken[0].item()} ({len(broken)} such rows)")
+            return ValueError(f"h is not finite in row {broken[0].item()} ({len(broken)} such rows)")
     return None
 
 
 def _agree(h: Tensor, problem: Exception | None, group: dist.ProcessGroup, num_ranks: int) -> int:
     """Compare the shares of all ranks and return the number of rows of the longest, or raise on all ranks."""
-    if problem is None:
-        header = [1, len(h), h.shape[1], _DTYPES.index(h.dtype)]
-    else:
-        header = [0, 0, 0, 0]
+    header = [0, 0, 0, 0] if problem else [1, len(h), h.shape[1], _DTYPES.index(h.dtype)]
     device = h.device if isinstance(h, Tensor) else torch.device("cpu")
     headers = _all_gather(torch.tensor([header], device=device), group).tolist()
     if problem is not None:
@@ -90,17 +92,17 @@ def _agree(h: Tensor, problem: Exception | None, group: dist.ProcessGroup, num_r
         raise ValueError(f"ranks {refused} of the group passed inputs that cannot be used; they say why")
     _, num_rows, widths, dtypes = zip(*headers, strict=True)
     if len(set(widths)) > 1:
-        raise ValueError(f"h must have one width D on all ranks, got {list(widths)} in the order of the ranks")
+        raise ValueError(f"h must have one width D on all ranks, got {list(widths)} from rank 0 on")
     if len(set(dtypes)) > 1:
         names = ", ".join(str(_DTYPES[code]) for code in dtypes)
-        raise ValueError(f"h must have one dtype on all ranks, got {names} in the order of the ranks")
+        raise ValueError(f"h must have one dtype on all ranks, got {names} from rank 0 on")
     return max(num_rows)
 
 
 def _all_gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Concatenate equally shaped [k, …] tensors of all ranks along the first dimension."""
-    # As bytes: not every backend moves every dtype (gloo and bfloat16, for one), and a copy needs no arithmetic.
+    # As bytes: a copy needs no arithmetic, and so no support for the dtype in the communication backend.
     local = rows.contiguous().view(torch.uint8)
-    gathered = local.new_empty((dist.get_world_size(group) * len(local), *local.shape[1:]))
-    dist.all_gather_into_tensor(gathered, local, group=group)
-    return gathered.view(rows.dtype)
+    pieces = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(pieces, local, group=group)
+    return torch.cat(pieces).view(rows.dtype)

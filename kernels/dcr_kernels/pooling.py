@@ -22,8 +22,8 @@ def pool(
     Args:
         hidden: [B, T, D] padded, or [T, D] packed.
         how: "last", the last real token, or "mean", the mean over the real tokens.
-        mask: [B, T] bool or integer, nonzero where a token is real; padding on either side, or both. None: all
-            tokens are real.
+        mask: [B, T] bool or integer, nonzero where a token is real; padding on either side, or both. None:
+            all tokens are real.
         cu_seqlens: [B + 1] int32 or int64 for packed sequences: sequence b is tokens cu_seqlens[b] to
             cu_seqlens[b + 1]. Tokens after the last sequence are padding.
 
@@ -44,8 +44,8 @@ def pool(
         h = _pool_packed(hidden, how, cu_seqlens)
     else:
         raise ValueError(
-            "hidden must be padded [B, T, D] with an optional mask, or packed [T, D] with cu_seqlens; got shape "
-            f"{list(hidden.shape)} {'with' if mask is not None else 'without'} mask "
+            "hidden must be padded [B, T, D] with an optional mask, or packed [T, D] with cu_seqlens; "
+            f"got shape {list(hidden.shape)} {'with' if mask is not None else 'without'} mask "
             f"and {'with' if cu_seqlens is not None else 'without'} cu_seqlens"
         )
     return h, torch.linalg.vector_norm(h.detach(), dim=1, dtype=working_dtype(h.dtype))
@@ -73,7 +73,7 @@ def _pool_packed(hidden: Tensor, how: str, cu_seqlens: Tensor) -> Tensor:
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"cu_seqlens must be int32 or int64, got {cu_seqlens.dtype}")
     if cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
-        raise ValueError(f"cu_seqlens must have shape [B + 1] with B at least 1, got {list(cu_seqlens.shape)}")
+        raise ValueError(f"cu_seqlens must have shape [B + 1], B ≥ 1, got {list(cu_seqlens.shape)}")
     bounds = cu_seqlens.tolist()
     lengths = cu_seqlens.diff()
     if bounds[0] != 0 or bounds[-1] > len(hidden) or bounds != sorted(bounds):
@@ -93,4 +93,4 @@ def _pool_packed(hidden: Tensor, how: str, cu_seqlens: Tensor) -> Tensor:
 def _refuse_empty(lengths: Tensor) -> None:
     empty = (lengths == 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"row {empty[0]} has no real token to pool ({len(empty)} such rows of {len(lengths)})")
+        raise ValueError(f"row {empty[0]} has no real token ({len(empty)} such rows of {len(lengths)})")

@@ -15,9 +15,14 @@ from .unit import unit_rows
 
 
 def circle_loss_reference(
-    h: Tensor, labels: Tensor, margin: float, scale: float, form: str, reduction: str
+    h: Tensor,
+    labels: Tensor,
+    margin: float,
+    scale: float,
+    form: str,
+    reduction: str,
 ) -> Tensor:
-    """Circle loss of raw rows h [N, D] with labels [N] (Sun et al., Circle Loss, CVPR 2020, eq. 4–8).
+    """Circle loss of raw rows h [N, D] with labels [N] (Sun et al., Circle Loss, CVPR 2020).
 
     With s_ij the cosine of rows i and j, P_i the other rows with the label of i, N_i the rows with another
     label, margin m, scale γ, and sg(·) a stop-gradient:
@@ -77,6 +82,6 @@ def _masked_log_sum_exp(logit: Tensor, mask: Tensor) -> Tensor:
 
 
 def _log_sum_exp(logit: Tensor) -> Tensor:
-    """Log-sum-exp over the last dimension: −∞ with a zero gradient, not NaN, where there is nothing to sum."""
+    """Log-sum-exp of the last dimension: −∞ with a zero gradient, not NaN, where there is nothing to sum."""
     nothing = (logit == -math.inf).all(dim=-1)
     return logit.masked_fill(nothing[..., None], 0).logsumexp(dim=-1).masked_fill(nothing, -math.inf)

@@ -14,15 +14,19 @@ from .unit import unit_rows, working_dtype
 
 
 @torch.no_grad()
-def similarity_stats(h: Tensor, labels: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+def similarity_stats(
+    h: Tensor,
+    labels: Tensor,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
     """Return the mean cosine of the pairs with one label and that of the pairs with two, as 0-dim tensors.
 
-    The positive pairs of all labels are pooled, so a label counts by its number of pairs. A row is no pair with
-    itself; rows with a negative label are left out. NaN where there is no such pair. With `group`, called by all
-    of its ranks, the pairs are those of the rows of all ranks and the result is the same on all of them.
+    The positive pairs of all labels are pooled, so a label counts by its number of pairs. A row is no pair
+    with itself; rows with a negative label are left out. NaN where there is no such pair. With `group`,
+    called by all of its ranks, the pairs are those of the rows of all ranks and all get the same result.
 
-    Memory is O(N·D): with e the unit rows, Σ_{i≠j} s_ij = |Σ e|² − Σ |e|². Over the rows of each label this gives
-    the positive pairs, over all rows all pairs, and the difference the negative ones.
+    Memory is O(N·D): with e the unit rows, Σ_{i≠j} s_ij = |Σ e|² − Σ |e|². Over the rows of each label this
+    gives the positive pairs, over all rows all pairs, and the difference the negative ones.
     """
     batch = gather_batch(h, labels, group)
     live = batch.labels >= 0

@@ -20,7 +20,7 @@ def make_batch(num_rows: int, width: int, num_classes: int, dtype=torch.float32,
 
 
 def loss_and_gradient(h: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tensor]:
-    """Call circle_loss on a fresh leaf with the values and the strides of h; return both results in float64."""
+    """Call circle_loss on a fresh leaf with the values and strides of h; return both results in float64."""
     h = h.detach().requires_grad_()
     loss = circle_loss(h, labels, **options)
     (gradient,) = torch.autograd.grad(loss, h)
@@ -40,7 +40,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 
 def pairwise(**choices: list) -> list[dict]:
-    """Return few cases in which every two values of two different parameters meet at least once (greedily)."""
+    """Return few cases in which every two values of two parameters meet at least once (chosen greedily)."""
     names = list(choices)
     cases = [dict(zip(names, values, strict=True)) for values in itertools.product(*choices.values())]
     random.Random(0).shuffle(cases)

@@ -1,4 +1,4 @@
-"""circle_loss where it could break: empty sets, overflow, odd memory layouts, autograd's corners, bad inputs."""
+"""circle_loss where it could break: empty sets, overflow, memory layouts, autograd's corners, bad inputs."""
 
 import math
 
@@ -169,19 +169,23 @@ def test_autocast_does_not_lower_the_precision(backend):
     assert torch.equal(loss.double(), expected_loss) and torch.equal(h.grad.double(), expected_gradient)
 
 
+NO_LABELS = torch.zeros(0, dtype=torch.int64)
+TWO_LABELS = torch.zeros(2, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     "h, labels, error, message",
     [
-        ([[1.0]], torch.zeros(1, dtype=torch.int64), TypeError, "h must be a torch.Tensor, got list"),
+        ([[1.0]], TWO_LABELS[:1], TypeError, "h must be a torch.Tensor, got list"),
         (torch.ones(2, 3), [0, 1], TypeError, "labels must be a torch.Tensor, got list"),
-        (torch.ones(2, 3, dtype=torch.int64), torch.zeros(2).long(), TypeError, "h must be float32.*got torch.int64"),
-        (torch.ones(2, 3), torch.zeros(2).int(), TypeError, "labels must be int64, got torch.int32"),
-        (torch.ones(2, 3, 4), torch.zeros(2).long(), ValueError, r"\[N, D\], got \[2, 3, 4\]"),
-        (torch.ones(0, 3), torch.zeros(0).long(), ValueError, r"at least one row.*got \[0, 3\]"),
-        (torch.ones(2, 0), torch.zeros(2).long(), ValueError, r"at least one row and one column.*got \[2, 0\]"),
+        (torch.ones(2, 3).long(), TWO_LABELS, TypeError, "h must be float32.*got torch.int64"),
+        (torch.ones(2, 3), TWO_LABELS.int(), TypeError, "labels must be int64, got torch.int32"),
+        (torch.ones(2, 3, 4), TWO_LABELS, ValueError, r"\[N, D\], got \[2, 3, 4\]"),
+        (torch.ones(0, 3), NO_LABELS, ValueError, r"at least one row.*got \[0, 3\]"),
+        (torch.ones(2, 0), TWO_LABELS, ValueError, r"at least one row and one column.*got \[2, 0\]"),
         (torch.ones(2, 3), torch.zeros(3).long(), ValueError, r"labels must have shape \[2\].*got \[3\]"),
-        (torch.ones(2, 3), torch.zeros(2, 1).long(), ValueError, r"labels must have shape \[2\].*got \[2, 1\]"),
-        (torch.ones(2, 3), torch.zeros(2, device="meta").long(), ValueError, "one device, got cpu and meta"),
+        (torch.ones(2, 3), TWO_LABELS[:, None], ValueError, r"labels must have shape \[2\].*got \[2, 1\]"),
+        (torch.ones(2, 3), TWO_LABELS.to("meta"), ValueError, "one device, got cpu and meta"),
     ],
 )
 def test_bad_tensors_are_named(h, labels, error, message):

@@ -1,5 +1,6 @@
 """The values and gradients of circle_loss: against the definition, pytorch-metric-learning and float64."""
 
+import itertools
 import math
 
 import pytest
@@ -7,35 +8,45 @@ import torch
 from dcr_kernels import circle_loss
 from kernel_testing import loss_and_gradient, make_batch, pairwise, relative_error, truth
 
-CASES = pairwise(
-    dtype=[torch.float32, torch.bfloat16, torch.float16],
-    num_rows=[1, 2, 33, 70, 130],
-    width=[32, 40, 96],
-    num_classes=[1, 2, 8, 10**9],  # the last: every row its own class
-    form=["anchor", "global"],
-    reduction=["valid", "nonzero"],
-    backend=["reference", "chunked"],
-    scale=[32.0, 80.0],
-) + [
-    dict(dtype=torch.bfloat16, num_rows=130, width=576, num_classes=2, form="anchor", reduction="valid",
-         backend="chunked", scale=256.0),
-]  # fmt: skip
+FORMS = dict(form=["anchor", "global"], reduction=["valid", "nonzero"], scale=[32.0, 80.0])
+WIDTHS = [32, 40, 96]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+BACKENDS = ["reference", "chunked"]
+SINGLETONS = 10**9  # every row a class of its own
+
+# Batches with both kinds of pairs: each backend in each dtype meets every two values of the rest.
+CASES = [
+    case | {"dtype": dtype, "backend": backend}
+    for dtype, backend in itertools.product(DTYPES, BACKENDS)
+    for case in pairwise(num_rows=[33, 70, 130], width=WIDTHS, num_classes=[2, 8], **FORMS)
+    + [dict(num_rows=130, width=576, num_classes=2, form="anchor", reduction="valid", scale=256.0)]
+]
+# Batches that lack one kind, or nearly.
+SMALL_CASES = pairwise(
+    num_rows=[1, 2, 33, 70],
+    num_classes=[1, SINGLETONS],
+    width=WIDTHS,
+    **FORMS,
+    dtype=DTYPES,
+    backend=BACKENDS,
+)
 
 
 def name(case) -> str:
     return "-".join(str(value).removeprefix("torch.") for value in case.values())
 
 
-@pytest.mark.parametrize("case", CASES, ids=name)
+@pytest.mark.parametrize("case", CASES + SMALL_CASES, ids=name)
 def test_agrees_with_the_float64_reference(case):
     options = {key: case[key] for key in ("form", "reduction", "backend", "scale")}
     h, labels = make_batch(case["num_rows"], case["width"], case["num_classes"], case["dtype"])
     loss, gradient = loss_and_gradient(h, labels, **options)
     expected_loss, expected_gradient = truth(h, labels, **options)
-    full = case["dtype"] == torch.float32
+    assert expected_loss > 1 if case in CASES else expected_loss == 0
     assert relative_error(loss, expected_loss) <= 1e-6
     # Half precision: the arithmetic is float32, only the gradient returned is rounded.
-    assert relative_error(gradient, expected_gradient) <= (5e-5 if full else 4e-3)
+    tolerance = 5e-5 if case["dtype"] == torch.float32 else 4e-3
+    assert relative_error(gradient, expected_gradient) <= tolerance
 
 
 @pytest.mark.parametrize("form", ["anchor", "global"])

@@ -22,7 +22,8 @@ def test_is_the_mean_over_pairs(dtype, num_classes):
     labels[::11] = -1
     h[0] = torch.nan  # dead
     h[1] = 0
-    for value, expected in zip(similarity_stats(h.requires_grad_(), labels), by_pairs(h.detach(), labels), strict=True):
+    results = similarity_stats(h.requires_grad_(), labels)
+    for value, expected in zip(results, by_pairs(h.detach(), labels), strict=True):
         assert value.shape == () and not value.requires_grad
         assert value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-6)

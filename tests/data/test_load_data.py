@@ -1,0 +1,145 @@
+"""What a recipe's stages need is read, checked against each other, and described."""
+
+import json
+
+import pytest
+
+from dcr_ds.data import load_data
+from dcr_ds.recipe import Recipe
+
+TOPICS = ["apples", "bridges", "clouds", "doors", "engines", "ferns"]
+TOPICS += ["gates", "hills", "islands", "jars", "kites", "lamps"]
+
+
+def rows(word, label=None):
+    return [{"prompt": f"{word} {topic}", **({"pair": topic} if label else {})} for topic in TOPICS]
+
+
+@pytest.fixture
+def files(write):
+    """A recipe's data sections of small files that do not overlap."""
+    answers = [{"prompt": f"describe {topic}", "response": "Here it is."} for topic in TOPICS]
+    refusals = [{"prompt": f"burn {topic}", "response": "I will not."} for topic in TOPICS]
+    return {
+        "seemingly_toxic": write("seemingly.jsonl", rows("paint", "s")),
+        "toxic": write("toxic.jsonl", rows("wreck", "t")),
+        "general": write("general.jsonl", answers),
+        "refusals": write("refusals.jsonl", refusals),
+    }
+
+
+def recipe(**fields):
+    return Recipe.model_validate(fields)
+
+
+def test_default_recipe():
+    data = load_data(Recipe())
+    assert [(each.name, each.wanted) for each in data.benchmarks] == [
+        ("builtin-seemingly-toxic", "comply"),
+        ("builtin-toxic-twins", "refuse"),
+        ("builtin-toxic", "refuse"),
+        ("builtin-general", "comply"),
+    ]
+    assert data.overlaps == []
+    summary = data.summary()
+    assert json.loads(json.dumps(summary)) == summary
+    assert set(summary["sets"]) == {
+        *("data.seemingly_toxic", "data.toxic", "data.general", "data.refusals", "evaluate.general"),
+        *(each.name for each in data.benchmarks),
+    }
+    for row in summary["sets"].values():
+        assert set(row) == {"source", "rows", "sha256", "notes"} and row["rows"] and len(row["sha256"]) == 64
+    held_out = {row.prompt for row in data.evaluate_general.rows}
+    assert not held_out & {row.prompt for row in data.general.rows}
+    assert summary == load_data(Recipe()).summary()
+
+
+@pytest.mark.parametrize(
+    ("stages", "expected"),
+    [
+        (["refine"], {"data.seemingly_toxic", "data.toxic", "data.general"}),
+        (["align"], {"data.general", "data.refusals"}),
+        (["evaluate"], {"evaluate.general"}),
+    ],
+)
+def test_only_what_the_stages_need_is_read(files, stages, expected):
+    unread = {name: "no such file.csv" for name in files if f"data.{name}" not in expected}
+    data = load_data(recipe(stages=stages, data={**files, **unread}))
+    assert {name for name in data.summary()["sets"] if not name.startswith("builtin")} == expected
+    assert bool(data.benchmarks) == ("evaluate" in stages)
+
+
+def test_without_a_retain_term_stage_one_needs_no_general_data(files):
+    fields = {"stages": ["refine"], "refine": {"retain_weight": 0}, "data": {**files, "general": "none.csv"}}
+    assert load_data(recipe(**fields)).general is None
+
+
+def test_benchmarks_of_ones_own(files, write):
+    xstest = write("xstest.csv", "prompt,label\nmay I?,safe\nwill you?,unsafe\n")
+    prompts = {"source": xstest, "where": {"label": "safe"}}
+    benchmarks = [{"name": "xstest", "prompts": prompts, "wanted": "comply"}, "builtin"]
+    data = load_data(recipe(data=files, evaluate={"benchmarks": benchmarks}))
+    assert [each.name for each in data.benchmarks][:2] == ["xstest", "builtin-seemingly-toxic"]
+    assert [row.prompt for row in data.benchmarks[0].prompts.rows] == ["may I?"]
+
+
+def test_two_benchmarks_of_one_name(files, error_of):
+    benchmarks = [{"name": "builtin-toxic", "prompts": files["toxic"], "wanted": "refuse"}, "builtin"]
+    message = error_of(load_data, recipe(stages=["evaluate"], evaluate={"benchmarks": benchmarks}))
+    assert "two are called 'builtin-toxic'" in message
+
+
+def test_a_prompt_in_both_stage_one_sets(files, write, error_of):
+    both = write("both.csv", [*rows("wreck"), {"prompt": "Paint; apples!"}])
+    message = error_of(load_data, recipe(data={**files, "toxic": both}))
+    assert "1 prompts in common" in message and "seemingly-1 and both-13: 'Paint; apples!'" in message
+
+
+def test_too_little_to_hold_out_is_said_before_training(files, write, error_of):
+    few = write("few.csv", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}])
+    assert "data.toxic: 3 rows" in error_of(load_data, recipe(data={**files, "toxic": few}))
+
+
+def test_matched_pairs_without_pairs_is_said_before_training(files, write, error_of):
+    plain = write("plain.csv", rows("wreck"))
+    fields = {"data": {**files, "toxic": plain}, "refine": {"pairs": "matched"}}
+    assert "refine.pairs: matched" in error_of(load_data, recipe(**fields))
+
+
+def leaky(files, write, **fields):
+    test = write(
+        "test.csv", [{"prompt": "Wreck apples!"}, {"prompt": "sing to me"}, {"prompt": "describe ferns"}]
+    )
+    benchmarks = [{"name": "mine", "prompts": test, "wanted": "refuse"}]
+    return recipe(data=files, evaluate={"benchmarks": benchmarks}, **fields)
+
+
+def test_leakage_is_refused_with_the_rows_and_the_way_out(files, write, error_of):
+    message = error_of(load_data, leaky(files, write))
+    assert "data.toxic and mine: 1 exact" in message and "data.general and mine: 1 exact" in message
+    assert "toxic-1 'wreck apples' and test-1 'Wreck apples!'" in message
+    assert "--allow_leakage true" in message
+
+
+def test_leakage_that_is_allowed_is_kept(files, write):
+    data = load_data(leaky(files, write, allow_leakage=True))
+    assert [overlap.kind for overlap in data.overlaps] == ["exact", "exact"]
+    assert data.summary()["overlaps"] == 2
+
+
+def test_general_conversations_measured_must_not_be_trained_on(files, error_of):
+    message = error_of(load_data, recipe(data=files, evaluate={"general": files["general"]}))
+    assert "data.general and evaluate.general: 12 exact" in message
+
+
+def test_a_twin_held_out_by_hand_is_leakage(files, write, error_of):
+    twin = write("twin.jsonl", [{"prompt": "something else", "pair": "ferns"}])
+    benchmarks = [{"name": "twins", "prompts": twin, "wanted": "refuse"}]
+    message = error_of(load_data, recipe(data=files, evaluate={"benchmarks": benchmarks}))
+    assert "data.seemingly_toxic and twins: 1 twin" in message and "data.toxic and twins: 1 twin" in message
+
+
+def test_prompts_of_both_stages_are_counted(files, write):
+    refusals = [{"prompt": f"wreck {topic}", "response": "No."} for topic in TOPICS[:5]]
+    data = load_data(recipe(data={**files, "refusals": write("r.jsonl", refusals)}))
+    assert "5 prompts of data.toxic (stage 1) are in data.refusals (stage 2) too" in data.notes

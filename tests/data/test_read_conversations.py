@@ -1,0 +1,129 @@
+"""Conversations: three forms, empty answers, repeats, and what is refused."""
+
+import pytest
+
+from dcr_ds.data import read_conversations
+from dcr_ds.recipe import DataSource
+
+USER = {"role": "user", "content": "question"}
+ASSISTANT = {"role": "assistant", "content": "answer"}
+SYSTEM = {"role": "system", "content": "be kind"}
+
+
+def read(path, **fields):
+    return read_conversations(DataSource(source=path, **fields), "general")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "jsonl.gz"])
+def test_messages(write, ending):
+    rows = [{"id": "a", "messages": [SYSTEM, USER, ASSISTANT, {**USER, "content": "more"}, ASSISTANT]}]
+    (conversation,) = read(write(f"c.{ending}", rows)).rows
+    assert conversation.messages == tuple(rows[0]["messages"])
+    assert (conversation.id, conversation.prompt, conversation.response) == ("a", "more", "answer")
+
+
+def test_extra_keys_and_an_empty_system_message_are_left_out(write):
+    messages = [{"role": "system", "content": ""}, {**USER, "name": "x"}, ASSISTANT]
+    assert read(write("c.jsonl", [{"messages": messages}])).rows[0].messages == (USER, ASSISTANT)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
+def test_prompt_and_response(write, ending):
+    path = write(f"c.{ending}", [{"prompt": "question", "response": "answer", "category": "x"}])
+    (conversation,) = read(path).rows
+    assert conversation.messages == (USER, ASSISTANT)
+    assert (conversation.id, conversation.category) == ("c-1", "x")
+
+
+def test_alpaca(write):
+    rows = [
+        {"instruction": "Add.", "input": "  1 + 1\n", "output": "2"},
+        {"instruction": "Name a tree.", "input": "", "output": "Oak"},
+        {"instruction": "Name a bird.", "input": "<no input>", "output": "Owl"},
+        {"instruction": "Name a fish.", "input": None, "output": "Eel"},
+    ]
+    conversation_set = read(write("alpaca.json", rows))
+    prompts = ["Add.\n\n  1 + 1\n", "Name a tree.", "Name a bird.", "Name a fish."]
+    assert [row.prompt for row in conversation_set.rows] == prompts
+    assert conversation_set.rows[0].response == "2"
+
+
+def test_alpaca_without_an_input_column(write):
+    rows = [{"instruction": "Name a tree.", "output": "Oak"}]
+    assert read(write("a.json", rows)).rows[0].prompt == "Name a tree."
+
+
+def test_mapped_columns_choose_the_form(write):
+    rows = [{"messages": "a link", "prompt": "question", "completion": "answer"}]
+    path = write("c.jsonl", rows)
+    assert read(path, columns={"response": "completion"}).rows[0].messages == (USER, ASSISTANT)
+
+
+def test_repeats_and_empty_answers_are_left_out_and_counted(write):
+    rows = [("a", "1"), ("a", " 1"), ("a", "2"), ("b", ""), ("c", "  ")]
+    conversation_set = read(write("c.jsonl", [{"prompt": p, "response": r} for p, r in rows]))
+    assert [(row.prompt, row.response) for row in conversation_set.rows] == [("a", "1"), ("a", "2")]
+    assert conversation_set.notes == [
+        "2 conversations with an empty answer left out",
+        "1 repeated conversations left out",
+    ]
+
+
+def test_the_same_exchange_after_other_turns_is_no_repeat(write):
+    turns = [[USER, ASSISTANT], [{**USER, "content": "hello"}, ASSISTANT, USER, ASSISTANT]]
+    assert len(read(write("c.jsonl", [{"messages": each} for each in turns])).rows) == 2
+
+
+def test_draw_comes_after_the_dropping(write):
+    rows = [{"prompt": str(number % 10), "response": "x"} for number in range(30)]
+    assert len({row.prompt for row in read(write("c.jsonl", rows), rows=10).rows}) == 10
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ("text", "must be a list"),
+        (None, "must be a list"),
+        ([], "must end with the assistant's answer"),
+        ([USER], "must end with the assistant's answer"),
+        ([SYSTEM], "must end with the assistant's answer"),
+        ([USER, USER, ASSISTANT], "message 2 of 'messages' has the role 'user' where 'assistant' is due"),
+        ([ASSISTANT], "message 1 of 'messages' has the role 'assistant' where 'user' is due"),
+        ([SYSTEM, USER, SYSTEM], "message 3 of 'messages' has the role 'system'"),
+        ([USER, {"role": "tool", "content": "x"}], "message 2 of 'messages' has the role 'tool'"),
+        ([{"role": "user", "content": " "}, ASSISTANT], "message 1 of 'messages' is empty"),
+        ([{"from": "human", "value": "x"}, ASSISTANT], "message 1 of 'messages' is not of the form"),
+        ([{"role": "user", "content": 3}, ASSISTANT], "message 1 of 'messages' is not of the form"),
+    ],
+)
+def test_wrong_messages_are_named(write, error_of, messages, expected):
+    path = write("c.jsonl", [{"messages": [USER, ASSISTANT]}, {"messages": messages}])
+    message = error_of(read, path)
+    assert f"data.general: {path}, line 2: " in message and expected in message
+
+
+def test_no_form_lists_the_columns_and_the_forms(write, error_of):
+    message = error_of(read, write("c.jsonl", [{"question": "x", "answer": "y"}]))
+    assert "question, answer" in message and "instruction and output" in message
+    assert "--data.general.columns.messages NAME" in message
+
+
+def test_half_a_form_names_the_missing_column(write, error_of):
+    path = write("c.jsonl", [{"question": "x", "answer": "y"}])
+    with_prompt = DataSource(source=path, columns={"prompt": "question"})
+    assert "--data.general.columns.response NAME" in error_of(read_conversations, with_prompt, "general")
+
+
+def test_all_answers_empty(write, error_of):
+    message = error_of(read, write("c.jsonl", [{"prompt": "x", "response": ""}]))
+    assert "every answer is empty" in message
+
+
+def test_missing_answer(write, error_of):
+    path = write("c.jsonl", [{"prompt": "x", "response": "y"}, {"prompt": "x"}])
+    assert f"{path}, line 2: 'response' is missing" in error_of(read, path)
+
+
+def test_first_human_turn_is_refused(write, error_of):
+    source = DataSource(source=write("c.jsonl", [{"prompt": "x", "response": "y"}]), first_human_turn=True)
+    assert "first_human_turn is for prompt sets" in error_of(read_conversations, source, "general")

@@ -1,0 +1,218 @@
+"""What is wrong with a file is said in one message: path, line or row, column, and the way out."""
+
+import gzip
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dcr_ds.data import read_conversations, read_prompts
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import DataSource
+
+
+def read(path, name="toxic", field=None, **fields):
+    return read_prompts(DataSource(source=path, **fields), name, field)
+
+
+def error(error_of, path, **fields):
+    message = error_of(lambda: read(path, **fields))
+    assert message.startswith("data.toxic: ") and "Traceback" not in message
+    return message
+
+
+BROKEN = {
+    "empty file": ("p.jsonl", b"", ["is empty"]),
+    "only blank lines": ("p.jsonl", b"\n \n", ["is empty"]),
+    "only a header": ("p.csv", b"prompt,label\n", ["holds no rows"]),
+    "no rows": ("p.json", b"[]", ["holds no rows"]),
+    "no rows in parquet": ("p.parquet", [], ["holds no rows"]),
+    "not UTF-8": (
+        "p.jsonl",
+        b'{"prompt": "a"}\n{"prompt": "\xe9t\xe9"}\n',
+        ["line 2", "0xe9", "UTF-8", "iconv"],
+    ),
+    "UTF-16": ("p.csv", "prompt\nx\n".encode("utf-16"), ["line 1", "UTF-8"]),
+    "broken line": (
+        "p.jsonl",
+        b'{"prompt": "a"}\n{"prompt": "b"\n{"prompt": "c"}\n',
+        ["line 2", "not valid JSON"],
+    ),
+    "no object": (
+        "p.jsonl",
+        b'{"prompt": "a"}\n["b"]\n',
+        ["line 2", "a JSON object", "a list", "a .json file"],
+    ),
+    "broken JSON": (
+        "p.json",
+        b'[{"prompt": "a"},\n {"prompt" "b"}]',
+        ["line 2, column 12", "not valid JSON"],
+    ),
+    "deep JSON": ("p.json", b"[" * 100_000, ["line 1", "not JSON that can be read"]),
+    "endless number": (
+        "p.jsonl",
+        b'{"prompt": ' + b"1" * 5000 + b"}",
+        ["line 1", "not JSON that can be read"],
+    ),
+    "plain strings": ("p.json", ["a", "b"], ["row 1", "array of plain strings", '{"prompt": [...]}']),
+    "mixed rows": ("p.json", [{"prompt": "a"}, 3], ["row 2", "must be an object", "a number"]),
+    "a scalar": ("p.json", 3, ["array of objects", "a number"]),
+    "a column that is no list": ("p.json", {"prompt": ["a"], "n": 3}, ["holds lists", "'n' is a number"]),
+    "uneven columns": (
+        "p.json",
+        {"prompt": ["a", "b"], "n": [3]},
+        ["differ in length", "'prompt' has 2", "'n' has 1"],
+    ),
+    "too many fields": (
+        "p.csv",
+        'prompt,id\n"a\nb",1\nHello, you,2\n',
+        ["line 4", "3 fields", "has 2", "quotes"],
+    ),
+    "too few fields": ("p.csv", "prompt,id\na\n", ["line 2", "1 fields", "has 2"]),
+    "open quote": ("p.csv", 'prompt,id\n"a,1\nb,2\n', ["not valid csv", "line"]),
+    "two columns of one name": ("p.csv", "prompt,prompt\na,b\n", ["line 1", "two columns", "'prompt'"]),
+    "missing column": (
+        "p.csv",
+        "text,id\na,1\n",
+        ["no column 'prompt'", "text, id", "--data.toxic.columns.prompt NAME"],
+    ),
+    "empty prompt": ("p.csv", 'prompt,id\na,1\n" ",2\n', ["line 3", "'prompt' is empty"]),
+    "missing prompt": ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', ["line 2", "'prompt' is missing"]),
+    "null prompt": ("p.jsonl", b'{"prompt": "a"}\n{"prompt": null}\n', ["line 2", "'prompt' is missing"]),
+    "number for a prompt": ("p.jsonl", b'{"prompt": 3}', ["line 1", "'prompt' must be text", "a number"]),
+    "list for a label": (
+        "p.jsonl",
+        b'{"prompt": "a", "label": [1]}',
+        ["line 1", "'label' must be text", "a list"],
+    ),
+    "half a character": ("p.jsonl", b'{"prompt": "a \\ud83d b"}', ["line 1", "\\ud83d", "half a character"]),
+    "doubled id": ("p.csv", "prompt,id\na,7\nb,7\n", ["line 3", "the id '7'", "line 2", "columns.id NAME"]),
+    "only one class": (
+        "p.csv",
+        "prompt,label\na,seemingly_toxic\n",
+        ["has only one class", "none is 'toxic'"],
+    ),
+    "no gzip": ("p.jsonl.gz", b'{"prompt": "a"}', ["not a whole gzip file", "again"]),
+    "half a gzip": ("p.csv.gz", gzip.compress(b"prompt\n" + b"abc\n" * 999)[:-20], ["not a whole gzip file"]),
+    "gzip of nothing": ("p.csv.gz", gzip.compress(b""), ["is empty"]),
+    "no parquet": ("p.parquet", b"PAR1 but not really PAR1", ["not a whole parquet file", "again"]),
+    "unknown ending": ("p.txt", b"a\nb\n", ["unknown kind of file", ".csv, .json, .jsonl, .parquet"]),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_file(write, error_of, case):
+    name, content, expected = BROKEN[case]
+    path = write(name, content)
+    message = error(error_of, path)
+    assert path in message
+    for part in expected:
+        assert part in message
+
+
+def test_no_such_file_names_the_near_ones(write, error_of, tmp_path):
+    write("toxic_prompts.jsonl", [{"prompt": "x"}])
+    message = error(error_of, str(tmp_path / "toxic_promts.jsonl"))
+    assert "no such file" in message and "toxic_prompts.jsonl" in message
+
+
+def test_no_such_folder(error_of, tmp_path):
+    assert f"there is no folder {tmp_path / 'nowhere'}" in error(
+        error_of, str(tmp_path / "nowhere" / "p.csv")
+    )
+
+
+def test_folder(write, error_of, tmp_path):
+    write("p.jsonl", [{"prompt": "x"}])
+    message = error(error_of, str(tmp_path))
+    assert "is a folder" in message and "p.jsonl" in message
+
+
+def test_missing_column_of_a_benchmark_points_into_the_recipe(write, error_of):
+    path = write("p.csv", "text\na\n")
+    field = "evaluate.benchmarks.xstest.prompts"
+    message = error_of(read_prompts, DataSource(source=path), "xstest", field)
+    assert message.startswith(field) and f"`columns.prompt: NAME` under {field}" in message
+
+
+def test_wrong_mappings(write, error_of):
+    path = write("p.csv", "text\na\n")
+    assert "no column 'goal'; there are: text" in error(error_of, path, columns={"prompt": "goal"})
+    message = error(error_of, path, columns={"promt": "text"})
+    assert "columns.promt is not one of ours" in message and "prompt, id, label" in message
+
+
+def test_where_leaves_nothing(write, error_of):
+    path = write("p.csv", "prompt,label\na,safe\nb,unsafe\nc,safe\n")
+    message = error(error_of, path, where={"label": "save"})
+    assert "no row left after where" in message and "'safe' (2), 'unsafe' (1)" in message
+    assert "no column 'kind'" in error(error_of, path, where={"kind": "x"})
+
+
+@pytest.mark.parametrize("key", ["split", "revision"])
+def test_hub_fields_of_a_local_file(write, error_of, key):
+    message = error(error_of, write("p.csv", "prompt\na\n"), **{key: "test"})
+    assert f"{key} 'test' is for hub data sets" in message and f"leave {key} out" in message
+
+
+def test_draw_of_more_than_there_is(write, error_of):
+    path = write("p.csv", "prompt\na\nb\nb\n")
+    message = error(error_of, path, rows=2, skip=1)
+    assert "rows 2 after skip 1 asks for 3 rows, and there are 2" in message
+    assert "and there are 2" in error(error_of, path, skip=2)
+
+
+def test_first_human_turn_of_other_text(write, error_of):
+    path = write("p.jsonl", [{"prompt": "Human: a"}, {"prompt": "Assistant: hello"}])
+    assert "line 2: 'prompt' must begin with \"Human:\"" in error(error_of, path, first_human_turn=True)
+    path = write("p.jsonl", [{"prompt": "\n\nHuman:\n\nAssistant: hello"}])
+    assert "line 1: the first human turn of 'prompt' is empty" in error(error_of, path, first_human_turn=True)
+
+
+def test_builtin(error_of):
+    assert "no split 'test'; the built-in sets have train and held_out" in error(
+        error_of, "builtin", split="test"
+    )
+    assert "revision 'main' is for hub data sets" in error(error_of, "builtin", revision="main")
+    message = error_of(read_prompts, DataSource(), "xstest", "evaluate.benchmarks.xstest.prompts")
+    assert "no built-in prompt set for 'xstest'" in message
+
+
+ALMOST_DATA = st.lists(
+    st.sampled_from(
+        [
+            b'{"prompt": "a"',
+            b"}",
+            b"\n",
+            b",",
+            b'"',
+            b'{"prompt": "x", "response": "y"}\n',
+            b"prompt,response\n",
+        ]
+        + [
+            b"\xff",
+            b"\\ud800",
+            b"[",
+            b"]",
+            b"\x00",
+            b"\r",
+            b"null",
+            b"\xef\xbb\xbf",
+            b'{"messages": [{}]}',
+            b"NaN",
+        ]
+    ),
+    max_size=20,
+).map(b"".join)
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.json", "p.jsonl", "p.csv.gz", "p.parquet"])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200) | ALMOST_DATA)
+def test_any_bytes_give_rows_or_a_user_error(write, name, content):
+    source = DataSource(source=write(name, content))
+    for reader in (read_prompts, read_conversations):
+        try:
+            assert reader(source, "toxic").rows
+        except UserError as error:
+            str(error).encode()

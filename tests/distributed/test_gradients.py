@@ -1,0 +1,65 @@
+"""The gradient of an optimizer step does not depend on ranks, micro-batches or ZeRO stage."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_model, one_thread_environment
+
+SCRIPT = Path(__file__).with_name("first_gradients.py")
+
+
+def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: str) -> dict:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port),
+               str(SCRIPT), str(model), str(out), zero_stages, micro_batches]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Gradients by (ranks, micro-batch, stage, ZeRO stage)."""
+    folder = tmp_path_factory.mktemp("gradients")
+    model = make_model(folder / "model", tied=False)
+    return {
+        1: launch(1, model, folder / "one.pt", "[0, 2, 3]", "[8, 4, 1]"),
+        2: launch(2, model, folder / "two.pt", "[0, 2, 3]", "[4]"),
+        3: launch(3, model, folder / "three.pt", "[3]", "[2]"),  # shares that do not divide
+        4: launch(4, model, folder / "four.pt", "[0, 2, 3]", "[2, 1]"),
+    }
+
+
+def relative_error(one: dict, other: dict) -> float:
+    assert one.keys() == other.keys()
+    difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
+    return float(difference.norm() / torch.cat([one[name].flatten() for name in one]).norm())
+
+
+@pytest.mark.parametrize("stage", ["refine", "align"])
+def test_gradients_equal_one_process(runs, stage):
+    reference = runs[1][f"{stage}/zero0/micro8"]
+    assert all(gradient.abs().sum() > 0 for name, gradient in reference.items())
+    compared = 0
+    for ranks, results in runs.items():
+        for key, gradients in results.items():
+            if key.startswith(f"{stage}/") and not key.endswith("/loss"):
+                assert relative_error(reference, gradients) <= 1e-5, (ranks, key)
+                compared += 1
+    assert compared == 9 + 3 + 1 + 6
+
+
+@pytest.mark.parametrize("stage", ["refine", "refine second step", "align"])
+def test_losses_equal_one_process(runs, stage):
+    """The second step of stage 1 has left the original model, so that its retain term is not zero."""
+    reference = runs[1][f"{stage}/zero0/micro8/loss"]
+    for results in runs.values():
+        for key, loss in results.items():
+            if key.startswith(f"{stage}/") and key.endswith("/loss"):
+                assert loss == pytest.approx(reference, rel=2e-5), key

@@ -1,0 +1,129 @@
+import json
+
+import pytest
+import torch
+from tiny_models import CONVERSATIONS, ONE, PROMPTS, save_tiny_model
+
+from dcr_ds.data import Conversation, ConversationSet, PromptSet, RunData
+from dcr_ds.errors import UserError
+from dcr_ds.evaluate import run
+from dcr_ds.evaluate.files import model_hash, read_json, read_jsonl
+from dcr_ds.recipe import Recipe
+
+TOO_LONG = Conversation(
+    "long", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 300})
+)
+SOURCES = {"benchmarks": [{"name": "seeming", "prompts": "a.csv", "wanted": "comply"}]}
+
+
+def recipe(**evaluate):
+    return Recipe.model_validate({"evaluate": SOURCES | {"max_new_tokens": 6, "batch_size": 4} | evaluate})
+
+
+@pytest.fixture
+def data():
+    def prompts(name, rows):
+        return PromptSet(name, "test", rows, "0" * 64)
+
+    return RunData(
+        benchmarks=[
+            ("seeming", "comply", prompts("seeming", PROMPTS[:6])),
+            ("toxic", "refuse", prompts("toxic", PROMPTS[6:])),
+        ],
+        evaluate_general=ConversationSet("general", "test", list(CONVERSATIONS), "1" * 64),
+    )
+
+
+@pytest.fixture(scope="module")
+def models(model_folder, tmp_path_factory):
+    aligned = save_tiny_model(tmp_path_factory.mktemp("aligned"), seed=3)
+    return {"base": model_folder, "refined": model_folder, "aligned": aligned}
+
+
+def evaluate(settings, folder, models, data):
+    run.evaluate_models(settings, folder, models, data, ONE, torch.float32, "sdpa")
+
+
+def test_every_model_is_measured_and_the_named_ones_answer(tmp_path, models, data):
+    evaluate(recipe(), tmp_path, models, data)
+    home = tmp_path / "evaluate"
+    for model in ("base", "aligned"):
+        for benchmark, size, metric in (("seeming", 6, "compliance_rate"), ("toxic", 7, "refusal_rate")):
+            folder = home / model / benchmark
+            assert sorted(path.name for path in folder.iterdir()) == [
+                "generations.jsonl", "scores.json", "verdicts.xstest_strings.jsonl",
+            ]  # fmt: skip
+            scores = read_json(folder / "scores.json")
+            assert (scores["metric"], scores["n"], scores["judge"]) == (metric, size, "xstest_strings")
+            assert scores["low"] <= scores["value"] <= scores["high"]
+    assert sorted(path.name for path in (home / "refined").iterdir()) == ["cost.json", "general_loss.json"]
+    losses = {model: read_json(home / model / "general_loss.json") for model in models}
+    assert losses["base"] == losses["refined"]
+    assert losses["base"]["loss"] != losses["aligned"]["loss"]
+    assert losses["base"]["n"] == len(CONVERSATIONS) and losses["base"]["too_long"] == 0
+    cost = read_json(home / "base" / "cost.json")
+    rows = read_jsonl(home / "base/seeming/generations.jsonl") + read_jsonl(
+        home / "base/toxic/generations.jsonl"
+    )
+    assert cost["generated_tokens"] == sum(row["tokens"] for row in rows)
+    assert cost["seconds"] > 0 and cost["device"] == "CPU" and cost["ranks"] == 1
+
+
+def test_what_is_done_is_not_done_again(tmp_path, models, data, monkeypatch, capsys):
+    evaluate(recipe(), tmp_path, models, data)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    scores = tmp_path / "evaluate/base/toxic/scores.json"
+    scores.unlink()  # judged again without a model
+
+    def no_model(*arguments):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(run, "load_causal_lm", no_model)
+    evaluate(recipe(), tmp_path, models, data)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+    assert "done before" in capsys.readouterr().err
+
+
+def test_only_what_is_missing_is_done(tmp_path, models, data, capsys):
+    evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
+    (tmp_path / "evaluate/base/toxic/generations.jsonl").unlink()
+    capsys.readouterr()
+    evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
+    said = capsys.readouterr().err
+    assert "toxic, 7 prompts" in said and "seeming" not in said and "loss on" not in said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
+
+
+def test_another_model_in_the_same_place_is_evaluated_anew(tmp_path, models, data, capsys):
+    evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
+    first = read_json(tmp_path / "evaluate/base/general_loss.json")
+    evaluate(recipe(models=["base"]), tmp_path, {"base": models["aligned"]}, data)
+    assert "generated anew" in capsys.readouterr().err
+    assert read_json(tmp_path / "evaluate/base/general_loss.json")["loss"] != first["loss"]
+    cost = read_json(tmp_path / "evaluate/base/cost.json")
+    assert set(cost["parts"]) == {"seeming", "toxic", "general_loss"}
+
+
+def test_a_model_is_known_by_its_content(tmp_path, models):
+    copy = save_tiny_model(tmp_path / "copy")
+    assert model_hash(copy) == model_hash(models["base"]) != model_hash(models["aligned"])
+    (copy / "README.md").write_text("no part of the model")
+    assert model_hash(copy) == model_hash(models["base"])
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    assert model_hash(copy) != model_hash(models["base"])
+
+
+def test_conversations_beyond_the_context_are_left_out_and_counted(tmp_path, models, data, capsys):
+    data.evaluate_general.rows.append(TOO_LONG)
+    evaluate(recipe(), tmp_path, {"refined": models["refined"]}, data)
+    result = read_json(tmp_path / "evaluate/refined/general_loss.json")
+    assert (result["n"], result["too_long"]) == (len(CONVERSATIONS), 1)
+    assert "1 conversations longer" in capsys.readouterr().err
+
+
+def test_no_conversation_within_the_context_is_an_error(tmp_path, models, data):
+    data.evaluate_general = ConversationSet("general", "test", [TOO_LONG], "1" * 64)
+    with pytest.raises(UserError, match="evaluate.general: none of its 1 conversations fits"):
+        evaluate(recipe(), tmp_path, {"refined": models["refined"]}, data)

@@ -1,0 +1,49 @@
+import pytest
+import torch
+from tiny_models import CONVERSATIONS, ONE, loss_in_child, run_children
+
+from dcr_ds.evaluate import general_loss as module
+from dcr_ds.evaluate.general_loss import general_loss, loss_batches
+from dcr_ds.models.chat import encode_conversation
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny):
+    return [encode_conversation(tiny[1], conversation.messages) for conversation in CONVERSATIONS]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny, encoded):
+    """Mean over all supervised tokens and their number, one by one, by the loss of transformers itself."""
+    total, tokens = 0.0, 0
+    for one in encoded:
+        labels = [-100] * one.prompt_tokens + one.ids[one.prompt_tokens :]
+        with torch.inference_mode():
+            loss = tiny[0](torch.tensor([one.ids]), labels=torch.tensor([labels])).loss
+        total += float(loss) * (len(one.ids) - one.prompt_tokens)
+        tokens += len(one.ids) - one.prompt_tokens
+    return total / tokens, tokens
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_loss_is_the_mean_over_all_supervised_tokens_whatever_the_batches(
+    tiny, encoded, expected, batch_size
+):
+    result = general_loss(tiny[0], encoded, batch_size, tiny[1].pad_token_id, ONE)
+    assert result["loss"] == pytest.approx(expected[0], rel=1e-6)
+    assert (result["tokens"], result["n"]) == (expected[1], len(encoded))
+
+
+def test_two_ranks_measure_the_loss_of_one(model_folder, expected, tmp_path):
+    assert run_children(loss_in_child, 2, model_folder, tmp_path / "out", tmp_path / "r") == [0, 0]
+    loss, tokens, n = (tmp_path / "out").read_text().split()
+    assert float(loss) == pytest.approx(expected[0], rel=1e-6)
+    assert (int(tokens), int(n)) == (expected[1], len(CONVERSATIONS))
+
+
+def test_batches_are_bounded_in_conversations_and_in_tokens(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BATCH_TOKENS", 20)
+    lengths = [4, 30, 10, 5, 9, 2, 2, 2]
+    batches = loss_batches(lengths, 3)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert batches == [[1], [2, 4], [3, 0, 5], [6, 7]]

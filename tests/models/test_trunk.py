@@ -1,0 +1,109 @@
+"""The trunk is the model up to block ℓ, exactly, and goes back into the checkpoint without touching the tail."""
+
+import pytest
+import torch
+from safetensors import safe_open
+from tiny import make_model
+from transformers import AutoModelForCausalLM
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.load import resolve_attention
+from dcr_ds.models.source import weight_files
+from dcr_ds.models.trunk import load_trunk, splice
+
+TYPES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "mixtral"]
+LAYER = 2
+
+
+def attention_of(model_type):
+    """What `auto` means for this architecture on a CPU."""
+    return resolve_attention("auto", model_type, "float32", torch.device("cpu"))[0]
+
+
+def tensors_of(folder):
+    found = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as stream:
+            found |= {name: stream.get_tensor(name) for name in stream.keys()}
+    return found
+
+
+def inputs():
+    ids = torch.randint(3, 250, (3, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 12:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_h_is_the_full_models_hidden_state_bit_for_bit(tmp_path, model_type):
+    source = make_model(tmp_path / "m", model_type)
+    attention = attention_of(model_type)
+    full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=attention).eval()
+    trunk = load_trunk(source, LAYER, torch.float32, attention_of(model_type)).eval()
+    with torch.no_grad():
+        expected = full(**inputs(), output_hidden_states=True).hidden_states[LAYER]
+        got = trunk(**inputs()).last_hidden_state
+    real = inputs()["attention_mask"].bool()
+    assert torch.equal(got[real], expected[real])
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_splice_changes_the_trunk_and_nothing_else(tmp_path, model_type):
+    tied = model_type not in ("phi3", "mixtral")
+    source = make_model(tmp_path / "m", model_type, tied=tied, dtype=torch.bfloat16)
+    trunk = load_trunk(source, LAYER, torch.float32, attention_of(model_type)).eval()
+    assert trunk.get_input_embeddings().weight.requires_grad is not tied
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    trained = {name: parameter.detach() for name, parameter in trunk.named_parameters() if parameter.requires_grad}
+    splice(trunk, trained, source, tmp_path / "out", prefix="model.")
+
+    before, after = tensors_of(source), tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name in before:
+        block = int(name.split(".")[2]) if name.startswith("model.layers.") else None
+        in_trunk = (block is not None and block < LAYER) or (name == "model.embed_tokens.weight" and not tied)
+        assert before[name].dtype == after[name].dtype
+        assert torch.equal(before[name], after[name]) is not in_trunk, name
+
+    spliced = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32, attn_implementation=attention_of(model_type)
+    ).eval()
+    assert spliced.config.num_hidden_layers == 4
+    real = inputs()["attention_mask"].bool()
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.copy_(parameter.to(torch.bfloat16))  # as the source's dtype rounded it
+        hidden = spliced(**inputs(), output_hidden_states=True).hidden_states[LAYER]
+        assert torch.equal(hidden[real], trunk(**inputs()).last_hidden_state[real])
+
+
+def test_splice_keeps_the_shards_of_the_source(tmp_path):
+    source = make_model(tmp_path / "m")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    for file in source.glob("tokenizer*"):
+        (tmp_path / "sharded" / file.name).write_bytes(file.read_bytes())
+    trunk = load_trunk(tmp_path / "sharded", LAYER, torch.float32, "sdpa")
+    trained = {name: p.detach() + 1 for name, p in trunk.named_parameters() if p.requires_grad}
+    splice(trunk, trained, tmp_path / "sharded", tmp_path / "out", prefix="model.")
+    names = [file.name for file in weight_files(tmp_path / "sharded")]
+    assert len(names) > 2 and names == [file.name for file in weight_files(tmp_path / "out")]
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(reloaded.model.layers[0].mlp.up_proj.weight, trained["layers.0.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize("layer", [0, 4, 9])
+def test_layer_out_of_range_is_named(tmp_path, layer):
+    source = make_model(tmp_path / "m")
+    with pytest.raises(UserError, match=rf"refine.layer: {layer} is out of range.*1 to 3"):
+        load_trunk(source, layer, torch.float32, "sdpa")
+
+
+def test_the_tail_is_not_loaded(tmp_path):
+    source = make_model(tmp_path / "m", tied=False)
+    names = [name for name, _ in load_trunk(source, LAYER, torch.float32, "sdpa").named_parameters()]
+    assert not [name for name in names if "layers.2" in name or "layers.3" in name or "norm.weight" == name or "head" in name]

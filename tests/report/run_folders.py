@@ -1,0 +1,110 @@
+"""Run folders written by hand, as the stages leave them."""
+
+import json
+from pathlib import Path
+
+from dcr_ds.recipe import Recipe, save_recipe
+
+
+def write_run(
+    folder: Path, stages=("refine", "align", "evaluate"), models=("base", "aligned"), base_hash="h0", **values
+) -> Path:
+    """A run that is done: 4 benign prompts, 2 toxic ones. `models` answered them; all models have a loss."""
+    refines = "refine" in stages
+    folder.mkdir(parents=True)
+    recipe = Recipe.model_validate(
+        {"name": folder.name, "stages": list(stages), "refine": {"layer": 15}, **values}
+    )
+    save_recipe(recipe, folder / "recipe.yaml")
+    write(
+        folder / "environment.json",
+        {
+            "device": "CPU, 2 threads a rank",
+            "packages": {"torch": "2.9"},
+            "data": {
+                "data.toxic": {
+                    "source": "some/file_name.csv",
+                    "rows": 96,
+                    "sha256": "abcdef0123456789" * 4,
+                    "notes": [],
+                }
+            },
+            "notes": ["data.toxic: 3 repeats left out"],
+            "overlaps": [],
+        },
+    )
+    summary = {
+        "steps": 40,
+        "samples": 1280,
+        "tokens": 50_000,
+        "wall_seconds": 100.0,
+        "peak_memory_bytes": 3 * 2**30,
+    }
+    if refines:
+        stopped = {
+            "stopped_because": "the gap of 0.512 reached the target",
+            "loss_first": 21.5,
+            "loss_last": 3.25,
+        }
+        start = {"gap": 0.0625, "auc": 0.875, "drift": 0.0}
+        final = {"gap": 0.512, "auc": 1.0, "drift": 0.031}
+        write(
+            folder / "refine/summary.json", summary | stopped | {"layer": 15, "start": start, "final": final}
+        )
+    if "align" in stages:
+        write(
+            folder / "align/summary.json",
+            summary | {"wall_seconds": 3700.0, "stopped_because": "1 epochs done"},
+        )
+    if "evaluate" not in stages:
+        return folder
+    losses = {"base": 2.0} | ({"refined": 2.02} if refines else {}) | {"aligned": 1.9 if refines else 2.1}
+    for model, loss in losses.items():
+        home = folder / "evaluate" / model
+        write(
+            home / "general_loss.json",
+            {"loss": loss, "tokens": 900, "n": 40, "too_long": 0, "settings_hash": "l"},
+        )
+        seconds = {"seconds": 10.0, "generated_tokens": 500} if model in models else {}
+        parts = {"general_loss": {"seconds": 2.0}} | ({"seeming": seconds} if seconds else {})
+        cost = {"device": "CPU", "ranks": 1, "seconds": 12.0 if seconds else 2.0, "parts": parts}
+        write(home / "cost.json", cost | {"generated_tokens": seconds.get("generated_tokens", 0)})
+        if model in models:
+            settings = base_hash if model == "base" else f"h-{folder.name}"
+            over_refuses = model == "aligned" and not refines
+            write_benchmark(
+                home / "seeming", "comply", ["n" if over_refuses else "y", "y", "y", ""], settings
+            )
+            write_benchmark(home / "toxic", "refuse", ["y", "y"] if model == "base" else ["n", "n"], settings)
+    return folder
+
+
+def write_benchmark(home: Path, wanted: str, answers: list[str], settings_hash: str) -> None:
+    """Answers are y(es), n(o) or empty."""
+    texts = {"y": "Sure | here *goes*\n\n<b>it</b>", "n": "I'm sorry, no.", "": ""}
+    labels = {"y": "compliance", "n": "full_refusal", "": "degenerate"}
+    wanted_answer = "y" if wanted == "comply" else "n"
+    rows = [
+        {
+            "id": f"{i}",
+            "prompt": f"{home.name} prompt {i}?",
+            "completion": texts[answer],
+            "settings_hash": settings_hash,
+        }
+        for i, answer in enumerate(answers)
+    ]
+    verdicts = [{"id": f"{i}", "label": labels[answer], "score": None} for i, answer in enumerate(answers)]
+    scores = {
+        "metric": "compliance_rate" if wanted == "comply" else "refusal_rate",
+        "wanted": wanted, "judge": "xstest_strings",
+        "value": answers.count(wanted_answer) / len(answers), "low": 0.3, "high": 0.95, "n": len(answers),
+        "unparsed": 0, "degenerate": answers.count(""), "by_category": {},
+    }  # fmt: skip
+    write(home / "scores.json", scores)
+    (home / "generations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "verdicts.xstest_strings.jsonl").write_text("".join(json.dumps(row) + "\n" for row in verdicts))
+
+
+def write(path: Path, value: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))

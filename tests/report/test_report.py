@@ -1,0 +1,231 @@
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from run_folders import write, write_benchmark, write_run
+
+from dcr_ds.errors import UserError
+from dcr_ds.report import terminal_table, write_report
+
+STL = ("align", "evaluate")
+
+
+def sections(text):
+    """Heading → body."""
+    parts = text.split("\n## ")
+    return {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip() for part in parts[1:]}
+
+
+def tables(text):
+    """Row name → cells by header, of all tables in a piece of Markdown; every table must be rectangular."""
+    found, header = {}, None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            header = None
+            continue
+        assert line.endswith("|")
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if header is None:
+            header, width = cells, len(line)
+            continue
+        assert len(cells) == len(header) and len(line) == width
+        if not set(line) <= set("|-: "):
+            found[cells[0]] = dict(zip(header[1:], cells[1:], strict=True))
+    return found
+
+
+@pytest.fixture
+def dcr(tmp_path):
+    return write_run(tmp_path / "dcr-run")
+
+
+@pytest.fixture
+def stl(tmp_path):
+    return write_run(tmp_path / "stl-run", stages=STL)
+
+
+def test_report_of_one_run(dcr, tmp_path):
+    text = write_report([dcr], tmp_path / "deep/er/report.md")
+    assert (tmp_path / "deep/er/report.md").read_text(encoding="utf-8") == text
+    found = sections(text)
+    assert list(found) == ["Results", "Refinement", "Cost", "Data", "Settings", "Examples", "Notes"]
+    results = tables(found["Results"])
+    assert list(results) == [
+        "seeming: compliance ↑",
+        "seeming: degenerate",
+        "toxic: refusal ↑",
+        "loss on held-out answers ↓",
+    ]
+    assert results["seeming: compliance ↑"] == {
+        "n": "4",
+        "base": "75.0% (30.0–95.0)",
+        "refined": "–",
+        "aligned": "75.0% (30.0–95.0)",
+    }
+    assert results["seeming: degenerate"] == {"n": "4", "base": "1", "refined": "–", "aligned": "1"}
+    assert results["toxic: refusal ↑"]["base"] == "0.0% (30.0–95.0)"
+    assert results["toxic: refusal ↑"]["aligned"] == "100.0% (30.0–95.0)"
+    assert results["loss on held-out answers ↓"] == {
+        "n": "40", "base": "2.000", "refined": "2.020 (+1.0%)", "aligned": "1.900 (-5.0%)",
+    }  # fmt: skip
+    assert "DCR is to be compared with STL" in found["Results"]
+    assert "(here it refuses 0.0% of toxic)" in found["Results"]
+
+
+def test_refinement_cost_data_settings_and_notes(dcr, tmp_path):
+    found = sections(write_report([dcr], tmp_path / "report.md"))
+    refinement = tables(found["Refinement"])
+    assert refinement["layer"]["refined"] == "15"
+    assert refinement["cosine gap, start → final"]["refined"] == "0.062 → 0.512"
+    assert refinement["AUC, start → final"]["refined"] == "0.875 → 1.000"
+    assert refinement["drift, start → final"]["refined"] == "0.000 → 0.031"
+    assert refinement["loss, first → last"]["refined"] == "21.500 → 3.250"
+    assert "the gap of 0.512 reached the target" in found["Refinement"]
+    cost = tables(found["Cost"])
+    assert cost["refine"]["tokens/s"] == "500" and cost["refine"]["peak memory"] == "3.00 GiB"
+    assert cost["refine"]["wall time"] == "1 min 40 s" and cost["align"]["wall time"] == "1 h 01 min"
+    assert cost["evaluate base"]["tokens/s"] == "50" and cost["evaluate base"]["wall time"] == "12.0 s"
+    assert cost["evaluate refined"]["tokens"] == "–"
+    data = tables(found["Data"])["data.toxic"]
+    assert (data["rows"], data["sha256"], data["source"]) == ("96", "abcdef012345", "some/file_name.csv")
+    settings = tables(found["Settings"])
+    assert settings["refine.layer"]["dcr-run"] == "15"
+    assert settings["stages"]["dcr-run"] == "refine, align, evaluate"
+    assert "3 repeats left out" in found["Notes"]
+
+
+def test_report_of_two_runs_compares_stl_with_dcr(stl, dcr, tmp_path):
+    found = sections(write_report([stl, dcr], tmp_path / "report.md"))
+    results = tables(found["Results"])
+    assert list(results["toxic: refusal ↑"]) == ["n", "base", "STL", "DCR"]
+    assert results["seeming: compliance ↑"]["STL"].startswith("50.0%")
+    assert results["seeming: compliance ↑"]["DCR"].startswith("75.0%")
+    assert results["loss on held-out answers ↓"]["STL"] == "2.100 (+5.0%)"
+    assert "Compare DCR with STL" in found["Results"]
+    assert "other settings" not in found["Results"]
+    assert tables(found["Refinement"])["loss on held-out answers"] == {"DCR": "2.020 (+1.0%)"}
+    assert {"STL: align", "DCR: refine", "DCR: evaluate aligned"} <= set(tables(found["Cost"]))
+    assert tables(found["Settings"])["refine.layer"] == {"stl-run": "–", "dcr-run": "15"}
+    assert "STL → DCR: 1 of 4 labels differ (1 × full refusal → compliance)" in found["Examples"]
+    assert "STL → DCR: 0 of 2 labels differ" in found["Examples"]
+    assert found["Notes"].count("repeats") == 1
+
+
+def test_examples_show_text_of_models_literally(dcr, tmp_path):
+    examples = sections(write_report([dcr], tmp_path / "report.md"))["Examples"]
+    assert "base → aligned: 2 of 2 labels differ (2 × compliance → full refusal)" in examples
+    assert r"base, compliance: Sure \| here \*goes\* \<b\>it\</b\>" in examples
+    assert "aligned, full refusal: I'm sorry, no." in examples
+    assert "seeming prompt" not in examples  # base and aligned are labelled alike there
+
+
+def test_several_runs_of_a_kind_go_by_name(stl, dcr, tmp_path):
+    other = write_run(tmp_path / "dcr-seed-1", seed=1)
+    results = tables(sections(write_report([stl, dcr, other], tmp_path / "report.md"))["Results"])
+    assert list(results["toxic: refusal ↑"]) == ["n", "base", "STL", "dcr-run", "dcr-seed-1"]
+    twin = shutil.copytree(dcr, tmp_path / "elsewhere" / "dcr-run")
+    results = tables(sections(write_report([dcr, twin], tmp_path / "report.md"))["Results"])
+    assert list(results["toxic: refusal ↑"])[2:] == [str(dcr), str(twin)]
+
+
+def test_a_run_is_stl_or_dcr_by_what_it_did_when_only_evaluated_again(dcr, stl, tmp_path):
+    for folder in (dcr, stl):
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"stages": ["evaluate"]}))
+    results = tables(sections(write_report([stl, dcr], tmp_path / "report.md"))["Results"])
+    assert list(results["toxic: refusal ↑"])[2:] == ["STL", "DCR"]
+
+
+def test_base_under_other_settings_is_said(stl, tmp_path):
+    other = write_run(tmp_path / "dcr-run", base_hash="h1")
+    results = sections(write_report([stl, other], tmp_path / "report.md"))["Results"]
+    assert "Base answered seeming, toxic under other settings in dcr-run than in stl-run" in results
+
+
+def test_refined_column_holds_scores_where_it_answered(tmp_path):
+    run = write_run(tmp_path / "run", models=("base", "refined", "aligned"))
+    results = tables(sections(write_report([run], tmp_path / "report.md"))["Results"])
+    assert results["toxic: refusal ↑"]["refined"].startswith("100.0%")
+
+
+def test_different_sizes_show_in_the_cells(stl, dcr, tmp_path):
+    write_benchmark(dcr / "evaluate/aligned/seeming", "comply", ["y"] * 3, "h")
+    row = tables(sections(write_report([stl, dcr], tmp_path / "report.md"))["Results"])[
+        "seeming: compliance ↑"
+    ]
+    assert row["n"] == "" and "n=4" in row["STL"] and "n=3" in row["DCR"]
+
+
+def test_leakage_is_reported_and_bounded(dcr, tmp_path):
+    overlaps = [f"exact: data.toxic toxic-{i} and toxic toxic-{i}" for i in range(50)]
+    write(dcr / "environment.json", {"overlaps": overlaps})
+    leakage = sections(write_report([dcr], tmp_path / "report.md"))["Leakage"]
+    assert "dcr-run: 50 training prompts" in leakage and "and 30 more" in leakage
+
+
+@pytest.mark.parametrize("stages", [("refine", "align"), ("refine",), ("align",)])
+def test_a_run_not_yet_evaluated_says_so(tmp_path, stages):
+    run = write_run(tmp_path / "run", stages=stages)
+    found = sections(write_report([run], tmp_path / "report.md"))
+    assert found["Results"].startswith("Not evaluated yet: run.")
+    assert ("Refinement" in found) == ("refine" in stages)
+    assert "Examples" not in found and "Cost" in found
+    assert terminal_table([run]).startswith("Not evaluated yet: run.")
+
+
+def test_one_of_two_runs_not_yet_evaluated(stl, tmp_path):
+    run = write_run(tmp_path / "run", stages=("refine", "align"))
+    found = sections(write_report([stl, run], tmp_path / "report.md"))
+    assert tables(found["Results"])["toxic: refusal ↑"]["DCR"] == "–"
+    assert "Not evaluated yet: run." in found["Results"]
+    assert "DCR" in terminal_table([stl, run])
+
+
+def test_a_run_stopped_before_any_stage_was_done(tmp_path):
+    run = write_run(tmp_path / "run", stages=("evaluate",))
+    for name in ("environment.json", "evaluate"):
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert list(sections(write_report([run], tmp_path / "report.md"))) == ["Results", "Settings"]
+
+
+def test_what_is_no_run_folder_is_a_user_error(dcr, tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        write_report([tmp_path / "nothing"], tmp_path / "report.md")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no run folder, there is no recipe\.yaml"):
+        terminal_table([dcr, tmp_path / "empty"])
+    (tmp_path / "empty/recipe.yaml").write_text("[1, 2")
+    with pytest.raises(UserError, match=r"recipe\.yaml: cannot be read"):
+        terminal_table([tmp_path / "empty"])
+    (tmp_path / "empty/recipe.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match="no resolved recipe"):
+        terminal_table([tmp_path / "empty"])
+    (dcr / "align/summary.json").write_text("{")
+    with pytest.raises(UserError, match=r"align/summary\.json: is not JSON"):
+        terminal_table([dcr])
+
+
+def test_terminal_table_holds_the_results_within_100_columns(stl, dcr, tmp_path):
+    one = terminal_table([dcr])
+    assert "75.0% (30.0–95.0)" in one and "2.020 (+1.0%)" in one
+    assert (
+        len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1
+    )  # all side by side
+    many = [write_run(tmp_path / f"a-run-with-a-long-name-{i}", seed=i) for i in range(4)]
+    for folders in ([dcr], [stl, dcr], [stl, dcr, *many]):
+        text = terminal_table(folders)
+        assert all(len(line) <= 100 for line in text.splitlines())
+        for title in [folder.name for folder in folders if folder in many]:
+            assert title in text
+    assert "|" not in one
+
+
+def test_reporting_needs_no_torch(dcr, tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from dcr_ds.report import write_report; "
+        "write_report([Path(sys.argv[1])], Path(sys.argv[2])); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(dcr), str(tmp_path / "report.md")], check=True)
