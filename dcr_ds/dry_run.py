@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-import yaml
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dcr_ds.align.loop import num_steps
@@ -13,13 +12,13 @@ from dcr_ds.engine.resolve import Settings
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
-from dcr_ds.recipe import Recipe
+from dcr_ds.recipe import Recipe, dump_recipe
 from dcr_ds.refine.prompts import encode_refine_prompts
 
 
 def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData, world_size: int) -> str:
     """The resolved recipe with its reasons, parameters, steps and tokens of each stage, as text."""
-    lines = [yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)]
+    lines = [dump_recipe(recipe)]
     lines += [f"auto: {name}: {reason}" for name, reason in settings.reasons.items()]
     lines.append(f"ranks: {world_size}; ZeRO stage {settings.deepspeed.get('zero_optimization', {}).get('stage', 0)}")
     for name, one in data.summary()["sets"].items():

@@ -23,14 +23,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
 
 
+def _as_text(value: Any) -> Any:
+    """YAML reads `true` and `1` as no strings; a cell of a data set is compared as text."""
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int | float) else value
+
+
+Texts = Annotated[str | list[str], BeforeValidator(_as_text)]
+
+
 class DataSource(Section):
     """One data set. A plain string in its place is its `source`."""
 
     source: str = Field("builtin", description="builtin, a file (csv, json, jsonl, parquet; .gz), a URL or a hub id")
+    subset: str | None = Field(None, description="configuration of a hub data set, where it has several")
     split: str | None = Field(None, description="split of a hub data set (default: train)")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
     columns: dict[str, str] = Field({}, description="our column name → the column's name in the source")
-    where: dict[str, str | list[str]] = Field({}, description="keep only rows whose column holds this (or one of these)")
+    where: dict[str, Texts] = Field({}, description="keep only rows whose column holds this (or one of these)")
     first_human_turn: bool = Field(False, description="the prompt is the first Human turn of an HH-RLHF dialogue")
     rows: PositiveInt | None = Field(None, description="draw this many rows (default: all, in file order)")
     skip: int = Field(0, ge=0, description="leave out this many rows of the draw first (disjoint draws of one file)")
@@ -188,8 +199,7 @@ def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None
     Raises:
         UserError: naming the field, where it was set (file and line, or command line) and what to do.
     """
-    values, lines = _read_yaml(path) if path else ({}, {})
-    origins = {name: f"{path}, line {line}" for name, line in lines.items()}
+    values, origins = _read_yaml(path) if path else ({}, {})
     for name, text in overrides or []:
         _refuse_unknown(name, f"--{name}")
         _put(values, name.split("."), _parse(name, text))
@@ -200,9 +210,9 @@ def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None
         raise UserError(_explain(error, origins)) from None
 
 
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write a recipe that `load_recipe` reads back to an equal one."""
-    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def find_file(name: str) -> Path | None:
@@ -247,8 +257,11 @@ def _type_name(annotation: Any) -> str:
     return annotation.__name__
 
 
-def _read_yaml(path: str) -> tuple[dict, dict[str, int]]:
-    """The mapping in a YAML file, and the line of each of its dotted names."""
+def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, str]]:
+    """The mapping in a YAML file, and the place (file and line) of each of its dotted names.
+
+    A file may start from another one, named by `extends` from its own folder.
+    """
     found = find_file(path)
     if found is None:
         shipped = sorted(str(p.relative_to(PROJECT_ROOT)) for p in (PROJECT_ROOT / "recipes").glob("*.yaml"))
@@ -265,16 +278,30 @@ def _read_yaml(path: str) -> tuple[dict, dict[str, int]]:
         return {}, {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(values).__name__}")
-    lines: dict[str, int] = {}
-    _note_lines(node, "", lines)
-    return values, lines
+    places: dict[str, str] = {}
+    _note_places(node, path, "", places)
+    if base := values.pop("extends", None):
+        if not isinstance(base, str) or path in seen:
+            raise UserError(f"{path}: extends: wants the name of another recipe, got {base!r}")
+        base_values, base_places = _read_yaml(str(found.parent / base), (*seen, path))
+        values, places = _merge(base_values, values), base_places | places
+    return values, places
 
 
-def _note_lines(node: yaml.Node, prefix: str, lines: dict[str, int]) -> None:
+def _merge(base: dict, over: dict) -> dict:
+    """`over` laid over `base`, mapping by mapping."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _note_places(node: yaml.Node, path: str, prefix: str, places: dict[str, str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            lines[prefix + key.value] = key.start_mark.line + 1
-            _note_lines(value, f"{prefix}{key.value}.", lines)
+            places[prefix + key.value] = f"{path}, line {key.start_mark.line + 1}"
+            _note_places(value, path, f"{prefix}{key.value}.", places)
 
 
 def _parse(name: str, text: str) -> Any:

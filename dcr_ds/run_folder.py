@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import PROJECT_ROOT, STAGES, Recipe, save_recipe
+from dcr_ds.files import write_whole
+from dcr_ds.recipe import PROJECT_ROOT, STAGES, Recipe, dump_recipe
 
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
 FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard")
@@ -59,8 +60,18 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
 
 def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
     """Write recipe.yaml, from which the same run starts again, and environment.json. Rank 0."""
-    save_recipe(recipe, recipe.folder / "recipe.yaml")
-    (recipe.folder / "environment.json").write_text(json.dumps(environment, indent=1, ensure_ascii=False))
+    folder = recipe.folder
+    saved = _saved_recipe(folder)
+    if saved and any((folder / stage).exists() for stage in STAGES):
+        # a run that goes on with fewer stages (say, evaluate alone) is still the run that it was
+        stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
+        recipe = recipe.model_copy(update={"stages": stages})
+        before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        environment["data"] = before["data"] | environment["data"]
+        for name in ("notes", "overlaps"):
+            environment[name] = list(dict.fromkeys([*before[name], *environment[name]]))
+    write_whole(folder / "environment.json", json.dumps(environment, indent=1, ensure_ascii=False))
+    write_whole(folder / "recipe.yaml", dump_recipe(recipe))
 
 
 def describe_environment(device: str, world_size: int) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def _read_hub(source: DataSource, field: str) -> Table:
     shown = f"{source.source} ({split}{', revision ' + revision if revision else ''})"
     origin = Origin(field, shown, source.source.rsplit("/", 1)[-1])
     try:
-        cells = datasets.load_dataset(source.source, split=split, revision=revision).to_list()
+        cells = datasets.load_dataset(source.source, source.subset, split=split, revision=revision).to_list()
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow each raise kinds of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise origin.error(

@@ -8,7 +8,6 @@ from scratch.
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import deepspeed
 
 from dcr_ds.engine.ranks import Ranks, barrier, from_main, say
 from dcr_ds.errors import UserError
+from dcr_ds.files import write_whole
 
 MANIFEST = "manifest.json"
 
@@ -82,16 +82,6 @@ def finish_stage(folder: Path, summary: dict[str, Any], ranks: Ranks) -> None:
         write_whole(folder / "summary.json", json.dumps(summary, indent=1))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     barrier(ranks)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all, also after a crash."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dcr_ds.files import write_whole
 
 # What decides a model's answers: weights, architecture, tokenizer. No pickles, README, sampling defaults.
 MODEL_FILES = (
@@ -20,12 +21,12 @@ MODEL_FILES = (
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is either wholly there or as it was before."""
-    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Write a file of JSON lines that is either wholly there or as it was before."""
-    _write(path, "".join(json_line(row) for row in rows))
+    write_whole(path, "".join(json_line(row) for row in rows))
 
 
 def json_line(row: dict) -> str:
@@ -68,13 +69,3 @@ def model_hash(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # a rename may reach the disk before the content does
-    os.replace(aside, path)

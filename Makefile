@@ -1,0 +1,37 @@
+# make demo: install and run the main job    make test: install and run the tests    make compare: STL against DCR
+# A virtual environment is made in .venv unless one is active.
+
+VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
+BIN := $(VENV)/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: demo compare test lint clean
+
+demo: $(BIN)/.dcr-ds
+	deepspeed train.py
+
+compare: $(BIN)/.dcr-ds
+	deepspeed train.py recipes/smollm2-135m-stl.yaml
+	deepspeed train.py recipes/smollm2-135m.yaml
+	dcr-ds report runs/smollm2-135m-stl runs/smollm2-135m --out runs/compare.md
+
+test: $(BIN)/.dcr-ds-dev
+	python -m pytest
+
+lint: $(BIN)/.dcr-ds-dev
+	ruff check .
+	ruff format --check .
+
+clean:
+	rm -rf .venv build *.egg-info
+
+$(BIN)/python:
+	python3 -m venv $(VENV)
+
+$(BIN)/.dcr-ds: setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(BIN)/.dcr-ds-dev: setup.py pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@ $(BIN)/.dcr-ds

@@ -1,0 +1,99 @@
+"""A recipe that cannot work is refused: what is wrong, where it was set, and the way out."""
+
+import pytest
+
+COMMAND_LINE = {
+    "unknown field": (["--refine.layr", "1"], ["--refine.layr", "did you mean refine.layer?"]),
+    "unknown section": (["--refin.layer", "1"], ["--refin.layer", "did you mean refine.layer?"]),
+    "unknown field of a data set": (["--data.toxic.row", "3"], ["--data.toxic.row", "did you mean data.toxic.rows?"]),
+    "unlike any field": (["--qqqq", "1"], ["--qqqq", "--help"]),
+    "a word for a number": (["--refine.layer", "two"], ["the command line: refine.layer", "'two'"]),
+    "a number for a choice": (["--align.adapter", "3"], ["the command line: align.adapter", "'none' or 'lora'", "3"]),
+    "a value for a section": (["--refine", "3"], ["the command line: refine", "3"]),
+    "below the range": (["--refine.margin", "0"], ["the command line: refine.margin", "greater than 0", "0"]),
+    "above the range": (["--align.learning_rate", "2"], ["the command line: align.learning_rate", "less than", "2"]),
+    "not finite": (["--refine.scale", ".inf"], ["the command line: refine.scale", "finite"]),
+    "odd batch": (["--refine.global_batch", "5"], ["the command line: refine.global_batch", "even"]),
+    "micro-batch above the batch": (["--align.micro_batch", "99"], ["align.micro_batch", "align.global_batch", "auto"]),
+    "stages out of order": (["--stages", "[align, refine]"], ["the command line: stages", "order"]),
+    "unknown stage": (["--stages", "[refine, tune]"], ["the command line: stages", "'tune'"]),
+    "not YAML": (["--stages", "[refine"], ["--stages", "'[refine'"]),
+    "a name with a slash": (["--name", "a/b"], ["the command line: name", "a/b"]),
+    "no value": (["--refine.layer"], ["--refine.layer", "needs a value"]),
+    "an option for a value": (["--refine.layer", "--seed", "1"], ["--refine.layer", "needs a value"]),
+    "two recipes": (["other.yaml"], ["two recipes", "other.yaml"]),
+    "unknown stage to redo": (["--redo", "nonsense"], ["--redo", "'nonsense'", "refine, align, evaluate or all"]),
+    "the last block": (["--refine.layer", "2"], ["refine.layer: 2", "2 blocks", "1 to 1"]),
+    "a layer far out": (["--refine.layer", "99"], ["refine.layer: 99", "1 to 1"]),
+}
+YAML = {
+    "unknown field": ("refine:\n  layr: 1\n", ["line 2", "'refine.layr'", "did you mean refine.layer?"]),
+    "unknown section": ("refin: {layer: 1}\n", ["line 1", "'refin'", "did you mean refine?"]),
+    "unknown field of a data set": ("data:\n  toxic: {sorce: x}\n", ["line 2", "'data.toxic.sorce'", "source?"]),
+    "unknown field of a benchmark": (
+        "evaluate:\n  benchmarks:\n  - {name: a, prompt: x, wanted: comply}\n",
+        ["line 2", "evaluate.benchmarks.0.prompt", "prompts"],
+    ),
+    "a missing field of a benchmark": (
+        "evaluate:\n  benchmarks:\n  - {name: a, prompts: x}\n", ["line 2", "evaluate.benchmarks.0.wanted", "required"],
+    ),
+    "a word for a number": ("seed: one\n", ["line 1", "seed", "'one'"]),
+    "a list for a section": ("refine: [1]\n", ["line 1", "refine", "[1]"]),
+    "a number for a field's name": ("1: x\n", ["line 1", "1"]),
+    "out of range": ("refine:\n\n  margin: 7\n", ["line 3", "refine.margin", "less than 1", "7"]),
+    "odd batch": ("refine:\n  global_batch: 5\n", ["line 2", "refine.global_batch", "even"]),
+    "not YAML": ("refine:\n  layer: [1\nseed: 0\n", ["line 3", "not valid YAML"]),
+    "a tab": ("refine:\n\tlayer: 1\n", ["line 2", "not valid YAML"]),
+    "a list": ("- refine\n", ["a mapping", "list"]),
+    "a word": ("refine\n", ["a mapping", "str"]),
+    "an object of Python": ("seed: !!python/name:os.system\n", ["line 1", "not valid YAML"]),
+    "it extends no file": ("extends: nowhere.yaml\n", ["nowhere.yaml", "no such recipe"]),
+    "it extends itself": ("extends: bad.yaml\n", ["extends", "bad.yaml"]),
+}
+
+
+@pytest.mark.parametrize("case", COMMAND_LINE)
+def test_bad_option(refused, case):
+    arguments, wanted = COMMAND_LINE[case]
+    message = refused(*arguments)
+    assert all(word.lower() in message.lower() for word in wanted), message
+
+
+@pytest.mark.parametrize("case", YAML)
+def test_bad_recipe_file(refused, tmp_path, case):
+    text, wanted = YAML[case]
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    message = refused(start_from=str(path))
+    assert message.startswith(str(tmp_path)), message
+    assert all(word.lower() in message.lower() for word in wanted), message
+
+
+def test_all_that_is_wrong_is_told_at_once(refused):
+    message = refused("--refine.margin", "7", "--align.epochs", "-1", "--seed", "x")
+    assert [line.split(": ")[1] for line in message.splitlines()] == ["refine.margin", "align.epochs", "seed"]
+
+
+def test_recipe_file_that_is_not_there(refused):
+    message = refused(start_from="recipes/nowhere.yaml")
+    assert message.startswith("recipes/nowhere.yaml: ") and "recipes/smollm2-135m.yaml" in message
+
+
+def test_recipe_file_that_is_not_utf8(refused, tmp_path):
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: é".encode("latin-1"))
+    message = refused(start_from=str(path))
+    assert message.startswith(str(path)) and "UTF-8" in message
+
+
+def test_recipe_file_that_is_binary(refused, tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"a: \0")
+    assert refused(start_from=str(path)).startswith(str(path))
+
+
+def test_unknown_command(capsys):
+    from dcr_ds.cli import main
+
+    assert main(["tarin"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown command 'tarin'; there are train")
