@@ -50,6 +50,7 @@ setup(
             "triton>=3.6",
             "pytorch-metric-learning>=2.8",
             "bitsandbytes>=0.50",
+            "kernels>=0.17",
             "tensorboard>=2.18",
         ],
         "bench": ["trl>=0.24", "liger-kernel>=0.6", "pytorch-metric-learning>=2.8"],

@@ -4,17 +4,22 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dcr_ds.engine.ranks import is_main_process, set_environment
 from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
-from dcr_ds.recipe import STAGES, Recipe, field_rows, load_recipe
+from dcr_ds.recipe import STAGES, DataSource, field_rows, json_schema, load_recipe
 
 DEFAULT_RECIPE = "recipes/smollm2-135m.yaml"
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 # how torch and safetensors word a write that failed; neither raises OSError
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
+# how gloo and NCCL word that another rank is gone
+LOST_RANK_WORDS = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
+RANK_0_SPEAKS_SECONDS = 5
 
 USAGE = f"""\
 Usage:
@@ -42,15 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except Stopped as stopped:
-        return _fail(f"{stopped}; the same command goes on from there", EXIT_STOPPED)
+        return _end(f"{stopped}; the same command goes on from there", EXIT_STOPPED)
     except Diverged as error:
         return _fail(str(error), 1)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in LOST_RANK_WORDS):
+            raise
+        time.sleep(2 * RANK_0_SPEAKS_SECONDS)  # the rank that ended tells why, and the launcher ends this one
+        return _fail(f"another rank ended before this one; what it says tells why ({str(error)[:200]})", 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command goes on from the last checkpoint", 128 + 2)
-    except Exception as error:
-        if message := _write_failure(error):
-            return _fail(message, EXIT_USER_ERROR, every_rank=True)
-        raise
+        return _end("interrupted; the same command goes on from the last checkpoint", 128 + 2)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -60,7 +66,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "report":
         return _report(rest)
     if command == "schema":
-        print(json.dumps(Recipe.model_json_schema(), indent=1))
+        print(json.dumps(json_schema(), indent=1))
         return 0
     if command in ("--help", "-h", "help"):
         print(help_text())
@@ -78,7 +84,8 @@ def _train(arguments: list[str]) -> int:
     _quiet()
     from dcr_ds.pipeline import run
 
-    run(recipe, redo=redo, dry_run=dry_run)
+    with _told_where_it_cannot_write(recipe.folder):
+        run(recipe, redo=redo, dry_run=dry_run)
     return 0
 
 
@@ -127,7 +134,8 @@ def _report(arguments: list[str]) -> int:
     if not arguments:
         raise UserError("report: name one or more run folders, e.g. dcr-ds report runs/smollm2-135m")
     folders = [Path(argument) for argument in arguments]
-    write_report(folders, out)
+    with _told_where_it_cannot_write(out):
+        write_report(folders, out)
     print(f"{terminal_table(folders)}\n\nReport: {out}")
     return 0
 
@@ -138,7 +146,7 @@ def help_text() -> str:
     for name, kind, default, sentence in field_rows():
         lines.append(f"  --{name}  ({kind}; {default})\n        {sentence}")
     lines.append("\n  A data set is a source, or has fields of its own: --data.toxic.rows 500, --data.toxic.where.label unsafe,")
-    lines.append("  --data.toxic.columns.prompt goal, .split, .revision, .skip, .seed, .first_human_turn")
+    lines.append("  --data.toxic.columns.prompt goal; all of them: " + ", ".join(DataSource.model_fields))
     return USAGE + "\n".join(lines)
 
 
@@ -153,17 +161,36 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _write_failure(error: Exception) -> str | None:
-    """What to tell the user where a file could not be written; None for any other error."""
-    if isinstance(error, OSError) and error.errno in CANNOT_WRITE:
-        return f"{error.filename or 'output'}: cannot be written ({error.strerror}); free some space or set --output"
-    if any(word in str(error) for word in CANNOT_WRITE_WORDS):
-        return f"a file in the run folder cannot be written ({str(error)[:200]}); free some space or set --output"
-    return None
+@contextmanager
+def _told_where_it_cannot_write(place: Path) -> Iterator[None]:
+    """Make a full disk, or a folder that must not be written to, a UserError that names the file, or else the place."""
+    try:
+        yield
+    except (UserError, Stopped, Diverged):
+        raise
+    except Exception as error:
+        is_one = isinstance(error, OSError) and error.errno in CANNOT_WRITE
+        if not is_one and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
+            raise
+        file, reason = getattr(error, "filename", None) or place, getattr(error, "strerror", None) or str(error)[:200]
+        raise UserError(f"{file}: cannot be written ({reason}); free some space, or write elsewhere") from error
 
 
-def _fail(message: str, code: int, every_rank: bool = False) -> int:
-    """Print an error: once, on rank 0, where all ranks meet the same one."""
-    if every_rank or is_main_process():
-        print(f"error: {message}" if code != EXIT_STOPPED else message, file=sys.stderr, flush=True)
+def _end(message: str, code: int) -> int:
+    """Say on rank 0 why a run ends before it is done, through no error."""
+    if is_main_process():
+        print(message, file=sys.stderr, flush=True)
+    return code
+
+
+def _fail(message: str, code: int) -> int:
+    """Print an error: once, on rank 0, where all ranks meet the same one.
+
+    A launcher ends all ranks as soon as one has failed, so the others let rank 0 speak first. Who is still there after
+    that has met an error of its own (a file that is missing on one node, say), and tells it.
+    """
+    if not is_main_process():
+        time.sleep(RANK_0_SPEAKS_SECONDS)
+        message = f"rank {os.environ['RANK']}: {message}"
+    print(f"error: {message}", file=sys.stderr, flush=True)
     return code

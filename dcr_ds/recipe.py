@@ -20,7 +20,9 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
 
 
 def _as_text(value: Any) -> Any:
@@ -30,7 +32,8 @@ def _as_text(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int | float) else value
 
 
-Texts = Annotated[str | list[str], BeforeValidator(_as_text)]
+Cell = str | bool | int | float
+Texts = Annotated[str | list[str], BeforeValidator(_as_text, json_schema_input_type=Cell | list[Cell])]
 
 
 class DataSource(Section):
@@ -52,7 +55,7 @@ def _source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
-Data = Annotated[DataSource, BeforeValidator(_source)]
+Data = Annotated[DataSource, BeforeValidator(_source, json_schema_input_type=str | DataSource)]
 
 
 class ModelSection(Section):
@@ -215,6 +218,13 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of recipe files, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "a recipe beside this file to start from"}
+    return schema
+
+
 def find_file(name: str) -> Path | None:
     """A file named in a recipe: as given from the working folder, or as shipped beside the package."""
     for candidate in (Path(name).expanduser(), PROJECT_ROOT / name):
@@ -352,13 +362,14 @@ def _explain(error: ValidationError, origins: dict[str, str]) -> str:
     """All that is wrong with a recipe, one line a field."""
     lines = []
     for problem in error.errors():
+        combination = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else ""
         keys = [str(key) for key in problem["loc"]]
-        name = ".".join(key for key in keys if not _is_union_branch(key))
+        name = combination.partition(":")[0] or ".".join(key for key in keys if not _is_union_branch(key))
         where = next((origins[n] for n in _prefixes(name) if n in origins), "the defaults")
         if problem["type"] == "extra_forbidden":
             lines.append(f"{where}: unknown field {name!r}.{_did_you_mean(name, name.split('.')[-1], 0)}")
-        elif problem["type"] == "value_error":
-            lines.append(str(problem["ctx"]["error"]))
+        elif combination:
+            lines.append(f"{where}: {combination}")
         else:
             got = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
             lines.append(f"{where}: {name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}")

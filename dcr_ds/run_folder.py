@@ -16,8 +16,12 @@ from dcr_ds.files import write_whole
 from dcr_ds.recipe import PROJECT_ROOT, STAGES, Recipe, dump_recipe
 
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
-FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard")
-FREE_SECTIONS = ("checkpoint", "evaluate")
+FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "checkpoint")
+RESULTS = {
+    "refine": ("checkpoints", "model", "summary.json"),
+    "align": ("checkpoints", "model", "summary.json"),
+    "evaluate": ("base", "refined", "aligned"),
+}
 PACKAGES = ("dcr-ds", "torch", "deepspeed", "transformers", "datasets", "peft", "safetensors", "flash-attn")
 
 
@@ -37,32 +41,39 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
         raise UserError(f"{folder}: the run folder cannot be made ({error.strerror}); set --output elsewhere") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
-    if redo:
-        for stage in STAGES if redo == "all" else STAGES[STAGES.index(redo) :]:
-            shutil.rmtree(folder / stage, ignore_errors=True)
-    saved = _saved_recipe(folder)
-    if saved is None:
-        return recipe
-    values = recipe.model_dump(mode="json")
-    different = [
-        f"  {name}: {old} there, {new} now"
-        for name, old, new in _differences(saved, values)
-        if name.partition(".")[0] not in (*FREE, *FREE_SECTIONS) and not name.endswith(".micro_batch")
-    ]
-    trained = [stage for stage in ("refine", "align") if (folder / stage).exists()]
-    if different and trained:
+    redone = STAGES if redo == "all" else STAGES[STAGES.index(redo) :] if redo else ()
+    trained = [stage for stage in ("refine", "align") if stage not in redone and _has_results(folder, stage)]
+    saved = _saved_recipe(folder) if trained else None
+    if saved and (different := _what_differs(saved, recipe, trained)):
         raise UserError(
             f"{folder}: holds another recipe's run:\n" + "\n".join(different) + "\nGive this one another --name or "
             "--output, or do the stages again with --redo refine, --redo align or --redo all"
         )
-    return _keep_resolved(recipe, saved) if trained else recipe
+    if "refine" in recipe.stages and trained == ["align"]:
+        raise UserError(
+            f"{folder / 'align'}: was aligned without refine; give this run another --name or --output, or add --redo align"
+        )
+    for stage in redone:
+        shutil.rmtree(folder / stage, ignore_errors=True)
+    return _keep_resolved(recipe, saved) if saved else recipe
+
+
+def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: list[str]) -> list[str]:
+    """A line for every field that differs and may not; those of a stage that is still to be trained may."""
+    free = {*FREE, *STAGES} - set(trained)
+    values = recipe.model_dump(mode="json")
+    return [
+        f"  {name}: {old} there, {new} now"
+        for name, old, new in _differences(saved, values)
+        if name.partition(".")[0] not in free and not name.endswith(".micro_batch")
+    ]
 
 
 def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
     """Write recipe.yaml, from which the same run starts again, and environment.json. Rank 0."""
     folder = recipe.folder
-    saved = _saved_recipe(folder)
-    if saved and any((folder / stage).exists() for stage in STAGES):
+    saved = _saved_recipe(folder) if any(_has_results(folder, stage) for stage in STAGES) else None
+    if saved:
         # a run that goes on with fewer stages (say, evaluate alone) is still the run that it was
         stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
         recipe = recipe.model_copy(update={"stages": stages})
@@ -96,6 +107,11 @@ def describe_environment(device: str, world_size: int) -> dict[str, Any]:
 
 def stage_done(recipe: Recipe, stage: str) -> bool:
     return (recipe.folder / stage / "summary.json").is_file()
+
+
+def _has_results(folder: Path, stage: str) -> bool:
+    """Whether a run would go on from what is there of a stage; one that failed before its first checkpoint left none."""
+    return any((folder / stage / name).exists() for name in RESULTS[stage])
 
 
 def _saved_recipe(folder: Path) -> dict[str, Any] | None:

@@ -45,8 +45,10 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         write_whole(folder / "latest", final.name)
-        for old in _steps(folder)[keep:]:
-            shutil.rmtree(old, ignore_errors=True)
+        saved = _steps(folder)
+        kept = [path for path in saved if path.name <= final.name][:keep]  # a later one was not whole, or was passed by
+        for path in set(saved) - set(kept):
+            shutil.rmtree(path, ignore_errors=True)
     barrier(ranks)
 
 

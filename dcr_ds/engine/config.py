@@ -17,6 +17,7 @@ DECIDED_BY_RECIPE = {
     "train_micro_batch_size_per_gpu": "micro_batch of the stage",
     "gradient_clipping": "max_grad_norm of the stage",
 }
+OFFLOADS = ("offload_optimizer", "offload_param")
 
 
 def read_config(recipe: Recipe) -> dict[str, Any]:
@@ -32,19 +33,32 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     for key, field in DECIDED_BY_RECIPE.items():
         if config.get(key, "auto") != "auto":
             raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or say "auto"')
-    if config.get("fp16", {}).get("enabled"):
+    zero = _section(config, "zero_optimization", place)
+    if _section(config, "fp16", place).get("enabled"):
         raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
-    bf16 = config.get("bf16", {}).get("enabled", "auto")
-    if bf16 != "auto" and recipe.model.dtype != "auto" and bf16 != (recipe.model.dtype == "bfloat16"):
-        raise UserError(f'{place}: bf16.enabled is {bf16}, model.dtype is {recipe.model.dtype}; say "auto"')
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
+    bf16 = _section(config, "bf16", place).get("enabled", "auto")
+    if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):
+        raise UserError(
+            f'{place}: bf16.enabled is {bf16}, model.dtype is {recipe.model.dtype}; say "auto", and set model.dtype'
+        )
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
-    if stage < 2 and config.get("zero_optimization", {}).get("offload_optimizer"):
+    for name in OFFLOADS:
+        _section(zero, name, place)
+    if stage < 2 and zero.get("offload_optimizer"):
         raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
-    if config.get("zero_optimization", {}).get("overlap_comm") and stage != 2:
+    if zero.get("overlap_comm") and stage != 2:
         raise UserError(f"{place}: overlap_comm is supported with ZeRO stage 2 only; set it to false")
     return config
+
+
+def _section(config: dict[str, Any], name: str, place: str) -> dict[str, Any]:
+    """A section of the configuration, empty where there is none."""
+    section = config.get(name)
+    if section is not None and not isinstance(section, dict):
+        raise UserError(f"{place}: {name} must be an object, this is {section!r}")
+    return section or {}
 
 
 def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int, dtype: str, on_gpu: bool) -> dict:
@@ -58,13 +72,13 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
         "gradient_clipping": stage.max_grad_norm,
-        "bf16": {"enabled": dtype == "bfloat16"},
+        "bf16": {**(resolved.get("bf16") or {}), "enabled": dtype == "bfloat16"},
         "steps_per_print": 10**9,
         "managed_gradient_accumulation": False,
     }
-    zero = resolved.setdefault("zero_optimization", {"stage": 0})
-    for name in ("offload_optimizer", "offload_param"):
-        if zero.get(name, {}).get("pin_memory") == "auto":
+    zero = resolved["zero_optimization"] = {"stage": 0} | (resolved.get("zero_optimization") or {})
+    for name in OFFLOADS:
+        if (zero.get(name) or {}).get("pin_memory") == "auto":
             zero[name]["pin_memory"] = on_gpu
     return resolved
 

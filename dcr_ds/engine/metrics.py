@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from dcr_ds.engine.ranks import Ranks
+from dcr_ds.files import write_whole
 
 
 class MetricsLog:
@@ -85,9 +86,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _reopen(path: Path, first_step: int):
     rows = [row for row in read_rows(path) if row["step"] <= first_step]
-    stream = path.open("w", encoding="utf-8")
-    stream.writelines(json.dumps(row) + "\n" for row in rows)
-    return stream
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))  # at once: the first step may never end
+    return path.open("a", encoding="utf-8")
 
 
 def _event_writer(folder: Path):

@@ -70,11 +70,11 @@ def start(timeout_minutes: int = 30) -> Ranks:
 
 
 def close() -> None:
-    """Leave the process group, if one was joined."""
-    import torch.distributed
+    """Leave the process group, if one was joined; DeepSpeed forgets its groups with it, so that another can be joined."""
+    import deepspeed.comm
 
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
 
 
 def barrier(ranks: Ranks) -> None:

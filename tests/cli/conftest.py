@@ -1,47 +1,15 @@
-"""A tiny model, small data files, a recipe of both and a finished run; and what a command that fails must look like."""
+"""A tiny model, a recipe of it and small data, a finished run; and what a command that fails must look like."""
 
-import hashlib
-import json
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from small_runs import RECIPE, ROWS, snapshot, the_error, write_rows
 from tiny import make_model
 
 from dcr_ds.cli import main
-
-TOPICS = ("apples", "bridges", "clouds", "doors", "engines", "ferns")
-ROWS = {
-    "seemingly_toxic": [{"prompt": f"paint {topic}", "pair": topic} for topic in TOPICS],
-    "toxic": [{"prompt": f"wreck {topic}", "pair": topic} for topic in TOPICS],
-    "general": [{"prompt": f"describe {topic}", "response": "Here it is."} for topic in TOPICS],
-    "refusals": [{"prompt": f"burn {topic}", "response": "I will not."} for topic in TOPICS],
-    "asked": [{"prompt": f"count {topic}"} for topic in TOPICS[:2]],
-    "measured": [{"prompt": f"name {topic}", "response": "Yes."} for topic in TOPICS[:2]],
-}
-RECIPE = """\
-model: {{source: {model}}}
-stages: [refine, align]
-data:
-  seemingly_toxic: {data}/seemingly_toxic.jsonl
-  toxic: {data}/toxic.jsonl
-  general: {data}/general.jsonl
-  refusals: {data}/refusals.jsonl
-refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 1}}
-align: {{global_batch: 12}}
-evaluate:
-  models: [aligned]
-  benchmarks: [{{name: asked, prompts: {data}/asked.jsonl, wanted: comply}}]
-  general: {data}/measured.jsonl
-  max_new_tokens: 2
-deepspeed: ds_configs/zero0.json
-output: {output}
-"""
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -67,23 +35,6 @@ def finished_run(recipe) -> Path:
     return Path(recipe).parent / "runs" / "run"
 
 
-def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
-    """Every file of a folder with the time it was written and its hash."""
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def the_error(stderr: str) -> str:
-    """The one error message of a failed command; no stack trace beside it."""
-    assert "Traceback" not in stderr, stderr
-    before, *messages = ("\n" + stderr).split("\nerror: ")
-    assert len(messages) == 1, stderr
-    return messages[0].strip()
-
-
 @pytest.fixture
 def failing(recipe, capsys) -> Callable[..., str]:
     """Run `train RECIPE` with more arguments, and give its error message; it must end with the code."""
@@ -107,3 +58,19 @@ def refused(failing, finished_run) -> Callable[..., str]:
         return message
 
     return run
+
+
+@pytest.fixture
+def disk_full():
+    """While entered, no file can grow beyond so many bytes; writing more fails as on a full disk."""
+
+    @contextmanager
+    def limit(largest_bytes: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_bytes, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit

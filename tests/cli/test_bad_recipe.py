@@ -2,6 +2,8 @@
 
 import pytest
 
+from dcr_ds.cli import main
+
 COMMAND_LINE = {
     "unknown field": (["--refine.layr", "1"], ["--refine.layr", "did you mean refine.layer?"]),
     "unknown section": (["--refin.layer", "1"], ["--refin.layer", "did you mean refine.layer?"]),
@@ -93,7 +95,5 @@ def test_recipe_file_that_is_binary(refused, tmp_path):
 
 
 def test_unknown_command(capsys):
-    from dcr_ds.cli import main
-
     assert main(["tarin"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown command 'tarin'; there are train")

@@ -1,6 +1,8 @@
 """circle_loss where it could break: empty sets, overflow, memory layouts, autograd's corners, bad inputs."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -218,3 +220,17 @@ def test_check_finite_names_the_first_live_row():
         circle_loss(h, labels, check_finite=True)
     labels[[6, 9]] = -1
     assert circle_loss(h, labels, check_finite=True).isfinite()
+
+
+def test_an_error_does_not_keep_the_rows_alive():
+    """An exception in a cycle with its frame did; a process group so kept aborts the exit of a rank."""
+    h, labels = make_batch(12, 8, 2)
+    alive = weakref.ref(h)
+    gc.disable()
+    try:
+        with pytest.raises(TypeError):
+            circle_loss(h, labels.int())
+        del h
+        assert alive() is None
+    finally:
+        gc.enable()

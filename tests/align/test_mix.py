@@ -1,0 +1,112 @@
+"""The mix of stage 2: the stated share of refusals, nothing cut short, and an order that the seed alone decides."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_tokenizer
+
+from dcr_ds.align.mix import encode_mix
+from dcr_ds.data.load import RunData
+from dcr_ds.data.records import Conversation, ConversationSet
+from dcr_ds.errors import UserError
+from dcr_ds.models.chat import encode_conversation
+from dcr_ds.recipe import AlignSection
+
+TOKENIZER = make_tokenizer()
+LONG = "and so on " * 30
+
+
+def talks(letter, num, num_long=0):
+    """num conversations, the first num_long of them long."""
+    return ConversationSet(letter, "", [
+        Conversation(f"{letter}{i}", ({"role": "user", "content": f"{i}"},
+                                      {"role": "assistant", "content": LONG if i < num_long else letter}))
+        for i in range(num)
+    ], "")
+
+
+def mix_of(num_general, num_refusals, safe_ratio="auto", seed=0, long=(0, 0), max_length=200):
+    data = RunData(general=talks("g", num_general, long[0]), refusals=talks("r", num_refusals, long[1]))
+    return encode_mix(AlignSection(safe_ratio=safe_ratio, max_length=max_length), data, TOKENIZER, seed)
+
+
+def counts(mix):
+    return len(mix.samples) - mix.num_refusals, mix.num_refusals
+
+
+def test_auto_is_every_row_of_both():
+    mix = mix_of(7, 3)
+    assert mix.ids == [f"g{i}" for i in range(7)] + ["r0", "r1", "r2"]
+    assert counts(mix) == (7, 3)
+    assert mix.notes == ["mix: 7 general + 3 refusals, 30.0% refusals"]
+
+
+@pytest.mark.parametrize(
+    ("general", "refusals", "ratio", "expected"),
+    [
+        (90, 90, 0.1, (90, 10)),
+        (90, 5, 0.1, (45, 5)),
+        (10, 90, 0.5, (10, 10)),
+        (20, 20, 0.75, (7, 20)),
+        (8, 2, 0.2, (8, 2)),
+        (50, 50, 0.001, (50, 1)),
+        (3, 50, 0.99, (1, 50)),
+    ],
+)
+def test_the_larger_set_is_drawn_down(general, refusals, ratio, expected):
+    assert counts(mix_of(general, refusals, ratio)) == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0.02, 0.98))
+def test_the_ratio_is_kept_as_near_as_rows_allow(general, refusals, ratio):
+    kept_general, kept_refusals = counts(mix_of(general, refusals, ratio))
+    assert 1 <= kept_general <= general and 1 <= kept_refusals <= refusals
+    # half a row of rounding, on either side
+    wanted = kept_general * ratio / (1 - ratio)
+    slack = 0.5 * max(1, ratio / (1 - ratio)) + 1e-9
+    assert abs(kept_refusals - wanted) <= slack or min(kept_general, kept_refusals) == 1
+
+
+def test_samples_and_ids_are_in_one_order():
+    mix = mix_of(30, 30, 0.3)
+    data = {row.id: row for row in talks("g", 30).rows + talks("r", 30).rows}
+    assert mix.samples == [encode_conversation(TOKENIZER, data[each].messages) for each in mix.ids]
+    assert [each[0] for each in mix.ids] == ["g"] * counts(mix)[0] + ["r"] * counts(mix)[1]
+
+
+def test_no_row_is_drawn_twice():
+    ids = mix_of(40, 40, 0.25).ids
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_draw_depends_on_the_seed_alone():
+    assert mix_of(40, 40, 0.25, seed=5).ids == mix_of(40, 40, 0.25, seed=5).ids
+    assert mix_of(40, 40, 0.25, seed=5).ids != mix_of(40, 40, 0.25, seed=6).ids
+
+
+def test_what_is_too_long_is_left_out_whole_and_counted():
+    mix = mix_of(6, 4, long=(2, 1))
+    assert mix.ids == ["g2", "g3", "g4", "g5", "r1", "r2", "r3"]
+    assert max(len(sample.ids) for sample in mix.samples) <= 200
+    assert mix.notes[:2] == [
+        "data.general: 2 of 6 conversations longer than 200 tokens left out",
+        "data.refusals: 1 of 4 conversations longer than 200 tokens left out",
+    ]
+
+
+def test_the_ratio_counts_what_is_left():
+    assert counts(mix_of(20, 20, 0.5, long=(15, 0))) == (5, 5)
+
+
+@pytest.mark.parametrize(("long", "name"), [((5, 0), "general"), ((0, 5), "refusals")])
+def test_nothing_left_of_a_set_is_a_users_error(long, name):
+    with pytest.raises(UserError, match=f"data.{name}: no conversation has at most align.max_length = 200 tokens"):
+        mix_of(5, 5, long=long)
+
+
+def test_a_conversation_of_just_the_limit_stays():
+    length = len(mix_of(1, 1).samples[0].ids)
+    assert counts(mix_of(1, 1, max_length=length)) == (1, 1)
+    with pytest.raises(UserError):
+        mix_of(1, 1, max_length=length - 1)

@@ -1,0 +1,100 @@
+"""The SFT loss is the cross-entropy of the answers' tokens, whatever they are batched with."""
+
+import pytest
+import torch
+from tiny import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from dcr_ds.align.sft import summed_loss, supervised_tokens
+from dcr_ds.models.chat import encode_conversation
+
+CPU = torch.device("cpu")
+TURNS = [
+    [("user", "hello"), ("assistant", "hi")],
+    [("system", "be kind"), ("user", "a long question, and more of it"), ("assistant", "a longer answer: yes")],
+    [("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2"), ("user", "three"), ("assistant", "3")],
+    [("user", ""), ("assistant", "!")],
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return AutoModelForCausalLM.from_pretrained(make_model(tmp_path_factory.mktemp("model"))).eval()
+
+
+@pytest.fixture(scope="module")
+def samples():
+    tokenizer = make_tokenizer()
+    messages = [[{"role": role, "content": content} for role, content in turns] for turns in TURNS]
+    return [encode_conversation(tokenizer, each) for each in messages]
+
+
+def by_hand(model, sample):
+    """−Σ log π(y_t | x, y_<t), a token at a time, without padding."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([sample.ids])).logits[0].double()
+    places = range(sample.prompt_tokens, len(sample.ids))
+    return -sum(float(logits[t - 1].log_softmax(0)[sample.ids[t]]) for t in places)
+
+
+def loss_of(model, samples, alive=None, pad_id=0):
+    return summed_loss(model, samples, alive or [True] * len(samples), pad_id, CPU)
+
+
+def test_the_loss_is_that_of_each_answer_by_hand(model, samples):
+    expected = [by_hand(model, sample) for sample in samples]
+    assert loss_of(model, samples).item() == pytest.approx(sum(expected), rel=1e-5)
+    for sample, own in zip(samples, expected, strict=True):
+        assert loss_of(model, [sample]).item() == pytest.approx(own, rel=1e-5)
+
+
+def test_of_many_turns_the_last_answer_is_supervised(samples):
+    tokenizer = make_tokenizer()
+    assert [tokenizer.decode(sample.ids[-supervised_tokens(sample) :]) for sample in samples] == [
+        f"{turns[-1][1]}<|im_end|>" for turns in TURNS
+    ]
+
+
+@pytest.mark.parametrize("alive", [[True, False, True, False], [False, True, False, False]])
+def test_dead_rows_weigh_nothing(model, samples, alive):
+    expected = sum(by_hand(model, sample) for sample, is_alive in zip(samples, alive, strict=True) if is_alive)
+    assert loss_of(model, samples, alive).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_dead_rows_has_a_loss_and_gradient_of_zero(model, samples):
+    loss = loss_of(model, samples[:2], [False, False])
+    loss.backward()
+    assert loss.item() == 0.0
+    assert not any(parameter.grad.any() for parameter in model.parameters())
+    model.zero_grad()
+
+
+def test_what_pads_does_not_matter(model, samples):
+    assert torch.equal(loss_of(model, samples, pad_id=0), loss_of(model, samples, pad_id=77))
+
+
+def test_an_answer_that_holds_the_pad_token_is_supervised_in_it(model, samples):
+    """As where EOS pads: the end of the answer must not be taken for padding."""
+    expected = loss_of(model, samples, pad_id=0).item()
+    assert loss_of(model, samples, pad_id=samples[0].ids[-1]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gradients_add_up_over_micro_batches(model, samples):
+    def gradient(groups):
+        model.zero_grad()
+        for group in groups:
+            loss_of(model, group).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    whole = gradient([samples])
+    assert whole.norm() > 0
+    for groups in ([[sample] for sample in samples], [samples[2:], samples[:2]]):
+        assert (gradient(groups) - whole).norm() <= 1e-5 * whole.norm()
+    model.zero_grad()
+
+
+def test_the_loss_is_summed_in_float32(model, samples, tmp_path):
+    half = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), dtype=torch.bfloat16).eval()
+    loss = loss_of(half, samples)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(loss_of(model, samples).item(), rel=0.05)

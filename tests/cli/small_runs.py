@@ -1,0 +1,54 @@
+"""Small data, a recipe of it, and what a test looks at after a run: files untouched, one error message."""
+
+import hashlib
+import json
+from pathlib import Path
+
+TOPICS = ("apples", "bridges", "clouds", "doors", "engines", "ferns")
+ROWS = {
+    "seemingly_toxic": [{"prompt": f"paint {topic}", "pair": topic} for topic in TOPICS],
+    "toxic": [{"prompt": f"wreck {topic}", "pair": topic} for topic in TOPICS],
+    "general": [{"prompt": f"describe {topic}", "response": "Here it is."} for topic in TOPICS],
+    "refusals": [{"prompt": f"burn {topic}", "response": "I will not."} for topic in TOPICS],
+    "asked": [{"prompt": f"count {topic}"} for topic in TOPICS[:2]],
+    "measured": [{"prompt": f"name {topic}", "response": "Yes."} for topic in TOPICS[:2]],
+}
+RECIPE = """\
+model: {{source: {model}}}
+stages: [refine, align]
+data:
+  seemingly_toxic: {data}/seemingly_toxic.jsonl
+  toxic: {data}/toxic.jsonl
+  general: {data}/general.jsonl
+  refusals: {data}/refusals.jsonl
+refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 1}}
+align: {{global_batch: 12}}
+evaluate:
+  models: [aligned]
+  benchmarks: [{{name: asked, prompts: {data}/asked.jsonl, wanted: comply}}]
+  general: {data}/measured.jsonl
+  max_new_tokens: 2
+output: {output}
+"""
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file of a folder with the time it was written and its hash."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def the_error(stderr: str) -> str:
+    """The one error message of a failed command; no stack trace beside it."""
+    assert "Traceback" not in stderr, stderr
+    before, *messages = ("\n" + stderr).split("\nerror: ")
+    assert len(messages) == 1, stderr
+    return messages[0].strip()

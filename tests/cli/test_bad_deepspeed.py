@@ -1,0 +1,74 @@
+"""A DeepSpeed configuration that contradicts the recipe, or cannot be read, is refused."""
+
+import json
+
+import pytest
+
+BF16 = {"bf16": {"enabled": True}}
+CONFIGS = {
+    "a batch": ({"train_batch_size": 8}, [], ["train_batch_size is set", "global_batch", '"auto"']),
+    "a micro-batch": ({"train_micro_batch_size_per_gpu": 8}, [], ["train_micro_batch_size_per_gpu", "micro_batch"]),
+    "accumulation": ({"gradient_accumulation_steps": 2}, [], ["gradient_accumulation_steps", "global_batch"]),
+    "clipping": ({"gradient_clipping": 1.0}, [], ["gradient_clipping", "max_grad_norm"]),
+    "an optimizer": ({"optimizer": {"type": "Adam"}}, [], ["optimizer is set", "learning_rate", "remove it"]),
+    "a scheduler": ({"scheduler": {"type": "WarmupLR"}}, [], ["scheduler is set", "warmup_steps"]),
+    "fp16": ({"fp16": {"enabled": True}}, [], ["fp16 is not supported", "model.dtype"]),
+    "bf16, recipe float32": (BF16, ["--model.dtype", "float32"], ["bf16.enabled is True", "model.dtype is float32"]),
+    "bf16, recipe auto": (BF16, ["--model.dtype", "auto"], ["bf16.enabled is True", "model.dtype is auto"]),
+    "no bf16, recipe bfloat16": (
+        {"bf16": {"enabled": False}}, ["--model.dtype", "bfloat16"], ["bf16.enabled is False", '"auto"'],
+    ),
+    "stage 7": ({"zero_optimization": {"stage": 7}}, [], ["zero_optimization.stage is 7", "0, 1, 2 or 3"]),
+    "stage as text": ({"zero_optimization": {"stage": "2"}}, [], ["stage is '2'", "0, 1, 2 or 3"]),
+    "stage true": ({"zero_optimization": {"stage": True}}, [], ["stage is True", "0, 1, 2 or 3"]),
+    "a number for a section": ({"zero_optimization": 2}, [], ["zero_optimization", "must be an object", "2"]),
+    "true for a section": ({"bf16": True}, [], ["bf16", "must be an object", "True"]),
+    "overlap with stage 3": (
+        {"zero_optimization": {"stage": 3, "overlap_comm": True}}, [], ["overlap_comm", "stage 2 only", "false"],
+    ),
+    "offload with stage 1": (
+        {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}, [], ["offload_optimizer", "not 1"],
+    ),
+    "an array": ([1], [], ["a JSON object", "list"]),
+}
+TEXTS = {
+    "not JSON": (b'{\n"a": 1,\n}', ["line 3", "not valid JSON"]),
+    "not UTF-8": (b'{"a": "\xe9"}', ["not UTF-8"]),
+    "empty": (b"", ["line 1", "not valid JSON"]),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_config_that_contradicts(refused, tmp_path, case):
+    config, options, wanted = CONFIGS[case]
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
+    message = refused("--deepspeed", path, *options)
+    assert message.startswith(str(path)), message
+    assert all(word in message for word in wanted), message
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_config_that_is_not_to_be_read(refused, tmp_path, case):
+    content, wanted = TEXTS[case]
+    path = tmp_path / "ds.json"
+    path.write_bytes(content)
+    message = refused("--deepspeed", path)
+    assert message.startswith(str(path)), message
+    assert all(word in message for word in wanted), message
+
+
+def test_config_that_is_not_there(refused):
+    message = refused("--deepspeed", "ds_configs/zero7.json")
+    assert "ds_configs/zero7.json" in message and "ds_configs/zero0.json" in message
+
+
+def test_config_in_the_recipe_itself(refused):
+    message = refused("--deepspeed", "{train_batch_size: 8}")
+    assert message.startswith("deepspeed: train_batch_size is set")
+
+
+def test_field_that_deepspeed_refuses(failing, tmp_path):
+    """DeepSpeed's own checks run when the engine is built; their verdict is a message too."""
+    message = failing("--deepspeed", "{zero_optimization: {stage: 2, reduce_bucket_size: many}}", "--output", tmp_path)
+    assert message.startswith("deepspeed: ") and "reduce_bucket_size" in message

@@ -1,0 +1,91 @@
+"""An output folder that cannot be used: the message names it, and what was there before stays as it was."""
+
+import shutil
+
+import pytest
+from small_runs import snapshot
+
+from dcr_ds.cli import main
+
+
+def test_output_under_a_file(failing, tmp_path):
+    (tmp_path / "file").write_text("")
+    message = failing("--output", tmp_path / "file")
+    assert message.startswith(f"{tmp_path}/file/run: the run folder cannot be made") and "--output" in message
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_a_file_where_the_run_folder_goes(failing, tmp_path):
+    (tmp_path / "run").write_text("")
+    message = failing("--output", tmp_path)
+    assert message.startswith(f"{tmp_path}/run: the run folder cannot be made") and "--output" in message
+
+
+@pytest.mark.parametrize("redo", [[], ["--redo", "align"]], ids=["", "redo align"])
+def test_folder_with_another_recipes_run(refused, finished_run, redo):
+    """Refused before anything is removed: stage 1 would stay another recipe's if stage 2 alone were done again."""
+    message = refused("--refine.margin", "0.4", *redo)
+    assert message.startswith(f"{finished_run}: holds another recipe's run:\n  refine.margin: 0.25 there, 0.4 now")
+    assert "--name" in message and "--redo refine" in message
+
+
+def test_another_recipe_with_what_differs_done_again(recipe, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    command = ["train", recipe, "--output", str(tmp_path), "--align.weight_decay", "0.1", "--redo", "align"]
+    assert main(command) == 0
+    before, after = snapshot(finished_run / "refine"), snapshot(tmp_path / "run/refine")
+    assert before == after
+    assert "weight_decay: 0.1" in (tmp_path / "run/recipe.yaml").read_text()
+
+
+def test_folder_with_a_recipe_that_cannot_be_read(failing, finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "run/recipe.yaml").write_text("refine: [")
+    before = snapshot(tmp_path)
+    message = failing("--output", tmp_path)
+    assert message.startswith(f"{tmp_path}/run/recipe.yaml: not a recipe") and "--name" in message
+    assert snapshot(tmp_path) == before
+
+
+def test_run_that_failed_before_its_first_checkpoint_may_be_changed(failing, recipe, tmp_path):
+    """The way out of an error is often another value; the folder of the failed run must not stand in its way."""
+    options = ["--output", str(tmp_path), "--stages", "[align]"]
+    assert "align.max_length = 3 tokens" in failing(*options, "--align.max_length", "3")
+    assert main(["train", recipe, *options, "--seed", "5"]) == 0
+    assert "seed: 5" in (tmp_path / "run/recipe.yaml").read_text()
+
+
+def test_stage_1_after_stage_2_was_done_without_it(failing, finished_run, tmp_path):
+    """Else the report would call a model refined and aligned that was aligned from the base."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/refine")
+    before = snapshot(tmp_path)
+    message = failing("--output", tmp_path)
+    assert message.startswith(f"{tmp_path}/run/align: was aligned without refine") and "--redo align" in message
+    assert snapshot(tmp_path) == before
+
+
+def test_disk_full_at_the_first_file(failing, finished_run, tmp_path, disk_full):
+    """A run that is started again with no space left keeps its recipe and its models."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    before = snapshot(tmp_path)
+    with disk_full(100):
+        message = failing("--output", tmp_path)
+    assert str(tmp_path) in message and "cannot be written" in message and "free some space" in message
+    after = snapshot(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize("stage", ["refine", "align"])
+@pytest.mark.parametrize("what", ["checkpoint", "model"])
+def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
+    """The message says so; no half of a checkpoint or model is taken for a whole one, and the run goes on later."""
+    options = ["--output", tmp_path, "--stages", f"[{stage}]"]
+    options += ["--checkpoint.every_steps", 1 if what == "checkpoint" else 9]
+    with disk_full(20_000):
+        message = failing(*options)
+    assert str(tmp_path) in message and "cannot be written" in message and "free some space" in message
+    left = tmp_path / "run" / stage
+    assert not (left / "model").exists() and not (left / "checkpoints/step-00000001").exists()
+    assert main(["train", recipe, *map(str, options)]) == 0
+    assert (tmp_path / f"run/{stage}/model/model.safetensors").is_file()

@@ -1,0 +1,140 @@
+"""The schema of recipes: overrides, defaults, what is saved reads back, and what is shipped is valid."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dcr_ds.cli import main
+from dcr_ds.engine.config import read_config, resolve_config
+from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
+
+OVERRIDES = {
+    "a number": ("refine.layer", "14", lambda recipe: recipe.refine.layer == 14),
+    "auto": ("refine.layer", "auto", lambda recipe: recipe.refine.layer == "auto"),
+    "a float with an exponent": ("align.learning_rate", "1e-4", lambda recipe: recipe.align.learning_rate == 1e-4),
+    "a list": ("stages", "[refine]", lambda recipe: recipe.stages == ["refine"]),
+    "a truth": ("allow_leakage", "true", lambda recipe: recipe.allow_leakage is True),
+    "a plain data source": ("data.toxic", "p.csv", lambda recipe: recipe.data.toxic == DataSource(source="p.csv")),
+    "a field of a data set": ("data.toxic.rows", "5", lambda recipe: recipe.data.toxic.rows == 5),
+    "a column": ("data.toxic.columns.prompt", "goal", lambda recipe: recipe.data.toxic.columns == {"prompt": "goal"}),
+    "a condition": ("data.toxic.where.label", "[a, b]", lambda recipe: recipe.data.toxic.where == {"label": ["a", "b"]}),
+    "a condition on true": ("data.toxic.where.safe", "true", lambda r: r.data.toxic.where == {"safe": "true"}),
+    "an inner section": ("align.lora.rank", "4", lambda recipe: recipe.align.lora.rank == 4),
+    "a file": ("deepspeed", "ds_configs/zero3.json", lambda recipe: recipe.deepspeed == "ds_configs/zero3.json"),
+    "a mapping": ("deepspeed", "{bf16: {}}", lambda recipe: recipe.deepspeed == {"bf16": {}}),
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_override(case):
+    name, text, holds = OVERRIDES[case]
+    assert holds(load_recipe(None, [(name, text)]))
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        (tmp_path / "recipe.yaml").write_text(text)
+        return str(tmp_path / "recipe.yaml")
+
+    return write
+
+
+def test_command_line_wins_over_the_file_and_the_last_over_the_first(written):
+    path = written("refine: {layer: 3, margin: 0.2}\n")
+    recipe = load_recipe(path, [("refine.layer", "4"), ("refine.layer", "5")])
+    assert (recipe.refine.layer, recipe.refine.margin) == (5, 0.2)
+
+
+def test_plain_data_source_keeps_the_other_fields_of_the_file(written):
+    path = written("data: {toxic: {source: a.csv, rows: 3}}\n")
+    assert load_recipe(path, [("data.toxic", "b.csv")]).data.toxic == DataSource(source="b.csv", rows=3)
+
+
+def test_field_of_a_data_set_keeps_the_plain_source_of_the_file(written):
+    path = written("data: {toxic: a.csv}\n")
+    assert load_recipe(path, [("data.toxic.rows", "3")]).data.toxic == DataSource(source="a.csv", rows=3)
+
+
+def test_empty_recipe_is_the_defaults(written):
+    assert load_recipe(written("# nothing\n")) == load_recipe(None) == Recipe()
+
+
+def test_recipe_that_extends_another(written, tmp_path):
+    (tmp_path / "base.yaml").write_text("refine: {layer: 3, margin: 0.2}\nseed: 1\n")
+    recipe = load_recipe(written("extends: base.yaml\nrefine: {layer: 4}\n"))
+    assert (recipe.refine.layer, recipe.refine.margin, recipe.seed) == (4, 0.2, 1)
+
+
+@pytest.mark.parametrize("path", [None, *RECIPES], ids=lambda path: path.name if path else "defaults")
+def test_saved_recipe_loads_equal(written, path):
+    recipe = load_recipe(path and str(path), [("data.toxic", "höhle.csv"), ("data.toxic.where.label", "yes")])
+    assert load_recipe(written(dump_recipe(recipe))) == recipe
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_shipped_recipe(path):
+    recipe = load_recipe(str(path))
+    read_config(recipe)
+    assert path.read_text().startswith("#"), "a recipe opens with what it is for and its launch command"
+
+
+def test_shipped_recipes_write_into_folders_of_their_own():
+    names = [load_recipe(str(path)).name for path in RECIPES]
+    assert len(names) == len(set(names)) > 1
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shipped_deepspeed_config(path, dtype):
+    recipe = load_recipe(None, [("deepspeed", f"ds_configs/{path.name}"), ("model.dtype", dtype)])
+    resolved = resolve_config(read_config(recipe), recipe.refine, 2, dtype, on_gpu=False)
+    assert "auto" not in json.dumps(resolved)
+    assert resolved["bf16"] == {"enabled": dtype == "bfloat16"}
+    assert resolved["train_batch_size"] == 2  # DeepSpeed's product of ranks, micro-batch and accumulation
+
+
+def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every field of the schema, found through an instance of its defaults."""
+    names = []
+    for name, value in model():
+        is_section = isinstance(value, BaseModel) and not isinstance(value, DataSource)
+        names += leaves(type(value), f"{prefix}{name}.") if is_section else [prefix + name]
+    return names
+
+
+def test_field_rows_are_every_field_with_its_sentence():
+    rows = field_rows()
+    assert [name for name, *_ in rows] == leaves(Recipe)
+    for name, kind, _, sentence in rows:
+        assert kind and sentence, name
+
+
+def test_help_names_every_field(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    for name, _, default, sentence in field_rows():
+        assert f"--{name}  (" in text and sentence in text and default in text, name
+    assert text.rstrip().endswith("all of them: " + ", ".join(DataSource.model_fields))
+    assert "deepspeed train.py" in text and "--dry-run" in text and "--redo" in text
+
+
+def test_schema_is_json_with_every_field(capsys):
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == {*Recipe.model_fields, "extends"}
+    assert schema["additionalProperties"] is False
+    assert all("description" in field for field in schema["$defs"]["RefineSection"]["properties"].values())
+
+
+def test_schema_lets_an_editor_accept_a_plain_data_source():
+    sections = json_schema()["$defs"]
+    for section, name in (("DataSection", "toxic"), ("EvaluateSection", "general"), ("Benchmark", "prompts")):
+        kinds = sections[section]["properties"][name]["anyOf"]
+        assert {"type": "string"} in kinds and {"$ref": "#/$defs/DataSource"} in kinds

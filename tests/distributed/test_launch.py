@@ -1,0 +1,168 @@
+"""The public entry points, as a user launches them: DeepSpeed's launcher on two ranks, plain python, the dry run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import make_model, one_thread_environment
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+ROOT = Path(__file__).parents[2]
+STEPS = {"refine": 4, "align": 5}
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
+
+
+def deepspeed(*arguments: str, ranks: int) -> list[str]:
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", free_port()]
+    return [*launcher, "train.py", *arguments]
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.Popen(
+        command, cwd=ROOT, env=one_thread_environment(PATH=path, **environment), text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen, code: int = 0, timeout: float = 150) -> str:
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == code, output[-3000:]
+    return output
+
+
+def losses(run: Path, stage: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def kill_after(process: subprocess.Popen, run: Path, stage: str, step: int, number: int) -> None:
+    """Send a signal to the whole process group once a step is in metrics.jsonl."""
+    metrics = run / stage / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= step):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "tiny", tied=False)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, model) -> str:
+    """A small run of both stages that writes a checkpoint every other step."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    values = {
+        "name": "tiny",
+        "stages": ["refine", "align"],
+        "model": {"source": str(model)},
+        "data": {"general": {"rows": 30}, "refusals": {"rows": 20}},
+        "refine": {"layer": 2, "global_batch": 8, "max_steps": STEPS["refine"], "retain_batch": 3, "patience": 99,
+                   "learning_rate": 1e-3, "pairs": "matched"},
+        "align": {"global_batch": 10, "learning_rate": 1e-3, "max_length": 512},
+        "checkpoint": {"every_steps": 2},
+        "deepspeed": "ds_configs/zero3.json",
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, recipe) -> Path:
+    """An undisturbed run on two ranks under ZeRO-3, through `deepspeed train.py`."""
+    output = tmp_path_factory.mktemp("two")
+    finish(start(deepspeed(recipe, "--output", str(output), ranks=2)))
+    return output / "tiny"
+
+
+def test_two_rank_zero3_run_leaves_models_that_plain_transformers_loads(two_ranks, model):
+    assert len(losses(two_ranks, "refine")) == STEPS["refine"]
+    assert len(losses(two_ranks, "align")) == STEPS["align"]
+    base = load_file(model / "model.safetensors")
+    for stage in ("refine", "align"):
+        folder = two_ranks / stage / "model"
+        loaded = AutoModelForCausalLM.from_pretrained(folder)
+        assert AutoTokenizer.from_pretrained(folder).chat_template
+        assert {name: tensor.shape for name, tensor in load_file(folder / "model.safetensors").items()} == {
+            name: tensor.shape for name, tensor in base.items()
+        }
+        assert all(torch.isfinite(parameter).all() for parameter in loaded.parameters())
+    refined, aligned = (load_file(two_ranks / stage / "model" / "model.safetensors") for stage in ("refine", "align"))
+    assert torch.equal(refined["model.layers.3.mlp.up_proj.weight"], base["model.layers.3.mlp.up_proj.weight"])
+    assert not torch.equal(refined["model.layers.1.mlp.up_proj.weight"], base["model.layers.1.mlp.up_proj.weight"])
+    assert not torch.equal(aligned["model.layers.3.mlp.up_proj.weight"], base["model.layers.3.mlp.up_proj.weight"])
+
+
+@pytest.mark.parametrize(("stage", "step"), [("refine", 3), ("align", 4)])
+def test_killed_run_goes_on_bit_for_bit(two_ranks, recipe, tmp_path, stage, step):
+    command = deepspeed(recipe, "--output", str(tmp_path), ranks=2)
+    process = start(command)
+    kill_after(process, tmp_path / "tiny", stage, step, signal.SIGKILL)
+    process.communicate()
+    output = finish(start(command))
+    assert "going on from" in output
+    assert losses(tmp_path / "tiny", "refine") == losses(two_ranks, "refine")
+    assert losses(tmp_path / "tiny", "align") == losses(two_ranks, "align")
+    for each in ("refine", "align"):
+        weights = (run / each / "model" / "model.safetensors" for run in (two_ranks, tmp_path / "tiny"))
+        first, second = (file.read_bytes() for file in weights)
+        assert first == second
+
+
+def test_python_alone_stops_on_sigterm_with_75_and_goes_on(two_ranks, recipe, tmp_path):
+    """One process, ZeRO-2: no launcher and no MPI. It also agrees with two ranks under ZeRO-3."""
+    command = [sys.executable, "train.py", recipe, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero2.json"]
+    process = start(command)
+    kill_after(process, tmp_path / "tiny", "align", 1, signal.SIGTERM)
+    output = finish(process, code=75)
+    assert "saved in" in output and "Traceback" not in output
+    finish(start(command))
+    for stage in ("refine", "align"):
+        assert losses(tmp_path / "tiny", stage) == pytest.approx(losses(two_ranks, stage), rel=2e-3)
+    again = finish(start(command))
+    assert "refine: done already" in again and "align: done already" in again
+
+
+@pytest.mark.parametrize("kernels", ["present", "absent"])
+def test_dry_run_from_the_root_with_hugging_faces_kernels(model, tmp_path, kernels):
+    """The folder kernels/ must neither shadow nor be shadowed by the package of that name."""
+    environment = {}
+    if kernels == "absent":
+        hide = (  # the installed package only: the folder of this project stays where Python finds it
+            "import importlib.machinery, importlib.metadata, sys\n"
+            "class Hidden:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name == 'kernels':\n"
+            "            rest = [entry for entry in sys.path if 'site-packages' not in entry]\n"
+            "            spec = importlib.machinery.PathFinder.find_spec(name, rest)\n"
+            "            if spec is None:\n"
+            "                raise ModuleNotFoundError(name)\n"
+            "            return spec\n"
+            "sys.meta_path.insert(0, Hidden())\n"
+            "version = importlib.metadata.version\n"
+            "def without(name):\n"
+            "    if name == 'kernels':\n"
+            "        raise importlib.metadata.PackageNotFoundError(name)\n"
+            "    return version(name)\n"
+            "importlib.metadata.version = without\n"
+        )
+        (tmp_path / "sitecustomize.py").write_text(hide)
+        environment["PYTHONPATH"] = str(tmp_path)
+    output = finish(start(deepspeed("--model.source", str(model), "--dry-run", ranks=1), **environment))
+    assert "refine: parameters:" in output and "not loaded" in output

@@ -1,0 +1,215 @@
+"""A checkpoint is whole or absent: what is loaded goes on bit for bit, and what is damaged is never loaded."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+
+from dcr_ds.engine import ranks as process
+from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.engine.checkpoint import MANIFEST, finish_stage, load_newest, save_checkpoint
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import StageSection
+
+STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "")  # put back as it was, after the module
+            patch.delenv(name)
+        process.set_environment()
+        yield process.start()
+        process.close()
+
+
+def make_engine(ranks, zero, seed):
+    """A small network whose first layer is frozen, and the same for every seed."""
+    torch.manual_seed(7)
+    frozen = torch.nn.Linear(4, 8).requires_grad_(False)
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(frozen, torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, "float32", ranks)
+    return build_engine(model, STAGE, config, "linear", 20, ranks)
+
+
+def train(engine, steps):
+    for step in steps:
+        batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+        for rows in batch.split(3):
+            engine.backward((engine(rows) - rows.sum(1, keepdim=True)).square().mean() / 2, scale_wrt_gas=False)
+        engine.step()
+
+
+@pytest.fixture(scope="module")
+def engine(ranks):
+    return make_engine(ranks, 0, seed=0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, ranks, engine):
+    """Checkpoints of the steps 1, 2 and 3, and the weights at each."""
+    folder = tmp_path_factory.mktemp("saved")
+    weights = {}
+    for step in (1, 2, 3):
+        train(engine, [step])
+        save_checkpoint(engine, folder, step, {"tokens": step * 100, "gap": 0.1 + 0.2}, keep=3, ranks=ranks)
+        weights[step] = trained_weights(engine, ranks)
+    return folder, weights
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A copy of the three checkpoints that a test may spoil."""
+    return shutil.copytree(saved[0], tmp_path / "checkpoints")
+
+
+def newest_files(folder):
+    return sorted(file for file in (folder / "step-00000003").rglob("*") if file.is_file())
+
+
+def assert_falls_back(engine, folder, ranks, saved, capsys, step=2):
+    found, state = load_newest(engine, folder, ranks)
+    assert (found, state["tokens"]) == (step, step * 100)
+    weights = trained_weights(engine, ranks)
+    assert all(torch.equal(weights[name], saved[1][step][name]) for name in weights)
+    told = capsys.readouterr().err
+    assert told.count("looking for an older one") == 3 - step
+    assert f"going on from {folder / f'step-{step:08d}'}" in told
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks, zero):
+    engine = make_engine(ranks, zero, seed=0)
+    train(engine, range(3))
+    save_checkpoint(engine, tmp_path, 3, {"tokens": 30}, keep=1, ranks=ranks)
+    train(engine, range(3, 6))
+    expected = trained_weights(engine, ranks)
+
+    resumed = make_engine(ranks, zero, seed=1)
+    assert any(not torch.equal(weight, expected[name]) for name, weight in trained_weights(resumed, ranks).items())
+    assert load_newest(resumed, tmp_path, ranks) == (3, {"tokens": 30})
+    train(resumed, range(3, 6))
+    got = trained_weights(resumed, ranks)
+    assert got.keys() == expected.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert resumed.get_lr() == engine.get_lr()
+
+
+def test_saving_changes_nothing(tmp_path, ranks):
+    undisturbed, saving = make_engine(ranks, 2, seed=0), make_engine(ranks, 2, seed=0)
+    for step in range(3):
+        train(undisturbed, [step])
+        train(saving, [step])
+        save_checkpoint(saving, tmp_path, step + 1, {}, keep=1, ranks=ranks)
+    one, other = trained_weights(undisturbed, ranks), trained_weights(saving, ranks)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_newest_is_loaded_with_its_state(saved, engine, ranks):
+    assert load_newest(engine, saved[0], ranks) == (3, {"tokens": 300, "gap": 0.1 + 0.2})
+    assert (saved[0] / "latest").read_text() == "step-00000003"
+
+
+def test_nothing_saved_is_a_fresh_start(tmp_path, engine, ranks):
+    assert load_newest(engine, tmp_path / "never", ranks) is None
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "longer", "missing"])
+def test_a_damaged_file_makes_an_older_checkpoint_the_newest(saved, folder, engine, ranks, capsys, damage):
+    files = [file for file in newest_files(folder) if file.name != MANIFEST]
+    assert files
+    for seed, file in enumerate(files):
+        whole = file.read_bytes()
+        chance = random.Random(seed)
+        if damage == "bit":
+            spoiled = bytearray(whole)
+            spoiled[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+            file.write_bytes(spoiled)
+        elif damage == "missing":
+            file.unlink()
+        else:
+            cut = whole[: chance.randrange(len(whole))]
+            file.write_bytes({"cut": cut, "empty": b"", "longer": whole + b"\0"}[damage])
+        assert_falls_back(engine, folder, ranks, saved, capsys)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "other"])
+def test_a_checkpoint_without_its_manifest_is_not_whole(saved, folder, engine, ranks, capsys, damage):
+    manifest = folder / "step-00000003" / MANIFEST
+    text = manifest.read_text()
+    manifest.write_text({"cut": text[: len(text) // 2], "other": "[]"}.get(damage, ""))
+    if damage == "missing":
+        manifest.unlink()
+    assert_falls_back(engine, folder, ranks, saved, capsys)
+
+
+def test_two_damaged_checkpoints_are_passed_over(saved, folder, engine, ranks, capsys):
+    for step in (2, 3):
+        (folder / f"step-{step:08d}" / MANIFEST).unlink()
+    assert_falls_back(engine, folder, ranks, saved, capsys, step=1)
+
+
+def test_none_whole_is_an_error_and_no_fresh_start(folder, engine, ranks):
+    for manifest in folder.rglob(MANIFEST):
+        manifest.unlink()
+    with pytest.raises(UserError, match=f"{folder}: no whole checkpoint is left; remove the folder"):
+        load_newest(engine, folder, ranks)
+
+
+def test_a_save_that_was_interrupted_is_passed_over(saved, folder, engine, ranks, capsys):
+    (folder / "step-00000003").rename(folder / "step-00000003.partial")
+    assert load_newest(engine, folder, ranks)[0] == 2
+    assert "not whole" not in capsys.readouterr().err
+    save_checkpoint(engine, folder, 3, {"tokens": 300}, keep=3, ranks=ranks)  # and is no hindrance to the next
+    assert load_newest(engine, folder, ranks)[0] == 3
+    assert not list(folder.glob("*.partial"))
+
+
+def test_what_latest_says_is_not_trusted(saved, folder, engine, ranks):
+    (folder / "latest").write_text("step-00000001")
+    assert load_newest(engine, folder, ranks)[0] == 3
+
+
+def test_another_number_of_ranks_is_refused(folder, engine, ranks):
+    manifest = folder / "step-00000003" / MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
+    with pytest.raises(UserError, match="saved by 4 ranks, this run has 1; launch with as many"):
+        load_newest(engine, folder, ranks)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_newest_are_kept(tmp_path, engine, ranks, keep):
+    for step in (5, 10, 15, 20):
+        save_checkpoint(engine, tmp_path, step, {}, keep, ranks)
+        assert (tmp_path / "latest").read_text() == f"step-{step:08d}"
+    kept = [f"step-{step:08d}" for step in (5, 10, 15, 20)[-keep:]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *kept]
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_saved(folder, engine, ranks):
+    """Gone on from step 2 since step 3 is damaged, stopped at once, with keep: 1."""
+    for step in (1, 3):
+        (folder / f"step-{step:08d}" / MANIFEST).unlink()
+    assert load_newest(engine, folder, ranks)[0] == 2
+    save_checkpoint(engine, folder, 2, {"tokens": 200}, keep=1, ranks=ranks)
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000002"]
+    assert load_newest(engine, folder, ranks) == (2, {"tokens": 200})
+
+
+def test_frozen_weights_are_not_saved(tmp_path, engine, ranks):
+    save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
+    weights = torch.load(next(tmp_path.rglob("*model_states.pt")), weights_only=False)["module"]
+    assert weights.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
+
+
+def test_a_finished_stage_needs_no_checkpoints(tmp_path, engine, ranks):
+    save_checkpoint(engine, tmp_path / "checkpoints", 1, {}, keep=1, ranks=ranks)
+    finish_stage(tmp_path, {"steps": 1}, ranks)
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 1}

@@ -1,0 +1,170 @@
+"""Prompts and conversations as tokens: one BOS, the prompt a prefix, the answer and its end supervised."""
+
+import pytest
+from tiny import TEMPLATE, make_tokenizer
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer, template_hash, turn_end_ids
+from dcr_ds.models.source import cache_folder
+
+DEMO = cache_folder() / "smollm2-135m"
+PAIR = [{"role": "user", "content": "how do I kill a process?"}, {"role": "assistant", "content": "use kill, é 火"}]
+LONG = [{"role": "system", "content": "be short"}, *PAIR, {"role": "user", "content": "and\n\ntwo?"},
+        {"role": "assistant", "content": "killall"}]
+CONVERSATIONS = {"one turn": PAIR, "two turns": PAIR + PAIR, "system": LONG,
+                 "empty question": [{"role": "user", "content": ""}, PAIR[1]]}
+TURN = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+LOOP = "{% for message in messages %}" + TURN + "<|im_end|>\n{% endfor %}"
+OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def with_template(folder, template):
+    file = folder / "template.jinja"
+    file.write_text(template)
+    return load_tokenizer(folder, str(file))
+
+
+@pytest.fixture(params=["chatml", "instruction", "demo"])
+def tokenizer(request, folder):
+    if request.param == "demo":
+        if not DEMO.is_dir():
+            pytest.skip(f"the demo model is not at hand in {DEMO}")
+        return load_tokenizer(DEMO)
+    return load_tokenizer(folder, "instruction" if request.param == "instruction" else None)
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_the_answer_and_its_end_are_supervised_and_nothing_else(tokenizer, messages):
+    encoded = encode_conversation(tokenizer, messages)
+    supervised = encoded.ids[encoded.prompt_tokens :]
+    assert tokenizer.decode(supervised[:-1]) == messages[-1]["content"]
+    assert supervised[-1] in turn_end_ids(tokenizer)
+    assert not set(supervised[:-1]) & set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_the_prompt_is_a_prefix_of_the_conversation(tokenizer, messages):
+    encoded = encode_conversation(tokenizer, messages)
+    assert encoded.ids[: encoded.prompt_tokens] == encode_prompt(tokenizer, messages[:-1])
+    text = tokenizer.decode(encoded.ids)
+    for message in messages:
+        assert message["content"] in text
+
+
+def test_a_text_is_a_conversation_of_one_user_message(tokenizer):
+    assert encode_prompt(tokenizer, "hello") == encode_prompt(tokenizer, [{"role": "user", "content": "hello"}])
+
+
+def test_the_instruction_template_writes_one_bos_and_no_other(folder):
+    tokenizer = load_tokenizer(folder, "instruction")
+    for messages in CONVERSATIONS.values():
+        ids = encode_conversation(tokenizer, messages).ids
+        assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_tokenizer_that_adds_a_bos_does_not_double_the_templates(folder):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = load_tokenizer(folder, "instruction")
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    assert tokenizer("a").input_ids[0] == bos[1]
+    assert encode_prompt(tokenizer, "a").count(bos[1]) == 1
+
+
+def test_a_doubled_bos_is_refused(folder):
+    tokenizer = with_template(folder, "{{ bos_token }}{{ bos_token }}" + LOOP + OPEN)
+    with pytest.raises(UserError, match="model.chat_template: .* two BOS tokens"):
+        encode_prompt(tokenizer, "a")
+
+
+def test_a_prompt_that_is_no_prefix_is_refused(folder):
+    """As templates do that show an instruction only while an answer is asked for."""
+    tokenizer = with_template(folder, "{% if add_generation_prompt %}Answer!\n{% endif %}" + LOOP + OPEN)
+    with pytest.raises(UserError, match="model.chat_template: the prompt is not a token prefix"):
+        encode_conversation(tokenizer, PAIR)
+
+
+def test_an_answer_without_an_end_is_refused(folder):
+    tokenizer = with_template(folder, "{% for message in messages %}" + TURN + "\n{% endfor %}" + OPEN)
+    with pytest.raises(UserError, match="model.chat_template: no end-of-turn token follows the answer"):
+        encode_conversation(tokenizer, PAIR)
+
+
+def test_a_template_that_refuses_a_role_is_a_users_error(folder):
+    refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    tokenizer = with_template(folder, refusal + LOOP + OPEN)
+    encode_conversation(tokenizer, PAIR)
+    with pytest.raises(UserError, match="model.chat_template: .*no system role"):
+        encode_conversation(tokenizer, LONG)
+
+
+def test_a_template_that_is_no_jinja_is_a_users_error(folder):
+    with pytest.raises(UserError, match="model.chat_template"):
+        encode_prompt(with_template(folder, "{% if %}"), "a")
+
+
+def test_a_second_end_after_the_end_of_turn_is_not_supervised(folder):
+    """As Phi-3's template closes a conversation: <|end|>, a line break, <|endoftext|>."""
+    loop = LOOP.replace("<|im_end|>", "<|pad|>")
+    tokenizer = with_template(folder, loop + "{% if not add_generation_prompt %}<|im_end|>{% endif %}" + OPEN)
+    encoded = encode_conversation(tokenizer, PAIR)
+    assert tokenizer.decode(encoded.ids[encoded.prompt_tokens :]) == PAIR[-1]["content"] + "<|pad|>"
+    assert set(turn_end_ids(tokenizer)) == set(tokenizer.convert_tokens_to_ids(["<|pad|>", "<|im_end|>"]))
+
+
+def test_a_special_token_before_the_answer_does_not_end_a_turn(folder):
+    """As Qwen3's template opens an answer with an empty think block: generation must not stop at its first token."""
+    think = "{% if message['role'] == 'assistant' %}<|pad|>\n{% endif %}"
+    tokenizer = with_template(folder, LOOP.replace("{{ message['content']", think + "{{ message['content']") + OPEN)
+    assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    encoded = encode_conversation(tokenizer, PAIR)
+    assert tokenizer.decode(encoded.ids[encoded.prompt_tokens :]) == f"<|pad|>\n{PAIR[-1]['content']}<|im_end|>"
+
+
+def test_turns_end_with_eos_and_with_what_the_template_writes(folder):
+    chatml = load_tokenizer(folder)
+    assert turn_end_ids(chatml) == [chatml.eos_token_id]
+    chatml.eos_token = "<|pad|>"  # gemma: <eos> ends a text, <end_of_turn> ends an answer
+    assert turn_end_ids(chatml) == chatml.convert_tokens_to_ids(["<|pad|>", "<|im_end|>"])
+
+
+def test_the_hash_changes_with_the_template_and_with_nothing_else(folder):
+    own = template_hash(load_tokenizer(folder))
+    assert own == template_hash(load_tokenizer(folder)) == template_hash(with_template(folder, TEMPLATE))
+    assert own != template_hash(with_template(folder, TEMPLATE + " "))
+    assert own != template_hash(load_tokenizer(folder, "instruction"))
+
+
+def test_a_base_tokenizer_asks_for_a_template(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"set model\.chat_template to .*: instruction$"):
+        load_tokenizer(tmp_path)
+    assert encode_conversation(load_tokenizer(tmp_path, "instruction"), LONG).ids
+
+
+def test_an_unknown_template_is_named_with_the_shipped_ones(folder):
+    with pytest.raises(UserError, match=r"model\.chat_template: no such file 'alpacca'.*\(instruction\)"):
+        load_tokenizer(folder, "alpacca")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_pad_token_is_eos(tmp_path, folder):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).pad_token == "<|im_end|>"
+    assert load_tokenizer(folder).pad_token == "<|pad|>"

@@ -1,0 +1,75 @@
+"""Embeddings of all prompts are those of each prompt alone."""
+
+import pytest
+import torch
+from tiny import make_model
+
+from dcr_ds.engine.ranks import Ranks
+from dcr_ds.models.trunk import load_trunk
+from dcr_ds.refine.embed import embed_all, num_shared_tokens, pooled, shards
+
+CPU = torch.device("cpu")
+ONE = Ranks(0, 1, 0, CPU)
+ROWS = [[1, 5, 9, 20 + i, *range(40, 40 + i * 3 % 7)] for i in range(11)]
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    return load_trunk(make_model(tmp_path_factory.mktemp("model")), 2, torch.float32, "sdpa").eval()
+
+
+def alone(trunk, row):
+    with torch.no_grad():
+        return trunk(input_ids=torch.tensor([row])).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 11, 50])
+def test_last_is_the_last_token_of_each_prompt_alone(trunk, micro_batch):
+    h = embed_all(trunk, ROWS, "last", 3, micro_batch, ONE)
+    expected = torch.stack([alone(trunk, row)[-1] for row in ROWS])
+    assert h.dtype == torch.float32 and not h.requires_grad
+    torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [0, 1, 3])
+def test_mean_leaves_out_the_shared_tokens(trunk, shared):
+    h = embed_all(trunk, ROWS, "mean", shared, 4, ONE)
+    expected = torch.stack([alone(trunk, row)[shared:].mean(0) for row in ROWS])
+    torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_order_is_that_of_the_rows(trunk):
+    h = embed_all(trunk, ROWS, "last", 0, 4, ONE)
+    backwards = embed_all(trunk, ROWS[::-1], "last", 0, 3, ONE)
+    torch.testing.assert_close(backwards.flip(0), h, rtol=1e-4, atol=1e-5)
+
+
+def test_pooled_has_the_gradient_of_the_trunk(trunk):
+    h = pooled(trunk, ROWS[:3], "last", 0, CPU)
+    h.sum().backward()
+    trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
+    assert all(parameter.grad.abs().sum() > 0 for parameter in trained)
+    trunk.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 9, 9]], 2),
+        ([[7, 1], [8, 1]], 0),
+        ([[1, 2, 3], [1, 2, 3]], 2),  # a prompt keeps a token of its own
+        ([[1, 2], [1, 2, 3]], 1),
+        ([[4]], 0),
+        ([[1, 2, 9], [1, 3], [1, 2, 4]], 1),
+    ],
+)
+def test_shared_tokens_are_counted(rows, shared):
+    assert num_shared_tokens(rows) == num_shared_tokens(rows[::-1]) == shared
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 5])
+def test_shards_of_all_ranks_are_all_rows_once(world_size):
+    each = [shards(ROWS, 2, Ranks(rank, world_size, 0, CPU)) for rank in range(world_size)]
+    alive = sorted(index for rank in each for shard in rank for index, is_alive in shard if is_alive)
+    assert alive == list(range(len(ROWS)))
+    assert len({tuple(len(shard) for shard in rank) for rank in each}) == 1

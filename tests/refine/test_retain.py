@@ -1,0 +1,111 @@
+"""The retain term is the distance to the original activations, token by token."""
+
+import pytest
+import torch
+from tiny import make_model
+
+from dcr_ds.engine.ranks import Ranks
+from dcr_ds.models.trunk import load_trunk
+from dcr_ds.refine.retain import Anchors, drift, relative_distance_squared, retain_loss
+
+CPU = torch.device("cpu")
+ONE = Ranks(0, 1, 0, CPU)
+ROWS = [[1, *range(10 + i, 12 + i * 4)] for i in range(5)]
+ALL = range(len(ROWS))
+ALIVE = [True] * len(ROWS)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def original(source):
+    return load_trunk(source, 2, torch.float32, "sdpa").eval()
+
+
+@pytest.fixture
+def anchors(original):
+    anchors = Anchors()
+    anchors.keep(original, ROWS, ALL, CPU)
+    return anchors
+
+
+@pytest.fixture
+def perturbed(source):
+    trunk = load_trunk(source, 2, torch.float32, "sdpa").eval()
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return trunk
+
+
+def distances(original, perturbed, row):
+    """‖h − h₀‖ / ‖h₀‖ of a row's tokens, without padding or batch."""
+    with torch.no_grad():
+        before, after = (trunk(input_ids=torch.tensor([row])).last_hidden_state[0] for trunk in (original, perturbed))
+    return [float((b - a).norm() / a.norm()) for a, b in zip(before, after, strict=True)]
+
+
+def test_the_original_model_is_at_no_distance(original, anchors):
+    assert retain_loss(original, ROWS, ALL, ALIVE, anchors, CPU).item() == 0.0
+    assert drift(original, ROWS, anchors, 5, ONE) == 0.0
+    assert drift(original, ROWS, anchors, 2, ONE) < 1e-5  # another padding rounds otherwise
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 5])
+def test_drift_is_the_mean_distance_of_a_plain_loop(original, perturbed, anchors, micro_batch):
+    expected = [distance for row in ROWS for distance in distances(original, perturbed, row)]
+    mean = sum(expected) / len(expected)
+    assert mean > 0.01
+    assert drift(perturbed, ROWS, anchors, micro_batch, ONE) == pytest.approx(mean, rel=1e-4)
+
+
+def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors):
+    expected = sum(distance**2 for row in ROWS for distance in distances(original, perturbed, row))
+    whole = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, CPU)
+    assert whole.item() == pytest.approx(expected, rel=1e-4)
+    parts = [retain_loss(perturbed, ROWS, part, [True] * len(part), anchors, CPU) for part in ([3, 0], [4, 1, 2])]
+    assert sum(parts).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_dead_copies_weigh_nothing(perturbed, anchors):
+    alone = retain_loss(perturbed, ROWS, [2], [True], anchors, CPU)
+    with_dead = retain_loss(perturbed, ROWS, [2, 4, 2], [True, False, False], anchors, CPU)
+    assert with_dead.item() == pytest.approx(alone.item(), rel=1e-5)
+    assert retain_loss(perturbed, ROWS, [1, 3], [False, False], anchors, CPU).item() == 0.0
+
+
+def test_a_small_step_down_the_gradient_comes_nearer(perturbed, anchors):
+    before = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, CPU)
+    before.backward()
+    with torch.no_grad():
+        for parameter in perturbed.parameters():
+            if parameter.grad is not None:
+                parameter -= 1e-6 * parameter.grad
+    assert retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, CPU) < before
+
+
+def test_the_distance_is_relative_to_each_token():
+    original = torch.tensor([[[3.0, 4.0], [300.0, 400.0]]])
+    moved = original * 1.1
+    torch.testing.assert_close(relative_distance_squared(moved, original), torch.full((1, 2), 0.01), rtol=1e-4, atol=0)
+    assert relative_distance_squared(moved.bfloat16(), original.bfloat16()).dtype == torch.float32
+
+
+def test_anchors_are_padded_with_zeros(anchors):
+    like = torch.empty(3, 30, 32)
+    padded = anchors.padded([4, 0, 2], like)
+    assert padded.shape == like.shape
+    for row, index in zip(padded, [4, 0, 2], strict=True):
+        length = len(ROWS[index])
+        assert torch.equal(row[:length], anchors.states[index]) and not row[length:].any()
+
+
+def test_the_first_anchors_stay(perturbed, anchors):
+    kept = {index: state.clone() for index, state in anchors.states.items()}
+    anchors.keep(perturbed, ROWS, [1, 1, 3], CPU)
+    assert anchors.states.keys() == kept.keys()
+    assert all(torch.equal(anchors.states[index], kept[index]) for index in kept)

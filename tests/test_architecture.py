@@ -1,0 +1,105 @@
+"""The floors of the house: no import runs upwards, and rooms of one floor do not know each other."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = (  # bottom up; rooms named together stand on one floor
+    {"dcr_kernels"},
+    {"errors", "files"},
+    {"recipe"},
+    {"data", "models"},
+    {"engine"},
+    {"refine", "align", "evaluate"},
+    {"report"},
+    {"run_folder", "dry_run"},
+    {"pipeline"},
+    {"cli"},
+)
+HEAVY = ("torch", "transformers", "deepspeed", "datasets")
+FILES = sorted([*(ROOT / "dcr_ds").rglob("*.py"), *(ROOT / "kernels" / "dcr_kernels").rglob("*.py")])
+
+
+def floor_of(room: str) -> int:
+    found = [floor for floor, rooms in enumerate(FLOORS) if room in rooms]
+    assert found, f"{room}: a room without a floor; give it one in FLOORS"
+    return found[0]
+
+
+def room_of(module: str) -> str:
+    """dcr_kernels, or the package or module under dcr_ds; dcr_ds itself is none."""
+    parts = module.split(".")
+    return parts[1] if parts[0] == "dcr_ds" and len(parts) > 1 else parts[0]
+
+
+def module_of(file: Path) -> str:
+    base = ROOT / "kernels" if "kernels" in file.relative_to(ROOT).parts else ROOT
+    return ".".join(file.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(file: Path, only_at_import: bool = False) -> Iterator[str]:
+    """Modules a file imports, also inside functions; or only those that are imported with it."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if only_at_import else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield module_of(file).split(".")[0] + ".".join(["", node.module or ""])
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+ROOMS = sorted({room_of(module_of(file)) for file in FILES} - {"dcr_ds"})
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_run_downwards(room):
+    for file in FILES:
+        if room_of(module_of(file)) == room:
+            ours = (name for name in imports(file) if name.split(".")[0] in ("dcr_ds", "dcr_kernels"))
+            others = {room_of(name) for name in ours} - {room}
+            upwards = {other for other in others if floor_of(other) >= floor_of(room)}
+            assert not upwards, f"{module_of(file)} imports {upwards}"
+
+
+def test_kernels_know_nothing_of_the_house():
+    for file in (ROOT / "kernels").rglob("*.py"):
+        assert not [name for name in imports(file) if name.startswith("dcr_ds")], file
+
+
+def test_kernels_folder_is_no_package():
+    """A package named `kernels` at the root breaks `import transformers` where Hugging Face's is installed."""
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_reports_are_made_of_files_alone():
+    for file in (ROOT / "dcr_ds" / "report").rglob("*.py"):
+        rooms = {room_of(name) for name in imports(file) if name.startswith("dcr_ds")}
+        assert rooms <= {"report", "errors", "files", "recipe"}, file
+
+
+@pytest.mark.parametrize("room", ["errors.py", "files.py", "recipe.py", "data"])
+def test_data_is_read_without_torch(room):
+    place = ROOT / "dcr_ds" / room
+    for file in place.rglob("*.py") if place.is_dir() else [place]:
+        assert not {name.split(".")[0] for name in imports(file)} & {"torch", "transformers", "deepspeed"}, file
+
+
+@pytest.mark.parametrize("module", ["cli.py", "pipeline.py", "run_folder.py", "models/source.py", "engine/config.py"])
+def test_what_runs_before_torch_does_not_import_it(module):
+    at_import = {name.split(".")[0] for name in imports(ROOT / "dcr_ds" / module, only_at_import=True)}
+    assert not at_import & set(HEAVY)
+
+
+def test_import_of_the_package_is_light():
+    script = (
+        "import sys, time\nstarted = time.perf_counter()\nimport dcr_ds\n"
+        f"print(time.perf_counter() - started < 1, [name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "True []\n"), done.stderr
