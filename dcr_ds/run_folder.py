@@ -29,7 +29,7 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
     """Make or reopen the run folder, and return the recipe with each `auto` that an earlier run resolved.
 
     Args:
-        redo: a stage to do again, with the stages after it, or `all`; their outputs are removed.
+        redo: a stage to do again, with the stages after it, or `all`; `clear_stages` removes their outputs.
 
     Raises:
         UserError: the folder cannot be made, or it holds another recipe's run.
@@ -41,7 +41,7 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
         raise UserError(f"{folder}: the run folder cannot be made ({error.strerror}); set --output elsewhere") from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
-    redone = STAGES if redo == "all" else STAGES[STAGES.index(redo) :] if redo else ()
+    redone = _redone(redo)
     trained = [stage for stage in ("refine", "align") if stage not in redone and _has_results(folder, stage)]
     saved = _saved_recipe(folder) if trained else None
     if saved and (different := _what_differs(saved, recipe, trained)):
@@ -51,11 +51,20 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
         )
     if "refine" in recipe.stages and trained == ["align"]:
         raise UserError(
-            f"{folder / 'align'}: was aligned without refine; give this run another --name or --output, or add --redo align"
+            f"{folder / 'align'}: was aligned without refine; give this run another --name or --output, or do stage 2 "
+            "again with --redo align"
         )
-    for stage in redone:
-        shutil.rmtree(folder / stage, ignore_errors=True)
     return _keep_resolved(recipe, saved) if saved else recipe
+
+
+def clear_stages(recipe: Recipe, redo: str | None) -> None:
+    """Remove the outputs of the stages that are done again; after every check. Rank 0."""
+    for stage in _redone(redo):
+        shutil.rmtree(recipe.folder / stage, ignore_errors=True)
+
+
+def _redone(redo: str | None) -> tuple[str, ...]:
+    return STAGES if redo == "all" else STAGES[STAGES.index(redo) :] if redo else ()
 
 
 def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: list[str]) -> list[str]:
@@ -77,10 +86,11 @@ def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
         # a run that goes on with fewer stages (say, evaluate alone) is still the run that it was
         stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
         recipe = recipe.model_copy(update={"stages": stages})
-        before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        environment["data"] = before["data"] | environment["data"]
-        for name in ("notes", "overlaps"):
-            environment[name] = list(dict.fromkeys([*before[name], *environment[name]]))
+        if (folder / "environment.json").is_file():
+            before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+            environment["data"] = before["data"] | environment["data"]
+            for name in ("notes", "overlaps"):
+                environment[name] = list(dict.fromkeys([*before[name], *environment[name]]))
     write_whole(folder / "environment.json", json.dumps(environment, indent=1, ensure_ascii=False))
     write_whole(folder / "recipe.yaml", dump_recipe(recipe))
 
@@ -110,7 +120,7 @@ def stage_done(recipe: Recipe, stage: str) -> bool:
 
 
 def _has_results(folder: Path, stage: str) -> bool:
-    """Whether a run would go on from what is there of a stage; one that failed before its first checkpoint left none."""
+    """Whether a run goes on from what is there of a stage; one that failed before its first checkpoint left nothing."""
     return any((folder / stage / name).exists() for name in RESULTS[stage])
 
 

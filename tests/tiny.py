@@ -11,9 +11,19 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SIZES = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0,
-         "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.2}
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.2,
+}
 OF_TYPE = {
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": []},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
@@ -30,18 +40,28 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<|pad|>", bos_token="<|im_start|>", eos_token="<|im_end|>",
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
         chat_template=TEMPLATE,
     )
 
 
-def make_model(folder: Path, model_type: str = "llama", layers: int = 4, tied: bool = True, seed: int = 0,
-               dtype: torch.dtype = torch.float32, **sizes) -> Path:
+def make_model(
+    folder: Path,
+    model_type: str = "llama",
+    layers: int = 4,
+    tied: bool = True,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **sizes,
+) -> Path:
     """Save a random model of a type with its tokenizer into a folder, and return it."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
-        model_type, **{**SIZES, **OF_TYPE.get(model_type, {}), "num_hidden_layers": layers,
-                       "tie_word_embeddings": tied, **sizes}
+        model_type,
+        **{**SIZES, **OF_TYPE.get(model_type, {}), "num_hidden_layers": layers, "tie_word_embeddings": tied, **sizes},
     )
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)

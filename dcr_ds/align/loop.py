@@ -16,7 +16,14 @@ from dcr_ds.align.sft import summed_loss, supervised_tokens
 from dcr_ds.data.load import RunData
 from dcr_ds.data.sampler import draw
 from dcr_ds.engine.batches import micro_batches, rank_share
-from dcr_ds.engine.build import build_engine, checkpoint_activations, sharded_loading, stage_config, trained_weights
+from dcr_ds.engine.build import (
+    build_engine,
+    checkpoint_activations,
+    gradient_norm,
+    sharded_loading,
+    stage_config,
+    trained_weights,
+)
 from dcr_ds.engine.checkpoint import finish_stage, load_newest, save_checkpoint
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
@@ -62,7 +69,7 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
             step += 1
             state["tokens"] += row["step_tokens"]
             row |= {
-                "grad_norm": float(engine.get_global_grad_norm()),
+                "grad_norm": gradient_norm(engine),
                 "step": step,
                 "samples": step * stage.global_batch,
                 "tokens": state["tokens"],

@@ -72,9 +72,7 @@ def _drop_empty_answers(
 
 def _exchange(conversation: Conversation) -> tuple[str, ...]:
     """What makes two conversations the same: what was said before the answer, and the answer."""
-    return tuple(
-        message["content"].strip() for message in conversation.messages if message["role"] != "system"
-    )
+    return tuple(message["content"].strip() for message in conversation.messages if message["role"] != "system")
 
 
 def _conversation(row: Row, columns: dict[str, str], form: tuple[str, ...], origin: Origin) -> Conversation:
@@ -102,9 +100,7 @@ def _messages(row: Row, column: str, origin: Origin) -> tuple[dict[str, str], ..
     """Checked messages: a system message if any, then user and assistant in turn, the assistant last."""
     value = row.cells.get(column)
     if not isinstance(value, list):
-        raise origin.error(
-            f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}", row.place
-        )
+        raise origin.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}", row.place)
     messages = [_message(item, number, row, column, origin) for number, item in enumerate(value, 1)]
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
         messages = messages[1:]
@@ -113,9 +109,7 @@ def _messages(row: Row, column: str, origin: Origin) -> tuple[dict[str, str], ..
     for number, message in enumerate(turns, 2 if has_system else 1):
         wanted = "user" if (number - has_system) % 2 else "assistant"
         if message["role"] != wanted:
-            raise _wrong(
-                f"has the role {message['role']!r} where {wanted!r} is due", number, row, column, origin
-            )
+            raise _wrong(f"has the role {message['role']!r} where {wanted!r} is due", number, row, column, origin)
         if not message["content"].strip() and message is not turns[-1]:
             raise _wrong("is empty", number, row, column, origin)
     if not turns or turns[-1]["role"] != "assistant":
@@ -124,11 +118,7 @@ def _messages(row: Row, column: str, origin: Origin) -> tuple[dict[str, str], ..
 
 
 def _message(item: Any, number: int, row: Row, column: str, origin: Origin) -> dict[str, str]:
-    if (
-        not isinstance(item, dict)
-        or not isinstance(item.get("role"), str)
-        or not isinstance(item.get("content"), str)
-    ):
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
         raise _wrong('is not of the form {"role": text, "content": text}', number, row, column, origin)
     content = checked_text(item["content"], column, row, origin)
     return {"role": item["role"], "content": content}

@@ -57,9 +57,7 @@ def find_overlaps(
             found: dict[int, str] = dict.fromkeys(index.near(prompt), "near")
             found |= dict.fromkeys(twins.get(prompt.pair, ()), "twin")
             found |= dict.fromkeys(exact.get(normalise(prompt.prompt), ()), "exact")
-            overlaps += [
-                _overlap(kind, training_set, prompt, *rows[position]) for position, kind in found.items()
-            ]
+            overlaps += [_overlap(kind, training_set, prompt, *rows[position]) for position, kind in found.items()]
     return overlaps
 
 
@@ -123,13 +121,9 @@ class _NearIndex:
     def near(self, prompt: Prompt) -> list[int]:
         """The positions of all indexed prompts as similar as the threshold asks."""
         features = _features(prompt.prompt)
-        candidates = {
-            position for feature in self._rarest(features) for position in self._positions.get(feature, ())
-        }
+        candidates = {position for feature in self._rarest(features) for position in self._positions.get(feature, ())}
         return sorted(
-            position
-            for position in candidates
-            if _jaccard(features, self._features[position]) >= self._threshold
+            position for position in candidates if _jaccard(features, self._features[position]) >= self._threshold
         )
 
     def _rarest(self, features: set[str]) -> list[str]:
@@ -138,15 +132,11 @@ class _NearIndex:
         needed = math.ceil(self._threshold * len(features) - 1e-9)
         if len(known) < needed:
             return []
-        known.sort(
-            key=lambda feature: (self._counts[feature], feature)
-        )  # unknown ones, rarer still, come before
+        known.sort(key=lambda feature: (self._counts[feature], feature))  # unknown ones, rarer still, come before
         return known[: len(known) - needed + 1]
 
 
-def _overlap(
-    kind: str, training_set: str, training: Prompt, evaluation_set: str, evaluation: Prompt
-) -> Overlap:
+def _overlap(kind: str, training_set: str, training: Prompt, evaluation_set: str, evaluation: Prompt) -> Overlap:
     return Overlap(
         kind,
         training_set,

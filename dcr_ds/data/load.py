@@ -112,9 +112,7 @@ def _read_benchmarks(recipe: Recipe) -> list[BenchmarkSet]:
             benchmarks.append(BenchmarkSet(benchmark.name, benchmark.wanted, prompts))
     names = [benchmark.name for benchmark in benchmarks]
     if doubled := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(
-            f"evaluate.benchmarks: two are called {doubled!r} (builtin stands for four); leave one out"
-        )
+        raise UserError(f"evaluate.benchmarks: two are called {doubled!r} (builtin stands for four); leave one out")
     return benchmarks
 
 

@@ -51,13 +51,10 @@ def _keep_own_class(table: Table, column: str | None, name: str) -> tuple[Table,
     rows = [row for row, label in zip(table.rows, labels, strict=True) if label == name]
     if not rows:
         raise table.origin.error(
-            f"has only one class: every {column!r} is {labels[0]!r}, none is {name!r}; "
-            f"give {name} a file of its own"
+            f"has only one class: every {column!r} is {labels[0]!r}, none is {name!r}; give {name} a file of its own"
         )
     others = len(table.rows) - len(rows)
-    return Table(table.origin, table.columns, rows), [
-        f"{others} rows of the other class left out"
-    ] if others else []
+    return Table(table.origin, table.columns, rows), [f"{others} rows of the other class left out"] if others else []
 
 
 def _prompt(row: Row, columns: dict[str, str], first_human_turn: bool, origin: Origin) -> Prompt:

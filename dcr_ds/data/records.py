@@ -71,6 +71,4 @@ def digest(rows: list[Prompt] | list[Conversation]) -> str:
 
 def prompts_of(rows: list[Prompt] | list[Conversation]) -> list[Prompt]:
     """The prompts of a set of either kind; a conversation's is its last user message."""
-    return [
-        row if isinstance(row, Prompt) else Prompt(row.id, row.prompt, category=row.category) for row in rows
-    ]
+    return [row if isinstance(row, Prompt) else Prompt(row.id, row.prompt, category=row.category) for row in rows]

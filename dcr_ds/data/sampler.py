@@ -85,9 +85,7 @@ class ContrastiveSampler:
             self._check_pairs(len(self._pairs))
         fewest = min(map(len, self._rows)) if self._pairs is None else len(self._pairs)
         if fewest < self.half:
-            self.notes.append(
-                f"a batch of {batch} holds repeats: it draws {self.half} of {fewest} rows or pairs"
-            )
+            self.notes.append(f"a batch of {batch} holds repeats: it draws {self.half} of {fewest} rows or pairs")
 
     def batch(self, step: int) -> list[tuple[Prompt, int]]:
         """The prompts of a step, counted from 0, with their labels."""
@@ -96,9 +94,7 @@ class ContrastiveSampler:
         else:
             order = draw_whole(f"{self.seed}/pairs", len(self._pairs), step, self.half)
             drawn = [self._pairs[index] for index in order]
-        return [
-            labelled for first, second in drawn for labelled in ((first, SEEMINGLY_TOXIC), (second, TOXIC))
-        ]
+        return [labelled for first, second in drawn for labelled in ((first, SEEMINGLY_TOXIC), (second, TOXIC))]
 
     def _draw(self, label: int, step: int) -> list[Prompt]:
         rows = self._rows[label]

@@ -21,9 +21,7 @@ def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:
     for column in where:
         if column not in table.columns:
             raise table.origin.error(f"where: no column {column!r}; there are: {list_names(table.columns)}")
-    wanted = {
-        column: {values} if isinstance(values, str) else set(values) for column, values in where.items()
-    }
+    wanted = {column: {values} if isinstance(values, str) else set(values) for column, values in where.items()}
     rows = [row for row in table.rows if all(_values(row, column) & wanted[column] for column in wanted)]
     if not rows:
         held = "; ".join(f"{column!r} holds {_common_values(table, column)}" for column in where)
@@ -81,9 +79,7 @@ def draw_rows(records: list[Record], source: DataSource, origin: Origin) -> list
     wanted = source.skip + (source.rows or 1)
     if wanted > len(records):
         asked = f"rows {source.rows}" if source.rows else "at least one row"
-        raise origin.error(
-            f"{asked} after skip {source.skip} asks for {wanted} rows, and there are {len(records)}"
-        )
+        raise origin.error(f"{asked} after skip {source.skip} asks for {wanted} rows, and there are {len(records)}")
     shuffled = list(records)
     random.Random(source.seed).shuffle(shuffled)
     return shuffled[source.skip : source.skip + source.rows] if source.rows else shuffled[source.skip :]

@@ -20,9 +20,7 @@ def read_shipped(source: DataSource, name: str, field: str) -> Table:
     split = source.split or "train"
     origin = Origin(field, f"builtin ({split})", name)
     if name not in FILES:
-        raise origin.error(
-            f"there is no built-in prompt set for {name!r}; there is one for {', '.join(FILES)}"
-        )
+        raise origin.error(f"there is no built-in prompt set for {name!r}; there is one for {', '.join(FILES)}")
     if split not in SPLITS:
         raise origin.error(f"no split {split!r}; the built-in sets have {' and '.join(SPLITS)}")
     if source.revision:

@@ -93,9 +93,7 @@ def _read_url(source: DataSource, field: str) -> Table:
         raise origin.error(f"the server answered {error.code} {error.reason}; check the address") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise origin.error(
-            f"could not be fetched ({reason}); check the network, or give a local file"
-        ) from None
+        raise origin.error(f"could not be fetched ({reason}); check the network, or give a local file") from None
     if content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise origin.error("is a web page, not a data file; give the address of the raw file")
     return parse_table(content, parts.path, origin)

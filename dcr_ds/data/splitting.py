@@ -21,9 +21,7 @@ class HeldOutSplit(NamedTuple):
     held_out_toxic: list[Prompt]
 
 
-def split_held_out(
-    seemingly_toxic: list[Prompt], toxic: list[Prompt], share: float, seed: int
-) -> HeldOutSplit:
+def split_held_out(seemingly_toxic: list[Prompt], toxic: list[Prompt], share: float, seed: int) -> HeldOutSplit:
     """Keep a share of both stage-1 sets from training, never parting twins.
 
     Rows with one pair key, of both sets, are one group; a row without a key is a group by itself. The groups

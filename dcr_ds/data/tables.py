@@ -157,9 +157,7 @@ def _parse_json_lines(text: str, origin: Origin) -> Table:
         value = _load_json(line, origin, number)
         if not isinstance(value, dict):
             hint = "; an array of rows is a .json file" if isinstance(value, list) else ""
-            raise origin.error(
-                f"a line must be a JSON object, this is {kind_of(value)}{hint}", f"line {number}"
-            )
+            raise origin.error(f"a line must be a JSON object, this is {kind_of(value)}{hint}", f"line {number}")
         cells.append(value)
         places.append(f"line {number}")
     return table_of(cells, places, origin)

@@ -11,7 +11,9 @@ import torch
 Sample = TypeVar("Sample")
 
 
-def rank_share(samples: Sequence[Sample], lengths: Sequence[int], rank: int, world_size: int) -> list[tuple[Sample, bool]]:
+def rank_share(
+    samples: Sequence[Sample], lengths: Sequence[int], rank: int, world_size: int
+) -> list[tuple[Sample, bool]]:
     """This rank's samples of a step, as (sample, alive).
 
     Sorted by length and dealt out in turn, so that ranks get equal work and micro-batches little padding. Every rank

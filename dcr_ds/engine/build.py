@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import deepspeed
+import pydantic
 import torch
 from transformers import get_scheduler
 
@@ -53,11 +55,25 @@ def build_engine(
     scheduler = get_scheduler(
         SCHEDULES[schedule], optimizer, num_warmup_steps=stage.warmup_steps, num_training_steps=total_steps
     )
+    if config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]:
+        config = config | {"gradient_clipping": 0.0}
+        optimizer.register_step_pre_hook(partial(_clip, parameters, stage.max_grad_norm))
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
-    except ValueError as error:  # pydantic's ValidationError of the configuration is one
+    except pydantic.ValidationError as error:
         raise UserError(f"deepspeed: the configuration is refused by DeepSpeed: {error}") from None
     return engine
+
+
+def _clip(parameters: list[torch.nn.Parameter], most: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Clip and keep the norm: under ZeRO-0 in fp32 DeepSpeed clips without telling it."""
+    optimizer.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+
+
+def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
+    """The norm over all ranks of the gradient of the last step, before clipping."""
+    norm = engine.get_global_grad_norm()
+    return float(engine.optimizer.gradient_norm if norm is None else norm)
 
 
 def checkpoint_activations(model: torch.nn.Module) -> None:

@@ -110,6 +110,8 @@ def _verify(path: Path) -> tuple[dict[str, Any] | None, str]:
                 return None, f"{name} is damaged"
     except FileNotFoundError as error:
         return None, f"{Path(error.filename).name} is missing"
+    except OSError as error:  # raised on rank 0 alone, it would leave the others waiting
+        return None, str(error)
     except (ValueError, KeyError, TypeError):
         return None, f"{MANIFEST} is damaged"
     return manifest, ""

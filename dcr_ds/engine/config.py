@@ -3,6 +3,7 @@
 `read_config` needs neither torch nor DeepSpeed, so a contradiction is found before either is imported.
 """
 
+import difflib
 import json
 from typing import Any
 
@@ -20,6 +21,20 @@ DECIDED_BY_RECIPE = {
 OFFLOADS = ("offload_optimizer", "offload_param")
 
 
+SECTIONS = (
+    "zero_optimization",
+    "bf16",
+    "fp16",
+    "zero_force_ds_cpu_optimizer",
+    "communication_data_type",
+    "activation_checkpointing",
+    "wall_clock_breakdown",
+    "flops_profiler",
+    "comms_logger",
+    *DECIDED_BY_RECIPE,
+)
+
+
 def read_config(recipe: Recipe) -> dict[str, Any]:
     """The recipe's DeepSpeed configuration as a mapping, checked.
 
@@ -33,8 +48,11 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     for key, field in DECIDED_BY_RECIPE.items():
         if config.get(key, "auto") != "auto":
             raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or say "auto"')
+    for key in config:
+        if key not in SECTIONS and (near := difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.75)):
+            raise UserError(f"{place}: unknown field {key!r}, which DeepSpeed would ignore; did you mean {near[0]}?")
     zero = _section(config, "zero_optimization", place)
-    if _section(config, "fp16", place).get("enabled"):
+    if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
         raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
     bf16 = _section(config, "bf16", place).get("enabled", "auto")
     if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):
@@ -67,6 +85,7 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
     DeepSpeed does not count micro-batches: `engine.step()` ends a step, however many backward passes it had.
     """
     resolved = json.loads(json.dumps(config))
+    resolved.pop("fp16", None)  # "auto" in configurations written for other trainers; never on here
     resolved |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

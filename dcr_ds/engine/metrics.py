@@ -17,12 +17,25 @@ from dcr_ds.files import write_whole
 class MetricsLog:
     """Writes the rows of one stage; on resume the rows after the resumed step are dropped first."""
 
-    def __init__(self, stage: str, folder: Path, first_step: int, total_steps: int, log_every: int, ranks: Ranks,
-                 tensorboard: bool = False):
+    def __init__(
+        self,
+        stage: str,
+        folder: Path,
+        first_step: int,
+        total_steps: int,
+        log_every: int,
+        ranks: Ranks,
+        tensorboard: bool = False,
+    ):
         self.stage, self.total_steps, self.log_every, self.ranks = stage, total_steps, log_every, ranks
         self.first_step, self.started, self.last = first_step, time.monotonic(), time.monotonic()
-        self.bar = tqdm(total=total_steps, initial=first_step, desc=stage, unit="step",
-                        disable=not (ranks.is_main and sys.stderr.isatty()))
+        self.bar = tqdm(
+            total=total_steps,
+            initial=first_step,
+            desc=stage,
+            unit="step",
+            disable=not (ranks.is_main and sys.stderr.isatty()),
+        )
         self.stream = _reopen(folder / "metrics.jsonl", first_step) if ranks.is_main else None
         self.events = _event_writer(folder) if tensorboard and ranks.is_main else None
 
@@ -66,7 +79,9 @@ class MetricsLog:
             f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_second']:.0f} tokens/s  "
             f"{row['memory_bytes'] / 2**30:.2f} GiB  left {int(left) // 60}:{int(left) % 60:02d}"
         )
-        return line + "".join(f"  {name} {row[name]:.3f}" for name in ("gap", "auc", "drift") if row.get(name) is not None)
+        return line + "".join(
+            f"  {name} {row[name]:.3f}" for name in ("gap", "auc", "drift") if row.get(name) is not None
+        )
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -70,7 +70,7 @@ def start(timeout_minutes: int = 30) -> Ranks:
 
 
 def close() -> None:
-    """Leave the process group, if one was joined; DeepSpeed forgets its groups with it, so that another can be joined."""
+    """Leave the process group, if one was joined; DeepSpeed forgets its groups with it, and another can be joined."""
     import deepspeed.comm
 
     if deepspeed.comm.is_initialized():

@@ -11,7 +11,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopFlag:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 ask for a stop instead of ending the process; a second one ends it."""
+    """While entered, SIGTERM, SIGINT and SIGUSR1 ask for a stop instead of ending the process.
+
+    The same signal a second time has its usual effect: Ctrl-C twice ends the process at once.
+    """
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks

@@ -62,9 +62,7 @@ def prepare_questions(
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
         "ids": ids,
     }
-    return Questions(
-        name, file, prompts, ids, max_new_tokens, batch_size, settings["template"], hash_of(settings)
-    )
+    return Questions(name, file, prompts, ids, max_new_tokens, batch_size, settings["template"], hash_of(settings))
 
 
 def are_answered(questions: Questions) -> bool:
@@ -193,9 +191,7 @@ def _collect(questions: Questions, batches: list[list[int]], ranks: Ranks) -> li
     if len(usable) < len(found):
         say(ranks, f"{questions.file}: made with another model or other settings; generated anew")
     done = [
-        number
-        for number, batch in enumerate(batches)
-        if all(questions.prompts[index].id in rows for index in batch)
+        number for number, batch in enumerate(batches) if all(questions.prompts[index].id in rows for index in batch)
     ]
     kept = [rows[questions.prompts[index].id] for number in done for index in batches[number]]
     if kept:
@@ -212,9 +208,7 @@ def _merge(questions: Questions) -> None:
     rows = {row["id"]: row for file in [questions.file, *parts] for row in read_jsonl(file)}
     missing = [prompt.id for prompt in questions.prompts if prompt.id not in rows]
     if missing:  # a lost answer must never shrink a benchmark silently
-        raise RuntimeError(
-            f"{questions.file}: {len(missing)} answers were not written, the first is {missing[0]}"
-        )
+        raise RuntimeError(f"{questions.file}: {len(missing)} answers were not written, the first is {missing[0]}")
     write_jsonl(questions.file, [rows[prompt.id] for prompt in questions.prompts])
     for part in parts:
         part.unlink()

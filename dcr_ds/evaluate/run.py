@@ -89,9 +89,7 @@ def evaluate_models(
         for questions in benchmarks:
             check_context(questions, context)
         general = _prepare_general(home, data.evaluate_general.rows, tokenizer, facts, context)
-        _answer_and_measure(
-            name, source, benchmarks, general, tokenizer, recipe.evaluate, ranks, dtype, attention
-        )
+        _answer_and_measure(name, source, benchmarks, general, tokenizer, recipe.evaluate, ranks, dtype, attention)
         if ranks.is_main:
             for questions, (_, wanted, _) in zip(benchmarks, asked, strict=True):
                 _judge_and_score(questions, wanted, recipe.evaluate.judges)
@@ -190,9 +188,7 @@ def _measure(
 def _judge_and_score(questions: Questions, wanted: str, judges: list[str]) -> None:
     """Judge and score a finished file; every time, so that verdicts and scores fit the answers. Rank 0."""
     home = questions.file.parent
-    verdicts = {
-        judge: judge_file(questions.file, judge, home / f"verdicts.{judge}.jsonl") for judge in judges
-    }
+    verdicts = {judge: judge_file(questions.file, judge, home / f"verdicts.{judge}.jsonl") for judge in judges}
     write_json(home / "scores.json", score(verdicts[judges[0]], questions.prompts, wanted, judges[0]))
 
 

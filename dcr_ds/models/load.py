@@ -24,7 +24,9 @@ def resolve_attention(attention: str, model_type: str, dtype: str, device: torch
     if attention == "flash_attention_2" and hindrance:
         raise UserError(f"model.attention: flash_attention_2 cannot be used: {hindrance}; say auto or sdpa")
     if attention == "sdpa" and model_type in NO_SDPA:
-        raise UserError(f"model.attention: {model_type} caps its attention logits, which sdpa cannot; say auto or eager")
+        raise UserError(
+            f"model.attention: {model_type} caps its attention logits, which sdpa cannot; say auto or eager"
+        )
     if attention != "auto":
         return attention, "as asked"
     if not hindrance:

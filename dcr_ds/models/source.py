@@ -82,7 +82,7 @@ def check_checkpoint(folder: Path) -> None:
     # transformers would fill what is missing with random numbers
     found = {match[1] for name in names if (match := BLOCK.search(name))}
     if len(found) < blocks:
-        raise UserError(f"{folder}: config.json says {blocks} blocks, the weights hold {len(found)}; copy the model again")
+        raise UserError(f"{folder}: config.json says {blocks} blocks, the weights hold {len(found)}; copy it again")
 
 
 def _tensor_names(file: Path) -> list[str]:

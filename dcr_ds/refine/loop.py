@@ -22,7 +22,14 @@ from dcr_ds.data.load import RunData
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import draw
 from dcr_ds.engine.batches import micro_batches, rank_share
-from dcr_ds.engine.build import build_engine, checkpoint_activations, sharded_loading, stage_config, trained_weights
+from dcr_ds.engine.build import (
+    build_engine,
+    checkpoint_activations,
+    gradient_norm,
+    sharded_loading,
+    stage_config,
+    trained_weights,
+)
 from dcr_ds.engine.checkpoint import finish_stage, load_newest, save_checkpoint
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
@@ -71,8 +78,11 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     if state is None:
         state = {"tokens": 0, "best_gap": None, "best_step": 0, "seconds": 0.0, "start": measure(trunk)}
         state["best_gap"] = state["start"]["gap"]
-        say(ranks, f"refine: layer {stage.layer}, held-out gap {state['start']['gap']:.3f}, "
-                   f"AUC {state['start']['auc']:.3f} before the first step")
+        say(
+            ranks,
+            f"refine: layer {stage.layer}, held-out gap {state['start']['gap']:.3f}, "
+            f"AUC {state['start']['auc']:.3f} before the first step",
+        )
     seconds_before = state["seconds"]
     row: dict[str, Any] = {}
     with (
@@ -85,7 +95,7 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
             _stop_if_not_finite(row["loss"], step + 1, prompts.sampler.batch(step), folder)
             trunk.engine.step()
             step += 1
-            row |= {"grad_norm": float(trunk.engine.get_global_grad_norm())}
+            row |= {"grad_norm": gradient_norm(trunk.engine)}
             if step % stage.measure_every == 0 or step == stage.max_steps:
                 row |= measure(trunk)
             state["tokens"] += row["step_tokens"]
@@ -173,7 +183,9 @@ def _contrastive_backward(trunk: Trunk, batch: Sequence[tuple[Prompt, int]]) -> 
     own_labels = torch.tensor([labels[index] if alive else -1 for index, alive in share], device=ranks.device)
 
     def embed(group: Sequence[tuple[int, bool]]) -> torch.Tensor:
-        return pooled(trunk.engine, [tokens[index] for index, _ in group], stage.pooling, trunk.prompts.num_shared, ranks.device)
+        return pooled(
+            trunk.engine, [tokens[index] for index, _ in group], stage.pooling, trunk.prompts.num_shared, ranks.device
+        )
 
     def loss_of(h: torch.Tensor) -> torch.Tensor:
         return circle_loss(h, own_labels, stage.margin, stage.scale, stage.form, group=trunk.group)
@@ -197,7 +209,9 @@ def _contrastive_backward(trunk: Trunk, batch: Sequence[tuple[Prompt, int]]) -> 
 def _retain_rows(trunk: Trunk, step: int) -> list[int]:
     """Indices of the general rows of a step."""
     stage = trunk.recipe.refine
-    return draw(f"{trunk.recipe.seed}/retain", len(trunk.prompts.general), step * stage.retain_batch, stage.retain_batch)
+    return draw(
+        f"{trunk.recipe.seed}/retain", len(trunk.prompts.general), step * stage.retain_batch, stage.retain_batch
+    )
 
 
 def _retain_groups(trunk: Trunk, step: int, rank: int) -> list[Sequence[tuple[int, bool]]]:
@@ -244,7 +258,9 @@ def _note_progress(state: dict[str, Any], row: dict[str, Any], stage) -> None:
         if row["gap"] >= stage.target_gap:
             state["stopped_because"] = f"the held-out gap reached {row['gap']:.3f} (target {stage.target_gap})"
         elif step - state["best_step"] >= stage.patience:
-            state["stopped_because"] = f"the gap has not grown since step {state['best_step']} ({state['best_gap']:.3f})"
+            state["stopped_because"] = (
+                f"the gap has not grown since step {state['best_step']} ({state['best_gap']:.3f})"
+            )
     state.setdefault("loss_first", row["loss"])
     if step == stage.max_steps and "stopped_because" not in state:
         state["stopped_because"] = f"max_steps = {stage.max_steps} reached at gap {row['gap']:.3f}"
@@ -256,5 +272,5 @@ def _stop_if_not_finite(loss: float, step: int, batch: Sequence[tuple[Prompt, in
         samples = ", ".join(prompt.id for prompt, _ in batch)
         raise Diverged(
             f"refine: the loss is {loss} at step {step}; no weight was changed by it. Samples of the step: {samples}. "
-            f"Checkpoints before it are kept in {folder / 'checkpoints'}; lower refine.learning_rate, or look at the data"
+            f"Checkpoints before it are kept in {folder / 'checkpoints'}; lower refine.learning_rate, or check the data"
         )

@@ -48,8 +48,9 @@ def relative_distance_squared(hidden: torch.Tensor, original: torch.Tensor) -> t
     return (hidden.float() - original).square().sum(-1) / original.square().sum(-1).clamp_min(1e-12)
 
 
-def retain_loss(engine, rows: Sequence[Row], indices: Sequence[int], alive: Sequence[bool], anchors: Anchors,
-                device: torch.device) -> torch.Tensor:
+def retain_loss(
+    engine, rows: Sequence[Row], indices: Sequence[int], alive: Sequence[bool], anchors: Anchors, device: torch.device
+) -> torch.Tensor:
     """The sum over the tokens of rows[indices] that are alive; the caller divides by the tokens of the step."""
     hidden, mask = hidden_states(engine, [rows[index] for index in indices], device)
     weight = mask * torch.tensor(alive, device=device)[:, None]

@@ -34,9 +34,7 @@ def example_section(columns: Sequence[Column]) -> list[str]:
         common = [key for key in one if key in other]
         changed = [key for key in common if one[key].label != other[key].label]
         changes = Counter((one[key].label, other[key].label) for key in changed)
-        listed = "; ".join(
-            f"{n} × {_words(old)} → {_words(new)}" for (old, new), n in sorted(changes.items())
-        )
+        listed = "; ".join(f"{n} × {_words(old)} → {_words(new)}" for (old, new), n in sorted(changes.items()))
         paragraphs.append(
             f"**{benchmark}**, {first.title} → {second.title}: {len(changed)} of {len(common)} labels differ"
             + (f" ({listed})." if listed else ".")

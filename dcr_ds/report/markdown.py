@@ -72,9 +72,7 @@ def _results(runs: Sequence[Run]) -> list[str]:
     rows = result_rows(result_columns(runs))
     if len(rows) == 1:
         return [_missing(runs)]
-    judges = {
-        score["judge"] for run in runs for model in run.models.values() for score in model.scores.values()
-    }
+    judges = {score["judge"] for run in runs for model in run.models.values() for score in model.scores.values()}
     parts = [markdown_table(rows), *base_differences(runs)]
     parts.append(
         "↑ higher is better, ↓ lower is better. In brackets: the 95 % Wilson interval over the n prompts of "
@@ -152,9 +150,7 @@ def _arrow(first: float | None, last: float | None) -> str:
 
 
 def _refined_loss(run: Run) -> str:
-    losses = [
-        run.models[model].general_loss if model in run.models else None for model in ("base", "refined")
-    ]
+    losses = [run.models[model].general_loss if model in run.models else None for model in ("base", "refined")]
     if not all(losses):
         return NOTHING
     return f"{number(losses[1]['loss'])} ({loss_change(losses[1]['loss'], losses[0]['loss'])})"

@@ -95,9 +95,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.yaml"
     if not path.is_file():
         what = "no run folder, there is no recipe.yaml in it" if folder.is_dir() else "no such folder"
-        raise UserError(
-            f"{folder}: {what}. A run folder is <output>/<name> of a recipe, by default runs/<name>"
-        )
+        raise UserError(f"{folder}: {what}. A run folder is <output>/<name> of a recipe, by default runs/<name>")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

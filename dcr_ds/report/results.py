@@ -29,20 +29,14 @@ def result_columns(runs: Sequence[Run]) -> list[Column]:
         return [Column(model, runs[0], model) for model in runs[0].models]
     base = next((run for run in runs if "base" in run.models), None)
     columns = [Column("base", base, "base")] if base else []
-    return columns + [
-        Column(title, run, "aligned") for title, run in zip(run_titles(runs), runs, strict=True)
-    ]
+    return columns + [Column(title, run, "aligned") for title, run in zip(run_titles(runs), runs, strict=True)]
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
     """STL or DCR where there is one of the kind, else names of runs, or folders where names are equal."""
     kinds, names = Counter(run.kind for run in runs), Counter(run.name for run in runs)
     return [
-        run.kind
-        if run.kind and kinds[run.kind] == 1
-        else run.name
-        if names[run.name] == 1
-        else str(run.folder)
+        run.kind if run.kind and kinds[run.kind] == 1 else run.name if names[run.name] == 1 else str(run.folder)
         for run in runs
     ]
 
@@ -82,8 +76,7 @@ def base_differences(runs: Sequence[Run]) -> list[str]:
         differing = [
             benchmark
             for benchmark in first.scores
-            if benchmark in other.scores
-            and settings_hash(first, benchmark) != settings_hash(other, benchmark)
+            if benchmark in other.scores and settings_hash(first, benchmark) != settings_hash(other, benchmark)
         ]
         if differing:
             notes.append(

@@ -37,9 +37,7 @@ def text_table(rows: Rows, width: int = 100) -> str:
 def plain(text: str, limit: int = 200) -> str:
     """Text from outside as one line of Markdown that shows it literally, cut to a length."""
     # An underscore between letters is no markup; escaped, it would make names of files hard to read.
-    return re.sub(
-        r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", _cut(" ".join(text.split()), limit).translate(ESCAPED)
-    )
+    return re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", _cut(" ".join(text.split()), limit).translate(ESCAPED))
 
 
 def percent(share: float | None) -> str:

@@ -18,11 +18,21 @@ LONG = "and so on " * 30
 
 def talks(letter, num, num_long=0):
     """num conversations, the first num_long of them long."""
-    return ConversationSet(letter, "", [
-        Conversation(f"{letter}{i}", ({"role": "user", "content": f"{i}"},
-                                      {"role": "assistant", "content": LONG if i < num_long else letter}))
-        for i in range(num)
-    ], "")
+    return ConversationSet(
+        letter,
+        "",
+        [
+            Conversation(
+                f"{letter}{i}",
+                (
+                    {"role": "user", "content": f"{i}"},
+                    {"role": "assistant", "content": LONG if i < num_long else letter},
+                ),
+            )
+            for i in range(num)
+        ],
+        "",
+    )
 
 
 def mix_of(num_general, num_refusals, safe_ratio="auto", seed=0, long=(0, 0), max_length=200):

@@ -17,7 +17,9 @@ FILES = {
     "an empty prompt": ("p.jsonl", GOOD + b'{"prompt": " "}\n', ["line 2", "'prompt' is empty", "take the row out"]),
     "a prompt that is no text": ("p.jsonl", GOOD + b'{"prompt": 3}\n', ["line 2", "'prompt' must be text", "a number"]),
     "only one class": (
-        "p.jsonl", b'{"prompt": "a", "label": "seemingly_toxic"}\n', ["has only one class", "a file of its own"],
+        "p.jsonl",
+        b'{"prompt": "a", "label": "seemingly_toxic"}\n',
+        ["has only one class", "a file of its own"],
     ),
     "an unknown ending": ("p.txt", GOOD, ["unknown kind of file", ".jsonl"]),
 }

@@ -16,7 +16,9 @@ CONFIGS = {
     "bf16, recipe float32": (BF16, ["--model.dtype", "float32"], ["bf16.enabled is True", "model.dtype is float32"]),
     "bf16, recipe auto": (BF16, ["--model.dtype", "auto"], ["bf16.enabled is True", "model.dtype is auto"]),
     "no bf16, recipe bfloat16": (
-        {"bf16": {"enabled": False}}, ["--model.dtype", "bfloat16"], ["bf16.enabled is False", '"auto"'],
+        {"bf16": {"enabled": False}},
+        ["--model.dtype", "bfloat16"],
+        ["bf16.enabled is False", '"auto"'],
     ),
     "stage 7": ({"zero_optimization": {"stage": 7}}, [], ["zero_optimization.stage is 7", "0, 1, 2 or 3"]),
     "stage as text": ({"zero_optimization": {"stage": "2"}}, [], ["stage is '2'", "0, 1, 2 or 3"]),
@@ -24,10 +26,14 @@ CONFIGS = {
     "a number for a section": ({"zero_optimization": 2}, [], ["zero_optimization", "must be an object", "2"]),
     "true for a section": ({"bf16": True}, [], ["bf16", "must be an object", "True"]),
     "overlap with stage 3": (
-        {"zero_optimization": {"stage": 3, "overlap_comm": True}}, [], ["overlap_comm", "stage 2 only", "false"],
+        {"zero_optimization": {"stage": 3, "overlap_comm": True}},
+        [],
+        ["overlap_comm", "stage 2 only", "false"],
     ),
     "offload with stage 1": (
-        {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}, [], ["offload_optimizer", "not 1"],
+        {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+        [],
+        ["offload_optimizer", "not 1"],
     ),
     "an array": ([1], [], ["a JSON object", "list"]),
 }

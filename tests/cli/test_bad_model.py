@@ -69,7 +69,7 @@ FOLDERS = {
     "a missing shard": (sharded(json.dumps(SHARDS)), ["index.json", "model-00002-of-00002", "copy the model"]),
     "a broken index": (sharded("{"), ["model.safetensors.index.json", "copy the model again"]),
     "an index without a map": (sharded("{}"), ["model.safetensors.index.json", "copy the model again"]),
-    "fewer blocks than its config": (with_config(num_hidden_layers=3), ["3 blocks", "2", "copy the model again"]),
+    "fewer blocks than its config": (with_config(num_hidden_layers=3), ["says 3 blocks", "hold 2", "copy it again"]),
     "an unsupported architecture": (with_config(model_type="gpt2"), ["unsupported architecture 'gpt2'", "llama"]),
     "no config": (remove("config.json"), ["no config.json"]),
     "a broken config": (config_text("{"), ["config.json", "not valid JSON"]),

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from small_runs import snapshot
+from small_runs import snapshot, the_error
 
 from dcr_ds.cli import main
 
@@ -89,3 +89,24 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
     assert not (left / "model").exists() and not (left / "checkpoints/step-00000001").exists()
     assert main(["train", recipe, *map(str, options)]) == 0
     assert (tmp_path / f"run/{stage}/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], ["name one or more run folders"]),
+        (["{run}", "--out"], ["--out: needs a value"]),
+        (["{here}/nowhere"], ["{here}/nowhere: no such folder", "<output>/<name>"]),
+        (["{here}"], ["{here}", "no run folder"]),
+        (["{run}", "--out", "{here}/file/report.md"], ["{here}/file", "cannot be written"]),
+        (["{run}", "--out", "{here}"], ["{here}", "cannot be written"]),
+    ],
+)
+def test_report_that_cannot_be_made(finished_run, tmp_path, capsys, arguments, wanted):
+    (tmp_path / "file").write_text("")
+    before = snapshot(finished_run)
+    places = {"run": finished_run, "here": tmp_path}
+    assert main(["report", *(argument.format(**places) for argument in arguments)]) == 2
+    message = the_error(capsys.readouterr().err)
+    assert all(words.format(**places) in message for words in wanted), message
+    assert snapshot(finished_run) == before

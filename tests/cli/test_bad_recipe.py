@@ -37,7 +37,8 @@ YAML = {
         ["line 2", "evaluate.benchmarks.0.prompt", "prompts"],
     ),
     "a missing field of a benchmark": (
-        "evaluate:\n  benchmarks:\n  - {name: a, prompts: x}\n", ["line 2", "evaluate.benchmarks.0.wanted", "required"],
+        "evaluate:\n  benchmarks:\n  - {name: a, prompts: x}\n",
+        ["line 2", "evaluate.benchmarks.0.wanted", "required"],
     ),
     "a word for a number": ("seed: one\n", ["line 1", "seed", "'one'"]),
     "a list for a section": ("refine: [1]\n", ["line 1", "refine", "[1]"]),

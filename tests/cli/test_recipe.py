@@ -23,7 +23,7 @@ OVERRIDES = {
     "a plain data source": ("data.toxic", "p.csv", lambda recipe: recipe.data.toxic == DataSource(source="p.csv")),
     "a field of a data set": ("data.toxic.rows", "5", lambda recipe: recipe.data.toxic.rows == 5),
     "a column": ("data.toxic.columns.prompt", "goal", lambda recipe: recipe.data.toxic.columns == {"prompt": "goal"}),
-    "a condition": ("data.toxic.where.label", "[a, b]", lambda recipe: recipe.data.toxic.where == {"label": ["a", "b"]}),
+    "a condition": ("data.toxic.where.kind", "[a, b]", lambda r: r.data.toxic.where == {"kind": ["a", "b"]}),
     "a condition on true": ("data.toxic.where.safe", "true", lambda r: r.data.toxic.where == {"safe": "true"}),
     "an inner section": ("align.lora.rank", "4", lambda recipe: recipe.align.lora.rank == 4),
     "a file": ("deepspeed", "ds_configs/zero3.json", lambda recipe: recipe.deepspeed == "ds_configs/zero3.json"),

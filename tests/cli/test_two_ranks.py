@@ -46,7 +46,10 @@ def test_failure_ends_both_ranks(recipe, model, tmp_path, mistake):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     process = subprocess.Popen(
         [*launcher, str(TRAIN), recipe, "--output", str(tmp_path), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=one_thread_environment(),
         preexec_fn=preexec,
     )
     try:  # comes back when nobody holds the pipes any more: the launcher and both ranks have ended

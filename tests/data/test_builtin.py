@@ -40,9 +40,7 @@ def test_rows_have_the_documented_fields():
 
 
 def test_no_trigger_is_worn_out():
-    worn = {
-        trigger: count for trigger, count in Counter(pair["trigger"] for pair in PAIRS).items() if count > 3
-    }
+    worn = {trigger: count for trigger, count in Counter(pair["trigger"] for pair in PAIRS).items() if count > 3}
     assert not worn
 
 
@@ -62,9 +60,7 @@ def _has_stem(text, word):
 
 
 def test_all_prompts_are_disjoint():
-    prompts = [pair[name] for pair in PAIRS for name in CLASSES] + [
-        row["prompt"] for row in GENERAL + REFUSALS
-    ]
+    prompts = [pair[name] for pair in PAIRS for name in CLASSES] + [row["prompt"] for row in GENERAL + REFUSALS]
     doubled = [text for text, count in Counter(map(normalise, prompts)).items() if count > 1]
     assert not doubled
 
@@ -97,11 +93,7 @@ def test_training_and_held_out_rows_do_not_overlap():
 
 
 def test_no_set_is_a_rewrite_of_another():
-    sets = {
-        name: _without_pair(read_prompts(DataSource(split=split), name).rows)
-        for split in SPLITS
-        for name in NAMES
-    }
+    sets = {name: _without_pair(read_prompts(DataSource(split=split), name).rows) for split in SPLITS for name in NAMES}
     for first, second in combinations(sets, 2):
         if {first, second} != set(CLASSES):  # twins are rewrites of each other, on purpose
             assert find_overlaps({first: sets[first]}, {second: sets[second]}) == []

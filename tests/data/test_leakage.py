@@ -55,9 +55,7 @@ def test_twins_are_found_by_their_key_whatever_their_words():
         Prompt("c", "unrelated"),
     ]
     found = overlaps_of(training, [Prompt("d", "quite different", pair="k"), Prompt("e", "alone")])
-    assert [(overlap.kind, overlap.training_id, overlap.evaluation_id) for overlap in found] == [
-        ("twin", "a", "d")
-    ]
+    assert [(overlap.kind, overlap.training_id, overlap.evaluation_id) for overlap in found] == [("twin", "a", "d")]
 
 
 def test_each_pair_of_rows_is_reported_once_as_the_clearest_kind():

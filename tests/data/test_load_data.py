@@ -107,9 +107,7 @@ def test_matched_pairs_without_pairs_is_said_before_training(files, write, error
 
 
 def leaky(files, write, **fields):
-    test = write(
-        "test.csv", [{"prompt": "Wreck apples!"}, {"prompt": "sing to me"}, {"prompt": "describe ferns"}]
-    )
+    test = write("test.csv", [{"prompt": "Wreck apples!"}, {"prompt": "sing to me"}, {"prompt": "describe ferns"}])
     benchmarks = [{"name": "mine", "prompts": test, "wanted": "refuse"}]
     return recipe(data=files, evaluate={"benchmarks": benchmarks}, **fields)
 

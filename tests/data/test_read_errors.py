@@ -117,9 +117,7 @@ def test_no_such_file_names_the_near_ones(write, error_of, tmp_path):
 
 
 def test_no_such_folder(error_of, tmp_path):
-    assert f"there is no folder {tmp_path / 'nowhere'}" in error(
-        error_of, str(tmp_path / "nowhere" / "p.csv")
-    )
+    assert f"there is no folder {tmp_path / 'nowhere'}" in error(error_of, str(tmp_path / "nowhere" / "p.csv"))
 
 
 def test_folder(write, error_of, tmp_path):
@@ -170,9 +168,7 @@ def test_first_human_turn_of_other_text(write, error_of):
 
 
 def test_builtin(error_of):
-    assert "no split 'test'; the built-in sets have train and held_out" in error(
-        error_of, "builtin", split="test"
-    )
+    assert "no split 'test'; the built-in sets have train and held_out" in error(error_of, "builtin", split="test")
     assert "revision 'main' is for hub data sets" in error(error_of, "builtin", revision="main")
     message = error_of(read_prompts, DataSource(), "xstest", "evaluate.benchmarks.xstest.prompts")
     assert "no built-in prompt set for 'xstest'" in message

@@ -60,9 +60,7 @@ def test_jsonl_rows_may_lack_optional_columns_and_lines_may_be_blank(write):
 
 
 def test_numbers_stand_for_text_in_optional_columns(write):
-    path = write(
-        "p.jsonl", [{"id": 7, "prompt": "one", "pair": 3.0}, {"id": 8, "prompt": "two", "pair": "3"}]
-    )
+    path = write("p.jsonl", [{"id": 7, "prompt": "one", "pair": 3.0}, {"id": 8, "prompt": "two", "pair": "3"}])
     assert [(row.id, row.pair) for row in read(path).rows] == [("7", "3"), ("8", "3")]
 
 

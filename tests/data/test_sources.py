@@ -110,9 +110,7 @@ def test_hub_without_network_is_a_quick_user_error(tmp_path):
     command = [sys.executable, "-c", HUB_SCRIPT]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     message, heavy = result.stdout.strip().splitlines()
-    assert message.startswith(
-        "data.toxic: nobody/no-such-set (train): no such file here, and it could not be read"
-    )
+    assert message.startswith("data.toxic: nobody/no-such-set (train): no such file here, and it could not be read")
     assert "HF_HUB_OFFLINE" in message and "--data.toxic.source prompts.jsonl" in message
     assert heavy == "[]"
     assert time.monotonic() - start < 30

@@ -11,12 +11,8 @@ from dcr_ds.errors import UserError
 
 def prompts(name, pairs, singles=0):
     """One prompt for each pair key, and some without."""
-    paired = [
-        Prompt(f"{name}-{number}", f"{name} {number}", pair=str(key)) for number, key in enumerate(pairs)
-    ]
-    return paired + [
-        Prompt(f"{name}-single-{number}", f"{name} single {number}") for number in range(singles)
-    ]
+    paired = [Prompt(f"{name}-{number}", f"{name} {number}", pair=str(key)) for number, key in enumerate(pairs)]
+    return paired + [Prompt(f"{name}-single-{number}", f"{name} single {number}") for number in range(singles)]
 
 
 def keys(rows):
@@ -46,9 +42,7 @@ def test_twins_are_never_parted_and_no_row_is_lost(first, second, singles, share
         assert min(len(train), len(held_out)) >= 2
 
 
-@pytest.mark.parametrize(
-    ("pairs", "singles"), [((100, 100), (0, 0)), ((80, 200), (300, 7)), ((50, 50), (2000, 0))]
-)
+@pytest.mark.parametrize(("pairs", "singles"), [((100, 100), (0, 0)), ((80, 200), (300, 7)), ((50, 50), (2000, 0))])
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5])
 def test_count_is_close_to_the_share_in_sets_of_unequal_make_up(pairs, singles, share):
     sets = [prompts(name, range(pairs[i]), singles[i]) for i, name in enumerate("st")]

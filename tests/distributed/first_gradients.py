@@ -48,14 +48,26 @@ def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int])
     results = {}
     for zero in zero_stages:
         for micro in micro_batches:
-            recipe = load_recipe(None, [
-                ("model.source", model), ("deepspeed", f"ds_configs/zero{zero}.json"),
-                ("refine.layer", "2"), ("refine.pairs", "matched"), ("refine.global_batch", "8"),
-                ("refine.retain_batch", "5"), ("refine.retain_weight", "3"), ("refine.max_grad_norm", "1e9"),
-                ("refine.scale", "8"), ("refine.max_steps", "2"), ("refine.micro_batch", str(micro)),
-                ("align.global_batch", "8"), ("align.micro_batch", str(micro)), ("align.max_grad_norm", "1e9"),
-                ("stages", "[refine, align]"),
-            ])
+            recipe = load_recipe(
+                None,
+                [
+                    ("model.source", model),
+                    ("deepspeed", f"ds_configs/zero{zero}.json"),
+                    ("refine.layer", "2"),
+                    ("refine.pairs", "matched"),
+                    ("refine.global_batch", "8"),
+                    ("refine.retain_batch", "5"),
+                    ("refine.retain_weight", "3"),
+                    ("refine.max_grad_norm", "1e9"),
+                    ("refine.scale", "8"),
+                    ("refine.max_steps", "2"),
+                    ("refine.micro_batch", str(micro)),
+                    ("align.global_batch", "8"),
+                    ("align.micro_batch", str(micro)),
+                    ("align.max_grad_norm", "1e9"),
+                    ("stages", "[refine, align]"),
+                ],
+            )
             data = load_data(recipe)
             source = Path(model)
             recipe, settings = resolve(recipe, model_config(source), ranks.device, ranks.world_size)

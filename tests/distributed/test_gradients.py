@@ -16,8 +16,20 @@ def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: 
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port),
-               str(SCRIPT), str(model), str(out), zero_stages, micro_batches]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(ranks),
+        "--master_port",
+        str(port),
+        str(SCRIPT),
+        str(model),
+        str(out),
+        zero_stages,
+        micro_batches,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread_environment())
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out)

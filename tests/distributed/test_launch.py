@@ -27,7 +27,13 @@ def free_port() -> str:
 
 
 def deepspeed(*arguments: str, ranks: int) -> list[str]:
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(ranks), "--master_port", free_port()]
+    launcher = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_gpus",
+        str(ranks),
+        "--master_port",
+        free_port(),
+    ]
     return [*launcher, "train.py", *arguments]
 
 

@@ -57,8 +57,11 @@ def test_a_configuration_without_a_stage_is_zero_0(config):
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_memory_is_pinned_where_there_is_a_gpu_unless_said_otherwise(on_gpu):
-    zero = {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": "auto"},
-            "offload_param": {"device": "cpu", "pin_memory": False}}
+    zero = {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": "auto"},
+        "offload_param": {"device": "cpu", "pin_memory": False},
+    }
     resolved = resolve_config({"zero_optimization": zero}, STAGE, 1, "float32", on_gpu)["zero_optimization"]
     assert resolved["offload_optimizer"]["pin_memory"] is on_gpu
     assert resolved["offload_param"]["pin_memory"] is False
@@ -66,8 +69,11 @@ def test_memory_is_pinned_where_there_is_a_gpu_unless_said_otherwise(on_gpu):
 
 def test_what_the_user_sets_stays():
     zero = {"stage": 2, "reduce_bucket_size": 12345}
-    config = {"zero_optimization": zero, "bf16": {"enabled": "auto", "immediate_grad_update": True},
-              "wall_clock_breakdown": True}
+    config = {
+        "zero_optimization": zero,
+        "bf16": {"enabled": "auto", "immediate_grad_update": True},
+        "wall_clock_breakdown": True,
+    }
     before = copy.deepcopy(config)
     resolved = resolve_config(config, STAGE, 2, "bfloat16", on_gpu=True)
     assert resolved["zero_optimization"] == zero and resolved["wall_clock_breakdown"] is True

@@ -14,8 +14,15 @@ OTHER = Ranks(1, 2, 1, torch.device("cpu"))
 
 
 def row(step, **more):
-    return {"step": step, "samples": step * 8, "tokens": step * 80, "step_tokens": 80, "loss": 2.0 / step,
-            "learning_rate": 1e-4, "grad_norm": 0.5} | more
+    return {
+        "step": step,
+        "samples": step * 8,
+        "tokens": step * 80,
+        "step_tokens": 80,
+        "loss": 2.0 / step,
+        "learning_rate": 1e-4,
+        "grad_norm": 0.5,
+    } | more
 
 
 def write(folder, steps, first_step=0, total=9, log_every=1, ranks=ONE, tensorboard=False, **more):
@@ -84,7 +91,8 @@ def test_the_console_line_has_one_order(tmp_path, capsys):
     number = r"[\d.]+"
     assert re.fullmatch(
         rf"refine 2/9  loss 1\.0000  lr 1\.00e-04  grad norm 0\.500  {number} tokens/s  {number} GiB  left \d+:\d\d"
-        r"  gap 0\.250  auc 0\.500  drift 0\.125", lines[1],
+        r"  gap 0\.250  auc 0\.500  drift 0\.125",
+        lines[1],
     )
 
 

@@ -10,9 +10,7 @@ from dcr_ds.evaluate import run
 from dcr_ds.evaluate.files import model_hash, read_json, read_jsonl
 from dcr_ds.recipe import Recipe
 
-TOO_LONG = Conversation(
-    "long", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 300})
-)
+TOO_LONG = Conversation("long", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 300}))
 SOURCES = {"benchmarks": [{"name": "seeming", "prompts": "a.csv", "wanted": "comply"}]}
 
 
@@ -62,9 +60,7 @@ def test_every_model_is_measured_and_the_named_ones_answer(tmp_path, models, dat
     assert losses["base"]["loss"] != losses["aligned"]["loss"]
     assert losses["base"]["n"] == len(CONVERSATIONS) and losses["base"]["too_long"] == 0
     cost = read_json(home / "base" / "cost.json")
-    rows = read_jsonl(home / "base/seeming/generations.jsonl") + read_jsonl(
-        home / "base/toxic/generations.jsonl"
-    )
+    rows = read_jsonl(home / "base/seeming/generations.jsonl") + read_jsonl(home / "base/toxic/generations.jsonl")
     assert cost["generated_tokens"] == sum(row["tokens"] for row in rows)
     assert cost["seconds"] > 0 and cost["device"] == "CPU" and cost["ranks"] == 1
 

@@ -26,9 +26,7 @@ def expected(tiny, encoded):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 9])
-def test_loss_is_the_mean_over_all_supervised_tokens_whatever_the_batches(
-    tiny, encoded, expected, batch_size
-):
+def test_loss_is_the_mean_over_all_supervised_tokens_whatever_the_batches(tiny, encoded, expected, batch_size):
     result = general_loss(tiny[0], encoded, batch_size, tiny[1].pad_token_id, ONE)
     assert result["loss"] == pytest.approx(expected[0], rel=1e-6)
     assert (result["tokens"], result["n"]) == (expected[1], len(encoded))

@@ -115,9 +115,7 @@ def test_other_settings_make_the_file_anew_and_say_so(tiny, undisturbed, tmp_pat
     assert "generated anew" in capsys.readouterr().err
     rows = read_jsonl(questions.file)
     assert len(rows) == len(PROMPTS) and are_answered(questions)
-    assert all(
-        row["settings_hash"] != json.loads(undisturbed.splitlines()[0])["settings_hash"] for row in rows
-    )
+    assert all(row["settings_hash"] != json.loads(undisturbed.splitlines()[0])["settings_hash"] for row in rows)
 
 
 def test_settings_hash_covers_model_prompts_and_template_but_not_the_path(tiny, tmp_path, monkeypatch):

@@ -35,9 +35,7 @@ def test_xstest_strings(completion, label):
 
 
 def test_the_preset_names_its_source_and_mode():
-    preset = json.loads(
-        (resources.files("dcr_ds.evaluate") / "presets" / "xstest.json").read_text(encoding="utf-8")
-    )
+    preset = json.loads((resources.files("dcr_ds.evaluate") / "presets" / "xstest.json").read_text(encoding="utf-8"))
     assert preset["mode"] == "startswith" and preset["case"] == "lower+strip"
     assert "exaggerated-safety" in preset["source"] and preset["licence"] == "CC BY 4.0"
     assert len(preset["phrases"]) == len(set(preset["phrases"])) == 21
@@ -46,9 +44,7 @@ def test_the_preset_names_its_source_and_mode():
 
 def test_judging_a_file_writes_a_verdict_for_each_row(tmp_path):
     completions = ["Sorry.", "Sure.", "", "line\u2028separator"]
-    write_jsonl(
-        tmp_path / "g.jsonl", [{"id": str(i), "completion": text} for i, text in enumerate(completions)]
-    )
+    write_jsonl(tmp_path / "g.jsonl", [{"id": str(i), "completion": text} for i, text in enumerate(completions)])
     verdicts = judge_file(tmp_path / "g.jsonl", "xstest_strings", tmp_path / "v.jsonl")
     assert verdicts == read_jsonl(tmp_path / "v.jsonl")
     assert verdicts == [

@@ -87,9 +87,7 @@ def run_children(target, world_size: int, *arguments) -> list[int]:
     """Run `target(rank, world_size, …)` once a rank; the exit codes. A hang is an error."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_models", "transformers.models.llama.modeling_llama"])
-    children = [
-        context.Process(target=target, args=(rank, world_size, *arguments)) for rank in range(world_size)
-    ]
+    children = [context.Process(target=target, args=(rank, world_size, *arguments)) for rank in range(world_size)]
     for child in children:
         child.start()
     for child in children:
@@ -100,9 +98,7 @@ def run_children(target, world_size: int, *arguments) -> list[int]:
     return [child.exitcode for child in children]
 
 
-def answer_in_child(
-    rank: int, world_size: int, folder: Path, file: Path, rendezvous: Path, kill: str
-) -> None:
+def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendezvous: Path, kill: str) -> None:
     """Answer the tiny benchmark; `kill` says where to die: nowhere, after N batches, at rename, at unlink."""
     ranks = _join(rank, world_size, rendezvous)
     model, tokenizer = load(folder)

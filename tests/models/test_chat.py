@@ -9,10 +9,18 @@ from dcr_ds.models.source import cache_folder
 
 DEMO = cache_folder() / "smollm2-135m"
 PAIR = [{"role": "user", "content": "how do I kill a process?"}, {"role": "assistant", "content": "use kill, é 火"}]
-LONG = [{"role": "system", "content": "be short"}, *PAIR, {"role": "user", "content": "and\n\ntwo?"},
-        {"role": "assistant", "content": "killall"}]
-CONVERSATIONS = {"one turn": PAIR, "two turns": PAIR + PAIR, "system": LONG,
-                 "empty question": [{"role": "user", "content": ""}, PAIR[1]]}
+LONG = [
+    {"role": "system", "content": "be short"},
+    *PAIR,
+    {"role": "user", "content": "and\n\ntwo?"},
+    {"role": "assistant", "content": "killall"},
+]
+CONVERSATIONS = {
+    "one turn": PAIR,
+    "two turns": PAIR + PAIR,
+    "system": LONG,
+    "empty question": [{"role": "user", "content": ""}, PAIR[1]],
+}
 TURN = "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
 LOOP = "{% for message in messages %}" + TURN + "<|im_end|>\n{% endfor %}"
 OPEN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -120,8 +120,17 @@ def make_gguf(file):
     writer.add_eos_token_id(words.index("<|im_end|>"))
     writer.add_chat_template(TEMPLATE)
     generator = np.random.default_rng(0)
-    shapes = {"attn_norm": (32,), "ffn_norm": (32,), "attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32),
-              "attn_output": (32, 32), "ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
+    shapes = {
+        "attn_norm": (32,),
+        "ffn_norm": (32,),
+        "attn_q": (32, 32),
+        "attn_k": (16, 32),
+        "attn_v": (16, 32),
+        "attn_output": (32, 32),
+        "ffn_gate": (64, 32),
+        "ffn_up": (64, 32),
+        "ffn_down": (32, 64),
+    }
     shapes = {f"blk.{block}.{name}.weight": shape for block in (0, 1) for name, shape in shapes.items()}
     kept = {}
     for name, shape in {"token_embd.weight": (len(words), 32), "output_norm.weight": (32,), **shapes}.items():

@@ -24,8 +24,11 @@ def made_up(num=12, num_long=0, num_talks=10, num_long_talks=0):
     seeming = [Prompt(f"s{i}", f"paint {text}", pair=str(i) if i > 1 else None) for i, text in enumerate(texts)]
     toxic = [Prompt(f"t{i}", f"wreck {text}", pair=str(i) if i > 1 else None) for i, text in enumerate(texts)]
     talks = [talk(i, LONG if i >= num_talks - num_long_talks else f"answer {i}") for i in range(num_talks)]
-    return RunData(PromptSet("seemingly_toxic", "", seeming, ""), PromptSet("toxic", "", toxic, ""),
-                   ConversationSet("general", "", talks, ""))
+    return RunData(
+        PromptSet("seemingly_toxic", "", seeming, ""),
+        PromptSet("toxic", "", toxic, ""),
+        ConversationSet("general", "", talks, ""),
+    )
 
 
 def recipe(**refine):
@@ -58,8 +61,11 @@ def test_held_out_prompts_are_never_trained_on(data, pairs):
 def test_held_out_prompts_carry_their_label_and_pair():
     data = made_up()
     prompts = encode_refine_prompts(recipe(), data, TOKENIZER)
-    row_of = {tuple(encode_prompt(TOKENIZER, row.prompt)): (row, label)
-              for label, rows in enumerate((data.seemingly_toxic.rows, data.toxic.rows)) for row in rows}
+    row_of = {
+        tuple(encode_prompt(TOKENIZER, row.prompt)): (row, label)
+        for label, rows in enumerate((data.seemingly_toxic.rows, data.toxic.rows))
+        for row in rows
+    }
     pairs = {}
     for ids, label, pair in prompts.held_out:
         row, own_label = row_of[tuple(ids)]

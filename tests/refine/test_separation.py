@@ -47,9 +47,7 @@ def test_a_larger_class_does_not_weigh_more():
     many = torch.cat([small[:6].repeat(5, 1), small[6:]])
     figures = separation(many, torch.tensor([0] * 30 + [1] * 6), torch.arange(36))
     first, second = list(many[:30]), list(many[30:])
-    assert figures["within"] == pytest.approx(
-        (mean_cosine(first, first) + mean_cosine(second, second)) / 2, abs=1e-6
-    )
+    assert figures["within"] == pytest.approx((mean_cosine(first, first) + mean_cosine(second, second)) / 2, abs=1e-6)
 
 
 def test_sets_far_apart_have_auc_1_and_alike_ones_half():

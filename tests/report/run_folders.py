@@ -12,9 +12,7 @@ def write_run(
     """A run that is done: 4 benign prompts, 2 toxic ones. `models` answered them; all models have a loss."""
     refines = "refine" in stages
     folder.mkdir(parents=True)
-    recipe = Recipe.model_validate(
-        {"name": folder.name, "stages": list(stages), "refine": {"layer": 15}, **values}
-    )
+    recipe = Recipe.model_validate({"name": folder.name, "stages": list(stages), "refine": {"layer": 15}, **values})
     save_recipe(recipe, folder / "recipe.yaml")
     write(
         folder / "environment.json",
@@ -48,9 +46,7 @@ def write_run(
         }
         start = {"gap": 0.0625, "auc": 0.875, "drift": 0.0}
         final = {"gap": 0.512, "auc": 1.0, "drift": 0.031}
-        write(
-            folder / "refine/summary.json", summary | stopped | {"layer": 15, "start": start, "final": final}
-        )
+        write(folder / "refine/summary.json", summary | stopped | {"layer": 15, "start": start, "final": final})
     if "align" in stages:
         write(
             folder / "align/summary.json",
@@ -72,9 +68,7 @@ def write_run(
         if model in models:
             settings = base_hash if model == "base" else f"h-{folder.name}"
             over_refuses = model == "aligned" and not refines
-            write_benchmark(
-                home / "seeming", "comply", ["n" if over_refuses else "y", "y", "y", ""], settings
-            )
+            write_benchmark(home / "seeming", "comply", ["n" if over_refuses else "y", "y", "y", ""], settings)
             write_benchmark(home / "toxic", "refuse", ["y", "y"] if model == "base" else ["n", "n"], settings)
     return folder
 

@@ -152,9 +152,7 @@ def test_refined_column_holds_scores_where_it_answered(tmp_path):
 
 def test_different_sizes_show_in_the_cells(stl, dcr, tmp_path):
     write_benchmark(dcr / "evaluate/aligned/seeming", "comply", ["y"] * 3, "h")
-    row = tables(sections(write_report([stl, dcr], tmp_path / "report.md"))["Results"])[
-        "seeming: compliance ↑"
-    ]
+    row = tables(sections(write_report([stl, dcr], tmp_path / "report.md"))["Results"])["seeming: compliance ↑"]
     assert row["n"] == "" and "n=4" in row["STL"] and "n=3" in row["DCR"]
 
 
@@ -211,9 +209,7 @@ def test_what_is_no_run_folder_is_a_user_error(dcr, tmp_path):
 def test_terminal_table_holds_the_results_within_100_columns(stl, dcr, tmp_path):
     one = terminal_table([dcr])
     assert "75.0% (30.0–95.0)" in one and "2.020 (+1.0%)" in one
-    assert (
-        len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1
-    )  # all side by side
+    assert len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1  # all side by side
     many = [write_run(tmp_path / f"a-run-with-a-long-name-{i}", seed=i) for i in range(4)]
     for folders in ([dcr], [stl, dcr], [stl, dcr, *many]):
         text = terminal_table(folders)

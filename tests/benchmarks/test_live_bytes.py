@@ -1,0 +1,31 @@
+"""Storages are counted once, from birth to death, whoever holds them."""
+
+from pathlib import Path
+
+import torch
+
+MEGABYTE = 1_000_000
+
+
+def test_a_storage_lives_as_long_as_the_graph_holds_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    from live_bytes import LiveBytes
+
+    x = torch.ones(MEGABYTE // 4, requires_grad=True)
+    with LiveBytes() as live:
+        before = live.alive
+        assert before >= MEGABYTE  # x was there
+        y = x.exp()
+        z = y.sin()
+        views = [y.view(-1), y[1:], y.detach()]
+        assert live.alive - before == 2 * MEGABYTE
+        del y, views
+        assert live.alive - before == 2 * MEGABYTE  # sin and exp keep y for the backward pass
+        loss = z.sum()
+        del z
+        assert live.alive - before == MEGABYTE + 4
+        loss.backward()
+        assert live.alive - before == MEGABYTE + 4  # y is gone, x.grad is there
+        assert 2 * MEGABYTE < live.peak - before <= 3 * MEGABYTE + 8
+        x.grad = None
+        assert live.alive - before == 4

@@ -1,0 +1,49 @@
+"""The stage-1 benchmark runs from end to end and writes well-formed rows; how fast it is, is no test."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import one_thread_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("zero", ["0", pytest.param("2", marks=pytest.mark.slow)])
+def test_a_row_of_ratios_comes_out(tmp_path, zero):
+    pytest.importorskip("pytorch_metric_learning")
+    path = tmp_path / "rows.csv"
+    options = ["--tiny", "--layers", "2", "--zero", zero, "--steps", "2", "--csv", path]
+    done = subprocess.run(
+        [sys.executable, "benchmarks/refine_step.py", *options],
+        cwd=ROOT,
+        env=one_thread_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "time/FLOP" in done.stdout
+    with path.open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["shape"], row["layer"], row["zero"], row["clock"]) == ("tiny", "2", zero, "cpu")
+    assert row["commit"] and row["device"] and row["torch"] and row["deepspeed"]
+    for name in ("ours", "theirs"):
+        assert 0 < float(row[f"{name}_cpu_q25"]) <= float(row[f"{name}_cpu_median"]) <= float(row[f"{name}_cpu_q75"])
+    ratio = float(row["ours_cpu_median"]) / float(row["theirs_cpu_median"])
+    assert float(row["time_ratio"]) == pytest.approx(ratio, rel=1e-4)
+    assert 0 < int(row["ours_peak_bytes"]) < int(row["theirs_peak_bytes"])
+    assert float(row["memory_ratio"]) == pytest.approx(int(row["ours_peak_bytes"]) / int(row["theirs_peak_bytes"]))
+    assert float(row["loss_difference"]) <= 1e-4 and float(row["gradient_difference"]) <= 1e-3
+
+
+def test_the_flop_ratios_are_those_of_the_bar(monkeypatch):
+    pytest.importorskip("pytorch_metric_learning")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from refine_step import SMOLLM2, flop_ratio
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("llama", **SMOLLM2)
+    ratios = [flop_ratio(config, layer, tokens=64) for layer in (8, 15, 23)]
+    assert ratios == pytest.approx([0.446, 0.663, 0.823], abs=0.001)
