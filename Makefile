@@ -16,7 +16,7 @@ compare: $(BIN)/.dcr-ds
 	dcr-ds report runs/smollm2-135m-stl runs/smollm2-135m --out runs/compare.md
 
 test: $(BIN)/.dcr-ds-dev
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.dcr-ds-dev
 	ruff check .

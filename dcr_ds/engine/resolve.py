@@ -14,7 +14,7 @@ MICRO_BATCH = {"refine": 32, "align": 8}  # prompts are short; conversations car
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run needs beside its resolved recipe: the DeepSpeed configuration and why each `auto` became what it is."""
+    """What a run needs beside its recipe: the DeepSpeed configuration, and why each `auto` became what it is."""
 
     deepspeed: dict[str, Any]
     reasons: dict[str, str]
