@@ -35,7 +35,7 @@ def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData
         a_step = stage.global_batch * _mean(prompts.tokens.values())
         a_step += stage.retain_batch * _mean(prompts.general) if stage.retain_weight else 0
         lines.append(
-            f"refine: up to {stage.max_steps} steps of {stage.global_batch} prompts, about {a_step:,.0f} tokens a step; "
+            f"refine: up to {stage.max_steps} steps of {stage.global_batch} prompts, {a_step:,.0f} tokens a step; "
             f"{len(prompts.held_out)} prompts held out"
         )
     if "align" in recipe.stages:
