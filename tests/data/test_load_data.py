@@ -69,9 +69,10 @@ def test_only_what_the_stages_need_is_read(files, stages, expected):
     assert bool(data.benchmarks) == ("evaluate" in stages)
 
 
-def test_without_a_retain_term_stage_one_needs_no_general_data(files):
-    fields = {"stages": ["refine"], "refine": {"retain_weight": 0}, "data": {**files, "general": "none.csv"}}
-    assert load_data(recipe(**fields)).general is None
+def test_stage_one_reads_general_data_without_a_retain_term_too(files):
+    """Their drift is measured all the same."""
+    data = load_data(recipe(stages=["refine"], refine={"retain_weight": 0}, data=files))
+    assert data.general.rows and data.refusals is None
 
 
 def test_benchmarks_of_ones_own(files, write):

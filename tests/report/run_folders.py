@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from dcr_ds.recipe import Recipe, save_recipe
+from dcr_ds.recipe import Recipe, dump_recipe
 
 
 def write_run(
@@ -13,7 +13,7 @@ def write_run(
     refines = "refine" in stages
     folder.mkdir(parents=True)
     recipe = Recipe.model_validate({"name": folder.name, "stages": list(stages), "refine": {"layer": 15}, **values})
-    save_recipe(recipe, folder / "recipe.yaml")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     write(
         folder / "environment.json",
         {
