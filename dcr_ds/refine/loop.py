@@ -84,13 +84,11 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
             f"AUC {state['start']['auc']:.3f} before the first step",
         )
     seconds_before = state["seconds"]
-    row: dict[str, Any] = {}
     with (
         StopFlag(ranks) as stop,
         MetricsLog("refine", folder, step, stage.max_steps, recipe.log_every, ranks, recipe.tensorboard) as log,
     ):
         while not (reason := state.get("stopped_because")):
-            torch.manual_seed(recipe.seed + 1_000_003 * step)
             row = train_step(trunk, step) | {"learning_rate": trunk.engine.get_lr()[0]}
             _stop_if_not_finite(row["loss"], step + 1, prompts.sampler.batch(step), folder)
             trunk.engine.step()
