@@ -83,7 +83,7 @@ def test_reports_are_made_of_files_alone():
         assert rooms <= {"report", "errors", "files", "recipe", "statistics"}, file
 
 
-@pytest.mark.parametrize("room", ["errors.py", "files.py", "statistics.py", "recipe.py", "data"])
+@pytest.mark.parametrize("room", ["errors.py", "files.py", "statistics.py", "recipe", "data"])
 def test_data_is_read_without_torch(room):
     place = ROOT / "dcr_ds" / room
     for file in place.rglob("*.py") if place.is_dir() else [place]:

@@ -1,0 +1,58 @@
+"""The recipe: the one typed description of a run.
+
+A recipe is a YAML file of the sections of schema.py. `load_recipe` reads it, lays dotted overrides over it and refuses
+what cannot work, naming the field, where it was set and the way out. Nothing here imports torch.
+"""
+
+from dcr_ds.recipe.evaluation import (
+    AnyBenchmark,
+    AnyJudge,
+    Benchmark,
+    DeclaredBenchmark,
+    EvaluateSection,
+    GuardJudge,
+    LlmJudge,
+)
+from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.messages import field_rows
+from dcr_ds.recipe.reading import PROJECT_ROOT, dump_recipe, find_file, json_schema, load_recipe
+from dcr_ds.recipe.schema import (
+    STAGES,
+    AlignSection,
+    CheckpointSection,
+    DataSection,
+    LoraSection,
+    ModelSection,
+    Recipe,
+    RefineSection,
+    StageSection,
+)
+
+__all__ = [
+    "PROJECT_ROOT",
+    "STAGES",
+    "AlignSection",
+    "AnyBenchmark",
+    "AnyJudge",
+    "Benchmark",
+    "CheckpointSection",
+    "Data",
+    "DataSection",
+    "DataSource",
+    "DeclaredBenchmark",
+    "EvaluateSection",
+    "GuardJudge",
+    "LlmJudge",
+    "LoraSection",
+    "ModelSection",
+    "PositiveInt",
+    "Recipe",
+    "RefineSection",
+    "Section",
+    "StageSection",
+    "dump_recipe",
+    "field_rows",
+    "find_file",
+    "json_schema",
+    "load_recipe",
+]

@@ -1,0 +1,126 @@
+"""Recipe files: read, laid over one another, overridden from the command line, and written."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dcr_ds.errors import UserError
+from dcr_ds.recipe.fields import DataSource
+from dcr_ds.recipe.messages import explain, refuse_unknown
+from dcr_ds.recipe.schema import Recipe
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None) -> Recipe:
+    """Read a recipe file, lay dotted overrides over it, and check the whole.
+
+    Args:
+        path: a YAML file; None: the defaults of the schema.
+        overrides: (dotted name, text) pairs in order; the text is read as YAML, a plain value where a data set
+            is wanted is its source.
+
+    Raises:
+        UserError: naming the field, where it was set (file and line, or command line) and what to do.
+    """
+    values, origins = _read_yaml(path) if path else ({}, {})
+    for name, text in overrides or []:
+        refuse_unknown(name, f"--{name}")
+        _put(values, name.split("."), _parse(name, text))
+        origins[name] = "the command line"
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise UserError(explain(error, origins)) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """A recipe as YAML that `load_recipe` reads back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of recipe files, for editors."""
+    schema = Recipe.model_json_schema()
+    schema["properties"]["extends"] = {"type": "string", "description": "a recipe beside this file to start from"}
+    return schema
+
+
+def find_file(name: str) -> Path | None:
+    """A file named in a recipe: as given from the working folder, or as shipped beside the package."""
+    for candidate in (Path(name).expanduser(), PROJECT_ROOT / name):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, str]]:
+    """The mapping in a YAML file, and the place (file and line) of each of its dotted names.
+
+    A file may start from another one, named by `extends` from its own folder.
+    """
+    found = find_file(path)
+    if found is None:
+        shipped = sorted(str(p.relative_to(PROJECT_ROOT)) for p in (PROJECT_ROOT / "recipes").glob("*.yaml"))
+        raise UserError(f"{path}: no such recipe file. Shipped: {', '.join(shipped)}")
+    try:
+        text = found.read_text(encoding="utf-8")
+        values, node = yaml.safe_load(text), yaml.compose(text)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
+    except yaml.YAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if values is None:
+        return {}, {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(values).__name__}")
+    places: dict[str, str] = {}
+    _note_places(node, path, "", places)
+    if base := values.pop("extends", None):
+        if not isinstance(base, str) or path in seen:
+            raise UserError(f"{path}: extends: wants the name of another recipe, got {base!r}")
+        base_values, base_places = _read_yaml(str(found.parent / base), (*seen, path))
+        values, places = _merge(base_values, values), base_places | places
+    return values, places
+
+
+def _merge(base: dict, over: dict) -> dict:
+    """`over` laid over `base`, mapping by mapping."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _note_places(node: yaml.Node, path: str, prefix: str, places: dict[str, str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            places[prefix + key.value] = f"{path}, line {key.start_mark.line + 1}"
+            _note_places(value, path, f"{prefix}{key.value}.", places)
+
+
+def _parse(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        if text[:1] in "[{":
+            raise UserError(f"--{name}: {text!r} is not valid YAML") from None
+        return text
+
+
+def _put(values: dict, keys: list[str], value: Any) -> None:
+    """Set a nested value; a data set given as a plain source becomes a mapping when a field of it is set."""
+    for key in keys[:-1]:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            inner = {"source": inner} if isinstance(inner, str) else {}
+        values[key] = inner
+        values = inner
+    old = values.get(keys[-1])
+    if isinstance(old, dict) and isinstance(value, str) and "source" in DataSource.model_fields and "source" in old:
+        value = {**old, "source": value}
+    values[keys[-1]] = value

