@@ -19,17 +19,13 @@ from dcr_ds.engine.batches import micro_batches, rank_share
 from dcr_ds.engine.build import (
     build_engine,
     checkpoint_activations,
-    gradient_norm,
     sharded_loading,
     stage_config,
     trained_weights,
 )
-from dcr_ds.engine.checkpoint import finish_stage, load_newest, save_checkpoint
-from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
-from dcr_ds.engine.stop import StopFlag
-from dcr_ds.errors import Diverged, Stopped
+from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import DTYPES, load_causal_lm
@@ -53,47 +49,22 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
         say(ranks, note)
     total_steps = num_steps(stage.epochs, len(mix.samples), stage.global_batch)
     engine = build_engine_for(recipe, settings, source, total_steps, ranks)
-    step, state = load_newest(engine, folder / "checkpoints", ranks) or (0, {"tokens": 0, "seconds": 0.0})
-    seconds_before = state["seconds"]
-    with (
-        StopFlag(ranks) as stop,
-        MetricsLog("align", folder, step, total_steps, recipe.log_every, ranks, recipe.tensorboard) as log,
-    ):
-        while step < total_steps:
+    with Session("align", recipe, engine, folder, total_steps, ranks, started) as session:
+        while (step := session.step) < total_steps:
             torch.manual_seed(recipe.seed + 1_000_003 * step + ranks.rank)  # adapter dropout, on resume too
             rows = draw(f"{recipe.seed}/align", len(mix.samples), step * stage.global_batch, stage.global_batch)
             row = train_step(engine, mix, rows, stage.micro_batch, tokenizer.pad_token_id, ranks)
-            _stop_if_not_finite(row["loss"], step + 1, [mix.ids[index] for index in rows], folder)
-            row |= {"learning_rate": engine.get_lr()[0]}
-            engine.step()
-            step += 1
-            state["tokens"] += row["step_tokens"]
-            row |= {
-                "grad_norm": gradient_norm(engine),
-                "step": step,
-                "samples": step * stage.global_batch,
-                "tokens": state["tokens"],
-            }
-            log.write(row)
-            state.setdefault("loss_first", row["loss"])
-            state["loss_last"] = row["loss"]
-            state["seconds"] = seconds_before + time.monotonic() - started
-            stopping = stop.agreed()
-            if stopping or step % recipe.checkpoint.every_steps == 0:
-                save_checkpoint(engine, folder / "checkpoints", step, state, recipe.checkpoint.keep, ranks)
-            if stopping and step < total_steps:
-                raise Stopped(f"align: stopped at step {step}, saved in {folder / 'checkpoints'}")
+            session.take_step(row, [mix.ids[index] for index in rows])
+            session.log(row)
+            session.save_or_stop(is_last=session.step == total_steps)
     _export(engine, recipe, source, folder, ranks)
-    summary = state | {
-        "steps": step,
-        "samples": step * stage.global_batch,
-        "num_refusals": mix.num_refusals,
-        "num_general": len(mix.samples) - mix.num_refusals,
-        "stopped_because": f"{stage.epochs:g} epochs done",
-        "wall_seconds": seconds_before + time.monotonic() - started,
-        "peak_memory_bytes": peak_memory_bytes(ranks.device),
-    }
-    finish_stage(folder, summary, ranks)
+    session.finish(
+        {
+            "num_refusals": mix.num_refusals,
+            "num_general": len(mix.samples) - mix.num_refusals,
+            "stopped_because": f"{stage.epochs:g} epochs done",
+        }
+    )
 
 
 def num_steps(epochs: float, samples: int, global_batch: int) -> int:
@@ -142,13 +113,3 @@ def _export(engine, recipe: Recipe, source: Path, folder: Path, ranks: Ranks) ->
     elif ranks.is_main:
         splice(engine.module, weights, source, folder / "model")
     barrier(ranks)
-
-
-def _stop_if_not_finite(loss: float, step: int, ids: list[str], folder: Path) -> None:
-    """Raise Diverged before the step is taken, the same on all ranks: the loss is of all of them."""
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"align: the loss is {loss} at step {step}; no weight was changed by it. Samples of the step: "
-            f"{', '.join(ids)}. Checkpoints before it are kept in {folder / 'checkpoints'}; lower "
-            "align.learning_rate, or look at the data"
-        )

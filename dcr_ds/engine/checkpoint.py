@@ -78,14 +78,6 @@ def load_newest(engine: deepspeed.DeepSpeedEngine, folder: Path, ranks: Ranks) -
     return manifest["step"], manifest["state"]
 
 
-def finish_stage(folder: Path, summary: dict[str, Any], ranks: Ranks) -> None:
-    """Mark a stage as done with its summary.json; its checkpoints are not needed any more. All ranks."""
-    if ranks.is_main:
-        write_whole(folder / "summary.json", json.dumps(summary, indent=1))
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    barrier(ranks)
-
-
 def _steps(folder: Path) -> list[Path]:
     """Finished checkpoints, the newest first."""
     return sorted((path for path in folder.glob("step-????????") if path.is_dir()), reverse=True)

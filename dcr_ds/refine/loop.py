@@ -7,7 +7,6 @@ computed first without a graph, the loss and its gradient over the gathered batc
 through each micro-batch (GradCache).
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,23 +18,18 @@ import torch.distributed
 from dcr_kernels import ContrastiveLoss, similarity_stats
 
 from dcr_ds.data.load import RunData
-from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import draw
 from dcr_ds.engine.batches import micro_batches, rank_share
 from dcr_ds.engine.build import (
     build_engine,
     checkpoint_activations,
-    gradient_norm,
     sharded_loading,
     stage_config,
     trained_weights,
 )
-from dcr_ds.engine.checkpoint import finish_stage, load_newest, save_checkpoint
-from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
-from dcr_ds.engine.stop import StopFlag
-from dcr_ds.errors import Diverged, Stopped
+from dcr_ds.engine.session import Session
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import load_trunk, splice
@@ -76,52 +70,30 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     for note in prompts.notes:
         say(ranks, note)
     trunk = build_trunk(recipe, settings, source, prompts, ranks)
-    step, state = load_newest(trunk.engine, folder / "checkpoints", ranks) or (0, None)
-    if state is None:
-        state = {"tokens": 0, "best_gap": None, "best_step": 0, "seconds": 0.0, "start": measure(trunk)}
-        state["best_gap"] = state["start"]["gap"]
-        say(
-            ranks,
-            f"refine: layer {stage.layer}, held-out gap {state['start']['gap']:.3f}, "
-            f"AUC {state['start']['auc']:.3f} before the first step",
-        )
-    seconds_before = state["seconds"]
-    with (
-        StopFlag(ranks) as stop,
-        MetricsLog("refine", folder, step, stage.max_steps, recipe.log_every, ranks, recipe.tensorboard) as log,
-    ):
+    with Session("refine", recipe, trunk.engine, folder, stage.max_steps, ranks, started) as session:
+        state = session.state
+        if session.is_new:
+            start = measure(trunk)
+            state |= {"best_gap": start["gap"], "best_step": 0, "start": start}
+            say(
+                ranks,
+                f"refine: layer {stage.layer}, held-out gap {start['gap']:.3f}, AUC {start['auc']:.3f} "
+                "before the first step",
+            )
         while not (reason := state.get("stopped_because")):
-            row = train_step(trunk, step) | {"learning_rate": trunk.engine.get_lr()[0]}
-            _stop_if_not_finite(row["loss"], step + 1, prompts.sampler.batch(step), folder)
-            trunk.engine.step()
-            step += 1
-            row |= {"grad_norm": gradient_norm(trunk.engine)}
-            if step % stage.measure_every == 0 or step == stage.max_steps:
+            row = train_step(trunk, session.step)
+            session.take_step(row, [prompt.id for prompt, _ in prompts.sampler.batch(session.step)])
+            if session.step % stage.measure_every == 0 or session.step == stage.max_steps:
                 row |= measure(trunk)
-            state["tokens"] += row["step_tokens"]
-            row |= {"step": step, "samples": step * stage.global_batch, "tokens": state["tokens"]}
-            log.write(row)
+            session.log(row)
             _note_progress(state, row, stage)
-            state["seconds"] = seconds_before + time.monotonic() - started
-            stopping = stop.agreed()
-            if stopping or step % recipe.checkpoint.every_steps == 0:
-                save_checkpoint(trunk.engine, folder / "checkpoints", step, state, recipe.checkpoint.keep, ranks)
-            if stopping and not state.get("stopped_because"):
-                raise Stopped(f"refine: stopped at step {step}, saved in {folder / 'checkpoints'}")
+            session.save_or_stop(is_last="stopped_because" in state)
     say(ranks, f"refine: {reason}")
     weights = trained_weights(trunk.engine, ranks)
     if ranks.is_main:
         splice(trunk.engine.module, weights, source, folder / "model", prefix="model.")
     barrier(ranks)
-    summary = state | {
-        "layer": stage.layer,
-        "steps": step,
-        "samples": step * stage.global_batch,
-        "final": state["last"],
-        "wall_seconds": seconds_before + time.monotonic() - started,
-        "peak_memory_bytes": peak_memory_bytes(ranks.device),
-    }
-    finish_stage(folder, summary, ranks)
+    session.finish({"layer": stage.layer, "final": state["last"]})
 
 
 def train_step(trunk: Trunk, step: int) -> dict[str, Any]:
@@ -257,7 +229,6 @@ def _note_progress(state: dict[str, Any], row: dict[str, Any], stage) -> None:
     step = row["step"]
     if "gap" in row:
         state["last"] = {name: row[name] for name in ("gap", "auc", "within", "across", "drift")}
-        state["loss_last"] = row["loss"]
         if row["gap"] > state["best_gap"]:
             state["best_gap"], state["best_step"] = row["gap"], step
         if row["gap"] >= stage.target_gap:
@@ -266,16 +237,5 @@ def _note_progress(state: dict[str, Any], row: dict[str, Any], stage) -> None:
             state["stopped_because"] = (
                 f"the gap has not grown since step {state['best_step']} ({state['best_gap']:.3f})"
             )
-    state.setdefault("loss_first", row["loss"])
     if step == stage.max_steps and "stopped_because" not in state:
         state["stopped_because"] = f"max_steps = {stage.max_steps} reached at gap {row['gap']:.3f}"
-
-
-def _stop_if_not_finite(loss: float, step: int, batch: Sequence[tuple[Prompt, int]], folder: Path) -> None:
-    """Raise Diverged before the step is taken, the same on all ranks: the loss is of all of them."""
-    if not math.isfinite(loss):
-        samples = ", ".join(prompt.id for prompt, _ in batch)
-        raise Diverged(
-            f"refine: the loss is {loss} at step {step}; no weight was changed by it. Samples of the step: {samples}. "
-            f"Checkpoints before it are kept in {folder / 'checkpoints'}; lower refine.learning_rate, or check the data"
-        )

@@ -6,43 +6,11 @@ import shutil
 
 import pytest
 import torch
+from small_engine import make_engine, train
 
-from dcr_ds.engine import ranks as process
-from dcr_ds.engine.build import build_engine, stage_config, trained_weights
-from dcr_ds.engine.checkpoint import MANIFEST, finish_stage, load_newest, save_checkpoint
+from dcr_ds.engine.build import trained_weights
+from dcr_ds.engine.checkpoint import MANIFEST, load_newest, save_checkpoint
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import StageSection
-
-STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "")  # put back as it was, after the module
-            patch.delenv(name)
-        process.set_environment()
-        yield process.start()
-        process.close()
-
-
-def make_engine(ranks, zero, seed):
-    """A small network whose first layer is frozen, and the same for every seed."""
-    torch.manual_seed(7)
-    frozen = torch.nn.Linear(4, 8).requires_grad_(False)
-    torch.manual_seed(seed)
-    model = torch.nn.Sequential(frozen, torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, "float32", ranks)
-    return build_engine(model, STAGE, config, "linear", 20, ranks)
-
-
-def train(engine, steps):
-    for step in steps:
-        batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
-        for rows in batch.split(3):
-            engine.backward((engine(rows) - rows.sum(1, keepdim=True)).square().mean() / 2, scale_wrt_gas=False)
-        engine.step()
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +174,3 @@ def test_frozen_weights_are_not_saved(tmp_path, engine, ranks):
     save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
     weights = torch.load(next(tmp_path.rglob("*model_states.pt")), weights_only=False)["module"]
     assert weights.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
-
-
-def test_a_finished_stage_needs_no_checkpoints(tmp_path, engine, ranks):
-    save_checkpoint(engine, tmp_path / "checkpoints", 1, {}, keep=1, ranks=ranks)
-    finish_stage(tmp_path, {"steps": 1}, ranks)
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"steps": 1}

@@ -1,0 +1,148 @@
+"""A training stage under way: what both loops do around the gradients of a step.
+
+with Session("align", recipe, engine, folder, total_steps, ranks, started) as session:
+    while session.step < total_steps:
+        row = …                                  the gradients of the step
+        session.take_step(row, sample_ids)       the weights move; a loss that is not finite ends the run before
+        session.log(row)
+        session.save_or_stop(session.step == total_steps)
+session.finish({…})
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+
+from dcr_ds.engine.build import gradient_norm
+from dcr_ds.engine.checkpoint import load_newest, save_checkpoint
+from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
+from dcr_ds.engine.ranks import Ranks, barrier
+from dcr_ds.engine.stop import StopFlag
+from dcr_ds.errors import Diverged, Stopped
+from dcr_ds.files import write_whole
+from dcr_ds.recipe import Recipe
+
+
+class Session:
+    """The steps of one stage, from its newest checkpoint on. All ranks, for every method.
+
+    Attributes:
+        step: optimizer steps taken, those of earlier runs of the stage included.
+        state: what goes into each checkpoint beside the engine, and into summary.json; small and JSON-able.
+        is_new: nothing was loaded; the loop adds to `state` what it starts from.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        recipe: Recipe,
+        engine: deepspeed.DeepSpeedEngine,
+        folder: Path,
+        total_steps: int,
+        ranks: Ranks,
+        started: float,
+    ):
+        """Load the newest checkpoint in `folder`/checkpoints.
+
+        Args:
+            started: time.monotonic() when the stage began; the time before its first step counts, too.
+        """
+        self.stage, self.recipe, self.engine, self.folder, self.ranks = stage, recipe, engine, folder, ranks
+        self.section = getattr(recipe, stage)
+        self.total_steps = total_steps
+        self.checkpoints = folder / "checkpoints"
+        found = load_newest(engine, self.checkpoints, ranks)
+        self.is_new = found is None
+        self.step, self.state = found or (0, {"tokens": 0, "seconds": 0.0})
+        self._started = started - self.state["seconds"]
+
+    def __enter__(self) -> "Session":
+        recipe = self.recipe
+        with ExitStack() as opened:
+            self._stop = opened.enter_context(StopFlag(self.ranks))
+            self._log = opened.enter_context(
+                MetricsLog(
+                    self.stage, self.folder, self.step, self.total_steps, recipe.log_every, self.ranks,
+                    recipe.tensorboard,
+                )
+            )  # fmt: skip
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._opened.__exit__(*error)
+
+    def take_step(self, row: dict[str, Any], sample_ids: Sequence[str]) -> None:
+        """Let the optimizer take the step whose gradients are accumulated, and complete its row.
+
+        Args:
+            row: `loss` and `step_tokens`, both over all ranks, and the stage's own figures.
+
+        Raises:
+            Diverged: the loss is not finite; no weight was changed.
+        """
+        self._refuse_loss(row["loss"], sample_ids)
+        row["learning_rate"] = self.engine.get_lr()[0]
+        self.engine.step()
+        self.step += 1
+        self.state["tokens"] += row["step_tokens"]
+        self.state.setdefault("loss_first", row["loss"])
+        self.state["loss_last"] = row["loss"]
+        row |= {
+            "grad_norm": gradient_norm(self.engine),
+            "step": self.step,
+            "samples": self.samples,
+            "tokens": self.state["tokens"],
+        }
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Write the row of the step just taken."""
+        self._log.write(row)
+
+    def save_or_stop(self, is_last: bool) -> None:
+        """Save where a checkpoint is due or a stop was asked for.
+
+        Raises:
+            Stopped: a stop was asked for, the state is saved, and this was not the last step.
+        """
+        self.state["seconds"] = time.monotonic() - self._started
+        stopping = self._stop.agreed()
+        if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
+            keep = self.recipe.checkpoint.keep
+            save_checkpoint(self.engine, self.checkpoints, self.step, self.state, keep, self.ranks)
+        if stopping and not is_last:
+            raise Stopped(f"{self.stage}: stopped at step {self.step}, saved in {self.checkpoints}")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the stage as done with its summary.json; its checkpoints are not needed any more."""
+        summary = self.state | summary
+        summary |= {
+            "steps": self.step,
+            "samples": self.samples,
+            "wall_seconds": time.monotonic() - self._started,
+            "peak_memory_bytes": peak_memory_bytes(self.ranks.device),
+        }
+        if self.ranks.is_main:
+            write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        barrier(self.ranks)
+
+    @property
+    def samples(self) -> int:
+        return self.step * self.section.global_batch
+
+    def _refuse_loss(self, loss: float, sample_ids: Sequence[str]) -> None:
+        """Raise before the step is taken, the same on all ranks: the loss is of all of them."""
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"{self.stage}: the loss is {loss} at step {self.step + 1}; no weight was changed by it. Samples of "
+                f"the step: {', '.join(sample_ids)}. Checkpoints before it are kept in {self.checkpoints}; lower "
+                f"{self.stage}.learning_rate, or look at the data"
+            )

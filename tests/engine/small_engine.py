@@ -1,0 +1,35 @@
+"""A small network under DeepSpeed, and its training step by step; the batches are a function of the step."""
+
+import torch
+
+from dcr_ds.engine.build import build_engine, stage_config
+from dcr_ds.recipe import StageSection
+
+STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
+
+
+def make_engine(ranks, zero, seed):
+    """A small network whose first layer is frozen, and the same for every seed."""
+    torch.manual_seed(7)
+    frozen = torch.nn.Linear(4, 8).requires_grad_(False)
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(frozen, torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, "float32", ranks)
+    return build_engine(model, STAGE, config, "linear", 20, ranks)
+
+
+def accumulate(engine, step):
+    """The gradients of a step, in two micro-batches; its loss."""
+    batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+    total = 0.0
+    for rows in batch.split(3):
+        loss = (engine(rows) - rows.sum(1, keepdim=True)).square().mean() / 2
+        engine.backward(loss, scale_wrt_gas=False)
+        total += loss.item()
+    return total
+
+
+def train(engine, steps):
+    for step in steps:
+        accumulate(engine, step)
+        engine.step()

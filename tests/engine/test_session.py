@@ -1,0 +1,77 @@
+"""A stage under way: it goes on where it was stopped, ends before a bad step, and leaves no checkpoint when done."""
+
+import json
+import math
+import os
+import signal
+import time
+
+import pytest
+from small_engine import accumulate, make_engine
+
+from dcr_ds.engine.metrics import read_rows
+from dcr_ds.engine.session import Session
+from dcr_ds.errors import Diverged, Stopped
+from dcr_ds.recipe import Recipe
+
+STEPS = 6
+RECIPE = Recipe(checkpoint={"every_steps": 2}, align={"global_batch": 6}, log_every=100)
+
+
+def run(folder, ranks, seed=0, disturb=lambda step, row: None, recipe=RECIPE):
+    """The steps of a small engine, as a loop takes them; `disturb` meets each row before the step is taken."""
+    engine = make_engine(ranks, 2, seed)
+    with Session("align", recipe, engine, folder, STEPS, ranks, time.monotonic()) as session:
+        while session.step < STEPS:
+            row = {"loss": accumulate(engine, session.step), "step_tokens": 24}
+            disturb(session.step, row)
+            session.take_step(row, [f"sample {session.step}"])
+            session.log(row)
+            session.save_or_stop(is_last=session.step == STEPS)
+    session.finish({"more": True})
+
+
+def losses(folder):
+    return [row["loss"] for row in read_rows(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, ranks):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(folder, ranks)
+    return folder
+
+
+def test_a_finished_stage_leaves_rows_and_a_summary_alone(undisturbed):
+    assert sorted(path.name for path in undisturbed.iterdir()) == ["metrics.jsonl", "summary.json"]
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert (summary["steps"], summary["samples"], summary["tokens"], summary["more"]) == (6, 36, 144, True)
+    assert (summary["loss_first"], summary["loss_last"]) == (losses(undisturbed)[0], losses(undisturbed)[-1])
+
+
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_a_stopped_stage_goes_on_with_the_losses_of_an_undisturbed_one(undisturbed, ranks, tmp_path, step):
+    def signalled(at, row):
+        if at == step:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(Stopped, match=f"align: stopped at step {step + 1}, saved in"):
+        run(tmp_path, ranks, disturb=signalled)
+    assert not (tmp_path / "summary.json").exists()
+    run(tmp_path, ranks, seed=1)
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_a_stop_at_the_last_step_is_none(ranks, tmp_path):
+    run(tmp_path, ranks, disturb=lambda step, row: step < STEPS - 1 or os.kill(os.getpid(), signal.SIGTERM))
+    assert (tmp_path / "summary.json").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_stage_before_the_step(undisturbed, ranks, tmp_path):
+    def poisoned(step, row):
+        row["loss"] = math.nan if step == 3 else row["loss"]
+
+    with pytest.raises(Diverged, match="the loss is nan at step 4; .* Samples of the step: sample 3"):
+        run(tmp_path, ranks, disturb=poisoned)
+    run(tmp_path, ranks, seed=1)
+    assert losses(tmp_path) == losses(undisturbed)
