@@ -28,6 +28,7 @@ from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES, load_causal_lm
 from dcr_ds.models.trunk import splice
 from dcr_ds.recipe import Recipe
@@ -93,23 +94,23 @@ def build_engine_for(recipe: Recipe, settings: Settings, source: Path, total_ste
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
     with sharded_loading(config):
         model = load_causal_lm(source, DTYPES[recipe.model.dtype], recipe.model.attention, device=None)
-    model.config.use_cache = False
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
         model = add_lora(model, stage.lora)
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
-    return build_engine(model, stage, config, stage.schedule, total_steps, ranks)
+    return build_engine(Likelihood(model, stage.loss_backend), stage, config, stage.schedule, total_steps, ranks)
 
 
 def _export(engine, recipe: Recipe, source: Path, folder: Path, ranks: Ranks) -> None:
     """Write folder/model, and folder/adapter with LoRA. All ranks."""
-    weights = trained_weights(engine, ranks)
+    model = engine.module.model  # the names of its parameters are those of the source
+    weights = {name.removeprefix("model."): weight for name, weight in trained_weights(engine, ranks).items()}
     if ranks.is_main and recipe.align.adapter == "lora":
-        save_lora(engine.module, weights, folder / "adapter")
+        save_lora(model, weights, folder / "adapter")
         merged = merge_lora(source, folder / "adapter", DTYPES[recipe.model.dtype])
         splice(merged, dict(merged.named_parameters()), source, folder / "model")
     elif ranks.is_main:
-        splice(engine.module, weights, source, folder / "model")
+        splice(model, weights, source, folder / "model")
     barrier(ranks)

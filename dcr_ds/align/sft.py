@@ -1,17 +1,15 @@
 """The SFT objective: −Σ log π(y_t | x, y_<t) over supervised tokens.
 
-Legend: B samples, T tokens of the longest, V vocabulary.
+Legend: B samples, T tokens of the longest, n supervised tokens.
 """
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
-from dcr_ds.engine.batches import pad_right
+from dcr_ds.engine.batches import pad_right, to_device
 from dcr_ds.models.chat import Encoded
-
-IGNORED = -100
+from dcr_ds.models.likelihood import IGNORED
 
 
 def summed_loss(
@@ -19,20 +17,30 @@ def summed_loss(
 ) -> torch.Tensor:
     """The cross-entropy summed over the supervised tokens of a micro-batch, in float32.
 
-    A sum, not a mean: the mean is over the tokens of the whole optimizer step, which the caller knows. Logits are
-    computed from the first supervised position of the batch on, not for the prompts.
+    A sum, not a mean: the mean is over the tokens of the whole optimizer step, which the caller knows.
+
+    Args:
+        model: a Likelihood, or an engine around one.
     """
     ids, mask = pad_right([sample.ids for sample in samples], pad_id, device)
-    labels = torch.full_like(ids, IGNORED)  # [B, T]
+    where, targets = supervised_positions(samples, alive, ids.shape[1])
+    return model(where=to_device(where, device), targets=to_device(targets, device), input_ids=ids, attention_mask=mask)
+
+
+def supervised_positions(
+    samples: Sequence[Encoded], alive: Sequence[bool], width: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where in the flattened [B · T] each supervised token is predicted, one before its own place, and the tokens [n].
+
+    The targets of dead samples are IGNORED rather than left out: there is always something to compute.
+    """
+    where, targets = [], []
     for row, (sample, is_alive) in enumerate(zip(samples, alive, strict=True)):
-        if is_alive:
-            labels[row, sample.prompt_tokens : len(sample.ids)] = ids[row, sample.prompt_tokens : len(sample.ids)]
-    first = min(sample.prompt_tokens for sample in samples) - 1  # its logits predict the first supervised token
-    kept = ids.shape[1] - first
-    logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False).logits  # [B, kept, V]
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, first + 1 :].flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+        answer = sample.ids[sample.prompt_tokens :]
+        first = row * width + sample.prompt_tokens - 1
+        where += range(first, first + len(answer))
+        targets += answer if is_alive else [IGNORED] * len(answer)
+    return torch.tensor(where), torch.tensor(targets)
 
 
 def supervised_tokens(sample: Encoded) -> int:

@@ -34,6 +34,11 @@ def micro_batches(share: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids [B, T] and attention mask [B, T] of rows padded on the right."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
-    return ids, mask
+    ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return to_device(ids, device), to_device(mask, device)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor just made on the CPU, on a device; the CPU does not wait for a GPU to be done with what came before."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from dcr_ds.engine.config import read_config
+from dcr_ds.models.likelihood import resolve_loss_backend
 from dcr_ds.models.load import resolve_attention
 from dcr_ds.recipe import Recipe
 
@@ -42,6 +43,10 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
     if recipe.model.attention == "auto":
         values["model"]["attention"] = attention
         reasons["model.attention"] = reason
+    backend, reason = resolve_loss_backend(recipe.align.loss_backend, device)
+    if recipe.align.loss_backend == "auto":
+        values["align"]["loss_backend"] = backend
+        reasons["align.loss_backend"] = reason
     for stage, most in MICRO_BATCH.items():
         if values[stage]["micro_batch"] == "auto":
             share = -(-values[stage]["global_batch"] // world_size)

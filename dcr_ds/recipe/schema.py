@@ -88,6 +88,9 @@ class AlignSection(StageSection):
         "auto", description="share of refusals in the mix; the larger set is drawn down to it (auto: use every row)"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    loss_backend: Literal["auto", "liger", "chunked"] = Field(
+        "auto", description="who computes the loss at the head; auto: liger-kernel on a GPU where installed"
+    )
     adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
     lora: LoraSection = Field(LoraSection(), description="the adapter, with align.adapter: lora")
 

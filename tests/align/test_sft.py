@@ -1,5 +1,7 @@
 """The SFT loss is the cross-entropy of the answers' tokens, whatever they are batched with."""
 
+import copy
+
 import pytest
 import torch
 from tiny import make_model, make_tokenizer
@@ -7,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from dcr_ds.align.sft import summed_loss, supervised_tokens
 from dcr_ds.models.chat import encode_conversation
+from dcr_ds.models.likelihood import Likelihood
 
 CPU = torch.device("cpu")
 TURNS = [
@@ -18,8 +21,13 @@ TURNS = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def plain(tmp_path_factory):
     return AutoModelForCausalLM.from_pretrained(make_model(tmp_path_factory.mktemp("model"))).eval()
+
+
+@pytest.fixture(scope="module")
+def model(plain):
+    return Likelihood(copy.deepcopy(plain), "chunked")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +49,8 @@ def loss_of(model, samples, alive=None, pad_id=0):
     return summed_loss(model, samples, alive or [True] * len(samples), pad_id, CPU)
 
 
-def test_the_loss_is_that_of_each_answer_by_hand(model, samples):
-    expected = [by_hand(model, sample) for sample in samples]
+def test_the_loss_is_that_of_each_answer_by_hand(plain, model, samples):
+    expected = [by_hand(plain, sample) for sample in samples]
     assert loss_of(model, samples).item() == pytest.approx(sum(expected), rel=1e-5)
     for sample, own in zip(samples, expected, strict=True):
         assert loss_of(model, [sample]).item() == pytest.approx(own, rel=1e-5)
@@ -56,8 +64,8 @@ def test_of_many_turns_the_last_answer_is_supervised(samples):
 
 
 @pytest.mark.parametrize("alive", [[True, False, True, False], [False, True, False, False]])
-def test_dead_rows_weigh_nothing(model, samples, alive):
-    expected = sum(by_hand(model, sample) for sample, is_alive in zip(samples, alive, strict=True) if is_alive)
+def test_dead_rows_weigh_nothing(plain, model, samples, alive):
+    expected = sum(by_hand(plain, sample) for sample, is_alive in zip(samples, alive, strict=True) if is_alive)
     assert loss_of(model, samples, alive).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -95,6 +103,6 @@ def test_gradients_add_up_over_micro_batches(model, samples):
 
 def test_the_loss_is_summed_in_float32(model, samples, tmp_path):
     half = AutoModelForCausalLM.from_pretrained(make_model(tmp_path), dtype=torch.bfloat16).eval()
-    loss = loss_of(half, samples)
+    loss = loss_of(Likelihood(half, "chunked"), samples)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(loss_of(model, samples).item(), rel=0.05)

@@ -1,0 +1,197 @@
+"""How likely a model finds given tokens, without ever holding the logits of a whole batch.
+
+Logits are tokens × vocabulary: of 8,192 tokens and 150,000 words, in float32, 4.6 GiB, and as much again for their
+gradient. Here the head's product with the hidden states and the cross-entropy are one function that works through a
+few rows at a time (liger-kernel's Triton kernels on a GPU; PyTorch elsewhere), at the supervised positions only.
+
+Legend: n supervised tokens, c of them in a chunk, D width, V vocabulary.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from dcr_ds.errors import UserError
+
+IGNORED = -100  # as a target: this token weighs nothing
+CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
+Reduction = Literal["sum", "none"]
+Backend = Literal["liger", "chunked"]
+
+
+def resolve_loss_backend(asked: str, device: torch.device) -> tuple[Backend, str]:
+    """Who computes the loss at the head, and the reason in a few words.
+
+    Raises:
+        UserError: liger is asked for and cannot work here.
+    """
+    hindrance = ""
+    if device.type != "cuda":
+        hindrance = "no GPU"
+    elif importlib.util.find_spec("liger_kernel") is None:
+        hindrance = "liger-kernel is not installed (pip install 'dcr-ds[gpu]')"
+    if asked == "liger" and hindrance:
+        raise UserError(f"align.loss_backend: liger cannot be used: {hindrance}; say auto or chunked")
+    if asked != "auto":
+        return asked, "as asked"
+    return ("chunked", hindrance) if hindrance else ("liger", "liger-kernel is installed")
+
+
+class Likelihood(torch.nn.Module):
+    """A causal language model that gives −log π of tokens instead of logits.
+
+    The head is called as a module of its own, so that ZeRO-3 gathers it where it is used, forward and backward, and
+    only then. `model`, with or without an adapter, is left with a head that gives no logits any more.
+
+    Raises:
+        UserError: an adapter is on the head itself.
+    """
+
+    def __init__(self, model, backend: Backend):
+        super().__init__()
+        head = model.get_output_embeddings()
+        if not isinstance(head, torch.nn.Linear):
+            raise UserError(f"align.lora.targets: the output head ({type(head).__name__}) cannot have an adapter")
+        # only Gemma caps its final logits, and only its config has the field
+        softcap = getattr(model.config, "final_logit_softcapping", None)
+        model.set_output_embeddings(LikelihoodHead(head, softcap, backend))
+        self.model = model
+
+    def forward(
+        self, where: torch.Tensor, targets: torch.Tensor, reduction: Reduction = "sum", **inputs
+    ) -> torch.Tensor:
+        """−Σ log π(targets), or −log π of each [n], in float32.
+
+        Args:
+            where: positions [n] in the flattened hidden states [B · T, D] whose output predicts a target.
+            targets: token ids [n]; IGNORED weighs nothing.
+            inputs: of the decoder: input_ids, attention_mask, position_ids, …
+        """
+        hidden = self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state
+        return self.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, where), targets, reduction)
+
+
+class LikelihoodHead(torch.nn.Module):
+    """A language model's head, with its parameters, that gives −log π of targets."""
+
+    def __init__(self, head: torch.nn.Linear, softcap: float | None, backend: Backend):
+        super().__init__()
+        self.weight, self.bias = head.weight, head.bias
+        self.softcap, self.backend = softcap, backend
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+        nll = _liger_nll if self.backend == "liger" else linear_nll
+        return nll(hidden, self.weight, targets, self.bias, self.softcap, reduction)
+
+
+def linear_nll(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    softcap: float | None = None,
+    reduction: Reduction = "sum",
+) -> torch.Tensor:
+    """−log softmax(s·tanh((W h + b) / s))[target] of each row [n], or their sum, in float32; s = softcap, if any.
+
+    Products are in the dtype of `hidden`, everything after them and the gradients of weight and bias accumulate in
+    float32. A sum knows its gradient on the way forward; single values need their logits a second time.
+
+    Args:
+        hidden: [n, D]; weight: [V, D]; targets: [n], where IGNORED gives 0 and no gradient; bias: [V].
+    """
+    if reduction == "sum" and torch.is_grad_enabled():
+        return _SummedNll.apply(hidden, weight, bias, targets, softcap)
+    nll = _TokenNll.apply(hidden, weight, bias, targets, softcap)
+    return nll.sum() if reduction == "sum" else nll
+
+
+class _SummedNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, softcap):
+        nll, *gradients = _gradients(hidden, weight, bias, targets, softcap, None, ctx.needs_input_grad)
+        ctx.save_for_backward(*gradients)
+        ctx.dtype = weight.dtype
+        return nll.sum()
+
+    @staticmethod
+    def backward(ctx, upstream):
+        scaled = [None if each is None else each.mul_(upstream).to(ctx.dtype) for each in ctx.saved_tensors]
+        return *scaled, None, None
+
+
+class _TokenNll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, targets, softcap):
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.softcap = softcap
+        nll = hidden.new_empty(len(hidden), dtype=torch.float32)
+        for rows in _chunks(hidden, weight):
+            logits = _logits(hidden[rows], weight, bias, softcap)
+            nll[rows] = F.cross_entropy(logits, targets[rows], ignore_index=IGNORED, reduction="none")
+        return nll
+
+    @staticmethod
+    def backward(ctx, upstream):
+        hidden, weight, bias, targets = ctx.saved_tensors
+        _, *gradients = _gradients(hidden, weight, bias, targets, ctx.softcap, upstream, ctx.needs_input_grad)
+        return *(None if each is None else each.to(weight.dtype) for each in gradients), None, None
+
+
+def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[torch.Tensor | None, ...]:
+    """The values [n], and the gradients of Σ scale · value at hidden, weight and bias; None where not wanted."""
+    of_hidden, of_weight, of_bias, *_ = wanted
+    nll = hidden.new_empty(len(hidden), dtype=torch.float32)
+    at_hidden = torch.empty_like(hidden) if of_hidden else None
+    at_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
+    at_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias else None
+    for rows in _chunks(hidden, weight):
+        nll[rows], slope = _nll_and_slope(hidden[rows], weight, bias, targets[rows], softcap)
+        if scale is not None:
+            slope *= scale[rows, None]
+        if of_bias:
+            at_bias += slope.sum(0)
+        slope = slope.to(hidden.dtype)
+        if of_hidden:
+            at_hidden[rows] = slope @ weight
+        if of_weight and hidden.dtype == torch.float32:
+            at_weight.addmm_(slope.t(), hidden[rows])
+        elif of_weight:
+            at_weight += slope.t() @ hidden[rows]
+    return nll, at_hidden, at_weight, at_bias
+
+
+def _logits(hidden, weight, bias, softcap: float | None) -> torch.Tensor:
+    logits = F.linear(hidden, weight, bias).float()
+    return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
+
+
+def _nll_and_slope(hidden, weight, bias, targets, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values [c], and their slope at W h + b [c, V]: softmax less one at the target, through the cap."""
+    logits = _logits(hidden, weight, bias, softcap)
+    log_p = logits.log_softmax(-1)
+    nll = F.nll_loss(log_p, targets, ignore_index=IGNORED, reduction="none")
+    slope = log_p.exp_()
+    slope.scatter_add_(1, targets.clamp_min(0)[:, None], slope.new_full((len(targets), 1), -1.0))
+    slope *= (targets != IGNORED)[:, None]
+    if softcap is not None:
+        slope *= 1 - logits.div_(softcap).square_()
+    return nll, slope
+
+
+def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:
+    size = max(1, CHUNK_LOGITS[hidden.device.type] // len(weight))
+    return (slice(start, start + size) for start in range(0, len(hidden), size))
+
+
+def _liger_nll(hidden, weight, targets, bias, softcap, reduction: Reduction) -> torch.Tensor:
+    """The same through liger-kernel, whose `none` also computes the logits a second time."""
+    from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+
+    # class weights, ignored target, z-loss, smoothing, reduction, cap, z-loss wanted, dtype the gradients add up in
+    return LigerFusedLinearCrossEntropyFunction.apply(
+        hidden, weight, targets, bias, None, IGNORED, 0.0, 0.0, reduction, softcap, False, torch.float32
+    )[0]
