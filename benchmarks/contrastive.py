@@ -15,6 +15,7 @@ It needs `pip install -e '.[dev]'`, or in a bare copy of the tree PYTHONPATH=ker
 | compile_bf16 | the same with its matrix products in bf16                                                    |
 | chunked      | `backend="chunked"`                                                                          |
 | triton       | `backend="triton"`                                                                           |
+| triton_graph | the same call captured in a CUDA graph, for batches so small that launching is all the cost   |
 | gemm3        | no loss: the three N·N·D products a loss with its gradient needs, in the dtype of h. A floor |
 
 pml_tf32, eager_tf32, chunked_tf32, triton_tf32: on float32 with TF32 products allowed (pml_tf32 casts as pml_fp32).
@@ -69,7 +70,7 @@ from record import (
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-OURS = ("chunked", "triton", "chunked_tf32", "triton_tf32")
+OURS = ("chunked", "triton", "triton_graph", "chunked_tf32", "triton_tf32")
 TF32 = ("pml_tf32", "eager_tf32", "compile", "compile_bf16", "chunked_tf32", "triton_tf32")
 PROVIDERS = ("pml", "pml_fp32", "eager", "gemm3", *dict.fromkeys((*TF32, *OURS)))
 PAIR_BYTES = {"pml": 57, "eager": 38, "compile": 14}  # measured for Circle loss; the others are near
@@ -177,6 +178,8 @@ class Run:
 def build(name: str, setting: Setting) -> Callable[..., Tensor]:
     """The provider as a function of h and labels."""
     base = name.removesuffix("_tf32")
+    if base == "triton_graph":
+        return torch.cuda.make_graphed_callables(ours(setting, "triton"), (setting.rows(), setting.labels(0)))
     if base == "gemm3":
         return lambda h, labels: ThreeProducts.apply(h)
     if base in ("pml", "pml_fp32"):

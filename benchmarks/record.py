@@ -36,17 +36,19 @@ def installed(package: str) -> str:
 def commit() -> str:
     """The short commit, with +dirty where anything but the results differs from it.
 
-    In a copy of the tree without git, what the variable COMMIT says.
+    In a copy of the tree with another history, or none, what the variable COMMIT says.
     """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
+    if told := os.environ.get("COMMIT"):
+        return told
     try:
         changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short", "HEAD") + ("+dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("COMMIT", "unknown")
+        return "unknown"
 
 
 def cpu_name() -> str:

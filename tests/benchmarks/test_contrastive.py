@@ -18,7 +18,7 @@ MODES = {"fwd": 2, "bwd": 4, "full": 6}
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def load_script(monkeypatch):
     """Imports a file of benchmarks/."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return importlib.import_module
@@ -88,20 +88,20 @@ def test_the_pooling_benchmark_runs(tmp_path):
         ("plot", [__file__, "--out", "x.doc"], ".png"),
     ],
 )
-def test_wrong_options_are_refused(benchmark, monkeypatch, capsys, script, options, word):
+def test_wrong_options_are_refused(load_script, monkeypatch, capsys, script, options, word):
     if script == "plot":
         pytest.importorskip("matplotlib")
     if "cuda" in options and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     monkeypatch.setattr(sys, "argv", [script, *options])
     with pytest.raises(SystemExit) as refused:
-        benchmark(script).main()
+        load_script(script).main()
     assert refused.value.code == 2
     assert word in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_nothing_is_timed_when_the_gate_is_shut(benchmark, monkeypatch, capsys):
-    contrastive = benchmark("contrastive")
+def test_nothing_is_timed_when_the_gate_is_shut(load_script, monkeypatch, capsys):
+    contrastive = load_script("contrastive")
     calls = []
     failing = subprocess.CompletedProcess([], returncode=1)
     monkeypatch.setattr(contrastive.subprocess, "run", lambda command, **_: calls.append(command) or failing)
@@ -117,14 +117,14 @@ def measured(contrastive: ModuleType, *names: str, max_bytes: float = 1e12, **va
     return contrastive.measure(setting(contrastive, **values), options)[1]
 
 
-def test_quadratic_providers_that_do_not_fit_are_skipped(benchmark):
-    results = measured(benchmark("contrastive"), "pml", "eager", "compile", "chunked", max_bytes=100)
+def test_quadratic_providers_that_do_not_fit_are_skipped(load_script):
+    results = measured(load_script("contrastive"), "pml", "eager", "compile", "chunked", max_bytes=100)
     assert all("skipped: needs about" in results[name]["outcome"] for name in ("pml", "eager", "compile"))
     assert results["chunked"]["outcome"] == "ok"
 
 
-def test_what_fails_is_a_row_and_the_others_go_on(benchmark, monkeypatch):
-    contrastive = benchmark("contrastive")
+def test_what_fails_is_a_row_and_the_others_go_on(load_script, monkeypatch):
+    contrastive = load_script("contrastive")
     build = contrastive.build
 
     def broken(name, problem):
@@ -142,8 +142,8 @@ def test_what_fails_is_a_row_and_the_others_go_on(benchmark, monkeypatch):
 
 
 @pytest.mark.parametrize("factor", [3.0, float("nan")])
-def test_only_ours_is_refused_when_its_gradient_is_wrong(benchmark, monkeypatch, factor):
-    contrastive = benchmark("contrastive")
+def test_only_ours_is_refused_when_its_gradient_is_wrong(load_script, monkeypatch, factor):
+    contrastive = load_script("contrastive")
     build = contrastive.build
 
     def wrong(name, problem):
@@ -157,23 +157,23 @@ def test_only_ours_is_refused_when_its_gradient_is_wrong(benchmark, monkeypatch,
 
 
 @pytest.mark.parametrize("loss", ["circle", "supcon", "ntxent", "triplet"])
-def test_all_providers_compute_the_same_loss(benchmark, loss):
+def test_all_providers_compute_the_same_loss(load_script, loss):
     pytest.importorskip("pytorch_metric_learning")
-    results = measured(benchmark("contrastive"), "pml", "pml_fp32", "eager", "chunked", loss=loss)
+    results = measured(load_script("contrastive"), "pml", "pml_fp32", "eager", "chunked", loss=loss)
     for result in results.values():
         assert result["outcome"] == "ok"
         assert result["loss_error"] <= 1e-6 and result["gradient_error"] <= 1e-5
 
 
-def test_the_rival_in_bf16_rounds_its_products(benchmark):
-    contrastive = benchmark("contrastive")
+def test_the_rival_in_bf16_rounds_its_products(load_script):
+    contrastive = load_script("contrastive")
     a, b = torch.randn(5, 7), torch.randn(7, 3)
     assert torch.equal(contrastive.with_bf16_products(torch.matmul)(a, b), (a.bfloat16() @ b.bfloat16()).float())
     assert torch.equal(contrastive.with_bf16_products(lambda x, y: x @ y)(a, b), (a.bfloat16() @ b.bfloat16()).float())
 
 
-def test_peak_memory_is_what_a_call_needs_at_its_worst(benchmark):
-    record = benchmark("record")
+def test_peak_memory_is_what_a_call_needs_at_its_worst(load_script):
+    record = load_script("record")
     peak = record.in_lean_process(_peak_of_two_temporaries, str(ROOT / "benchmarks"))
     assert peak == pytest.approx(2 * 40e6, rel=0.05)
 
@@ -192,8 +192,8 @@ def _peak_of_two_temporaries(folder: str) -> int:
     return record.peak_bytes(work, "cpu")
 
 
-def test_without_git_the_variable_names_the_commit(benchmark, monkeypatch, tmp_path):
-    record = benchmark("record")
+def test_without_git_the_variable_names_the_commit(load_script, monkeypatch, tmp_path):
+    record = load_script("record")
     monkeypatch.setattr(record, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("COMMIT", "1234567")
@@ -216,10 +216,10 @@ def write_rows(path: Path, contrastive: ModuleType, dtypes: tuple[str, ...] = ("
                 record.append(path, head | row)
 
 
-def test_a_picture_is_drawn(benchmark, monkeypatch, tmp_path, capsys):
+def test_a_picture_is_drawn(load_script, monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib").use("agg")
-    plot, path, out = benchmark("plot"), tmp_path / "rows.csv", tmp_path / "pictures" / "rows.png"
-    write_rows(path, benchmark("contrastive"), ("fp32", "bf16"))
+    plot, path, out = load_script("plot"), tmp_path / "rows.csv", tmp_path / "pictures" / "rows.png"
+    write_rows(path, load_script("contrastive"), ("fp32", "bf16"))
     command = ["plot", str(path), "--out", str(out), "--tflops", "1", "--gbs", "10"]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
@@ -230,9 +230,9 @@ def test_a_picture_is_drawn(benchmark, monkeypatch, tmp_path, capsys):
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_the_extra_is_named(benchmark, monkeypatch, tmp_path, capsys):
-    plot, path = benchmark("plot"), tmp_path / "rows.csv"
-    write_rows(path, benchmark("contrastive"))
+def test_without_matplotlib_the_extra_is_named(load_script, monkeypatch, tmp_path, capsys):
+    plot, path = load_script("plot"), tmp_path / "rows.csv"
+    write_rows(path, load_script("contrastive"))
     monkeypatch.setattr(plot, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["plot", str(path), "--out", str(tmp_path / "rows.png")])
     with pytest.raises(SystemExit) as refused:
@@ -240,8 +240,8 @@ def test_without_matplotlib_the_extra_is_named(benchmark, monkeypatch, tmp_path,
     assert refused.value.code == 2 and "eval" in capsys.readouterr().err
 
 
-def test_the_roofline_is_the_larger_of_arithmetic_and_traffic(benchmark):
-    plot = benchmark("plot")
+def test_the_roofline_is_the_larger_of_arithmetic_and_traffic(load_script):
+    plot = load_script("plot")
     options = argparse.Namespace(mode="full", tflops=790.0, gbs=4300.0)
     assert plot.roofline(16384, 2048, options, item=2) == pytest.approx(4.18e-3, rel=0.01)
     assert plot.roofline(16, 2048, options, item=2) == pytest.approx(14 * 16 * 2048 / 4.3e12)

@@ -58,6 +58,18 @@ def test_many_rows_agree_with_float64(name, dtype, num_rows, backend):
     assert_close((loss.detach().cpu(), gradient.cpu()), expected, *tolerances)
 
 
+@every_loss
+def test_a_call_can_be_captured_in_a_cuda_graph(name):
+    h, labels, positives = to_gpu(70, 64)
+    sample = (torch.randn_like(h).requires_grad_(), labels.flip(0), positives.flip(0))
+    graphed = torch.cuda.make_graphed_callables(lambda *batch: call(name, *batch, backend="triton"), sample)
+    results = []
+    for function in (graphed, lambda *batch: call(name, *batch, backend="triton")):
+        loss = function(h, labels, positives)
+        results.append((loss.detach().clone(), torch.autograd.grad(loss, h)[0]))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
 def test_auto_takes_triton(caplog):
     from dcr_kernels import pairwise
 
