@@ -1,0 +1,82 @@
+"""Recomputed activations change no loss, where it has been hard: frozen parameters, sharded, in both stages.
+
+Frozen are the tied embeddings in stage 1 and all but the adapter in stage 2 (transformers #47254, trl #2514).
+"""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import make_model, one_thread_environment
+
+from dcr_ds.engine.build import checkpoint_activations
+from dcr_ds.models.load import load_causal_lm
+
+ROOT = Path(__file__).parents[2]
+STEPS = 3
+
+
+def launch_two_ranks(recipe: Path, *options: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command = [*launcher, "train.py", str(recipe), *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, env=one_thread_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def losses(run: Path, stage: str) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    values = {
+        "stages": ["refine", "align"],
+        "model": {"source": str(make_model(folder / "model", tied=True))},
+        "data": {"general": {"rows": 12}, "refusals": {"rows": 8}},
+        "refine": {"layer": 2, "global_batch": 4, "max_steps": STEPS, "retain_batch": 2, "learning_rate": 1e-3},
+        "align": {"global_batch": 7, "learning_rate": 1e-3, "adapter": "lora"},
+        "output": str(folder / "runs"),
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_two_ranks_under_zero3_recompute_to_the_same_losses(recipe):
+    runs = recipe.parent / "runs"
+    recomputing = ["--deepspeed", "ds_configs/zero3.json", "--model.activation_checkpointing", "true"]
+    launch_two_ranks(recipe, "--name", "recomputed", *recomputing)
+    assert main(["train", str(recipe), "--name", "kept", "--deepspeed", "ds_configs/zero0.json"]) == 0
+    for stage in ("refine", "align"):
+        assert len(losses(runs / "kept", stage)) == STEPS
+        assert losses(runs / "recomputed", stage) == pytest.approx(losses(runs / "kept", stage), rel=1e-4)
+    adapter = load_file(runs / "recomputed" / "align" / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.numel() for tensor in adapter.values())
+    assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
+
+
+def test_fewer_tensors_are_alive_when_activations_are_recomputed(monkeypatch, recipe):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from live_bytes import LiveBytes
+
+    def peak(recompute: bool) -> int:
+        model = load_causal_lm(recipe.parent / "model", torch.float32, "sdpa", device=None).train()
+        if recompute:
+            checkpoint_activations(model)
+        ids = torch.randint(3, 250, (4, 200))
+        with LiveBytes() as live:
+            before = live.alive
+            model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state.sum().backward()
+            return live.peak - before
+
+    assert peak(recompute=True) < 0.6 * peak(recompute=False)

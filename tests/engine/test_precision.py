@@ -1,0 +1,35 @@
+"""bf16 training keeps fp32 masters: a step too small for bf16 to show is not lost, under every ZeRO stage."""
+
+import pytest
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+
+from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.recipe import StageSection
+
+STEPS, RATE = 60, 1e-5  # AdamW moves a weight by the learning rate a step where the gradient keeps its sign
+BEFORE = torch.tensor(0.1).bfloat16().item()
+
+
+def master_weights(engine, zero):
+    if zero == 0:  # kept by an optimizer that safe_get_full_fp32_param does not know
+        return engine.optimizer.fp32_groups[0][0]
+    return safe_get_full_fp32_param(next(engine.module.parameters()))
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_steps_too_small_for_bfloat16_add_up(ranks, zero):
+    assert torch.tensor(BEFORE - RATE).bfloat16().item() == BEFORE  # one step alone rounds to nothing
+    stage = StageSection(learning_rate=RATE)
+    config = stage_config({"zero_optimization": {"stage": zero}}, stage, "bfloat16", ranks)
+    model = torch.nn.Linear(4, 3, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.constant_(model.weight, BEFORE)
+    engine = build_engine(model, stage, config, "constant", STEPS, ranks)
+    for _ in range(STEPS):
+        engine.backward(engine(torch.ones(2, 4, dtype=torch.bfloat16)).sum(), scale_wrt_gas=False)
+        engine.step()
+    master = master_weights(engine, zero).detach()
+    assert master.dtype == torch.float32
+    assert master.flatten().tolist() == pytest.approx([BEFORE - STEPS * RATE] * 12, abs=RATE / 2)
+    weight = trained_weights(engine, ranks)["weight"]
+    assert weight.dtype == torch.bfloat16 and torch.equal(weight, master.bfloat16()) and (weight < BEFORE).all()
