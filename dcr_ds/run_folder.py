@@ -1,11 +1,8 @@
 """The run folder: opened, checked against the recipe, and described."""
 
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import yaml
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_whole
-from dcr_ds.recipe import PROJECT_ROOT, STAGES, Recipe, dump_recipe
+from dcr_ds.recipe import STAGES, Recipe, dump_recipe
 
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
 FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "checkpoint")
@@ -22,7 +19,6 @@ RESULTS = {
     "align": ("checkpoints", "model", "summary.json"),
     "evaluate": ("base", "refined", "aligned"),
 }
-PACKAGES = ("dcr-ds", "torch", "deepspeed", "transformers", "datasets", "peft", "safetensors", "flash-attn")
 
 
 def open_run(recipe: Recipe, redo: str | None) -> Recipe:
@@ -95,26 +91,6 @@ def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
     write_whole(folder / "recipe.yaml", dump_recipe(recipe))
 
 
-def describe_environment(device: str, world_size: int) -> dict[str, Any]:
-    """Versions, commit and hardware; never a variable of the environment, which may hold a secret."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        "device": device,
-        "world_size": world_size,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "cores": os.cpu_count(),
-        "packages": packages,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
-    }
-
-
 def stage_done(recipe: Recipe, stage: str) -> bool:
     return (recipe.folder / stage / "summary.json").is_file()
 
@@ -151,8 +127,3 @@ def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
         if values[section][name] == "auto":
             values[section][name] = saved[section][name]
     return Recipe.model_validate(values)
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -13,13 +13,14 @@ FLOORS = (  # bottom up; rooms named together stand on one floor
     {"dcr_kernels"},
     {"errors", "files", "statistics"},
     {"recipe"},
-    {"data", "models"},
-    {"engine"},
+    {"data", "models", "arguments", "environment"},
+    {"engine", "cluster"},
     {"refine", "align", "evaluate"},
     {"report"},
     {"run_folder", "dry_run"},
     {"pipeline", "evaluate_command"},
     {"cli"},
+    {"__main__"},
 )
 HEAVY = ("torch", "transformers", "deepspeed", "datasets")
 FILES = sorted([*(ROOT / "dcr_ds").rglob("*.py"), *(ROOT / "kernels" / "dcr_kernels").rglob("*.py")])

