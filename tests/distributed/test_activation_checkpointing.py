@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import make_model, one_thread_environment
 
+from dcr_ds.cli import main
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.load import load_causal_lm
 
