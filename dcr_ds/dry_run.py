@@ -28,8 +28,10 @@ def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData
     total = sum(parameter.numel() for parameter in whole.parameters())
     if "refine" in recipe.stages:
         trunk = _on_meta(lambda: freeze_tail(AutoModel.from_config(trunk_config(source, recipe.refine.layer))))
-        trainable, frozen = _counts(trunk)
-        lines.append(_parameters("refine", trainable, frozen, total - trainable - frozen))
+        not_loaded = total - sum(_counts(trunk))
+        if recipe.refine.adapter == "lora":
+            trunk = add_lora(trunk, recipe.refine.lora, "refine.lora")
+        lines.append(_parameters("refine", *_counts(trunk), not_loaded))
         prompts = encode_refine_prompts(recipe, data, tokenizer)
         stage = recipe.refine
         a_step = stage.global_batch * _mean(prompts.tokens.values())
@@ -39,7 +41,7 @@ def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData
             f"{len(prompts.held_out)} prompts held out"
         )
     if "align" in recipe.stages:
-        model = add_lora(whole, recipe.align.lora) if recipe.align.adapter == "lora" else whole
+        model = add_lora(whole, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else whole
         lines.append(_parameters("align", *_counts(model), 0))
         mix = encode_mix(recipe.align, data, tokenizer, recipe.seed)
         steps = num_steps(recipe.align.epochs, len(mix.samples), recipe.align.global_batch)

@@ -12,7 +12,7 @@ from dcr_ds.engine import ranks as process
 from dcr_ds.environment import describe_environment
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.endpoint import Endpoint
-from dcr_ds.models.source import base_of_adapter, model_config, prepare_source, tokenizer_folder
+from dcr_ds.models.source import base_of_adapter, check_base, model_config, prepare_source, tokenizer_folder
 from dcr_ds.recipe import STAGES, ModelSection, Recipe, load_recipe
 from dcr_ds.run_folder import open_run, save_run
 
@@ -163,12 +163,14 @@ def _locate_files(model: ModelSection) -> LocalModel:
     if base is None:
         return LocalModel(prepare_source(model), None)
     try:
-        return LocalModel(prepare_source(model.model_copy(update={"source": base, "revision": None})), folder)
+        source = prepare_source(model.model_copy(update={"source": base, "revision": None}))
     except UserError as error:
         raise UserError(
             f"{folder}: an adapter for the model {base!r}, which cannot be used ({error}); adapter_config.json names "
             "it as base_model_name_or_path"
         ) from None
+    check_base(source, folder)
+    return LocalModel(source, folder)
 
 
 def _open(recipe: Recipe) -> Recipe:

@@ -26,11 +26,10 @@ from dcr_ds.engine.build import (
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
-from dcr_ds.models.adapters import add_lora, merge_lora, save_lora
+from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES, load_causal_lm
-from dcr_ds.models.trunk import splice
 from dcr_ds.recipe import Recipe
 
 
@@ -58,7 +57,7 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
             session.take_step(row, [mix.ids[index] for index in rows])
             session.log(row)
             session.save_or_stop(is_last=session.step == total_steps)
-    _export(engine, recipe, source, folder, ranks)
+    _export(engine, source, folder, ranks)
     session.finish(
         {
             "num_refusals": mix.num_refusals,
@@ -92,25 +91,22 @@ def train_step(engine, mix: Mix, rows: list[int], micro_batch: int, pad_id: int,
 def build_engine_for(recipe: Recipe, settings: Settings, source: Path, total_steps: int, ranks: Ranks):
     stage = recipe.align
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
-    with sharded_loading(config):
-        model = load_causal_lm(source, DTYPES[recipe.model.dtype], recipe.model.attention, device=None)
+    quantize, dtype = recipe.model.quantize, DTYPES[recipe.model.dtype]
+    with sharded_loading(config, quantize):
+        device = None if quantize == "none" else ranks.device
+        model = load_causal_lm(source, dtype, recipe.model.attention, device, quantize)
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
-        model = add_lora(model, stage.lora)
+        model = add_lora(model, stage.lora, "align.lora")
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
     return build_engine(Likelihood(model, stage.loss_backend), stage, config, stage.schedule, total_steps, ranks)
 
 
-def _export(engine, recipe: Recipe, source: Path, folder: Path, ranks: Ranks) -> None:
+def _export(engine, source: Path, folder: Path, ranks: Ranks) -> None:
     """Write folder/model, and folder/adapter with LoRA. All ranks."""
-    model = engine.module.model  # the names of its parameters are those of the source
     weights = {name.removeprefix("model."): weight for name, weight in trained_weights(engine, ranks).items()}
-    if ranks.is_main and recipe.align.adapter == "lora":
-        save_lora(model, weights, folder / "adapter")
-        merged = merge_lora(source, folder / "adapter", DTYPES[recipe.model.dtype])
-        splice(merged, dict(merged.named_parameters()), source, folder / "model")
-    elif ranks.is_main:
-        splice(model, weights, source, folder / "model")
+    if ranks.is_main:
+        write_trained(engine.module.model, weights, source, folder)  # its parameters' names are those of the source
     barrier(ranks)

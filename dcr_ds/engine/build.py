@@ -11,6 +11,7 @@ import torch
 from transformers import get_scheduler
 
 from dcr_ds.engine.config import resolve_config
+from dcr_ds.engine.optimizers import build_optimizer
 from dcr_ds.engine.ranks import Ranks
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
@@ -24,12 +25,16 @@ def stage_config(config: dict[str, Any], stage: StageSection, dtype: str, ranks:
 
 
 @contextmanager
-def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
-    """While open, transformers partitions parameters as it loads them, where the configuration is ZeRO-3."""
+def sharded_loading(config: dict[str, Any], quantize: str = "none") -> Iterator[None]:
+    """While open, transformers partitions parameters as it loads them, where the configuration is ZeRO-3.
+
+    Not those of a quantised model: transformers does not partition them, and DeepSpeed does it later.
+    """
     from transformers.integrations import HfDeepSpeedConfig
 
     # transformers keeps a weak reference: it looks for ZeRO-3 only as long as this object lives
-    keep_alive = HfDeepSpeedConfig(config) if config["zero_optimization"]["stage"] == 3 else None
+    partitions = config["zero_optimization"]["stage"] == 3 and quantize == "none"
+    keep_alive = HfDeepSpeedConfig(config) if partitions else None
     try:
         yield
     finally:
@@ -39,19 +44,14 @@ def sharded_loading(config: dict[str, Any]) -> Iterator[None]:
 def build_engine(
     model: torch.nn.Module, stage: StageSection, config: dict[str, Any], schedule: str, total_steps: int, ranks: Ranks
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap a model with AdamW over its trainable parameters. All ranks.
+    """Wrap a model with the stage's optimizer over its trainable parameters. All ranks.
 
-    torch's AdamW rather than DeepSpeed's: it needs no compiler, and is fused on a GPU. One optimizer step is as many
-    `engine.backward(loss, scale_wrt_gas=False)` as the window has, then one `engine.step()`.
+    One optimizer step is as many `engine.backward(loss, scale_wrt_gas=False)` as the window has, then one
+    `engine.step()`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     offloaded = "offload_optimizer" in config["zero_optimization"]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=stage.learning_rate,
-        weight_decay=stage.weight_decay,
-        fused=ranks.device.type == "cuda" and not offloaded,
-    )
+    optimizer = build_optimizer(parameters, stage, fused=ranks.device.type == "cuda" and not offloaded)
     scheduler = get_scheduler(
         SCHEDULES[schedule], optimizer, num_warmup_steps=stage.warmup_steps, num_training_steps=total_steps
     )

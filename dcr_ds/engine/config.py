@@ -26,6 +26,7 @@ SECTIONS = (
     "bf16",
     "fp16",
     "zero_force_ds_cpu_optimizer",
+    "zero_allow_untested_optimizer",
     "communication_data_type",
     "activation_checkpointing",
     "wall_clock_breakdown",
@@ -64,6 +65,18 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
         raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
     for name in OFFLOADS:
         _section(zero, name, place)
+    if stage == 3 and recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
+        raise UserError(
+            f"{place}: ZeRO-3 with model.quantize: {recipe.model.quantize}: every rank loads the whole 4-bit model "
+            "before it is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
+            "model.quantize_zero3: true to do it all the same"
+        )
+    for name in recipe.stages:
+        if zero.get("offload_optimizer") and name != "evaluate" and getattr(recipe, name).optimizer != "adamw":
+            raise UserError(
+                f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
+                f"{getattr(recipe, name).optimizer} is made for a GPU's memory; say adamw, or remove offload_optimizer"
+            )
     if stage < 2 and zero.get("offload_optimizer"):
         raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
     if zero.get("overlap_comm") and stage != 2:
@@ -94,6 +107,7 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
         "bf16": {**(resolved.get("bf16") or {}), "enabled": dtype == "bfloat16"},
         "steps_per_print": 10**9,
         "managed_gradient_accumulation": False,
+        "zero_allow_untested_optimizer": stage.optimizer != "adamw",
     }
     zero = resolved["zero_optimization"] = {"stage": 0} | (resolved.get("zero_optimization") or {})
     for name in OFFLOADS:

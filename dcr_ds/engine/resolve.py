@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from dcr_ds.engine.config import read_config
+from dcr_ds.engine.optimizers import check_optimizer
+from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.likelihood import resolve_loss_backend
 from dcr_ds.models.load import resolve_attention
 from dcr_ds.recipe import Recipe
@@ -52,6 +54,11 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
             share = -(-values[stage]["global_batch"] // world_size)
             values[stage]["micro_batch"] = min(share, most)
             reasons[f"{stage}.micro_batch"] = f"a rank's share is {share}, at most {most} at a time"
+    if recipe.model.quantize != "none":
+        check_four_bit(model_config["model_type"], device)
+    for stage in MICRO_BATCH:
+        if stage in recipe.stages:
+            check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)
     values["deepspeed"] = read_config(recipe)
     resolved = Recipe.model_validate(values)
     return resolved, Settings(resolved.deepspeed, reasons)

@@ -1,60 +1,131 @@
-"""LoRA adapters for stage 2, through peft: add, and merge into a whole checkpoint."""
+"""LoRA adapters, through peft: add one, save it with the base it belongs to, merge it into a whole checkpoint."""
 
+import copy
+import json
 from pathlib import Path
+from types import ModuleType
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import write_whole
+from dcr_ds.models.four_bit import hub_kernels_hidden
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.source import BASE_RECORD, check_base, fingerprint
+from dcr_ds.models.trunk import splice
 from dcr_ds.recipe import LoraSection
 
+WEIGHTS = "adapter_model.safetensors"
+ROOT = "base_model.model."  # what peft puts before a module's name
 
-def add_lora(model: PreTrainedModel, lora: LoraSection):
-    """Wrap a causal language model with a LoRA adapter; only the adapter trains.
+
+def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
+    """Wrap a model, whole or a trunk, with a LoRA adapter in the model's dtype; only the adapter trains.
+
+    Args:
+        field: the section of the recipe that asks for it, as `align.lora`.
 
     Raises:
-        UserError: align.lora.targets names no module of the model.
+        UserError: its targets name no module of the model.
     """
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-    )
+    peft = _peft()
+    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
     try:
-        return get_peft_model(model, config)
+        # DeepSpeed keeps fp32 masters of what trains; peft would cast the adapter itself, behind ZeRO-3's back
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise UserError(f"align.lora.targets: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"{field}.targets: {str(error).splitlines()[0][:200]}") from None
 
 
-def save_lora(model, trained: dict[str, torch.Tensor], folder: Path) -> None:
-    """Save an adapter in peft's format from its whole (gathered) tensors. Rank 0."""
-    model.save_pretrained(folder, state_dict=trained)
+def write_trained(
+    model: torch.nn.Module, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = ""
+) -> None:
+    """Write what a stage trained: `folder/model`, whole, and with LoRA `folder/adapter` in peft's format. Rank 0.
+
+    Args:
+        model: the trained model, whole or a trunk, with or without an adapter; its own weights are not read.
+        trained: its trainable parameters by name, whole, on the CPU.
+        source: the checkpoint that the stage started from.
+        prefix: what the source puts before the model's names: "model." for a trunk, nothing for a whole model.
+    """
+    if isinstance(model, _peft().PeftModel):
+        save_lora(model, trained, source, folder / "adapter", prefix)
+        merge_lora(source, folder / "adapter", folder / "model")
+    else:
+        splice(model, trained, source, folder / "model", prefix)
 
 
-def merge_lora(source: Path, adapter: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The source checkpoint with an adapter merged in, on the CPU. Rank 0."""
-    return load_with_adapter(source, adapter, dtype, "sdpa", torch.device("cpu"))
+def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = "") -> None:
+    """Save an adapter in peft's format for the whole source, from its whole (gathered) tensors. Rank 0.
+
+    Beside it `base.json` holds the base's fingerprint, so that it is never merged onto another one.
+    """
+    found = _peft().get_peft_model_state_dict(model, state_dict=trained)
+    tensors = {ROOT + prefix + name.removeprefix(ROOT): tensor.contiguous() for name, tensor in found.items()}
+    config = copy.copy(model.peft_config["default"])
+    config.task_type = "CAUSAL_LM"
+    config.inference_mode = True
+    config.base_model_name_or_path = str(source.resolve())
+    config.target_modules = sorted({_module_of(name) for name in tensors})  # a trunk's adapter ends at its layer
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    base = {"source": str(source.resolve()), "sha256": fingerprint(source)}
+    write_whole(folder / BASE_RECORD, json.dumps(base, indent=1))
+
+
+def merge_lora(source: Path, adapter: Path, target: Path) -> None:
+    """Write a copy of the source checkpoint with an adapter merged in, from the source's own weights and dtype. Rank 0.
+
+    Raises:
+        UserError: the adapter is damaged, no LoRA adapter, or was trained on another base.
+    """
+    check_base(source, adapter)
+    names = _adapted_weights(adapter)
+    merged = load_with_adapter(source, adapter, "auto", "sdpa", torch.device("cpu"))
+    weights = {name: weight.detach() for name, weight in merged.named_parameters() if name in names}
+    splice(merged, weights, source, target)
 
 
 def load_with_adapter(
-    source: Path, adapter: Path, dtype: torch.dtype, attention: str, device: torch.device
+    source: Path, adapter: Path, dtype: torch.dtype | str, attention: str, device: torch.device
 ) -> PreTrainedModel:
     """A causal language model with an adapter merged in.
 
     Raises:
         UserError: the adapter is damaged, or was trained on another model.
     """
-    from peft import PeftModel
-
     base = load_causal_lm(source, dtype, attention, device)
     try:
-        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        return _peft().PeftModel.from_pretrained(base, adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
+
+
+def _adapted_weights(adapter: Path) -> set[str]:
+    """Names of the base's weights that a LoRA adapter changes."""
+    try:
+        with safe_open(adapter / WEIGHTS, "pt") as stream:
+            names = list(stream.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
+    if others := [name for name in names if ".lora_" not in name]:
+        raise UserError(f"{adapter}: holds {others[0]}, which is not LoRA's; only LoRA adapters are merged")
+    return {f"{_module_of(name)}.weight" for name in names}
+
+
+def _module_of(name: str) -> str:
+    """The module that an adapter's tensor belongs to."""
+    return name.removeprefix(ROOT).partition(".lora_")[0]
+
+
+def _peft() -> ModuleType:
+    """peft; it imports bitsandbytes where that is installed."""
+    with hub_kernels_hidden():
+        import peft
+        import peft.tuners.lora  # which is where it does
+    return peft

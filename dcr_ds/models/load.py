@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.four_bit import loading_options, settle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -48,10 +49,19 @@ def _flash_hindrance(dtype: str, device: torch.device) -> str:
     return ""
 
 
-def load_causal_lm(folder: Path, dtype: torch.dtype, attention: str, device: torch.device | None) -> PreTrainedModel:
+def load_causal_lm(
+    folder: Path, dtype: torch.dtype | str, attention: str, device: torch.device | None, quantize: str = "none"
+) -> PreTrainedModel:
     """Load a whole causal language model in eval mode on one device; None leaves it where it was loaded.
 
     Under ZeRO-3 (a live HfDeepSpeedConfig) transformers partitions the parameters as it loads them.
+
+    Args:
+        dtype: "auto" is the checkpoint's own.
+        quantize: `nf4` loads its linear layers in 4 bits, all but the head; the device is then needed.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
+    options = loading_options(quantize, dtype, device)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options).eval()
+    if quantize != "none":
+        return settle(model)
     return model if device is None else model.to(device)

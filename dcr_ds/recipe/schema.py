@@ -20,6 +20,10 @@ class ModelSection(Section):
         None, description="Jinja file, or `instruction` (shipped, for base models); default: the model's own"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    quantize: Literal["none", "nf4"] = Field(
+        "none", description="nf4: base weights in 4 bits, for stages with an adapter (QLoRA; docs/QLORA.md)"
+    )
+    quantize_zero3: bool = Field(False, description="quantize under ZeRO-3 all the same (docs/QLORA.md)")
 
 
 class DataSection(Section):
@@ -37,11 +41,22 @@ class StageSection(Section):
 
     global_batch: PositiveInt = Field(16, description="samples of one optimizer step, over all ranks")
     micro_batch: Auto | PositiveInt = Field("auto", description="samples of one forward pass on one rank")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "paged_adamw32bit"] = Field(
+        "adamw",
+        description="torch's AdamW, or bitsandbytes', with its state in 8 bits or where the GPU may page it out",
+    )
     learning_rate: float = Field(2e-5, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping, over all ranks")
     max_length: PositiveInt = Field(512, description="tokens; longer samples are left out, and counted")
+
+
+class LoraSection(Section):
+    rank: PositiveInt = Field(16, description="rank r")
+    alpha: float = Field(32.0, gt=0, description="α; updates are scaled by α / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
+    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
 
 
 class RefineSection(StageSection):
@@ -73,13 +88,8 @@ class RefineSection(StageSection):
     retain_batch: PositiveInt = Field(
         8, description="general conversations of the retain term in one step, over all ranks"
     )
-
-
-class LoraSection(Section):
-    rank: PositiveInt = Field(16, description="rank r")
-    alpha: float = Field(32.0, gt=0, description="α; updates are scaled by α / r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
+    lora: LoraSection = Field(LoraSection(), description="the adapter, with refine.adapter: lora")
 
 
 class AlignSection(StageSection):
@@ -140,7 +150,20 @@ class Recipe(Section):
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
         if len(names) != len(set(names)):
             raise ValueError("evaluate.benchmarks: two benchmarks have the same name")
+        self._check_adapters()
         return self
+
+    def _check_adapters(self) -> None:
+        for stage in ("refine", "align"):
+            if stage in self.stages and self.model.quantize != "none" and getattr(self, stage).adapter == "none":
+                raise ValueError(
+                    f"{stage}.adapter: none trains the weights themselves, which model.quantize: {self.model.quantize} "
+                    f"makes 4-bit; say lora, or model.quantize: none"
+                )
+        if self.refine.adapter == "lora" and self.refine.lora.dropout:
+            raise ValueError(
+                "refine.lora.dropout: must be 0: a step of stage 1 may run its forward pass twice, and both must agree"
+            )
 
     @property
     def folder(self) -> Path:

@@ -30,9 +30,10 @@ from dcr_ds.engine.build import (
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
+from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import DTYPES
-from dcr_ds.models.trunk import load_trunk, splice
+from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import embed_all, pooled, shards
 from dcr_ds.refine.objective import contrastive_loss, gathered_positives
@@ -91,7 +92,7 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     say(ranks, f"refine: {reason}")
     weights = trained_weights(trunk.engine, ranks)
     if ranks.is_main:
-        splice(trunk.engine.module, weights, source, folder / "model", prefix="model.")
+        write_trained(trunk.engine.module, weights, source, folder, prefix="model.")
     barrier(ranks)
     session.finish({"layer": stage.layer, "final": state["last"]})
 
@@ -125,8 +126,12 @@ def measure(trunk: Trunk) -> dict[str, float]:
 def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: RefinePrompts, ranks: Ranks) -> Trunk:
     stage = recipe.refine
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
-    with sharded_loading(config):
-        model = load_trunk(source, stage.layer, DTYPES[recipe.model.dtype], recipe.model.attention)
+    quantize, dtype = recipe.model.quantize, DTYPES[recipe.model.dtype]
+    with sharded_loading(config, quantize):
+        model = load_trunk(source, stage.layer, dtype, recipe.model.attention, quantize, ranks.device)
+    if stage.adapter == "lora":
+        torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
+        model = add_lora(model, stage.lora, "refine.lora")
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)

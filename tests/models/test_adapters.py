@@ -1,21 +1,29 @@
 """LoRA: only the adapter trains, and the merged model is the wrapped one; attention kernels by model and device."""
 
+import json
+
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tiny import make_model
+from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.adapters import add_lora, merge_lora, save_lora
+from dcr_ds.models.adapters import add_lora, merge_lora, save_lora, write_trained
 from dcr_ds.models.load import load_causal_lm, resolve_attention
+from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import LoraSection
 
 CPU = torch.device("cpu")
+LAYER = 2
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # blocks of 64 numbers are quantised together
 IDS = torch.arange(3, 43).view(2, 20)
 
 
 def wrapped(source, **lora):
     torch.manual_seed(0)
-    return add_lora(load_causal_lm(source, torch.float32, "sdpa", CPU), LoraSection(**lora)).eval()
+    return add_lora(load_causal_lm(source, torch.float32, "sdpa", CPU), LoraSection(**lora), "align.lora").eval()
 
 
 def moved(model):
@@ -62,24 +70,93 @@ def test_a_new_adapter_changes_nothing(tmp_path):
 def test_the_merged_model_is_the_wrapped_one(tmp_path, tied, lora):
     source = make_model(tmp_path / "model", tied=tied)
     model = moved(wrapped(source, **lora))
-    save_lora(model, trained(model), tmp_path / "adapter")
-    merged = merge_lora(source, tmp_path / "adapter", torch.float32)
+    save_lora(model, trained(model), source, tmp_path / "adapter")
+    merge_lora(source, tmp_path / "adapter", tmp_path / "merged")
+    merged = load_causal_lm(tmp_path / "merged", torch.float32, "sdpa", CPU)
     expected, base = logits(model), logits(load_causal_lm(source, torch.float32, "sdpa", CPU))
     assert (expected - base).abs().max() > 0.1
-    torch.testing.assert_close(logits(merged.eval()), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-    assert not [name for name, _ in merged.named_parameters() if "lora_" in name]
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_saved_adapters_are_whole(tmp_path):
-    from safetensors.torch import load_file
-
-    model = moved(wrapped(make_model(tmp_path / "model"), rank=4))
+    source = make_model(tmp_path / "model")
+    model = moved(wrapped(source, rank=4))
     weights = trained(model)
-    save_lora(model, weights, tmp_path / "adapter")
+    save_lora(model, weights, source, tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert len(saved) == len(weights) == 2 * 7 * 4  # A and B, projections, blocks
     for name, weight in weights.items():
         assert torch.equal(saved[name.replace(".default.", ".")], weight)
+
+
+@pytest.fixture(params=["none", "nf4"])
+def refined(request, tmp_path):
+    """A bf16 model of four blocks, a trained adapter on the two of its trunk, and what stage 1 wrote of it."""
+    source = make_model(tmp_path / "source", dtype=torch.bfloat16, **WIDE)
+    trunk = load_trunk(source, LAYER, torch.float32, "sdpa", request.param, CPU)
+    model = moved(add_lora(trunk, LoraSection(rank=4, alpha=6), "refine.lora"))
+    write_trained(model, trained(model), source, tmp_path, prefix="model.")
+    return source, model, tmp_path
+
+
+def test_a_trunks_adapter_is_merged_into_the_sources_own_weights(refined):
+    """Never through 4-bit ones: what is written is the source's weight and the update, rounded to its dtype."""
+    source, model, folder = refined
+    before, after = load_file(source / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
+    updates = {
+        "model." + name.removeprefix("base_model.model.") + ".weight": 1.5
+        * (module.lora_B.default.weight @ module.lora_A.default.weight).detach()
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_B")
+    }
+    assert len(updates) == 7 * LAYER
+    assert before.keys() == after.keys()
+    for name, weight in before.items():
+        assert after[name].dtype == torch.bfloat16
+        if name in updates:
+            exact = weight.float() + updates[name]
+            assert not torch.equal(after[name], weight)
+            torch.testing.assert_close(after[name].float(), exact, rtol=2**-7, atol=2**-9)
+        else:
+            assert torch.equal(after[name], weight), name
+
+
+def test_a_trunks_adapter_is_one_of_the_whole_model(refined):
+    """Plain peft puts it on the whole model, and gets the merged model's answer."""
+    source, _, folder = refined
+    base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with_adapter = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    merged = load_causal_lm(folder / "model", torch.float32, "sdpa", CPU)
+    expected = logits(merged)
+    torch.testing.assert_close(logits(with_adapter), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    assert not [name for name, _ in with_adapter.named_parameters() if "lora_" in name and "layers.2." in name]
+    config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(source) and config["task_type"] == "CAUSAL_LM"
+
+
+def test_an_adapter_is_not_merged_onto_another_base(refined, tmp_path):
+    source, _, folder = refined
+    other = make_model(tmp_path / "other", seed=1, dtype=torch.bfloat16, **WIDE)
+    with pytest.raises(UserError, match=rf"adapter: was trained on other weights.*{other}.*which was {source}"):
+        merge_lora(other, folder / "adapter", folder / "merged")
+    assert not (folder / "merged").exists()
+
+
+def test_the_same_base_in_other_shards_is_the_same(refined):
+    source, _, folder = refined
+    sharded = folder / "sharded"
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(sharded, max_shard_size="40KB")
+    merge_lora(sharded, folder / "adapter", folder / "merged")
+    once, again = (AutoModelForCausalLM.from_pretrained(folder / name).state_dict() for name in ("model", "merged"))
+    assert all(torch.equal(once[name], again[name]) for name in once)
+
+
+def test_an_adapter_of_another_kind_is_not_merged(refined):
+    source, _, folder = refined
+    file = folder / "adapter" / "adapter_model.safetensors"
+    save_file(load_file(file) | {"base_model.model.model.norm.weight": torch.ones(64)}, file)
+    with pytest.raises(UserError, match="model.norm.weight, which is not LoRA's"):
+        merge_lora(source, folder / "adapter", folder / "merged")
 
 
 @pytest.mark.parametrize("targets", [["q_prj"], "q_prj"])

@@ -1,0 +1,42 @@
+"""The optimizers of a stage: torch's AdamW, and bitsandbytes' with their state in 8 bits or in pageable memory."""
+
+import torch
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.four_bit import EXTRA, import_bitsandbytes
+from dcr_ds.recipe import StageSection
+
+FROM_BITSANDBYTES = {
+    "adamw8bit": "AdamW8bit",
+    "paged_adamw8bit": "PagedAdamW8bit",
+    "paged_adamw32bit": "PagedAdamW32bit",
+}
+PROBE_SIZE = 4096  # bitsandbytes keeps the state of smaller tensors in 32 bits
+
+
+def build_optimizer(parameters: list[torch.nn.Parameter], stage: StageSection, fused: bool) -> torch.optim.Optimizer:
+    """AdamW over the parameters, with the stage's learning rate and weight decay.
+
+    torch's rather than DeepSpeed's: it needs no compiler.
+    """
+    options = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=fused, **options)
+    bitsandbytes = import_bitsandbytes("optimizer")
+    return getattr(bitsandbytes.optim, FROM_BITSANDBYTES[stage.optimizer])(parameters, **options)
+
+
+def check_optimizer(stage: StageSection, field: str, device: torch.device) -> None:
+    """Raise UserError unless the stage's optimizer can take a step on this device: it takes one."""
+    if stage.optimizer == "adamw":
+        return
+    import_bitsandbytes(field)
+    try:
+        parameter = torch.nn.Parameter(torch.zeros(PROBE_SIZE, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        build_optimizer([parameter], stage, fused=False).step()
+    except Exception as error:  # what a missing library raises differs from device to device
+        raise UserError(
+            f"{field}: {stage.optimizer} of bitsandbytes cannot run on {device} "
+            f"({' '.join(str(error).split())[:200]}); install a build of it for this device ({EXTRA}), or say adamw"
+        ) from None

@@ -1,0 +1,118 @@
+"""Base weights in 4 bits: NF4 with double quantisation (QLoRA, arXiv 2305.14314), through bitsandbytes.
+
+The linear layers of the blocks are quantised as they are loaded, block after block; embeddings, norms and the head stay
+in the training dtype (transformers computes a norm in float32 whatever its weight's dtype). Only adapters train.
+"""
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from dcr_ds.errors import UserError
+
+OLDEST = (0, 50)  # the first whose CPU kernels train a 4-bit model
+EXTRA = "pip install 'dcr-ds[qlora]'"
+BLOCK = 64  # weights that share one scale
+FUSED_EXPERTS = ("qwen3_moe", "mixtral")  # transformers keeps their experts as one tensor, no linear layers
+
+
+@contextmanager
+def hub_kernels_hidden() -> Iterator[None]:
+    """While open, Hugging Face's `kernels` cannot be imported.
+
+    On some CPUs bitsandbytes fetches a kernel from the hub as it is imported: code from the network that nobody asked
+    for. Without `kernels` it takes its own.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that it did
+    kept = sys.modules.get("kernels")
+    sys.modules["kernels"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["kernels"]
+        if kept is not None:
+            sys.modules["kernels"] = kept
+
+
+def import_bitsandbytes(field: str) -> ModuleType:
+    """bitsandbytes, new enough.
+
+    Raises:
+        UserError: missing or too old; names the field that asked for it.
+    """
+    try:
+        version = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"{field}: needs bitsandbytes, which is not installed: {EXTRA}") from None
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise UserError(f"{field}: needs bitsandbytes {OLDEST[0]}.{OLDEST[1]} or newer, this is {version}: {EXTRA}")
+    with hub_kernels_hidden():
+        import bitsandbytes
+    return bitsandbytes
+
+
+def check_four_bit(model_type: str, device: torch.device) -> None:
+    """Raise UserError unless a model of this type can be trained in 4 bits on this device: a few numbers are tried."""
+    if model_type in FUSED_EXPERTS:
+        raise UserError(
+            f"model.quantize: nf4 would leave the experts of {model_type} as they are: transformers keeps them as one "
+            "tensor, which bitsandbytes does not quantise; say none"
+        )
+    functional = import_bitsandbytes("model.quantize").functional
+    try:
+        numbers = torch.linspace(-1, 1, 512, device=device).view(8, 64)
+        functional.dequantize_4bit(*functional.quantize_4bit(numbers, compress_statistics=True, quant_type="nf4"))
+    except Exception as error:  # what a missing library raises differs from device to device
+        raise UserError(
+            f"model.quantize: bitsandbytes cannot quantise on {device} ({' '.join(str(error).split())[:200]}); install "
+            f"a build of it for this device ({EXTRA}), or say none"
+        ) from None
+
+
+def loading_options(quantize: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` is told beside the dtype, for `model.quantize`; the model then stands on the device."""
+    if quantize == "none":
+        return {}
+    import_bitsandbytes("model.quantize")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head"],  # said, not found by transformers: a trunk has no head to find
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def settle(model: PreTrainedModel) -> PreTrainedModel:
+    """Make a model that was loaded in 4 bits act the same everywhere, and keep its frozen part out of checkpoints.
+
+    Raises:
+        UserError: it is on a CPU, where bitsandbytes 0.50 dequantises wrongly what is no multiple of 64 wide.
+    """
+    linear = import_bitsandbytes("model.quantize").nn.Linear4bit
+    for name, module in model.named_modules():
+        if not isinstance(module, linear):
+            continue
+        if module.weight.device.type == "cpu" and module.in_features % BLOCK:
+            raise UserError(
+                f"model.quantize: nf4 on a CPU wants layers as wide as a multiple of {BLOCK}, and {name} is "
+                f"{module.in_features} wide; use a GPU, or say none"
+            )
+        # in eval mode on some CPUs it rounds its own scales to bfloat16, for good
+        module.support_avx512bf16_for_cpu = False
+    model.register_state_dict_post_hook(_drop_statistics)
+    return model
+
+
+def _drop_statistics(_: torch.nn.Module, state: dict[str, Any], *__: Any) -> None:
+    """Take the scales of 4-bit weights (`….weight.absmax` and so on), which are no parameters, out of a state dict."""
+    for name in [name for name in state if ".weight." in name]:
+        del state[name]

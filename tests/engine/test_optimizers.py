@@ -1,0 +1,79 @@
+"""bitsandbytes' optimizers: near torch's AdamW, resumed bit for bit under ZeRO, refused where they cannot run."""
+
+import pytest
+import torch
+
+from dcr_ds.engine import ranks as process
+from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.engine.checkpoint import load_newest, save_checkpoint
+from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, check_optimizer
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import StageSection
+
+WIDTH = 96  # 9,216 numbers a matrix: more than the 4,096 under which bitsandbytes keeps 32 bits
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "")  # put back as it was, after the module
+            patch.delenv(name)
+        process.set_environment()
+        yield process.start()
+        process.close()
+
+
+def make_engine(ranks, zero, optimizer, dtype="float32"):
+    stage = StageSection(learning_rate=1e-3, optimizer=optimizer)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Tanh(), torch.nn.Linear(WIDTH, WIDTH))
+    config = stage_config({"zero_optimization": {"stage": zero}}, stage, dtype, ranks)
+    return build_engine(model.to(getattr(torch, dtype)), stage, config, "constant", 9, ranks)
+
+
+def train(engine, steps):
+    dtype = next(engine.module.parameters()).dtype
+    for step in steps:
+        batch = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(step)).to(dtype)
+        engine.backward((engine(batch) - batch.flip(1)).square().mean(), scale_wrt_gas=False)
+        engine.step()
+
+
+@pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
+def test_it_steps_as_adamw_does(optimizer):
+    weights = {}
+    for name in ("adamw", optimizer):
+        torch.manual_seed(0)
+        weight = torch.nn.Parameter(torch.zeros(WIDTH, WIDTH))
+        stepper = build_optimizer([weight], StageSection(optimizer=name, learning_rate=1e-3, weight_decay=0.1), False)
+        for _ in range(4):
+            weight.grad = torch.randn_like(weight)
+            stepper.step()
+        weights[name] = weight.detach()
+    difference = (weights[optimizer] - weights["adamw"]).norm() / weights["adamw"].norm()
+    assert difference < (1e-5 if optimizer == "paged_adamw32bit" else 0.1)
+    eight_bits = any(state.dtype == torch.uint8 for state in stepper.state[weight].values() if torch.is_tensor(state))
+    assert eight_bits is ("8bit" in optimizer)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
+def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks, zero, optimizer):
+    engine = make_engine(ranks, zero, optimizer)
+    train(engine, range(3))
+    save_checkpoint(engine, tmp_path, 3, {}, keep=1, ranks=ranks)
+    train(engine, range(3, 6))
+    resumed = make_engine(ranks, zero, optimizer)
+    assert load_newest(resumed, tmp_path, ranks) == (3, {})
+    train(resumed, range(3, 6))
+    expected, got = trained_weights(engine, ranks), trained_weights(resumed, ranks)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_it_cannot_run_on_is_named():
+    stage = StageSection(optimizer="adamw8bit")
+    with pytest.raises(UserError, match=r"align.optimizer: adamw8bit .* cannot run on cuda .*dcr-ds\[qlora\].*adamw"):
+        check_optimizer(stage, "align.optimizer", torch.device("cuda"))
+    check_optimizer(stage, "align.optimizer", torch.device("cpu"))
