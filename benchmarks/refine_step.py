@@ -41,6 +41,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
+from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.ranks import Ranks, set_environment, start
 from dcr_ds.engine.resolve import resolve
@@ -189,7 +190,7 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
     prompts = random_prompts(setting, model.config.vocab_size)
     if name == "ours":
         loss = contrastive_loss(stage, None)
-        trunk = Trunk(engine, recipe, prompts, setting.batch, ranks, Anchors(), Anchors(), None, loss)
+        trunk = Trunk(engine, recipe, prompts, Batching.of(stage), ranks, Anchors(), Anchors(), None, loss)
         return Provider(engine, lambda: train_step(trunk, 0)["loss"])
 
     batch = prompts.sampler.batch(0)

@@ -70,7 +70,7 @@ def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: list[str]) -> 
     return [
         f"  {name}: {old} there, {new} now"
         for name, old, new in _differences(saved, values)
-        if name.partition(".")[0] not in free and not name.endswith(".micro_batch")
+        if name.partition(".")[0] not in free and not name.endswith((".micro_batch", ".packed_length"))
     ]
 
 
@@ -121,7 +121,7 @@ def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, An
 
 
 def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
-    """Each `auto` as it was resolved before, except micro-batches, which depend on the number of ranks."""
+    """Each `auto` as it was resolved before, except how batches are cut, which depends on ranks and device."""
     values = recipe.model_dump()
     for section, name in (("model", "dtype"), ("model", "attention"), ("refine", "layer")):
         if values[section][name] == "auto":

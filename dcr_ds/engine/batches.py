@@ -1,14 +1,57 @@
-"""Who computes what in one optimizer step: a pure function of the step's samples, the ranks and the micro-batch.
+"""Who computes what in one optimizer step: a pure function of the step's samples, the ranks and the batching.
 
-Legend: B samples, T tokens of the longest.
+Legend: B rows, T tokens of the longest, N tokens of all, D width.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, TypeVar
 
 import torch
 
+from dcr_ds.recipe import StageSection
+
 Sample = TypeVar("Sample")
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How a rank's share becomes forward passes: padded micro-batches, or packed rows where `packed_length` is set.
+
+    micro_batch: samples of a padded micro-batch, at most.
+    packed_length: tokens of a packed row, at most; one row is one forward pass.
+    """
+
+    micro_batch: int
+    packed_length: int | None = None
+
+    @classmethod
+    def of(cls, stage: StageSection) -> "Batching":
+        """The batching of a resolved stage."""
+        return cls(stage.micro_batch, stage.packed_length if stage.packing else None)
+
+    @property
+    def packed(self) -> bool:
+        return self.packed_length is not None
+
+
+def forward_passes(
+    samples: Sequence[Sample], lengths: Sequence[int], rank: int, world_size: int, batching: Batching
+) -> list[Sequence[tuple[Sample, bool]]]:
+    """This rank's forward passes of a step, each of (sample, alive); equally many on every rank.
+
+    Every sample is alive once over all ranks. Dead copies weigh nothing in the loss: they only fill up the ranks.
+    """
+    if not batching.packed:
+        return micro_batches(rank_share(samples, lengths, rank, world_size), batching.micro_batch)
+    rows = []
+    for other in range(world_size):
+        share = rank_share(range(len(samples)), lengths, other, world_size)
+        rows.append(first_fit([index for index, alive in share if alive], lengths, batching.packed_length))
+    missing = max(map(len, rows)) - len(rows[rank])
+    shortest = min(range(len(samples)), key=lambda index: lengths[index])
+    return [[(samples[index], True) for index in row] for row in rows[rank]] + [[(samples[shortest], False)]] * missing
 
 
 def rank_share(
@@ -29,6 +72,72 @@ def rank_share(
 def micro_batches(share: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
     """A rank's share cut into micro-batches of at most `size`; every rank gets the same number."""
     return [share[start : start + size] for start in range(0, len(share), size)]
+
+
+def first_fit(indices: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Indices packed into rows of at most `capacity` tokens: the longest first, each into the first row with room.
+
+    First-fit decreasing needs at most 11/9 of the fewest rows possible, plus one (Dósa 2007).
+
+    Raises:
+        ValueError: a sample is longer than a row; the recipe refuses such a packed_length before.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
+        if lengths[index] > capacity:
+            raise ValueError(f"a sample of {lengths[index]} tokens fits in no row of {capacity}")
+        row = next((row for row, left in enumerate(room) if left >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(capacity)
+        rows[row].append(index)
+        room[row] -= lengths[index]
+    return rows
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Token rows of one forward pass.
+
+    inputs: keyword arguments of the model: padded ids [B, T], or packed ids [1, N] with positions that start anew.
+    places: where the rows' tokens are in the model's output flattened to [B·T, D], one row after the other [N].
+    bounds: where each row starts among them, and their number at the end [B + 1], int32.
+    """
+
+    inputs: dict[str, Any]
+    places: torch.Tensor
+    bounds: torch.Tensor
+
+    def tokens_of(self, output: torch.Tensor) -> torch.Tensor:
+        """The model's output [B, T, D] at the rows' tokens [N, D], without padding."""
+        flat = output.flatten(0, 1)
+        return flat if len(flat) == len(self.places) else flat.index_select(0, self.places)
+
+
+def token_batch(rows: Sequence[Sequence[int]], packed: bool, device: torch.device) -> TokenBatch:
+    """Rows of token ids as one forward pass, padded on the right or packed into one row.
+
+    Padding needs no mask: a causal model cannot see it from any real token, whatever id pads; without a mask the
+    fastest attention kernels can be used. Packed rows are kept apart by what each attention kernel reads: positions
+    (from which transformers builds a block-diagonal mask), or the bounds.
+    """
+    lengths = [len(row) for row in rows]
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    if packed:
+        ids = torch.tensor([[token for row in rows for token in row]])
+        places = torch.arange(ids.shape[1])
+    else:
+        width = max(lengths)
+        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+        places = positions + (torch.arange(len(rows)) * width).repeat_interleave(torch.tensor(lengths))
+    ids, positions, places, bounds = (to_device(tensor, device) for tensor in (ids, positions, places, bounds))
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if packed:
+        inputs |= {"position_ids": positions[None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+        inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    return TokenBatch(inputs, places, bounds)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

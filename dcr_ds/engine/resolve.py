@@ -10,9 +10,11 @@ from dcr_ds.engine.optimizers import check_optimizer
 from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.likelihood import resolve_loss_backend
 from dcr_ds.models.load import resolve_attention
+from dcr_ds.models.varlen import packed_attention
 from dcr_ds.recipe import Recipe
 
-MICRO_BATCH = {"refine": 32, "align": 8}  # prompts are short; conversations carry logits of the whole vocabulary
+CPU_MICRO_BATCH = {"refine": 32, "align": 8}  # more is no faster there
+ACTIVATIONS = 0.25  # of a GPU's memory; the rest is for weights, gradients, the optimizer and the loss at the head
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,61 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
     if recipe.align.loss_backend == "auto":
         values["align"]["loss_backend"] = backend
         reasons["align.loss_backend"] = reason
-    for stage, most in MICRO_BATCH.items():
-        if values[stage]["micro_batch"] == "auto":
-            share = -(-values[stage]["global_batch"] // world_size)
-            values[stage]["micro_batch"] = min(share, most)
-            reasons[f"{stage}.micro_batch"] = f"a rank's share is {share}, at most {most} at a time"
     if recipe.model.quantize != "none":
         check_four_bit(model_config["model_type"], device)
-    for stage in MICRO_BATCH:
+    for stage in CPU_MICRO_BATCH:
         if stage in recipe.stages:
             check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)
+    for stage, layers in {"refine": values["refine"]["layer"], "align": blocks}.items():
+        _resolve_batching(stage, values, model_config, layers, device, world_size, reasons)
     values["deepspeed"] = read_config(recipe)
     resolved = Recipe.model_validate(values)
     return resolved, Settings(resolved.deepspeed, reasons)
+
+
+def _resolve_batching(
+    name: str,
+    values: dict[str, Any],
+    model_config: dict,
+    layers: int,
+    device: torch.device,
+    world_size: int,
+    reasons: dict[str, str],
+) -> None:
+    """Fill in a stage's micro_batch and packed_length where they are `auto`."""
+    stage, checkpointing = values[name], values["model"]["activation_checkpointing"]
+    share = -(-stage["global_batch"] // world_size)
+    longest = stage["max_length"]
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+        tokens = int(ACTIVATIONS * memory / activation_bytes(model_config, layers, checkpointing))
+        most, why = max(1, tokens // longest), f"activations of {tokens} tokens are a quarter of the GPU's memory"
+        packed_length = max(longest, tokens // 1024 * 1024)
+    else:
+        most, why = CPU_MICRO_BATCH[name], f"at most {CPU_MICRO_BATCH[name]} at a time on a CPU"
+        packed_length = longest
+    if stage["micro_batch"] == "auto":
+        stage["micro_batch"] = min(share, most)
+        reasons[f"{name}.micro_batch"] = f"a rank's share is {share}; {why}"
+    if stage["packed_length"] == "auto":
+        stage["packed_length"] = packed_length
+        if stage["packing"]:
+            reasons[f"{name}.packed_length"] = (
+                why if device.type == "cuda" else f"{name}.max_length, as short as may be"
+            )
+    if stage["packing"]:
+        _, how = packed_attention(values["model"]["attention"], values["model"]["dtype"], device)
+        reasons[f"{name}.packing"] = f"rows are kept apart by {how}"
+
+
+def activation_bytes(model_config: dict, layers: int, checkpointing: bool) -> int:
+    """What a forward pass keeps for its backward pass a token, about, in bfloat16 and without fused kernels.
+
+    A block of width D and inner width F keeps 26 D + 8 F bytes: both norms in float32 and their outputs (12 D),
+    queries, keys and values before and after rotation and what attention gives (14 D), and four F-wide states of the
+    MLP (of a mixture, those of a token's experts). Checkpointed, a block keeps its input, and one block is alive in full.
+    """
+    width = model_config["hidden_size"]
+    inner = model_config.get("moe_intermediate_size") or model_config["intermediate_size"]
+    block = 26 * width + 8 * inner * model_config.get("num_experts_per_tok", 1)
+    return layers * 2 * width + block if checkpointing else layers * block

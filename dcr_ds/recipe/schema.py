@@ -45,6 +45,8 @@ class StageSection(Section):
         "adamw",
         description="torch's AdamW, or bitsandbytes', with its state in 8 bits or where the GPU may page it out",
     )
+    packing: bool = Field(False, description="pack a rank's samples into rows without padding, kept apart")
+    packed_length: Auto | PositiveInt = Field("auto", description="tokens of a packed row, one forward pass")
     learning_rate: float = Field(2e-5, gt=0, le=1, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
@@ -147,6 +149,13 @@ class Recipe(Section):
             raise ValueError("refine.micro_batch: larger than refine.global_batch; lower it, or say auto")
         if self.align.micro_batch != "auto" and self.align.micro_batch > self.align.global_batch:
             raise ValueError("align.micro_batch: larger than align.global_batch; lower it, or say auto")
+        for name in ("refine", "align"):
+            stage: StageSection = getattr(self, name)
+            if stage.packed_length != "auto" and stage.packed_length < stage.max_length:
+                raise ValueError(
+                    f"{name}.packed_length: {stage.packed_length} is under {name}.max_length ({stage.max_length}): a "
+                    "sample of that length fits in no row; raise it, say auto, or lower max_length"
+                )
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
         if len(names) != len(set(names)):
             raise ValueError("evaluate.benchmarks: two benchmarks have the same name")

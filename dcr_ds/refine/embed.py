@@ -1,6 +1,6 @@
 """Forward passes of the trunk: hidden states of token rows, pooled or whole, sharded over the ranks.
 
-Legend: B rows, T tokens of the longest, D width, n rows in all.
+Legend: B rows, N tokens of all of them, D width, n rows in all.
 """
 
 from collections.abc import Sequence
@@ -8,36 +8,38 @@ from collections.abc import Sequence
 import torch
 from dcr_kernels import pool
 
-from dcr_ds.engine.batches import micro_batches, pad_right, rank_share
+from dcr_ds.engine.batches import Batching, forward_passes, token_batch
 from dcr_ds.engine.ranks import Ranks, sum_over_ranks
 
-
-def hidden_states(engine, rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output of block ℓ [B, T, D] and the mask [B, T] of token rows, padded on the right."""
-    ids, mask = pad_right(rows, 0, device)  # masked, so any id pads
-    return engine(input_ids=ids, attention_mask=mask).last_hidden_state, mask
+Row = Sequence[int]
 
 
-def pooled(engine, rows: Sequence[Sequence[int]], how: str, shared: int, device: torch.device) -> torch.Tensor:
+def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output of block ℓ at the tokens of all rows, one row after the other [N, D], and their bounds [B + 1]."""
+    batch = token_batch(rows, packed, device)
+    return batch.tokens_of(engine(**batch.inputs).last_hidden_state), batch.bounds
+
+
+def pooled(engine, rows: Sequence[Row], how: str, shared: int, packed: bool, device: torch.device) -> torch.Tensor:
     """h [B, D] of token rows.
 
     The mean leaves out the first `shared` tokens, which are the same in every prompt (a system prompt): the first
     token's norm alone is a hundred times the others', and a mean over it is the same for all prompts.
     """
-    hidden, mask = hidden_states(engine, rows, device)
-    if how == "mean":
-        mask[:, :shared] = 0
-    return pool(hidden, how, mask)[0]
+    hidden, bounds = hidden_states(engine, rows, packed, device)
+    if how == "mean" and shared:
+        own = torch.cat([torch.arange(len(row)) >= shared for row in rows])
+        hidden = hidden[own.nonzero().flatten().to(device)]
+        bounds = bounds - shared * torch.arange(len(rows) + 1, dtype=bounds.dtype, device=device)
+    return pool(hidden, how, cu_seqlens=bounds)[0]
 
 
 @torch.no_grad()
-def embed_all(
-    engine, rows: Sequence[Sequence[int]], how: str, shared: int, micro_batch: int, ranks: Ranks
-) -> torch.Tensor:
+def embed_all(engine, rows: Sequence[Row], how: str, shared: int, batching: Batching, ranks: Ranks) -> torch.Tensor:
     """h [n, D] in float32 of all rows, the same on all ranks. All ranks."""
     result: torch.Tensor | None = None
-    for shard in shards(rows, micro_batch, ranks):
-        h = pooled(engine, [rows[index] for index, _ in shard], how, shared, ranks.device).float()
+    for shard in shards(rows, batching, ranks):
+        h = pooled(engine, [rows[index] for index, _ in shard], how, shared, batching.packed, ranks.device).float()
         if result is None:
             result = h.new_zeros(len(rows), h.shape[1])
         for state, (index, alive) in zip(h, shard, strict=True):
@@ -46,14 +48,13 @@ def embed_all(
     return sum_over_ranks(result, ranks)
 
 
-def num_shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+def num_shared_tokens(rows: Sequence[Row]) -> int:
     """How many first tokens are the same in all rows; less than the length of any."""
     first, last = min(rows), max(rows)  # what the extremes in order share, all share
     same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return min(same, min(len(row) for row in rows) - 1)
 
 
-def shards(rows: Sequence[Sequence[int]], micro_batch: int, ranks: Ranks) -> list[Sequence[tuple[int, bool]]]:
-    """This rank's micro-batches of (row index, alive), sorted by length; equally many on every rank."""
-    share = rank_share(range(len(rows)), [len(row) for row in rows], ranks.rank, ranks.world_size)
-    return micro_batches(share, micro_batch)
+def shards(rows: Sequence[Row], batching: Batching, ranks: Ranks) -> list[Sequence[tuple[int, bool]]]:
+    """This rank's forward passes over rows, each of (row index, alive); equally many on every rank."""
+    return forward_passes(range(len(rows)), [len(row) for row in rows], ranks.rank, ranks.world_size, batching)

@@ -19,7 +19,7 @@ from dcr_kernels import ContrastiveLoss, similarity_stats
 
 from dcr_ds.data.load import RunData
 from dcr_ds.data.sampler import draw
-from dcr_ds.engine.batches import micro_batches, rank_share
+from dcr_ds.engine.batches import Batching, forward_passes, to_device
 from dcr_ds.engine.build import (
     build_engine,
     checkpoint_activations,
@@ -34,6 +34,7 @@ from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import load_trunk
+from dcr_ds.models.varlen import stage_attention
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import embed_all, pooled, shards
 from dcr_ds.refine.objective import contrastive_loss, gathered_positives
@@ -49,7 +50,7 @@ class Trunk:
     engine: Any
     recipe: Recipe
     prompts: RefinePrompts
-    micro_batch: int
+    batching: Batching
     ranks: Ranks
     anchors: Anchors
     held_out_anchors: Anchors
@@ -115,10 +116,10 @@ def measure(trunk: Trunk) -> dict[str, float]:
     """Held-out separation and drift. All ranks; all get the same figures."""
     stage = trunk.recipe.refine
     rows, labels, pairs = zip(*trunk.prompts.held_out, strict=True)
-    h = embed_all(trunk.engine, rows, stage.pooling, trunk.prompts.num_shared, trunk.micro_batch, trunk.ranks)
+    h = embed_all(trunk.engine, rows, stage.pooling, trunk.prompts.num_shared, trunk.batching, trunk.ranks)
     figures = separation(h.cpu(), torch.tensor(labels), torch.tensor(pairs))
     figures["drift"] = drift(
-        trunk.engine, trunk.prompts.held_out_general, trunk.held_out_anchors, trunk.micro_batch, trunk.ranks
+        trunk.engine, trunk.prompts.held_out_general, trunk.held_out_anchors, trunk.batching, trunk.ranks
     )
     return {name: round(value, 6) for name, value in figures.items()}
 
@@ -127,8 +128,9 @@ def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: Refin
     stage = recipe.refine
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
     quantize, dtype = recipe.model.quantize, DTYPES[recipe.model.dtype]
+    attention = stage_attention(recipe.model, stage.packing, ranks.device)
     with sharded_loading(config, quantize):
-        model = load_trunk(source, stage.layer, dtype, recipe.model.attention, quantize, ranks.device)
+        model = load_trunk(source, stage.layer, dtype, attention, quantize, ranks.device)
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
         model = add_lora(model, stage.lora, "refine.lora")
@@ -138,14 +140,14 @@ def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: Refin
     engine = build_engine(model, stage, config, "constant", stage.max_steps, ranks)
     group = torch.distributed.group.WORLD if ranks.world_size > 1 else None
     loss = contrastive_loss(stage, group)
-    trunk = Trunk(engine, recipe, prompts, stage.micro_batch, ranks, Anchors(), Anchors(), group, loss)
+    trunk = Trunk(engine, recipe, prompts, Batching.of(stage), ranks, Anchors(), Anchors(), group, loss)
     # the original activations, before anything is trained and before a checkpoint is loaded
     if stage.retain_weight:
         for indices in _retain_anchor_batches(trunk):
-            trunk.anchors.keep(engine, prompts.general, indices, ranks.device)
-    for shard in shards(prompts.held_out_general, trunk.micro_batch, ranks):
+            trunk.anchors.keep(engine, prompts.general, indices, stage.packing, ranks.device)
+    for shard in shards(prompts.held_out_general, trunk.batching, ranks):
         indices = [index for index, _ in shard]
-        trunk.held_out_anchors.keep(engine, prompts.held_out_general, indices, ranks.device)
+        trunk.held_out_anchors.keep(engine, prompts.held_out_general, indices, stage.packing, ranks.device)
     return trunk
 
 
@@ -156,20 +158,19 @@ def _contrastive_backward(trunk: Trunk, step: int) -> dict[str, Any]:
     tokens = [trunk.prompts.tokens[label, prompt.id] for prompt, label in batch]
     labels = [label for _, label in batch]
     lengths = [len(row) for row in tokens]
-    share = rank_share(range(len(batch)), lengths, ranks.rank, ranks.world_size)
-    groups = micro_batches(share, trunk.micro_batch)
+    groups = forward_passes(range(len(batch)), lengths, ranks.rank, ranks.world_size, trunk.batching)
     # dead copies only even out the ranks: label −1 takes no part in the loss
-    own_labels = torch.tensor([labels[index] if alive else -1 for index, alive in share], device=ranks.device)
+    own_labels = [labels[index] if alive else -1 for group in groups for index, alive in group]
+    own_labels = to_device(torch.tensor(own_labels), ranks.device)
 
     def embed(group: Sequence[tuple[int, bool]]) -> torch.Tensor:
-        return pooled(
-            trunk.engine, [tokens[index] for index, _ in group], stage.pooling, trunk.prompts.num_shared, ranks.device
-        )
+        rows = [tokens[index] for index, _ in group]
+        return pooled(trunk.engine, rows, stage.pooling, trunk.prompts.num_shared, stage.packing, ranks.device)
 
     def loss_of(h: torch.Tensor) -> torch.Tensor:
         if stage.loss != "infonce":
             return trunk.loss(h, own_labels)
-        positives = gathered_positives(sampler, step, lengths, ranks.rank, ranks.world_size)
+        positives = gathered_positives(sampler, step, lengths, ranks.rank, ranks.world_size, trunk.batching)
         return trunk.loss(h, own_labels, torch.tensor(positives, device=ranks.device))
 
     if len(groups) == 1:
@@ -199,7 +200,7 @@ def _retain_rows(trunk: Trunk, step: int) -> list[int]:
 def _retain_groups(trunk: Trunk, step: int, rank: int) -> list[Sequence[tuple[int, bool]]]:
     rows = _retain_rows(trunk, step)
     lengths = [len(trunk.prompts.general[index]) for index in rows]
-    return micro_batches(rank_share(rows, lengths, rank, trunk.ranks.world_size), trunk.micro_batch)
+    return forward_passes(rows, lengths, rank, trunk.ranks.world_size, trunk.batching)
 
 
 def _retain_backward(trunk: Trunk, step: int) -> dict[str, Any]:
@@ -209,7 +210,7 @@ def _retain_backward(trunk: Trunk, step: int) -> dict[str, Any]:
     total = torch.zeros((), device=ranks.device)
     for group in _retain_groups(trunk, step, ranks.rank):
         indices, alive = zip(*group, strict=True)
-        summed = retain_loss(trunk.engine, general, indices, alive, trunk.anchors, ranks.device)
+        summed = retain_loss(trunk.engine, general, indices, alive, trunk.anchors, trunk.batching.packed, ranks.device)
         total += summed.detach()
         # DeepSpeed averages over the ranks; the mean is over the tokens of all of them
         scale = trunk.recipe.refine.retain_weight * ranks.world_size / tokens
@@ -219,14 +220,14 @@ def _retain_backward(trunk: Trunk, step: int) -> dict[str, Any]:
 
 def _retain_anchor_batches(trunk: Trunk) -> list[list[int]]:
     """The forward passes that compute this rank's anchors: every row it will meet, equally many on all ranks."""
-    needed = []
+    passes = []
     for rank in range(trunk.ranks.world_size):
         groups = (_retain_groups(trunk, step, rank) for step in range(trunk.recipe.refine.max_steps))
-        rows = {index for step in groups for group in step for index, _ in group}
-        needed.append(sorted(rows, key=lambda index: (len(trunk.prompts.general[index]), index)))
-    longest = max(len(rows) for rows in needed)
-    mine = needed[trunk.ranks.rank]
-    return micro_batches(mine + [mine[-1]] * (longest - len(mine)), trunk.micro_batch)
+        rows = sorted({index for step in groups for group in step for index, _ in group})
+        passes.append(forward_passes(rows, [len(trunk.prompts.general[index]) for index in rows], 0, 1, trunk.batching))
+    mine = passes[trunk.ranks.rank]
+    mine += [mine[-1]] * (max(map(len, passes)) - len(mine))
+    return [[index for index, _ in group] for group in mine]
 
 
 def _note_progress(state: dict[str, Any], row: dict[str, Any], stage) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from dcr_kernels import CircleLoss, ContrastiveLoss, InfoNCELoss, NTXentLoss, SupConLoss, TripletLoss
 
 from dcr_ds.data.sampler import ContrastiveSampler
-from dcr_ds.engine.batches import rank_share
+from dcr_ds.engine.batches import Batching, forward_passes
 from dcr_ds.recipe import RefineSection
 
 LOSSES: dict[str, Callable[..., ContrastiveLoss]] = {
@@ -24,13 +24,14 @@ def contrastive_loss(stage: RefineSection, group: Any) -> ContrastiveLoss:
 
 
 def gathered_positives(
-    sampler: ContrastiveSampler, step: int, lengths: Sequence[int], rank: int, world_size: int
+    sampler: ContrastiveSampler, step: int, lengths: Sequence[int], rank: int, world_size: int, batching: Batching
 ) -> list[int]:
     """For each row of this rank's share of a step the row of its positive, counted over the shares of all ranks.
 
     −1 for the dead copies that even out the shares.
     """
-    shares = [rank_share(range(len(lengths)), lengths, other, world_size) for other in range(world_size)]
+    samples = range(len(lengths))
+    shares = [sum(forward_passes(samples, lengths, other, world_size, batching), []) for other in range(world_size)]
     alive = [(index, row) for row, (index, live) in enumerate(sum(shares, [])) if live]
     place = dict(alive)
     positives = sampler.positives(step)

@@ -4,17 +4,16 @@ The frozen tail reads the output of block ℓ. Pushed by the contrastive loss al
 understands it and the model babbles. The original activations are computed once, before the first step, and kept on
 the CPU, so that no second model is on the device.
 
-Legend: B rows, T tokens of the longest, D width.
+Legend: N tokens of the rows of a forward pass, D width.
 """
 
 from collections.abc import Sequence
 
 import torch
 
+from dcr_ds.engine.batches import Batching, to_device
 from dcr_ds.engine.ranks import Ranks, sum_over_ranks
-from dcr_ds.refine.embed import hidden_states, shards
-
-Row = Sequence[int]
+from dcr_ds.refine.embed import Row, hidden_states, shards
 
 
 class Anchors:
@@ -24,22 +23,20 @@ class Anchors:
         self.states: dict[int, torch.Tensor] = {}
 
     @torch.no_grad()
-    def keep(self, engine, rows: Sequence[Row], indices: Sequence[int], device: torch.device) -> None:
+    def keep(self, engine, rows: Sequence[Row], indices: Sequence[int], packed: bool, device: torch.device) -> None:
         """Run one forward pass over rows[indices] and keep what is new. All ranks, equally often."""
-        hidden, _ = hidden_states(engine, [rows[index] for index in indices], device)
-        for index, state in zip(indices, hidden, strict=True):
-            self.states.setdefault(index, state[: len(rows[index])].to("cpu", copy=True))
+        hidden, _ = hidden_states(engine, [rows[index] for index in indices], packed, device)
+        lengths = [len(rows[index]) for index in indices]
+        for index, state in zip(indices, hidden.to("cpu").split(lengths), strict=True):
+            self.states.setdefault(index, state.clone())
 
-    def padded(self, indices: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        """The kept states [B, T, D] of rows, zero-padded to the shape of `like`."""
-        target = torch.zeros(like.shape, dtype=self.states[indices[0]].dtype)
-        for position, index in enumerate(indices):
-            target[position, : len(self.states[index])] = self.states[index]
-        return target.to(like.device)
+    def of(self, indices: Sequence[int], device: torch.device) -> torch.Tensor:
+        """The kept states of rows, one row after the other [N, D]."""
+        return to_device(torch.cat([self.states[index] for index in indices]), device)
 
 
 def relative_distance_squared(hidden: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
-    """‖h − h₀‖² / ‖h₀‖² of every token [B, T], in float32.
+    """‖h − h₀‖² / ‖h₀‖² of every token [N], in float32.
 
     Relative a token: the first tokens of a sequence have norms a hundred times the others', which would otherwise
     be all the term sees.
@@ -49,23 +46,36 @@ def relative_distance_squared(hidden: torch.Tensor, original: torch.Tensor) -> t
 
 
 def retain_loss(
-    engine, rows: Sequence[Row], indices: Sequence[int], alive: Sequence[bool], anchors: Anchors, device: torch.device
+    engine,
+    rows: Sequence[Row],
+    indices: Sequence[int],
+    alive: Sequence[bool],
+    anchors: Anchors,
+    packed: bool,
+    device: torch.device,
 ) -> torch.Tensor:
     """The sum over the tokens of rows[indices] that are alive; the caller divides by the tokens of the step."""
-    hidden, mask = hidden_states(engine, [rows[index] for index in indices], device)
-    weight = mask * torch.tensor(alive, device=device)[:, None]
-    return (relative_distance_squared(hidden, anchors.padded(indices, hidden)) * weight).sum()
+    distance, weight = _distances(engine, rows, indices, alive, anchors, packed, device)
+    return (distance * weight).sum()
 
 
 @torch.no_grad()
-def drift(engine, rows: Sequence[Row], anchors: Anchors, micro_batch: int, ranks: Ranks) -> float:
+def drift(engine, rows: Sequence[Row], anchors: Anchors, batching: Batching, ranks: Ranks) -> float:
     """Mean over tokens of ‖h − h₀‖ / ‖h₀‖ on held-out general rows. All ranks."""
     total = torch.zeros(2, device=ranks.device)  # sum of distances, tokens
-    for shard in shards(rows, micro_batch, ranks):
+    for shard in shards(rows, batching, ranks):
         indices, alive = zip(*shard, strict=True)
-        hidden, mask = hidden_states(engine, [rows[index] for index in indices], ranks.device)
-        weight = mask * torch.tensor(alive, device=ranks.device)[:, None]
-        distance = relative_distance_squared(hidden, anchors.padded(indices, hidden)).sqrt()
-        total += torch.stack([(distance * weight).sum(), weight.sum().float()])
+        distance, weight = _distances(engine, rows, indices, alive, anchors, batching.packed, ranks.device)
+        total += torch.stack([(distance.sqrt() * weight).sum(), weight.sum()])
     distance, tokens = sum_over_ranks(total, ranks).tolist()
     return distance / tokens
+
+
+def _distances(
+    engine, rows, indices, alive, anchors: Anchors, packed: bool, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The relative distance squared of every token of rows[indices], and 1 where its row is alive, else 0 [N]."""
+    hidden, _ = hidden_states(engine, [rows[index] for index in indices], packed, device)
+    lengths = torch.tensor([len(rows[index]) for index in indices])
+    weight = to_device(torch.tensor(alive, dtype=torch.float32).repeat_interleave(lengths), device)
+    return relative_distance_squared(hidden, anchors.of(indices, device)), weight

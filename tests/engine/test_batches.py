@@ -2,11 +2,12 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.engine.batches import micro_batches, pad_right, rank_share
+from dcr_ds.engine.batches import Batching, first_fit, forward_passes, micro_batches, pad_right, rank_share, token_batch
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 WORLDS = st.integers(1, 9)
@@ -66,3 +67,46 @@ def test_padding_is_on_the_right_and_masked(rows, pad_id):
     for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
         assert row_ids.tolist() == row + [pad_id] * (len(row_ids) - len(row))
         assert row_mask.tolist() == [1] * len(row) + [0] * (len(row_ids) - len(row))
+
+
+@given(
+    LENGTHS,
+    WORLDS,
+    st.one_of(st.builds(Batching, st.integers(1, 9)), st.builds(Batching, st.just(1), st.integers(9, 40))),
+)
+def test_forward_passes_are_equally_many_and_hold_every_sample_once(lengths, world_size, batching):
+    passes = [forward_passes(range(len(lengths)), lengths, rank, world_size, batching) for rank in range(world_size)]
+    assert len({len(each) for each in passes}) == 1
+    alive = Counter(sample for each in passes for group in each for sample, is_alive in group if is_alive)
+    assert alive == Counter(range(len(lengths)))
+    assert all(group for each in passes for group in each)
+    if batching.packed:
+        for group in (group for each in passes for group in each):
+            assert sum(lengths[sample] for sample, _ in group) <= batching.packed_length
+        assert any(all(is_alive for group in each for _, is_alive in group) for each in passes)
+
+
+@given(LENGTHS, st.integers(9, 40))
+def test_first_fit_leaves_no_row_that_a_later_sample_would_have_fitted(lengths, capacity):
+    rows = first_fit(range(len(lengths)), lengths, capacity)
+    filled = [sum(lengths[sample] for sample in row) for row in rows]
+    assert sorted(sample for row in rows for sample in row) == list(range(len(lengths)))
+    assert all(tokens <= capacity for tokens in filled)
+    for later, row in enumerate(rows):
+        assert all(filled[earlier] + lengths[sample] > capacity for earlier in range(later) for sample in row)
+
+
+def test_a_sample_longer_than_a_row_is_refused():
+    with pytest.raises(ValueError, match="12 tokens fits in no row of 8"):
+        first_fit([0, 1], [3, 12], 8)
+
+
+@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=8), st.booleans())
+def test_the_tokens_of_a_batch_are_those_of_its_rows(rows, packed):
+    batch = token_batch(rows, packed, torch.device("cpu"))
+    ids = batch.tokens_of(batch.inputs["input_ids"][..., None])[:, 0]
+    assert batch.bounds.dtype == torch.int32
+    assert [ids[start:end].tolist() for start, end in zip(batch.bounds, batch.bounds[1:], strict=False)] == rows
+    assert batch.inputs["input_ids"].shape == ((1, sum(map(len, rows))) if packed else (len(rows), max(map(len, rows))))
+    if packed:
+        assert batch.inputs["position_ids"].tolist() == [[place for row in rows for place in range(len(row))]]

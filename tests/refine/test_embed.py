@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import make_model
 
+from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.ranks import Ranks
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.refine.embed import embed_all, num_shared_tokens, pooled, shards
@@ -23,33 +24,39 @@ def alone(trunk, row):
         return trunk(input_ids=torch.tensor([row])).last_hidden_state[0]
 
 
-@pytest.mark.parametrize("micro_batch", [1, 4, 11, 50])
-def test_last_is_the_last_token_of_each_prompt_alone(trunk, micro_batch):
-    h = embed_all(trunk, ROWS, "last", 3, micro_batch, ONE)
+@pytest.mark.parametrize("batching", [*map(Batching, [1, 4, 11, 50]), *(Batching(1, n) for n in (10, 25, 500))])
+def test_last_is_the_last_token_of_each_prompt_alone(trunk, batching):
+    h = embed_all(trunk, ROWS, "last", 3, batching, ONE)
     expected = torch.stack([alone(trunk, row)[-1] for row in ROWS])
     assert h.dtype == torch.float32 and not h.requires_grad
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batching", [Batching(4), Batching(4, 25)])
 @pytest.mark.parametrize("shared", [0, 1, 3])
-def test_mean_leaves_out_the_shared_tokens(trunk, shared):
-    h = embed_all(trunk, ROWS, "mean", shared, 4, ONE)
+def test_mean_leaves_out_the_shared_tokens(trunk, shared, batching):
+    h = embed_all(trunk, ROWS, "mean", shared, batching, ONE)
     expected = torch.stack([alone(trunk, row)[shared:].mean(0) for row in ROWS])
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_order_is_that_of_the_rows(trunk):
-    h = embed_all(trunk, ROWS, "last", 0, 4, ONE)
-    backwards = embed_all(trunk, ROWS[::-1], "last", 0, 3, ONE)
+    h = embed_all(trunk, ROWS, "last", 0, Batching(4), ONE)
+    backwards = embed_all(trunk, ROWS[::-1], "last", 0, Batching(3), ONE)
     torch.testing.assert_close(backwards.flip(0), h, rtol=1e-4, atol=1e-5)
 
 
-def test_pooled_has_the_gradient_of_the_trunk(trunk):
-    h = pooled(trunk, ROWS[:3], "last", 0, CPU)
-    h.sum().backward()
+@pytest.mark.parametrize("how", ["last", "mean"])
+def test_padded_or_packed_the_trunk_has_the_same_gradient(trunk, how):
     trained = [parameter for parameter in trunk.parameters() if parameter.requires_grad]
-    assert all(parameter.grad.abs().sum() > 0 for parameter in trained)
+    gradients = []
+    for packed in (False, True):
+        trunk.zero_grad()
+        pooled(trunk, ROWS[:3], how, 2, packed, CPU).sin().sum().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in trained)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained]))
     trunk.zero_grad()
+    assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
 
 
 @pytest.mark.parametrize(
@@ -67,9 +74,10 @@ def test_shared_tokens_are_counted(rows, shared):
     assert num_shared_tokens(rows) == num_shared_tokens(rows[::-1]) == shared
 
 
+@pytest.mark.parametrize("batching", [Batching(2), Batching(2, 12)])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 5])
-def test_shards_of_all_ranks_are_all_rows_once(world_size):
-    each = [shards(ROWS, 2, Ranks(rank, world_size, 0, CPU)) for rank in range(world_size)]
+def test_shards_of_all_ranks_are_all_rows_once(world_size, batching):
+    each = [shards(ROWS, batching, Ranks(rank, world_size, 0, CPU)) for rank in range(world_size)]
     alive = sorted(index for rank in each for shard in rank for index, is_alive in shard if is_alive)
     assert alive == list(range(len(ROWS)))
-    assert len({tuple(len(shard) for shard in rank) for rank in each}) == 1
+    assert len({len(rank) for rank in each}) == 1

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import make_model
 
+from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.ranks import Ranks
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.refine.retain import Anchors, drift, relative_distance_squared, retain_loss
@@ -28,7 +29,7 @@ def original(source):
 @pytest.fixture
 def anchors(original):
     anchors = Anchors()
-    anchors.keep(original, ROWS, ALL, CPU)
+    anchors.keep(original, ROWS, ALL, False, CPU)
     return anchors
 
 
@@ -50,42 +51,46 @@ def distances(original, perturbed, row):
 
 
 def test_the_original_model_is_at_no_distance(original, anchors):
-    assert retain_loss(original, ROWS, ALL, ALIVE, anchors, CPU).item() == 0.0
-    assert drift(original, ROWS, anchors, 5, ONE) == 0.0
-    assert drift(original, ROWS, anchors, 2, ONE) < 1e-5  # another padding rounds otherwise
+    assert retain_loss(original, ROWS, ALL, ALIVE, anchors, False, CPU).item() == 0.0
+    assert drift(original, ROWS, anchors, Batching(5), ONE) == 0.0
+    assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # other shapes round otherwise
+    assert drift(original, ROWS, anchors, Batching(5, 30), ONE) < 1e-5
 
 
-@pytest.mark.parametrize("micro_batch", [1, 2, 5])
-def test_drift_is_the_mean_distance_of_a_plain_loop(original, perturbed, anchors, micro_batch):
+@pytest.mark.parametrize("batching", [Batching(1), Batching(2), Batching(5), Batching(1, 30), Batching(1, 99)])
+def test_drift_is_the_mean_distance_of_a_plain_loop(original, perturbed, anchors, batching):
     expected = [distance for row in ROWS for distance in distances(original, perturbed, row)]
     mean = sum(expected) / len(expected)
     assert mean > 0.01
-    assert drift(perturbed, ROWS, anchors, micro_batch, ONE) == pytest.approx(mean, rel=1e-4)
+    assert drift(perturbed, ROWS, anchors, batching, ONE) == pytest.approx(mean, rel=1e-4)
 
 
-def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors, packed):
     expected = sum(distance**2 for row in ROWS for distance in distances(original, perturbed, row))
-    whole = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, CPU)
+    whole = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, packed, CPU)
     assert whole.item() == pytest.approx(expected, rel=1e-4)
-    parts = [retain_loss(perturbed, ROWS, part, [True] * len(part), anchors, CPU) for part in ([3, 0], [4, 1, 2])]
-    assert sum(parts).item() == pytest.approx(expected, rel=1e-4)
+    parts = ([3, 0], [4, 1, 2])
+    losses = [retain_loss(perturbed, ROWS, part, [True] * len(part), anchors, packed, CPU) for part in parts]
+    assert sum(losses).item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_dead_copies_weigh_nothing(perturbed, anchors):
-    alone = retain_loss(perturbed, ROWS, [2], [True], anchors, CPU)
-    with_dead = retain_loss(perturbed, ROWS, [2, 4, 2], [True, False, False], anchors, CPU)
+@pytest.mark.parametrize("packed", [False, True])
+def test_dead_copies_weigh_nothing(perturbed, anchors, packed):
+    alone = retain_loss(perturbed, ROWS, [2], [True], anchors, packed, CPU)
+    with_dead = retain_loss(perturbed, ROWS, [2, 4, 2], [True, False, False], anchors, packed, CPU)
     assert with_dead.item() == pytest.approx(alone.item(), rel=1e-5)
-    assert retain_loss(perturbed, ROWS, [1, 3], [False, False], anchors, CPU).item() == 0.0
+    assert retain_loss(perturbed, ROWS, [1, 3], [False, False], anchors, packed, CPU).item() == 0.0
 
 
 def test_a_small_step_down_the_gradient_comes_nearer(perturbed, anchors):
-    before = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, CPU)
+    before = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, False, CPU)
     before.backward()
     with torch.no_grad():
         for parameter in perturbed.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-6 * parameter.grad
-    assert retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, CPU) < before
+    assert retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, False, CPU) < before
 
 
 def test_the_distance_is_relative_to_each_token():
@@ -95,17 +100,17 @@ def test_the_distance_is_relative_to_each_token():
     assert relative_distance_squared(moved.bfloat16(), original.bfloat16()).dtype == torch.float32
 
 
-def test_anchors_are_padded_with_zeros(anchors):
-    like = torch.empty(3, 30, 32)
-    padded = anchors.padded([4, 0, 2], like)
-    assert padded.shape == like.shape
-    for row, index in zip(padded, [4, 0, 2], strict=True):
-        length = len(ROWS[index])
-        assert torch.equal(row[:length], anchors.states[index]) and not row[length:].any()
+def test_anchors_come_in_the_order_asked_for(original, anchors):
+    assert [len(anchors.states[index]) for index in ALL] == [len(row) for row in ROWS]
+    expected = torch.cat([anchors.states[index] for index in (4, 0, 2)])
+    assert torch.equal(anchors.of([4, 0, 2], CPU), expected)
+    with torch.no_grad():
+        alone = original(input_ids=torch.tensor([ROWS[4]])).last_hidden_state[0]
+    torch.testing.assert_close(expected[: len(ROWS[4])], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_first_anchors_stay(perturbed, anchors):
     kept = {index: state.clone() for index, state in anchors.states.items()}
-    anchors.keep(perturbed, ROWS, [1, 1, 3], CPU)
+    anchors.keep(perturbed, ROWS, [1, 1, 3], True, CPU)
     assert anchors.states.keys() == kept.keys()
     assert all(torch.equal(anchors.states[index], kept[index]) for index in kept)

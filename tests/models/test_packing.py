@@ -1,0 +1,84 @@
+"""Packed rows do not see each other: every model computes of each row what it computes of the row alone."""
+
+import pytest
+import torch
+from tiny import make_model
+from transformers import AutoModelForCausalLM
+
+from dcr_ds.engine.batches import token_batch
+from dcr_ds.models import varlen
+
+CPU = torch.device("cpu")
+LENGTHS = (7, 25, 1, 13)
+WINDOW = 6
+MODELS = {
+    "llama": {},
+    "mistral": {"sliding_window": WINDOW},
+    "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
+    "qwen3": {},
+    "qwen3_moe": {},
+    "mixtral": {"num_local_experts": 4},
+    "gemma2": {"sliding_window": WINDOW},
+    "gemma3_text": {"sliding_window": WINDOW},
+    "phi3": {"sliding_window": WINDOW},
+}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def load(folder, model_type: str, attention: str):
+    make_model(folder, model_type, layers=3, **MODELS[model_type])
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
+
+
+def logits(model, rows, packed: bool) -> torch.Tensor:
+    batch = token_batch(rows, packed, CPU)
+    with torch.no_grad():
+        return batch.tokens_of(model(**batch.inputs).logits)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "attention"),
+    [*((name, "eager" if name == "gemma2" else "sdpa") for name in MODELS), ("llama", "eager"), ("mistral", "eager")],
+)
+def test_logits_are_those_of_each_row_alone(tmp_path, rows, model_type, attention):
+    model = load(tmp_path, model_type, attention)
+    alone = torch.cat([logits(model, [row], packed=False) for row in rows])
+    torch.testing.assert_close(logits(model, rows, packed=True), alone, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(model, rows, packed=False), alone, rtol=1e-4, atol=1e-4)
+    contaminated = logits(model, [sum(rows, [])], packed=False)
+    assert (contaminated - alone).abs().max() > 0.1  # the rows are such that contamination would show
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel runs on a GPU only")
+@pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
+def test_the_variable_length_kernel_equals_the_block_diagonal_mask(tmp_path, rows, model_type):
+    make_model(tmp_path, model_type, layers=3, head_dim=16, **MODELS[model_type])
+    gpu = torch.device("cuda")
+    batch = token_batch(rows, True, gpu)
+    logits, gradients = [], []
+    for attention in ("sdpa", varlen.NAME):
+        model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16, attn_implementation=attention)
+        model = model.to(gpu).train()
+        logits.append(model(**batch.inputs).logits.float())
+        logits[-1].square().mean().backward()
+        gradients.append(torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()]))
+    assert (logits[0] - logits[1]).norm() <= 0.02 * logits[0].norm()
+    assert (gradients[0] - gradients[1]).norm() <= 0.05 * gradients[0].norm()
+
+
+def test_on_a_cpu_the_attention_of_packed_rows_is_that_of_padded_ones():
+    for attention in ("sdpa", "eager"):
+        assert varlen.packed_attention(attention, "float32", CPU) == (attention, "a block-diagonal mask")
+
+
+def test_what_the_kernel_cannot_do_is_refused():
+    states = torch.zeros(1, 2, 4, 8)
+    bounds = torch.tensor([0, 4], dtype=torch.int32)
+    for asked in ({"dropout": 0.1}, {"softcap": 30.0}):
+        with pytest.raises(ValueError, match="neither dropout nor capped logits"):
+            varlen.varlen_attention(None, states, states, states, None, **asked, cu_seq_lens_q=bounds, max_length_q=4)
