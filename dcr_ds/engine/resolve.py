@@ -103,7 +103,7 @@ def activation_bytes(model_config: dict, layers: int, checkpointing: bool) -> in
 
     A block of width D and inner width F keeps 26 D + 8 F bytes: both norms in float32 and their outputs (12 D),
     queries, keys and values before and after rotation and what attention gives (14 D), and four F-wide states of the
-    MLP (of a mixture, those of a token's experts). Checkpointed, a block keeps its input, and one block is alive in full.
+    MLP (of a mixture, its experts for a token). Checkpointed, a block keeps its input, and one is alive in full.
     """
     width = model_config["hidden_size"]
     inner = model_config.get("moe_intermediate_size") or model_config["intermediate_size"]

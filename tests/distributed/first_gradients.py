@@ -44,7 +44,7 @@ def taken_gradients(engine, ranks):
     return gradients
 
 
-def load(model: str, zero: int, micro: int, loss: str, ranks):
+def load(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False):
     overrides = {
         "model.source": model,
         "deepspeed": f"ds_configs/zero{zero}.json",
@@ -62,14 +62,18 @@ def load(model: str, zero: int, micro: int, loss: str, ranks):
         "align.micro_batch": micro,
         "align.max_grad_norm": 1e9,
         "stages": "[refine, align]",
+        "refine.packing": packing,
+        "align.packing": packing,
+        "refine.packed_length": 700,
+        "align.packed_length": 600,
     }
     recipe = load_recipe(None, [(field, str(value)) for field, value in overrides.items()])
     data = load_data(recipe)
     return *resolve(recipe, model_config(Path(model)), ranks.device, ranks.world_size), data
 
 
-def refine_results(model: str, zero: int, micro: int, loss: str, ranks) -> dict:
-    recipe, settings, data = load(model, zero, micro, loss, ranks)
+def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False) -> dict:
+    recipe, settings, data = load(model, zero, micro, loss, ranks, packing)
     prompts = encode_refine_prompts(recipe, data, load_tokenizer(Path(model)))
     trunk = refine_loop.build_trunk(recipe, settings, Path(model), prompts, ranks)
     first = refine_loop.train_step(trunk, 0)["loss"]
@@ -77,7 +81,7 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks) -> dict:
     # away from the original model, where the retain term has no gradient
     second = refine_loop.train_step(trunk, 1)["loss"]
     name = "refine" if loss == "circle" else f"refine {loss}"
-    run = f"zero{zero}/micro{micro}"
+    run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
     return {f"{name}/{run}": gradients, f"{name}/{run}/loss": first, f"{name} second step/{run}/loss": second}
 
 
@@ -92,13 +96,14 @@ def align_results(model: str, zero: int, micro: int, ranks) -> dict:
 
 
 def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int]) -> None:
-    """Circle loss and alignment for every stage and micro-batch; the other losses for the last of either."""
+    """Circle loss and alignment for every ZeRO stage and micro-batch, and packed; the other losses for the last."""
     ranks = process.start(timeout_minutes=2)
     results = {}
     for zero in zero_stages:
         for micro in micro_batches:
             results |= refine_results(model, zero, micro, "circle", ranks)
             results |= align_results(model, zero, micro, ranks)
+        results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
     for loss in OTHER_LOSSES:
         results |= refine_results(model, zero, micro, loss, ranks)
     if ranks.is_main:
