@@ -15,7 +15,7 @@ from dcr_ds.align.mix import Mix, encode_mix
 from dcr_ds.align.sft import summed_loss, supervised_tokens
 from dcr_ds.data.load import RunData
 from dcr_ds.data.sampler import draw
-from dcr_ds.engine.batches import micro_batches, rank_share
+from dcr_ds.engine.batches import Batching, forward_passes
 from dcr_ds.engine.build import (
     build_engine,
     checkpoint_activations,
@@ -30,6 +30,7 @@ from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES, load_causal_lm
+from dcr_ds.models.varlen import stage_attention
 from dcr_ds.recipe import Recipe
 
 
@@ -53,7 +54,7 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
         while (step := session.step) < total_steps:
             torch.manual_seed(recipe.seed + 1_000_003 * step + ranks.rank)  # adapter dropout, on resume too
             rows = draw(f"{recipe.seed}/align", len(mix.samples), step * stage.global_batch, stage.global_batch)
-            row = train_step(engine, mix, rows, stage.micro_batch, tokenizer.pad_token_id, ranks)
+            row = train_step(engine, mix, rows, Batching.of(stage), ranks)
             session.take_step(row, [mix.ids[index] for index in rows])
             session.log(row)
             session.save_or_stop(is_last=session.step == total_steps)
@@ -72,15 +73,15 @@ def num_steps(epochs: float, samples: int, global_batch: int) -> int:
     return max(1, math.ceil(epochs * samples / global_batch))
 
 
-def train_step(engine, mix: Mix, rows: list[int], micro_batch: int, pad_id: int, ranks: Ranks) -> dict[str, Any]:
+def train_step(engine, mix: Mix, rows: list[int], batching: Batching, ranks: Ranks) -> dict[str, Any]:
     """Accumulate the gradients of one optimizer step: the mean over all its supervised tokens. All ranks."""
     samples = [mix.samples[index] for index in rows]
     tokens = sum(supervised_tokens(sample) for sample in samples)  # of all ranks, before the first backward
     lengths = [len(sample.ids) for sample in samples]
     total = torch.zeros((), device=ranks.device)
-    for group in micro_batches(rank_share(samples, lengths, ranks.rank, ranks.world_size), micro_batch):
+    for group in forward_passes(samples, lengths, ranks.rank, ranks.world_size, batching):
         batch, alive = zip(*group, strict=True)
-        summed = summed_loss(engine, batch, alive, pad_id, ranks.device)
+        summed = summed_loss(engine, batch, alive, batching.packed, ranks.device)
         total += summed.detach()
         # DeepSpeed averages over the ranks; the mean is over the tokens of all of them
         engine.backward(summed * (ranks.world_size / tokens), scale_wrt_gas=False)
@@ -92,9 +93,10 @@ def build_engine_for(recipe: Recipe, settings: Settings, source: Path, total_ste
     stage = recipe.align
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
     quantize, dtype = recipe.model.quantize, DTYPES[recipe.model.dtype]
+    attention = stage_attention(recipe.model, stage.packing, ranks.device)
     with sharded_loading(config, quantize):
         device = None if quantize == "none" else ranks.device
-        model = load_causal_lm(source, dtype, recipe.model.attention, device, quantize)
+        model = load_causal_lm(source, dtype, attention, device, quantize)
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
         model = add_lora(model, stage.lora, "align.lora")

@@ -1,43 +1,44 @@
 """The SFT objective: −Σ log π(y_t | x, y_<t) over supervised tokens.
 
-Legend: B samples, T tokens of the longest, n supervised tokens.
+Legend: B · T tokens of a forward pass, padding included, n supervised tokens.
 """
 
 from collections.abc import Sequence
 
 import torch
 
-from dcr_ds.engine.batches import pad_right, to_device
+from dcr_ds.engine.batches import to_device, token_batch
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.likelihood import IGNORED
 
 
 def summed_loss(
-    model, samples: Sequence[Encoded], alive: Sequence[bool], pad_id: int, device: torch.device
+    model, samples: Sequence[Encoded], alive: Sequence[bool], packed: bool, device: torch.device
 ) -> torch.Tensor:
-    """The cross-entropy summed over the supervised tokens of a micro-batch, in float32.
+    """The cross-entropy summed over the supervised tokens of a forward pass, in float32.
 
     A sum, not a mean: the mean is over the tokens of the whole optimizer step, which the caller knows.
 
     Args:
         model: a Likelihood, or an engine around one.
+        packed: one row without padding, rather than a row a sample.
     """
-    ids, mask = pad_right([sample.ids for sample in samples], pad_id, device)
-    where, targets = supervised_positions(samples, alive, ids.shape[1])
-    return model(where=to_device(where, device), targets=to_device(targets, device), input_ids=ids, attention_mask=mask)
+    batch = token_batch([sample.ids for sample in samples], packed, device)
+    where, targets = supervised_positions(samples, alive, batch.starts)
+    return model(where=to_device(where, device), targets=to_device(targets, device), **batch.inputs)
 
 
 def supervised_positions(
-    samples: Sequence[Encoded], alive: Sequence[bool], width: int
+    samples: Sequence[Encoded], alive: Sequence[bool], starts: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where in the flattened [B · T] each supervised token is predicted, one before its own place, and the tokens [n].
 
     The targets of dead samples are IGNORED rather than left out: there is always something to compute.
     """
     where, targets = [], []
-    for row, (sample, is_alive) in enumerate(zip(samples, alive, strict=True)):
+    for sample, is_alive, start in zip(samples, alive, starts, strict=True):
         answer = sample.ids[sample.prompt_tokens :]
-        first = row * width + sample.prompt_tokens - 1
+        first = start + sample.prompt_tokens - 1
         where += range(first, first + len(answer))
         targets += answer if is_alive else [IGNORED] * len(answer)
     return torch.tensor(where), torch.tensor(targets)

@@ -101,11 +101,13 @@ class TokenBatch:
     """Token rows of one forward pass.
 
     inputs: keyword arguments of the model: padded ids [B, T], or packed ids [1, N] with positions that start anew.
-    places: where the rows' tokens are in the model's output flattened to [B·T, D], one row after the other [N].
-    bounds: where each row starts among them, and their number at the end [B + 1], int32.
+    starts: where each row starts in the model's output flattened to [B·T, D].
+    places: where the tokens of all rows are in it, one row after the other [N].
+    bounds: where each row starts among those, and their number at the end [B + 1], int32.
     """
 
     inputs: dict[str, Any]
+    starts: Sequence[int]
     places: torch.Tensor
     bounds: torch.Tensor
 
@@ -120,24 +122,26 @@ def token_batch(rows: Sequence[Sequence[int]], packed: bool, device: torch.devic
 
     Padding needs no mask: a causal model cannot see it from any real token, whatever id pads; without a mask the
     fastest attention kernels can be used. Packed rows are kept apart by what each attention kernel reads: positions
-    (from which transformers builds a block-diagonal mask), or the bounds.
+    (from which transformers builds a block-diagonal mask, where no cache is used), or the bounds.
     """
     lengths = [len(row) for row in rows]
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    ends = list(accumulate(lengths))
+    bounds = torch.tensor([0, *ends], dtype=torch.int32)
     positions = torch.cat([torch.arange(length) for length in lengths])
     if packed:
         ids = torch.tensor([[token for row in rows for token in row]])
-        places = torch.arange(ids.shape[1])
+        starts = [0, *ends[:-1]]
     else:
         width = max(lengths)
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-        places = positions + (torch.arange(len(rows)) * width).repeat_interleave(torch.tensor(lengths))
+        starts = range(0, ids.numel(), width)
+    places = positions + torch.tensor(starts).repeat_interleave(torch.tensor(lengths))
     ids, positions, places, bounds = (to_device(tensor, device) for tensor in (ids, positions, places, bounds))
-    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    inputs: dict[str, Any] = {"input_ids": ids}
     if packed:
         inputs |= {"position_ids": positions[None], "cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
         inputs |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
-    return TokenBatch(inputs, places, bounds)
+    return TokenBatch(inputs, starts, places, bounds)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The SFT loss is the cross-entropy of the answers' tokens, whatever they are batched with."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,13 +46,14 @@ def by_hand(model, sample):
     return -sum(float(logits[t - 1].log_softmax(0)[sample.ids[t]]) for t in places)
 
 
-def loss_of(model, samples, alive=None, pad_id=0):
-    return summed_loss(model, samples, alive or [True] * len(samples), pad_id, CPU)
+def loss_of(model, samples, alive=None, packed=False):
+    return summed_loss(model, samples, alive or [True] * len(samples), packed, CPU)
 
 
-def test_the_loss_is_that_of_each_answer_by_hand(plain, model, samples):
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_loss_is_that_of_each_answer_by_hand(plain, model, samples, packed):
     expected = [by_hand(plain, sample) for sample in samples]
-    assert loss_of(model, samples).item() == pytest.approx(sum(expected), rel=1e-5)
+    assert loss_of(model, samples, packed=packed).item() == pytest.approx(sum(expected), rel=1e-5)
     for sample, own in zip(samples, expected, strict=True):
         assert loss_of(model, [sample]).item() == pytest.approx(own, rel=1e-5)
 
@@ -63,10 +65,11 @@ def test_of_many_turns_the_last_answer_is_supervised(samples):
     ]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("alive", [[True, False, True, False], [False, True, False, False]])
-def test_dead_rows_weigh_nothing(plain, model, samples, alive):
+def test_dead_rows_weigh_nothing(plain, model, samples, alive, packed):
     expected = sum(by_hand(plain, sample) for sample, is_alive in zip(samples, alive, strict=True) if is_alive)
-    assert loss_of(model, samples, alive).item() == pytest.approx(expected, rel=1e-5)
+    assert loss_of(model, samples, alive, packed).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_batch_of_dead_rows_has_a_loss_and_gradient_of_zero(model, samples):
@@ -77,27 +80,25 @@ def test_a_batch_of_dead_rows_has_a_loss_and_gradient_of_zero(model, samples):
     model.zero_grad()
 
 
-def test_what_pads_does_not_matter(model, samples):
-    assert torch.equal(loss_of(model, samples, pad_id=0), loss_of(model, samples, pad_id=77))
-
-
-def test_an_answer_that_holds_the_pad_token_is_supervised_in_it(model, samples):
+def test_an_answer_that_holds_what_pads_is_supervised_in_it(plain, model, samples):
     """As where EOS pads: the end of the answer must not be taken for padding."""
-    expected = loss_of(model, samples, pad_id=0).item()
-    assert loss_of(model, samples, pad_id=samples[0].ids[-1]).item() == pytest.approx(expected, rel=1e-6)
+    ends_alike = [replace(sample, ids=[*sample.ids[:-1], 0]) for sample in samples]
+    expected = sum(by_hand(plain, sample) for sample in ends_alike)
+    assert loss_of(model, ends_alike).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_add_up_over_micro_batches(model, samples):
-    def gradient(groups):
+    def gradient(groups, packed=False):
         model.zero_grad()
         for group in groups:
-            loss_of(model, group).backward()
+            loss_of(model, group, packed=packed).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
     whole = gradient([samples])
     assert whole.norm() > 0
     for groups in ([[sample] for sample in samples], [samples[2:], samples[:2]]):
-        assert (gradient(groups) - whole).norm() <= 1e-5 * whole.norm()
+        for packed in (False, True):
+            assert (gradient(groups, packed) - whole).norm() <= 1e-5 * whole.norm()
     model.zero_grad()
 
 

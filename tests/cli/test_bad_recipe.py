@@ -19,6 +19,10 @@ COMMAND_LINE = {
     "unknown loss": (["--refine.loss", "cirle"], ["the command line: refine.loss", "cirle", "circle"]),
     "odd batch": (["--refine.global_batch", "5"], ["the command line: refine.global_batch", "even"]),
     "micro-batch above the batch": (["--align.micro_batch", "99"], ["align.micro_batch", "align.global_batch", "auto"]),
+    "a packed row too short": (
+        ["--align.packed_length", "256"],
+        ["the command line: align.packed_length", "256", "align.max_length (512)", "fits in no row", "auto"],
+    ),
     "stages out of order": (["--stages", "[align, refine]"], ["the command line: stages", "order"]),
     "unknown stage": (["--stages", "[refine, tune]"], ["the command line: stages", "'tune'"]),
     "not YAML": (["--stages", "[refine"], ["--stages", "'[refine'"]),

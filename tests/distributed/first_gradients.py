@@ -18,6 +18,7 @@ from dcr_ds.align import loop as align_loop
 from dcr_ds.align.mix import encode_mix
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import ranks as process
+from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.source import model_config
@@ -85,13 +86,13 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing:
     return {f"{name}/{run}": gradients, f"{name}/{run}/loss": first, f"{name} second step/{run}/loss": second}
 
 
-def align_results(model: str, zero: int, micro: int, ranks) -> dict:
-    recipe, settings, data = load(model, zero, micro, "circle", ranks)
+def align_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
+    recipe, settings, data = load(model, zero, micro, "circle", ranks, packing)
     tokenizer = load_tokenizer(Path(model))
     mix = encode_mix(recipe.align, data, tokenizer, recipe.seed)
     engine = align_loop.build_engine_for(recipe, settings, Path(model), 4, ranks)
-    row = align_loop.train_step(engine, mix, list(range(8)), micro, tokenizer.pad_token_id, ranks)
-    run = f"zero{zero}/micro{micro}"
+    row = align_loop.train_step(engine, mix, list(range(8)), Batching.of(recipe.align), ranks)
+    run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
     return {f"align/{run}": taken_gradients(engine, ranks), f"align/{run}/loss": row["loss"]}
 
 
@@ -104,6 +105,7 @@ def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int])
             results |= refine_results(model, zero, micro, "circle", ranks)
             results |= align_results(model, zero, micro, ranks)
         results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
+        results |= align_results(model, zero, 1, ranks, packing=True)
     for loss in OTHER_LOSSES:
         results |= refine_results(model, zero, micro, loss, ranks)
     if ranks.is_main:

@@ -1,4 +1,4 @@
-"""The gradient of an optimizer step does not depend on ranks, micro-batches or ZeRO stage."""
+"""The gradient of an optimizer step does not depend on ranks, micro-batches, packing or ZeRO stage."""
 
 import socket
 import subprocess
@@ -64,7 +64,7 @@ def test_gradients_equal_one_process(runs, stage):
             if key.startswith(f"{stage}/") and not key.endswith("/loss"):
                 assert relative_error(reference, gradients) <= 1e-5, (ranks, key)
                 compared += 1
-    assert compared == 9 + 3 + 1 + 6
+    assert compared == 12 + 6 + 2 + 9
 
 
 @pytest.mark.parametrize("stage", ["refine", "refine second step", "align"])
