@@ -123,7 +123,7 @@ def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, An
 def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
     """Each `auto` as it was resolved before, except how batches are cut, which depends on ranks and device."""
     values = recipe.model_dump()
-    for section, name in (("model", "dtype"), ("model", "attention"), ("refine", "layer")):
+    for section, name in (("model", "dtype"), ("model", "attention"), ("model", "kernels"), ("refine", "layer")):
         if values[section][name] == "auto":
             values[section][name] = saved[section][name]
     return Recipe.model_validate(values)

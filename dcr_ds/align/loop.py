@@ -28,6 +28,7 @@ from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES, load_causal_lm
 from dcr_ds.models.varlen import stage_attention
@@ -97,6 +98,7 @@ def build_engine_for(recipe: Recipe, settings: Settings, source: Path, total_ste
     with sharded_loading(config, quantize):
         device = None if quantize == "none" else ranks.device
         model = load_causal_lm(source, dtype, attention, device, quantize)
+    fuse_blocks(model, recipe.model.kernels)
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
         model = add_lora(model, stage.lora, "align.lora")

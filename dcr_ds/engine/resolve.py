@@ -8,6 +8,7 @@ import torch
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.optimizers import check_optimizer
 from dcr_ds.models.four_bit import check_four_bit
+from dcr_ds.models.fused import resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
 from dcr_ds.models.load import resolve_attention
 from dcr_ds.models.varlen import packed_attention
@@ -47,6 +48,10 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
     if recipe.model.attention == "auto":
         values["model"]["attention"] = attention
         reasons["model.attention"] = reason
+    kernels, reason = resolve_kernels(recipe.model.kernels, model_config["model_type"], device)
+    if recipe.model.kernels == "auto":
+        values["model"]["kernels"] = kernels
+        reasons["model.kernels"] = reason
     backend, reason = resolve_loss_backend(recipe.align.loss_backend, device)
     if recipe.align.loss_backend == "auto":
         values["align"]["loss_backend"] = backend

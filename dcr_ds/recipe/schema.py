@@ -16,6 +16,9 @@ class ModelSection(Section):
         "auto", description="training precision; ZeRO keeps fp32 masters"
     )
     attention: Auto | Literal["sdpa", "eager", "flash_attention_2"] = Field("auto", description="attention kernel")
+    kernels: Auto | Literal["none", "liger"] = Field(
+        "auto", description="norms, rotations and MLPs; auto: liger-kernel's on a GPU where installed"
+    )
     chat_template: str | None = Field(
         None, description="Jinja file, or `instruction` (shipped, for base models); default: the model's own"
     )

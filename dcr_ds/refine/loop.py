@@ -32,6 +32,7 @@ from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.models.varlen import stage_attention
@@ -131,6 +132,7 @@ def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: Refin
     attention = stage_attention(recipe.model, stage.packing, ranks.device)
     with sharded_loading(config, quantize):
         model = load_trunk(source, stage.layer, dtype, attention, quantize, ranks.device)
+    fuse_blocks(model, recipe.model.kernels)
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
         model = add_lora(model, stage.lora, "refine.lora")

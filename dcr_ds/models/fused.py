@@ -1,0 +1,55 @@
+"""Fused kernels in a model's blocks on a GPU: liger-kernel's norms, rotations and gated MLPs.
+
+They are memory-bound operations of several passes each, in one pass; what a block keeps for its backward pass shrinks.
+"""
+
+import importlib.util
+import sys
+
+import torch
+from transformers import PreTrainedModel
+
+from dcr_ds.errors import UserError
+
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # the dense models whose blocks liger-kernel knows
+
+
+def resolve_kernels(asked: str, model_type: str, device: torch.device) -> tuple[str, str]:
+    """What computes norms, rotations and MLPs for `auto`, and the reason in a few words.
+
+    Raises:
+        UserError: liger is asked for and cannot work here.
+    """
+    hindrance = ""
+    if device.type != "cuda":
+        hindrance = "no GPU"
+    elif importlib.util.find_spec("liger_kernel") is None:
+        hindrance = "liger-kernel is not installed (pip install 'dcr-ds[gpu]')"
+    elif model_type not in FUSED:
+        hindrance = f"{model_type} is not among {', '.join(FUSED)}"
+    if asked == "liger" and hindrance:
+        raise UserError(f"model.kernels: liger cannot be used: {hindrance}; say auto or none")
+    if asked != "auto":
+        return asked, "as asked"
+    return ("none", hindrance) if hindrance else ("liger", "liger-kernel is installed")
+
+
+def fuse_blocks(model: PreTrainedModel, kernels: str) -> None:
+    """Put the fused kernels into a model's blocks, in place, before it is wrapped or trained.
+
+    The rotation is a function that transformers keeps once for all models of a type: it is replaced for those of this
+    process. The classes of norms and MLPs, which liger-kernel would replace as well, stay as they are.
+    """
+    if kernels == "none":
+        return
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    decoder = model.get_decoder()
+    module = sys.modules[type(decoder).__module__]
+    classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
+    is_trunk = isinstance(decoder.norm, torch.nn.Identity)  # liger-kernel takes it for a norm
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
+    if is_trunk:
+        decoder.norm = torch.nn.Identity()
+    for name, value in classes.items():
+        setattr(module, name, value)
