@@ -40,6 +40,8 @@ def set_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # on some CPUs bitsandbytes, which peft imports, fetches this kernel as it is imported: code nobody asked for
+    os.environ.setdefault("LOCAL_KERNELS", "kernels-community/quantization-bitsandbytes=/dev/null")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun listens on its own

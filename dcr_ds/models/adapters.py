@@ -3,16 +3,15 @@
 import copy
 import json
 from pathlib import Path
-from types import ModuleType
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_whole
-from dcr_ds.models.four_bit import hub_kernels_hidden
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.source import BASE_RECORD, check_base, fingerprint
 from dcr_ds.models.trunk import splice
@@ -31,11 +30,10 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     Raises:
         UserError: its targets name no module of the model.
     """
-    peft = _peft()
-    config = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
     try:
         # DeepSpeed keeps fp32 masters of what trains; peft would cast the adapter itself, behind ZeRO-3's back
-        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"{field}.targets: {str(error).splitlines()[0][:200]}") from None
 
@@ -51,7 +49,7 @@ def write_trained(
         source: the checkpoint that the stage started from.
         prefix: what the source puts before the model's names: "model." for a trunk, nothing for a whole model.
     """
-    if isinstance(model, _peft().PeftModel):
+    if isinstance(model, PeftModel):
         save_lora(model, trained, source, folder / "adapter", prefix)
         merge_lora(source, folder / "adapter", folder / "model")
     else:
@@ -63,7 +61,7 @@ def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Pat
 
     Beside it `base.json` holds the base's fingerprint, so that it is never merged onto another one.
     """
-    found = _peft().get_peft_model_state_dict(model, state_dict=trained)
+    found = get_peft_model_state_dict(model, state_dict=trained)
     tensors = {ROOT + prefix + name.removeprefix(ROOT): tensor.contiguous() for name, tensor in found.items()}
     config = copy.copy(model.peft_config["default"])
     config.task_type = "CAUSAL_LM"
@@ -100,7 +98,7 @@ def load_with_adapter(
     """
     base = load_causal_lm(source, dtype, attention, device)
     try:
-        return _peft().PeftModel.from_pretrained(base, adapter).merge_and_unload()
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
@@ -121,11 +119,3 @@ def _adapted_weights(adapter: Path) -> set[str]:
 def _module_of(name: str) -> str:
     """The module that an adapter's tensor belongs to."""
     return name.removeprefix(ROOT).partition(".lora_")[0]
-
-
-def _peft() -> ModuleType:
-    """peft; it imports bitsandbytes where that is installed."""
-    with hub_kernels_hidden():
-        import peft
-        import peft.tuners.lora  # which is where it does
-    return peft

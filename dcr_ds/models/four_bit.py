@@ -5,10 +5,6 @@ in the training dtype (transformers computes a norm in float32 whatever its weig
 """
 
 import importlib.metadata
-import logging
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -23,24 +19,6 @@ BLOCK = 64  # weights that share one scale
 FUSED_EXPERTS = ("qwen3_moe", "mixtral")  # transformers keeps their experts as one tensor, no linear layers
 
 
-@contextmanager
-def hub_kernels_hidden() -> Iterator[None]:
-    """While open, Hugging Face's `kernels` cannot be imported.
-
-    On some CPUs bitsandbytes fetches a kernel from the hub as it is imported: code from the network that nobody asked
-    for. Without `kernels` it takes its own.
-    """
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns that it did
-    kept = sys.modules.get("kernels")
-    sys.modules["kernels"] = None
-    try:
-        yield
-    finally:
-        del sys.modules["kernels"]
-        if kept is not None:
-            sys.modules["kernels"] = kept
-
-
 def import_bitsandbytes(field: str) -> ModuleType:
     """bitsandbytes, new enough.
 
@@ -53,8 +31,8 @@ def import_bitsandbytes(field: str) -> ModuleType:
         raise UserError(f"{field}: needs bitsandbytes, which is not installed: {EXTRA}") from None
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         raise UserError(f"{field}: needs bitsandbytes {OLDEST[0]}.{OLDEST[1]} or newer, this is {version}: {EXTRA}")
-    with hub_kernels_hidden():
-        import bitsandbytes
+    import bitsandbytes
+
     return bitsandbytes
 
 

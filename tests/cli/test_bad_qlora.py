@@ -1,0 +1,41 @@
+"""What cannot be trained in 4 bits, or through an adapter, is refused with the field and the way out."""
+
+import pytest
+
+QUANTISED = ["--model.quantize", "nf4"]
+LORA = ["--refine.adapter", "lora", "--align.adapter", "lora"]
+CASES = {
+    "full-parameter stage 1": (
+        [*QUANTISED, "--align.adapter", "lora"],
+        "refine.adapter: none trains the weights themselves, which model.quantize: nf4 makes 4-bit; say lora",
+    ),
+    "full-parameter stage 2": ([*QUANTISED, "--refine.adapter", "lora"], "align.adapter: none trains the weights"),
+    "ZeRO-3": (
+        [*QUANTISED, *LORA, "--deepspeed", "ds_configs/zero3.json"],
+        "ds_configs/zero3.json: ZeRO-3 with model.quantize: nf4: every rank loads the whole 4-bit model",
+    ),
+    "dropout in stage 1": ([*LORA, "--refine.lora.dropout", "0.1"], "refine.lora.dropout: must be 0"),
+    "8-bit state on the CPU": (
+        ["--deepspeed", "ds_configs/zero3_offload.json", "--align.optimizer", "adamw8bit"],
+        "offload_optimizer runs the optimizer on the CPU, and align.optimizer: adamw8bit is made for a GPU",
+    ),
+    "an optimizer that is none": (["--align.optimizer", "adamw4bit"], "align.optimizer: input should be 'adamw', "),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_combination_that_cannot_work(refused, case):
+    options, wanted = CASES[case]
+    assert wanted in refused(*options)
+
+
+@pytest.mark.parametrize("stage", ["refine", "align"])
+def test_targets_that_match_no_module(failing, tmp_path, stage):
+    message = failing("--output", tmp_path, *LORA, f"--{stage}.lora.targets", "[no_such_proj]")
+    assert message.startswith(f"{stage}.lora.targets: ") and "no_such_proj" in message
+
+
+def test_a_full_parameter_stage_that_does_not_run_may_stay_so(failing, tmp_path):
+    """Alignment alone, in 4 bits: stage 1's adapter says nothing; and this model is too narrow for a CPU's kernels."""
+    message = failing("--output", tmp_path, *QUANTISED, "--align.adapter", "lora", "--stages", "[align]")
+    assert message.startswith("model.quantize: nf4 on a CPU wants layers as wide as a multiple of 64")

@@ -1,0 +1,78 @@
+"""QLoRA as a user launches it: `deepspeed train.py` on one device, and ZeRO-3 on two ranks where it is asked for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from test_launch import deepspeed, finish, losses, start
+from tiny import make_model
+from transformers import AutoModelForCausalLM
+
+LAYER = 2
+STEPS = {"refine": 3, "align": 3}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "initializer_range": 0.05}
+    return make_model(tmp_path_factory.mktemp("model") / "tiny", tied=False, **sizes)
+
+
+@pytest.fixture(scope="module")
+def options(model) -> list[str]:
+    """The shipped recipe of the smoke test, made small."""
+    values = {
+        "name": "tiny", "model.source": model, "stages": "[refine, align]", "checkpoint.every_steps": 1,
+        "data.general.rows": 24, "data.refusals.rows": 16, "refine.layer": LAYER, "refine.global_batch": 8,
+        "refine.retain_batch": 3, "refine.max_steps": STEPS["refine"], "refine.patience": 99, "align.global_batch": 12,
+        "align.epochs": 0.9, "align.max_length": 512,
+    }  # fmt: skip
+    return ["recipes/smollm2-135m-qlora.yaml", *(str(word) for name in values for word in (f"--{name}", values[name]))]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, options) -> Path:
+    output = tmp_path_factory.mktemp("one")
+    finish(start(deepspeed(*options, "--output", str(output), ranks=1)))
+    return output / "tiny"
+
+
+@torch.no_grad()
+def logits(model):
+    return model.eval()(input_ids=torch.arange(3, 43).view(2, 20)).logits
+
+
+def test_both_stages_train_adapters_that_chain(run, model):
+    """Base and refine's adapter give the refined model; that one and align's adapter give the aligned model."""
+    base = model
+    for stage in ("refine", "align"):
+        assert len(losses(run, stage)) == STEPS[stage]
+        adapter, merged = run / stage / "adapter", run / stage / "model"
+        assert json.loads((adapter / "base.json").read_text())["source"] == str(base)
+        with_adapter = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+        expected = logits(AutoModelForCausalLM.from_pretrained(merged))
+        torch.testing.assert_close(logits(with_adapter), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        changed = {
+            int(name.split(".")[2])
+            for name, weight in load_file(merged / "model.safetensors").items()
+            if not torch.equal(weight, load_file(base / "model.safetensors")[name])
+        }
+        assert changed == set(range(LAYER if stage == "refine" else 4))
+        base = merged
+
+
+def test_zero3_on_two_ranks_is_the_same_run(run, options, tmp_path):
+    command = deepspeed(*options, "--output", str(tmp_path), "--model.quantize_zero3", "true",
+                        "--deepspeed", "ds_configs/zero3.json", ranks=2)  # fmt: skip
+    finish(start(command))
+    for stage in ("refine", "align"):
+        assert losses(tmp_path / "tiny", stage) == pytest.approx(losses(run, stage), rel=1e-3)
+        file = f"{stage}/adapter/adapter_model.safetensors"
+        one, other = load_file(run / file), load_file(tmp_path / "tiny" / file)
+        assert {name: weight.shape for name, weight in one.items()} == {
+            name: weight.shape for name, weight in other.items()
+        }
+        assert all(torch.isfinite(weight).all() for weight in other.values())
