@@ -18,7 +18,7 @@ setup(
         "dcr_ds.data": ["builtin/*.jsonl", "benchmark_sets/*.yaml"],
         "dcr_ds.models": ["templates/*.jinja"],
         "dcr_ds.evaluate": ["presets/*.json", "lm_eval_tasks/*"],
-        "dcr_ds.evaluate.judges": ["rules.json", "guards/*.json"],
+        "dcr_ds.evaluate.judges": ["rules.json", "written.jsonl", "guards/*.json"],
         "dcr_ds.report": ["templates/*"],
     },
     install_requires=[

@@ -19,7 +19,7 @@ from pathlib import Path
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.judges import Answer, Judge
 from dcr_ds.evaluate.judges.agreement import agree, table
-from dcr_ds.evaluate.judges.fit import fit, read_labelled
+from dcr_ds.evaluate.judges.fit import fit, read_labelled, read_written
 from dcr_ds.evaluate.judges.rows import read_answers, read_labels
 from dcr_ds.evaluate.judges.rules import RulesJudge, rules_judge
 from dcr_ds.evaluate.judges.strings import PRESETS, string_judge
@@ -53,8 +53,10 @@ def rules_for(file: str, files: Sequence[str]) -> tuple[Judge, str]:
     others = [other for other in files if other != file and Path(other).stem in shipped["fitted_on"]]
     if not others:
         raise UserError(f"{file}: rules was fitted on it; name another file that it was fitted on, to fit it on that")
-    weights = fit(list(chain.from_iterable(read_labelled(other) for other in others)))
-    return RulesJudge(weights["refusal"], weights["partial"]), f"fitted on {', '.join(Path(o).stem for o in others)}"
+    weights = fit([*chain.from_iterable(read_labelled(other) for other in others), *read_written()])
+    return RulesJudge(
+        weights["refusal"], weights["partial"]
+    ), f"fitted on {', '.join(Path(o).stem for o in others)}, and answers written by hand"
 
 
 def all_labels(file: str, rules: Judge) -> dict[str, dict[str, str]]:

@@ -19,7 +19,7 @@ from dcr_ds.evaluate.judges.base import Answer, Verdict
 from dcr_ds.evaluate.judges.degenerate import why_degenerate
 from dcr_ds.evaluate.judges.features import features
 
-CODE = ("rules.py", "features.py", "wording.py", "degenerate.py")  # decides a verdict, beside the weights
+CODE = ("rules.py", "features.py", "asking.py", "wording.py", "degenerate.py")  # decides a verdict, beside the weights
 Weights = Mapping[str, float]  # of each feature, and "bias"
 
 
