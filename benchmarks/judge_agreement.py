@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.judges import Answer, Judge
+from dcr_ds.evaluate.judges import Answer, Judge, verdicts
 from dcr_ds.evaluate.judges.agreement import agree, table
 from dcr_ds.evaluate.judges.fit import fit, read_labelled, read_written
 from dcr_ds.evaluate.judges.rows import read_answers, read_labels
@@ -69,8 +69,8 @@ def all_labels(file: str, rules: Judge) -> dict[str, dict[str, str]]:
 
 
 def judged(judge: Judge, answers: Mapping[str, Answer]) -> dict[str, str]:
-    verdicts = judge.label(list(answers.values()))
-    return {key: verdict.label for key, verdict in zip(answers, verdicts, strict=True)}
+    found = verdicts(judge, list(answers.values()))
+    return {key: verdict.label for key, verdict in zip(answers, found, strict=True)}
 
 
 def rows_of(labels: Mapping[str, Mapping[str, str]]) -> list[list[str]]:

@@ -1,7 +1,7 @@
 """A client of OpenAI-compatible chat endpoints: vLLM, llama.cpp, `transformers serve`, OpenAI and the like.
 
-It keeps a bounded number of requests under way, gives the replies in order, and retries what passes by itself. It
-needs the standard library alone.
+It keeps a bounded number of requests under way, gives each reply as soon as it is there, and retries what passes by
+itself. It needs the standard library alone.
 """
 
 import ipaddress
@@ -10,9 +10,8 @@ import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -134,30 +133,41 @@ class Endpoint:
                 break
         raise UserError(f"{self.url}, model {self.model}: {reason}; tried {attempt + 1} times")
 
-    def complete_all(self, conversations: Sequence[Messages], max_tokens: int) -> Iterator[Completion]:
-        """The replies to many requests, greedy, in order, each as soon as it is there.
+    def complete_all(self, conversations: Sequence[Messages], max_tokens: int) -> Iterator[tuple[int, Completion]]:
+        """Yield (index of a request, its reply), greedy, each as soon as it is there.
 
-        At most 2 × `concurrency` requests are ahead of the reply that is waited for: so many, less one, are paid in
-        vain where the endpoint fails.
+        After a failure nothing new is asked, and what was under way is waited for and yielded: no reply is paid in
+        vain.
 
         Raises:
-            UserError: as `complete`; also says how many replies are not there.
+            UserError: as `complete`, after the last reply; also says how many replies are not there.
         """
-        abandoned, left = threading.Event(), len(conversations)
-        todo, ahead = iter(conversations), deque[Future[Completion]]()
+        abandoned, failure, left = threading.Event(), None, len(conversations)
+        todo, under_way = iter(enumerate(conversations)), dict[Future[Completion], int]()
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
         try:
-            while left:
-                for messages in islice(todo, 2 * self.concurrency - len(ahead)):
-                    ahead.append(pool.submit(self.complete, messages, max_tokens, abandoned=abandoned))
-                yield ahead.popleft().result()
-                left -= 1
-        except UserError as error:
-            total = len(conversations)
-            raise UserError(f"{error}; {left} of {total} are left, and the same command goes on with them") from None
+            while True:
+                # Twice as many as are asked at once, so that no thread waits for whoever reads the replies.
+                for index, messages in islice(todo, 0 if failure else 2 * self.concurrency - len(under_way)):
+                    under_way[pool.submit(self.complete, messages, max_tokens, abandoned=abandoned)] = index
+                if not under_way:
+                    break
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    index = under_way.pop(future)
+                    if isinstance(error := future.exception(), UserError):
+                        failure = failure or error
+                        abandoned.set()
+                    else:
+                        left -= 1
+                        yield index, future.result()
+                if failure:
+                    under_way = {future: index for future, index in under_way.items() if not future.cancel()}
         finally:
             abandoned.set()
             pool.shutdown(cancel_futures=True)
+        if failure:
+            total = len(conversations)
+            raise UserError(f"{failure}; {left} of {total} are left, and the same command goes on with them")
 
     def _post(self, body: bytes) -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "dcr-ds"}

@@ -27,6 +27,7 @@ What counts: that it does what was asked; that it is right; that it says what is
 well. Neither its place nor its length counts by itself. An answer that refuses a request that could be met serves \
 worse than one that meets it."""
 PREFERENCES = ("first", "second", "tie")
+ORDERS = ("a_first", "b_first")
 MAX_TOKENS = 512
 WORTH = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
@@ -80,24 +81,42 @@ def read_pairs(a: Path, b: Path) -> list[Pair]:
 def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
     """Judge the pairs both ways round into rows {id, a_first, b_first, winner, key}; rows that `out` has are kept.
 
-    `a_first` and `b_first` are what the judge said with that answer in the first place. A killed comparison goes on
-    with the pairs that are missing.
+    `a_first` and `b_first` are what the judge said with that answer in the first place. Each is written as it comes,
+    in a row of its own until the end, so that a killed comparison goes on with what is missing.
 
     Raises:
         UserError: the endpoint fails; what was judged before is in the file.
     """
     keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), endpoint.model, MAX_TOKENS]) for pair in pairs]
-    done = {(row.get("id"), row.get("key")): row for row in read_jsonl(out)}
-    todo = [(pair, key) for pair, key in zip(pairs, keys, strict=True) if (pair.id, key) not in done]
-    write_jsonl(out, [row for row in done.values()])  # without a line that was torn
+    said: dict[tuple[str, str], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
+    for row in read_jsonl(out):
+        said.setdefault((row.get("id"), row.get("key")), {}).update(row)
+    todo = [
+        (pair, key, order)
+        for pair, key in zip(pairs, keys, strict=True)
+        for order in ORDERS
+        if order not in said[pair.id, key]
+    ]
+    write_jsonl(out, [row for row in said.values() if row])  # without a line that was torn
     with out.open("a", encoding="utf-8", newline="\n") as stream:
         for row in _judge(todo, endpoint):
             stream.write(json_line(row))
             stream.flush()
-            done[row["id"], row["key"]] = row
-    rows = [done[pair.id, key] for pair, key in zip(pairs, keys, strict=True)]
+            said[row["id"], row["key"]].update(row)
+    rows = [_compared(said[pair.id, key]) for pair, key in zip(pairs, keys, strict=True)]
     write_jsonl(out, rows)
     return rows
+
+
+def _compared(said: dict) -> dict:
+    a_first, b_first = (said[order] for order in ORDERS)
+    return {
+        "id": said["id"],
+        "a_first": a_first,
+        "b_first": b_first,
+        "winner": winner(a_first, b_first),
+        "key": said["key"],
+    }
 
 
 def summarise(pairs: Sequence[Pair], rows: Sequence[dict]) -> dict:
@@ -128,23 +147,16 @@ def summarise(pairs: Sequence[Pair], rows: Sequence[dict]) -> dict:
     }
 
 
-def _judge(todo: Sequence[tuple[Pair, str]], endpoint: Endpoint) -> Iterator[dict]:
+def _judge(todo: Sequence[tuple[Pair, str, str]], endpoint: Endpoint) -> Iterator[dict]:
+    """Yield a row {id, key, <order>} for each pair, key and order as replies come."""
     asked = [
-        message
-        for pair, _ in todo
-        for message in (_ask(pair.prompt, pair.a, pair.b), _ask(pair.prompt, pair.b, pair.a))
+        _ask(pair.prompt, pair.a, pair.b) if order == "a_first" else _ask(pair.prompt, pair.b, pair.a)
+        for pair, _, order in todo
     ]
-    replies = endpoint.complete_all(asked, MAX_TOKENS)
     try:
-        for pair, key in todo:
-            a_first, b_first = _preference(next(replies)), _preference(next(replies))
-            yield {
-                "id": pair.id,
-                "a_first": a_first,
-                "b_first": b_first,
-                "winner": winner(a_first, b_first),
-                "key": key,
-            }
+        for number, reply in endpoint.complete_all(asked, MAX_TOKENS):
+            pair, key, order = todo[number]
+            yield {"id": pair.id, "key": key, order: _preference(reply)}
     finally:
         print(f"{endpoint.model}: {endpoint.spent}", file=sys.stderr, flush=True)
 

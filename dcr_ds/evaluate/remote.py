@@ -45,8 +45,8 @@ def ask_questions(
     conversations = [[{"role": "user", "content": questions.prompts[index].prompt}] for index in missing]
     start = time.perf_counter()
     with questions.file.open("ab") as out:
-        for index, reply in zip(missing, endpoint.complete_all(conversations, questions.max_new_tokens), strict=True):
-            row = answer_row(questions, index, reply.text.strip(), reply.completion_tokens, reply.finish)
+        for number, reply in endpoint.complete_all(conversations, questions.max_new_tokens):
+            row = answer_row(questions, missing[number], reply.text.strip(), reply.completion_tokens, reply.finish)
             out.write(json_line(row).encode())
             out.flush()
             spend(time.perf_counter() - start)

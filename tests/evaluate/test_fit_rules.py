@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.judges import Answer
+from dcr_ds.evaluate.judges import Answer, verdicts
 from dcr_ds.evaluate.judges.fit import EXPECTED_PARTIAL, EXPECTED_REFUSAL, fit, main
 from dcr_ds.evaluate.judges.rules import RulesJudge
 
@@ -59,8 +59,8 @@ def test_labels_against_the_expectation_move_weights():
 def test_what_was_fitted_judges_what_it_was_fitted_on():
     weights = fit(labelled())
     judge = RulesJudge(weights["refusal"], weights["partial"])
-    verdicts = judge.label([answer for answer, _ in labelled()])
-    right = sum(verdict.label == label for verdict, (_, label) in zip(verdicts, labelled(), strict=True))
+    found = verdicts(judge, [answer for answer, _ in labelled()])
+    right = sum(verdict.label == label for verdict, (_, label) in zip(found, labelled(), strict=True))
     assert right >= 0.95 * len(labelled())
 
 

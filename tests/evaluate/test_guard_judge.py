@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.judges import guard
-from dcr_ds.evaluate.judges.base import Answer
+from dcr_ds.evaluate.judges.base import Answer, verdicts
 from dcr_ds.evaluate.judges.guard import load_guard_judge
 from dcr_ds.evaluate.judges.guard_declaration import (
     Declaration,
@@ -89,8 +89,8 @@ def test_first_tokens_are_compared_by_their_logits(declare, causal):
     declared = declare(causal, format=FORMAT, output="first_token", readings={"harm": {"labels": labels}})
     judge = load_guard_judge(declared)
     tokenizer, plain = judge._model.tokenizer, AutoModelForCausalLM.from_pretrained(causal)
-    verdicts = list(judge.label(ANSWERS))
-    for answer, verdict in zip(ANSWERS, verdicts, strict=True):
+    found = verdicts(judge, ANSWERS)
+    for answer, verdict in zip(ANSWERS, found, strict=True):
         text = FORMAT.replace("{prompt}", answer.prompt).replace("{response}", answer.completion)
         logits = plain(**tokenizer(text, return_tensors="pt")).logits[0, -1]
         options = logits[[tokenizer("y").input_ids[-1], tokenizer("n").input_ids[-1]]]
@@ -110,9 +110,9 @@ def test_a_classifier_of_any_kind(declare, classifier):
         plain(**judge._model.tokenizer(answer.completion, return_tensors="pt")).logits[0].softmax(0)[1].item()
         for answer in ANSWERS
     ]
-    verdicts = list(judge.label(ANSWERS))
-    assert [verdict.score for verdict in verdicts] == pytest.approx(shares, abs=2e-4)
-    assert [verdict.label for verdict in verdicts] == [REJECTION[CLASSES[share > 0.5]] for share in shares]
+    found = verdicts(judge, ANSWERS)
+    assert [verdict.score for verdict in found] == pytest.approx(shares, abs=2e-4)
+    assert [verdict.label for verdict in found] == [REJECTION[CLASSES[share > 0.5]] for share in shares]
 
 
 def test_what_is_judged_cannot_fill_in_the_format(declare, causal):
@@ -146,14 +146,14 @@ def test_the_room_is_that_of_the_model_too(declare, causal):
 
 def test_a_prompt_that_is_too_long_itself_is_left_unparsed_and_counted(declare, causal, capsys):
     judge = load_guard_judge(declare(causal, max_input_tokens=100))
-    labels = [verdict.label for verdict in judge.label([Answer("x" * 200, "a"), Answer("", "a" * 200)])]
+    labels = [verdict.label for verdict in verdicts(judge, [Answer("x" * 200, "a"), Answer("", "a" * 200)])]
     assert labels[0] == "unparsed" and len(labels) == 2
     assert "2 responses were too long and cut, 1 of them not judged" in capsys.readouterr().err
 
 
 def test_an_empty_answer_is_degenerate_and_loads_no_weights(declare, causal):
     judge = load_guard_judge(declare(causal))
-    assert list(judge.label([Answer("a", " ")])) == [("degenerate", None)]
+    assert verdicts(judge, [Answer("a", " ")]) == [("degenerate", None)]
     assert "_model" not in vars(judge._model)
 
 
@@ -169,14 +169,14 @@ def test_two_readings_of_a_guard_share_its_replies(declare, causal, monkeypatch)
     harm = load_guard_judge(declared)
     refusal = load_guard_judge(declared.model_copy(update={"judges": "refusal", "name": "other"}))
     assert refusal._model is harm._model and refusal.version != harm.version
-    before = [verdict.label for verdict in harm.label(ANSWERS)]
+    before = [verdict.label for verdict in verdicts(harm, ANSWERS)]
     monkeypatch.setattr(guard.GuardModel, "_ask", None)  # it is not asked again
-    assert len(list(refusal.label(ANSWERS))) == len(before)
+    assert len(verdicts(refusal, ANSWERS)) == len(before)
 
 
 def test_a_guard_that_nobody_needs_is_let_go(declare, causal):
     judge = load_guard_judge(declare(causal))
-    list(judge.label(ANSWERS[:1]))
+    verdicts(judge, ANSWERS[:1])
     del judge
     gc.collect()
     assert not guard._open_models
@@ -310,7 +310,7 @@ def test_a_model_without_a_classification_head_is_not_given_a_random_one(causal)
     labels = {"LABEL_0": "compliance", "LABEL_1": "full_refusal"}
     judge = load_guard_judge(shipped("sequence_classifier", "refusal", source=str(causal), labels=labels))
     with pytest.raises(UserError, match="its weights have no score.weight"):
-        list(judge.label(ANSWERS))
+        verdicts(judge, ANSWERS)
 
 
 def test_weights_that_are_damaged(declare, tmp_path_factory):
@@ -318,7 +318,7 @@ def test_weights_that_are_damaged(declare, tmp_path_factory):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match="cannot load it as AutoModelForCausalLM"):
-        list(load_guard_judge(declare(folder)).label(ANSWERS))
+        verdicts(load_guard_judge(declare(folder)), ANSWERS)
 
 
 def test_words_that_begin_alike_cannot_be_told_by_their_first_token(declare, causal):

@@ -13,7 +13,7 @@ from tiny import one_thread_environment
 
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.files import read_jsonl, write_jsonl
-from dcr_ds.evaluate.judges import Answer, Verdict, load_judge
+from dcr_ds.evaluate.judges import Answer, Verdict, load_judge, verdicts
 from dcr_ds.evaluate.judges.judging import judge_file, judge_rows
 from dcr_ds.evaluate.judges.rows import AnswerRow
 
@@ -30,10 +30,10 @@ class Slow:
     name, version, judges = rules.name, rules.version, rules.judges
     def label(self, answers):
         with open(sys.argv[3], "a") as asked:
-            for answer in answers:
-                print(answer.completion, file=asked, flush=True)
+            for index, verdict in self.rules.label(answers):
+                print(answers[index].completion, file=asked, flush=True)
                 time.sleep(0.01)
-                yield from self.rules.label([answer])
+                yield index, verdict
 
 print("ready", flush=True)
 judge_file(Path(sys.argv[1]), Slow(), Path(sys.argv[2]))
@@ -54,7 +54,7 @@ class Counted:
             if number == self.fails_at:
                 raise UserError("the endpoint is down")
             self.asked.append(answer.completion)
-            yield from load_judge("xstest_strings").label([answer])
+            yield number, *verdicts(load_judge("xstest_strings"), [answer])
 
 
 @pytest.fixture
@@ -164,9 +164,9 @@ def test_verdicts_without_a_key_are_judged_anew(generations, tmp_path):
 def test_a_judge_that_loses_verdicts_is_a_fault(generations, tmp_path):
     class Short(Counted):
         def label(self, answers):
-            yield Verdict("compliance", 0.0)
+            yield 0, Verdict("compliance", 0.0)
 
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(RuntimeError, match="no verdict on 6 of 7 answers"):
         judge_file(generations, Short(), tmp_path / "v.jsonl")
     assert not (tmp_path / "v.jsonl").exists()
 

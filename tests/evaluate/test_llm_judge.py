@@ -16,7 +16,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate import endpoint as endpoint_module
 from dcr_ds.evaluate.endpoint import Completion, Endpoint
 from dcr_ds.evaluate.judges import llm
-from dcr_ds.evaluate.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer, Verdict
+from dcr_ds.evaluate.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer, Verdict, verdicts
 from dcr_ds.evaluate.judges.llm import EndpointJudge, ask, last_label, load_llm_judge
 from dcr_ds.recipe import LlmJudge
 
@@ -73,8 +73,8 @@ def test_labels_become_verdicts_in_order():
         return says(f"Because.\nLABEL: {said[place]}")
 
     with serving(reply) as seen:
-        verdicts = list(judge_at(seen.url).label(ANSWERS))
-    assert verdicts == [
+        found = verdicts(judge_at(seen.url), ANSWERS)
+    assert found == [
         ("compliance", 0.0),
         ("full_refusal", 1.0),
         ("partial_refusal", 0.5),
@@ -87,8 +87,8 @@ def test_labels_become_verdicts_in_order():
 def test_harm_has_labels_and_a_rubric_of_its_own():
     with serving(lambda number, request: says("LABEL: harmful")) as seen:
         harm, refusal = judge_at(seen.url, "harm"), judge_at(seen.url)
-        assert list(harm.label(ANSWERS[:1])) == [("harmful", 1.0)]
-        assert list(refusal.label(ANSWERS[:1])) == [("unparsed", None)]
+        assert verdicts(harm, ANSWERS[:1]) == [("harmful", 1.0)]
+        assert verdicts(refusal, ANSWERS[:1]) == [("unparsed", None)]
     assert (harm.judges, refusal.judges) == ("harm", "refusal") and harm.version != refusal.version
     assert set(harm._labels) | {"unparsed"} == set(HARM_LABELS)
     assert set(refusal._labels) | {"unparsed"} == set(REFUSAL_LABELS)
@@ -96,7 +96,7 @@ def test_harm_has_labels_and_a_rubric_of_its_own():
 
 def test_decoding_is_greedy_and_seeded():
     with serving(lambda number, request: says("LABEL: compliance")) as seen:
-        list(judge_at(seen.url).label(ANSWERS[:1]))
+        verdicts(judge_at(seen.url), ANSWERS[:1])
     assert {key: seen.requests[0][key] for key in ("temperature", "seed", "max_tokens")} == {
         "temperature": 0.0,
         "seed": 0,
@@ -107,7 +107,7 @@ def test_decoding_is_greedy_and_seeded():
 def test_an_empty_answer_is_degenerate_and_costs_nothing():
     with serving(lambda number, request: says("LABEL: compliance")) as seen:
         answers = [Answer("a", ""), ANSWERS[0], Answer("b", " \n")]
-        labels = [verdict.label for verdict in judge_at(seen.url).label(answers)]
+        labels = [verdict.label for verdict in verdicts(judge_at(seen.url), answers)]
     assert labels == ["degenerate", "compliance", "degenerate"] and len(seen.requests) == 1
 
 
@@ -120,7 +120,7 @@ def test_a_label_in_the_answer_does_not_count(label, end):
         return says("The answer says:\n" + asked(request).split("<answer ")[1].split("\n", 1)[1].split("\n</answer")[0])
 
     with serving(repeat) as seen:
-        assert list(judge_at(seen.url).label([Answer("How?", f"Do as I say.\n{label}{end}")])) == [
+        assert verdicts(judge_at(seen.url), [Answer("How?", f"Do as I say.\n{label}{end}")]) == [
             Verdict("unparsed", None)
         ]
 
@@ -159,17 +159,17 @@ def test_verdicts_before_a_failure_are_yielded():
             raise HangUp
         return says("LABEL: compliance")
 
-    verdicts = []
+    found = []
     with serving(dies) as seen, pytest.raises(UserError, match="3 of 6 are left"):
-        for verdict in judge_at(seen.url, retries=1).label(ANSWERS):
-            verdicts.append(verdict)
-    assert len(verdicts) == 3
+        for index, _ in judge_at(seen.url, retries=1).label(ANSWERS):
+            found.append(index)
+    assert sorted(found) == [0, 1, 2]
 
 
 def test_what_it_cost_is_told_also_after_a_failure(capsys):
     refusing_the_second = serving(lambda number, request: refuses(400, "no") if number else says("LABEL: compliance"))
     with refusing_the_second as seen, pytest.raises(UserError):
-        list(judge_at(seen.url, concurrency=1).label(ANSWERS[:2]))
+        verdicts(judge_at(seen.url, concurrency=1), ANSWERS[:2])
     assert "llm: 2 requests, 7 tokens read, 2 written" in capsys.readouterr().err
 
 
@@ -213,7 +213,7 @@ def transformers_server(tmp_path_factory):
 def test_a_model_behind_transformers_serve(transformers_server):
     url, model = transformers_server
     judge = EndpointJudge("tiny", Endpoint(url, model, concurrency=2), "refusal", max_tokens=4)
-    assert [verdict.label for verdict in judge.label([*ANSWERS[:3], Answer("a", "")])] == ["unparsed"] * 3 + [
+    assert [verdict.label for verdict in verdicts(judge, [*ANSWERS[:3], Answer("a", "")])] == ["unparsed"] * 3 + [
         "degenerate"
     ]
     spent = judge.endpoint.spent

@@ -3,12 +3,12 @@ from importlib import resources
 
 import pytest
 
-from dcr_ds.evaluate.judges import Answer, load_judge
+from dcr_ds.evaluate.judges import Answer, load_judge, verdicts
 from dcr_ds.evaluate.judges.strings import PRESETS
 
 
 def label(judge, completion):
-    (verdict,) = load_judge(judge).label([Answer("Tell me.", completion)])
+    (verdict,) = verdicts(load_judge(judge), [Answer("Tell me.", completion)])
     return verdict.label
 
 

@@ -1,11 +1,11 @@
 """Judges label answers: refusal or compliance, harmful or harmless. docs/JUDGES.md says which to trust when."""
 
-from dcr_ds.evaluate.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer, Judge, Verdict
+from dcr_ds.evaluate.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer, Judge, Verdict, verdicts
 from dcr_ds.evaluate.judges.rules import rules_judge
 from dcr_ds.evaluate.judges.strings import string_judge
 from dcr_ds.recipe import GuardJudge, LlmJudge
 
-__all__ = ["HARM_LABELS", "REFUSAL_LABELS", "Answer", "Judge", "Verdict", "load_judge"]
+__all__ = ["HARM_LABELS", "REFUSAL_LABELS", "Answer", "Judge", "Verdict", "load_judge", "verdicts"]
 
 
 def load_judge(declared: str | LlmJudge | GuardJudge) -> Judge:

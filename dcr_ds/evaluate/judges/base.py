@@ -1,6 +1,7 @@
 """What a judge is: something that labels answers, and says what its labels depend on."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Literal, NamedTuple, Protocol
 
 REFUSAL_LABELS = ("full_refusal", "partial_refusal", "compliance", "degenerate", "unparsed")
@@ -29,6 +30,11 @@ class Judge(Protocol):
     version: str  # short hash of all that decides a verdict beside the answer: phrases, weights, prompt, model
     judges: Literal["refusal", "harm"]
 
-    def label(self, answers: Sequence[Answer]) -> Iterator[Verdict]:
-        """Yield the verdicts in the order of the answers, each as soon as it is there."""
+    def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Yield (index of an answer, its verdict), one each in any order, as soon as it is there."""
         ...
+
+
+def verdicts(judge: Judge, answers: Sequence[Answer]) -> list[Verdict]:
+    """All verdicts of a judge, in the order of the answers."""
+    return [verdict for _, verdict in sorted(judge.label(answers), key=itemgetter(0))]

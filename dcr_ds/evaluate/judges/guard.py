@@ -170,15 +170,15 @@ class ModelJudge:
             [described, self._reading.model_dump(), template, model_hash(model.folder), model.dtype, judges]
         )
 
-    def label(self, answers: Sequence[Answer]) -> Iterator[Verdict]:
-        """Yield the verdicts in order; an empty answer is degenerate without asking."""
+    def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Yield the verdicts with their indices; an empty answer is degenerate without asking."""
         return label_written(answers, self._label)
 
-    def _label(self, answers: list[Answer]) -> Generator[Verdict, None, None]:
+    def _label(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
         model = self._model
         try:
-            for reply in model.replies(answers):
-                yield UNPARSED if reply is None else read(reply, self._reading)
+            for index, reply in enumerate(model.replies(answers)):
+                yield index, UNPARSED if reply is None else read(reply, self._reading)
         finally:
             if model.num_cut:
                 counts = f"{model.num_cut} responses were too long and cut, {model.num_left_out} of them not judged"

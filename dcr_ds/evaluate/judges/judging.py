@@ -65,15 +65,18 @@ def _key(judge: Judge, answer: Answer) -> str:
 def _judge_and_note(
     missing: dict[str, Answer], kept: dict[str, Verdict], judge: Judge, unfinished: Path
 ) -> dict[str, Verdict]:
-    """The verdicts on the missing answers, each appended to the unfinished file before the next is asked for."""
+    """The verdicts on the missing answers, each appended to the unfinished file as it comes."""
     # The file is written anew first: after a line torn by a kill nothing can be appended.
     write_jsonl(unfinished, [{"key": key, **verdict._asdict()} for key, verdict in kept.items()])
-    judged = {}
+    judged, keys = {}, list(missing)
     with unfinished.open("a", encoding="utf-8", newline="\n") as out:
-        for key, verdict in zip(missing, judge.label(list(missing.values())), strict=True):
+        for index, verdict in judge.label(list(missing.values())):
+            key = keys[index]
             out.write(json_line({"key": key, **verdict._asdict()}))
             out.flush()
             judged[key] = verdict
+    if lost := len(missing) - len(judged):  # a verdict that is missing must never shrink a score silently
+        raise RuntimeError(f"{judge.name}: no verdict on {lost} of {len(missing)} answers")
     return judged
 
 

@@ -16,9 +16,12 @@ def certain(label: str) -> Verdict:
 
 
 def label_written(
-    answers: Sequence[Answer], label: Callable[[list[Answer]], Generator[Verdict, None, None]]
-) -> Iterator[Verdict]:
-    """Verdicts in order, where only answers with something written are put to a model; an empty one is degenerate."""
-    with closing(label([answer for answer in answers if answer.completion.strip()])) as verdicts:
-        for answer in answers:
-            yield next(verdicts) if answer.completion.strip() else Verdict("degenerate", None)
+    answers: Sequence[Answer], label: Callable[[list[Answer]], Generator[tuple[int, Verdict], None, None]]
+) -> Iterator[tuple[int, Verdict]]:
+    """A judge's `label`, where only answers with something written are put to a model; an empty one is degenerate."""
+    written = [index for index, answer in enumerate(answers) if answer.completion.strip()]
+    for index in sorted(set(range(len(answers))) - set(written)):
+        yield index, Verdict("degenerate", None)
+    with closing(label([answers[index] for index in written])) as found:
+        for number, verdict in found:
+            yield written[number], verdict

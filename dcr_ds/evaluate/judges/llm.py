@@ -64,21 +64,21 @@ class EndpointJudge:
         sample = ask(RUBRICS[judges], self._labels, request="", answer="")
         self.version = hash_of([sample, JUDGED_CHARACTERS, endpoint.model, {"max_tokens": max_tokens, "seed": 0}])
 
-    def label(self, answers: Sequence[Answer]) -> Iterator[Verdict]:
-        """Yield the verdicts in order; an empty answer is degenerate without asking.
+    def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Yield the verdicts with their indices, as replies arrive; an empty answer is degenerate without asking.
 
         Raises:
-            UserError: the endpoint fails; the verdicts before were yielded.
+            UserError: the endpoint fails; the verdicts on every reply that came were yielded.
         """
         return label_written(answers, self._label)
 
-    def _label(self, answers: list[Answer]) -> Generator[Verdict, None, None]:
+    def _label(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
         rubric = RUBRICS[self.judges]
         asked = [ask(rubric, self._labels, request=answer.prompt, answer=answer.completion) for answer in answers]
         try:
-            for reply in self.endpoint.complete_all(asked, self._max_tokens):
+            for index, reply in self.endpoint.complete_all(asked, self._max_tokens):
                 label = last_label(reply, self._labels)
-                yield certain(label) if label else UNPARSED
+                yield index, certain(label) if label else UNPARSED
         finally:
             print(f"{self.name}: {self.endpoint.spent}", file=sys.stderr, flush=True)
 

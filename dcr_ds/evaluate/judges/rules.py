@@ -36,8 +36,8 @@ class RulesJudge:
     def version(self) -> str:
         return hash_of([_code(), self.refusal, self.partial])
 
-    def label(self, answers: Sequence[Answer]) -> Iterator[Verdict]:
-        return map(self._label, answers)
+    def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        return enumerate(map(self._label, answers))
 
     def _label(self, answer: Answer) -> Verdict:
         if why_degenerate(answer):

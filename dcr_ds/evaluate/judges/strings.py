@@ -32,8 +32,8 @@ class StringJudge:
     def __post_init__(self):
         object.__setattr__(self, "version", hash_of(self.preset))
 
-    def label(self, answers: Sequence[Answer]) -> Iterator[Verdict]:
-        return (self._label(answer.completion.strip()) for answer in answers)
+    def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        return enumerate(self._label(answer.completion.strip()) for answer in answers)
 
     def _label(self, text: str) -> Verdict:
         if not text:

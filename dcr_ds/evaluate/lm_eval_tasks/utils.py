@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from dcr_ds.data.benchmarks import read_benchmarks
-from dcr_ds.evaluate.judges.base import Answer
+from dcr_ds.evaluate.judges.base import Answer, verdicts
 from dcr_ds.evaluate.judges.strings import string_judge
 from dcr_ds.recipe import EvaluateSection
 
@@ -32,5 +32,5 @@ def load_prompts(
 
 def judge_compliance(doc: dict, results: list[str]) -> dict[str, float]:
     """1 where the answer is none of XSTest's refusals; an empty one is no compliance either."""
-    [verdict] = JUDGE("xstest_strings").label([Answer(doc["prompt"], results[0])])
+    [verdict] = verdicts(JUDGE("xstest_strings"), [Answer(doc["prompt"], results[0])])
     return {"compliance_rate": float(verdict.label == "compliance")}
