@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from dcr_ds.align.loop import num_steps
-from dcr_ds.align.mix import encode_mix
+from dcr_ds.align.loop import encode_samples, num_steps
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.models.adapters import add_lora
@@ -43,10 +42,10 @@ def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData
     if "align" in recipe.stages:
         model = add_lora(whole, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else whole
         lines.append(_parameters("align", *_counts(model), 0))
-        mix = encode_mix(recipe.align, data, tokenizer, recipe.seed)
-        steps = num_steps(recipe.align.epochs, len(mix.samples), recipe.align.global_batch)
-        a_step = recipe.align.global_batch * _mean(sample.ids for sample in mix.samples)
-        lines += [*mix.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
+        samples = encode_samples(recipe, data, tokenizer)
+        steps = num_steps(recipe.align.epochs, len(samples.samples), recipe.align.global_batch)
+        a_step = recipe.align.global_batch * sum(samples.lengths) / len(samples.lengths)
+        lines += [*samples.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
     if "evaluate" in recipe.stages:
         prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
         lines.append(f"evaluate: {prompts} prompts for each of {', '.join(recipe.evaluate.models)}")

@@ -1,4 +1,4 @@
-"""Stage 2: safety alignment by supervised fine-tuning on general conversations and safe refusals.
+"""Stage 2: safety alignment by supervised fine-tuning on general conversations and safe refusals, or by DPO on pairs.
 
 Starts from the refined model, or from the base where there was no stage 1 (the STL baseline), and is the same in
 both: DCR asks nothing of it.
@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
+from dcr_ds.align.dpo import Pairs, dpo_step, encode_pairs
 from dcr_ds.align.mix import Mix, encode_mix
+from dcr_ds.align.reference import reference_log_probs
 from dcr_ds.align.sft import summed_loss, supervised_tokens
 from dcr_ds.data.load import RunData
 from dcr_ds.data.sampler import draw
@@ -46,27 +49,35 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
     stage = recipe.align
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = load_tokenizer(source, recipe.model.chat_template)
-    mix = encode_mix(stage, data, tokenizer, recipe.seed)
-    for note in mix.notes:
+    by_preferences = stage.method == "dpo"
+    samples = encode_samples(recipe, data, tokenizer)
+    for note in samples.notes:
         say(ranks, note)
-    total_steps = num_steps(stage.epochs, len(mix.samples), stage.global_batch)
+    total_steps = num_steps(stage.epochs, len(samples.samples), stage.global_batch)
     engine = build_engine_for(recipe, settings, source, total_steps, ranks)
+    batching = Batching.of(stage)
+    if by_preferences:
+        reference = reference_log_probs(engine, samples, batching, recipe.model, source, folder, ranks)
     with Session("align", recipe, engine, folder, total_steps, ranks, started) as session:
         while (step := session.step) < total_steps:
             torch.manual_seed(recipe.seed + 1_000_003 * step + ranks.rank)  # adapter dropout, on resume too
-            rows = draw(f"{recipe.seed}/align", len(mix.samples), step * stage.global_batch, stage.global_batch)
-            row = train_step(engine, mix, rows, Batching.of(stage), ranks)
-            session.take_step(row, [mix.ids[index] for index in rows])
+            rows = draw(f"{recipe.seed}/align", len(samples.samples), step * stage.global_batch, stage.global_batch)
+            if by_preferences:
+                row = dpo_step(engine, samples, reference, rows, batching, stage.dpo, ranks)
+            else:
+                row = train_step(engine, samples, rows, batching, ranks)
+            session.take_step(row, [samples.ids[index] for index in rows])
             session.log(row)
             session.save_or_stop(is_last=session.step == total_steps)
     _export(engine, source, folder, ranks)
-    session.finish(
-        {
-            "num_refusals": mix.num_refusals,
-            "num_general": len(mix.samples) - mix.num_refusals,
-            "stopped_because": f"{stage.epochs:g} epochs done",
-        }
-    )
+    session.finish(samples.counts | {"stopped_because": f"{stage.epochs:g} epochs done"})
+
+
+def encode_samples(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Mix | Pairs:
+    """The samples of one epoch, by the method of the stage."""
+    if recipe.align.method == "dpo":
+        return encode_pairs(data.preferences, recipe.align.max_length, tokenizer)
+    return encode_mix(recipe.align, data, tokenizer, recipe.seed)
 
 
 def num_steps(epochs: float, samples: int, global_batch: int) -> int:

@@ -21,6 +21,16 @@ class Mix:
     num_refusals: int
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sample."""
+        return [len(sample.ids) for sample in self.samples]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the summary of the stage says of the data."""
+        return {"num_refusals": self.num_refusals, "num_general": len(self.samples) - self.num_refusals}
+
 
 def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenizerBase, seed: int) -> Mix:
     """Render both sets, leave out what is too long, and draw the larger one down to `safe_ratio`.

@@ -9,7 +9,7 @@ import torch
 
 from dcr_ds.engine.batches import to_device, token_batch
 from dcr_ds.models.chat import Encoded
-from dcr_ds.models.likelihood import IGNORED
+from dcr_ds.models.likelihood import IGNORED, Reduction
 
 
 def summed_loss(
@@ -18,14 +18,28 @@ def summed_loss(
     """The cross-entropy summed over the supervised tokens of a forward pass, in float32.
 
     A sum, not a mean: the mean is over the tokens of the whole optimizer step, which the caller knows.
+    """
+    return answer_nll(model, samples, alive, packed, device, "sum")
+
+
+def answer_nll(
+    model,
+    samples: Sequence[Encoded],
+    alive: Sequence[bool],
+    packed: bool,
+    device: torch.device,
+    reduction: Reduction,
+) -> torch.Tensor:
+    """−log π of the supervised tokens of a forward pass, one sample's after the other's [n], or their sum; in float32.
 
     Args:
         model: a Likelihood, or an engine around one.
+        alive: of a dead sample every token gives 0.
         packed: one row without padding, rather than a row a sample.
     """
     batch = token_batch([sample.ids for sample in samples], packed, device)
-    where, targets = supervised_positions(samples, alive, batch.starts)
-    return model(where=to_device(where, device), targets=to_device(targets, device), **batch.inputs)
+    where, targets = (to_device(each, device) for each in supervised_positions(samples, alive, batch.starts))
+    return model(where=where, targets=targets, reduction=reduction, **batch.inputs)
 
 
 def supervised_positions(

@@ -7,8 +7,9 @@ from dcr_ds.data.benchmarks import BenchmarkSet
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps
 from dcr_ds.data.load import RunData, load_data
+from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import Conversation, ConversationSet, Prompt, PromptSet
+from dcr_ds.data.records import Conversation, ConversationSet, Preference, PreferenceSet, Prompt, PromptSet
 from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import HeldOutSplit, split_held_out
 
@@ -19,6 +20,8 @@ __all__ = [
     "ConversationSet",
     "HeldOutSplit",
     "Overlap",
+    "Preference",
+    "PreferenceSet",
     "Prompt",
     "PromptSet",
     "RunData",
@@ -27,6 +30,7 @@ __all__ = [
     "find_overlaps",
     "load_data",
     "read_conversations",
+    "read_preferences",
     "read_prompts",
     "split_held_out",
 ]

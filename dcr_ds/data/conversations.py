@@ -1,13 +1,11 @@
 """Conversations: `messages`, or `prompt` and `response`, or Alpaca's `instruction`, `input` and `output`."""
 
-from typing import Any
-
-from dcr_ds.data.columns import checked_text, list_names, optional_text, required_text, resolve_columns
+from dcr_ds.data.columns import list_names, optional_text, required_text, resolve_columns
+from dcr_ds.data.messages import checked_messages
 from dcr_ds.data.records import Conversation, ConversationSet, digest
 from dcr_ds.data.selection import draw_rows, drop_repeats, filter_rows, refuse_doubled_ids, row_id
 from dcr_ds.data.sources import read_table
-from dcr_ds.data.tables import Origin, Row, Table, kind_of
-from dcr_ds.errors import UserError
+from dcr_ds.data.tables import Origin, Row, Table
 from dcr_ds.recipe import DataSource
 
 FORMS = (
@@ -77,7 +75,7 @@ def _exchange(conversation: Conversation) -> tuple[str, ...]:
 
 def _conversation(row: Row, columns: dict[str, str], form: tuple[str, ...], origin: Origin) -> Conversation:
     if form == ("messages",):
-        messages = _messages(row, columns["messages"], origin)
+        messages = checked_messages(row.cells.get(columns["messages"]), columns["messages"], row, origin)
     else:
         question = required_text(row, columns[form[0]], origin)
         answer = required_text(row, columns[form[1]], origin, may_be_empty=True)
@@ -94,35 +92,3 @@ def _with_input(instruction: str, row: Row, column: str | None, origin: Origin) 
         return instruction
     extra = required_text(row, column, origin, may_be_empty=True)
     return instruction if extra.strip().lower() in NO_INPUT else f"{instruction}\n\n{extra}"
-
-
-def _messages(row: Row, column: str, origin: Origin) -> tuple[dict[str, str], ...]:
-    """Checked messages: a system message if any, then user and assistant in turn, the assistant last."""
-    value = row.cells.get(column)
-    if not isinstance(value, list):
-        raise origin.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}", row.place)
-    messages = [_message(item, number, row, column, origin) for number, item in enumerate(value, 1)]
-    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
-        messages = messages[1:]
-    has_system = bool(messages) and messages[0]["role"] == "system"
-    turns = messages[1:] if has_system else messages
-    for number, message in enumerate(turns, 2 if has_system else 1):
-        wanted = "user" if (number - has_system) % 2 else "assistant"
-        if message["role"] != wanted:
-            raise _wrong(f"has the role {message['role']!r} where {wanted!r} is due", number, row, column, origin)
-        if not message["content"].strip() and message is not turns[-1]:
-            raise _wrong("is empty", number, row, column, origin)
-    if not turns or turns[-1]["role"] != "assistant":
-        raise origin.error(f"{column!r} must end with the assistant's answer", row.place)
-    return tuple(messages)
-
-
-def _message(item: Any, number: int, row: Row, column: str, origin: Origin) -> dict[str, str]:
-    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
-        raise _wrong('is not of the form {"role": text, "content": text}', number, row, column, origin)
-    content = checked_text(item["content"], column, row, origin)
-    return {"role": item["role"], "content": content}
-
-
-def _wrong(what: str, number: int, row: Row, column: str, origin: Origin) -> UserError:
-    return origin.error(f"message {number} of {column!r} {what}", row.place)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from dcr_ds.data.benchmarks import BenchmarkSet, read_benchmarks
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps, normalise
+from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import ConversationSet, PromptSet, prompts_of
+from dcr_ds.data.records import ConversationSet, PreferenceSet, PromptSet, prompts_of
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
@@ -23,18 +24,20 @@ class RunData:
     toxic: PromptSet | None = None
     general: ConversationSet | None = None
     refusals: ConversationSet | None = None
+    preferences: PreferenceSet | None = None
     benchmarks: list[BenchmarkSet] = field(default_factory=list)
     evaluate_general: ConversationSet | None = None
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def training_sets(self) -> dict[str, PromptSet | ConversationSet]:
+    def training_sets(self) -> dict[str, PromptSet | ConversationSet | PreferenceSet]:
         """The sets that are trained on, by their field in the recipe."""
         sets = {
             "data.seemingly_toxic": self.seemingly_toxic,
             "data.toxic": self.toxic,
             "data.general": self.general,
             "data.refusals": self.refusals,
+            "data.preferences": self.preferences,
         }
         return {name: each for name, each in sets.items() if each is not None}
 
@@ -75,9 +78,13 @@ def load_data(recipe: Recipe) -> RunData:
         data.toxic = read_prompts(recipe.data.toxic, "toxic")
         _refuse_common_prompts(data.seemingly_toxic, data.toxic)
         _check_contrast(recipe, data)
-    if "align" in recipe.stages or "refine" in recipe.stages:
+    by_preferences = "align" in recipe.stages and recipe.align.method == "dpo"
+    by_demonstrations = "align" in recipe.stages and not by_preferences
+    if "refine" in recipe.stages or by_demonstrations:
         data.general = read_conversations(recipe.data.general, "general")
-    if "align" in recipe.stages:
+    if by_preferences:
+        data.preferences = read_preferences(recipe.data.preferences)
+    if by_demonstrations:
         data.refusals = read_conversations(recipe.data.refusals, "refusals")
         _note_shared_refusals(data)
     if "evaluate" in recipe.stages:

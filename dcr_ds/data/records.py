@@ -40,6 +40,22 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one conversation so far, which ends with a user message: the better and the worse."""
+
+    id: str
+    context: tuple[dict[str, str], ...]
+    chosen: str
+    rejected: str
+    category: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return self.context[-1]["content"]
+
+
+@dataclass(frozen=True, slots=True)
 class PromptSet:
     """Prompts, where they come from, and what was left out on the way (`notes`, with counts)."""
 
@@ -61,7 +77,18 @@ class ConversationSet:
     notes: list[str] = field(default_factory=list)
 
 
-def digest(rows: list[Prompt] | list[Conversation]) -> str:
+@dataclass(frozen=True, slots=True)
+class PreferenceSet:
+    """Pairs of answers, where they come from, and what was left out on the way (`notes`, with counts)."""
+
+    name: str
+    source: str
+    rows: list[Preference]
+    sha256: str
+    notes: list[str] = field(default_factory=list)
+
+
+def digest(rows: list[Prompt] | list[Conversation] | list[Preference]) -> str:
     """The SHA-256 of the rows as they are used: after filter, draw and the dropping of repeats, in order."""
     hasher = hashlib.sha256()
     for row in rows:
@@ -69,6 +96,6 @@ def digest(rows: list[Prompt] | list[Conversation]) -> str:
     return hasher.hexdigest()
 
 
-def prompts_of(rows: list[Prompt] | list[Conversation]) -> list[Prompt]:
-    """The prompts of a set of either kind; a conversation's is its last user message."""
+def prompts_of(rows: list[Prompt] | list[Conversation] | list[Preference]) -> list[Prompt]:
+    """The prompts of a set of any kind; a conversation's is its last user message."""
     return [row if isinstance(row, Prompt) else Prompt(row.id, row.prompt, category=row.category) for row in rows]

@@ -11,6 +11,7 @@ FILES = {
     "toxic": "pairs.jsonl",
     "general": "general.jsonl",
     "refusals": "refusals.jsonl",
+    "preferences": "preferences.jsonl",
 }
 SPLITS = ("train", "held_out")
 

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from dcr_ds.engine.ranks import Ranks
 from dcr_ds.files import write_whole
 
+SHOWN = ("gap", "auc", "drift", "margin", "accuracy")  # of a stage's own figures, on the console line
+
 
 class MetricsLog:
     """Writes the rows of one stage; on resume the rows after the resumed step are dropped first."""
@@ -79,9 +81,7 @@ class MetricsLog:
             f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_second']:.0f} tokens/s  "
             f"{row['memory_bytes'] / 2**30:.2f} GiB  left {int(left) // 60}:{int(left) % 60:02d}"
         )
-        return line + "".join(
-            f"  {name} {row[name]:.3f}" for name in ("gap", "auc", "drift") if row.get(name) is not None
-        )
+        return line + "".join(f"  {name} {row[name]:.3f}" for name in SHOWN if row.get(name) is not None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

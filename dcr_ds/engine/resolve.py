@@ -62,7 +62,8 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
         if stage in recipe.stages:
             check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)
     for stage, layers in {"refine": values["refine"]["layer"], "align": blocks}.items():
-        _resolve_batching(stage, values, model_config, layers, device, world_size, reasons)
+        longest = getattr(recipe, stage).longest_sample
+        _resolve_batching(stage, values, model_config, layers, longest, device, world_size, reasons)
     values["deepspeed"] = read_config(recipe)
     resolved = Recipe.model_validate(values)
     return resolved, Settings(resolved.deepspeed, reasons)
@@ -73,6 +74,7 @@ def _resolve_batching(
     values: dict[str, Any],
     model_config: dict,
     layers: int,
+    longest: int,
     device: torch.device,
     world_size: int,
     reasons: dict[str, str],
@@ -80,14 +82,14 @@ def _resolve_batching(
     """Fill in a stage's micro_batch and packed_length where they are `auto`."""
     stage, checkpointing = values[name], values["model"]["activation_checkpointing"]
     share = -(-stage["global_batch"] // world_size)
-    longest = stage["max_length"]
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
         tokens = int(ACTIVATIONS * memory / activation_bytes(model_config, layers, checkpointing))
         most, why = max(1, tokens // longest), f"activations of {tokens} tokens are a quarter of the GPU's memory"
         packed_length = max(longest, tokens // 1024 * 1024)
     else:
-        most, why = CPU_MICRO_BATCH[name], f"at most {CPU_MICRO_BATCH[name]} at a time on a CPU"
+        most = CPU_MICRO_BATCH[name] * stage["max_length"] // longest
+        why = f"at most {most} at a time on a CPU"
         packed_length = longest
     if stage["micro_batch"] == "auto":
         stage["micro_batch"] = min(share, most)
@@ -96,7 +98,7 @@ def _resolve_batching(
         stage["packed_length"] = packed_length
         if stage["packing"]:
             reasons[f"{name}.packed_length"] = (
-                why if device.type == "cuda" else f"{name}.max_length, as short as may be"
+                why if device.type == "cuda" else "the longest sample, as short as may be"
             )
     if stage["packing"]:
         _, how = packed_attention(values["model"]["attention"], values["model"]["dtype"], device)

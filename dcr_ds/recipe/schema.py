@@ -34,6 +34,7 @@ class DataSection(Section):
     toxic: Data = Field(DataSource(), description="truly harmful prompts (stage 1)")
     general: Data = Field(DataSource(), description="general conversations (stage 2, and the retain term of stage 1)")
     refusals: Data = Field(DataSource(), description="harmful prompts with safe refusals (stage 2)")
+    preferences: Data = Field(DataSource(), description="prompts with a better and a worse answer (stage 2 by DPO)")
     held_out: float = Field(
         0.15, gt=0, le=0.5, description="share of each stage-1 set kept from training, for stopping and drift"
     )
@@ -55,6 +56,11 @@ class StageSection(Section):
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping, over all ranks")
     max_length: PositiveInt = Field(512, description="tokens; longer samples are left out, and counted")
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest sample."""
+        return self.max_length
 
 
 class LoraSection(Section):
@@ -97,7 +103,18 @@ class RefineSection(StageSection):
     lora: LoraSection = Field(LoraSection(), description="the adapter, with refine.adapter: lora")
 
 
+class DpoSection(Section):
+    beta: float = Field(0.1, gt=0, description="β: how dear it is to leave the reference; sigmoid_norm wants about 5")
+    loss: Literal["sigmoid", "sigmoid_norm"] = Field(
+        "sigmoid", description="DPO's, or of log-ratios divided by the answer's length (docs/PREFERENCES.md)"
+    )
+
+
 class AlignSection(StageSection):
+    method: Literal["sft", "dpo"] = Field(
+        "sft", description="sft: on data.general and data.refusals; dpo: on data.preferences"
+    )
+    dpo: DpoSection = Field(DpoSection(), description="the loss, with align.method: dpo")
     epochs: float = Field(1.0, gt=0, description="passes over the mix")
     safe_ratio: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto", description="share of refusals in the mix; the larger set is drawn down to it (auto: use every row)"
@@ -108,6 +125,11 @@ class AlignSection(StageSection):
     )
     adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
     lora: LoraSection = Field(LoraSection(), description="the adapter, with align.adapter: lora")
+
+    @property
+    def longest_sample(self) -> int:
+        """Tokens of the longest sample: a conversation, or the two of a pair."""
+        return 2 * self.max_length if self.method == "dpo" else self.max_length
 
 
 class CheckpointSection(Section):
@@ -154,10 +176,13 @@ class Recipe(Section):
             raise ValueError("align.micro_batch: larger than align.global_batch; lower it, or say auto")
         for name in ("refine", "align"):
             stage: StageSection = getattr(self, name)
-            if stage.packed_length != "auto" and stage.packed_length < stage.max_length:
+            if stage.packed_length != "auto" and stage.packed_length < stage.longest_sample:
+                longest = f"{name}.max_length ({stage.max_length})"
+                if stage.longest_sample > stage.max_length:
+                    longest = f"twice {longest}, the longest pair"
                 raise ValueError(
-                    f"{name}.packed_length: {stage.packed_length} is under {name}.max_length ({stage.max_length}): a "
-                    "sample of that length fits in no row; raise it, say auto, or lower max_length"
+                    f"{name}.packed_length: {stage.packed_length} is under {longest}: a sample of that length fits in "
+                    "no row; raise it, say auto, or lower max_length"
                 )
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
         if len(names) != len(set(names)):

@@ -17,7 +17,7 @@ SETTINGS = (
     "refine.pooling", "refine.pairs",
     "refine.global_batch", "refine.learning_rate", "refine.max_steps", "refine.target_gap", "refine.patience",
     "refine.retain_weight", "refine.retain_batch",
-    "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio", "align.max_length",
+    "align.method", "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio", "align.max_length",
     "align.adapter", "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
 )  # fmt: skip
 MAX_OVERLAPS = 20  # listed of one run

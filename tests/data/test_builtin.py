@@ -7,10 +7,12 @@ from itertools import combinations
 
 import pytest
 
-from dcr_ds.data import Prompt, find_overlaps, read_conversations, read_prompts
+from dcr_ds.data import Prompt, find_overlaps, read_conversations, read_preferences, read_prompts
 from dcr_ds.data.leakage import normalise
 from dcr_ds.data.records import prompts_of
 from dcr_ds.data.shipped import FOLDER, SPLITS
+from dcr_ds.evaluate.judges.base import Answer
+from dcr_ds.evaluate.judges.rules import rules_judge
 from dcr_ds.recipe import DataSource
 
 CLASSES = ("seemingly_toxic", "toxic")
@@ -22,6 +24,7 @@ def rows(file):
 
 
 PAIRS, GENERAL, REFUSALS = (rows(file) for file in ("pairs.jsonl", "general.jsonl", "refusals.jsonl"))
+PREFERENCES = rows("preferences.jsonl")
 
 
 def test_there_are_enough_rows():
@@ -133,3 +136,29 @@ def test_a_category_or_a_draw_of_a_shipped_set():
     assert chosen and {row.category for row in chosen} == {category}
     drawn = [read_prompts(DataSource(rows=20), name).rows for name in CLASSES]
     assert [row.pair for row in drawn[0]] == [row.pair for row in drawn[1]]
+
+
+def test_preferences_are_read_whole_and_of_three_kinds():
+    preferences = read_preferences(DataSource())
+    assert len(preferences.rows) == len(PREFERENCES) >= 100 and preferences.notes == []
+    for row in PREFERENCES:
+        assert set(row) == {"id", "kind", "category", "split", "prompt", "chosen", "rejected"}
+        assert all(value and value == value.strip() for value in row.values())
+    assert min(Counter(row["kind"] for row in PREFERENCES).values()) >= 30
+    assert set(Counter(row["kind"] for row in PREFERENCES)) == {"seemingly toxic", "toxic", "general"}
+
+
+def test_preferences_share_no_prompt_with_another_set():
+    ours = {"preferences": _without_pair(prompts_of(read_preferences(DataSource()).rows))}
+    others = {f"{name} {split}": read_prompts(DataSource(split=split), name).rows for name in NAMES for split in SPLITS}
+    assert find_overlaps(ours, others) == []
+
+
+def test_the_judge_finds_refusals_where_preferences_have_them():
+    """Chosen answers refuse toxic prompts only, rejected ones seemingly toxic prompts only."""
+    judge, agreed = rules_judge(), []
+    for answer, refuses in (("chosen", "toxic"), ("rejected", "seemingly toxic")):
+        verdicts = judge.label([Answer(row["prompt"], row[answer]) for row in PREFERENCES])
+        for row, verdict in zip(PREFERENCES, verdicts, strict=True):
+            agreed.append(verdict.label == ("full_refusal" if row["kind"] == refuses else "compliance"))
+    assert sum(agreed) / len(agreed) >= 0.97

@@ -15,7 +15,9 @@ import deepspeed
 import torch
 
 from dcr_ds.align import loop as align_loop
+from dcr_ds.align.dpo import dpo_step
 from dcr_ds.align.mix import encode_mix
+from dcr_ds.align.reference import compute
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import ranks as process
 from dcr_ds.engine.batches import Batching
@@ -45,7 +47,7 @@ def taken_gradients(engine, ranks):
     return gradients
 
 
-def load(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False):
+def load(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False, **more):
     overrides = {
         "model.source": model,
         "deepspeed": f"ds_configs/zero{zero}.json",
@@ -67,7 +69,7 @@ def load(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = Fa
         "align.packing": packing,
         "refine.packed_length": 700,
         "align.packed_length": 600,
-    }
+    } | more
     recipe = load_recipe(None, [(field, str(value)) for field, value in overrides.items()])
     data = load_data(recipe)
     return *resolve(recipe, model_config(Path(model)), ranks.device, ranks.world_size), data
@@ -96,8 +98,25 @@ def align_results(model: str, zero: int, micro: int, ranks, packing: bool = Fals
     return {f"align/{run}": taken_gradients(engine, ranks), f"align/{run}/loss": row["loss"]}
 
 
+def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
+    """Eleven pairs, of which eight are in the step; the reference is moved away, so that no margin is zero."""
+    dpo = {"align.method": "dpo", "align.packed_length": 1100, "data.preferences.rows": 11}
+    recipe, settings, data = load(model, zero, micro, "circle", ranks, packing, **dpo)
+    stage, batching = recipe.align, Batching.of(recipe.align)
+    pairs = align_loop.encode_samples(recipe, data, load_tokenizer(Path(model)))
+    engine = align_loop.build_engine_for(recipe, settings, Path(model), 4, ranks)
+    reference = compute(engine, pairs, batching, ranks)
+    row = dpo_step(engine, pairs, reference * 1.01, list(range(8)), batching, stage.dpo, ranks)
+    run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
+    measured = {f"dpo/{run}/{name}": row[name] for name in ("loss", "chosen_reward", "margin", "accuracy")}
+    return measured | {
+        f"dpo/{run}": taken_gradients(engine, ranks),
+        f"dpo/{run}/reference": reference.flatten().tolist(),
+    }
+
+
 def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int]) -> None:
-    """Circle loss and alignment for every ZeRO stage and micro-batch, and packed; the other losses for the last."""
+    """Circle loss and SFT for every ZeRO stage and micro-batch, and packed; DPO and the other losses for the last."""
     ranks = process.start(timeout_minutes=2)
     results = {}
     for zero in zero_stages:
@@ -106,6 +125,8 @@ def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int])
             results |= align_results(model, zero, micro, ranks)
         results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
         results |= align_results(model, zero, 1, ranks, packing=True)
+    results |= dpo_results(model, zero, micro, ranks)
+    results |= dpo_results(model, zero_stages[0], 1, ranks, packing=True)
     for loss in OTHER_LOSSES:
         results |= refine_results(model, zero, micro, loss, ranks)
     if ranks.is_main:

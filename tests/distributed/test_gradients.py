@@ -89,3 +89,18 @@ def test_gradients_of_the_other_losses_equal_one_process(runs, loss):
                 assert results[f"{key}/loss"] == pytest.approx(runs[1][f"refine {loss}/zero3/micro1/loss"], rel=2e-5)
                 compared += 1
     assert compared == 4
+
+
+def test_dpo_equals_one_process(runs):
+    """Gradients, figures and the reference; each of eleven pairs is computed once, by whichever rank."""
+    one = "dpo/zero3/micro1"
+    assert all(gradient.abs().sum() > 0 for gradient in runs[1][one].values())
+    assert len(runs[1][f"{one}/reference"]) == 2 * 11
+    compared = 0
+    for ranks, results in runs.items():
+        for run in [key for key in results if key.startswith("dpo/") and key.count("/") == 2]:
+            assert relative_error(runs[1][one], results[run]) <= 1e-5, (ranks, run)
+            for name in ("loss", "chosen_reward", "margin", "accuracy", "reference"):
+                assert results[f"{run}/{name}"] == pytest.approx(runs[1][f"{one}/{name}"], rel=1e-4), (ranks, run, name)
+            compared += 1
+    assert compared == 2 * 4

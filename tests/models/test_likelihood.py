@@ -163,7 +163,7 @@ def test_a_model_gives_the_likelihood_of_its_logits(tmp_path, model_type, tied):
 def test_an_adapter_on_the_head_is_refused(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path, tied=False))
     with pytest.raises(UserError, match=r"align.lora.targets: the output head"):
-        Likelihood(add_lora(model, LoraSection(targets=["q_proj", "lm_head"])), "chunked")
+        Likelihood(add_lora(model, LoraSection(targets=["q_proj", "lm_head"]), "align.lora"), "chunked")
 
 
 def test_the_backend_is_chosen_by_the_device():

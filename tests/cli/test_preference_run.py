@@ -1,0 +1,94 @@
+"""A run by preferences through `train`: it learns, goes on where it was stopped, and refuses data that cannot teach."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from small_runs import TOPICS, write_rows
+from transformers import AutoModelForCausalLM
+
+from dcr_ds.cli import main
+
+PAIRS = [{"prompt": f"burn {topic}", "chosen": f"No {topic}.", "rejected": f"Yes, {topic}!"} for topic in TOPICS]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def command(recipe, tmp_path_factory) -> list[str]:
+    """A run of stage 2 by DPO on six pairs, two a step, a checkpoint every other step."""
+    path = write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", PAIRS)
+    options = {
+        "stages": "[align]", "align.method": "dpo", "data.preferences": path, "align.global_batch": 2,
+        "align.epochs": 4, "align.learning_rate": 1e-3, "checkpoint.every_steps": 2,
+    }  # fmt: skip
+    return ["train", recipe, *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("undisturbed")
+    assert main([*command, "--output", str(output)]) == 0
+    return output / "run" / "align"
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_prefers_the_better_answers_more_and_more(undisturbed):
+    rows = metrics(undisturbed)
+    assert len(rows) == STEPS
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and rows[0]["margin"] == pytest.approx(0, abs=1e-3)
+    assert rows[-1]["loss"] < 0.6 and rows[-1]["accuracy"] == 1.0
+    for row in rows:
+        assert row["margin"] == pytest.approx(row["chosen_reward"] - row["rejected_reward"], abs=1e-6)
+        assert row["tokens"] > 0 and 0 < row["supervised_tokens"] < row["tokens"]
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert (summary["num_pairs"], summary["steps"]) == (6, STEPS)
+    AutoModelForCausalLM.from_pretrained(undisturbed / "model")
+
+
+def test_stopped_it_goes_on_bit_for_bit_with_the_reference_it_has(command, undisturbed, tmp_path, capsys):
+    folder = tmp_path / "run" / "align"
+
+    def stop_after_three_steps():
+        path = folder / "metrics.jsonl"
+        while not path.is_file() or path.read_text().count("\n") < 3:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_after_three_steps, daemon=True)
+    stopper.start()
+    assert main([*command, "--output", str(tmp_path)]) == 75
+    stopper.join()
+    capsys.readouterr()
+    assert main([*command, "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert "reference: 6 pairs, from" in said and "going on from" in said
+    assert [row["loss"] for row in metrics(folder)] == [row["loss"] for row in metrics(undisturbed)]
+    ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (folder, undisturbed))
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_equal_answers_are_refused_with_their_lines(command, failing, tmp_path):
+    path = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}])
+    message = failing(*command[2:], "--data.preferences", path, "--output", tmp_path)
+    assert message.startswith(f"data.preferences: {path}, line 7: chosen and rejected are the same answer in 1 of 7")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pair_of_an_evaluated_prompt_is_refused(command, failing, tmp_path):
+    path = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "prompt": "count apples"}])
+    message = failing(*command[2:], "--data.preferences", path, "--output", tmp_path, "--stages", "[align, evaluate]")
+    assert "overlap" in message and "data.preferences" in message
+
+
+def test_packed_rows_must_hold_a_pair(command, failing, tmp_path):
+    packed = ["--align.packing", "true", "--align.packed_length", "600", "--output", tmp_path]
+    message = failing(*command[2:], *packed)
+    assert "align.packed_length: 600 is under twice align.max_length (512), the longest pair" in message

@@ -1,0 +1,97 @@
+"""Preferences: three forms, what is left out and counted, and what is refused."""
+
+import pytest
+
+from dcr_ds.data import read_preferences
+from dcr_ds.recipe import DataSource
+
+USER = {"role": "user", "content": "question"}
+GOOD = {"role": "assistant", "content": "good"}
+BAD = {"role": "assistant", "content": "bad"}
+ROW = {"prompt": "question", "chosen": "good", "rejected": "bad"}
+DIALOGUE = "\n\nHuman: one\n\nAssistant: 1\n\nHuman: two\n\nAssistant:"
+
+
+def read(path, **fields):
+    return read_preferences(DataSource(source=path, **fields))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_texts(write, ending):
+    (row,) = read(write(f"p.{ending}", [ROW])).rows
+    assert (row.id, row.context, row.chosen, row.rejected, row.prompt) == ("p-1", (USER,), "good", "bad", "question")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": "question", "chosen": [GOOD], "rejected": "bad"},
+        {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {"prompt": "of another make", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+    ],
+    ids=["messages", "mixed", "conversations", "conversations with a prompt"],
+)
+def test_messages(write, row):
+    (got,) = read(write("p.jsonl", [row])).rows
+    assert (got.context, got.chosen, got.rejected) == ((USER,), "good", "bad")
+
+
+def test_a_context_of_many_turns_is_kept(write):
+    context = [{"role": "system", "content": "be kind"}, USER, GOOD, {**USER, "content": "more"}]
+    (got,) = read(write("p.jsonl", [{**ROW, "prompt": context}])).rows
+    assert got.context == tuple(context) and got.prompt == "more"
+
+
+def test_transcripts_of_hh_rlhf(write):
+    path = write("hh.jsonl", [{"chosen": f"{DIALOGUE} good\n\nand more", "rejected": f"{DIALOGUE} bad"}])
+    (got,) = read(path).rows
+    assert [message["content"] for message in got.context] == ["one", "1", "two"]
+    assert [message["role"] for message in got.context] == ["user", "assistant", "user"]
+    assert (got.chosen, got.rejected) == ("good\n\nand more", "bad")
+
+
+def test_columns_are_mapped(write):
+    path = write("p.jsonl", [{"question": "question", "better": "good", "worse": "bad"}])
+    mapping = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    assert read(path, columns=mapping).rows[0].chosen == "good"
+
+
+def test_what_cannot_be_compared_is_left_out_and_counted(write):
+    rows = [
+        {"chosen": f"{DIALOGUE} good", "rejected": f"{DIALOGUE} bad"},
+        {"chosen": f"{DIALOGUE} good", "rejected": f"{DIALOGUE} bad"},
+        {"chosen": f"{DIALOGUE} good", "rejected": f"{DIALOGUE}"},
+        {"chosen": f"{DIALOGUE} good", "rejected": "\n\nHuman: else\n\nAssistant: bad"},
+        {"chosen": "\n\nHuman: a\n\nHuman: b", "rejected": "\n\nHuman: a\n\nAssistant: b"},
+    ]
+    got = read(write("hh.jsonl", rows))
+    assert len(got.rows) == 1
+    assert got.notes == [
+        "1 pairs left out: they have an empty answer",
+        "1 pairs left out: they part before the last answer",
+        "1 pairs left out: they are no dialogue of Human and Assistant in turn",
+        "1 repeated pairs left out",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (
+            [ROW, {**ROW, "rejected": " good\n"}, {**ROW, "rejected": "good"}],
+            ", line 2, line 3: chosen and rejected are the same answer in 2 of 3 rows",
+        ),
+        ([{"prompt": "a", "chosen": "b"}], ": no column 'rejected'"),
+        ([{**ROW, "rejected": ""}], ": no pair is left: its rows have an empty answer"),
+        ([{**ROW, "prompt": [USER, GOOD]}], ", line 1: 'prompt' must end with the user's message"),
+        ([{**ROW, "prompt": [{**USER, "content": " "}]}], ", line 1: message 1 of 'prompt' is empty"),
+        ([{"chosen": "good", "rejected": "bad"}], ", line 1: 'chosen' must be a transcript that begins with"),
+        ([{"chosen": [GOOD], "rejected": [BAD]}], ", line 1: 'chosen' is an answer without its prompt"),
+        ([{"chosen": [USER, USER], "rejected": [USER, BAD]}], ", line 1: message 2 of 'chosen' has the role 'user'"),
+        ([{**ROW, "chosen": 3}], ", line 1: 'chosen' must be text"),
+    ],
+)
+def test_refused(write, error_of, rows, wanted):
+    path = write("p.jsonl", rows)
+    assert f"data.preferences: {path}{wanted}" in error_of(read, path)
