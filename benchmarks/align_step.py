@@ -17,7 +17,8 @@ same DeepSpeed configuration, precision, AdamW, constant learning rate, and conv
 
 Each arm runs in a process of its own with a time limit; one that fails or runs out of memory becomes a row that says
 so. The first steps are not timed. Losses are compared over the first steps where the batches are the same: all but
-the packed arms of TRL, which packs the data set as a whole. On a CPU seconds are CPU seconds.
+the packed arms of TRL, which packs the data set as a whole and draws its rows at random. On a CPU seconds are those of
+the CPU.
 
 MFU counts the model's FLOP at real tokens, each conversation attending to itself, the head at supervised tokens, three
 times a forward pass; nothing recomputed, no padding.
@@ -198,12 +199,16 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     recipe, settings = resolved_recipe(options, ranks, {"align.packing": "true"})
     rows = conversations(options)
     packed, on_gpu = arm in ("trl-packed", "trl-varlen"), options.device == "cuda"
-    mean = sum(len(ids) for ids, _ in rows) / len(rows)
-    rows_a_pass = min(8, options.batch) if arm == "trl-default" else recipe.align.micro_batch
-    passes = -(-options.batch // rows_a_pass)
+    total_steps = options.warmup + options.steps
     if packed:  # rows of max_length tokens; as many tokens a pass as ours, or eight rows where the mask is a square
-        rows_a_pass = max(1, recipe.align.packed_length // options.max_length) if arm == "trl-varlen" else 8
-        passes = max(1, round(options.batch * mean / (rows_a_pass * options.max_length)))
+        rows_a_step = max(1, sum(len(ids) for ids, _ in rows) // options.max_length // total_steps)
+        most = max(1, recipe.align.packed_length // options.max_length) if arm == "trl-varlen" else 8
+        passes = -(-rows_a_step // most)
+        rows_a_pass = rows_a_step // passes
+    else:
+        most = 8 if arm == "trl-default" else recipe.align.micro_batch
+        rows_a_pass = next(size for size in range(min(most, options.batch), 0, -1) if options.batch % size == 0)
+        passes = options.batch // rows_a_pass
     best = {"gradient_checkpointing": False, "use_liger_kernel": on_gpu} if arm != "trl-default" else {}
     # what "auto" stands for is filled in by the trainer
     deepspeed = settings.deepspeed | {"gradient_accumulation_steps": "auto", "train_batch_size": "auto"}
@@ -215,14 +220,14 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
         ),
         args=SFTConfig(
             output_dir=tempfile.mkdtemp(),
-            max_steps=options.warmup + options.steps,
+            max_steps=total_steps,
             per_device_train_batch_size=rows_a_pass,
             gradient_accumulation_steps=passes,
             learning_rate=options.learning_rate,
             lr_scheduler_type="constant",
             max_length=options.max_length,
             packing=packed,
-            train_sampling_strategy="sequential",
+            train_sampling_strategy="random" if packed else "sequential",
             deepspeed=deepspeed,
             bf16=on_gpu,
             use_cpu=not on_gpu,
@@ -249,16 +254,21 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     trainer.add_callback(Clock())
     trainer.train()
     steps.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    used = trainer.train_dataset
-    figures = []
-    for step in range(len(steps.ends)):
-        start = step * rows_a_pass * passes
-        taken = used[start : start + rows_a_pass * passes]
-        pieces = taken["seq_lengths"] if packed else [[len(ids)] for ids in taken["input_ids"]]
-        lengths = [length for piece in pieces for length in piece]
-        supervised = sum(label != -100 for labels in taken["labels"] for label in labels)
-        figures.append((sum(lengths), supervised, flop_of(options, lengths, supervised)))
-    return steps.result(*map(list, zip(*figures, strict=True)), float(passes))
+    return steps.result(*trl_work(options, trainer.train_dataset, rows_a_pass * passes, packed), float(passes))
+
+
+def trl_work(options: argparse.Namespace, used: Any, rows_a_step: int, packed: bool) -> list[list[float]]:
+    """Tokens, supervised tokens and FLOP of each step; of packed rows, drawn at random, the mean over the data set."""
+    work = []
+    for row in used:
+        lengths = row["seq_lengths"] if packed else [len(row["input_ids"])]
+        supervised = sum(label != -100 for label in row["labels"])
+        work.append((sum(lengths), supervised, flop_of(options, lengths, supervised)))
+    work = numpy.array(work, dtype=float)  # [rows, 3]
+    total_steps = options.warmup + options.steps
+    if packed:
+        return [[float(value) * rows_a_step] * total_steps for value in work.mean(0)]
+    return work.reshape(total_steps, rows_a_step, 3).sum(1).T.tolist()
 
 
 def tokenizer():
@@ -343,12 +353,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--arms", help=f"of {', '.join((*OURS, *TRL))} (default: by device)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--zero", type=int, choices=(0, 1, 2, 3), default=2, help="ZeRO stage (default: 2)")
-    parser.add_argument("--batch", type=int, help="conversations a step (default: 256 on a GPU, else 8)")
+    parser.add_argument("--batch", type=int, help="conversations a step (default: 8; on a GPU 256, above 1B 64)")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of the longest conversation")
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones (default: 3)")
-    parser.add_argument("--steps", type=int, help="timed steps (default: 10 on a GPU, else 3)")
-    parser.add_argument("--budget", type=int, default=150, help="seconds an arm may take, loading included")
+    parser.add_argument("--steps", type=int, help="timed steps (default: 8 on a GPU, else 3)")
+    parser.add_argument("--budget", type=int, default=200, help="seconds an arm may take, loading included")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--tiny", action="store_true", help="a small shape and few short conversations")
@@ -360,8 +370,9 @@ def parse() -> argparse.Namespace:
         parser.error("--device cuda: there is no GPU; leave it out")
     if options.tiny:
         options.shape, options.max_length = "tiny", min(options.max_length, 128)
-    options.batch = options.batch or (256 if options.device == "cuda" and not options.tiny else 8)
-    options.steps = options.steps or (10 if options.device == "cuda" else 3)
+    small = options.shape in ("smollm2-135m", "qwen2.5-0.5b")
+    options.batch = options.batch or (8 if options.device == "cpu" or options.tiny else 256 if small else 64)
+    options.steps = options.steps or (8 if options.device == "cuda" else 3)
     options.arms = options.arms.split(",") if options.arms else ARMS[options.device]
     if unknown := set(options.arms) - {*OURS, *TRL}:
         parser.error(f"--arms: {', '.join(sorted(unknown))}: not among {', '.join((*OURS, *TRL))}")
