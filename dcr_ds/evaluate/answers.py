@@ -1,7 +1,8 @@
 """The file of a benchmark's answers: what of it is there, how it goes on, and how it is finished; whoever generates.
 
-A row is {id, prompt, completion, tokens, finish, template_hash, settings_hash}. `tokens` are those generated, the end
-of the turn included; `finish` is "stop" where the model ended its turn and "length" where it was cut off.
+A row is {id, category, prompt, completion, tokens, finish, template_hash, settings_hash}. `category` is that of the
+benchmark, or null; `tokens` are those generated, the end of the turn included; `finish` is "stop" where the model ended
+its turn and "length" where it was cut off.
 """
 
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ def answer_row(questions: Questions, index: int, completion: str, tokens: int, f
     prompt = questions.prompts[index]
     return {
         "id": prompt.id,
+        "category": prompt.category,
         "prompt": prompt.prompt,
         "completion": completion,
         "tokens": tokens,

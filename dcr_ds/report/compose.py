@@ -12,7 +12,7 @@ from dcr_ds.report.figures import ModelPoint, tradeoff_figure, tradeoff_points
 from dcr_ds.report.headline import headline
 from dcr_ds.report.measured import Benchmark, measured_benchmarks
 from dcr_ds.report.read import Run
-from dcr_ds.report.results import category_tables, differences_table, results_table
+from dcr_ds.report.results import category_differences_table, category_tables, differences_table, results_table
 from dcr_ds.report.tables import percent
 
 WARNING = (
@@ -135,10 +135,13 @@ def _categories(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> l
     if not tables:
         return []
     told = (
-        "Below each bar the 95% Wilson interval; the number of prompts is beside the name. With few prompts and many "
-        "categories some differ by chance: a place to look at, no finding."
+        "Below each bar the 95% Wilson interval; the number of prompts is beside the name. Differences are paired, "
+        "with 95% intervals as above. With few prompts and many categories some differ by chance: a place to look at, "
+        "no finding."
     )
-    return [Paragraph(told), *tables]
+    differences = {one.title: category_differences_table(columns, one) for one in benchmarks}
+    pairs = [(table, differences[table.caption]) for table in tables]
+    return [Paragraph(told), *(table for pair in pairs for table in pair if table)]
 
 
 def _advice(runs: Sequence[Run]) -> list[str]:

@@ -49,6 +49,17 @@ def mean_difference(benchmarks: Sequence[Benchmark], column: int, reference: int
     )
 
 
+def category_differences(benchmark: Benchmark, column: int, reference: int) -> dict[str, Difference]:
+    """By category a column's rate less the reference's; nothing where the answers or their categories were not kept."""
+    names = np.array([name or "" for name in benchmark.categories])
+    found = {}
+    for name in sorted(set(benchmark.categories) - {None}):
+        outcomes = [one if one is None else one[:, names == name] for one in benchmark.outcomes]
+        if one := mean_difference([replace(benchmark, outcomes=outcomes)], column, reference):
+            found[name] = one
+    return found
+
+
 def mean_rate(benchmarks: Sequence[Benchmark], column: int) -> Mean | None:
     """The mean of a column's rates; None where one of them is missing."""
     rates = [benchmark.rates[column] for benchmark in benchmarks]

@@ -42,6 +42,7 @@ class Benchmark:
     judge: str
     rates: list[Rate | None]
     outcomes: list[np.ndarray | None] = field(repr=False)  # [seeds, prompts] of 0 and 1, prompts alike in all columns
+    categories: list[str | None] = field(repr=False)  # of the prompts of `outcomes`
     note: str | None  # what is not as one expects
 
     @property
@@ -83,6 +84,8 @@ def _measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
     kept = [results for entry in entries for results in entry if results.answers]
     keys, note = _common_prompts(name, kept)
     outcomes = [_outcomes(entry, keys) for entry in entries]
+    first = keyed_answers(kept[0]) if kept else {}
+    categories = [first[key].category for key in keys]
     subset = keys if note else None
     rates = [_rate(entry, subset, outcome) for entry, outcome in zip(entries, outcomes, strict=True)]
     judges = sorted({results.judge for entry in entries for results in entry})
@@ -90,7 +93,7 @@ def _measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
         told = f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable."
         note = f"{note} {told}" if note else told
     metric = next(results.score["metric"] for entry in entries for results in entry)
-    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, note)
+    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, categories, note)
 
 
 def _asks(results: BenchmarkResults | None, wanted: str) -> bool:

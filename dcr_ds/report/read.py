@@ -20,6 +20,7 @@ class Answer:
     prompt: str
     completion: str
     labels: dict[str, str]
+    category: str | None  # None also where an earlier version wrote the row
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _read_benchmark(path: Path) -> BenchmarkResults:
             row["prompt"],
             row["completion"],
             {name: labels[name][row["id"]] for name in _first(judge, labels) if row["id"] in labels[name]},
+            row.get("category"),
         )
         for row in rows
     }

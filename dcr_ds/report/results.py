@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dcr_ds.report.columns import Column, reference_column, rivals
-from dcr_ds.report.differences import Difference, difference, mean_difference
+from dcr_ds.report.differences import Difference, category_differences, difference, mean_difference
 from dcr_ds.report.document import Cell, Row, Table
 from dcr_ds.report.measured import NOT_JUDGED, Benchmark, Rate
 from dcr_ds.report.tables import NOTHING, count, number, percent, points, words
@@ -57,6 +57,26 @@ def category_tables(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) 
             ]
             tables.append(Table(benchmark.title, [columns[i].title for i in shown], [("", rows)]))
     return tables
+
+
+def category_differences_table(columns: Sequence[Column], benchmark: Benchmark) -> Table | None:
+    """Each model less the reference in each category of a benchmark; None where there is nothing to compare."""
+    reference = reference_column(columns)
+    if reference is None:
+        return None
+    at = list(columns).index(reference)
+    found = {i: category_differences(benchmark, i, at) for i in range(len(columns))}
+    shown = [i for i, differences in found.items() if len(differences) > 1]
+    if not shown:
+        return None
+    rows = [
+        Row(
+            f"{words(name)} ({benchmark.categories.count(name)})", [_difference_cell(found[i].get(name)) for i in shown]
+        )
+        for name in found[shown[0]]
+    ]
+    caption = f"{benchmark.title}, difference to {reference.title} in percentage points"
+    return Table(caption, [columns[i].title for i in shown], [("", rows)])
 
 
 def loss_change(loss: float, base: float) -> str:

@@ -53,7 +53,7 @@ def test_a_server_that_dies_half_way_is_asked_only_for_the_rest(tmp_path):
         questions = prepare_remote(BENCHMARK, questions.file, 8, again)
         ask_questions(questions, endpoint(server), ONE)
     assert len(server.requests) == len(PROMPTS) - len(kept)
-    assert read_jsonl(questions.file)[: len(kept)] == kept and are_answered(questions)
+    assert all(row in read_jsonl(questions.file) for row in kept) and are_answered(questions)
 
 
 def test_an_endpoint_gets_scores_and_its_cost(tmp_path):

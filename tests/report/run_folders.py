@@ -58,6 +58,7 @@ def write_benchmark(
     rows = [
         {
             "id": f"{i}",
+            **({"category": categories[i]} if categories else {}),
             "prompt": f"{home.name} prompt {i}?",
             "completion": texts[i] if texts else TEXTS[answer],
             "settings_hash": settings_hash,

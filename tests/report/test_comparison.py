@@ -13,7 +13,7 @@ from dcr_ds.report.differences import difference, mean_difference, pareto_front
 from dcr_ds.report.headline import headline
 from dcr_ds.report.markdown import table_rows, written
 from dcr_ds.report.read import read_run
-from dcr_ds.report.results import category_tables, differences_table
+from dcr_ds.report.results import category_differences_table, category_tables, differences_table
 
 STL = ("align", "evaluate")
 
@@ -120,6 +120,23 @@ def test_categories_show_as_shares(pair):
     rows = table.groups[0][1]
     assert [row.name for row in rows] == ["homo nyms (10)", "law (30)"]
     assert rows[0].cells[-1].share == 0 and rows[1].cells[-1].share == pytest.approx(2 / 3)
+
+
+def test_differences_by_category_are_paired(pair):
+    categories = ["homo_nyms"] * 10 + ["law"] * 30
+    for folder, answers in zip(pair, ("n" * 20 + "y" * 20, "n" * 5 + "y" * 35), strict=True):
+        write_benchmark(folder / "evaluate/aligned/seeming", "comply", list(answers), categories=categories)
+    comparison = compared(pair)
+    table = category_differences_table(comparison.columns, comparison.benchmarks[0])
+    assert table.header == ["DCR"]
+    (name, cell), (other, same) = ((row.name, row.cells[0]) for row in table.groups[0][1])
+    assert (name, other) == ("homo nyms (10)", "law (30)")
+    assert cell.text == "+50.0" and cell.details[0].startswith("+20.0 to +80.0") and same.text == "+33.3"
+
+
+def test_answers_of_an_earlier_version_have_no_differences_by_category(pair):
+    comparison = compared(pair)
+    assert category_differences_table(comparison.columns, comparison.benchmarks[0]) is None
 
 
 def test_agreement_of_judges(pair):
