@@ -1,8 +1,10 @@
 """Load whole models, with the attention kernel and precision resolved."""
 
+import importlib.metadata
 from pathlib import Path
 
 import torch
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
@@ -12,6 +14,7 @@ from dcr_ds.models.four_bit import loading_options, settle
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+FLASH_ATTN = "2.7"
 NO_SDPA = ("gemma2",)  # caps its attention logits, which sdpa cannot; flash-attn and eager can
 
 
@@ -44,9 +47,19 @@ def _flash_hindrance(dtype: str, device: torch.device) -> str:
         return "the GPU is older than Ampere"
     if dtype != "bfloat16":
         return "float32 training"
-    if not is_flash_attn_2_available():
-        return "flash-attn is not installed (pip install 'dcr-ds[flash]')"
-    return ""
+    return _flash_attn_missing()
+
+
+def _flash_attn_missing() -> str:
+    """Why the package flash-attn cannot be used, "" where it can."""
+    wanted = f"pip install -U 'flash-attn>={FLASH_ATTN}' --no-build-isolation"
+    try:
+        version = importlib.metadata.version("flash-attn")
+    except importlib.metadata.PackageNotFoundError:
+        return f"flash-attn is not installed ({wanted})"
+    if Version(version) < Version(FLASH_ATTN):
+        return f"flash-attn {version} is too old ({wanted})"
+    return "" if is_flash_attn_2_available() else f"flash-attn {version} does not work with this transformers"
 
 
 def load_causal_lm(

@@ -1,5 +1,6 @@
 """LoRA: only the adapter trains, and the merged model is the wrapped one; attention kernels by model and device."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -193,6 +194,23 @@ def test_attention_on_a_cpu(asked, model_type, wanted, dtype):
 def test_attention_that_cannot_work_is_refused(asked, model_type, why):
     with pytest.raises(UserError, match=f"model.attention: .*{why}"):
         resolve_attention(asked, model_type, "bfloat16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("installed", "why"), [({}, "flash-attn is not installed"), ({"flash-attn": "2.5.9"}, "2.5.9 is too old")]
+)
+def test_flash_attn_that_is_missing_or_too_old_is_said_to_be(monkeypatch, installed, why):
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda")
+    assert resolve_attention("auto", "llama", "bfloat16", gpu)[0] == "sdpa"
+    with pytest.raises(UserError, match=f"flash_attention_2 cannot be used: .*{why}.*flash-attn>=2.7.*auto or sdpa"):
+        resolve_attention("flash_attention_2", "llama", "bfloat16", gpu)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
