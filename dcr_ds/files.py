@@ -1,5 +1,6 @@
 """Small files that are whole or absent, also after a crash: written aside, flushed to the disk, renamed."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,3 +14,15 @@ def write_whole(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())  # a rename may reach the disk before the content does
     aside.replace(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some file systems have no such call
+            raise
+    finally:
+        os.close(descriptor)

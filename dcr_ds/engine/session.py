@@ -21,7 +21,7 @@ from typing import Any
 import deepspeed
 
 from dcr_ds.engine.build import gradient_norm
-from dcr_ds.engine.checkpoint import load_newest, save_checkpoint
+from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.ranks import Ranks, barrier
 from dcr_ds.engine.stop import StopFlag
@@ -57,8 +57,8 @@ class Session:
         self.stage, self.recipe, self.engine, self.folder, self.ranks = stage, recipe, engine, folder, ranks
         self.section = getattr(recipe, stage)
         self.total_steps = total_steps
-        self.checkpoints = folder / "checkpoints"
-        found = load_newest(engine, self.checkpoints, ranks)
+        self.checkpoints = Checkpoints(engine, folder / "checkpoints", recipe.checkpoint.keep, ranks)
+        found = self.checkpoints.load_newest()
         self.is_new = found is None
         self.step, self.state = found or (0, {"tokens": 0, "seconds": 0.0})
         self._started = started - self.state["seconds"]
@@ -78,6 +78,7 @@ class Session:
 
     def __exit__(self, *error: Any) -> None:
         self._opened.__exit__(*error)
+        self.checkpoints.close()
 
     def take_step(self, row: dict[str, Any], sample_ids: Sequence[str]) -> None:
         """Let the optimizer take the step whose gradients are accumulated, and complete its row.
@@ -115,10 +116,10 @@ class Session:
         self.state["seconds"] = time.monotonic() - self._started
         stopping = self._stop.agreed()
         if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
-            keep = self.recipe.checkpoint.keep
-            save_checkpoint(self.engine, self.checkpoints, self.step, self.state, keep, self.ranks)
+            self.checkpoints.save(self.step, self.state)
         if stopping and not is_last:
-            raise Stopped(f"{self.stage}: stopped at step {self.step}, saved in {self.checkpoints}")
+            self.checkpoints.settle()
+            raise Stopped(f"{self.stage}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the stage as done with its summary.json; its checkpoints are not needed any more."""
@@ -131,7 +132,7 @@ class Session:
         }
         if self.ranks.is_main:
             write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         barrier(self.ranks)
 
     @property
@@ -143,6 +144,6 @@ class Session:
         if not math.isfinite(loss):
             raise Diverged(
                 f"{self.stage}: the loss is {loss} at step {self.step + 1}; no weight was changed by it. Samples of "
-                f"the step: {', '.join(sample_ids)}. Checkpoints before it are kept in {self.checkpoints}; lower "
-                f"{self.stage}.learning_rate, or look at the data"
+                f"the step: {', '.join(sample_ids)}. Checkpoints before it are kept in {self.checkpoints.folder}; "
+                f"lower {self.stage}.learning_rate, or look at the data"
             )

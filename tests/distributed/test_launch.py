@@ -131,6 +131,15 @@ def test_killed_run_goes_on_bit_for_bit(two_ranks, recipe, tmp_path, stage, step
         assert first == second
 
 
+def test_run_of_two_ranks_goes_on_with_one(two_ranks, recipe, tmp_path):
+    process = start(deepspeed(recipe, "--output", str(tmp_path), ranks=2))
+    kill_after(process, tmp_path / "tiny", "align", 3, signal.SIGKILL)
+    process.communicate()
+    output = finish(start([sys.executable, "train.py", recipe, "--output", str(tmp_path)]))
+    assert "saved by 2 ranks under ZeRO stage 3; converting it for 1" in output and "going on from" in output
+    assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=2e-3)
+
+
 def test_python_alone_stops_on_sigterm_with_75_and_goes_on(two_ranks, recipe, tmp_path):
     """One process, ZeRO-2: no launcher and no MPI. It also agrees with two ranks under ZeRO-3."""
     command = [sys.executable, "train.py", recipe, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero2.json"]

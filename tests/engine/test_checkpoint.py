@@ -3,14 +3,26 @@
 import json
 import random
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_engine import make_engine, train
 
 from dcr_ds.engine.build import trained_weights
-from dcr_ds.engine.checkpoint import MANIFEST, load_newest, save_checkpoint
+from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.engine.manifest import MANIFEST, seal
 from dcr_ds.errors import UserError
+
+
+def save_checkpoint(engine, folder, step, state, keep, ranks):
+    checkpoints = Checkpoints(engine, folder, keep, ranks)
+    checkpoints.save(step, state)
+    checkpoints.settle()
+
+
+def load_newest(engine, folder, ranks):
+    return Checkpoints(engine, folder, 1, ranks).load_newest()
 
 
 @pytest.fixture(scope="module")
@@ -144,10 +156,19 @@ def test_what_latest_says_is_not_trusted(saved, folder, engine, ranks):
     assert load_newest(engine, folder, ranks)[0] == 3
 
 
-def test_another_number_of_ranks_is_refused(folder, engine, ranks):
+def test_a_manifest_covers_itself(saved, folder, engine, ranks, capsys):
     manifest = folder / "step-00000003" / MANIFEST
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
-    with pytest.raises(UserError, match="saved by 4 ranks, this run has 1; launch with as many"):
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"state": {"tokens": 301}}))
+    assert_falls_back(engine, folder, ranks, saved, capsys)
+
+
+def test_another_layout_of_the_files_is_refused(folder, engine, ranks):
+    """One of ZeRO-3, by any number of ranks, where this run has ZeRO-0."""
+    newest = folder / "step-00000003"
+    (newest / MANIFEST).unlink()
+    seal(newest, 3, world_size=4, zero_stage=3, state={})
+    with pytest.raises(UserError, match="saved under ZeRO stage 3, which stage 0 cannot load; go on with"):
         load_newest(engine, folder, ranks)
 
 
@@ -160,14 +181,42 @@ def test_the_newest_are_kept(tmp_path, engine, ranks, keep):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *kept]
 
 
-def test_a_damaged_later_checkpoint_does_not_push_out_the_one_just_saved(folder, engine, ranks):
-    """Gone on from step 2 since step 3 is damaged, stopped at once, with keep: 1."""
+def test_a_damaged_later_checkpoint_does_not_push_out_the_one_that_is_whole(folder, engine, ranks):
+    """Gone on from step 2 since step 3 is damaged, stopped at once, gone on again, with keep: 1."""
     for step in (1, 3):
         (folder / f"step-{step:08d}" / MANIFEST).unlink()
-    assert load_newest(engine, folder, ranks)[0] == 2
-    save_checkpoint(engine, folder, 2, {"tokens": 200}, keep=1, ranks=ranks)
-    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000002"]
-    assert load_newest(engine, folder, ranks) == (2, {"tokens": 200})
+    checkpoints = Checkpoints(engine, folder, 1, ranks)
+    assert checkpoints.load_newest()[0] == 2
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    checkpoints.save(2, {"tokens": 200})
+    checkpoints.settle()
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before  # it is there already
+    checkpoints.save(3, {"tokens": 333})
+    checkpoints.settle()
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000003"]
+    assert load_newest(engine, folder, ranks) == (3, {"tokens": 333})
+
+
+def test_an_older_one_stays_until_the_next_is_whole(folder, engine, ranks, monkeypatch):
+    def failing(*arguments):
+        raise OSError(28, "No space left on device", str(folder))
+
+    checkpoints = Checkpoints(engine, folder, 1, ranks)
+    checkpoints.load_newest()
+    monkeypatch.setattr("dcr_ds.engine.checkpoint.seal", failing)
+    checkpoints.save(4, {})  # goes on: the thread fails
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(5, {})
+    assert load_newest(engine, folder, ranks)[0] == 3
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(folder, engine, ranks, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match="step-00000004.partial: needs .* GB and the disk has 1e-06 GB left"):
+        save_checkpoint(engine, folder, 4, {}, keep=1, ranks=ranks)
+    assert sorted(folder.rglob("*")) == before
+    assert load_newest(engine, folder, ranks)[0] == 3
 
 
 def test_frozen_weights_are_not_saved(tmp_path, engine, ranks):
