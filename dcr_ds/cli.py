@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dcr_ds.arguments import DEFAULT_RECIPE, parse_train
-from dcr_ds.engine.ranks import is_main_process, set_environment
+from dcr_ds.engine.ranks import is_lost_rank, is_main_process, set_environment
 from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
 from dcr_ds.recipe import DataSource, field_rows, json_schema, load_recipe
 
@@ -20,8 +20,6 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACC
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path goes through a file, or is a folder
 # how torch and safetensors word a write that failed; neither raises OSError
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
-# how gloo and NCCL word that another rank is gone
-LOST_RANK_WORDS = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
 RANK_0_SPEAKS_SECONDS = 5
 
 # What each command's module offers is `run(arguments) -> exit code`; imported only when it is asked for.
@@ -71,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Diverged as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
-        if not any(words in str(error) for words in LOST_RANK_WORDS):
+        if not is_lost_rank(error):
             raise
         time.sleep(2 * RANK_0_SPEAKS_SECONDS)  # the rank that ended tells why, and the launcher ends this one
         return _fail(f"another rank ended before this one; what it says tells why ({str(error)[:200]})", 1)

@@ -9,7 +9,7 @@ from dcr_ds.environment import describe_environment
 from dcr_ds.errors import UserError
 from dcr_ds.models.source import model_config, prepare_source
 from dcr_ds.recipe import Recipe
-from dcr_ds.run_folder import clear_stages, open_run, save_run, stage_done
+from dcr_ds.run_folder import clear_stages, open_run, run_alone, save_run, stage_done
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -24,23 +24,24 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     if not dry_run:
         recipe = open_run(recipe, redo)
 
-    ranks = process.start()
-    try:
-        from dcr_ds.engine.resolve import resolve
+    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.engine.stop import stopping_at_once
+    from dcr_ds.engine.watchdog import Watchdog
 
+    with Watchdog(recipe.watchdog.hang_minutes) as watchdog, stopping_at_once(), process.joined() as ranks:
+        watchdog.join(ranks)
         recipe, settings = resolve(recipe, model_config(source), ranks.device, ranks.world_size)
         if dry_run:
             from dcr_ds.dry_run import describe_run
 
             process.say(ranks, describe_run(recipe, settings, source, data, ranks.world_size))
             return
-        if ranks.is_main:
-            clear_stages(recipe, redo)
-        _describe(recipe, settings, data, ranks)
-        _run_stages(recipe, settings, source, data, ranks)
-        process.barrier(ranks)
-    finally:
-        process.close()
+        with run_alone(recipe, ranks):
+            if ranks.is_main:
+                clear_stages(recipe, redo)
+            _describe(recipe, settings, data, ranks)
+            _run_stages(recipe, settings, source, data, ranks)
+            process.barrier(ranks)
 
 
 def _run_stages(recipe: Recipe, settings, source: Path, data: RunData, ranks) -> None:

@@ -3,17 +3,22 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
+from dcr_ds.engine.ranks import Ranks, from_main
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_whole
 from dcr_ds.recipe import STAGES, Recipe, dump_recipe
 
+LOCK_SECONDS = 60
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
-FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "checkpoint")
+FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "checkpoint", "watchdog")
 RESULTS = {
     "refine": ("checkpoints", "model", "summary.json"),
     "align": ("checkpoints", "model", "summary.json"),
@@ -51,6 +56,31 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
             "again with --redo align"
         )
     return _keep_resolved(recipe, saved) if saved else recipe
+
+
+@contextmanager
+def run_alone(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
+    """Hold the run folder against a second run in it. All ranks; the lock ends with rank 0's process, however it ends.
+
+    Raises:
+        UserError: another run is still there after `LOCK_SECONDS`; the ranks of one that was killed end within them.
+    """
+    lock = FileLock(recipe.folder / ".lock", timeout=LOCK_SECONDS)
+    taken = True
+    if ranks.is_main:
+        try:
+            lock.acquire()
+        except Timeout:
+            taken = False
+    if not from_main(taken, ranks):
+        raise UserError(
+            f"{recipe.folder}: another run is under way in this folder; wait for it, end it, or give this one another "
+            "--name"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def clear_stages(recipe: Recipe, redo: str | None) -> None:

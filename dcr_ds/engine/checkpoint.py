@@ -11,6 +11,7 @@ start from scratch.
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,12 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import flush, write_whole
 
 BYTES_A_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
+SLOW_DISK = 100e6  # bytes a second
 SPARE = 1.05  # of the bytes a checkpoint is expected to take: its small files, and blocks that are not full
 
 
 class Checkpoints:
-    """The checkpoints of a stage in one folder. Every method: all ranks.
-
-    Attributes:
-        seconds: what the last save took from its beginning until it was whole, on rank 0; None before there was one.
-    """
+    """The checkpoints of a stage in one folder. Every method: all ranks."""
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, folder: Path, keep: int, ranks: Ranks):
         """
@@ -40,7 +38,7 @@ class Checkpoints:
             keep: so many of the newest are kept.
         """
         self.engine, self.folder, self.keep, self.ranks = engine, folder, keep, ranks
-        self.seconds: float | None = None
+        self._seconds: float | None = None  # of the last save, from its beginning until it was whole; rank 0
         self.expected_bytes = int(BYTES_A_WEIGHT * num_trained(engine.module))
         self._last_step: int | None = None  # of the one saved or loaded last, which is whole
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -72,8 +70,13 @@ class Checkpoints:
                 flush(file)
         barrier(self.ranks)
         if self.ranks.is_main:
-            self._sealing = self._thread.submit(self._seal, partial, final, step, dict(state), started)
+            self._sealing = self._thread.submit(self._seal, partial, final, step, deepcopy(state), started)
         self._last_step = step
+
+    @property
+    def expected_seconds(self) -> float:
+        """How long a save takes: as long as the last one took on rank 0, or else at a slow disk's speed."""
+        return self.expected_bytes / SLOW_DISK if self._seconds is None else self._seconds
 
     def settle(self) -> None:
         """Wait until the last save is whole and on the disk; an error of its thread is raised on all ranks."""
@@ -166,7 +169,7 @@ class Checkpoints:
         kept = [path for path in saved if path.name <= final.name][: self.keep]  # a later one was passed by as damaged
         for path in set(saved) - set(kept):
             shutil.rmtree(path, ignore_errors=True)
-        self.expected_bytes, self.seconds = int(SPARE * manifest.num_bytes), time.monotonic() - started
+        self.expected_bytes, self._seconds = int(SPARE * manifest.num_bytes), time.monotonic() - started
 
 
 def newest_whole(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:

@@ -7,12 +7,21 @@ is the one place the answer is read from; `set_environment` fills it in where no
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from dcr_ds.errors import Diverged, Stopped, UserError
+
 if TYPE_CHECKING:
     import torch
+
+# Longer than rank 0 ever judges or exports alone while the others wait. The watchdog ends what hangs long before.
+LONGEST_COLLECTIVE = timedelta(hours=6)
+# how gloo and NCCL word that another rank is gone
+LOST_RANK_WORDS = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,20 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def start(timeout_minutes: int = 30) -> Ranks:
+@contextmanager
+def joined() -> Iterator[Ranks]:
+    """A process group, left at the end; not after a fault of this rank, since leaving may wait for the others."""
+    ranks = start()
+    try:
+        yield ranks
+    except Exception as error:
+        if ranks.world_size == 1 or isinstance(error, UserError | Stopped | Diverged):
+            close()
+        raise
+    close()
+
+
+def start() -> Ranks:
     """Join the process group: NCCL where there is a GPU, gloo on a CPU. All ranks."""
     import deepspeed.ops
     import torch
@@ -67,7 +89,7 @@ def start(timeout_minutes: int = 30) -> Ranks:
         device, backend = torch.device("cpu"), "gloo"
         # DeepSpeed compiles a shared-memory all-reduce at every start on a CPU; only its inference uses it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(backend, timeout=timedelta(minutes=timeout_minutes), verbose=False)
+    deepspeed.init_distributed(backend, timeout=LONGEST_COLLECTIVE, verbose=False)
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, device)
 
 
@@ -105,6 +127,11 @@ def from_main(value: Any, ranks: Ranks) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=0, device=ranks.device)
     return box[0]
+
+
+def is_lost_rank(error: BaseException | None) -> bool:
+    """Whether a collective failed because another rank is no longer there."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_RANK_WORDS)
 
 
 def say(ranks: Ranks, text: str) -> None:

@@ -23,11 +23,16 @@ import deepspeed
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
-from dcr_ds.engine.ranks import Ranks, barrier
+from dcr_ds.engine.ranks import Ranks, barrier, say
+from dcr_ds.engine.spikes import SpikeDetector
 from dcr_ds.engine.stop import StopFlag
+from dcr_ds.engine.watchdog import heartbeat
 from dcr_ds.errors import Diverged, Stopped
 from dcr_ds.files import write_whole
 from dcr_ds.recipe import Recipe
+
+MARGIN = 1.5
+MARGIN_SECONDS = 5.0  # until the process has ended
 
 
 class Session:
@@ -62,6 +67,8 @@ class Session:
         self.is_new = found is None
         self.step, self.state = found or (0, {"tokens": 0, "seconds": 0.0})
         self._started = started - self.state["seconds"]
+        self._spikes = SpikeDetector(self.state)
+        self._longest_step, self._boundary = 0.0, time.monotonic()
 
     def __enter__(self) -> "Session":
         recipe = self.recipe
@@ -89,10 +96,11 @@ class Session:
         Raises:
             Diverged: the loss is not finite; no weight was changed.
         """
-        self._refuse_loss(row["loss"], sample_ids)
+        self._check_loss(row["loss"], sample_ids)
         row["learning_rate"] = self.engine.get_lr()[0]
         self.engine.step()
         self.step += 1
+        heartbeat(f"{self.stage} step {self.step}, {self.samples} samples")
         self.state["tokens"] += row["step_tokens"]
         self.state.setdefault("loss_first", row["loss"])
         self.state["loss_last"] = row["loss"]
@@ -114,7 +122,7 @@ class Session:
             Stopped: a stop was asked for, the state is saved, and this was not the last step.
         """
         self.state["seconds"] = time.monotonic() - self._started
-        stopping = self._stop.agreed()
+        stopping = self._stop.agreed(self._seconds_needed())
         if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
             self.checkpoints.save(self.step, self.state)
         if stopping and not is_last:
@@ -123,7 +131,8 @@ class Session:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the stage as done with its summary.json; its checkpoints are not needed any more."""
-        summary = self.state | summary
+        self.checkpoints.settle()
+        summary = {name: value for name, value in self.state.items() if name != "recent_losses"} | summary
         summary |= {
             "steps": self.step,
             "samples": self.samples,
@@ -139,11 +148,29 @@ class Session:
     def samples(self) -> int:
         return self.step * self.section.global_batch
 
-    def _refuse_loss(self, loss: float, sample_ids: Sequence[str]) -> None:
+    def _seconds_needed(self) -> float:
+        """What must be left before a deadline at this boundary: another step, a save, and half as much again."""
+        now = time.monotonic()
+        self._longest_step, self._boundary = max(self._longest_step, now - self._boundary), now
+        return MARGIN * (self._longest_step + self.checkpoints.expected_seconds) + MARGIN_SECONDS
+
+    def _check_loss(self, loss: float, sample_ids: Sequence[str]) -> None:
         """Raise before the step is taken, the same on all ranks: the loss is of all of them."""
+        step, reaction = self.step + 1, self.recipe.watchdog.loss_spike
+        samples = f"Samples of the step: {', '.join(sample_ids)}"
+        kept = f"Checkpoints before it are kept in {self.checkpoints.folder}"
         if not math.isfinite(loss):
             raise Diverged(
-                f"{self.stage}: the loss is {loss} at step {self.step + 1}; no weight was changed by it. Samples of "
-                f"the step: {', '.join(sample_ids)}. Checkpoints before it are kept in {self.checkpoints.folder}; "
+                f"{self.stage}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {kept}; "
                 f"lower {self.stage}.learning_rate, or look at the data"
             )
+        usual = self._spikes.note(loss)
+        if usual is None or reaction == "off":
+            return
+        told = f"{self.stage}: the loss jumps to {loss:.4g} at step {step}, where {usual:.4g} is usual"
+        if reaction == "stop":
+            raise Diverged(
+                f"{told}; no weight was changed by it. {samples}. {kept}; lower {self.stage}.learning_rate, look at "
+                "the data, or go on past it with --watchdog.loss_spike warn"
+            )
+        say(self.ranks, f"{told}. {samples}")

@@ -134,7 +134,16 @@ class AlignSection(StageSection):
 
 class CheckpointSection(Section):
     every_steps: PositiveInt = Field(25, description="save the training state this often, within a stage")
-    keep: PositiveInt = Field(1, description="whole checkpoints kept")
+    keep: PositiveInt = Field(2, description="checkpoints kept; the older ones are there in case the disk damages one")
+
+
+class WatchdogSection(Section):
+    hang_minutes: float = Field(
+        30.0, gt=0, description="end the run, saying where each rank is, when no rank has gone on for so long"
+    )
+    loss_spike: Literal["stop", "warn", "off"] = Field(
+        "stop", description="what happens at a loss far above those of the last steps, before its step is taken"
+    )
 
 
 STAGES = ("refine", "align", "evaluate")
@@ -154,6 +163,7 @@ class Recipe(Section):
     align: AlignSection = AlignSection()
     evaluate: EvaluateSection = EvaluateSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    watchdog: WatchdogSection = WatchdogSection()
     deepspeed: str | dict[str, Any] = Field(
         "ds_configs/zero2.json", description="DeepSpeed config: a file or a mapping"
     )

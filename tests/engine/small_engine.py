@@ -3,6 +3,7 @@
 import torch
 
 from dcr_ds.engine.build import build_engine, stage_config
+from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.recipe import StageSection
 
 STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
@@ -33,3 +34,13 @@ def train(engine, steps):
     for step in steps:
         accumulate(engine, step)
         engine.step()
+
+
+def save_checkpoint(engine, folder, step, state, keep, ranks):
+    checkpoints = Checkpoints(engine, folder, keep, ranks)
+    checkpoints.save(step, state)
+    checkpoints.settle()
+
+
+def load_newest(engine, folder, ranks):
+    return Checkpoints(engine, folder, 1, ranks).load_newest()

@@ -7,22 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_engine import make_engine, train
+from small_engine import load_newest, make_engine, save_checkpoint, train
 
 from dcr_ds.engine.build import trained_weights
 from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.engine.manifest import MANIFEST, seal
 from dcr_ds.errors import UserError
-
-
-def save_checkpoint(engine, folder, step, state, keep, ranks):
-    checkpoints = Checkpoints(engine, folder, keep, ranks)
-    checkpoints.save(step, state)
-    checkpoints.settle()
-
-
-def load_newest(engine, folder, ranks):
-    return Checkpoints(engine, folder, 1, ranks).load_newest()
 
 
 @pytest.fixture(scope="module")
