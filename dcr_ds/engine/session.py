@@ -23,12 +23,12 @@ import deepspeed
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.engine.ranks import Ranks, barrier, say
 from dcr_ds.engine.spikes import SpikeDetector
 from dcr_ds.engine.stop import StopFlag
-from dcr_ds.engine.watchdog import heartbeat
 from dcr_ds.errors import Diverged, Stopped
-from dcr_ds.files import write_whole
+from dcr_ds.files import flush, write_whole
 from dcr_ds.recipe import Recipe
 
 MARGIN = 1.5
@@ -140,6 +140,9 @@ class Session:
             "peak_memory_bytes": peak_memory_bytes(self.ranks.device),
         }
         if self.ranks.is_main:
+            for exported in ("model", "adapter"):
+                for path in (self.folder / exported).rglob("*"):
+                    flush(path)
             write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         barrier(self.ranks)

@@ -24,9 +24,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from torch.distributed import TCPStore
 
+from dcr_ds.engine.progress import heartbeat, progress
 from dcr_ds.engine.ranks import Ranks, from_main, is_lost_rank
 from dcr_ds.errors import Diverged, Stopped, UserError
 
@@ -36,22 +38,6 @@ LOST_SECONDS = 3 * POLL_SECONDS  # once a collective has failed, since then some
 STORE_TIMEOUT = timedelta(seconds=30)
 OTHERS_SPEAK_SECONDS = 5.0  # what fails on one rank mostly fails on all, and rank 0 then tells it
 LAUNCHERS = ("deepspeed", "torchrun", "deepspeed.launcher.launch", "torch.distributed.run", "torch.distributed.launch")
-
-
-@dataclass
-class _Progress:
-    """How far this process is; there is one run a process."""
-
-    place: str = "the start"
-    since: float = 0.0
-
-
-_progress = _Progress()
-
-
-def heartbeat(place: str) -> None:
-    """Note that this rank goes on, and where it is, in words."""
-    _progress.place, _progress.since = place, time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -65,6 +51,14 @@ class Sign:
     heard: float
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """Why a run ends, the same on all ranks."""
+
+    text: str
+    kind: Literal["gone", "failed", "hang"]
+
+
 class Watchdog:
     """While entered, watches this run. All ranks."""
 
@@ -73,28 +67,30 @@ class Watchdog:
         self.gone_seconds = GONE_SECONDS
         self._launchers = _launchers()
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
         self._ranks: Ranks | None = None
         self._store: TCPStore | None = None
         self._watched = range(0)
         self._signs: dict[int, Sign] = {}
         self._count = 0
+        self._verdict: Verdict | None = None
 
     def __enter__(self) -> "Watchdog":
         heartbeat("the start")
-        self._thread.start()
+        self._threads[0].start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if is_lost_rank(error):
             self.gone_seconds = LOST_SECONDS
-            self._over.wait(5 * POLL_SECONDS)  # rank 0 sees who it is, and ends this process; or nobody is missing
+            self._over.wait(LOST_SECONDS + 3 * POLL_SECONDS)  # time to see who it is, and to end this process
         self._over.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(2 * POLL_SECONDS)
         is_fault = isinstance(error, Exception) and not isinstance(error, UserError | Stopped | Diverged)
-        if self._store is not None and is_fault:
+        if is_fault and not is_lost_rank(error) and self._store is not None:
             with suppress(RuntimeError):
-                self._store.set("verdict", json.dumps([f"{self._me()}: {type(error).__name__}: {error}"[:500], False]))
+                self._tell(Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
 
     def join(self, ranks: Ranks) -> None:
         """Watch all ranks together, once they have joined the process group. All ranks."""
@@ -104,48 +100,56 @@ class Watchdog:
         if ranks.is_main:
             own = TCPStore(host, 0, is_master=True, timeout=STORE_TIMEOUT, wait_for_workers=False)
         port = from_main(own.port if own else None, ranks)
-        store = own or TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
+        self._store = own or TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
         self._watched = range(ranks.world_size) if ranks.is_main else range(1)
         self._signs = {rank: Sign(0, "unknown", "the start", 0.0, time.monotonic()) for rank in self._watched}
-        self._ranks, self._store = ranks, store
+        self._ranks = ranks
+        self._threads.append(threading.Thread(target=self._keep_exchanging, name="watchdog store", daemon=True))
+        self._threads[-1].start()
 
     def _watch(self) -> None:
         while not self._over.wait(POLL_SECONDS):
-            if dead := [pid for pid in self._launchers if not Path(f"/proc/{pid}").exists()]:
+            if dead := [pid for pid in self._launchers if not _is_alive(pid)]:
                 _end(f"{self._me()}: the launcher (process {dead[0]}) was killed")
-            elif self._store is None:
-                silent = time.monotonic() - _progress.since
+            elif self._ranks is None:
+                silent = time.monotonic() - progress.since
                 if silent > self.hang_seconds:
                     _end(f"{self._me()}: nothing has gone on for {silent / 60:.3g} minutes", is_hang=True)
-            else:
-                self._watch_together()
+            elif gone := self._who_is_gone([0]):
+                _end(gone)
+            elif verdict := self._verdict:
+                patience = OTHERS_SPEAK_SECONDS if verdict.kind == "failed" else 0
+                if not self._over.wait(patience):
+                    _end(verdict.text if self._ranks.is_main else "", is_hang=verdict.kind == "hang")
 
-    def _watch_together(self) -> None:
-        try:
-            text, is_hang = self._verdict()
-        except RuntimeError:  # the store is gone, and rank 0 with it, or it is frozen
-            text, is_hang = self._who_is_gone([0]), False
-        if text and not self._over.wait(0 if is_hang else OTHERS_SPEAK_SECONDS):
-            _end(text if self._ranks.is_main or self._who_is_gone([0]) else "", is_hang)
+    def _keep_exchanging(self) -> None:
+        """In a thread of its own: where rank 0 is frozen, a question to its store waits for ever."""
+        with suppress(RuntimeError):  # the store's process is dead; asked again, it would print a trace each time
+            while self._verdict is None and not self._over.wait(POLL_SECONDS):
+                self._verdict = self._exchange()
 
-    def _verdict(self) -> tuple[str, bool]:
-        """Why the run must end, or "", and whether it hangs."""
+    def _exchange(self) -> Verdict | None:
+        """Give a sign, take note of the others', and see what follows from them."""
         self._count += 1
-        silent = time.monotonic() - _progress.since
-        sign = [self._count, platform.node(), _progress.place, silent]
+        silent = time.monotonic() - progress.since
+        sign = [self._count, platform.node(), progress.place, silent]
         self._store.set(f"rank/{self._ranks.rank}", json.dumps(sign))
         if self._store.check(["verdict"]):
-            text, is_hang = json.loads(self._store.get("verdict"))
-            return text, is_hang
+            return Verdict(*json.loads(self._store.get("verdict")))
         for rank in self._watched:
             self._listen(rank)
-        text, is_hang = self._who_is_gone(self._watched), False
-        if self._ranks.is_main:
-            if not text and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
-                text, is_hang = f"no rank has gone on for {self.hang_seconds / 60:g} minutes: {self._places()}", True
-            if text:
-                self._store.set("verdict", json.dumps([text, is_hang]))
-        return text, is_hang
+        verdict = None
+        if gone := self._who_is_gone(self._watched):
+            verdict = Verdict(gone, "gone")
+        elif self._ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
+            text = f"no rank has gone on for {self.hang_seconds / 60:g} minutes: {self._places()}"
+            verdict = Verdict(text, "hang")
+        if verdict and self._ranks.is_main:
+            self._tell(verdict)
+        return verdict
+
+    def _tell(self, verdict: Verdict) -> None:
+        self._store.set("verdict", json.dumps([verdict.text, verdict.kind]))
 
     def _listen(self, rank: int) -> None:
         """Take note of a rank's sign, where it is a new one."""
@@ -171,7 +175,7 @@ class Watchdog:
         return "; ".join(f"{place}: rank {', '.join(ranks)}" for place, ranks in by_place.items())
 
     def _me(self) -> str:
-        return f"rank {os.environ.get('RANK', '0')} on node {platform.node()}, at {_progress.place}"
+        return f"rank {os.environ.get('RANK', '0')} on node {platform.node()}, at {progress.place}"
 
 
 def _end(text: str, is_hang: bool = False) -> None:
@@ -192,5 +196,18 @@ def _launchers() -> list[int]:
             is_python = Path(words[0]).name.startswith("python")
             if is_python and any(Path(word).name in LAUNCHERS for word in words[1:6]):
                 found.append(pid)
-            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            pid = int(_stat(pid)[1])
     return found
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie that its parent has not asked for."""
+    try:
+        return _stat(pid)[0] != "Z"
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and the rest of what /proc tells of a process, after its name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.engine.ranks import Ranks, sum_over_ranks
 from dcr_ds.models.chat import Encoded
 
@@ -27,6 +28,7 @@ def general_loss(
     for batch in batches[ranks.rank :: ranks.world_size]:
         chosen = [conversations[index] for index in batch]
         loss, tokens = _batch_loss(model, chosen, pad_id)
+        heartbeat("evaluate, loss on general answers")
         sums += torch.stack((loss, loss.new_tensor(tokens), loss.new_tensor(len(chosen)))).to(ranks.device)
     total, tokens, n = sum_over_ranks(sums, ranks).tolist()
     return {"loss": total / tokens, "tokens": int(tokens), "n": int(n)}

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Prompt
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.engine.ranks import Ranks, barrier, from_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish, own_file
@@ -93,6 +94,7 @@ def answer_questions(
             out.write("".join(json_line(row) for row in rows).encode())
             out.flush()
             spend(time.perf_counter() - start)
+            heartbeat(f"evaluate {questions.name}, batch {number + 1} of {len(batches)}")
             bar.update()
     barrier(ranks)
     if ranks.is_main:

@@ -8,6 +8,7 @@ rows are written in the order of the answers, whole or not at all. Both files ar
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.files import hash_of, json_line, read_jsonl, write_jsonl
 from dcr_ds.evaluate.judges.base import Answer, Judge, Verdict
@@ -75,6 +76,7 @@ def _judge_and_note(
             out.write(json_line({"key": key, **verdict._asdict()}))
             out.flush()
             judged[key] = verdict
+            heartbeat(f"evaluate, judge {judge.name}, {len(judged)} of {len(missing)} verdicts")
     if lost := len(missing) - len(judged):  # a verdict that is missing must never shrink a score silently
         raise RuntimeError(f"{judge.name}: no verdict on {lost} of {len(missing)} answers")
     return judged

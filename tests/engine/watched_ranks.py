@@ -1,0 +1,37 @@
+"""Launched by test_watchdog.py as one or two ranks without a launcher: MODE and HANG_MINUTES of the watchdog.
+
+Prints "ready" once the ranks have joined.
+"""
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch
+import torch.distributed
+
+from dcr_ds.engine import watchdog
+from dcr_ds.engine.progress import heartbeat
+from dcr_ds.engine.ranks import Ranks
+
+mode, hang_minutes = sys.argv[1], float(sys.argv[2])
+watchdog.POLL_SECONDS, watchdog.GONE_SECONDS, watchdog.OTHERS_SPEAK_SECONDS = 0.3, 4.0, 1.0
+watchdog.LOST_SECONDS, watchdog.STORE_TIMEOUT = 1.5, timedelta(seconds=2)
+rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+with watchdog.Watchdog(hang_minutes) as dog:
+    torch.distributed.init_process_group("gloo")
+    dog.join(Ranks(rank, world_size, rank, torch.device("cpu")))
+    heartbeat(f"align step {7 + rank}, 28 samples")
+    time.sleep(3 * watchdog.POLL_SECONDS)  # until the others have heard of it
+    print("ready", flush=True)
+    if mode == "rank 1 fails" and rank == 1:
+        raise MemoryError("nothing left")
+    if mode == "rank 0 goes on" and rank == 0:  # the others wait for it, longer than a hang may last
+        for number in range(5):
+            time.sleep(1)
+            heartbeat(f"judge {number}")
+    if mode == f"rank {rank} sleeps":
+        time.sleep(60)
+    torch.distributed.barrier()
+torch.distributed.destroy_process_group()
