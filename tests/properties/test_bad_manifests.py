@@ -1,0 +1,66 @@
+"""Whatever a manifest says: only what describes the very files beside it is taken for a checkpoint."""
+
+import hashlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import changed, damaged, examples
+
+from dcr_ds.engine.manifest import MANIFEST, Manifest, seal, verify
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    (folder / "zero").mkdir()
+    (folder / "zero" / "optimizer.pt").write_bytes(b"moments")
+    (folder / "model.pt").write_bytes(b"weights")
+    seal(folder, 3, 2, 3, {"tokens": 30, "gap": 0.1 + 0.2, "start": None})
+    return folder
+
+
+@pytest.fixture
+def whole(checkpoint):
+    """The sealed folder; put back as it was after each test."""
+    text = (checkpoint / MANIFEST).read_bytes()
+    yield checkpoint, text
+    (checkpoint / MANIFEST).write_bytes(text)
+
+
+def sealed_again(values):
+    """The values with a hash that fits them."""
+    if isinstance(values, dict):
+        values.pop("sha256", None)
+        values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    return values
+
+
+def is_verified_or_refused(folder):
+    manifest, fault = verify(folder)
+    assert (manifest is None) == bool(fault)
+    for name, facts in manifest.files.items() if manifest else ():
+        assert (folder / name).read_bytes() and facts.bytes == len((folder / name).read_bytes())
+        assert facts.sha256 == hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return manifest
+
+
+@examples(150)
+@given(data=st.data())
+def test_other_bytes_are_refused(whole, data):
+    folder, text = whole
+    other = data.draw(damaged(text) | st.binary(max_size=40))
+    (folder / MANIFEST).write_bytes(other)
+    manifest = is_verified_or_refused(folder)
+    assert manifest is None or json.loads(other) == json.loads(text)  # white space may differ
+
+
+@examples(150)
+@given(data=st.data())
+def test_other_values_under_a_hash_that_fits(whole, data):
+    folder, text = whole
+    values = sealed_again(data.draw(changed(json.loads(text))))
+    (folder / MANIFEST).write_text(json.dumps(values))
+    manifest = is_verified_or_refused(folder)
+    assert manifest is None or isinstance(manifest, Manifest)
