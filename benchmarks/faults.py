@@ -155,6 +155,7 @@ def until(run: Run, happened: Callable[[], bool], seconds_between: float) -> boo
 def random_moment(run: Run, chance: random.Random) -> None:
     """Wait for some moment of the start, or of one of the next steps."""
     if chance.random() < 0.15:
+        until(run, lambda: len(run.processes(ranks_only=True)) == RANKS, 0.1)
         time.sleep(chance.uniform(0, 10))
         return
     target = run.num_steps() + chance.randint(1, 4)
