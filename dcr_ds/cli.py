@@ -20,7 +20,7 @@ CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACC
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path goes through a file, or is a folder
 # how torch and safetensors word a write that failed; neither raises OSError
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
-RANK_0_SPEAKS_SECONDS = 5
+RANK_0_SPEAKS_SECONDS = 10
 
 # What each command's module offers is `run(arguments) -> exit code`; imported only when it is asked for.
 COMMANDS = {
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if not is_lost_rank(error):
             raise
-        time.sleep(2 * RANK_0_SPEAKS_SECONDS)  # the rank that ended tells why, and the launcher ends this one
+        time.sleep(RANK_0_SPEAKS_SECONDS)  # the rank that ended tells why, and the launcher ends this one
         return _fail(f"another rank ended before this one; what it says tells why ({str(error)[:200]})", 1)
     except KeyboardInterrupt:
         return _end("interrupted; the same command goes on from the last checkpoint", 128 + 2)
