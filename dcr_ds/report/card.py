@@ -31,6 +31,12 @@ WHAT = {
         "and refusals."
     ),
     "STL": "Safety fine-tuned on general conversations and refusals, without DCR's refinement before it: a baseline.",
+    "DPO": "Aligned by direct preference optimisation (DPO) on pairs of a better and a worse answer.",
+    "DCR + DPO": (
+        "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
+        "refinement (DCR, Discernment via Contrastive Refinement), then direct preference optimisation (DPO) on pairs "
+        "of a better and a worse answer."
+    ),
 }
 CITATION = "DCR: Lu, Xu, Sun, Li, Shi, ICLR 2026, arXiv 2603.03323."
 

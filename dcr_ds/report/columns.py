@@ -66,7 +66,7 @@ def seed_groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
 
 
 def group_titles(groups: Sequence[tuple[Run, ...]]) -> list[str]:
-    """STL or DCR where there is one of the kind, else names of runs, or folders where names are equal."""
+    """STL, DCR or DPO where there is one of the kind, else names of runs, or folders where names are equal."""
     firsts = [group[0] for group in groups]
     kinds, names = Counter(run.kind for run in firsts), Counter(run.name for run in firsts)
     titles = [

@@ -71,9 +71,11 @@ class Run:
 
     @property
     def kind(self) -> str | None:
-        """DCR: refined, then aligned. STL: aligned only. None: not aligned."""
+        """DCR: refined, then aligned. STL: aligned only. DPO: aligned by preferences. None: not aligned."""
         if self.align is None and "align" not in self.recipe["stages"]:
             return None
+        if self.recipe.get("align", {}).get("method") == "dpo":
+            return "DCR + DPO" if self.has_refine else "DPO"
         return "DCR" if self.has_refine else "STL"
 
 

@@ -34,6 +34,19 @@ def test_a_model_that_was_not_evaluated_says_so(trained, tmp_path):
     assert not card.data.eval_results
 
 
+@pytest.mark.parametrize("stages", [("refine", "align", "evaluate"), ("align", "evaluate")])
+def test_alignment_by_preferences_is_called_so(tmp_path, stages):
+    runs = [write_run(tmp_path / name, stages, align={"method": name}) for name in ("sft", "dpo")]
+    for run in runs:
+        (run / "align/model").mkdir()
+        write_report([run], tmp_path / f"{run.name}.md")
+    sft, dpo = (ModelCard.load(run / "align/model/README.md").text for run in runs)
+    assert "preference optimisation" in dpo and "general conversations" not in dpo
+    assert "preference optimisation" not in sft and "general conversations" in sft
+    write_report(runs, tmp_path / "both.md")
+    assert ("DCR + DPO" if "refine" in stages else " DPO ") in (tmp_path / "both.md").read_text()
+
+
 def test_a_local_source_is_no_hub_id(tmp_path):
     run = write_run(tmp_path / "run", model={"source": "/data/models/base"})
     (run / "align/model").mkdir()
