@@ -28,6 +28,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,8 +302,10 @@ def measure(options: argparse.Namespace, arm: str) -> dict[str, Any]:
             return {"status": "ok"} | json.loads(result.read())
     if "OutOfMemoryError" in log or "out of memory" in log:
         return {"status": "oom"}
-    last = [line for line in log.splitlines() if line.strip()][-1:] or ["no message"]
-    return {"status": f"failed: {last[0][:200]}"}
+    lines = [line.removeprefix("[rank0]: ") for line in log.splitlines() if line.strip()]
+    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    message = (raised or lines or [f"code {code}"])[-1]
+    return {"status": f"failed: {message[:200]}"}
 
 
 def gpu_bytes() -> int:

@@ -54,6 +54,33 @@ def test_logits_are_those_of_each_row_alone(tmp_path, rows, model_type, attentio
     assert (contaminated - alone).abs().max() > 0.1  # the rows are such that contamination would show
 
 
+def reference_kernel(query, key, value, bounds, key_bounds, longest, longest_key, *, scale, window_size):
+    """What PyTorch documents of varlen_attn, in plain operations: [N, H, d], a row after the other, causal windows."""
+    assert torch.equal(bounds, key_bounds) and longest == longest_key == int(bounds.diff().max())
+    before, after = window_size
+    assert after == 0
+    outputs = []
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        q, k, v = (states[start:end].transpose(0, 1) for states in (query, key, value))
+        place = torch.arange(end - start)
+        distance = place[:, None] - place
+        seen = (distance >= 0) & ((distance <= before) if before >= 0 else True)
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
+def test_the_variable_length_kernel_is_given_rows_heads_and_windows_of_the_model(
+    tmp_path, rows, model_type, monkeypatch
+):
+    """The kernel itself needs a GPU; here a plain one of its documented contract stands in for it."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_kernel)
+    masked = logits(load(tmp_path, model_type, "sdpa"), rows, packed=True)
+    bounded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=varlen.NAME).eval()
+    torch.testing.assert_close(logits(bounded, rows, packed=True), masked, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel runs on a GPU only")
 @pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
 def test_the_variable_length_kernel_equals_the_block_diagonal_mask(tmp_path, rows, model_type):
