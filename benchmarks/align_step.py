@@ -9,16 +9,16 @@ answers with median 180 and σ 0.7, cut to --max-length together. Every arm has 
 same DeepSpeed configuration, precision, AdamW, constant learning rate, and conversations a step.
 
     ours-padded, ours-packed    `align.loop.train_step` and the engine's step, everything else `auto`
-    ours-chunked, ours-plain    packed, with the loss in chunks of PyTorch; with no fused kernels in the blocks
+    ours-liger, ours-plain      packed, with liger-kernel's loss at the head; with no fused kernels in the blocks
     trl-default                 SFTTrainer as it comes: padded to the longest, activations recomputed, 8 rows a pass
     trl-padded                  nothing recomputed, Liger's kernels on a GPU, as many rows a pass as ours
     trl-packed                  the same with packing=True and sdpa: rows kept apart by a block-diagonal mask
     trl-varlen                  the same with our variable-length attention in the place of flash-attn
 
 Each arm runs in a process of its own with a time limit; one that fails or runs out of memory becomes a row that says
-so. The first steps are not timed. Losses are compared over the first steps where the batches are the same: all but
-the packed arms of TRL, which packs the data set as a whole and draws its rows at random. On a CPU seconds are those of
-the CPU.
+so. They are started together and measured one after the other. The first steps are not timed. Losses are compared over
+the first steps where the batches are the same: all but the packed arms of TRL, which packs the data set as a whole and
+draws its rows at random. On a CPU seconds are those of the CPU.
 
 MFU counts the model's FLOP at real tokens, each conversation attending to itself, the head at supervised tokens, three
 times a forward pass; nothing recomputed, no padding.
@@ -46,13 +46,13 @@ from shapes import SHAPES, block_flop, config_of, head_flop, largest_that_fits, 
 OURS = {
     "ours-padded": {},
     "ours-packed": {"align.packing": "true"},
-    "ours-chunked": {"align.packing": "true", "align.loss_backend": "chunked"},
+    "ours-liger": {"align.packing": "true", "align.loss_backend": "liger"},
     "ours-plain": {"align.packing": "true", "model.kernels": "none"},
 }
 TRL = ("trl-default", "trl-padded", "trl-packed", "trl-varlen")
 ARMS = {
     "cpu": ["ours-padded", "ours-packed", "trl-default"],
-    "cuda": ["ours-packed", "trl-default", "trl-varlen", "trl-packed", "trl-padded", "ours-padded", "ours-chunked"],
+    "cuda": ["ours-packed", "trl-default", "trl-varlen", "trl-packed", "trl-padded", "ours-padded", "ours-liger"],
 }
 COMPARED = 5  # first steps whose losses are compared
 MEASURED = (
@@ -282,30 +282,36 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
-def measure(options: argparse.Namespace, arm: str) -> dict[str, Any]:
-    """An arm in a process of its own: its figures, and `status`: ok, oom, out of time, or how it failed."""
-    with tempfile.NamedTemporaryFile("r", suffix=".json") as result, tempfile.TemporaryFile("w+") as errors:
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", arm, "--model", options.model]
-        command += ["--shape", options.shape, "--result", result.name]
-        process = subprocess.Popen(command, stderr=errors, stdout=errors, start_new_session=True)
+class Arm:
+    """An arm in a process of its own. It imports what it needs at once, together with the others, and waits."""
+
+    def __init__(self, options: argparse.Namespace, name: str):
+        self.result, self.output = (Path(options.model, name + suffix) for suffix in (".result", ".output"))
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name, "--model", options.model]
+        command += ["--shape", options.shape, "--result", self.result]
+        with self.output.open("w") as output:
+            streams = {"stdin": subprocess.PIPE, "stdout": output, "stderr": output}
+            self.process = subprocess.Popen(command, **streams, text=True, start_new_session=True)
+
+    def measure(self, options: argparse.Namespace) -> dict[str, Any]:
+        """Let it go: its figures, and `status`: ok, oom, out of time, or how it failed."""
         try:
-            code = process.wait(options.budget)
+            self.process.communicate("go\n", options.budget)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
             return {"status": f"out of time: {options.budget} s"}
-        errors.seek(0)
-        log = errors.read()
+        log, code = self.output.read_text(), self.process.returncode
         if options.verbose or code:
             print(log[-3000:] if code else log, file=sys.stderr, flush=True)
         if code == 0:
-            return {"status": "ok"} | json.loads(result.read())
-    if "OutOfMemoryError" in log or "out of memory" in log:
-        return {"status": "oom"}
-    lines = [line.removeprefix("[rank0]: ") for line in log.splitlines() if line.strip()]
-    raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    message = (raised or lines or [f"code {code}"])[-1]
-    return {"status": f"failed: {message[:200]}"}
+            return {"status": "ok"} | json.loads(self.result.read_text())
+        if "OutOfMemoryError" in log or "out of memory" in log:
+            return {"status": "oom"}
+        lines = [line.removeprefix("[rank0]: ") for line in log.splitlines() if line.strip()]
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+        message = (raised or lines or [f"code {code}"])[-1]
+        return {"status": f"failed: {message[:200]}"}
 
 
 def gpu_bytes() -> int:
@@ -313,7 +319,12 @@ def gpu_bytes() -> int:
 
 
 def in_process(options: argparse.Namespace) -> None:
-    """The other side of `measure`."""
+    """The other side of `Arm`."""
+    import dcr_ds.align.loop  # noqa: F401
+
+    if options.one in TRL:
+        import trl  # noqa: F401
+    sys.stdin.readline()
     run: Callable = run_trl if options.one in TRL else run_ours
     Path(options.result).write_text(json.dumps(run(options, options.one)))
 
@@ -361,7 +372,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=2e-5)
     parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones (default: 3)")
     parser.add_argument("--steps", type=int, help="timed steps (default: 8 on a GPU, else 3)")
-    parser.add_argument("--budget", type=int, default=200, help="seconds an arm may take, loading included")
+    parser.add_argument("--budget", type=int, default=200, help="seconds an arm may take, building included")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--tiny", action="store_true", help="a small shape and few short conversations")
@@ -406,11 +417,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options.model = folder
         dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+        arms = {name: Arm(options, name) for name in options.arms}
         in_new_process(save_random, config_of(options.shape), Path(folder), dtype, options.device)
         print(f"{options.shape}, {options.batch} conversations a step, ZeRO {options.zero}")
         print(LINE.format(*TITLE), flush=True)
-        for arm in options.arms:
-            row = rows[arm] = {"losses": []} | measure(options, arm)
+        for arm, process in arms.items():
+            row = rows[arm] = {"losses": []} | process.measure(options)
             same_batches = arm not in ("trl-packed", "trl-varlen") and row["losses"]
             reference = reference or (row["losses"] if same_batches else [])
             difference = compare(row["losses"], reference) if same_batches else None

@@ -8,10 +8,11 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import date
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,16 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of a benchmark's file where nothing of an earlier measurement is alive."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def in_new_processes(calls: Sequence[tuple[Callable[..., Any], ...]]) -> list[Any]:
+    """The same of several calls (function, arguments …), one after the other; their imports are done together."""
+    with ExitStack() as stack:
+        new = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
+        pools = [stack.enter_context(new()) for _ in calls]
+        for pool in pools:
+            pool.submit(os.getpid)  # starts its process
+        return [pool.submit(*call).result() for pool, call in zip(pools, calls, strict=True)]
 
 
 def in_lean_process(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -36,7 +36,7 @@ import torch
 from deepspeed.utils import safe_get_full_optimizer_state
 from live_bytes import LiveBytes
 from pytorch_metric_learning.losses import CircleLoss
-from record import append, cpu_name, in_new_process, provenance
+from record import append, cpu_name, in_new_process, in_new_processes, provenance
 from shapes import SHAPES, block_flop, config_of, head_flop, mfu, save_random
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -304,8 +304,9 @@ def main() -> None:
             sizes = {name: getattr(options, name) for name in ("zero", "batch", "tokens", "threads", "dtype")}
             row = head | {"layer": layer} | sizes | {"steps": options.steps}
             setting = Setting(Path(folder), layer, **sizes)
-            row |= in_new_process(time_steps, setting, options.steps)
-            row |= {f"{name}_peak_bytes": in_new_process(peak_bytes, setting, name) for name in PROVIDERS}
+            apart = [(time_steps, setting, options.steps), *((peak_bytes, setting, name) for name in PROVIDERS)]
+            times, *peaks = in_new_processes(apart)
+            row |= times | {f"{name}_peak_bytes": peak for name, peak in zip(PROVIDERS, peaks, strict=True)}
             row["memory_ratio"] = row["ours_peak_bytes"] / row["theirs_peak_bytes"]
             show(row)
             if options.csv:

@@ -35,9 +35,7 @@ def resolve_loss_backend(asked: str, device: torch.device) -> tuple[Backend, str
         hindrance = "liger-kernel is not installed (pip install 'dcr-ds[gpu]')"
     if asked == "liger" and hindrance:
         raise UserError(f"align.loss_backend: liger cannot be used: {hindrance}; say auto or chunked")
-    if asked != "auto":
-        return asked, "as asked"
-    return ("chunked", hindrance) if hindrance else ("liger", "liger-kernel is installed")
+    return ("chunked", "larger chunks than liger-kernel's") if asked == "auto" else (asked, "as asked")
 
 
 class Likelihood(torch.nn.Module):

@@ -121,7 +121,7 @@ class AlignSection(StageSection):
     )
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
     loss_backend: Literal["auto", "liger", "chunked"] = Field(
-        "auto", description="who computes the loss at the head; auto: liger-kernel on a GPU where installed"
+        "auto", description="who computes the loss at the head: chunks of PyTorch (auto), or liger-kernel on a GPU"
     )
     adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
     lora: LoraSection = Field(LoraSection(), description="the adapter, with align.adapter: lora")

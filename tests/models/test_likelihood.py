@@ -168,7 +168,6 @@ def test_an_adapter_on_the_head_is_refused(tmp_path):
 
 def test_the_backend_is_chosen_by_the_device():
     cpu = torch.device("cpu")
-    assert resolve_loss_backend("auto", cpu) == ("chunked", "no GPU")
-    assert resolve_loss_backend("chunked", cpu)[0] == "chunked"
+    assert {resolve_loss_backend(asked, cpu)[0] for asked in ("auto", "chunked")} == {"chunked"}
     with pytest.raises(UserError, match="align.loss_backend: liger cannot be used: no GPU"):
         resolve_loss_backend("liger", cpu)
