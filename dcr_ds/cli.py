@@ -29,6 +29,7 @@ COMMANDS = {
     "ability": "dcr_ds.evaluate.ability_command",
     "compare-quality": "dcr_ds.evaluate.quality",
     "report": "dcr_ds.report.command",
+    "export": "dcr_ds.export.command",
     "slurm": "dcr_ds.cluster.submit",
 }
 
@@ -41,6 +42,7 @@ Usage:
   dcr-ds compare-quality A B --judge-url URL …      which of two models answers better, by a language model
   dcr-ds report RUN… [--out FILE]                   Markdown, one page, figures; seeds of a recipe combined
   dcr-ds slurm [--dry-run] [RECIPE] [--field …]     submit a run to SLURM: one job, a chain of stages, a sweep
+  dcr-ds export RUN|CHECKPOINT|ADAPTER --out DIR    safetensors for transformers and vLLM; --merge, --push HUB_ID
   dcr-ds schema                                     JSON schema of recipes, for editors
 
 Each but train and schema explains itself with --help.

@@ -8,7 +8,17 @@ from typing import Any
 
 from dcr_ds.recipe import PROJECT_ROOT
 
-PACKAGES = ("dcr-ds", "torch", "deepspeed", "transformers", "datasets", "peft", "safetensors", "flash-attn")
+PACKAGES = (
+    "dcr-ds",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "datasets",
+    "peft",
+    "safetensors",
+    "flash-attn",
+    "bitsandbytes",
+)
 # the variables of the environment that are recorded; no other is read: one of them may hold a secret
 SLURM = {"job": "SLURM_JOB_ID", "array_job": "SLURM_ARRAY_JOB_ID", "array_task": "SLURM_ARRAY_TASK_ID"}
 SLURM |= {"nodes": "SLURM_JOB_NODELIST", "restarts": "SLURM_RESTART_COUNT"}

@@ -18,7 +18,7 @@ FLOORS = (  # bottom up; rooms named together stand on one floor
     {"refine", "align", "evaluate"},
     {"report"},
     {"run_folder", "dry_run"},
-    {"pipeline", "evaluate_command"},
+    {"pipeline", "evaluate_command", "export"},
     {"cli"},
     {"__main__"},
 )

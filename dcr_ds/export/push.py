@@ -1,0 +1,44 @@
+"""Upload an exported folder to the hub."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from dcr_ds.errors import UserError
+from dcr_ds.export.write import run_and_stage
+from dcr_ds.files import write_whole
+from dcr_ds.report.card import STAGES, model_card
+from dcr_ds.report.compose import compare
+from dcr_ds.report.read import read_run
+
+
+def push(what: Path, stage: str | None, folder: Path, hub_id: str) -> str:
+    """Upload a folder that was exported from `what`, with the card of its run where it is of one; returns where it is.
+
+    Raises:
+        UserError: the hub cannot be reached or refuses it; the folder stays.
+    """
+    add_card(what, stage, folder)
+    api = HfApi()
+    try:
+        address = api.create_repo(hub_id, private=True, exist_ok=True)
+        api.upload_folder(repo_id=hub_id, folder_path=folder, commit_message="Exported by dcr-ds")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"--push {hub_id}: the hub cannot be reached or refuses it ({reason}); check the name, the network and "
+            f"HF_TOKEN. What was exported is in {folder}"
+        ) from None
+    return str(address)
+
+
+def add_card(what: Path, stage: str | None, folder: Path) -> None:
+    """Write the model card of a stage that is done as README.md of an exported folder, unless one is there."""
+    try:
+        run, stage, _ = run_and_stage(what, stage)
+    except UserError:  # an adapter that is in no run
+        return
+    if (run / stage / "summary.json").is_file() and not (folder / "README.md").is_file():
+        model = next(model for model, its_stage in STAGES.items() if its_stage == stage)
+        write_whole(folder / "README.md", model_card(compare([read_run(run)]), model))

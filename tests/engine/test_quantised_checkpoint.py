@@ -1,0 +1,62 @@
+"""A checkpoint of a run with 4-bit weights holds what trains, and the run goes on from it bit for bit."""
+
+import pytest
+import torch
+from tiny import make_model
+
+from dcr_ds.engine import ranks as process
+from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.models.adapters import add_lora
+from dcr_ds.models.trunk import load_trunk
+from dcr_ds.recipe import LoraSection, StageSection
+
+STAGE = StageSection(learning_rate=1e-2, optimizer="adamw8bit")
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            patch.setenv(name, "")  # put back as it was, after the module
+            patch.delenv(name)
+        process.set_environment()
+        yield process.start()
+        process.close()
+
+
+def make_engine(source, zero, ranks):
+    trunk = load_trunk(source, 2, torch.float32, "sdpa", "nf4", ranks.device)
+    torch.manual_seed(0)
+    model = add_lora(trunk, LoraSection(rank=4), "refine.lora").train()
+    config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, "float32", ranks)
+    return build_engine(model, STAGE, config, "constant", 9, ranks)
+
+
+def train(engine, steps):
+    for _ in range(steps):
+        engine.backward(engine(input_ids=IDS).last_hidden_state.square().mean(), scale_wrt_gas=False)
+        engine.step()
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_quantised_run_goes_on_bit_for_bit(tmp_path, ranks, zero):
+    source = make_model(tmp_path / "model", hidden_size=128, intermediate_size=256, head_dim=32)
+    engine = make_engine(source, zero, ranks)
+    train(engine, 2)
+    checkpoints = Checkpoints(engine, tmp_path / "checkpoints", 1, ranks)
+    checkpoints.save(2, {})
+    checkpoints.settle()
+    checkpoints.close()
+    train(engine, 2)
+    resumed = make_engine(source, zero, ranks)
+    assert Checkpoints(resumed, tmp_path / "checkpoints", 1, ranks).load_newest() == (2, {})
+    train(resumed, 2)
+    expected, got = trained_weights(engine, ranks), trained_weights(resumed, ranks)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert any(weight.abs().max() > 0 for name, weight in expected.items() if "lora_B" in name)
+
+    trained = sum(weight.numel() for weight in expected.values())
+    size = sum(file.stat().st_size for file in (tmp_path / "checkpoints").rglob("*.pt"))
+    assert size < 16 * trained  # weights, masters and moments; the frozen trunk would be as much again

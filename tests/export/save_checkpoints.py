@@ -1,0 +1,77 @@
+"""Launched by test_export.py on two ranks: for each ZeRO stage a run left off in stage 1, full-parameter, and another
+left off in stage 2, with LoRA; and beside each what the stage itself would have written."""
+
+import sys
+from pathlib import Path
+
+from dcr_ds.engine.ranks import set_environment
+
+set_environment()
+
+import torch
+
+from dcr_ds.engine import ranks as process
+from dcr_ds.engine.build import build_engine, sharded_loading, stage_config, trained_weights
+from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.engine.config import read_config
+from dcr_ds.models.adapters import add_lora, write_trained
+from dcr_ds.models.likelihood import Likelihood
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.trunk import load_trunk
+from dcr_ds.recipe import Recipe, dump_recipe, load_recipe
+
+IDS = torch.arange(3, 43).view(2, 20)
+
+
+def loss_of(engine, stage: str) -> torch.Tensor:
+    if stage == "refine":
+        return engine(input_ids=IDS).last_hidden_state.square().mean()
+    return engine(torch.arange(19), IDS[0, 1:], input_ids=IDS[:1])
+
+
+def leave_off(stage: str, recipe: Recipe, source: Path, ranks) -> None:
+    """Two steps of a stage, each with a checkpoint, and `expected` as the stage writes it at its end."""
+    section, folder = getattr(recipe, stage), recipe.folder
+    config = stage_config(read_config(recipe), section, "float32", ranks)
+    with sharded_loading(config):
+        if stage == "refine":
+            model = load_trunk(source, recipe.refine.layer, torch.float32, "sdpa")
+        else:
+            model = load_causal_lm(source, torch.float32, "sdpa", None)
+    if section.adapter == "lora":
+        torch.manual_seed(0)
+        model = add_lora(model, section.lora, f"{stage}.lora")
+    model.train()
+    held, kept = ("", "model.") if stage == "refine" else ("model.", "")
+    engine = build_engine(
+        model if stage == "refine" else Likelihood(model, "chunked"), section, config, "constant", 3, ranks
+    )
+    checkpoints = Checkpoints(engine, folder / stage / "checkpoints", 2, ranks)
+    for step in (1, 2):
+        engine.backward(loss_of(engine, stage), scale_wrt_gas=False)
+        engine.step()
+        checkpoints.save(step, {})
+        checkpoints.settle()
+    checkpoints.close()
+    weights = {name.removeprefix(held): weight for name, weight in trained_weights(engine, ranks).items()}
+    if ranks.is_main:
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+        write_trained(model, weights, source, folder / "expected", kept)
+
+
+def main(source: str, output: str) -> None:
+    ranks = process.start()
+    for zero in range(4):
+        for stage, adapter in (("refine", "none"), ("align", "lora")):
+            values = {
+                "name": f"{stage}-zero{zero}", "output": output, "model.source": source, "refine.layer": 2,
+                "deepspeed": f"ds_configs/zero{zero}.json", f"{stage}.adapter": adapter, "align.lora.rank": 4,
+                "refine.learning_rate": 1e-2, "align.learning_rate": 1e-2,
+            }  # fmt: skip
+            recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
+            leave_off(stage, recipe, Path(source), ranks)
+    process.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,165 @@
+"""What is exported is what the stage itself writes, whatever the ZeRO stage and ranks of the checkpoint."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from tiny import make_model, one_thread_environment
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dcr_ds.cli import main
+
+ROOT = Path(__file__).parents[2]
+STEP = "step-00000002"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("source") / "tiny", tied=False)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, source) -> Path:
+    """Runs of two ranks, left off after two steps: refine-zeroN, full-parameter, and align-zeroN, with LoRA."""
+    folder = tmp_path_factory.mktemp("runs")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    script = str(Path(__file__).with_name("save_checkpoints.py"))
+    done = subprocess.run(
+        [*command, script, str(source), str(folder)], cwd=ROOT, env=one_thread_environment(), text=True,
+        capture_output=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def export(tmp_path, capsys):
+    def run(*arguments, code=0):
+        capsys.readouterr()
+        assert main(["export", *map(str, arguments), "--out", str(tmp_path / "out")]) == code
+        assert not (tmp_path / "out.partial").exists() and not (tmp_path / "out.partial.adapter").exists()
+        return tmp_path / "out" if code == 0 else capsys.readouterr().err.removeprefix("error: ").strip()
+
+    return run
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_a_full_parameter_checkpoint_is_the_model_that_the_stage_writes(runs, source, export, zero):
+    run = runs / f"refine-zero{zero}"
+    out = export(run)
+    assert contents(out) == contents(run / "expected" / "model")
+    assert not torch.equal(
+        *(load_file(each / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] for each in (out, source))
+    )
+    assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
+    assert AutoTokenizer.from_pretrained(out).chat_template
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_an_adapters_checkpoint_is_the_adapter_that_the_stage_writes(runs, source, export, zero):
+    run = runs / f"align-zero{zero}"
+    out = export(run / "align" / "checkpoints" / STEP)
+    assert contents(out) == contents(run / "expected" / "adapter")
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(source), out)
+    assert any(weight.abs().sum() > 0 for name, weight in model.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_an_adapters_checkpoint_merged_is_the_model_that_the_stage_writes(runs, export, zero):
+    run = runs / f"align-zero{zero}"
+    assert contents(export(run, "--merge", "--stage", "align")) == contents(run / "expected" / "model")
+
+
+def test_an_adapter_is_merged_or_copied(runs, export):
+    expected = runs / "align-zero0" / "expected"
+    shutil.rmtree(export(expected / "adapter"))
+    assert contents(export(expected / "adapter", "--merge")) == contents(expected / "model")
+
+
+def test_an_older_checkpoint_is_exported_by_name(runs, export):
+    newest = contents(runs / "refine-zero2" / "expected" / "model")
+    older = export(runs / "refine-zero2" / "refine" / "checkpoints" / "step-00000001")
+    assert contents(older)["model.safetensors"] != newest["model.safetensors"]
+
+
+@pytest.fixture
+def done(runs, tmp_path):
+    """A run whose stage 2 is done."""
+    run = shutil.copytree(runs / "align-zero0", tmp_path / "done")
+    shutil.rmtree(run / "align")
+    (run / "expected").rename(run / "align")
+    (run / "align" / "summary.json").write_text("{}")
+    return run
+
+
+def test_a_stage_that_is_done_is_copied(done, export):
+    copied = export(done)
+    assert contents(copied) == contents(done / "align" / "adapter")
+    shutil.rmtree(copied)
+    assert contents(export(done / "align", "--merge")) == contents(done / "align" / "model")
+
+
+def test_an_adapter_is_not_merged_onto_another_base(runs, export, tmp_path):
+    other = make_model(tmp_path / "other", tied=False, seed=1)
+    message = export(runs / "align-zero0" / "expected" / "adapter", "--merge", "--base", other, code=2)
+    assert "was trained on other weights than those of" in message and str(other) in message
+    assert not (tmp_path / "out").exists()
+
+
+def damage(run):
+    file = next((run / "refine" / "checkpoints" / STEP).glob("*optim_states.pt"))
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_never_exported_by_name(runs, export, tmp_path):
+    run = shutil.copytree(runs / "refine-zero3", tmp_path / "run")
+    damage(run)
+    message = export(run / "refine" / "checkpoints" / STEP, code=2)
+    assert f"{STEP}: not whole" in message and "is damaged" in message
+    assert contents(export(run))["model.safetensors"] != contents(run / "expected" / "model")["model.safetensors"]
+
+
+def test_a_recipe_that_does_not_fit_the_checkpoint_is_named(runs, export, tmp_path):
+    run = shutil.copytree(runs / "refine-zero1", tmp_path / "run")
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    values["refine"]["layer"] = 3
+    (run / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert "has no layers.2." in export(run, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["."], "no run folder, no checkpoint of one"),
+        (["{runs}/refine-zero0", "--stage", "align"], "nothing trained in align"),
+        (["{runs}/refine-zero0/refine", "--stage", "align"], "is of refine; leave --stage out"),
+        (["{runs}/refine-zero0/refine/checkpoints/step-00000009"], "no such folder"),
+        (["{runs}/refine-zero0", "--push", "nobody/tiny"], "--push nobody/tiny: the hub cannot be reached"),
+        (["{runs}/refine-zero0", "--merged"], "unrecognized arguments: --merged"),
+    ],
+)
+def test_bad_arguments(runs, export, tmp_path, arguments, wanted):
+    assert wanted in export(*(word.format(runs=runs) for word in arguments), code=2)
+    assert (tmp_path / "out").exists() is ("--push" in arguments)  # the upload alone failed
+
+
+def test_nothing_is_overwritten(runs, export, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert "exists; name a new folder" in export(runs / "refine-zero0", code=2)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
