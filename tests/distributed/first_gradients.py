@@ -116,15 +116,15 @@ def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False)
 
 
 def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int]) -> None:
-    """Circle loss and SFT for every ZeRO stage and micro-batch, and packed; DPO and the other losses for the last."""
-    ranks = process.start(timeout_minutes=2)
+    """Circle loss and SFT for every ZeRO stage and micro-batch; packed, DPO and the other losses for the last."""
+    ranks = process.start()
     results = {}
     for zero in zero_stages:
         for micro in micro_batches:
             results |= refine_results(model, zero, micro, "circle", ranks)
             results |= align_results(model, zero, micro, ranks)
-        results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
-        results |= align_results(model, zero, 1, ranks, packing=True)
+    results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
+    results |= align_results(model, zero, 1, ranks, packing=True)
     results |= dpo_results(model, zero, micro, ranks)
     results |= dpo_results(model, zero_stages[0], 1, ranks, packing=True)
     for loss in OTHER_LOSSES:
