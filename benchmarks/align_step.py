@@ -324,7 +324,8 @@ def in_process(options: argparse.Namespace) -> None:
 
     if options.one in TRL:
         import trl  # noqa: F401
-    sys.stdin.readline()
+    if not sys.stdin.readline():  # whoever started us is gone
+        return
     run: Callable = run_trl if options.one in TRL else run_ours
     Path(options.result).write_text(json.dumps(run(options, options.one)))
 
