@@ -125,6 +125,8 @@ def _hub_results(comparison: Comparison, column: Column | None) -> list[dict]:
 def _facts(run: Run, model: str) -> list[tuple[str, str]]:
     recipe, done = run.recipe, [stage for stage in ("refine", "align") if getattr(run, stage)]
     facts = [("base model", _source(run)), ("revision", str(recipe.get("model", {}).get("revision") or "not pinned"))]
+    if (quantized := recipe.get("model", {}).get("quantize", "none")) != "none":
+        facts.append(("base weights while training", f"{quantized}; merged into those of the base model itself"))
     for stage in done[: 1 if model == "refined" else None]:
         summary, section = getattr(run, stage), recipe.get(stage, {})
         layer = f", layer {summary['layer']}" if "layer" in summary else ""

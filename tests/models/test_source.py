@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from tiny import TEMPLATE, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, load_tokenizer
-from dcr_ds.models.source import cache_folder, check_checkpoint, model_config, prepare_source, weight_files
+from dcr_ds.models.source import (
+    cache_folder,
+    check_base,
+    check_checkpoint,
+    fingerprint,
+    model_config,
+    prepare_source,
+    weight_files,
+)
 from dcr_ds.recipe import ModelSection
 
 
@@ -220,3 +229,43 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DCR_DS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="set DCR_DS_CACHE elsewhere"):
         prepare_source(ModelSection(source=str(tmp_path / "tiny.gguf")))
+
+
+def test_a_fingerprint_is_of_every_name_dtype_shape_and_byte(tmp_path):
+    tensors = {"a": torch.arange(6, dtype=torch.float32), "b": torch.ones(2, 3)}
+    others = [
+        tensors | {"b": tensors["b"] * 1.0001},
+        tensors | {"b": tensors["b"].view(3, 2)},
+        tensors | {"b": tensors["b"].to(torch.bfloat16)},
+        {"a": tensors["a"], "c": tensors["b"]},
+        {"a": tensors["a"]},
+    ]
+    seen = set()
+    for number, each in enumerate([tensors, *others]):
+        (folder := tmp_path / str(number)).mkdir()
+        save_file(each, folder / "model.safetensors")
+        seen.add(fingerprint(folder))
+    assert len(seen) == 6
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name, tensor in tensors.items():
+        save_file({name: tensor}, shards / f"{name}.safetensors")
+    index = {"weight_map": {name: f"{name}.safetensors" for name in reversed(tensors)}}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert fingerprint(shards) == fingerprint(tmp_path / "0")
+
+
+def test_the_base_of_an_adapter(tmp_path):
+    (base := tmp_path / "base").mkdir()
+    save_file({"a": torch.ones(2)}, base / "model.safetensors")
+    (adapter := tmp_path / "adapter").mkdir()
+    check_base(base, adapter)  # somebody else's adapter says nothing of its base
+    record = adapter / "base.json"
+    record.write_text(json.dumps({"source": "there", "sha256": fingerprint(base)}))
+    check_base(base, adapter)
+    record.write_text(json.dumps({"source": "there", "sha256": "0" * 64}))
+    with pytest.raises(UserError, match=f"{adapter}: was trained on other weights .*{base}.*which was there"):
+        check_base(base, adapter)
+    record.write_text("{}")
+    with pytest.raises(UserError, match=f"{record}: damaged"):
+        check_base(base, adapter)

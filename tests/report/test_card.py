@@ -47,6 +47,14 @@ def test_alignment_by_preferences_is_called_so(tmp_path, stages):
     assert ("DCR + DPO" if "refine" in stages else " DPO ") in (tmp_path / "both.md").read_text()
 
 
+def test_a_card_tells_of_4_bit_training(tmp_path):
+    lora = {"adapter": "lora"}
+    run = write_run(tmp_path / "run", model={"quantize": "nf4"}, refine={"layer": 15, **lora}, align=lora)
+    (run / "align/model").mkdir()
+    write_report([run], tmp_path / "report.md")
+    assert "nf4; merged into" in ModelCard.load(run / "align/model/README.md").text
+
+
 def test_a_local_source_is_no_hub_id(tmp_path):
     run = write_run(tmp_path / "run", model={"source": "/data/models/base"})
     (run / "align/model").mkdir()
