@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py --rows 64 --csv benchmarks/results/generate.csv
     python benchmarks/generate.py MODEL --benchmarks xstest-safe,or-bench-hard --local-data DIR
+    python benchmarks/generate.py --mixed --rows 48 --csv …                  short and long prompts in turn
     python benchmarks/generate.py --tiny                                     a smoke test
 
 sorted: batches of like length, longest first, as `evaluate.generate` makes them; unsorted: the same prompts in the
@@ -9,9 +10,13 @@ order of their files, in batches of the same size; single: one prompt at a time.
 greedily and left-padded. They take turns, a batch's worth of prompts each, so that a drift of the machine meets all; on
 a CPU the time is CPU seconds of the process. Padding changes the last bits of logits, so that an answer may tip over at
 a near tie: answers are compared with those of single prompts, and the rows that differ are listed.
+
+--mixed: questions of the built-in general set, every second one with an excerpt of other answers of the set before it,
+up to LONGEST_EXCERPT characters of them, as prompts with and without a document are in one file.
 """
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -22,15 +27,17 @@ import torch
 from record import ROOT, append, cpu_name, provenance
 
 from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.records import Prompt
 from dcr_ds.evaluate.answers import Questions
 from dcr_ds.evaluate.generate import answer_batch, make_batches, prepare_questions
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.source import prepare_source
-from dcr_ds.recipe import EvaluateSection, ModelSection
+from dcr_ds.recipe import DataSource, EvaluateSection, ModelSection
 
 SHOWN_CHARACTERS = 60
+LONGEST_EXCERPT = 1600  # characters, some 350 tokens
 
 
 def main() -> None:
@@ -40,7 +47,7 @@ def main() -> None:
         source = tiny_model(Path(scratch)) if options.tiny else prepare_source(ModelSection(source=options.model))
         model = load_causal_lm(source, torch.bfloat16 if device.type == "cuda" else torch.float32, "sdpa", device)
         tokenizer = load_tokenizer(source)
-    prompts = read_prompts(options)
+    prompts = mixed_prompts(options.rows) if options.mixed else read_prompts(options)
     questions = prepare_questions(
         "generate", Path(), prompts, tokenizer,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, model_facts={},
@@ -50,7 +57,7 @@ def main() -> None:
         "model": "tiny" if options.tiny else options.model,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "clock": "wall" if device.type == "cuda" else "cpu",
-        "benchmarks": options.benchmarks,
+        "benchmarks": "mixed" if options.mixed else options.benchmarks,
         "rows": len(prompts),
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,
@@ -69,6 +76,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="a tiny random model and a few rows")
     parser.add_argument("--benchmarks", default="builtin", help="names, separated by commas")
     parser.add_argument("--local-data")
+    parser.add_argument("--mixed", action="store_true", help="short and long prompts, in place of --benchmarks")
     parser.add_argument("--rows", type=int, help="at most so many of each benchmark")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -91,6 +99,19 @@ def read_prompts(options: argparse.Namespace) -> list[Prompt]:
     names = [{"name": name, "rows": options.rows} for name in options.benchmarks.split(",")]
     found = read_benchmarks(EvaluateSection(benchmarks=names, local_data=options.local_data))
     return [Prompt(f"{benchmark.name}/{row.id}", row.prompt) for benchmark in found for row in benchmark.prompts.rows]
+
+
+def mixed_prompts(rows: int | None) -> list[Prompt]:
+    """Questions, every second one after an excerpt; the excerpts are of all lengths up to the longest, shuffled."""
+    conversations = read_conversations(DataSource(source="builtin"), "general").rows[: rows or None]
+    questions = [one.messages[-2]["content"] for one in conversations]
+    answers = " ".join(one.messages[-1]["content"] for one in conversations)
+    lengths = [LONGEST_EXCERPT * (i + 1) // len(questions) for i in range(len(questions))]
+    random.Random(0).shuffle(lengths)
+    return [
+        Prompt(f"mixed/{i}", f"{answers[i * 50 :][:length]}\n\n{question}" if i % 2 else question)
+        for i, (question, length) in enumerate(zip(questions, lengths, strict=True))
+    ]
 
 
 def measure(

@@ -29,9 +29,14 @@ class Column:
 
 
 def result_columns(runs: Sequence[Run]) -> list[Column]:
-    """The models of one run; or, of several runs, base once and then the aligned model of each, seeds together."""
+    """The models of one run; or, of several runs, base once and then the aligned model of each, seeds together.
+
+    The model of a run that only evaluated one is called after the run.
+    """
     if len(runs) == 1:
-        return [Column(model, model, (runs[0],)) for model in runs[0].models]
+        run = runs[0]
+        trained = run.kind is not None or len(run.models) > 1
+        return [Column(model if trained else run.name, model, (run,)) for model in run.models]
     base = next((run for run in runs if "base" in run.models), None)
     groups = seed_groups(runs)
     titles = group_titles(groups)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from run_folders import write, write_benchmark, write_rows, write_run
@@ -106,6 +107,12 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
 def test_a_run_twice_is_no_second_seed(pair):
     titles = [column.title for column in compared([pair[0], pair[1], pair[1]]).columns]
     assert len(titles) == len(compared(pair).columns) + 1
+
+
+def test_a_model_that_was_only_evaluated_is_called_after_its_run(tmp_path):
+    run = write_run(tmp_path / "served", stages=("evaluate",), models=("aligned",))
+    shutil.rmtree(run / "evaluate/base")
+    assert [column.title for column in compared([run]).columns] == ["served"]
 
 
 def test_pareto_front():
