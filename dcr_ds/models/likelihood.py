@@ -148,18 +148,27 @@ def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[t
     at_bias = torch.zeros_like(bias, dtype=torch.float32) if of_bias else None
     for rows in _chunks(hidden, weight):
         nll[rows], slope = _nll_and_slope(hidden[rows], weight, bias, targets[rows], softcap)
-        if scale is not None:
-            slope *= scale[rows, None]
-        if of_bias:
-            at_bias += slope.sum(0)
-        slope = slope.to(hidden.dtype)
+        alive = targets[rows] != IGNORED
+        weights = alive.float() if scale is None else scale[rows] * alive
+        # one pass over [c, V]: weighed, and rounded to the dtype of the products
+        slope = torch.mul(slope, weights[:, None], out=torch.empty_like(slope, dtype=hidden.dtype))
         if of_hidden:
             at_hidden[rows] = slope @ weight
-        if of_weight and hidden.dtype == torch.float32:
-            at_weight.addmm_(slope.t(), hidden[rows])
-        elif of_weight:
-            at_weight += slope.t() @ hidden[rows]
+        if of_weight:
+            _add_product(at_weight, slope.t(), hidden[rows])
+        if of_bias:
+            at_bias += slope.sum(0, dtype=torch.float32)
     return nll, at_hidden, at_weight, at_bias
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """Add a · b to a float32 total, in float32 also where a and b are bfloat16."""
+    if a.dtype == torch.float32:
+        total.addmm_(a, b)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+    else:
+        total += a @ b
 
 
 def _logits(hidden, weight, bias, softcap: float | None) -> torch.Tensor:
@@ -168,13 +177,15 @@ def _logits(hidden, weight, bias, softcap: float | None) -> torch.Tensor:
 
 
 def _nll_and_slope(hidden, weight, bias, targets, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values [c], and their slope at W h + b [c, V]: softmax less one at the target, through the cap."""
+    """The values [c], and their slope at W h + b [c, V]: softmax less one at the target, through the cap.
+
+    The slope of an IGNORED token is no use: the caller weighs it with zero.
+    """
     logits = _logits(hidden, weight, bias, softcap)
     log_p = logits.log_softmax(-1)
     nll = F.nll_loss(log_p, targets, ignore_index=IGNORED, reduction="none")
     slope = log_p.exp_()
     slope.scatter_add_(1, targets.clamp_min(0)[:, None], slope.new_full((len(targets), 1), -1.0))
-    slope *= (targets != IGNORED)[:, None]
     if softcap is not None:
         slope *= 1 - logits.div_(softcap).square_()
     return nll, slope
