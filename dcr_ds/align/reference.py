@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from dcr_ds.align.dpo import Pairs, log_probs
 from dcr_ds.engine.batches import Batching, forward_passes
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.engine.ranks import Ranks, from_main, say, sum_over_ranks
 from dcr_ds.models.source import fingerprint
 from dcr_ds.recipe import ModelSection
@@ -62,6 +63,7 @@ def compute(engine, pairs: Pairs, batching: Batching, ranks: Ranks) -> torch.Ten
     for group in forward_passes(range(len(sizes)), sizes, ranks.rank, ranks.world_size, batching):
         indices, alive = (list(each) for each in zip(*group, strict=True))
         batch = [pairs.samples[index] for index in indices]
+        heartbeat("align, log-probabilities of the reference")
         log_p = log_probs(engine, batch, alive, batching.packed, ranks.device)
         mine = [position for position, is_alive in enumerate(alive) if is_alive]
         found[[indices[position] for position in mine]] += F.pad(log_p[mine], (0, 1), value=1.0)

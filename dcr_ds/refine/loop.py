@@ -27,6 +27,7 @@ from dcr_ds.engine.build import (
     stage_config,
     trained_weights,
 )
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
@@ -147,6 +148,7 @@ def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: Refin
     if stage.retain_weight:
         for indices in _retain_anchor_batches(trunk):
             trunk.anchors.keep(engine, prompts.general, indices, stage.packing, ranks.device)
+            heartbeat("refine, activations of the original model")
     for shard in shards(prompts.held_out_general, trunk.batching, ranks):
         indices = [index for index, _ in shard]
         trunk.held_out_anchors.keep(engine, prompts.held_out_general, indices, stage.packing, ranks.device)

@@ -13,6 +13,7 @@ from dcr_ds.engine.metrics import read_rows
 from dcr_ds.engine.session import Session
 from dcr_ds.errors import Diverged, Stopped
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.schema import WatchdogSection
 
 STEPS = 6
 RECIPE = Recipe(checkpoint={"every_steps": 2}, align={"global_batch": 6}, log_every=100)
@@ -74,4 +75,33 @@ def test_a_loss_that_is_not_finite_ends_the_stage_before_the_step(undisturbed, r
     with pytest.raises(Diverged, match="the loss is nan at step 4; .* Samples of the step: sample 3"):
         run(tmp_path, ranks, disturb=poisoned)
     run(tmp_path, ranks, seed=1)
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+@pytest.mark.parametrize("reaction", ["stop", "warn", "off"])
+def test_a_loss_spike(undisturbed, ranks, tmp_path, capsys, monkeypatch, reaction):
+    """Told with its samples before its step is taken; the same command with `warn` goes on past it."""
+    monkeypatch.setattr("dcr_ds.engine.spikes.NUM_NEEDED", 3)
+
+    def spiked(step, row):
+        row["loss"] += 1e3 * (step == 4)
+
+    recipe = RECIPE.model_copy(update={"watchdog": WatchdogSection(loss_spike=reaction)})
+    if reaction == "stop":
+        with pytest.raises(Diverged, match="the loss jumps to 10.* at step 5, .* Samples of the step: sample 4.*warn"):
+            run(tmp_path, ranks, disturb=spiked, recipe=recipe)
+        assert losses(tmp_path) == losses(undisturbed)[:4]
+        recipe = RECIPE.model_copy(update={"watchdog": WatchdogSection(loss_spike="warn")})
+    run(tmp_path, ranks, disturb=spiked, recipe=recipe)
+    assert ("the loss jumps to" in capsys.readouterr().err) == (reaction != "off")
+    assert [loss % 1e3 for loss in losses(tmp_path)] == pytest.approx(losses(undisturbed))
+    assert "recent_losses" not in json.loads((tmp_path / "summary.json").read_text())
+
+
+def test_a_deadline_ends_the_stage_saved(undisturbed, ranks, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCR_DS_DEADLINE", str(time.time() + 1))  # less than the margin
+    for step in range(1, STEPS):
+        with pytest.raises(Stopped, match=f"align: stopped at step {step}, saved"):
+            run(tmp_path, ranks)
+    run(tmp_path, ranks)
     assert losses(tmp_path) == losses(undisturbed)

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from tiny import one_thread_environment
 
 from dcr_ds.engine.ranks import Ranks
-from dcr_ds.engine.stop import SIGNALS, StopFlag
+from dcr_ds.engine.stop import SIGNALS, StopFlag, stopping_at_once
+from dcr_ds.errors import Stopped, UserError
 
 ONE = Ranks(0, 1, 0, torch.device("cpu"))
 WAITING = """
@@ -76,3 +78,41 @@ def test_a_second_signal_ends_the_process():
         assert process.wait(30) == -signal.SIGTERM
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("left", "needed", "stops"), [(100, 0, False), (100, 90, False), (100, 101, True), (-1, 0, True)]
+)
+def test_a_deadline_stops_while_there_is_time_to_save(monkeypatch, left, needed, stops):
+    monkeypatch.setenv("DCR_DS_DEADLINE", str(time.time() + left))
+    assert StopFlag(ONE).agreed(needed) is stops
+
+
+@pytest.mark.parametrize("text", ["", None])
+def test_without_a_deadline_nothing_is_late(monkeypatch, text):
+    monkeypatch.delenv("DCR_DS_DEADLINE", raising=False)
+    if text is not None:
+        monkeypatch.setenv("DCR_DS_DEADLINE", text)
+    assert not StopFlag(ONE).agreed(1e12)
+
+
+def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
+    monkeypatch.setenv("DCR_DS_DEADLINE", "12:30")
+    with pytest.raises(UserError, match="DCR_DS_DEADLINE=12:30: wants unix seconds"):
+        StopFlag(ONE)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
+    with pytest.raises(Stopped, match=f"stopped by {number.name}"), stopping_at_once():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert handlers == []
+
+
+def test_within_the_steps_the_flag_comes_first(handlers):
+    with stopping_at_once(), StopFlag(ONE) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.agreed()
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGUSR1)

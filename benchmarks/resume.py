@@ -1,0 +1,136 @@
+"""Time from a checkpoint to the end of the first step after it, far into the data against at its start.
+
+    python benchmarks/resume.py --csv benchmarks/results/resume.csv
+    python benchmarks/resume.py --samples 20000 --at 10000 --repeats 1     a smoke test
+
+A synthetic set of 12 million conversations (made when asked for) and stage 2 of a tiny random model: its session is
+opened on a checkpoint of sample 0 or of sample 10 million, in turn, each in a process of its own, and takes one step. A
+run that replayed the data it had passed would pay for 10 million samples; ours asks the sampler for the step it is at.
+Seconds are CPU seconds of the process, from the moment the engine is built; both draw the permutation of a whole epoch.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from record import ROOT, append, cpu_name, provenance
+
+from dcr_ds.align.loop import build_engine_for, train_step
+from dcr_ds.align.mix import Mix
+from dcr_ds.data.sampler import draw
+from dcr_ds.engine import ranks as process
+from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.engine.resolve import resolve
+from dcr_ds.engine.session import Session
+from dcr_ds.models.chat import Encoded
+from dcr_ds.models.source import model_config
+from dcr_ds.recipe import load_recipe
+
+BATCH = 16
+LENGTH = 24  # tokens of a conversation
+
+
+class Synthetic(Sequence):
+    """So many conversations of which none exists until it is asked for."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Encoded:
+        return Encoded([3 + (index * 31 + place) % 256 for place in range(LENGTH)], LENGTH // 2)
+
+
+def main() -> None:
+    options = parse()
+    seconds: dict[str, list[float]] = {"start": [], "far": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model"
+        forked(make, model)
+        for name, sample in (("start", 0), ("far", options.at)):
+            forked(save, model, Path(scratch) / name, sample // BATCH)
+        for _ in range(options.repeats):
+            for name, taken in seconds.items():
+                taken.append(forked(resume, model, Path(scratch) / name, options.samples))
+                print(f"{name}: {taken[-1]:.2f} s", flush=True)
+    start, far = median(seconds["start"]), median(seconds["far"])
+    row = provenance("torch", "deepspeed") | {
+        "device": cpu_name(),
+        "samples": options.samples,
+        "resumed_at_sample": options.at // BATCH * BATCH,
+        "repeats": options.repeats,
+        "seconds_at_start": start,
+        "seconds_there": far,
+        "there_over_start": far / start,
+        "spread": max((max(taken) - min(taken)) / median(taken) for taken in seconds.values()),
+    }
+    print(f"first step after sample {options.at}: {far:.2f} s, after sample 0: {start:.2f} s, ratio {far / start:.3f}")
+    if options.csv:
+        append(options.csv, row)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=12_000_000)
+    parser.add_argument("--at", type=int, default=10_000_000, help="resume at this sample")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--csv", type=Path, help="append the row to this file")
+    return parser.parse_args()
+
+
+def forked(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where no permutation is cached; forked, since the imports would take longer than it does."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def make(folder: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests"))
+    from tiny import make_model
+
+    make_model(folder)
+
+
+def engine_of(model: Path):
+    """A recipe of stage 2, its engine, and this process alone as its ranks."""
+    process.set_environment()
+    ranks = process.start()
+    overrides = {"model.source": str(model), "stages": "[align]", "align.global_batch": str(BATCH), "log_every": "1000"}
+    recipe = load_recipe(None, list(overrides.items()))
+    recipe, settings = resolve(recipe, model_config(model), ranks.device, 1)
+    return recipe, build_engine_for(recipe, settings, model, 10**6, ranks), ranks
+
+
+def save(model: Path, folder: Path, step: int) -> None:
+    _, engine, ranks = engine_of(model)
+    checkpoints = Checkpoints(engine, folder / "checkpoints", 1, ranks)
+    checkpoints.save(step, {"tokens": step * BATCH * LENGTH, "seconds": 0.0})
+    checkpoints.settle()
+    process.close()
+
+
+def resume(model: Path, folder: Path, samples: int) -> float:
+    recipe, engine, ranks = engine_of(model)
+    mix = Mix(Synthetic(samples), [], 0)
+    started = time.process_time()
+    with Session("align", recipe, engine, folder, 10**6, ranks, time.monotonic()) as session:
+        rows = draw(f"{recipe.seed}/align", len(mix.samples), session.step * BATCH, BATCH)
+        row = train_step(engine, mix, rows, Batching.of(recipe.align), ranks)
+        session.take_step(row, [str(index) for index in rows])
+    taken = time.process_time() - started
+    process.close()
+    return taken
+
+
+if __name__ == "__main__":
+    main()
