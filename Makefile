@@ -1,4 +1,5 @@
 # make demo: install and run the main job    make test: install and run the tests    make compare: STL against DCR
+# make test-properties: bad recipes, data files and manifests by the thousand
 # make test-kernels: the kernels alone, with the full product of sizes, dtypes and options
 # A virtual environment is made in .venv unless one is active.
 
@@ -6,7 +7,7 @@ VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo compare test test-kernels lint clean
+.PHONY: demo compare test test-properties test-kernels lint clean
 
 demo: $(BIN)/.dcr-ds
 	deepspeed train.py
@@ -18,6 +19,9 @@ compare: $(BIN)/.dcr-ds
 
 test: $(BIN)/.dcr-ds-dev
 	python -m pytest -n 2 --dist loadfile
+
+test-properties: $(BIN)/.dcr-ds-dev
+	DCR_DS_FULL_PROPERTIES=1 python -m pytest tests/properties --timeout 3600 -n 2 --dist loadfile
 
 test-kernels: $(BIN)/.dcr-ds-dev
 	python -m pytest tests/kernels --full-kernels -n 2 --dist loadgroup

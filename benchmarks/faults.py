@@ -57,6 +57,8 @@ class Run:
     launcher: str
     log: list[str] = field(default_factory=list)
     process: subprocess.Popen | None = None
+    faulted: float = 0.0  # time.monotonic() at the last fault, and when no process was left after it
+    ended: float = 0.0
 
     @property
     def folder(self) -> Path:
@@ -82,6 +84,7 @@ class Run:
                 self.kill(self.processes())
                 raise TimeoutError(f"the run did not end within {LONGEST_SECONDS} s:\n{self.said()[-3000:]}")
             time.sleep(0.1)
+        self.ended = time.monotonic()
         self.log.append(self.said())
         return self.process.returncode
 
@@ -102,6 +105,7 @@ class Run:
         return sorted(found)
 
     def kill(self, pids: list[int], number: int = signal.SIGKILL) -> None:
+        self.faulted = time.monotonic()
         for pid in pids:
             try:
                 os.kill(pid, number)
@@ -239,6 +243,7 @@ def fill_disk(run: Run, chance: random.Random) -> str:
     free = shutil.disk_usage(run.output).free
     with ballast.open("wb") as stream:
         stream.write(bytes(max(0, free - left)))
+    run.faulted = time.monotonic()
     run.wait()
     ballast.unlink()
     return f"{left} bytes left"
@@ -350,8 +355,8 @@ def suffer(run: Run, kinds: list[str], reference: Run, chance: random.Random) ->
         before = run.num_steps()
         run.launch()
         detail = FAULTS[kind](run, chance)
-        moment, at = run.num_steps(), time.monotonic()
-        code = run.wait()
+        moment = run.num_steps()
+        code = run.process.returncode if kind == "disk" else run.wait()  # a full disk was waited for
         rows.append(
             {
                 "fault": kind,
@@ -360,7 +365,7 @@ def suffer(run: Run, kinds: list[str], reference: Run, chance: random.Random) ->
                 "steps_at_fault": moment,
                 "detail": detail,
                 "exit_code": code,
-                "seconds_to_end": round(time.monotonic() - at, 1),
+                "seconds_to_end": round(run.ended - run.faulted, 1),
                 "told": first_error(run.log[-1]),
             }
         )

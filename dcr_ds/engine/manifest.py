@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from dcr_ds.engine.progress import heartbeat
 from dcr_ds.files import write_whole
 
 MANIFEST = "manifest.json"
@@ -59,6 +61,7 @@ def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
             if file.stat().st_size != wanted.bytes:
                 return None, f"{file.relative_to(checkpoint)} is damaged"
         for file, wanted, found in zip(files, manifest.files.values(), _facts(files), strict=True):
+            heartbeat(f"verifying {file}")
             if found != wanted:
                 return None, f"{file.relative_to(checkpoint)} is damaged"
     except FileNotFoundError as error:
@@ -70,9 +73,9 @@ def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
     return manifest, ""
 
 
-def _facts(files: list[Path]) -> list[FileFacts]:
+def _facts(files: list[Path]) -> Iterator[FileFacts]:
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return list(pool.map(_facts_of, files))
+        yield from pool.map(_facts_of, files)
 
 
 def _facts_of(file: Path) -> FileFacts:
