@@ -13,18 +13,20 @@ from dcr_ds.engine.ranks import Ranks, sum_over_ranks
 from dcr_ds.errors import Stopped, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGAIN_SECONDS = 2.0
 DEADLINE = "DCR_DS_DEADLINE"  # unix seconds by which the job ends; slurm/dcr.sh sets it from the job's time limit
 
 
 class StopFlag:
     """While entered, SIGTERM, SIGINT and SIGUSR1 ask for a stop instead of ending the process; so does the deadline.
 
-    The same signal a second time has its usual effect: Ctrl-C twice ends the process at once.
+    Ctrl-C once more has its usual effect, after `AGAIN_SECONDS`: launchers pass on at once what the terminal has sent
+    to the ranks already, and repeat SIGTERM while they wait.
     """
 
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
-        self.received = False
+        self.received_at: float | None = None
         self.deadline = _deadline()
 
     def __enter__(self) -> "StopFlag":
@@ -36,8 +38,12 @@ class StopFlag:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-        signal.signal(number, self.previous[number])
+        now = time.monotonic()
+        if self.received_at is None:
+            self.received_at = now
+        elif number == signal.SIGINT and now - self.received_at >= AGAIN_SECONDS:
+            signal.signal(number, self.previous[number])
+            os.kill(os.getpid(), number)
 
     def agreed(self, seconds_needed: float = 0.0) -> bool:
         """Whether any rank has been asked to stop. All ranks, at a step boundary.
@@ -46,7 +52,7 @@ class StopFlag:
             seconds_needed: what this rank must have left before the deadline to take another step and save.
         """
         late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
-        flag = torch.tensor(float(self.received or late), device=self.ranks.device)
+        flag = torch.tensor(float(self.received_at is not None or late), device=self.ranks.device)
         return bool(sum_over_ranks(flag, self.ranks).item())
 
 
