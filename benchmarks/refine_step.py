@@ -34,7 +34,7 @@ from typing import Any
 import numpy
 import torch
 from deepspeed.utils import safe_get_full_optimizer_state
-from live_bytes import LiveBytes
+from dcr_ds.plan.live_bytes import LiveBytes
 from pytorch_metric_learning.losses import CircleLoss
 from record import append, cpu_name, in_new_process, in_new_processes, provenance
 from shapes import SHAPES, block_flop, config_of, head_flop, mfu, save_random

@@ -10,7 +10,7 @@ Legend: B rows, T tokens of each, ℓ blocks of the trunk, L blocks of the model
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,15 @@ from typing import Literal
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.align.sft import summed_loss
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.chat import Encoded
+from dcr_ds.models.likelihood import CHUNK_LOGITS, Likelihood
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.source import BLOCK
 from dcr_ds.models.trunk import freeze_tail, trunk_config
@@ -67,6 +69,7 @@ class Event:
 @dataclass(frozen=True)
 class Rehearsal:
     """Attributes:
+    forward: the most bytes alive in the forward pass.
     events: in the order of the backward pass.
     rest: the most bytes alive after the last event.
     kept: bytes that the forward pass leaves for the backward pass, up to the last hidden state.
@@ -74,6 +77,7 @@ class Rehearsal:
     forward_flops: those of the forward pass alone.
     """
 
+    forward: int
     events: list[Event]
     rest: int
     kept: int
@@ -84,46 +88,45 @@ class Rehearsal:
     def gradients(self) -> int:
         return sum(event.gradient for event in self.events)
 
-    def peak(self, share: float = 0.0, already: float = 0.0) -> int:
+    def peak(self, kept: Callable[[int], int] = lambda done: 0) -> int:
         """The most bytes alive beyond parameters and states.
 
         Args:
-            share: how much of each gradient stays on the rank once it is complete.
-            already: gradient bytes there before the pass.
+            kept: bytes of gradients that are on the rank when so many bytes of them are complete in this pass.
         """
-        most = grown = 0
+        most, done = self.forward + kept(0), 0
         for event in self.events:
-            most = max(most, event.peak + grown)
-            grown += share * event.gradient
-        return int(max(most, self.rest + grown) + already)
+            most = max(most, event.peak + kept(done))
+            done += event.gradient
+        return max(most, self.rest + kept(done))
 
 
-def rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int = 0) -> Rehearsal:
+def rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int = 0, device: str = "cuda") -> Rehearsal:
     """Rehearse a micro-batch of a recipe with the model whose config.json is in `folder`."""
     config = AutoConfig.from_pretrained(folder)
     period = _period(config)
     trunk = recipe.refine.layer if work.kind != "align" else config.num_hidden_layers
     tail = config.num_hidden_layers - trunk if work.kind == "whole" else 0
+
+    def at(trunk: int, tail: int) -> Rehearsal:
+        model = build_model(recipe, folder, work.kind, trunk, tail)
+        with _fake(zero_stage, device):
+            _make_fake(model, DTYPES[recipe.model.dtype])
+            return _watched(model, STEPS[work.kind](model, recipe, work, trunk))
+
     if trunk <= 3 * period or trunk % period or tail % period or 0 < tail <= 2 * period:
-        return _rehearse(recipe, folder, work, zero_stage, trunk, tail)
+        return at(trunk, tail)
     first_tail = min(tail, period)
-    one = _rehearse(recipe, folder, work, zero_stage, period, first_tail)
-    two = _rehearse(recipe, folder, work, zero_stage, 2 * period, first_tail)
+    one, two = at(period, first_tail), at(2 * period, first_tail)
     times = trunk // period
     if not tail:
         return _continue(one, two, times, period)
-    more_tail = _rehearse(recipe, folder, work, zero_stage, period, 2 * period)
-    return _with_tail(_continue(one, two, times, period), one, more_tail, tail // period)
+    more_tail = at(period, 2 * period)
+    # a frozen tail is given back before the backward pass begins
+    return _deeper(_continue(one, two, times, period), one, more_tail, tail // period)
 
 
-def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, trunk: int, tail: int) -> Rehearsal:
-    model = build_model(recipe, folder, work.kind, trunk, tail)
-    with _fake(zero_stage):
-        _make_fake(model, DTYPES[recipe.model.dtype])
-        return _watched(model, STEPS[work.kind](model, recipe, work, trunk))
-
-
-def build_model(recipe: Recipe, folder: Path, kind: str, trunk: int, tail: int = 0) -> PreTrainedModel:
+def build_model(recipe: Recipe, folder: Path, kind: str, trunk: int, tail: int = 0) -> torch.nn.Module:
     """The model of a stage with so many blocks, in training mode, on the meta device: shapes without memory."""
     attention = {"dtype": DTYPES[recipe.model.dtype], "attn_implementation": recipe.model.attention}
     if kind in ("refine", "retain"):
@@ -137,14 +140,14 @@ def build_model(recipe: Recipe, folder: Path, kind: str, trunk: int, tail: int =
         if kind == "align" and recipe.align.adapter == "lora":
             model = add_lora(model, recipe.align.lora)
         elif kind == "whole":
-            _freeze_above(model, trunk)
+            freeze_above(model, trunk)
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
-    return model
+    return Likelihood(model, "chunked") if kind == "align" else model
 
 
-def _make_fake(model: PreTrainedModel, dtype: torch.dtype) -> None:
+def _make_fake(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Put fake tensors on a CPU in the place of a model's meta tensors, in the dtype that the engine casts them to."""
     made: dict[torch.Tensor, torch.Tensor] = {}  # a tied tensor stays one
     for module in model.modules():
@@ -157,7 +160,7 @@ def _make_fake(model: PreTrainedModel, dtype: torch.dtype) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _freeze_above(model: PreTrainedModel, layer: int) -> None:
+def freeze_above(model: PreTrainedModel, layer: int) -> None:
     """Freeze what stage 1 does not train: blocks above ℓ, final norm, head, and embeddings tied to it."""
     for name, parameter in model.named_parameters():
         match = BLOCK.search(name)
@@ -200,7 +203,7 @@ def _align_step(model: PreTrainedModel, recipe: Recipe, work: Work, layer: int) 
 STEPS = {"refine": _contrastive_step, "whole": _contrastive_step, "retain": _retain_step, "align": _align_step}
 
 
-def _watched(model: PreTrainedModel, step: Callable[[], torch.Tensor]) -> Rehearsal:
+def _watched(model: torch.nn.Module, step: Callable[[], torch.Tensor]) -> Rehearsal:
     """Run a step and its backward pass, and drop each gradient as soon as it is complete."""
     events: list[Event] = []
     handles = []
@@ -219,34 +222,56 @@ def _watched(model: PreTrainedModel, step: Callable[[], torch.Tensor]) -> Rehear
 
         return hook
 
-    handles.append(model.get_decoder().register_forward_hook(note_kept))
+    decoder = (model.model if isinstance(model, Likelihood) else model).get_decoder()
+    handles.append(decoder.register_forward_hook(note_kept))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             match = BLOCK.search(name)
             hook = drop_gradient(int(match[1]) if match else None)
             handles.append(parameter.register_post_accumulate_grad_hook(hook))
-    with LiveBytes(known) as live, FlopCounterMode(display=False) as flops:
+    with LiveBytes(known) as live, _CountedFlops() as counted:
         before = live.alive
         loss = step()
-        forward_flops = flops.get_total_flops()
+        forward, forward_flops = live.peak - before, counted.flops
+        live.peak = live.alive
         loss.backward()
         rest = live.peak - before
     for handle in handles:
         handle.remove()
-    return Rehearsal(events, rest, kept, flops.get_total_flops(), forward_flops)
+    return Rehearsal(forward, events, rest, kept, counted.flops, forward_flops)
+
+
+class _CountedFlops(TorchDispatchMode):
+    """Floating-point operations by torch's formulas; its own FlopCounterMode would keep activations alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 @contextmanager
-def _fake(zero_stage: int) -> Iterator[None]:
-    """Fake tensors; under ZeRO-3 also the linear function that DeepSpeed puts in torch's place, which keeps more."""
-    linear = torch.nn.functional.linear
+def _fake(zero_stage: int, device: str) -> Iterator[None]:
+    """Fake tensors on a CPU, with what differs on the device that is planned for, or under ZeRO-3.
+
+    Those are the chunks of the loss, and the linear function that DeepSpeed puts in torch's place: it keeps its input
+    where the weight is frozen, too.
+    """
+    linear, chunk = torch.nn.functional.linear, CHUNK_LOGITS["cpu"]
     with FakeTensorMode():
         if zero_stage == 3:
             torch.nn.functional.linear = zero3_linear_wrap
+        CHUNK_LOGITS["cpu"] = CHUNK_LOGITS[device]
         try:
             yield
         finally:
-            torch.nn.functional.linear = linear
+            torch.nn.functional.linear, CHUNK_LOGITS["cpu"] = linear, chunk
 
 
 def _period(config: PreTrainedConfig) -> int:
@@ -275,33 +300,27 @@ def _continue(one: Rehearsal, two: Rehearsal, times: int, period: int) -> Rehear
     What a period keeps for the backward pass lies under all events above it; the events of the last period come first.
     """
     kept = two.kept - one.kept
-    above = [event for event in one.events if event.block is None][: _num_above(one)]
     inside = [event for event in one.events if event.block is not None]
-    below = one.events[len(above) + len(inside) :]
+    num_above = next((index for index, event in enumerate(one.events) if event.block is not None), 0)
+    above, below = one.events[:num_above], one.events[num_above + len(inside) :]
     events = [Event(None, event.peak + (times - 1) * kept, event.gradient) for event in above]
     for number in reversed(range(times)):
         events += [
             Event(event.block + number * period, event.peak + number * kept, event.gradient) for event in inside
         ]
-    flops = one.flops + (times - 1) * (two.flops - one.flops)
-    forward = one.forward_flops + (times - 1) * (two.forward_flops - one.forward_flops)
-    return Rehearsal([*events, *below], one.rest, one.kept + (times - 1) * kept, flops, forward)
+    return _deeper(replace(one, events=[*events, *below]), one, two, times)
 
 
-def _num_above(rehearsal: Rehearsal) -> int:
-    """Events before the first one of a block: those of final norm and head."""
-    return next((index for index, event in enumerate(rehearsal.events) if event.block is not None), 0)
-
-
-def _with_tail(trunk: Rehearsal, one: Rehearsal, two: Rehearsal, times: int) -> Rehearsal:
-    """With `times` frozen periods above the trunk instead of one: they matter before the first gradient alone."""
-    first = trunk.events[0]
-    more = (times - 1) * (two.events[0].peak - one.events[0].peak)
-    events = [Event(first.block, first.peak + more, first.gradient), *trunk.events[1:]]
-    kept = trunk.kept + (times - 1) * (two.kept - one.kept)
-    flops = trunk.flops + (times - 1) * (two.flops - one.flops)
-    forward = trunk.forward_flops + (times - 1) * (two.forward_flops - one.forward_flops)
-    return Rehearsal(events, trunk.rest, kept, flops, forward)
+def _deeper(rehearsal: Rehearsal, one: Rehearsal, two: Rehearsal, times: int) -> Rehearsal:
+    """What grows evenly with each period, for `times` of them instead of one."""
+    kept = (times - 1) * (two.kept - one.kept)
+    return replace(
+        rehearsal,
+        forward=rehearsal.forward + kept,
+        kept=rehearsal.kept + kept,
+        flops=rehearsal.flops + (times - 1) * (two.flops - one.flops),
+        forward_flops=rehearsal.forward_flops + (times - 1) * (two.forward_flops - one.forward_flops),
+    )
 
 
 @register_flop_formula(torch.ops.aten._grouped_mm)

@@ -1,0 +1,204 @@
+"""What DeepSpeed keeps of a model on one rank between and during steps, as DeepSpeed 0.19 lays it out, with AdamW.
+
+Checked against its real tensors at 1, 2 and 4 ranks (tests/plan/). In bytes of the precision b of training (2 in
+bfloat16, 4 in float32), n trainable parameters, R ranks:
+
+    stage   parameters      masters   moments   gradients   in the optimizer's step, beside those
+    0       b n             4 n *     8 n       b n         4 n *
+    1       b n             4 n/R     8 n/R     b n         gradients flattened and in float32
+    2       b n             4 n/R     8 n/R     b n/R       the same
+    3       b n/R           4 n/R     8 n/R     b n/R       the same, a sub-group at a time
+
+    * in bfloat16. ZeRO keeps masters in float32 training, too. Frozen parameters are sharded by stage 3 alone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MASTER, MOMENTS = 4, 8  # bytes: a float32 copy; both moments of AdamW in float32
+DEFAULTS = {
+    "reduce_bucket_size": 500_000_000,
+    "sub_group_size": 1_000_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_param_persistence_threshold": 100_000,
+    "stage3_max_live_parameters": 1_000_000_000,
+    "stage3_max_reuse_distance": 1_000_000_000,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter: its elements, whether it trains, and the bytes of an element (less than one where quantised)."""
+
+    elements: int
+    trains: bool
+    width: float
+
+    @property
+    def bytes(self) -> int:
+        return round(self.elements * self.width)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What a plan needs of a DeepSpeed configuration's zero_optimization."""
+
+    stage: int
+    reduce_bucket: int
+    sub_group: int
+    prefetch_bucket: int
+    persistence: int
+    max_live: int
+    max_reuse: int
+    offload_optimizer: bool
+    offload_param: bool
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> "Zero":
+        section = config.get("zero_optimization") or {}
+        values = [int(section.get(name, default)) for name, default in DEFAULTS.items()]
+        offloads = [bool(section.get(name)) for name in ("offload_optimizer", "offload_param")]
+        return cls(section.get("stage", 0), *values, *offloads)
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes on one rank: the most that any rank has.
+
+    Attributes:
+        parameters: the rank's own, whole or its shards.
+        gathered: whole parameters under ZeRO-3 at the worst moment.
+        masters, moments: float32 copies and AdamW's state.
+        gradients: those of a whole backward pass.
+        buckets: what the reduction of gradients holds while it goes on.
+        step: what the optimizer's step needs beyond all that is there between the steps and the gradients.
+        host: bytes of the above that are in host memory instead, and in none of the other figures.
+    """
+
+    parameters: int
+    gathered: int
+    masters: int
+    moments: int
+    gradients: int
+    buckets: int
+    step: int
+    host: int = 0
+
+    @property
+    def resident(self) -> int:
+        """What is there between two steps, gathered parameters aside."""
+        return self.parameters + self.masters + self.moments
+
+
+def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
+    """The states of a model on the rank that has most."""
+    trained = [tensor for tensor in tensors if tensor.trains]
+    elements = sum(tensor.elements for tensor in trained)
+    width = int(trained[0].width)
+    bucket = min(zero.reduce_bucket, elements) * width
+    if zero.stage == 0:
+        converted = MASTER * elements if width < MASTER else 0
+        step = converted + _adam(max(tensor.elements for tensor in trained), on_gpu)
+        return States(
+            parameters=sum(tensor.bytes for tensor in tensors),
+            gathered=0,
+            masters=converted,
+            moments=MOMENTS * elements,
+            gradients=width * elements,
+            buckets=0,
+            step=max(step, bucket if ranks > 1 else 0),  # reduced a bucket at a time, at the step
+        )
+    if zero.stage == 3:
+        return _stage_3(tensors, zero, ranks, on_gpu)
+    shard = flat_shard(elements, ranks)
+    frozen = sum(tensor.bytes for tensor in tensors if not tensor.trains)
+    gradients = width * elements
+    if zero.stage == 2:
+        gradients = width * max(owned_elements([tensor.elements for tensor in trained], ranks))
+    whole = States(
+        parameters=frozen + width * shard * ranks,
+        gathered=0,
+        masters=MASTER * shard,
+        moments=MOMENTS * shard,
+        gradients=gradients,
+        buckets=zero.reduce_bucket * width + (bucket if ranks > 1 else 0),
+        step=_flat_step(shard, width, on_gpu) - (gradients if zero.stage == 2 else 0),
+    )
+    return _offloaded(whole, zero)
+
+
+def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
+    trained = [tensor for tensor in tensors if tensor.trains]
+    width = int(trained[0].width)
+    shard = sum(sharded(tensor.elements, ranks) for tensor in trained)
+    own = sum(round(sharded(tensor.elements, ranks) * tensor.width) for tensor in tensors)
+    group = min(shard, max(zero.sub_group, max(sharded(tensor.elements, ranks) for tensor in trained)))
+    whole = States(
+        parameters=own,
+        gathered=gathered_elements([tensor.elements for tensor in tensors], zero) * width if ranks > 1 else 0,
+        masters=MASTER * shard,
+        moments=MOMENTS * shard,
+        gradients=width * shard,
+        buckets=zero.reduce_bucket * width + (min(zero.reduce_bucket, sum(t.elements for t in trained)) * width),
+        step=MASTER * group + max(width * group if width < MASTER else 0, _adam(group, on_gpu)),
+    )
+    return _offloaded(whole, zero)
+
+
+def _flat_step(shard: int, width: int, on_gpu: bool) -> int:
+    """The step on a flat shard, its gradients included: flattened, in float32, and what AdamW itself makes."""
+    converted = MASTER * shard if width < MASTER else 0
+    return width * shard + max(width * shard + converted, MASTER * shard + _adam(shard, on_gpu) - width * shard)
+
+
+def _adam(elements: int, on_gpu: bool) -> int:
+    """AdamW's own temporaries: none where it is fused, on a GPU; else two of the tensor it works on."""
+    return 0 if on_gpu else 2 * MASTER * elements
+
+
+def _offloaded(states: States, zero: Zero) -> States:
+    """Masters, moments and the step's gradients in host memory; with offload_param the shards as well."""
+    if not zero.offload_optimizer:
+        return states
+    moved = states.masters + states.moments + states.step
+    parameters = 0 if zero.offload_param else states.parameters
+    moved += states.parameters - parameters
+    return States(parameters, states.gathered, 0, 0, states.gradients, states.buckets, 0, host=moved)
+
+
+def flat_shard(elements: int, ranks: int) -> int:
+    """Elements of a rank's share of the flat trainable parameters, stages 1 and 2: padded to two a rank."""
+    return 2 * -(-elements // (2 * ranks))
+
+
+def owned_elements(sizes: Iterable[int], ranks: int) -> list[int]:
+    """For each rank the elements of all parameters that its flat share touches, whose whole gradients stage 2 keeps."""
+    sizes = list(sizes)
+    shard = flat_shard(sum(sizes), ranks)
+    owned, start = [0] * ranks, 0
+    for size in sizes:
+        for rank in range(start // shard, (start + size - 1) // shard + 1):
+            owned[rank] += size
+        start += size
+    return owned
+
+
+def sharded(elements: int, ranks: int) -> int:
+    """Elements of a rank's shard of one parameter under ZeRO-3."""
+    return -(-elements // ranks)
+
+
+def gathered_elements(sizes: Sequence[int], zero: Zero) -> int:
+    """Elements of whole parameters on a rank under ZeRO-3 at the worst moment: where forward turns into backward.
+
+    There are those below the persistence threshold, for good; those whose backward pass is near enough for them not to
+    be released (what lies between counts twice, forward and backward); the one at work, and the prefetched ones.
+    """
+    persistent = sum(size for size in sizes if size <= zero.persistence)
+    others = [size for size in sizes if size > zero.persistence]
+    if not others:
+        return persistent
+    near = min(sum(others), zero.max_reuse // 2)
+    ahead = min(zero.prefetch_bucket, zero.max_live) + max(others)
+    return persistent + min(sum(others), near + ahead)
