@@ -20,6 +20,7 @@ setup(
         "dcr_ds.evaluate": ["presets/*.json", "lm_eval_tasks/*"],
         "dcr_ds.evaluate.judges": ["rules.json", "written.jsonl", "guards/*.json"],
         "dcr_ds.report": ["templates/*"],
+        "dcr_ds.plan": ["configs/shapes.yaml", "configs/*/config.json"],
     },
     install_requires=[
         "torch>=2.10,<2.14",

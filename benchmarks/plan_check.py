@@ -11,7 +11,6 @@ gradients and optimizer state, 15 % for the peak.
 """
 
 import argparse
-import csv
 import gc
 import itertools
 import json
@@ -22,11 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.engine.ranks import set_environment
-
-set_environment()
-
-import deepspeed
 import torch
 import torch.distributed
 import transformers
@@ -38,6 +32,7 @@ from dcr_ds.align.mix import Mix
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine import ranks as process
+from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import Encoded
@@ -50,7 +45,7 @@ from dcr_ds.recipe import load_recipe
 from dcr_ds.refine import loop as refine_loop
 from dcr_ds.refine.prompts import RefinePrompts
 
-SHAPES = Path(__file__).resolve().parent.parent / "dcr_ds" / "plan" / "shapes"
+SHAPES = Path(__file__).resolve().parent.parent / "dcr_ds" / "plan" / "configs"
 TINY = {
     "model_type": "llama",
     "num_hidden_layers": 6,
@@ -98,6 +93,7 @@ def overrides(case: Case, folder: Path, bucket: int, ranks: int) -> list[tuple[s
         "refine.micro_batch": case.micro_batch,
         "refine.max_length": case.tokens,
         "refine.retain_batch": 2 * ranks,
+        "model.kernels": "none",
         "refine.max_steps": 2,
         "refine.retain_weight": 0 if case.stage == "whole" else 1,
         "align.global_batch": case.rows * ranks,
@@ -155,7 +151,9 @@ def optimizer_bytes(engine) -> int:
 def bucket_bytes(engine) -> int:
     """The buffer that ZeRO-1 and 2 keep between a backward pass and the step."""
     buckets = getattr(engine.optimizer, "ipg_buckets", {})
-    buffers = [each for bucket in buckets.values() for each in (bucket.buffer if isinstance(bucket.buffer, list) else [])]
+    buffers = [
+        each for bucket in buckets.values() for each in (bucket.buffer if isinstance(bucket.buffer, list) else [])
+    ]
     return distinct_bytes(buffers)
 
 
@@ -218,7 +216,7 @@ def align_stage(recipe, settings, folder: Path, ranks):
     mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
     engine = align_loop.build_engine_for(recipe, settings, folder, 2, ranks)
     rows = list(range(len(samples)))
-    return engine, lambda step: align_loop.train_step(engine, mix, rows, stage.micro_batch, 0, ranks)
+    return engine, lambda step: align_loop.train_step(engine, mix, rows, Batching.of(stage), ranks)
 
 
 STAGES = {"refine": refine_stage, "whole": whole_stage, "align": align_stage}
@@ -264,9 +262,11 @@ def random_model(shape: str, folder: Path) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="tiny", help="a shape of dcr_ds/plan/shapes (default: a tiny one)")
+    parser.add_argument("--shape", default="tiny", help="a shape of dcr_ds/plan/configs (default: a tiny one)")
     parser.add_argument("--layers", type=whole_numbers, default=[3], help="layers ℓ (default: 3)")
-    parser.add_argument("--stages", type=one_or_more_of(("refine", "whole", "align")), default=["refine", "whole", "align"])
+    parser.add_argument(
+        "--stages", type=one_or_more_of(("refine", "whole", "align")), default=["refine", "whole", "align"]
+    )
     parser.add_argument("--zero", type=one_or_more_of(("0", "1", "2", "3")), default=["0", "1", "2", "3"])
     parser.add_argument("--checkpointing", type=one_or_more_of(("off", "on")), default=["off", "on"])
     parser.add_argument("--adapters", type=one_or_more_of(("none", "lora")), default=["none", "lora"])
@@ -281,6 +281,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
+    process.set_environment()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -291,20 +292,31 @@ def main() -> int:
     process.barrier(ranks)
     failed = 0
     grid = itertools.product(
-        options.stages, options.adapters, options.zero, options.checkpointing, options.dtypes, options.micro_batches, options.layers
+        options.stages,
+        options.adapters,
+        options.zero,
+        options.checkpointing,
+        options.dtypes,
+        options.micro_batches,
+        options.layers,
     )
     for stage, adapter, zero, checkpointing, dtype, micro_batch, layer in grid:
         if adapter != "none" and stage != "align":
             continue
-        case = Case(stage, int(zero), checkpointing == "on", adapter, dtype, options.rows, micro_batch, options.tokens, layer)
+        case = Case(
+            stage, int(zero), checkpointing == "on", adapter, dtype, options.rows, micro_batch, options.tokens, layer
+        )
         row = check(case, folder, options.bucket, ranks)
         bars = {part: PEAK_BAR if part == "peak" else STATE_BAR for part in PARTS}
         over = [part for part in PARTS if abs(row[f"{part}_ratio"] - 1) > bars[part]]
         failed += bool(over)
         if ranks.is_main:
             ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in PARTS)
+            case_text = (
+                f"{stage:6} {adapter:5} zero {zero}  checkpointing {checkpointing:3} {dtype} micro {micro_batch}"
+            )
             print(
-                f"{stage:6} {adapter:5} zero {zero}  checkpointing {checkpointing:3} {dtype} micro {micro_batch} layer {layer}  {ratios}"
+                f"{case_text} layer {layer}  {ratios}"
                 f"  {row['peak_measured'] / 1e6:.2f} MB {'OVER: ' + ', '.join(over) if over else ''}",
                 flush=True,
             )

@@ -34,7 +34,6 @@ from typing import Any
 import numpy
 import torch
 from deepspeed.utils import safe_get_full_optimizer_state
-from dcr_ds.plan.live_bytes import LiveBytes
 from pytorch_metric_learning.losses import CircleLoss
 from record import append, cpu_name, in_new_process, in_new_processes, provenance
 from shapes import SHAPES, block_flop, config_of, head_flop, mfu, save_random
@@ -50,6 +49,7 @@ from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.source import model_config
 from dcr_ds.models.trunk import load_trunk
+from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import load_recipe
 from dcr_ds.refine.loop import Trunk, train_step
 from dcr_ds.refine.objective import contrastive_loss

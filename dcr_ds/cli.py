@@ -30,6 +30,7 @@ COMMANDS = {
     "compare-quality": "dcr_ds.evaluate.quality",
     "report": "dcr_ds.report.command",
     "export": "dcr_ds.export.command",
+    "plan": "dcr_ds.plan.command",
     "slurm": "dcr_ds.cluster.submit",
 }
 
@@ -41,6 +42,7 @@ Usage:
   dcr-ds ability RUN|MODEL…                         general ability (lm-eval): MMLU, ARC, OpenBookQA, PIQA
   dcr-ds compare-quality A B --judge-url URL …      which of two models answers better, by a language model
   dcr-ds report RUN… [--out FILE]                   Markdown, one page, figures; seeds of a recipe combined
+  dcr-ds plan [RECIPE] --gpus N [--field …]         memory, time, and the ZeRO stage and micro-batch that fit
   dcr-ds slurm [--dry-run] [RECIPE] [--field …]     submit a run to SLURM: one job, a chain of stages, a sweep
   dcr-ds export RUN|CHECKPOINT|ADAPTER --out DIR    safetensors for transformers and vLLM; --merge, --push HUB_ID
   dcr-ds schema                                     JSON schema of recipes, for editors

@@ -16,7 +16,7 @@ FLOORS = (  # bottom up; rooms named together stand on one floor
     {"data", "models", "arguments", "environment"},
     {"engine", "cluster"},
     {"refine", "align", "evaluate"},
-    {"report"},
+    {"report", "plan"},
     {"run_folder", "dry_run"},
     {"pipeline", "evaluate_command", "export"},
     {"cli"},

@@ -2,5 +2,5 @@
 change with the number of GPUs. Loads no weight and needs no GPU.
 
 rehearsal.py runs the project's own steps on fake tensors; states.py knows what DeepSpeed keeps; memory.py adds them up;
-traffic.py counts what ranks send each other; clock.py turns operations and bytes into seconds; choose.py picks what fits.
+traffic.py counts what ranks send each other; clock.py turns operations and bytes into seconds; choose.py picks.
 """

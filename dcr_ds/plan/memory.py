@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import AutoConfig
 
 from dcr_ds.models.load import DTYPES
 from dcr_ds.plan.rehearsal import Rehearsal, Work, build_model, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, a byte of scale for 64, a float32 for 256 of those
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Share:
     """What a rank has to do in one step.
 
     Attributes:
-        rows: its share of the stage's samples; retain_rows: of the retain term's; 0 without one.
+        rows: its share of the stage's samples, a pair of answers being two; retain_rows: of the retain term's.
         micro_batch: rows at once.
         tokens: of each row.
     """
@@ -61,21 +64,42 @@ class Share:
         return -(-self.rows // self.micro_batch)
 
 
-def share_of(recipe: Recipe, stage: str, ranks: int, micro_batch: int | None = None, tokens: int = 0) -> Share:
-    """The share of the rank that has most, with every row as long as rows may be unless `tokens` says otherwise."""
+def share_of(recipe: Recipe, stage: str, ranks: int, micro_batch: int | None = None) -> Share:
+    """The share of the rank that has most, with every row as long as rows may be.
+
+    Packed, a pass has one row of packed_length, and there are as many as full samples need.
+
+    Args:
+        micro_batch: samples at once; None: the recipe's.
+    """
     section = getattr(recipe, stage)
-    rows = -(-section.global_batch // ranks)
+    samples = -(-section.global_batch // ranks)
     retain = -(-section.retain_batch // ranks) if stage == "refine" and section.retain_weight else 0
-    return Share(rows, retain, min(micro_batch or section.micro_batch, rows), tokens or section.max_length)
+    if section.packing:
+        length = section.packed_length if section.packed_length != "auto" else section.longest_sample
+        fit = length // section.longest_sample
+        return Share(-(-samples // fit), -(-retain // fit), 1, length)
+    rows = 2 if stage == "align" and section.method == "dpo" else 1
+    at_once = min(micro_batch or section.micro_batch, samples)
+    return Share(rows * samples, retain, rows * at_once, section.max_length)
 
 
 def tensors_of(recipe: Recipe, folder: Path, kind: str) -> list[Tensor]:
     """The parameters of a stage's model, as transformers builds it on the meta device."""
     blocks = AutoConfig.from_pretrained(folder).num_hidden_layers
-    trunk = blocks if kind == "align" else recipe.refine.layer
+    trunk = blocks if kind in ("align", "dpo") else recipe.refine.layer
     model = build_model(recipe, folder, kind, trunk, blocks - trunk if kind == "whole" else 0)
     width = DTYPES[recipe.model.dtype].itemsize
-    return [Tensor(each.numel(), each.requires_grad, width) for each in model.parameters()]
+    quantised = _quantised(model) if recipe.model.quantize == "nf4" and kind != "whole" else set()
+    return [
+        Tensor(each.numel(), each.requires_grad, NF4 if each in quantised else width) for each in model.parameters()
+    ]
+
+
+def _quantised(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """The weights that 4-bit loading quantises: those of the blocks' linear layers, not the head's."""
+    linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    return {module.weight for module in linear if not module.weight.requires_grad}
 
 
 def memory(
@@ -84,31 +108,42 @@ def memory(
     """Memory of a stage.
 
     Args:
-        kind: refine, whole (stage 1 on the whole model) or align.
+        kind: refine, whole (stage 1 on the whole model), align or dpo.
         tensors: of `tensors_of`.
     """
-    state = states(tensors, zero, ranks, on_gpu)
+    section = recipe.refine if kind in ("refine", "whole") else recipe.align
+    state = states(tensors, zero, ranks, on_gpu, section.optimizer)
     device = "cuda" if on_gpu else "cpu"
-    first = rehearse(recipe, folder, Work(kind, min(share.rows, share.micro_batch), share.tokens), zero.stage, device)
-    passes = [first]
-    if share.retain_rows:
-        rows = min(share.retain_rows, share.micro_batch)
-        passes.append(rehearse(recipe, folder, Work("retain", rows, share.tokens), zero.stage, device))
+    works = works_of(kind, share)
+    first, *others = (rehearse(recipe, folder, work, zero.stage, device) for work in works)
+    passes = [first, *others]
+    # bitsandbytes dequantises a weight for as long as its product takes
+    unpacked = max(
+        (DTYPES[recipe.model.dtype].itemsize * each.elements for each in tensors if each.width < 1), default=0
+    )
     bucket = zero.reduce_bucket * DTYPES[recipe.model.dtype].itemsize
     alone = share.micro_batches == 1
     worst = max(_peak(one, state, zero, bucket, is_first=alone and one is first) for one in passes)
-    anchors = _anchor_bytes(recipe, folder, share) if kind != "align" else 0
-    backward = state.resident + state.gathered + state.buckets + worst
+    anchors = _anchor_bytes(recipe, folder, share)
+    backward = state.resident + state.gathered + state.buckets + worst + unpacked
     step = state.resident + state.gradients + state.step
     top = max(passes, key=lambda one: one.peak())
     return Memory(
         states=state,
         activations=top.kept,
-        temporaries=top.peak() - top.kept,
+        temporaries=top.peak() - top.kept + unpacked,
         peak=max(backward, step) + (0 if on_gpu else state.host + anchors),
         peak_phase="backward pass" if backward >= step else "optimizer step",
         host=state.host + anchors,
     )
+
+
+def works_of(kind: str, share: Share) -> list[Work]:
+    """The kinds of pass that a step has: its micro-batch, and the retain term's."""
+    works = [Work(kind, min(share.rows, share.micro_batch), share.tokens)]
+    if share.retain_rows and kind == "refine":
+        works.append(Work("retain", min(share.retain_rows, share.micro_batch), share.tokens))
+    return works
 
 
 def _peak(one: Rehearsal, state: States, zero: Zero, bucket: int, is_first: bool) -> int:

@@ -1,41 +1,38 @@
-"""The rehearsal of a micro-batch: the stage's own step on fake tensors, which have shapes and no memory.
+"""The rehearsal of a forward and backward pass on fake tensors, which have shapes and no memory.
 
-The model is transformers' own, the forward pass and the loss are those of the loops, and autograd keeps what it keeps:
-the bytes alive and the floating-point operations are counted, not estimated from a formula. A deep model is rehearsed
+The model is transformers' own, the losses are those of the loops, and autograd keeps what it keeps: the bytes alive and
+the floating-point operations are counted, not estimated from a formula. A deep model is rehearsed
 with one and two periods of its blocks, which repeat, and continued from there.
 
 Legend: B rows, T tokens of each, ℓ blocks of the trunk, L blocks of the model.
 """
 
 import copy
+import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 import torch
 from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, masking_utils
 
-from dcr_ds.align.sft import summed_loss
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.adapters import add_lora
-from dcr_ds.models.chat import Encoded
 from dcr_ds.models.likelihood import CHUNK_LOGITS, Likelihood
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.source import BLOCK
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe
-from dcr_ds.refine.embed import hidden_states
-from dcr_ds.refine.retain import Anchors, retain_loss
-
-CPU = torch.device("cpu")
+from dcr_ds.refine.retain import relative_distance_squared
 
 
 @dataclass(frozen=True)
@@ -43,12 +40,18 @@ class Work:
     """What one rank computes at once.
 
     `refine` and `retain` are the two passes of stage 1, on the trunk; `whole` is the contrastive pass as it is without
-    this project: the whole model with its head, the tail frozen, h taken from its hidden states; `align` is stage 2.
+    this project: the whole model with its head, the tail frozen, h taken from its hidden states; `align` and `dpo` are
+    stage 2, a pair being two rows. `whole` has an attention mask for its padding, which every block keeps; this
+    project's batches need none. A packed row is a row.
     """
 
-    kind: Literal["refine", "retain", "whole", "align"]
+    kind: Literal["refine", "retain", "whole", "align", "dpo"]
     rows: int
     tokens: int
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        ids = torch.zeros(self.rows, self.tokens, dtype=torch.long)
+        return {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if self.kind == "whole" else {})
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,31 @@ class Rehearsal:
 
 
 def rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int = 0, device: str = "cuda") -> Rehearsal:
-    """Rehearse a micro-batch of a recipe with the model whose config.json is in `folder`."""
+    """Rehearse a pass of a recipe with the model whose config.json is in `folder`; what was rehearsed is remembered."""
+    stages = [
+        getattr(recipe, name).model_dump(include={"layer", "pooling", "adapter", "lora"})
+        for name in ("refine", "align")
+    ]
+    key = (recipe.model.model_dump_json(), json.dumps(stages), folder, work, zero_stage == 3, device)
+    if key not in _REMEMBERED:
+        _REMEMBERED[key] = _rehearse(recipe, folder, work, zero_stage, device)
+    return _REMEMBERED[key]
+
+
+_REMEMBERED: dict[tuple, Rehearsal] = {}
+
+
+def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device: str) -> Rehearsal:
     config = AutoConfig.from_pretrained(folder)
     period = _period(config)
-    trunk = recipe.refine.layer if work.kind != "align" else config.num_hidden_layers
+    trunk = config.num_hidden_layers if work.kind in ("align", "dpo") else recipe.refine.layer
     tail = config.num_hidden_layers - trunk if work.kind == "whole" else 0
 
     def at(trunk: int, tail: int) -> Rehearsal:
         model = build_model(recipe, folder, work.kind, trunk, tail)
-        with _fake(zero_stage, device):
+        with _fake(work, zero_stage, device):
             _make_fake(model, DTYPES[recipe.model.dtype])
-            return _watched(model, STEPS[work.kind](model, recipe, work, trunk))
+            return _watched(model, partial(STEPS[work.kind], model, recipe, work))
 
     if trunk <= 3 * period or trunk % period or tail % period or 0 < tail <= 2 * period:
         return at(trunk, tail)
@@ -128,23 +145,23 @@ def rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int = 0, devi
 
 def build_model(recipe: Recipe, folder: Path, kind: str, trunk: int, tail: int = 0) -> torch.nn.Module:
     """The model of a stage with so many blocks, in training mode, on the meta device: shapes without memory."""
-    attention = {"dtype": DTYPES[recipe.model.dtype], "attn_implementation": recipe.model.attention}
-    if kind in ("refine", "retain"):
-        with torch.device("meta"):
-            model = freeze_tail(AutoModel.from_config(trunk_config(folder, trunk), **attention))
-    else:
-        config = _with_blocks(AutoConfig.from_pretrained(folder), trunk + tail)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, **attention)
-        model.config.use_cache = False
-        if kind == "align" and recipe.align.adapter == "lora":
-            model = add_lora(model, recipe.align.lora)
-        elif kind == "whole":
-            freeze_above(model, trunk)
+    options = {"dtype": DTYPES[recipe.model.dtype], "attn_implementation": recipe.model.attention}
+    on_trunk = kind in ("refine", "retain")
+    with torch.device("meta"):
+        if on_trunk:
+            model = freeze_tail(AutoModel.from_config(trunk_config(folder, trunk), **options))
+        else:
+            config = _with_blocks(AutoConfig.from_pretrained(folder), trunk + tail)
+            model = AutoModelForCausalLM.from_config(config, **options)
+    model.config.use_cache = False
+    if kind == "whole":
+        freeze_above(model, trunk)
+    elif (stage := recipe.refine if on_trunk else recipe.align).adapter == "lora":
+        model = add_lora(model, stage.lora, "lora")
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
-    return Likelihood(model, "chunked") if kind == "align" else model
+    return Likelihood(model, "chunked") if kind in ("align", "dpo") else model
 
 
 def _make_fake(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -170,37 +187,52 @@ def freeze_above(model: PreTrainedModel, layer: int) -> None:
         model.get_input_embeddings().weight.requires_grad_(False)
 
 
-def _contrastive_step(model: PreTrainedModel, recipe: Recipe, work: Work, layer: int) -> Callable[[], torch.Tensor]:
+def _contrastive_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
     """The pass of `refine.loop` that carries the gradient of h through a micro-batch."""
-    rows = [[0] * work.tokens] * work.rows
-
-    def step() -> torch.Tensor:
-        if work.kind == "whole":
-            ids = torch.zeros(work.rows, work.tokens, dtype=torch.long)
-            hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-            hidden = hidden.hidden_states[layer]
-        else:
-            hidden = hidden_states(model, rows, CPU)[0]
-        h = hidden[:, -1] if recipe.refine.pooling == "last" else hidden.mean(1)
-        return (h * torch.zeros_like(h)).float().sum()
-
-    return step
+    hidden = _one_after_the_other(model(**work.inputs()).last_hidden_state).view(work.rows, work.tokens, -1)
+    return _at_pooled(hidden, recipe)
 
 
-def _retain_step(model: PreTrainedModel, recipe: Recipe, work: Work, layer: int) -> Callable[[], torch.Tensor]:
-    rows, anchors = [[0] * work.tokens] * work.rows, Anchors()
-    original = torch.zeros(work.tokens, model.config.hidden_size, dtype=DTYPES[recipe.model.dtype])
-    anchors.states = dict.fromkeys(range(work.rows), original)
-    return lambda: retain_loss(model, rows, range(work.rows), [True] * work.rows, anchors, CPU)
+def _whole_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+    hidden = model(**work.inputs(), output_hidden_states=True).hidden_states[_num_trained(model)]
+    return _at_pooled(hidden, recipe)
 
 
-def _align_step(model: PreTrainedModel, recipe: Recipe, work: Work, layer: int) -> Callable[[], torch.Tensor]:
-    """With every token after the first supervised: the most logits there can be."""
-    samples = [Encoded([0] * work.tokens, 1)] * work.rows
-    return lambda: summed_loss(model, samples, [True] * work.rows, 0, CPU)
+def _at_pooled(hidden: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    h = hidden[:, -1] if recipe.refine.pooling == "last" else hidden.float().mean(1)
+    return (h * torch.zeros_like(h)).float().sum()
 
 
-STEPS = {"refine": _contrastive_step, "whole": _contrastive_step, "retain": _retain_step, "align": _align_step}
+def _num_trained(model: torch.nn.Module) -> int:
+    """ℓ, by the blocks that train."""
+    return sum(next(block.parameters()).requires_grad for block in model.get_decoder().layers)
+
+
+def _retain_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+    hidden = _one_after_the_other(model(**work.inputs()).last_hidden_state)
+    return (relative_distance_squared(hidden, torch.zeros_like(hidden)) * torch.zeros(len(hidden))).sum()
+
+
+def _align_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+    """With every token supervised: the most logits there can be."""
+    where = torch.zeros(work.rows * work.tokens, dtype=torch.long)
+    reduction = "none" if work.kind == "dpo" else "sum"
+    return model(where=where, targets=torch.zeros_like(where), reduction=reduction, **work.inputs()).sum()
+
+
+def _one_after_the_other(hidden: torch.Tensor) -> torch.Tensor:
+    """Rows without their padding [N, D]: a copy."""
+    flat = hidden.flatten(0, 1)
+    return flat.index_select(0, torch.zeros(len(flat), dtype=torch.long))
+
+
+STEPS: dict[str, Callable[[torch.nn.Module, Recipe, Work], torch.Tensor]] = {
+    "refine": _contrastive_step,
+    "whole": _whole_step,
+    "retain": _retain_step,
+    "align": _align_step,
+    "dpo": _align_step,
+}
 
 
 def _watched(model: torch.nn.Module, step: Callable[[], torch.Tensor]) -> Rehearsal:
@@ -257,21 +289,19 @@ class _CountedFlops(TorchDispatchMode):
 
 
 @contextmanager
-def _fake(zero_stage: int, device: str) -> Iterator[None]:
-    """Fake tensors on a CPU, with what differs on the device that is planned for, or under ZeRO-3.
+def _fake(work: Work, zero_stage: int, device: str) -> Iterator[None]:
+    """Fake tensors on a CPU, with what differs from a real pass on the device that is planned for.
 
-    Those are the chunks of the loss, and the linear function that DeepSpeed puts in torch's place: it keeps its input
-    where the weight is frozen, too.
+    The chunks of the loss are that device's; under ZeRO-3 DeepSpeed's linear function stands in torch's place, which
+    keeps its input where the weight is frozen, too; and transformers is told that the rows are not packed, which
+    it reads off real positions, and allows for by a mask where they are fake.
     """
-    linear, chunk = torch.nn.functional.linear, CHUNK_LOGITS["cpu"]
-    with FakeTensorMode():
+    with FakeTensorMode(), patch.dict(CHUNK_LOGITS, {"cpu": CHUNK_LOGITS[device]}), ExitStack() as patches:
         if zero_stage == 3:
-            torch.nn.functional.linear = zero3_linear_wrap
-        CHUNK_LOGITS["cpu"] = CHUNK_LOGITS[device]
-        try:
-            yield
-        finally:
-            torch.nn.functional.linear, CHUNK_LOGITS["cpu"] = linear, chunk
+            patches.enter_context(patch.object(torch.nn.functional, "linear", zero3_linear_wrap))
+        if work.kind != "whole":
+            patches.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None))
+        yield
 
 
 def _period(config: PreTrainedConfig) -> int:
@@ -297,22 +327,24 @@ def _with_blocks(config: PreTrainedConfig, blocks: int) -> PreTrainedConfig:
 def _continue(one: Rehearsal, two: Rehearsal, times: int, period: int) -> Rehearsal:
     """From one and two periods of blocks to `times` of them.
 
-    What a period keeps for the backward pass lies under all events above it; the events of the last period come first.
+    What a period keeps for the backward pass lies under all events above it. Norm, head and the last period come first,
+    as they do of two; the lower period of two stands for all others.
     """
     kept = two.kept - one.kept
-    inside = [event for event in one.events if event.block is not None]
-    num_above = next((index for index, event in enumerate(one.events) if event.block is not None), 0)
-    above, below = one.events[:num_above], one.events[num_above + len(inside) :]
-    events = [Event(None, event.peak + (times - 1) * kept, event.gradient) for event in above]
-    for number in reversed(range(times)):
-        events += [
-            Event(event.block + number * period, event.peak + number * kept, event.gradient) for event in inside
-        ]
-    return _deeper(replace(one, events=[*events, *below]), one, two, times)
+    start = next(index for index, event in enumerate(two.events) if event.block is not None and event.block < period)
+    end = next((i for i, event in enumerate(two.events) if i > start and event.block is None), len(two.events))
+    events = [_moved(event, (times - 2) * period, (times - 2) * kept) for event in two.events[:start]]
+    for number in reversed(range(times - 1)):
+        events += [_moved(event, number * period, number * kept) for event in two.events[start:end]]
+    return _deeper(replace(two, events=[*events, *two.events[end:]]), one, two, times - 1)
+
+
+def _moved(event: Event, blocks: int, kept: int) -> Event:
+    return Event(event.block if event.block is None else event.block + blocks, event.peak + kept, event.gradient)
 
 
 def _deeper(rehearsal: Rehearsal, one: Rehearsal, two: Rehearsal, times: int) -> Rehearsal:
-    """What grows evenly with each period, for `times` of them instead of one."""
+    """What grows evenly with each period, for `times` of them instead of one, beside the events."""
     kept = (times - 1) * (two.kept - one.kept)
     return replace(
         rehearsal,

@@ -1,4 +1,4 @@
-"""What DeepSpeed keeps of a model on one rank between and during steps, as DeepSpeed 0.19 lays it out, with AdamW.
+"""What DeepSpeed keeps of a model on one rank between and during steps, as DeepSpeed 0.19 lays it out.
 
 Checked against its real tensors at 1, 2 and 4 ranks (tests/plan/). In bytes of the precision b of training (2 in
 bfloat16, 4 in float32), n trainable parameters, R ranks:
@@ -10,13 +10,17 @@ bfloat16, 4 in float32), n trainable parameters, R ranks:
     3       b n/R           4 n/R     8 n/R     b n/R       the same, a sub-group at a time
 
     * in bfloat16. ZeRO keeps masters in float32 training, too. Frozen parameters are sharded by stage 3 alone.
+
+Moments are torch's AdamW's; in 8 bits they are a byte and a 64th each, and `paged_` ones lie in host memory at worst.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MASTER, MOMENTS = 4, 8  # bytes: a float32 copy; both moments of AdamW in float32
+EIGHT_BIT = 2 + 2 * 4 / 256  # both moments in a byte, with a float32 scale for each 256
+SMALL = 4096  # bitsandbytes keeps the state of smaller tensors in 32 bits
 DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
     "sub_group_size": 1_000_000_000,
@@ -91,8 +95,21 @@ class States:
         return self.parameters + self.masters + self.moments
 
 
-def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
+def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool, optimizer: str = "adamw") -> States:
     """The states of a model on the rank that has most."""
+    state = _with_adamw(tensors, zero, ranks, on_gpu or optimizer != "adamw")
+    if optimizer == "adamw" or zero.offload_optimizer:
+        return state
+    trained = [tensor.elements for tensor in tensors if tensor.trains]
+    sizes = trained if zero.stage == 0 else [state.masters // MASTER]
+    moments = state.moments
+    if optimizer.endswith("8bit"):
+        moments = int(sum(size * (MOMENTS if size < SMALL else EIGHT_BIT) for size in sizes))
+    paged = on_gpu and optimizer.startswith("paged")
+    return replace(state, moments=0 if paged else moments, host=state.host + (moments if paged else 0))
+
+
+def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
     trained = [tensor for tensor in tensors if tensor.trains]
     elements = sum(tensor.elements for tensor in trained)
     width = int(trained[0].width)

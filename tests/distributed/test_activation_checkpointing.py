@@ -18,6 +18,7 @@ from tiny import make_model, one_thread_environment
 from dcr_ds.cli import main
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.plan.live_bytes import LiveBytes
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -66,10 +67,7 @@ def test_two_ranks_under_zero3_recompute_to_the_same_losses(recipe):
     assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
 
 
-def test_fewer_tensors_are_alive_when_activations_are_recomputed(monkeypatch, recipe):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from live_bytes import LiveBytes
-
+def test_fewer_tensors_are_alive_when_activations_are_recomputed(recipe):
     def peak(recompute: bool) -> int:
         model = load_causal_lm(recipe.parent / "model", torch.float32, "sdpa", device=None).train()
         if recompute:

@@ -1,7 +1,5 @@
 """−log π at the head is the cross-entropy of whole logits, in value and gradient, without the whole logits."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -102,8 +100,7 @@ def test_bfloat16_gradients_of_the_weight_add_up_in_float32(monkeypatch):
 
 @OPTIONS
 def test_logits_of_all_tokens_are_never_alive(monkeypatch, reduction):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    from live_bytes import LiveBytes
+    from dcr_ds.plan.live_bytes import LiveBytes
 
     num_tokens, vocabulary = 400, 1000
     monkeypatch.setitem(likelihood.CHUNK_LOGITS, "cpu", 10 * vocabulary)

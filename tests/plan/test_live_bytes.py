@@ -1,16 +1,13 @@
 """Storages are counted once, from birth to death, whoever holds them."""
 
-from pathlib import Path
-
 import torch
+
+from dcr_ds.plan.live_bytes import LiveBytes
 
 MEGABYTE = 1_000_000
 
 
-def test_a_storage_lives_as_long_as_the_graph_holds_it(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-    from live_bytes import LiveBytes
-
+def test_a_storage_lives_as_long_as_the_graph_holds_it():
     x = torch.ones(MEGABYTE // 4, requires_grad=True)
     with LiveBytes() as live:
         before = live.alive

@@ -1,0 +1,49 @@
+"""The config.json of the model that is planned for: a folder's, a shipped shape's, or one in the hub's local cache."""
+
+from pathlib import Path
+
+import yaml
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.source import SUPPORTED, model_config
+from dcr_ds.recipe import ModelSection
+
+SHAPES = Path(__file__).parent / "configs"
+
+
+def find_shape(model: ModelSection) -> tuple[Path, str]:
+    """The folder of a config.json, and where it is from. Nothing is downloaded.
+
+    Raises:
+        UserError: there is none, or it is of an unsupported architecture.
+    """
+    folder, origin = _locate(model)
+    kind = model_config(folder).get("model_type")
+    if kind not in SUPPORTED:
+        raise UserError(f"{folder}: unsupported architecture {kind!r}; supported: {', '.join(SUPPORTED)}")
+    return folder, origin
+
+
+def shipped() -> list[dict]:
+    """The shipped shapes: folder, ids, parameters."""
+    return yaml.safe_load((SHAPES / "shapes.yaml").read_text(encoding="utf-8"))
+
+
+def _locate(model: ModelSection) -> tuple[Path, str]:
+    path = Path(model.source).expanduser()
+    if path.is_dir():
+        return path, "its config.json"
+    for shape in shipped():
+        if model.source.lower() in [name.lower() for name in (shape["folder"], *shape["ids"])]:
+            return SHAPES / shape["folder"], "shape shipped with dcr-ds"
+    if model.source.count("/") == 1:
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+        if isinstance(found, str):
+            return Path(found).parent, "the hub's local cache"
+    names = ", ".join(shape["folder"] for shape in shipped())
+    raise UserError(
+        f"model.source: {model.source} is no model folder, not in the hub's local cache and no shipped shape; a plan "
+        f"downloads nothing. Shapes: {names}; or give a folder with the model's config.json"
+    )

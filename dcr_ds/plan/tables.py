@@ -1,0 +1,116 @@
+"""A plan as plain text, at most 100 columns wide."""
+
+from collections.abc import Sequence
+
+from dcr_ds.plan.choose import GIB, Option, Stage, best, remedy
+from dcr_ds.plan.memory import Memory
+
+NAMES = {"refine": "cut trunk", "whole": "whole model", "align": "stage 2"}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, the first to the left and the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = []
+    for row in (header, *rows):
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def gib(size: float) -> str:
+    size /= GIB
+    return "–" if size == 0 else f"{size:.2f}" if size < 10 else f"{size:.1f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def memory_table(columns: dict[str, tuple[int, Memory]]) -> str:
+    """Memory by part of several layouts, each with its micro-batch."""
+    parts = list(next(iter(columns.values()))[1].parts())
+    rows = [["rows at once", *(str(rows) for rows, _ in columns.values())]]
+    rows += [[part, *(gib(one.parts()[part]) for _, one in columns.values())] for part in parts]
+    rows.append(["peak of a step", *(gib(one.peak) for _, one in columns.values())])
+    rows.append(["at its", *(one.peak_phase for _, one in columns.values())])
+    rows.append(["host memory", *(gib(one.host) for _, one in columns.values())])
+    return table(["GiB on each GPU", *columns], rows)
+
+
+def options_table(options: Sequence[Option], chosen: Option | None) -> str:
+    """What each ZeRO stage needs and takes."""
+    rows = []
+    for option in options:
+        sent = sum(one.bytes for one in option.traffic)
+        verdict = "does not fit" if not option.fits else "<- chosen" if option is chosen else ""
+        rows.append(
+            [
+                f"ZeRO-{option.zero.stage}" + (" offload" if option.zero.offload_optimizer else ""),
+                str(option.micro_batch),
+                gib(option.memory.peak),
+                gib(sent),
+                f"{option.time.overlapped:.3g}–{option.time.serial:.3g}",
+                verdict,
+            ]
+        )
+    return table(["", "rows at once", "peak GiB", "sent GiB/step", "step s", ""], rows)
+
+
+def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
+    """A stage's part of the plan, and the option chosen."""
+    options = stage.options()
+    chosen = best(options)
+    shown = chosen or min(options, key=lambda option: option.memory.peak)
+    lines = [options_table(options, chosen)]
+    columns = {f"{NAMES[stage.name]}, ZeRO-{shown.zero.stage}": (shown.micro_batch, shown.memory)}
+    if stage.name == "refine":
+        whole = Stage(stage.recipe, stage.folder, "whole", stage.machine, stage.lengths)
+        uncut = whole.at(shown.zero, shown.micro_batch)
+        columns["whole model"] = (uncut.micro_batch, uncut.memory)
+        lines.append(
+            f"Without the cut (the whole model run, blocks 1 to {stage.section.layer} trained in full) a step takes\n"
+            f"{uncut.time.serial / shown.time.serial:.2f} times as long and "
+            f"{uncut.memory.peak / shown.memory.peak:.2f} times the memory."
+        )
+    lines.insert(1, memory_table(columns))
+    lines.append(_why(stage, options, chosen))
+    if chosen and steps:
+        low, high = steps * chosen.time.overlapped, steps * chosen.time.serial
+        hours = [seconds * stage.machine.gpus / 3600 for seconds in (low, high)]
+        lines.append(
+            f"{steps} steps: {duration(low)} to {duration(high)}, {hours[0]:.3g} to {hours[1]:.3g} GPU-hours "
+            "(all traffic behind the computation, or none)."
+        )
+    elif chosen:
+        lines.append("The number of steps is not known without the data: say --steps.")
+    return "\n\n".join(lines), chosen
+
+
+def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:
+    usable = stage.machine.usable / GIB
+    if chosen is None:
+        least = min(options, key=lambda option: option.memory.peak)
+        told = (
+            f"Nothing fits: the least is {gib(least.memory.peak)} GiB of {usable:.1f} usable, under "
+            f"ZeRO-{least.zero.stage} with {least.micro_batch} rows at once."
+        )
+        if found := remedy(stage):
+            change, option = found
+            return (
+                f"{told} With {change} it fits: {gib(option.memory.peak)} GiB under ZeRO-{option.zero.stage}, "
+                f"{option.micro_batch} rows at once."
+            )
+        return f"{told} Take more GPUs, GPUs with more memory, ds_configs/zero3_offload.json or a smaller model."
+    told = f"ZeRO-{chosen.zero.stage}: the fastest that fits in {usable:.1f} GiB"
+    if over := [option for option in options if not option.fits and option.zero.stage < chosen.zero.stage]:
+        told += f"; ZeRO-{over[-1].zero.stage} would need {gib(over[-1].memory.peak)} GiB"
+    three = next((option for option in options if option.zero.stage == 3), None)
+    if three and three is not chosen and three.fits and three.traffic:
+        ratio = sum(one.bytes for one in three.traffic) / max(1, sum(one.bytes for one in chosen.traffic))
+        told += f"; ZeRO-3 sends {ratio:.1f} times the bytes" + (
+            ", the frozen base over and over" if stage.section.adapter == "lora" else ""
+        )
+    return told + "."

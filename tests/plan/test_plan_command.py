@@ -1,0 +1,69 @@
+"""`dcr-ds plan` from end to end: shipped shapes, what fits, what does not and what to do, bad input."""
+
+import json
+
+import pytest
+from tiny import make_model
+
+from dcr_ds.cli import main
+
+
+@pytest.fixture
+def plan(capsys):
+    def run(*arguments: str, code: int = 0) -> str:
+        capsys.readouterr()
+        assert main(["plan", *arguments]) == code
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    return run
+
+
+def test_a_plan_of_llama_3_8b(plan, tmp_path):
+    out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", "--json", str(tmp_path / "plan.json"))
+    assert max(map(len, out.splitlines())) <= 120
+    assert "4.015e9 parameters trained of 4.015e9 loaded" in out  # half of the blocks, and the embeddings
+    assert "<- chosen" in out and "Without the cut" in out
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["refine"]["peak_bytes"] <= 0.9 * 80 * 2**30
+    assert 0 < figures["refine"]["step_seconds"][0] <= figures["refine"]["step_seconds"][1]
+
+
+def test_zero_3_is_not_recommended_for_a_frozen_base(plan):
+    out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", "--stages", "[align]")
+    assert "the frozen base over and over" in out
+    assert next(line for line in out.splitlines() if "<- chosen" in line).startswith("ZeRO-0")
+
+
+def test_a_model_too_large_gets_a_way_out(plan):
+    out = plan("recipes/qwen2.5-7b.yaml", "--gpu", "rtx4090", "--stages", "[refine]")
+    assert "Nothing fits" in out and "With model.activation_checkpointing: true, refine.adapter: lora" in out
+
+
+def test_qlora_keeps_a_7b_trunk_in_4_bits(plan, tmp_path):
+    file = tmp_path / "plan.json"
+    plan("recipes/qwen2.5-7b-qlora.yaml", "--gpus", "1", "--gpu", "rtx4090", "--json", str(file))
+    parts = json.loads(file.read_text())["refine"]["parts"]
+    assert parts["parameters"] < 3 * 2**30  # 14 of 28 blocks in 4 bits, embeddings in 16
+
+
+def test_a_local_folder_needs_no_shape(plan, tmp_path):
+    folder = make_model(tmp_path / "tiny", tied=False)
+    out = plan("recipes/smollm2-135m.yaml", "--model.source", str(folder), "--refine.layer", "2")
+    assert "its config.json" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--gpus", "no"], "--gpus: 'no' is no whole number"),
+        (["--gpus", "0"], "--gpus: 0 is out of range"),
+        (["--mfu", "1.5"], "--mfu: 1.5 is a share"),
+        (["--gpu", "abacus"], "there are h100"),
+        (["--nodes", "1,x"], "whole numbers above 0"),
+        (["--model.source", "nobody/nothing"], "no shipped shape"),
+        (["--refine.layr", "3"], "unknown field"),
+    ],
+)
+def test_bad_input(plan, arguments, told):
+    assert told in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
