@@ -110,7 +110,7 @@ def _plan(
     recipe: Recipe, folder: Path, origin: str, nodes: list[int], options: dict, rates: Rates
 ) -> tuple[str, dict[str, Any]]:
     from dcr_ds.plan.choose import Lengths, Machine, Stage, planned
-    from dcr_ds.plan.tables import describe
+    from dcr_ds.plan.tables import describe, prose
 
     per_node = options["gpus-per-node"]
     gpus = nodes[0] * per_node if nodes else options["gpus"]
@@ -124,17 +124,17 @@ def _plan(
         stage = Stage(recipe, folder, name, machine, lengths)
         steps = recipe.refine.max_steps if name == "refine" else _align_steps(recipe, options)
         text, chosen = describe(stage, steps)
-        sections.append(f"{_heading(stage)}\n\n{text}")
+        sections.append(f"{prose(_heading(stage))}\n\n{text}")
         figures[name] = _figures(chosen, steps) if chosen else None
     head = (
         f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {gpus} GPUs of "
-        f"{machine.memory_gib:g} GiB, {machine.reserve:.0%} kept free\n"
+        f"{machine.memory_gib:g} GiB, {machine.reserve:.0%} kept free. "
         f"Assumed: {rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%}; links {rates.node_link / 1e9:.0f} GB/s "
-        f"in a node, {rates.network / 1e9:.0f} beyond, at {rates.share:.0%};\n"
+        f"in a node, {rates.network / 1e9:.0f} beyond, at {rates.share:.0%}; "
         f"time for prompts of {lengths.refine} tokens and conversations of {lengths.align}, memory for rows of "
         f"max_length ({recipe.refine.max_length}, {recipe.align.max_length})"
     )
-    return "\n\n".join([head, *sections]), figures
+    return "\n\n".join([prose(head), *sections]), figures
 
 
 def _heading(stage) -> str:
@@ -145,7 +145,7 @@ def _heading(stage) -> str:
     extras += ["activations recomputed"] if recipe.model.activation_checkpointing else []
     return (
         f"{where}{adapter}{''.join(f', {extra}' for extra in extras)}; {section.optimizer}; {section.global_batch} "
-        f"rows a step\n{stage.trained / 1e9:.3f}e9 parameters trained of {stage.loaded / 1e9:.3f}e9 loaded"
+        f"rows a step; {stage.trained / 1e9:.3f}e9 parameters trained of {stage.loaded / 1e9:.3f}e9 loaded"
     )
 
 

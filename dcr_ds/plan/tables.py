@@ -1,5 +1,6 @@
 """A plan as plain text, at most 100 columns wide."""
 
+import textwrap
 from collections.abc import Sequence
 
 from dcr_ds.plan.choose import GIB, Option, Stage, best, remedy
@@ -16,6 +17,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
+
+
+def prose(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False)
 
 
 def gib(size: float) -> str:
@@ -71,7 +76,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
         uncut = whole.at(shown.zero, shown.micro_batch)
         columns["whole model"] = (uncut.micro_batch, uncut.memory)
         lines.append(
-            f"Without the cut (the whole model run, blocks 1 to {stage.section.layer} trained in full) a step takes\n"
+            f"Without the cut (the whole model run, blocks 1 to {stage.section.layer} trained in full) a step takes "
             f"{uncut.time.serial / shown.time.serial:.2f} times as long and "
             f"{uncut.memory.peak / shown.memory.peak:.2f} times the memory."
         )
@@ -86,7 +91,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
         )
     elif chosen:
         lines.append("The number of steps is not known without the data: say --steps.")
-    return "\n\n".join(lines), chosen
+    return "\n\n".join(line if "\n" in line else prose(line) for line in lines), chosen
 
 
 def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:

@@ -21,7 +21,7 @@ def plan(capsys):
 
 def test_a_plan_of_llama_3_8b(plan, tmp_path):
     out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", "--json", str(tmp_path / "plan.json"))
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out[out.index("llama-3-8b:") :].splitlines())) <= 100
     assert "4.015e9 parameters trained of 4.015e9 loaded" in out  # half of the blocks, and the embeddings
     assert "<- chosen" in out and "Without the cut" in out
     figures = json.loads((tmp_path / "plan.json").read_text())
