@@ -162,11 +162,9 @@ def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[t
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """Add a · b to a float32 total, in float32 also where a and b are bfloat16."""
+    """Add a · b to a float32 total."""
     if a.dtype == torch.float32:
         total.addmm_(a, b)
-    elif total.is_cuda:
-        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
     else:
         total += a @ b
 
