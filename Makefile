@@ -1,13 +1,14 @@
 # make demo: install and run the main job    make test: install and run the tests    make compare: STL against DCR
 # make test-properties: bad recipes, data files and manifests by the thousand
 # make test-kernels: the kernels alone, with the full product of sizes, dtypes and options
+# make test-slurm-quick, make test-slurm: jobs on a private SLURM of three virtual nodes (Debian, as root; else skipped)
 # A virtual environment is made in .venv unless one is active.
 
 VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo compare test test-properties test-kernels lint clean
+.PHONY: demo compare test test-properties test-kernels test-slurm-quick test-slurm lint clean
 
 demo: $(BIN)/.dcr-ds
 	deepspeed train.py
@@ -25,6 +26,14 @@ test-properties: $(BIN)/.dcr-ds-dev
 
 test-kernels: $(BIN)/.dcr-ds-dev
 	python -m pytest tests/kernels --full-kernels -n 2 --dist loadgroup
+
+test-slurm-quick: $(BIN)/.dcr-ds-dev
+	tests/slurm/cluster.sh install
+	python -m pytest tests/slurm/test_slurm_quick.py --slurm quick -rs
+
+test-slurm: $(BIN)/.dcr-ds-dev
+	tests/slurm/cluster.sh install
+	python -m pytest tests/slurm --slurm all -rs
 
 lint: $(BIN)/.dcr-ds-dev
 	ruff check .

@@ -68,7 +68,7 @@ job_field() { # name: its value in scontrol's description of the job
     scontrol show job --oneliner "$job" | tr ' ' '\n' | awk -F= -v name="$1" '$1 == name && !found++ { print $2 }'
 }
 
-ranks() { # options of srun … -- command …: run it, one task a rank, in the container if there is one
+ranks() { # options of srun … -- command …: become srun, one task a rank, in the container if there is one; call it with &
     local options=() inside=()
     while [[ $1 != -- ]]; do
         options+=("$1")
@@ -91,7 +91,7 @@ ranks() { # options of srun … -- command …: run it, one task a rank, in the 
         *) fail "DCR_DS_CONTAINER_WITH: $DCR_DS_CONTAINER_WITH is neither pyxis nor apptainer" ;;
         esac
     fi
-    srun --nodes="${#nodes[@]}" --ntasks-per-node="$ranks_per_node" "${options[@]}" "${inside[@]}" \
+    exec srun --nodes="${#nodes[@]}" --ntasks-per-node="$ranks_per_node" "${options[@]}" "${inside[@]}" \
         bash slurm/rank.sh "$@"
 }
 

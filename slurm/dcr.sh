@@ -35,29 +35,37 @@ if [[ -n ${DCR_DS_POINTS:-} ]]; then # an element of slurm/sweep.sh: its line of
 fi
 say "job $job, attempt $attempt, $ranks_per_node ranks on each of ${nodes[*]}; their output: $DCR_DS_ATTEMPT"
 say "python -u train.py $*"
-tail -q -n +1 -F --pid=$$ "$DCR_DS_ATTEMPT/${nodes[0]}.log" 2>/dev/null & # rank 0 speaks here, too
-trap 'sleep 1' EXIT                                                       # and is heard to its end
+srun_log=$DCR_DS_ATTEMPT/srun.log
+tail -q -n +1 -F --pid=$$ "$DCR_DS_ATTEMPT/${nodes[0]}.log" "$srun_log" 2>/dev/null & # rank 0 and srun speak here, too
+trap 'sleep 1' EXIT                                                                  # and are heard to their end
 
 seconds=${DCR_DS_PREFLIGHT_SECONDS:-180}
 if ((seconds > 0)); then
-    verdict=$DCR_DS_ATTEMPT/preflight code=0
-    # a node that hangs is waited for once more, then ended
-    ranks --kill-on-bad-exit=0 --wait="$seconds" -- "$python" -u -m dcr_ds.cluster.preflight --verdict "$verdict" \
-        --seconds "$seconds" --free-gib "${DCR_DS_FREE_GIB:-5}" "$@" || code=$?
+    verdict=$DCR_DS_ATTEMPT/preflight left=$((3 * seconds))
+    ranks --kill-on-bad-exit=0 -- "$python" -u -m dcr_ds.cluster.preflight --verdict "$verdict" \
+        --seconds "$seconds" --free-gib "${DCR_DS_FREE_GIB:-5}" "$@" &
+    step=$!
+    while kill -0 "$step" 2>/dev/null && ((left-- > 0)); do
+        sleep 1
+        [[ ! -f $verdict ]] || left=$((left < 10 ? left : 10)) # who hangs has no say, and is ended
+    done
+    kill "$step" 2>/dev/null || true
+    wait "$step" || true
+    step=''
+    [[ -z $stopping ]] || requeue "told to stop before the start"
     if [[ ! -f $verdict ]]; then
-        ((code != 138)) || requeue "told to stop before the start"
-        echo "bad ${nodes[0]}" >"$verdict"
+        printf 'bad\nbad %s\n' "${nodes[0]}" >"$verdict"
         say "preflight: ${nodes[0]}, the first node, gave no verdict"
     fi
     mapfile -t bad < <(sed -n 's/^bad //p' "$verdict")
     case $(head -n 1 "$verdict") in
-    good) [[ -z $stopping ]] || requeue "told to stop before the start" ;;
+    good) ;;
     user) exit 2 ;;
     *) requeue_fault "preflight failed" 1 "${bad[@]}" ;;
     esac
 fi
 
-ranks --kill-on-bad-exit=1 -- "$python" -u train.py "$@" &
+ranks --kill-on-bad-exit=1 -- "$python" -u train.py "$@" 2>"$srun_log" &
 step=$!
 again=yes
 while [[ -n $again ]]; do # a signal ends a wait too early
@@ -65,7 +73,10 @@ while [[ -n $again ]]; do # a signal ends a wait too early
     wait "$step" || code=$?
 done
 
-[[ $code == 0 ]] || grep -h '^error:' "$DCR_DS_ATTEMPT"/*.log | sort -u || true
+# srun's code is the largest: that of ranks it terminated hides what the first one ended with, after all had agreed on it
+for agreed in 75 2; do
+    ! grep -q "exit code $agreed\$" "$srun_log" || code=$agreed
+done
 case $code in
 0) say "done" ;;
 2) exit 2 ;;
@@ -73,7 +84,10 @@ case $code in
 138) requeue "stopped by USR1 where there was nothing to save" ;;
 *)
     [[ -z $stopping ]] || requeue "told to stop, and ended with code $code"
-    ((code != 1)) || fail "the ranks ended with an error of their own, which would come again" 1
-    requeue_fault "a rank died (code $code)" "$code"
+    grep -h '^error:' "$DCR_DS_ATTEMPT"/*.log | sort -u | tee "$DCR_DS_ATTEMPT/errors" || true
+    if [[ -s $DCR_DS_ATTEMPT/errors ]] && cmp -s "$DCR_DS_ATTEMPT/errors" "$logs/attempt-$((attempt - 1))/errors"; then
+        fail "the same as in the attempt before, so it would come again; not requeued" "$code" # a loss that diverges
+    fi
+    requeue_fault "a rank failed (code $code; srun names it above)" "$code"
     ;;
 esac

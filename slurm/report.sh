@@ -23,6 +23,6 @@ while read -r run; do
 done <"$1"
 ((${#runs[@]} > 0)) || fail "none of the runs in $1 is done" 1
 code=0
-ranks -- "$python" -m dcr_ds report "${runs[@]}" --out "$2" || code=$?
+(ranks -- "$python" -m dcr_ds report "${runs[@]}" --out "$2") || code=$?
 cat "$DCR_DS_ATTEMPT"/*.log
 exit "$code"

@@ -51,7 +51,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
 SlurmdTimeout=20
-ReturnToService=2
+ReturnToService=0
 JobRequeue=1
 KillWait=20
 MinJobAge=3600
@@ -113,16 +113,16 @@ stop() { # directory
             sleep 0.25
         done
     fi
-    for file in "$directory"/pid/*; do
-        program=$(basename "$file")
-        program=${program%%-*}
-        ! is_running "$file" "$program" || end "$(cat "$file")"
+    for program in slurmd slurmctld munged; do # each needs the next to end in time
+        for file in "$directory/pid/$program"*; do
+            ! is_running "$file" "$program" || end "$(cat "$file")"
+        done
     done
 }
 
 end() { # pid: asked first, then made to
     kill "$1" 2>/dev/null || return 0
-    for _ in {1..50}; do
+    for _ in {1..10}; do
         kill -0 "$1" 2>/dev/null || return 0
         sleep 0.1
     done

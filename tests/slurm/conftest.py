@@ -1,0 +1,160 @@
+"""A private SLURM of three virtual nodes for the tests of a session, and jobs on it as a user submits them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tiny import make_model, one_thread_environment
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = str(ROOT / "tests/slurm/cluster.sh")
+TOPICS = ("apples", "bridges", "clouds", "doors", "engines", "ferns")
+ROWS = {
+    "seemingly_toxic": [{"prompt": f"paint {topic}", "pair": topic} for topic in TOPICS],
+    "toxic": [{"prompt": f"wreck {topic}", "pair": topic} for topic in TOPICS],
+    "general": [{"prompt": f"describe {topic}", "response": "Here it is."} for topic in TOPICS],
+    "refusals": [{"prompt": f"burn {topic}", "response": "I will not."} for topic in TOPICS],
+    "asked": [{"prompt": f"count {topic}"} for topic in TOPICS[:2]],
+    "measured": [{"prompt": f"name {topic}", "response": "Yes."} for topic in TOPICS[:2]],
+}
+RECIPE = """\
+name: tiny
+model: {{source: {home}/model}}
+data:
+  seemingly_toxic: {home}/seemingly_toxic.jsonl
+  toxic: {home}/toxic.jsonl
+  general: {home}/general.jsonl
+  refusals: {home}/refusals.jsonl
+refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 100, patience: 100000, target_gap: 2,
+  measure_every: 20}}
+align: {{global_batch: 12}}
+evaluate:
+  models: [aligned]
+  benchmarks: [{{name: asked, prompts: {home}/asked.jsonl, wanted: comply}}]
+  general: {home}/measured.jsonl
+  max_new_tokens: 2
+checkpoint: {{every_steps: 5}}
+deepspeed: ds_configs/zero3.json
+"""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slurm", choices=["quick", "all"], help="run the tests that need a SLURM: the one, or all")
+
+
+def pytest_collection_modifyitems(config, items):
+    """The tests of this folder run where they are asked for and can be; else the reason is told."""
+    asked = config.getoption("--slurm", default=None)
+    search = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
+    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=search)]
+    for item in (item for item in items if Path(__file__).parent in item.path.parents):
+        if asked is None:
+            item.add_marker(pytest.mark.skip(reason="needs a SLURM: make test-slurm-quick, make test-slurm"))
+        elif asked == "quick" and "quick" not in item.path.name:
+            item.add_marker(pytest.mark.skip(reason="not the quick one: make test-slurm"))
+        elif missing:
+            item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is missing: tests/slurm/cluster.sh install"))
+        elif os.geteuid() != 0:
+            item.add_marker(pytest.mark.skip(reason="slurmd needs root"))
+
+
+@dataclass
+class Cluster:
+    """A running SLURM and the environment that its clients need."""
+
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def call(self, *command: str, **environment: str) -> str:
+        """Run a command of SLURM, or a script that submits, from the project's folder; gives what it printed."""
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=self.environment | environment,
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def submit(self, *arguments: str, **environment: str) -> str:
+        """Submit with sbatch; gives the job's id."""
+        return self.call("sbatch", "--parsable", *arguments, **environment).strip()
+
+    def job(self, job: str) -> dict[str, str]:
+        """What SLURM tells of a job: JobState, Restarts, ExitCode, NodeList, …"""
+        words = self.call("scontrol", "show", "job", "--oneliner", job).split()
+        return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def log(self, job: str) -> str:
+        """The job's own output, over all attempts."""
+        path = self.home / f"{job}.out"
+        return path.read_text() if path.exists() else ""
+
+    def wait(self, job: str, done: Callable[[], bool], seconds: float) -> None:
+        """Wait for something to happen in a job, which must not end before."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"job {job} after {seconds} s: {self.job(job)}\n{self.log(job)[-6000:]}"
+            time.sleep(0.1)
+
+    def end(self, job: str, state: str, seconds: float) -> dict[str, str]:
+        """Wait for the end of a job, which must be this state; gives what SLURM tells of it."""
+        ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+        self.wait(job, lambda: self.job(job)["JobState"] in ends, seconds)
+        told = self.job(job)
+        assert told["JobState"] == state, f"{told}\n{self.log(job)[-6000:]}"
+        return told
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    home = Path(tempfile.mkdtemp(prefix="dcr-slurm-", dir="/tmp"))  # short: a socket's path has 108 characters
+    environment = one_thread_environment(
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        SLURM_CONF=str(home / "lab/slurm.conf"),
+        SBATCH_OUTPUT=str(home / "%j.out"),
+        DCR_DS_LOGS=str(home / "logs"),
+        DCR_DS_FREE_GIB="0.1",
+    )
+    try:
+        subprocess.run([CLUSTER, "start", str(home / "lab"), "3"], check=True, timeout=60)
+        yield Cluster(home, environment)
+    finally:
+        subprocess.run([CLUSTER, "stop", str(home / "lab")], check=False, timeout=120)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory) -> str:
+    """A recipe of a tiny model under ZeRO-3, all three stages; a run of it takes seconds once it has begun."""
+    home = tmp_path_factory.mktemp("recipe")
+    make_model(home / "model", layers=2, tied=False)
+    for name, rows in ROWS.items():
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = home / "tiny.yaml"
+    path.write_text(RECIPE.format(home=home))
+    return str(path)
+
+
+@pytest.fixture
+def rows() -> Callable[[Path], list[dict]]:
+    """The rows of a metrics.jsonl, none where there is none yet."""
+
+    def read(metrics: Path) -> list[dict]:
+        if not metrics.exists():
+            return []
+        whole = metrics.read_text().rpartition("\n")[0].splitlines()
+        return [json.loads(line) for line in whole]
+
+    return read
