@@ -1,8 +1,8 @@
 """How likely a model finds given tokens, without ever holding the logits of a whole batch.
 
 Logits are tokens × vocabulary: of 8,192 tokens and 150,000 words, in float32, 4.6 GiB, and as much again for their
-gradient. Here the head's product with the hidden states and the cross-entropy are one function that works through a
-few rows at a time (liger-kernel's Triton kernels on a GPU; PyTorch elsewhere), at the supervised positions only.
+gradient. Here the head's product with the hidden states and the cross-entropy are one function that works through some
+rows at a time, at the supervised positions only: in PyTorch, or by liger-kernel's Triton kernels on a GPU.
 
 Legend: n supervised tokens, c of them in a chunk, D width, V vocabulary.
 """
