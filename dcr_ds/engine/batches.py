@@ -45,13 +45,15 @@ def forward_passes(
     """
     if not batching.packed:
         return micro_batches(rank_share(samples, lengths, rank, world_size), batching.micro_batch)
-    rows = []
-    for other in range(world_size):
-        share = rank_share(range(len(samples)), lengths, other, world_size)
-        rows.append(first_fit([index for index, alive in share if alive], lengths, batching.packed_length))
-    missing = max(map(len, rows)) - len(rows[rank])
-    shortest = min(range(len(samples)), key=lambda index: lengths[index])
-    return [[(samples[index], True) for index in row] for row in rows[rank]] + [[(samples[shortest], False)]] * missing
+    indices = range(len(samples))
+    shares = [
+        [index for index, alive in rank_share(indices, lengths, other, world_size) if alive]
+        for other in range(world_size)
+    ]
+    number = max(len(first_fit(share, lengths, batching.packed_length)) for share in shares)
+    rows = packed_rows(shares[rank], lengths, batching.packed_length, number)
+    shortest = min(indices, key=lambda index: lengths[index])
+    return [[(samples[index], True) for index in row] or [(samples[shortest], False)] for row in rows]
 
 
 def rank_share(
@@ -93,6 +95,24 @@ def first_fit(indices: Sequence[int], lengths: Sequence[int], capacity: int) -> 
             room.append(capacity)
         rows[row].append(index)
         room[row] -= lengths[index]
+    return rows
+
+
+def packed_rows(indices: Sequence[int], lengths: Sequence[int], capacity: int, number: int) -> list[list[int]]:
+    """Indices packed into `number` rows of at most `capacity` tokens, at least as many as first fit needs.
+
+    The longest first, each into the emptiest row, so that the passes of a step and of all ranks take alike long and
+    need alike much memory; where a row would overflow, the rows of first fit. Rows without a sample are empty lists.
+    """
+    rows: list[list[int]] = [[] for _ in range(number)]
+    filled = [0] * number
+    for index in sorted(indices, key=lambda index: (-lengths[index], index)):
+        row = filled.index(min(filled))
+        rows[row].append(index)
+        filled[row] += lengths[index]
+    if max(filled) > capacity:
+        rows = first_fit(indices, lengths, capacity)
+        rows += [[] for _ in range(number - len(rows))]
     return rows
 
 

@@ -93,7 +93,8 @@ def _resolve_batching(
         packed_length = longest
     if stage["micro_batch"] == "auto":
         stage["micro_batch"] = min(share, most)
-        reasons[f"{name}.micro_batch"] = f"a rank's share is {share}; {why}"
+        if not stage["packing"]:
+            reasons[f"{name}.micro_batch"] = f"a rank's share is {share}; {why}"
     if stage["packed_length"] == "auto":
         stage["packed_length"] = packed_length
         if stage["packing"]:

@@ -7,7 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.engine.batches import Batching, first_fit, forward_passes, micro_batches, pad_right, rank_share, token_batch
+from dcr_ds.engine.batches import (
+    Batching,
+    first_fit,
+    forward_passes,
+    micro_batches,
+    packed_rows,
+    pad_right,
+    rank_share,
+    token_batch,
+)
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 WORLDS = st.integers(1, 9)
@@ -83,7 +92,8 @@ def test_forward_passes_are_equally_many_and_hold_every_sample_once(lengths, wor
     if batching.packed:
         for group in (group for each in passes for group in each):
             assert sum(lengths[sample] for sample, _ in group) <= batching.packed_length
-        assert any(all(is_alive for group in each for _, is_alive in group) for each in passes)
+        fewest = len(first_fit(range(len(lengths)), lengths, batching.packed_length))
+        assert world_size > 1 or len(passes[0]) == fewest
 
 
 @given(LENGTHS, st.integers(9, 40))
@@ -94,6 +104,18 @@ def test_first_fit_leaves_no_row_that_a_later_sample_would_have_fitted(lengths, 
     assert all(tokens <= capacity for tokens in filled)
     for later, row in enumerate(rows):
         assert all(filled[earlier] + lengths[sample] > capacity for earlier in range(later) for sample in row)
+
+
+@given(LENGTHS, st.integers(9, 40), st.integers(0, 3))
+def test_packed_rows_hold_every_sample_once_and_differ_by_one_sample_at_most(lengths, capacity, more):
+    fewest = len(first_fit(range(len(lengths)), lengths, capacity))
+    rows = packed_rows(range(len(lengths)), lengths, capacity, fewest + more)
+    assert len(rows) == fewest + more
+    assert sorted(sample for row in rows for sample in row) == list(range(len(lengths)))
+    filled = [sum(lengths[sample] for sample in row) for row in rows]
+    assert max(filled) <= capacity
+    if rows[:fewest] != first_fit(range(len(lengths)), lengths, capacity):
+        assert max(filled) - min(filled) <= max(lengths)
 
 
 def test_a_sample_longer_than_a_row_is_refused():
