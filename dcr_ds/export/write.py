@@ -137,26 +137,22 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, wante
     recipe = load_recipe(str(run / "recipe.yaml"))
     source = _source_of(run, stage, recipe, wanted.base)
     model = _outline(recipe, stage, source)
+    shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
     held = consolidated_weights(checkpoint)
-    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    wrong = [
-        name
-        for name, weight in trained.items()
-        if getattr(held.get(HELD_AS[stage] + name), "shape", None) != weight.shape
-    ]
-    if wrong:
+    weights = {name: held.get(HELD_AS[stage] + name) for name in shapes}
+    if wrong := [name for name, weight in weights.items() if weight is None or weight.shape != shapes[name]]:
         raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape that {run / 'recipe.yaml'} and {source} want")
-    weights = {name: held[HELD_AS[stage] + name] for name in trained}
     if getattr(recipe, stage).adapter == "none":
         splice(model, weights, source, out, KEPT_AS[stage])
-    else:
+    elif not wanted.merge:
         save_lora(model, weights, source, out, KEPT_AS[stage])
-    if getattr(recipe, stage).adapter != "none" and wanted.merge:
-        adapter = out.rename(out.with_name(f"{out.name}.adapter"))
+    else:
+        adapter = out.with_name(f"{out.name}.adapter")
         try:
+            save_lora(model, weights, source, adapter, KEPT_AS[stage])
             merge_lora(source, adapter, out)
         finally:
-            shutil.rmtree(adapter)
+            shutil.rmtree(adapter, ignore_errors=True)
     return f"{stage} at step {manifest.step}, from {checkpoint}"
 
 

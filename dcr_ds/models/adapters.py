@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
@@ -67,7 +67,8 @@ def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Pat
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True
     config.base_model_name_or_path = str(source.resolve())
-    config.target_modules = sorted({_module_of(name) for name in tensors})  # a trunk's adapter ends at its layer
+    if not config.target_parameters:  # which fused experts have; peft names them in its own way
+        config.target_modules = sorted({_module_of(name) for name in tensors})  # a trunk's adapter ends at its layer
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
@@ -83,8 +84,8 @@ def merge_lora(source: Path, adapter: Path, target: Path) -> None:
     """
     check_base(source, adapter)
     names = _adapted_weights(adapter)
-    merged = load_with_adapter(source, adapter, "auto", "sdpa", torch.device("cpu"))
-    weights = {name: weight.detach() for name, weight in merged.named_parameters() if name in names}
+    merged = load_with_adapter(source, adapter, "auto", "eager", torch.device("cpu"))  # eager: every model has it
+    weights = {name: weight.detach() for name, weight in merged.named_parameters() if names is None or name in names}
     splice(merged, weights, source, target)
 
 
@@ -104,8 +105,8 @@ def load_with_adapter(
         raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
 
 
-def _adapted_weights(adapter: Path) -> set[str]:
-    """Names of the base's weights that a LoRA adapter changes."""
+def _adapted_weights(adapter: Path) -> set[str] | None:
+    """Names of the base's weights that a LoRA adapter changes; None where it is on fused experts: any may be."""
     try:
         with safe_open(adapter / WEIGHTS, "pt") as stream:
             names = list(stream.keys())
@@ -113,6 +114,8 @@ def _adapted_weights(adapter: Path) -> set[str]:
         raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
     if others := [name for name in names if ".lora_" not in name]:
         raise UserError(f"{adapter}: holds {others[0]}, which is not LoRA's; only LoRA adapters are merged")
+    if PeftConfig.from_pretrained(adapter).target_parameters:
+        return None
     return {f"{_module_of(name)}.weight" for name in names}
 
 

@@ -122,6 +122,19 @@ def test_a_trunks_adapter_is_merged_into_the_sources_own_weights(refined):
             assert torch.equal(after[name], weight), name
 
 
+@pytest.mark.parametrize("model_type", ["qwen2", "phi3", "gemma2", "gemma3_text", "qwen3_moe", "mixtral"])
+def test_the_refined_model_up_to_its_layer_is_the_trunk_with_its_adapter(tmp_path, model_type):
+    source = make_model(tmp_path / "source", model_type, tied=False)
+    trunk = load_trunk(source, LAYER, torch.float32, "eager")
+    model = moved(add_lora(trunk, LoraSection(rank=4), "refine.lora")).eval()
+    write_trained(model, trained(model), source, tmp_path, prefix="model.")
+    whole = load_causal_lm(tmp_path / "model", torch.float32, "eager", CPU)
+    with torch.no_grad():
+        expected = model(input_ids=IDS).last_hidden_state
+        found = whole(input_ids=IDS, output_hidden_states=True).hidden_states[LAYER]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_a_trunks_adapter_is_one_of_the_whole_model(refined):
     """Plain peft puts it on the whole model, and gets the merged model's answer."""
     source, _, folder = refined
