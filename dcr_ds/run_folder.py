@@ -18,7 +18,7 @@ from dcr_ds.recipe import STAGES, Recipe, dump_recipe
 
 LOCK_SECONDS = 60
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
-FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "checkpoint", "watchdog")
+FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "profile_steps", "checkpoint", "watchdog")
 RESULTS = {
     "refine": ("checkpoints", "model", "summary.json"),
     "align": ("checkpoints", "model", "summary.json"),

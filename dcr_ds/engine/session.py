@@ -23,6 +23,7 @@ import deepspeed
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
+from dcr_ds.engine.profile import Profile
 from dcr_ds.engine.progress import heartbeat
 from dcr_ds.engine.ranks import Ranks, barrier, say
 from dcr_ds.engine.spikes import SpikeDetector
@@ -80,6 +81,7 @@ class Session:
                     recipe.tensorboard,
                 )
             )  # fmt: skip
+            self._profile = opened.enter_context(Profile(recipe.profile_steps, self.engine, self.folder, self.ranks))
             self._opened = opened.pop_all()
         return self
 
@@ -114,6 +116,7 @@ class Session:
     def log(self, row: dict[str, Any]) -> None:
         """Write the row of the step just taken."""
         self._log.write(row)
+        self._profile.step()
 
     def save_or_stop(self, is_last: bool) -> None:
         """Save where a checkpoint is due or a stop was asked for.

@@ -171,6 +171,9 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="seed of data order and initial adapters")
     log_every: PositiveInt = Field(1, description="console line every this many steps (metrics.jsonl has every step)")
     tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+    profile_steps: int = Field(
+        0, ge=0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/PLAN.md)"
+    )
 
     @model_validator(mode="after")
     def _combinations(self) -> "Recipe":

@@ -1,0 +1,110 @@
+"""How a step scales with the number of nodes, the rows of each GPU the same: what is sent by which collective, the
+time, and the checkpoint. Under ZeRO-3 of the recipe, or of ds_configs/zero3.json."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dcr_ds.plan.choose import Lengths, Machine, Option, Stage, planned, zero_of
+from dcr_ds.plan.clock import MEMORY_GIB, Rates
+from dcr_ds.plan.states import MASTER, MOMENTS, Zero
+from dcr_ds.plan.tables import duration, gib, prose, table
+from dcr_ds.recipe import Recipe
+
+TITLES = {
+    "refine": "stage 1, cut trunk",
+    "whole": "stage 1, whole model (without the cut)",
+    "align": "stage 2, whole model",
+}
+COLLECTIVES = ("all-gather, forward", "all-gather, backward", "reduce-scatter", "contrastive all-gather")
+
+
+def scaling(
+    recipe: Recipe, folder: Path, origin: str, nodes: list[int], options: dict[str, Any], rates: Rates
+) -> tuple[str, dict[str, Any]]:
+    """The tables, and their figures, of one recipe on several numbers of nodes."""
+    recipe = planned(recipe, folder)
+    per_node, rows = options["gpus-per-node"], options["rows-per-gpu"]
+    lengths = Lengths(options["refine-tokens"], options["align-tokens"])
+    memory = options.get("gpu-memory", MEMORY_GIB[options["gpu"]])
+    own = Zero.of(recipe.deepspeed)
+    zero = own if own.stage == 3 else zero_of(3)
+    texts = [_assumptions(recipe, origin, rows, lengths, rates)]
+    figures: dict[str, Any] = {}
+    for kind in [kind for kind in TITLES if (kind if kind != "whole" else "refine") in recipe.stages]:
+        lines = []
+        for count in nodes:
+            gpus = count * per_node
+            machine = Machine(gpus, min(gpus, per_node), memory, rates, options["reserve"])
+            stage = Stage(_with_rows(recipe, rows, gpus), folder, kind, machine, lengths)
+            option = stage.at(zero, rows)
+            lines.append(_line(stage, option, count))
+            figures.setdefault(kind, {})[gpus] = _figures(stage, option, count)
+        names = [name for name in COLLECTIVES if kind != "align" or not name.startswith("contrastive")]
+        head = ["GPUs", "peak GiB", *(SHORT[name] for name in names), "step s", "saved GiB", "save"]
+        texts.append(f"{TITLES[kind]} ({stage.trained / 1e9:.1f}e9 of {stage.loaded / 1e9:.1f}e9 parameters train)")
+        texts[-1] += "\n" + table(head, lines)
+    texts.append("gather, reduce, contrastive: GiB that a GPU sends in one step, by collective. * does not fit.")
+    return "\n\n".join(texts), figures
+
+
+def _assumptions(recipe: Recipe, origin: str, rows: int, lengths: Lengths, rates: Rates) -> str:
+    parts = [
+        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, layer {recipe.refine.layer}, ZeRO-3,",
+        f"{rows} rows a GPU in one micro-batch.",
+        f"Assumed: {rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%};",
+        f"links {rates.node_link / 1e9:.0f} GB/s in a node, {rates.network / 1e9:.0f} GB/s a GPU beyond,",
+        f"at {rates.share:.0%}; {rates.latency * 1e6:.0f} µs a collective and doubling of ranks;",
+        f"{rates.storage / 1e9:g} GB/s a node to storage;",
+        f"prompts of {lengths.refine} tokens, conversations of {lengths.align}.",
+        "A step takes the first time where all traffic hides behind the computation, the second where none does.",
+    ]
+    return prose(" ".join(parts))
+
+
+SHORT = {
+    "all-gather, forward": "gather fwd",
+    "all-gather, backward": "gather bwd",
+    "reduce-scatter": "reduce",
+    "contrastive all-gather": "contrastive",
+}
+
+
+def checkpoint_bytes(stage: Stage) -> int:
+    """A checkpoint over all ranks: trained weights in the training dtype, masters and moments; nothing frozen."""
+    width = next(tensor.width for tensor in stage.tensors if tensor.trains)
+    return int(stage.trained * (width + MASTER + MOMENTS))
+
+
+def _with_rows(recipe: Recipe, rows: int, gpus: int) -> Recipe:
+    values = recipe.model_dump()
+    for name in ("refine", "align"):
+        values[name] |= {"global_batch": max(4, rows * gpus), "micro_batch": rows}
+    values["refine"]["retain_batch"] = max(1, rows * gpus // 4)
+    return Recipe.model_validate(values)
+
+
+def _line(stage: Stage, option: Option, nodes: int) -> list[str]:
+    sent = {one.name: one.bytes for one in option.traffic}
+    names = [name for name in COLLECTIVES if stage.name != "align" or not name.startswith("contrastive")]
+    size = checkpoint_bytes(stage)
+    return [
+        str(stage.machine.gpus),
+        gib(option.memory.peak) + ("" if option.fits else "*"),
+        *(gib(sent.get(name, 0)) for name in names),
+        f"{option.time.overlapped:.3g}–{option.time.serial:.3g}",
+        gib(size),
+        duration(size / (stage.machine.rates.storage * nodes)),
+    ]
+
+
+def _figures(stage: Stage, option: Option, nodes: int) -> dict[str, Any]:
+    size = checkpoint_bytes(stage)
+    return {
+        "peak_bytes": option.memory.peak,
+        "fits": option.fits,
+        "traffic": [asdict(one) for one in option.traffic],
+        "step_seconds": [option.time.overlapped, option.time.serial],
+        "checkpoint_bytes": size,
+        "save_seconds": size / (stage.machine.rates.storage * nodes),
+    }

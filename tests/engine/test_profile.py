@@ -1,0 +1,38 @@
+"""The profile of a run: a trace and a table on a switch, and nothing without it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tiny import make_model, one_thread_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_trace_and_a_table_of_the_steps(tmp_path):
+    model = make_model(tmp_path / "model", layers=2, tied=False)
+    values = {
+        "model.source": model,
+        "output": tmp_path,
+        "stages": "[refine]",
+        "profile_steps": 1,
+        "refine.layer": 1,
+        "refine.max_steps": 4,
+        "refine.patience": 9,
+        "refine.target_gap": 2,
+        "refine.global_batch": 4,
+        "refine.retain_batch": 2,
+    }
+    words = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words], cwd=ROOT, env=one_thread_environment(), capture_output=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "smollm2-135m" / "refine" / "profile"
+    names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
+    assert {"forward", "backward", "optimizer"} <= names
+    table = {line[:24].strip(): float(line[24:34]) for line in (folder / "table.txt").read_text().splitlines()[1:]}
+    parts = [table[part] for part in ("forward", "backward", "optimizer", "data, loss and the rest")]
+    assert all(seconds > 0 for seconds in parts)
+    assert abs(sum(parts) - table["a step"]) < 1e-3
