@@ -8,9 +8,7 @@
 `python train.py --help` lists every field.
 """
 
-import sys
-
-from dcr_ds.cli import main
+from dcr_ds.cli import train_as_rank
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    train_as_rank()

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"another rank ended before this one; what it says tells why ({str(error)[:200]})", 1)
     except KeyboardInterrupt:
         return _end("interrupted; the same command goes on from the last checkpoint", 128 + 2)
+
+
+def train_as_rank() -> None:
+    """`train` with this process's arguments, and its end: what train.py is.
+
+    A rank that fails ends at once. The clean-up of torch may wait for ranks that are gone, and takes seconds in which
+    the launcher lets the others run.
+    """
+    try:
+        code = main(["train", *sys.argv[1:]])
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code == 0:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _dispatch(arguments: list[str]) -> int:
