@@ -63,7 +63,7 @@ setup(
             "matplotlib>=3.9",
             "transformers[serving]",
         ],
-        "bench": ["trl>=0.24", "liger-kernel>=0.8.5,<0.9", "pytorch-metric-learning>=2.8"],
+        "bench": ["trl>=1.16", "liger-kernel>=0.8.5,<0.9", "pytorch-metric-learning>=2.8"],
     },
     entry_points={"console_scripts": ["dcr-ds = dcr_ds.cli:main"]},
 )
