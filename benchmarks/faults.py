@@ -43,7 +43,7 @@ RECIPE = {
                "learning_rate": 1e-3, "measure_every": 5},
     "align": {"global_batch": 4, "learning_rate": 1e-3},
     "checkpoint": {"every_steps": 2},
-    "watchdog": {"hang_minutes": 0.5},
+    "watchdog": {"hang_minutes": 1.0},
     "deepspeed": "ds_configs/zero3.json",
 }  # fmt: skip
 
