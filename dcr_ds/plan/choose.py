@@ -134,7 +134,7 @@ class Stage:
         retain = -(-share.retain_rows // share.micro_batch)
         passes = Passes(extra, share.micro_batches + retain)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
-        sent = traffic(self.tensors, zero, machine.gpus, passes, embeddings)
+        sent = traffic(self.tensors, zero, machine.gpus, passes, embeddings, self.kind == "whole")
         flops = self._flops(share, zero, extra > 0)
         time = step_time(flops, sent, machine.gpus, machine.per_node, machine.rates)
         return Option(zero, share.micro_batch, held, time, sent, machine.usable)

@@ -29,10 +29,18 @@ class Passes:
     backward: int
 
 
-def traffic(tensors: Sequence[Tensor], zero: Zero, ranks: int, passes: Passes, embeddings: int = 0) -> list[Collective]:
+def traffic(
+    tensors: Sequence[Tensor],
+    zero: Zero,
+    ranks: int,
+    passes: Passes,
+    embeddings: int = 0,
+    tail_has_no_backward: bool = False,
+) -> list[Collective]:
     """The collectives of a step.
 
     Args:
+        tail_has_no_backward: no gradient goes through what is frozen: it is gathered in the forward pass alone.
         embeddings: bytes of the contrastive batch's h over all ranks; 0 in stage 2.
     """
     if ranks == 1:
@@ -44,12 +52,17 @@ def traffic(tensors: Sequence[Tensor], zero: Zero, ranks: int, passes: Passes, e
     if zero.stage == 3:
         sharded = [tensor for tensor in tensors if tensor.elements > zero.persistence]
         whole, width = sum(tensor.bytes for tensor in sharded), trained[0].width
+        back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
         calls = len(sharded)
         forward = passes.forward + passes.backward
         reduced = max(1, round(gradients / (width * zero.reduce_bucket)))
         found = [
             Collective("all-gather, forward", round(ring * whole * forward), calls * forward),
-            Collective("all-gather, backward", round(ring * whole * passes.backward), calls * passes.backward),
+            Collective(
+                "all-gather, backward",
+                round(ring * sum(tensor.bytes for tensor in back) * passes.backward),
+                len(back) * passes.backward,
+            ),
             Collective("reduce-scatter", round(ring * gradients * passes.backward), reduced * passes.backward),
         ]
     else:
