@@ -285,7 +285,7 @@ def main() -> int:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    ranks = process.start(timeout_minutes=5)
+    ranks = process.start()
     folder = Path(process.from_main(tempfile.mkdtemp(prefix="plan_check") if ranks.is_main else None, ranks))
     if ranks.is_main:
         random_model(options.shape, folder)
