@@ -13,7 +13,7 @@
 # export SBATCH_QOS=normal
 # export SBATCH_TIMELIMIT=12:00:00
 # export SBATCH_GPUS_PER_NODE=8          # one rank each; without GPUs: sbatch --ntasks-per-node=RANKS
-# export SBATCH_EXCLUSIVE=1              # whole nodes; or, where nodes are shared, their part of the cores and memory:
+# export SBATCH_EXCLUSIVE=exclusive      # whole nodes; or, where nodes are shared, their part of the cores and memory:
 # export SBATCH_CPUS_PER_GPU=8
 # export SBATCH_MEM_PER_GPU=120G
 # export SBATCH_SIGNAL=B:USR1@600        # save so many seconds before the end (300)
