@@ -70,6 +70,25 @@ def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks
     assert resumed.get_lr() == engine.get_lr()
 
 
+@pytest.mark.parametrize(("saved_under", "loaded_under"), [(1, 2), (2, 1)])
+def test_what_another_layout_of_ranks_has_saved_is_converted(tmp_path, ranks, capsys, saved_under, loaded_under):
+    """ZeRO 1 and 2 on one rank; 2 ranks to 1 under ZeRO 3 is tested where there are 2."""
+    engine = make_engine(ranks, saved_under, seed=0)
+    train(engine, range(3))
+    save_checkpoint(engine, tmp_path, 3, {"tokens": 30}, keep=1, ranks=ranks)
+    train(engine, range(3, 6))
+    expected = trained_weights(engine, ranks)
+
+    resumed = make_engine(ranks, loaded_under, seed=1)
+    assert load_newest(resumed, tmp_path, ranks) == (3, {"tokens": 30})
+    assert "converting it for 1" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*universal*"))
+    train(resumed, range(3, 6))
+    got = trained_weights(resumed, ranks)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    assert resumed.get_lr() == engine.get_lr()
+
+
 def test_saving_changes_nothing(tmp_path, ranks):
     undisturbed, saving = make_engine(ranks, 2, seed=0), make_engine(ranks, 2, seed=0)
     for step in range(3):

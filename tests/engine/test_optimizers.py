@@ -71,6 +71,17 @@ def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
+def test_their_state_is_refused_by_other_ranks_before_anything_is_loaded(tmp_path, ranks, optimizer):
+    """DeepSpeed's converter knows AdamW's own moments only. ZeRO 1 stands for another number of ranks."""
+    engine = make_engine(ranks, 2, optimizer)
+    train(engine, range(1))
+    save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
+    with pytest.raises(UserError, match="cannot be converted for another number of ranks .*launch with 1 ranks"):
+        load_newest(make_engine(ranks, 1, optimizer), tmp_path, ranks)
+    assert not list(tmp_path.glob("*universal*"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_device_it_cannot_run_on_is_named():
     stage = StageSection(optimizer="adamw8bit")
