@@ -236,7 +236,8 @@ def predict(case: Case, folder: Path, recipe, settings, ranks: int) -> dict[str,
     }
 
 
-def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any]:
+def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any] | None:
+    """Measured on all ranks, the most of any; planned and compared by rank 0, None on the others."""
     recipe = load_recipe(None, overrides(case, folder, bucket, ranks.world_size))
     recipe, settings = resolve(recipe, model_config(folder), ranks.device, ranks.world_size)
     measured = measure(case, folder, recipe, settings, ranks)
@@ -244,6 +245,8 @@ def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any]:
     most = torch.tensor([measured[part] for part in PARTS], dtype=torch.int64)
     if ranks.world_size > 1:
         torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+    if not ranks.is_main:
+        return None
     measured = dict(zip(PARTS, most.tolist(), strict=True))
     planned = predict(case, folder, recipe, settings, ranks.world_size)
     row = asdict(case) | {"ranks": ranks.world_size}
@@ -307,21 +310,20 @@ def main() -> int:
             stage, int(zero), checkpointing == "on", adapter, dtype, options.rows, micro_batch, options.tokens, layer
         )
         row = check(case, folder, options.bucket, ranks)
+        if row is None:
+            continue
         bars = {part: PEAK_BAR if part == "peak" else STATE_BAR for part in PARTS}
         over = [part for part in PARTS if abs(row[f"{part}_ratio"] - 1) > bars[part]]
         failed += bool(over)
-        if ranks.is_main:
-            ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in PARTS)
-            case_text = (
-                f"{stage:6} {adapter:5} zero {zero}  checkpointing {checkpointing:3} {dtype} micro {micro_batch}"
-            )
-            print(
-                f"{case_text} layer {layer}  {ratios}"
-                f"  {row['peak_measured'] / 1e6:.2f} MB {'OVER: ' + ', '.join(over) if over else ''}",
-                flush=True,
-            )
-            if options.csv:
-                append(options.csv, provenance("torch", "deepspeed", "transformers") | {"shape": options.shape} | row)
+        ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in PARTS)
+        case_text = f"{stage:6} {adapter:5} zero {zero}  checkpointing {checkpointing:3} {dtype} micro {micro_batch}"
+        print(
+            f"{case_text} layer {layer}  {ratios}"
+            f"  {row['peak_measured'] / 1e6:.2f} MB{'  OVER: ' + ', '.join(over) if over else ''}",
+            flush=True,
+        )
+        if options.csv:
+            append(options.csv, provenance("torch", "deepspeed", "transformers") | {"shape": options.shape} | row)
     process.close()
     return int(failed > 0)
 

@@ -40,7 +40,7 @@ Options:
   --refine-tokens T    mean tokens of a prompt, for the time (default 64)
   --align-tokens T     mean tokens of a conversation, for the time (default 256)
   --steps N            steps of stage 2, where they cannot be told from the recipe
-  --measure            run two steps of the recipe here first, and plan with the rate they reach
+  --measure            run a few steps of the first stage here, in one process; plan with the rate they reach
   --json FILE          the figures, too
 """
 
@@ -90,9 +90,10 @@ def run(arguments: list[str]) -> int:
     rates = _rates(options)
     if options.get("measure"):
         from dcr_ds.plan.measure import measured_rates
+        from dcr_ds.plan.tables import prose
 
         rates, told = measured_rates(path, overrides, recipe, folder, rates)
-        print(told)
+        print(prose(told) + "\n")
     nodes = _nodes(options)
     if len(nodes) > 1:
         from dcr_ds.plan.scaling import scaling

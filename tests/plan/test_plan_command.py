@@ -25,7 +25,7 @@ def plan(capsys):
 
 
 def test_a_plan_of_llama_3_8b(plan, tmp_path):
-    out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", "--json", str(tmp_path / "plan.json"))
+    out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", "--stages", "[refine]", "--json", str(tmp_path / "plan.json"))
     assert max(map(len, out[out.index("llama-3-8b:") :].splitlines())) <= 100
     assert "4.015e9 parameters trained of 4.015e9 loaded" in flat(out)  # half of the blocks, and the embeddings
     assert "<- chosen" in out and "Without the cut" in flat(out)
@@ -72,3 +72,15 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
 )
 def test_bad_input(plan, arguments, told):
     assert told in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["refine", "align"])
+def test_a_measured_rate_is_planned_with(plan, tmp_path, stage):
+    """Steps of either stage are run; the rate that the plan assumes is no longer the default."""
+    folder = make_model(tmp_path / "tiny", tied=False)
+    options = {"model.source": folder, "stages": f"[{stage}]", "refine.layer": 2, "refine.global_batch": 4}
+    options |= {"refine.retain_batch": 1, "align.global_batch": 2, "align.max_length": 512}
+    out = plan("--measure", *(word for name, value in options.items() for word in (f"--{name}", str(value))))
+    assert f"Measured, {stage}, the second step:" in flat(out) and "as planned for these rows" in flat(out)
+    assert "TFLOP/s a GPU at 40%" not in flat(out)
