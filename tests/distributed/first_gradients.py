@@ -3,6 +3,7 @@ micro-batch, through the project's own step functions. Rank 0 writes them to OUT
 
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 from dcr_ds.cli import _quiet
@@ -16,7 +17,6 @@ import torch
 
 from dcr_ds.align import loop as align_loop
 from dcr_ds.align.dpo import dpo_step
-from dcr_ds.align.mix import encode_mix
 from dcr_ds.align.reference import compute
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import ranks as process
@@ -47,8 +47,10 @@ def taken_gradients(engine, ranks):
     return gradients
 
 
-def load(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False, **more):
-    overrides = {
+def settings_of(
+    model: str, zero: int = 0, micro: int = 1, loss: str = "circle", packing: bool = False, method: str = "sft"
+) -> dict:
+    return {
         "model.source": model,
         "deepspeed": f"ds_configs/zero{zero}.json",
         "refine.layer": 2,
@@ -68,16 +70,30 @@ def load(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = Fa
         "refine.packing": packing,
         "align.packing": packing,
         "refine.packed_length": 700,
-        "align.packed_length": 600,
-    } | more
-    recipe = load_recipe(None, [(field, str(value)) for field, value in overrides.items()])
-    data = load_data(recipe)
-    return *resolve(recipe, model_config(Path(model)), ranks.device, ranks.world_size), data
+        "align.packed_length": 1100 if method == "dpo" else 600,
+        "align.method": method,
+        "data.preferences.rows": 11,
+    }
+
+
+def load(model: str, ranks, *settings, **more):
+    """The resolved recipe of `settings_of`, and its settings."""
+    values = settings_of(model, *settings, **more)
+    recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
+    return resolve(recipe, model_config(Path(model)), ranks.device, ranks.world_size)
+
+
+@cache
+def read(model: str, method: str):
+    """The prompts of stage 1 and the samples of stage 2, the same in every run of a method."""
+    recipe = load_recipe(None, [(field, str(value)) for field, value in settings_of(model, method=method).items()])
+    data, tokenizer = load_data(recipe), load_tokenizer(Path(model))
+    return encode_refine_prompts(recipe, data, tokenizer), align_loop.encode_samples(recipe, data, tokenizer)
 
 
 def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False) -> dict:
-    recipe, settings, data = load(model, zero, micro, loss, ranks, packing)
-    prompts = encode_refine_prompts(recipe, data, load_tokenizer(Path(model)))
+    recipe, settings = load(model, ranks, zero, micro, loss, packing)
+    prompts, _ = read(model, "sft")
     trunk = refine_loop.build_trunk(recipe, settings, Path(model), prompts, ranks)
     first = refine_loop.train_step(trunk, 0)["loss"]
     gradients = taken_gradients(trunk.engine, ranks)
@@ -89,9 +105,8 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing:
 
 
 def align_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
-    recipe, settings, data = load(model, zero, micro, "circle", ranks, packing)
-    tokenizer = load_tokenizer(Path(model))
-    mix = encode_mix(recipe.align, data, tokenizer, recipe.seed)
+    recipe, settings = load(model, ranks, zero, micro, packing=packing)
+    _, mix = read(model, "sft")
     engine = align_loop.build_engine_for(recipe, settings, Path(model), 4, ranks)
     row = align_loop.train_step(engine, mix, list(range(8)), Batching.of(recipe.align), ranks)
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
@@ -100,10 +115,9 @@ def align_results(model: str, zero: int, micro: int, ranks, packing: bool = Fals
 
 def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
     """Eleven pairs, of which eight are in the step; the reference is moved away, so that no margin is zero."""
-    dpo = {"align.method": "dpo", "align.packed_length": 1100, "data.preferences.rows": 11}
-    recipe, settings, data = load(model, zero, micro, "circle", ranks, packing, **dpo)
+    recipe, settings = load(model, ranks, zero, micro, packing=packing, method="dpo")
     stage, batching = recipe.align, Batching.of(recipe.align)
-    pairs = align_loop.encode_samples(recipe, data, load_tokenizer(Path(model)))
+    _, pairs = read(model, "dpo")
     engine = align_loop.build_engine_for(recipe, settings, Path(model), 4, ranks)
     reference = compute(engine, pairs, batching, ranks)
     row = dpo_step(engine, pairs, reference * 1.01, list(range(8)), batching, stage.dpo, ranks)

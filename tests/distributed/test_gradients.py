@@ -10,6 +10,7 @@ import torch
 from tiny import make_model, one_thread_environment
 
 SCRIPT = Path(__file__).with_name("first_gradients.py")
+pytestmark = pytest.mark.timeout(900)  # three launches, of up to three ranks on however few cores
 
 
 def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: str) -> dict:
@@ -30,7 +31,7 @@ def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: 
         zero_stages,
         micro_batches,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread_environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=one_thread_environment())
     assert done.returncode == 0, done.stderr[-3000:]
     return torch.load(out)
 
@@ -43,8 +44,7 @@ def runs(tmp_path_factory):
     return {
         1: launch(1, model, folder / "one.pt", "[0, 2, 3]", "[8, 4, 1]"),
         2: launch(2, model, folder / "two.pt", "[0, 2, 3]", "[4]"),
-        3: launch(3, model, folder / "three.pt", "[3]", "[2]"),  # shares that do not divide
-        4: launch(4, model, folder / "four.pt", "[0, 2, 3]", "[2, 1]"),
+        3: launch(3, model, folder / "three.pt", "[2, 3]", "[2, 1]"),  # shares that do not divide
     }
 
 
@@ -64,7 +64,7 @@ def test_gradients_equal_one_process(runs, stage):
             if key.startswith(f"{stage}/") and not key.endswith("/loss"):
                 assert relative_error(reference, gradients) <= 1e-5, (ranks, key)
                 compared += 1
-    assert compared == 10 + 4 + 2 + 7
+    assert compared == 10 + 4 + 5
 
 
 @pytest.mark.parametrize("stage", ["refine", "refine second step", "align"])
@@ -88,7 +88,7 @@ def test_gradients_of_the_other_losses_equal_one_process(runs, loss):
                 assert relative_error(reference, results[key]) <= 1e-5, (ranks, key)
                 assert results[f"{key}/loss"] == pytest.approx(runs[1][f"refine {loss}/zero3/micro1/loss"], rel=2e-5)
                 compared += 1
-    assert compared == 4
+    assert compared == 3
 
 
 def test_dpo_equals_one_process(runs):
@@ -103,4 +103,4 @@ def test_dpo_equals_one_process(runs):
             for name in ("loss", "chosen_reward", "margin", "accuracy", "reference"):
                 assert results[f"{run}/{name}"] == pytest.approx(runs[1][f"{one}/{name}"], rel=1e-4), (ranks, run, name)
             compared += 1
-    assert compared == 2 * 4
+    assert compared == 2 * 3
