@@ -11,7 +11,7 @@ from dcr_ds.data import Prompt, find_overlaps, read_conversations, read_preferen
 from dcr_ds.data.leakage import normalise
 from dcr_ds.data.records import prompts_of
 from dcr_ds.data.shipped import FOLDER, SPLITS
-from dcr_ds.evaluate.judges.base import Answer
+from dcr_ds.evaluate.judges.base import Answer, verdicts
 from dcr_ds.evaluate.judges.rules import rules_judge
 from dcr_ds.recipe import DataSource
 
@@ -158,7 +158,7 @@ def test_the_judge_finds_refusals_where_preferences_have_them():
     """Chosen answers refuse toxic prompts only, rejected ones seemingly toxic prompts only."""
     judge, agreed = rules_judge(), []
     for answer, refuses in (("chosen", "toxic"), ("rejected", "seemingly toxic")):
-        verdicts = judge.label([Answer(row["prompt"], row[answer]) for row in PREFERENCES])
-        for row, verdict in zip(PREFERENCES, verdicts, strict=True):
+        answers = [Answer(row["prompt"], row[answer]) for row in PREFERENCES]
+        for row, verdict in zip(PREFERENCES, verdicts(judge, answers), strict=True):
             agreed.append(verdict.label == ("full_refusal" if row["kind"] == refuses else "compliance"))
     assert sum(agreed) / len(agreed) >= 0.97
