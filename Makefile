@@ -1,4 +1,5 @@
 # make demo: install and run the main job    make test: install and run the tests    make compare: STL against DCR
+# make test-slow: what make test leaves out for its time
 # make test-properties: bad recipes, data files and manifests by the thousand
 # make test-kernels: the kernels alone, with the full product of sizes, dtypes and options
 # make test-slurm-quick, make test-slurm: jobs on a private SLURM of three virtual nodes (Debian, as root; else skipped)
@@ -8,7 +9,7 @@ VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo compare test test-properties test-kernels test-slurm-quick test-slurm lint clean
+.PHONY: demo compare test test-slow test-properties test-kernels test-slurm-quick test-slurm lint clean
 
 demo: $(BIN)/.dcr-ds
 	deepspeed train.py
@@ -19,7 +20,10 @@ compare: $(BIN)/.dcr-ds
 	dcr-ds report runs/smollm2-135m-stl runs/smollm2-135m --out runs/compare.md
 
 test: $(BIN)/.dcr-ds-dev
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -m "not slow" -n 2 --dist loadfile
+
+test-slow: $(BIN)/.dcr-ds-dev
+	python -m pytest -m slow --timeout 900
 
 test-properties: $(BIN)/.dcr-ds-dev
 	DCR_DS_FULL_PROPERTIES=1 python -m pytest tests/properties --timeout 3600 -n 2 --dist loadfile
