@@ -89,7 +89,7 @@ def test_a_job_that_was_submitted_from_elsewhere_says_so(tmp_path):
 
 
 def test_settings_are_all_commented_and_can_be_sourced():
-    done = call("bash", "-c", 'before=$(env); source slurm/settings.sh; [[ $(env) == "$before" ]]')
+    done = call("bash", "-c", 'before=$(export -p); source slurm/settings.sh; [[ $(export -p) == "$before" ]]')
     assert done.returncode == 0, done.stderr
 
 
