@@ -31,6 +31,7 @@ from dcr_ds.files import write_whole
 from dcr_ds.recipe import Recipe, load_recipe
 
 GIB = 2**30
+LEAVE_SECONDS = 5.0  # the store ends with rank 0: the others have read what they wait for
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report["problems"] += [mistake] if mistake else []
         store.set(f"report/{place.rank}", json.dumps(report))
         if place.rank == 0:
-            return 0 if run_rank_0(store, place, options.seconds, options.verdict) else 1
-        return 0 if run_other(store, place, options.seconds) else 1
+            good = run_rank_0(store, place, options.seconds, options.verdict)
+        else:
+            good = run_other(store, place, options.seconds)
+        store.set(f"leaves/{place.rank}", "true")
+        if place.rank == 0:
+            gather(store, "leaves", place.world_size, LEAVE_SECONDS)
+        return 0 if good else 1
     except RuntimeError as error:
         print(
             f"preflight: rank {place.rank}: {str(error).splitlines()[0]} ({host}:{port})", file=sys.stderr, flush=True

@@ -117,8 +117,18 @@ class Cluster:
         return told
 
 
+@pytest.fixture
+def cluster(slurm) -> Iterator[Cluster]:
+    """The cluster with nothing on it, before the test and after."""
+    yield slurm
+    slurm.call("scancel", "--user", "root")
+    deadline = time.monotonic() + 60
+    while slurm.call("squeue", "--noheader") and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def slurm() -> Iterator[Cluster]:
     home = Path(tempfile.mkdtemp(prefix="dcr-slurm-", dir="/tmp"))  # short: a socket's path has 108 characters
     environment = one_thread_environment(
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
