@@ -14,18 +14,23 @@ from dcr_ds.errors import UserError
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # the dense models whose blocks liger-kernel knows
 
 
+def liger_hindrance(device: torch.device) -> str:
+    """Why liger-kernel cannot run here, in a few words; "" where it can."""
+    if device.type != "cuda":
+        return "no GPU"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "liger-kernel is not installed (pip install 'dcr-ds[gpu]')"
+    return ""
+
+
 def resolve_kernels(asked: str, model_type: str, device: torch.device) -> tuple[str, str]:
     """What computes norms, rotations and MLPs for `auto`, and the reason in a few words.
 
     Raises:
         UserError: liger is asked for and cannot work here.
     """
-    hindrance = ""
-    if device.type != "cuda":
-        hindrance = "no GPU"
-    elif importlib.util.find_spec("liger_kernel") is None:
-        hindrance = "liger-kernel is not installed (pip install 'dcr-ds[gpu]')"
-    elif model_type not in FUSED:
+    hindrance = liger_hindrance(device)
+    if not hindrance and model_type not in FUSED:
         hindrance = f"{model_type} is not among {', '.join(FUSED)}"
     if asked == "liger" and hindrance:
         raise UserError(f"model.kernels: liger cannot be used: {hindrance}; say auto or none")

@@ -7,7 +7,6 @@ rows at a time, at the supervised positions only: in PyTorch, or by liger-kernel
 Legend: n supervised tokens, c of them in a chunk, D width, V vocabulary.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Literal
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.fused import liger_hindrance
 
 IGNORED = -100  # as a target: this token weighs nothing
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
@@ -28,11 +28,7 @@ def resolve_loss_backend(asked: str, device: torch.device) -> tuple[Backend, str
     Raises:
         UserError: liger is asked for and cannot work here.
     """
-    hindrance = ""
-    if device.type != "cuda":
-        hindrance = "no GPU"
-    elif importlib.util.find_spec("liger_kernel") is None:
-        hindrance = "liger-kernel is not installed (pip install 'dcr-ds[gpu]')"
+    hindrance = liger_hindrance(device)
     if asked == "liger" and hindrance:
         raise UserError(f"align.loss_backend: liger cannot be used: {hindrance}; say auto or chunked")
     return ("chunked", "larger chunks than liger-kernel's") if asked == "auto" else (asked, "as asked")

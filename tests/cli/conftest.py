@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from small_runs import RECIPE, ROWS, snapshot, the_error, write_rows
+from small_runs import snapshot, the_error, write_recipe
 from tiny import make_model
 
 from dcr_ds.cli import main
@@ -20,12 +20,7 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory, model) -> str:
     """A recipe of the tiny model and data whose run takes a second; it writes into `<its folder>/runs/run`."""
-    home = tmp_path_factory.mktemp("recipe")
-    for name, rows in ROWS.items():
-        write_rows(home / f"{name}.jsonl", rows)
-    path = home / "tiny.yaml"
-    path.write_text(RECIPE.format(model=model, data=home, output=home / "runs"))
-    return str(path)
+    return str(write_recipe(tmp_path_factory.mktemp("recipe"), model))
 
 
 @pytest.fixture(scope="session")

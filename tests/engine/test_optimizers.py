@@ -4,24 +4,12 @@ import pytest
 import torch
 from small_engine import load_newest, save_checkpoint
 
-from dcr_ds.engine import ranks as process
 from dcr_ds.engine.build import build_engine, stage_config, trained_weights
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, check_optimizer
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
 
 WIDTH = 96  # 9,216 numbers a matrix: more than the 4,096 under which bitsandbytes keeps 32 bits
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "")  # put back as it was, after the module
-            patch.delenv(name)
-        process.set_environment()
-        yield process.start()
-        process.close()
 
 
 def make_engine(ranks, zero, optimizer, dtype="float32"):

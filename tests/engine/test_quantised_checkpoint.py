@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny import make_model
 
-from dcr_ds.engine import ranks as process
 from dcr_ds.engine.build import build_engine, stage_config, trained_weights
 from dcr_ds.engine.checkpoint import Checkpoints
 from dcr_ds.models.adapters import add_lora
@@ -13,17 +12,6 @@ from dcr_ds.recipe import LoraSection, StageSection
 
 STAGE = StageSection(learning_rate=1e-2, optimizer="adamw8bit")
 IDS = torch.arange(3, 43).view(2, 20)
-
-
-@pytest.fixture(scope="module")
-def ranks():
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "")  # put back as it was, after the module
-            patch.delenv(name)
-        process.set_environment()
-        yield process.start()
-        process.close()
 
 
 def make_engine(source, zero, ranks):

@@ -17,8 +17,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
     import conftest  # noqa: F401  one thread, and where the helpers are
 
-sys.path.insert(0, str(HERE.parent / "cli"))
-from small_runs import RECIPE, ROWS, write_rows
+from small_runs import write_recipe
 from tiny import make_model
 
 from dcr_ds.cli import main
@@ -38,10 +37,7 @@ def losses(name: str, folder: Path) -> dict[str, list[float]]:
         folder / "model", layers=2, tied=False, hidden_size=64, intermediate_size=128, head_dim=16,
         initializer_range=0.05,
     )  # fmt: skip
-    for each, rows in ROWS.items():
-        write_rows(folder / f"{each}.jsonl", rows)
-    recipe = folder / "tiny.yaml"
-    recipe.write_text(RECIPE.format(model=model, data=folder, output=folder / "runs"))
+    recipe = write_recipe(folder, model)
     steps = [word for field, value in STEPS.items() for word in (f"--{field}", str(value))]
     assert main(["train", str(recipe), *steps, *RUNS[name]]) == 0
     lines = {stage: (folder / "runs/run" / stage / "metrics.jsonl").read_text() for stage in ("refine", "align")}

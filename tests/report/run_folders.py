@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from small_runs import write_rows
+
 from dcr_ds.recipe import Recipe, dump_recipe
 from dcr_ds.statistics import rate
 
@@ -91,10 +93,6 @@ def write_benchmark(
 def write(path: Path, value: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
-
-
-def write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _environment() -> dict:

@@ -5,7 +5,8 @@ import re
 import shutil
 
 import pytest
-from run_folders import write, write_benchmark, write_rows, write_run
+from run_folders import write, write_benchmark, write_run
+from small_runs import write_rows
 
 from dcr_ds.errors import UserError
 from dcr_ds.report.agreement import agreement

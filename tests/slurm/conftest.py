@@ -12,38 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
+from small_runs import write_recipe
 from tiny import make_model, one_thread_environment
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = str(ROOT / "tests/slurm/cluster.sh")
-TOPICS = ("apples", "bridges", "clouds", "doors", "engines", "ferns")
-ROWS = {
-    "seemingly_toxic": [{"prompt": f"paint {topic}", "pair": topic} for topic in TOPICS],
-    "toxic": [{"prompt": f"wreck {topic}", "pair": topic} for topic in TOPICS],
-    "general": [{"prompt": f"describe {topic}", "response": "Here it is."} for topic in TOPICS],
-    "refusals": [{"prompt": f"burn {topic}", "response": "I will not."} for topic in TOPICS],
-    "asked": [{"prompt": f"count {topic}"} for topic in TOPICS[:2]],
-    "measured": [{"prompt": f"name {topic}", "response": "Yes."} for topic in TOPICS[:2]],
+SECTIONS = {
+    "name": "tiny",
+    "stages": ["refine", "align", "evaluate"],
+    "checkpoint": {"every_steps": 5},
+    "deepspeed": "ds_configs/zero3.json",
 }
-RECIPE = """\
-name: tiny
-model: {{source: {home}/model}}
-data:
-  seemingly_toxic: {home}/seemingly_toxic.jsonl
-  toxic: {home}/toxic.jsonl
-  general: {home}/general.jsonl
-  refusals: {home}/refusals.jsonl
-refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 100, patience: 100000, target_gap: 2,
-  measure_every: 20}}
-align: {{global_batch: 12}}
-evaluate:
-  models: [aligned]
-  benchmarks: [{{name: asked, prompts: {home}/asked.jsonl, wanted: comply}}]
-  general: {home}/measured.jsonl
-  max_new_tokens: 2
-checkpoint: {{every_steps: 5}}
-deepspeed: ds_configs/zero3.json
-"""
+LONG_REFINE = {"max_steps": 100, "patience": 100000, "target_gap": 2, "measure_every": 20}
 
 
 def pytest_addoption(parser):
@@ -149,11 +130,10 @@ def slurm() -> Iterator[Cluster]:
 def recipe(tmp_path_factory) -> str:
     """A recipe of a tiny model under ZeRO-3, all three stages; a run of it takes seconds once it has begun."""
     home = tmp_path_factory.mktemp("recipe")
-    make_model(home / "model", layers=2, tied=False)
-    for name, rows in ROWS.items():
-        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = home / "tiny.yaml"
-    path.write_text(RECIPE.format(home=home))
+    path = write_recipe(home, make_model(home / "model", layers=2, tied=False))
+    recipe = yaml.safe_load(path.read_text()) | SECTIONS
+    recipe["refine"] |= LONG_REFINE
+    path.write_text(yaml.safe_dump(recipe))
     return str(path)
 
 

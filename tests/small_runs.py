@@ -37,6 +37,15 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def write_recipe(folder: Path, model: Path) -> Path:
+    """Write the data and a recipe of it into a folder; a run takes a second and goes to `<folder>/runs/run`."""
+    for name, rows in ROWS.items():
+        write_rows(folder / f"{name}.jsonl", rows)
+    path = folder / "tiny.yaml"
+    path.write_text(RECIPE.format(model=model, data=folder, output=folder / "runs"))
+    return path
+
+
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Every file of a folder with the time it was written and its hash."""
     return {
