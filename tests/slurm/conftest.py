@@ -18,6 +18,7 @@ from tiny import make_model, one_thread_environment
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = str(ROOT / "tests/slurm/cluster.sh")
+NODES = 3
 SECTIONS = {
     "name": "tiny",
     "stages": ["refine", "align", "evaluate"],
@@ -100,11 +101,12 @@ class Cluster:
 
 @pytest.fixture
 def cluster(slurm) -> Iterator[Cluster]:
-    """The cluster with nothing on it, before the test and after."""
+    """The cluster with nothing on it and all nodes idle, before the test and after."""
     yield slurm
     slurm.call("scancel", "--user", "root")
     deadline = time.monotonic() + 60
-    while slurm.call("squeue", "--noheader") and time.monotonic() < deadline:
+    while len(slurm.call("sinfo", "--noheader", "--Node", "--states=idle").splitlines()) < NODES:
+        assert time.monotonic() < deadline, slurm.call("sinfo", "--Node") + slurm.call("squeue")
         time.sleep(0.2)
 
 
@@ -119,7 +121,7 @@ def slurm() -> Iterator[Cluster]:
         DCR_DS_FREE_GIB="0.1",
     )
     try:
-        subprocess.run([CLUSTER, "start", str(home / "lab"), "3"], check=True, timeout=60)
+        subprocess.run([CLUSTER, "start", str(home / "lab"), str(NODES)], check=True, timeout=60)
         yield Cluster(home, environment)
     finally:
         subprocess.run([CLUSTER, "stop", str(home / "lab")], check=False, timeout=120)
