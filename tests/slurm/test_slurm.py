@@ -81,25 +81,30 @@ def test_node_that_goes_down_is_left_and_the_job_goes_on(cluster, recipe, rows, 
     job = cluster.submit("--nodes=2", "--time=10", "slurm/dcr.sh", recipe, "--output", str(tmp_path))
     metrics = tmp_path / "tiny/refine/metrics.jsonl"
     cluster.wait(job, lambda: len(rows(metrics)) >= 7, 400)
-    cluster.call("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")
+    node = cluster.call("scontrol", "show", "hostnames", cluster.job(job)["NodeList"]).split()[1]
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
         told = cluster.end(job, "COMPLETED", 600)
     finally:
-        cluster.call("scontrol", "update", "NodeName=node2", "State=RESUME")
-    assert (told["Restarts"], told["NodeList"]) == ("1", "node[1,3]")
+        cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+    assert (told["Restarts"], told["NumNodes"]) == ("1", "2")
+    assert node not in cluster.call("scontrol", "show", "hostnames", told["NodeList"]).split()
     assert steps(rows(metrics)) == ALL_STEPS
 
 
 def test_bad_node_is_named_and_left_out(cluster, recipe, rows, tmp_path):
-    """Python does not start on node2; the job goes on without it."""
-    python = tmp_path / "python"
-    python.write_text('#!/bin/bash\n[[ $SLURMD_NODENAME != node2 ]] || exit 127\nexec python "$@"\n')
+    """Python does not start on the node that the job got second; the job goes on without it."""
+    python, bad = tmp_path / "python", tmp_path / "bad"
+    choose = f'[[ -f {bad} || $SLURM_PROCID != 1 ]] || echo "$SLURMD_NODENAME" >{bad}'
+    fail = f"[[ ! -f {bad} || $SLURMD_NODENAME != $(<{bad}) ]] || exit 127"
+    python.write_text(f'#!/bin/bash\n{choose}\n{fail}\nexec python "$@"\n')
     python.chmod(0o755)
     job = cluster.submit("--nodes=2", "--time=10", "slurm/dcr.sh", recipe, "--output", str(tmp_path),
                          DCR_DS_PYTHON=str(python), DCR_DS_PREFLIGHT_SECONDS="30")  # fmt: skip
-    told = cluster.end(job, "COMPLETED", 600)
-    assert (told["Restarts"], told["ExcNodeList"], told["NodeList"]) == ("1", "node2", "node[1,3]")
-    assert "preflight: node2: no answer" in cluster.log(job) and "requeued without node2" in cluster.log(job)
+    told, node = cluster.end(job, "COMPLETED", 600), bad.read_text().strip()
+    assert (told["Restarts"], told["ExcNodeList"], told["NumNodes"]) == ("1", node, "2")
+    assert f"preflight: {node}: no answer" in cluster.log(job) and f"requeued without {node}" in cluster.log(job)
+    assert node not in cluster.call("scontrol", "show", "hostnames", told["NodeList"]).split()
     assert steps(rows(tmp_path / "tiny/refine/metrics.jsonl")) == ALL_STEPS
 
 
