@@ -37,6 +37,11 @@ def deepspeed(*arguments: str, ranks: int) -> list[str]:
     return [*launcher, "train.py", *arguments]
 
 
+def launch(*arguments: str, ranks: int) -> list[str]:
+    """DeepSpeed's launcher where there are several ranks, python alone for one."""
+    return deepspeed(*arguments, ranks=ranks) if ranks > 1 else [sys.executable, "train.py", *arguments]
+
+
 def start(command: list[str], **environment: str) -> subprocess.Popen:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.Popen(
@@ -56,10 +61,14 @@ def losses(run: Path, stage: str) -> list[float]:
 
 
 def kill_after(process: subprocess.Popen, run: Path, stage: str, step: int, number: int) -> None:
-    """Send a signal to the whole process group once a step is in metrics.jsonl."""
-    metrics = run / stage / "metrics.jsonl"
+    """Send a signal to the whole process group once a step is in metrics.jsonl; SIGKILL only after a checkpoint."""
+    metrics, latest = run / stage / "metrics.jsonl", run / stage / "checkpoints" / "latest"
     deadline = time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= step):
+    while not (
+        metrics.is_file()
+        and len(metrics.read_text().splitlines()) >= step
+        and (number != signal.SIGKILL or latest.is_file())
+    ):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-3000:]
         time.sleep(0.02)
     os.killpg(process.pid, number)
@@ -131,13 +140,18 @@ def test_killed_run_goes_on_bit_for_bit(two_ranks, recipe, tmp_path, stage, step
         assert first == second
 
 
-def test_run_of_two_ranks_goes_on_with_one(two_ranks, recipe, tmp_path):
-    process = start(deepspeed(recipe, "--output", str(tmp_path), ranks=2))
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by", "zero"), [(2, 1, 3), (1, 2, 3), pytest.param(1, 2, 2, marks=pytest.mark.slow)]
+)
+def test_run_goes_on_with_another_number_of_ranks(two_ranks, recipe, tmp_path, saved_by, loaded_by, zero):
+    options = [recipe, "--output", str(tmp_path), "--deepspeed", f"ds_configs/zero{zero}.json"]
+    process = start(launch(*options, ranks=saved_by))
     kill_after(process, tmp_path / "tiny", "align", 3, signal.SIGKILL)
     process.communicate()
-    output = finish(start([sys.executable, "train.py", recipe, "--output", str(tmp_path)]))
-    assert "saved by 2 ranks under ZeRO stage 3; converting it for 1" in output and "going on from" in output
-    assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=2e-3)
+    output = finish(start(launch(*options, ranks=loaded_by)))
+    assert f"saved by {saved_by} ranks under ZeRO stage {zero}; converting it for {loaded_by}" in output
+    assert "going on from" in output
+    assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=1e-5)
 
 
 def test_python_alone_stops_on_sigterm_with_75_and_goes_on(two_ranks, recipe, tmp_path):
