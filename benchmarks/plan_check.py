@@ -1,13 +1,15 @@
 """What `dcr-ds plan` predicts of a rank's memory, against the tensors that are really there, on a CPU.
 
-    python benchmarks/plan_check.py --tiny
-    torchrun --nproc_per_node 2 benchmarks/plan_check.py --tiny --zero 1,2,3
+    python benchmarks/plan_check.py
+    torchrun --nproc_per_node 2 benchmarks/plan_check.py --zero 1,2,3
+    python benchmarks/plan_check.py --stages refine,align,dpo --adapters qlora --packing off,on --zero 0
     python benchmarks/plan_check.py --shape smollm2-135m --layers 15 --stages refine,whole --zero 0 --tokens 64
 
 For each case a random-weight model of the shape is built, its engine made as the stages make it, and two steps are run.
 Parameters, masters and moments are read off the engine after the first; gradients are what the second one's backward
-passes leave; the peak is the most tensor bytes alive in the second step (`LiveBytes`). Bars: 2 % for parameters,
-gradients and optimizer state, 15 % for the peak.
+passes leave; the peak is the most tensor bytes alive in the second step (`LiveBytes`), and what is sent are that step's
+messages as PyTorch's dispatcher sees them, each with the bytes that a ring makes of it. Bars: 2 % for parameters,
+gradients and optimizer state, 15 % for the peak and for what is sent.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import json
 import logging
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,42 +28,40 @@ import torch
 import torch.distributed
 import transformers
 from record import append, one_or_more_of, provenance, whole_numbers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dcr_ds.align import loop as align_loop
-from dcr_ds.align.mix import Mix
-from dcr_ds.data.records import Prompt
-from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine import ranks as process
-from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
+from dcr_ds.engine.optimizers import FROM_BITSANDBYTES
 from dcr_ds.engine.resolve import resolve
-from dcr_ds.models.chat import Encoded
 from dcr_ds.models.source import model_config
+from dcr_ds.plan.choose import Lengths, Machine, Stage
+from dcr_ds.plan.clock import GPUS
 from dcr_ds.plan.live_bytes import LiveBytes
-from dcr_ds.plan.memory import memory, share_of, tensors_of
 from dcr_ds.plan.rehearsal import freeze_above
 from dcr_ds.plan.states import Zero
+from dcr_ds.plan.trial import TRIALS, Rows
 from dcr_ds.recipe import load_recipe
-from dcr_ds.refine import loop as refine_loop
-from dcr_ds.refine.prompts import RefinePrompts
 
 SHAPES = Path(__file__).resolve().parent.parent / "dcr_ds" / "plan" / "configs"
 TINY = {
     "model_type": "llama",
-    "num_hidden_layers": 6,
-    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "hidden_size": 128,  # bitsandbytes on a CPU wants multiples of 64
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "head_dim": 24,
+    "head_dim": 32,
     "intermediate_size": 256,
     "vocab_size": 640,
     "tie_word_embeddings": False,
 }
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-STATE_BAR, PEAK_BAR = 0.02, 0.15
-RAGGED = 4  # rows of a batch differ in length by so many tokens: the attention mask is there, as in real batches
-PARTS = ("parameters", "gradients", "optimizer", "peak")
+BARS = {"parameters": 0.02, "gradients": 0.02, "optimizer": 0.02, "peak": 0.15, "sent": 0.15}
+OPTIMIZERS = ("adamw", *FROM_BITSANDBYTES)
+WARM_UP = (1, 1, 1, 2)  # steps by ZeRO stage; stage 3 knows the order of the modules only after two
+RAGGED = 4  # rows of a batch differ in length by up to so many tokens: there is padding, as in real batches
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,22 @@ class Case:
     zero: int
     checkpointing: bool
     adapter: str
+    packing: bool
+    optimizer: str
     dtype: str
     rows: int
     micro_batch: int
     tokens: int
     layer: int
+
+    @property
+    def section(self) -> str:
+        return "refine" if self.stage in ("refine", "whole") else "align"
+
+    def __str__(self) -> str:
+        extras = "recomputed " * self.checkpointing + "packed " * self.packing
+        how = f"{self.adapter} {self.optimizer} zero {self.zero} {self.dtype} {extras}micro {self.micro_batch}"
+        return f"{self.stage:6} {how} layer {self.layer}"
 
 
 def overrides(case: Case, folder: Path, bucket: int, ranks: int) -> list[tuple[str, str]]:
@@ -94,26 +106,52 @@ def overrides(case: Case, folder: Path, bucket: int, ranks: int) -> list[tuple[s
         "refine.max_length": case.tokens,
         "refine.retain_batch": 2 * ranks,
         "model.kernels": "none",
-        "refine.max_steps": 2,
+        "refine.max_steps": 3,
         "refine.retain_weight": 0 if case.stage == "whole" else 1,
         "align.global_batch": case.rows * ranks,
         "align.micro_batch": case.micro_batch,
         "align.max_length": case.tokens,
-        "align.adapter": case.adapter,
+        "align.method": "dpo" if case.stage == "dpo" else "sft",
+        "model.quantize": "nf4" if case.adapter == "qlora" else "none",
+        f"{case.section}.adapter": "none" if case.adapter == "none" else "lora",
+        f"{case.section}.packing": case.packing,
+        f"{case.section}.packed_length": 2 * case.tokens * (2 if case.stage == "dpo" else 1),
+        f"{case.section}.optimizer": case.optimizer,
+        "stages": f"[{case.section}]",
     }
     return [(name, str(value)) for name, value in values.items()]
+
+
+class Messages(TorchDispatchMode):
+    """While open, counts the bytes that this rank would send on a ring, message by message."""
+
+    def __init__(self, ranks: int):
+        super().__init__()
+        self.ranks, self.sent = ranks, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            sizes = [each.nbytes for each in tree_leaves(args) if isinstance(each, torch.Tensor)]
+            if "allreduce" in func._schema.name:
+                rounds, whole = 2, sum(sizes)
+            else:  # all-gathers and reduce-scatters are given a part of the whole, too
+                rounds, whole = 1, self.ranks * min(sizes, default=0)
+            self.sent += rounds * whole * (self.ranks - 1) // self.ranks
+        return func(*args, **(kwargs or {}))
 
 
 def measure(case: Case, folder: Path, recipe, settings, ranks) -> dict[str, int]:
     """Run two steps of a case and return its bytes."""
     before = alive()
-    engine, backward = STAGES[case.stage](recipe, settings, folder, ranks)
-    backward(0)
-    engine.step()
+    build = whole_trial if case.stage == "whole" else TRIALS[case.stage]
+    engine, backward = build(recipe, settings, folder, Rows(case.tokens, RAGGED), ranks)
+    for step in range(WARM_UP[case.zero]):
+        backward(step)
+        engine.step()
     resident = alive()
     parameters, optimizer = parameter_bytes(engine), optimizer_bytes(engine)
-    with LiveBytes() as live:
-        backward(1)
+    with Messages(ranks.world_size) as messages, LiveBytes() as live:
+        backward(WARM_UP[case.zero])
         gradients = live.alive - resident - bucket_bytes(engine)
         engine.step()
     if case.zero == 3:
@@ -123,6 +161,7 @@ def measure(case: Case, folder: Path, recipe, settings, ranks) -> dict[str, int]
         "gradients": gradients,
         "optimizer": optimizer,
         "peak": live.peak - before,
+        "sent": messages.sent,
     }
 
 
@@ -133,6 +172,9 @@ def alive() -> int:
 def parameter_bytes(engine) -> int:
     """The rank's own: whole parameters, or their shards."""
     tensors = [getattr(each, "ds_tensor", each) for each in engine.module.parameters()]
+    for each in tensors:
+        if state := getattr(each, "quant_state", None):  # of a weight in 4 bits: its scales, themselves quantised
+            tensors += [state.absmax, state.state2.absmax]
     return distinct_bytes(tensors)
 
 
@@ -161,24 +203,7 @@ def distinct_bytes(tensors) -> int:
     return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
 
 
-def refine_stage(recipe, settings, folder: Path, ranks):
-    stage, vocabulary = recipe.refine, model_config(folder)["vocab_size"]
-    prompts = random_prompts(stage.global_batch, stage.max_length, vocabulary)
-    trunk = refine_loop.build_trunk(recipe, settings, folder, prompts, ranks)
-    return trunk.engine, lambda step: refine_loop.train_step(trunk, step)
-
-
-def random_prompts(batch: int, tokens: int, vocabulary: int) -> RefinePrompts:
-    generator = torch.Generator().manual_seed(0)
-    half = [Prompt(str(index), "") for index in range(batch // 2)]
-    random = torch.randint(vocabulary, (3 * batch, tokens), generator=generator).tolist()
-    random = [row[: tokens - index % RAGGED] for index, row in enumerate(random)]
-    rows = {(label, prompt.id): random.pop() for label in (0, 1) for prompt in half}
-    general = random
-    return RefinePrompts(ContrastiveSampler(half, half, batch, "mixed", 0), rows, 0, [], general, [general[0]])
-
-
-def whole_stage(recipe, settings, folder: Path, ranks):
+def whole_trial(recipe, settings, folder: Path, rows: Rows, ranks):
     """Stage 1 on the whole model, as it is without this project."""
     stage = recipe.refine
     config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
@@ -191,48 +216,44 @@ def whole_stage(recipe, settings, folder: Path, ranks):
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
     engine = build_engine(model, stage, config, "constant", 2, ranks)
-    rows = stage.global_batch // ranks.world_size
+    share = stage.global_batch // ranks.world_size
+
+    def hidden(start: int) -> torch.Tensor:
+        ids = torch.ones(min(stage.micro_batch, share - start), rows.tokens, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        mask[0, -1] = 0
+        output = engine(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        return output.hidden_states[stage.layer][:, -1]
+
+    def embed() -> None:
+        with torch.no_grad():
+            for start in starts:
+                hidden(start)
 
     def backward(step: int) -> None:
-        for start in range(0, rows, stage.micro_batch):
-            ids = torch.ones(min(stage.micro_batch, rows - start), stage.max_length, dtype=torch.long)
-            mask = torch.ones_like(ids)
-            mask[0, -1] = 0
-            output = engine(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-            h = output.hidden_states[stage.layer][:, -1]
-            del output
+        if len(starts) > 1:  # the embeddings of all come first
+            embed()
+        for start in starts:
+            h = hidden(start)
             engine.backward((h * torch.ones_like(h)).float().sum(), scale_wrt_gas=False)
 
+    starts = range(0, share, stage.micro_batch)
+    embed()  # the held-out prompts are measured before the first step
     return engine, backward
 
 
-def align_stage(recipe, settings, folder: Path, ranks):
-    stage, vocabulary = recipe.align, model_config(folder)["vocab_size"]
-    generator = torch.Generator().manual_seed(0)
-    samples = [
-        Encoded(torch.randint(vocabulary, (stage.max_length - index % RAGGED,), generator=generator).tolist(), 1)
-        for index in range(stage.global_batch)
-    ]
-    mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
-    engine = align_loop.build_engine_for(recipe, settings, folder, 2, ranks)
-    rows = list(range(len(samples)))
-    return engine, lambda step: align_loop.train_step(engine, mix, rows, Batching.of(stage), ranks)
-
-
-STAGES = {"refine": refine_stage, "whole": whole_stage, "align": align_stage}
-
-
 def predict(case: Case, folder: Path, recipe, settings, ranks: int) -> dict[str, int]:
-    section = "align" if case.stage == "align" else "refine"
-    share = share_of(recipe, section, ranks)
-    tensors = tensors_of(recipe, folder, case.stage)
-    planned = memory(recipe, folder, case.stage, Zero.of(settings.deepspeed), ranks, share, tensors, on_gpu=False)
-    state = planned.states
+    """What the plan says of a case."""
+    machine = Machine(ranks, ranks, 64, GPUS["h100"], on_gpu=False)
+    stage = Stage(recipe, folder, case.stage.replace("dpo", "align"), machine, Lengths(case.tokens, case.tokens))
+    planned = stage.at(Zero.of(settings.deepspeed), stage.section.micro_batch)
+    state = planned.memory.states
     return {
         "parameters": state.parameters,
         "gradients": state.gradients,
         "optimizer": state.masters + state.moments,
-        "peak": planned.peak,
+        "peak": planned.memory.peak,
+        "sent": sum(one.bytes for one in planned.traffic),
     }
 
 
@@ -242,17 +263,17 @@ def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any] | None
     recipe, settings = resolve(recipe, model_config(folder), ranks.device, ranks.world_size)
     measured = measure(case, folder, recipe, settings, ranks)
     gc.collect()
-    most = torch.tensor([measured[part] for part in PARTS], dtype=torch.int64)
+    most = torch.tensor([measured[part] for part in BARS], dtype=torch.int64)
     if ranks.world_size > 1:
         torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
     if not ranks.is_main:
         return None
-    measured = dict(zip(PARTS, most.tolist(), strict=True))
+    measured = dict(zip(BARS, most.tolist(), strict=True))
     planned = predict(case, folder, recipe, settings, ranks.world_size)
     row = asdict(case) | {"ranks": ranks.world_size}
-    for part in PARTS:
+    for part in BARS:
         row |= {f"{part}_planned": planned[part], f"{part}_measured": measured[part]}
-        row[f"{part}_ratio"] = planned[part] / measured[part]
+        row[f"{part}_ratio"] = planned[part] / measured[part] if measured[part] else 1.0
     return row
 
 
@@ -266,13 +287,15 @@ def random_model(shape: str, folder: Path) -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="tiny", help="a shape of dcr_ds/plan/configs (default: a tiny one)")
-    parser.add_argument("--layers", type=whole_numbers, default=[3], help="layers ℓ (default: 3)")
+    parser.add_argument("--layers", type=whole_numbers, default=[2], help="layers ℓ (default: 2)")
     parser.add_argument(
-        "--stages", type=one_or_more_of(("refine", "whole", "align")), default=["refine", "whole", "align"]
+        "--stages", type=one_or_more_of(("refine", "whole", "align", "dpo")), default=["refine", "whole", "align"]
     )
     parser.add_argument("--zero", type=one_or_more_of(("0", "1", "2", "3")), default=["0", "1", "2", "3"])
     parser.add_argument("--checkpointing", type=one_or_more_of(("off", "on")), default=["off", "on"])
-    parser.add_argument("--adapters", type=one_or_more_of(("none", "lora")), default=["none", "lora"])
+    parser.add_argument("--adapters", type=one_or_more_of(("none", "lora", "qlora")), default=["none", "lora"])
+    parser.add_argument("--packing", type=one_or_more_of(("off", "on")), default=["off"])
+    parser.add_argument("--optimizers", type=one_or_more_of(OPTIMIZERS), default=["adamw"])
     parser.add_argument("--dtypes", type=one_or_more_of(("float32", "bfloat16")), default=["float32"])
     parser.add_argument("--rows", type=int, default=8, help="rows of a rank in a step (default: 8)")
     parser.add_argument("--micro-batches", type=whole_numbers, default=[8], help="rows at once (default: 8)")
@@ -280,6 +303,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--bucket", type=int, default=20_000, help="elements of DeepSpeed's buckets (default: 20000)")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     return parser.parse_args()
+
+
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """All combinations asked for that there are: the whole model trains in full and padded, as it is without this."""
+    for stage, adapter, zero, checkpointing, packing, optimizer, dtype, micro_batch, layer in itertools.product(
+        options.stages,
+        options.adapters,
+        options.zero,
+        options.checkpointing,
+        options.packing,
+        options.optimizers,
+        options.dtypes,
+        options.micro_batches,
+        options.layers,
+    ):
+        case = Case(
+            stage, int(zero), checkpointing == "on", adapter, packing == "on", optimizer, dtype, options.rows,
+            micro_batch, options.tokens, layer,
+        )  # fmt: skip
+        if case.stage == "whole" and (case.adapter != "none" or case.packing or case.optimizer != "adamw"):
+            continue
+        yield case
 
 
 def main() -> int:
@@ -294,32 +339,16 @@ def main() -> int:
         random_model(options.shape, folder)
     process.barrier(ranks)
     failed = 0
-    grid = itertools.product(
-        options.stages,
-        options.adapters,
-        options.zero,
-        options.checkpointing,
-        options.dtypes,
-        options.micro_batches,
-        options.layers,
-    )
-    for stage, adapter, zero, checkpointing, dtype, micro_batch, layer in grid:
-        if adapter != "none" and stage != "align":
-            continue
-        case = Case(
-            stage, int(zero), checkpointing == "on", adapter, dtype, options.rows, micro_batch, options.tokens, layer
-        )
+    for case in cases(options):
         row = check(case, folder, options.bucket, ranks)
         if row is None:
             continue
-        bars = {part: PEAK_BAR if part == "peak" else STATE_BAR for part in PARTS}
-        over = [part for part in PARTS if abs(row[f"{part}_ratio"] - 1) > bars[part]]
+        over = [part for part, bar in BARS.items() if abs(row[f"{part}_ratio"] - 1) > bar]
         failed += bool(over)
-        ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in PARTS)
-        case_text = f"{stage:6} {adapter:5} zero {zero}  checkpointing {checkpointing:3} {dtype} micro {micro_batch}"
+        ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in BARS)
         print(
-            f"{case_text} layer {layer}  {ratios}"
-            f"  {row['peak_measured'] / 1e6:.2f} MB{'  OVER: ' + ', '.join(over) if over else ''}",
+            f"{case}: {ratios}; {row['peak_measured'] / 1e6:.2f} MB, sent {row['sent_measured'] / 1e6:.2f} MB"
+            f"{'  OVER: ' + ', '.join(over) if over else ''}",
             flush=True,
         )
         if options.csv:

@@ -27,7 +27,12 @@ REMEDIES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """The GPUs of a plan. `reserve` is the share of memory left to the driver, the allocator's gaps and NCCL."""
+    """The GPUs of a plan, or processes on a CPU.
+
+    Attributes:
+        reserve: share of memory left to the driver, the allocator's gaps and NCCL.
+        memory_factor: how many times the rehearsed memory was taken where steps were measured.
+    """
 
     gpus: int
     per_node: int
@@ -35,6 +40,12 @@ class Machine:
     rates: Rates
     reserve: float = 0.1
     on_gpu: bool = True
+    memory_factor: float = 1.0
+
+    @property
+    def unit(self) -> str:
+        """What one rank has."""
+        return "GPU" if self.on_gpu else "process"
 
     @property
     def usable(self) -> int:
@@ -130,9 +141,11 @@ class Stage:
         machine = self.machine
         share = share_of(self.recipe, self.name, machine.gpus, micro_batch)
         held = memory(self.recipe, self.folder, self.kind, zero, machine.gpus, share, self.tensors, machine.on_gpu)
+        held = held.calibrated(machine.memory_factor)
         extra = share.micro_batches if self.name == "refine" and share.micro_batches > 1 else 0
         retain = -(-share.retain_rows // share.micro_batch)
-        passes = Passes(extra, share.micro_batches + retain)
+        kept = zero.max_reuse // 2 if self.kind == "align" else 0  # the others begin without gradients
+        passes = Passes(extra, share.micro_batches + retain, kept)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
         sent = traffic(self.tensors, zero, machine.gpus, passes, embeddings, self.kind == "whole")
         flops = self._flops(share, zero, extra > 0)

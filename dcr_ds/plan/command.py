@@ -2,18 +2,19 @@
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dcr_ds.arguments import parse_train
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_whole
-from dcr_ds.plan.clock import GPUS, MEMORY_GIB, Rates
+from dcr_ds.plan.measure import Calibration, calibrate
+from dcr_ds.plan.options import gpus_of, machine_of, nodes_of, split_options
 from dcr_ds.plan.shapes import find_shape
 from dcr_ds.recipe import Recipe, load_recipe
 
+TRAINING = ("refine", "align")
 DESCRIPTION = """\
 Usage: dcr-ds plan [RECIPE] [options] [--field value …]
 
@@ -24,6 +25,7 @@ built without memory and the steps are rehearsed on it. Memory is that of rows a
   dcr-ds plan recipes/llama-3-8b.yaml --gpus 8
   dcr-ds plan recipes/qwen2.5-7b-qlora.yaml --gpus 1 --gpu rtx4090
   dcr-ds plan recipes/llama-3-8b.yaml --model.source llama-3.1-70b --nodes 1,8,128
+  dcr-ds plan recipes/smollm2-135m.yaml --measure
 
 Options:
   --gpus N             GPUs, one rank each (default 1)
@@ -40,38 +42,10 @@ Options:
   --refine-tokens T    mean tokens of a prompt, for the time (default 64)
   --align-tokens T     mean tokens of a conversation, for the time (default 256)
   --steps N            steps of stage 2, where they cannot be told from the recipe
-  --measure            run a few steps of the first stage here, in one process; plan with the rate they reach
+  --measure            load the model, take two steps of each stage here, in one process, on random tokens; plan for
+                       this device with the rate that they reach and the memory that they take
   --json FILE          the figures, too
 """
-
-OWN = {
-    "gpus": int,
-    "gpu": str,
-    "gpu-memory": float,
-    "nodes": str,
-    "gpus-per-node": int,
-    "rows-per-gpu": int,
-    "mfu": float,
-    "link-share": float,
-    "node-link": float,
-    "network": float,
-    "storage": float,
-    "reserve": float,
-    "refine-tokens": int,
-    "align-tokens": int,
-    "steps": int,
-    "json": str,
-}
-DEFAULTS: dict[str, Any] = {
-    "gpus": 1,
-    "gpu": "h100",
-    "gpus-per-node": 8,
-    "rows-per-gpu": 8,
-    "reserve": 0.1,
-    "refine-tokens": 64,
-    "align-tokens": 256,
-}
-SHARES = ("mfu", "link-share", "reserve")
 
 
 def run(arguments: list[str]) -> int:
@@ -83,55 +57,65 @@ def run(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         print(DESCRIPTION)
         return 0
-    options, rest = _split(arguments)
+    options, rest = split_options(arguments)
     path, overrides, *_ = parse_train(rest)
     recipe = load_recipe(path, overrides)
-    folder, origin = find_shape(recipe.model)
-    rates = _rates(options)
+    if not set(recipe.stages) & set(TRAINING):
+        raise UserError("plan: the recipe has neither refine nor align among its stages; there is nothing to plan")
+    nodes = nodes_of(options)
+    measured = {}
     if options.get("measure"):
-        from dcr_ds.plan.measure import measured_rates
-        from dcr_ds.plan.tables import prose
-
-        rates, told = measured_rates(path, overrides, recipe, folder, rates)
-        print(prose(told) + "\n")
-    nodes = _nodes(options)
+        measured, folder, origin = _measure(recipe, options)
+    else:
+        folder, origin = find_shape(recipe.model)
     if len(nodes) > 1:
         from dcr_ds.plan.scaling import scaling
 
-        text, figures = scaling(recipe, folder, origin, nodes, options, rates)
+        text, figures = scaling(recipe, folder, origin, nodes, options, measured)
     else:
-        text, figures = _plan(recipe, folder, origin, nodes, options, rates)
+        text, figures = _plan(recipe, folder, origin, options, measured)
     print(text)
     if "json" in options:
         write_whole(Path(options["json"]), json.dumps(figures, indent=1) + "\n")
     return 0
 
 
-def _plan(
-    recipe: Recipe, folder: Path, origin: str, nodes: list[int], options: dict, rates: Rates
-) -> tuple[str, dict[str, Any]]:
-    from dcr_ds.plan.choose import Lengths, Machine, Stage, planned
-    from dcr_ds.plan.tables import describe, prose
+def _measure(recipe: Recipe, options: dict[str, Any]) -> tuple[dict[str, Calibration], Path, str]:
+    """Take steps here and say what came of it; the model's folder and where it is from."""
+    from dcr_ds.models.source import prepare_source
+    from dcr_ds.plan.tables import prose
 
-    per_node = options["gpus-per-node"]
-    gpus = nodes[0] * per_node if nodes else options["gpus"]
-    machine = Machine(gpus, min(gpus, per_node), _memory(options), rates, options["reserve"])
+    source = prepare_source(recipe.model)
+    lengths = {stage: options[f"{stage}-tokens"] for stage in TRAINING}
+    measured = calibrate(recipe, source, lengths, gpus_of(options))
+    for one in measured.values():
+        print(prose(one.told) + "\n")
+    return measured, source, "its weights"
+
+
+def _plan(
+    recipe: Recipe, folder: Path, origin: str, options: dict[str, Any], measured: dict[str, Calibration]
+) -> tuple[str, dict[str, Any]]:
+    from dcr_ds.plan.choose import Lengths, Stage, planned
+    from dcr_ds.plan.tables import describe, prose, rates_in_words
+
+    gpus = gpus_of(options)
+    names = [name for name in TRAINING if name in recipe.stages]
+    machines = {name: machine_of(gpus, name, options, measured) for name in names}
+    machine = machines[names[0]]
     lengths = Lengths(options["refine-tokens"], options["align-tokens"])
-    recipe = planned(recipe, folder)
+    recipe = planned(recipe, folder, machine.on_gpu)
     sections, figures = [], {}
-    for name in ("refine", "align"):
-        if name not in recipe.stages:
-            continue
-        stage = Stage(recipe, folder, name, machine, lengths)
+    for name in names:
+        stage = Stage(recipe, folder, name, machines[name], lengths)
         steps = recipe.refine.max_steps if name == "refine" else _align_steps(recipe, options)
         text, chosen = describe(stage, steps)
         sections.append(f"{prose(_heading(stage))}\n\n{text}")
         figures[name] = _figures(chosen, steps) if chosen else None
     head = (
-        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {gpus} GPUs of "
-        f"{machine.memory_gib:g} GiB, {machine.reserve:.0%} kept free. "
-        f"Assumed: {rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%}; links {rates.node_link / 1e9:.0f} GB/s "
-        f"in a node, {rates.network / 1e9:.0f} beyond, at {rates.share:.0%}; "
+        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {gpus} × "
+        f"{machine.unit} of {machine.memory_gib:.4g} GiB, "
+        f"{machine.reserve:.0%} kept free. Assumed: {rates_in_words(machine.rates, bool(measured))}; "
         f"time for prompts of {lengths.refine} tokens and conversations of {lengths.align}, memory for rows of "
         f"max_length ({recipe.refine.max_length}, {recipe.align.max_length})"
     )
@@ -173,67 +157,3 @@ def _align_steps(recipe: Recipe, options: dict) -> int | None:
         return None
     rows = sum(one.rows for one in sets)
     return max(1, math.ceil(recipe.align.epochs * rows / recipe.align.global_batch))
-
-
-def _split(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Options of this command, and the words of the recipe."""
-    options, rest, words = dict(DEFAULTS), [], list(arguments)
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word == "--measure":
-            options["measure"] = True
-        elif not word.startswith("--") or name not in OWN:
-            rest.append(word)
-            if word.startswith("--") and not equals and words:
-                rest.append(words.pop(0))
-        else:
-            if not equals:
-                if not words:
-                    raise UserError(f"plan: --{name}: needs a value")
-                value = words.pop(0)
-            options[name] = _read(name, value)
-    return options, rest
-
-
-def _read(name: str, text: str) -> Any:
-    kind = OWN[name]
-    try:
-        value = kind(text)
-    except ValueError:
-        raise UserError(f"plan: --{name}: {text!r} is no {'whole ' if kind is int else ''}number") from None
-    if kind is not str and not (0 <= value < 1 if name == "reserve" else value > 0):
-        raise UserError(f"plan: --{name}: {text} is out of range; it must be above 0" + _below(name))
-    if name in SHARES and value > 1:
-        raise UserError(f"plan: --{name}: {text} is a share, so at most 1")
-    if name == "gpu" and value not in GPUS:
-        raise UserError(f"plan: --gpu: {text!r} is not known; there are {', '.join(GPUS)}; or set rates one by one")
-    return value
-
-
-def _below(name: str) -> str:
-    return " or 0, and below 1" if name == "reserve" else ""
-
-
-def _rates(options: dict) -> Rates:
-    rates = GPUS[options["gpu"]]
-    changes = {"mfu": options.get("mfu"), "share": options.get("link-share")}
-    changes |= {
-        field: 1e9 * options[name]
-        for name, field in {"node-link": "node_link", "network": "network", "storage": "storage"}.items()
-        if name in options
-    }
-    return replace(rates, **{name: value for name, value in changes.items() if value is not None})
-
-
-def _memory(options: dict) -> float:
-    return options.get("gpu-memory", MEMORY_GIB[options["gpu"]])
-
-
-def _nodes(options: dict) -> list[int]:
-    if "nodes" not in options:
-        return []
-    words = options["nodes"].split(",")
-    if not all(word.isdecimal() and int(word) for word in words):
-        raise UserError(f"plan: --nodes: {options['nodes']!r}: whole numbers above 0, separated by commas")
-    return [int(word) for word in words]

@@ -1,96 +1,172 @@
-"""--measure: a few steps of a recipe as train.py runs them, the rate that they reach and the memory that they take."""
+"""--measure: two steps of each stage on this machine, and what a plan learns from them: the rate that is reached, and
+how much of the memory that was rehearsed is really taken.
 
+The steps are those of one rank's share, on random tokens, in a process of its own:
+
+    python -m dcr_ds.plan.measure REQUEST ANSWER        both are files of JSON
+"""
+
+import gc
+import json
+import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.engine.metrics import read_rows
 from dcr_ds.errors import UserError
-from dcr_ds.plan.clock import Rates
-from dcr_ds.recipe import PROJECT_ROOT, Recipe, load_recipe
+from dcr_ds.recipe import Recipe
 
 TIMEOUT_SECONDS = 3600
-# the first step warms up; the second is timed; stage 1 measures its held-out prompts after the last, the third
-REFINE = {
-    "refine.max_steps": "3",
-    "refine.measure_every": "3",
-    "refine.patience": "9",
-    "refine.target_gap": "2",
-}
+FEWEST = {"refine": 4, "align": 1}  # rows of a step: two of each class
 
 
-def measured_rates(
-    path: str, overrides: list[tuple[str, str]], recipe: Recipe, folder: Path, rates: Rates
-) -> tuple[Rates, str]:
-    """Rates whose utilisation is that of the second step of the first stage here, in one process; and what was seen.
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured of a stage.
+
+    Attributes:
+        flops: operations a second that were reached, recomputed activations counted as work.
+        memory_factor: how many times the rehearsed memory (activations, loss, temporaries) was taken.
+        told: the same in words.
+        on_gpu, memory_gib: where the steps were taken: a GPU and its memory, or a CPU and that of all its processes.
+    """
+
+    flops: float
+    memory_factor: float
+    told: str
+    on_gpu: bool
+    memory_gib: float
+
+
+def calibrate(recipe: Recipe, source: Path, lengths: dict[str, int], gpus: int) -> dict[str, Calibration]:
+    """Measure the training stages of a recipe.
+
+    Args:
+        source: the folder of the model.
+        lengths: mean tokens of a row, by stage; the memory is that of rows of max_length.
+        gpus: over so many the recipe's batch is shared; one share is run.
 
     Raises:
         UserError: the steps failed; says how.
     """
-    stage = recipe.stages[0]
-    with tempfile.TemporaryDirectory(prefix="dcr-ds-plan") as output:
-        more = {"name": "measured", "output": output, "stages": f"[{stage}]"}
-        more |= REFINE if stage == "refine" else _two_steps_of_align(recipe)
-        kept = [(name, text) for name, text in overrides if name not in more]
-        words = [word for name, text in [*kept, *more.items()] for word in (f"--{name}", text)]
+    request = {"recipe": recipe.model_dump(mode="json"), "source": str(source), "lengths": lengths, "gpus": gpus}
+    with tempfile.TemporaryDirectory(prefix="dcr-ds-plan") as folder:
+        files = [Path(folder) / name for name in ("request.json", "answer.json")]
+        files[0].write_text(json.dumps(request), encoding="utf-8")
+        command = [sys.executable, "-m", "dcr_ds.plan.measure", *map(str, files)]
         try:
-            done = subprocess.run(
-                [sys.executable, str(PROJECT_ROOT / "train.py"), path, *words],
-                capture_output=True,
-                text=True,
-                timeout=TIMEOUT_SECONDS,
-            )
+            done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"plan: --measure: the steps took more than {TIMEOUT_SECONDS} s; plan a smaller {stage}.global_batch"
+                f"plan: --measure: the steps took more than {TIMEOUT_SECONDS} s; plan a smaller global_batch"
             ) from None
-        run = Path(output) / "measured"
-        rows = read_rows(run / stage / "metrics.jsonl")
-        if done.returncode or len(rows) < 2:
-            said = done.stderr.strip()[-400:] or f"{len(rows)} steps of {stage} were made"
-            raise UserError(f"plan: --measure: two steps could not be run: {said}")
-        resolved = load_recipe(str(run / "recipe.yaml"))
-    return _calibrated(resolved, folder, stage, rows[1], rates)
+        if done.returncode:
+            raise UserError(f"plan: --measure: the steps could not be run: {_last_words(done.stderr)}")
+        return {stage: Calibration(**one) for stage, one in json.loads(files[1].read_text(encoding="utf-8")).items()}
 
 
-def _two_steps_of_align(recipe: Recipe) -> dict[str, str]:
-    """As many rows as two steps take."""
-    batch = recipe.align.global_batch
-    if recipe.align.method == "dpo":
-        return {"align.epochs": "1", "data.preferences.rows": str(2 * batch)}
-    rows = {f"data.{name}.rows": str(batch) for name in ("general", "refusals")}
-    return {"align.epochs": "1", "align.safe_ratio": "auto"} | rows
+def _last_words(stderr: str) -> str:
+    """The line of an error, without the trace before it."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ")[-400:] if lines else "nothing was said"
 
 
-def _calibrated(recipe: Recipe, folder: Path, stage: str, row: dict[str, Any], rates: Rates) -> tuple[Rates, str]:
+def main(request: Path, answer: Path) -> None:
+    """Take the steps that a request names, in this process, and write what was measured."""
+    from dcr_ds.engine import ranks as process
+
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    recipe = Recipe.model_validate(asked["recipe"])
+    process.set_environment()
+    with process.joined() as ranks:
+        found = {
+            stage: asdict(_measure(stage, recipe, Path(asked["source"]), asked["lengths"][stage], asked["gpus"], ranks))
+            for stage in ("refine", "align")
+            if stage in recipe.stages
+        }
+    answer.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _measure(stage: str, recipe: Recipe, source: Path, tokens: int, gpus: int, ranks) -> Calibration:
     import torch
 
-    from dcr_ds.plan.choose import planned
-    from dcr_ds.plan.memory import memory, share_of, tensors_of
+    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.models.source import model_config
+    from dcr_ds.plan.trial import Rows, second_step
+
+    kind = "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
+    config, on_gpu = model_config(source), ranks.device.type == "cuda"
+
+    share = _changed(recipe, stage, _share(recipe, stage, gpus))
+    resolved, settings = resolve(share, config, ranks.device, 1)
+    tokens = min(tokens, getattr(resolved, stage).max_length)
+    timed = second_step(kind, resolved, settings, source, Rows(tokens), ranks, follow=False)
+    reached = _operations(kind, resolved, source, tokens, timed.tokens, on_gpu) / timed.seconds
+    gc.collect()
+    if on_gpu:
+        torch.cuda.empty_cache()
+
+    section = getattr(resolved, stage)
+    passes = section.micro_batch if not section.packing else section.packed_length // section.longest_sample
+    fewer = {"global_batch": max(FEWEST[stage], min(section.global_batch, 2 * passes))}
+    resolved, settings = resolve(_changed(resolved, stage, fewer), config, ranks.device, 1)
+    longest = Rows(getattr(resolved, stage).max_length)
+    followed = second_step(kind, resolved, settings, source, longest, ranks, follow=True)
+    planned = _planned(kind, stage, resolved, settings, source, on_gpu)
+    memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else host_bytes()
+    factor = 1.0
+    if planned.peak_phase == "backward pass":
+        factor = max(0.1, 1 + (followed.peak - planned.peak) / planned.rehearsed)
+    told = (
+        f"Measured, {stage}: {timed.tokens} tokens in {timed.seconds:.2f} s, {reached / 1e12:.3g} TFLOP/s; peak memory "
+        f"of rows of {longest.tokens} tokens {followed.peak / 2**30:.2f} GiB, planned {planned.peak / 2**30:.2f}: "
+        f"activations and temporaries are planned {factor:.2f} times as large"
+    )
+    return Calibration(reached, factor, told, on_gpu, memory / 2**30)
+
+
+def host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _share(recipe: Recipe, stage: str, gpus: int) -> dict[str, Any]:
+    section = getattr(recipe, stage)
+    rows = max(FEWEST[stage], -(-section.global_batch // gpus))
+    if stage == "align":
+        return {"global_batch": rows}
+    return {"global_batch": rows + rows % 2, "retain_batch": max(1, section.retain_batch // gpus), "max_steps": 2}
+
+
+def _changed(recipe: Recipe, stage: str, fields: dict[str, Any]) -> Recipe:
+    values = recipe.model_dump()
+    values[stage] |= fields
+    return Recipe.model_validate(values)
+
+
+def _operations(kind: str, recipe: Recipe, source: Path, row: int, tokens: int, on_gpu: bool) -> float:
+    """Floating-point operations of a step on so many tokens, in rows of `row`."""
+    from dcr_ds.plan.memory import share_of
     from dcr_ds.plan.rehearsal import Work, rehearse
+
+    one = rehearse(recipe, source, Work(kind, 1, row), device="cuda" if on_gpu else "cpu")
+    embeds_first = kind == "refine" and share_of(recipe, "refine", ranks=1).micro_batches > 1
+    return (one.flops + embeds_first * one.forward_flops) * tokens / row
+
+
+def _planned(kind: str, stage: str, recipe: Recipe, settings, source: Path, on_gpu: bool):
+    from dcr_ds.plan.memory import memory, share_of, tensors_of
     from dcr_ds.plan.states import Zero
 
-    on_gpu = torch.cuda.is_available()
-    recipe = planned(recipe, folder, on_gpu)
-    kind = "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
+    tensors = tensors_of(recipe, source, kind)
     share = share_of(recipe, stage, ranks=1)
-    tokens = round(row["tokens_per_second"] * row["seconds"])
+    return memory(recipe, source, kind, Zero.of(settings.deepspeed), 1, share, tensors, on_gpu)
 
-    one = rehearse(recipe, folder, Work(kind, 1, 64), device="cuda" if on_gpu else "cpu")
-    embeds_first = stage == "refine" and share.micro_batches > 1
-    reached = (one.flops + embeds_first * one.forward_flops) * tokens / 64 / row["seconds"]
-    mfu = min(1.0, reached / rates.flops)
 
-    mean = replace(share, tokens=-(-tokens // (share.rows + share.retain_rows)))
-    zero = Zero.of(recipe.deepspeed)
-    held = memory(recipe, folder, kind, zero, 1, mean, tensors_of(recipe, folder, kind), on_gpu)
-    told = (
-        f"Measured, {stage}, the second step: {tokens} tokens in {row['seconds']:.2f} s, {reached / 1e12:.3g} TFLOP/s, "
-        f"{mfu:.2g} of the planned GPU's rate. Peak memory {row['memory_bytes'] / 2**30:.2f} GiB"
-        f"{'' if on_gpu else ' (resident, Python and its libraries included)'}, of tensors as planned for these rows "
-        f"{held.peak / 2**30:.2f} GiB."
-    )
-    return replace(rates, mfu=mfu), told
+if __name__ == "__main__":
+    try:
+        main(*map(Path, sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,6 +1,6 @@
 """Memory of one rank in one stage: the states that DeepSpeed keeps, and a micro-batch's rehearsal on top of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,16 +18,41 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, a byte of scale f
 class Memory:
     """Bytes on one rank's device, and in its host's memory.
 
-    The parts never all peak together: gradients grow while activations are given back. `peak` is the worst moment of
-    a step, at most the sum of the parts.
+    The parts never all peak together: gradients grow while activations are given back.
+
+    Attributes:
+        backward, step: all that is there at the worst moment of the backward passes, and of the optimizer's step.
     """
 
     states: States
     activations: int
     temporaries: int
-    peak: int
-    peak_phase: str
+    backward: int
+    step: int
     host: int
+
+    @property
+    def peak(self) -> int:
+        """The worst moment of a step, at most the sum of the parts."""
+        return max(self.backward, self.step)
+
+    @property
+    def peak_phase(self) -> str:
+        return "backward pass" if self.backward >= self.step else "optimizer step"
+
+    @property
+    def rehearsed(self) -> int:
+        """What a micro-batch needs beside the states: counted in a rehearsal, not known from sizes."""
+        return self.activations + self.temporaries
+
+    def calibrated(self, factor: float) -> "Memory":
+        """With so many times the memory that was rehearsed."""
+        return replace(
+            self,
+            activations=round(factor * self.activations),
+            temporaries=round(factor * self.temporaries),
+            backward=self.backward + round((factor - 1) * self.rehearsed),
+        )
 
     def parts(self) -> dict[str, int]:
         """By name, in the order of a table; what the state does not have is zero."""
@@ -125,15 +150,14 @@ def memory(
     alone = share.micro_batches == 1
     worst = max(_peak(one, state, zero, bucket, is_first=alone and one is first) for one in passes)
     anchors = _anchor_bytes(recipe, folder, share)
-    backward = state.resident + state.gathered + state.buckets + worst + unpacked
-    step = state.resident + state.gradients + state.step
+    beside = 0 if on_gpu else state.host + anchors  # on a CPU the host's memory is the rank's
     top = max(passes, key=lambda one: one.peak())
     return Memory(
         states=state,
         activations=top.kept,
         temporaries=top.peak() - top.kept + unpacked,
-        peak=max(backward, step) + (0 if on_gpu else state.host + anchors),
-        peak_phase="backward pass" if backward >= step else "optimizer step",
+        backward=state.resident + state.gathered + state.buckets + worst + unpacked + beside,
+        step=state.resident + state.gradients + state.step + beside,
         host=state.host + anchors,
     )
 

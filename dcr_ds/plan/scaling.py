@@ -5,10 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.plan.choose import Lengths, Machine, Option, Stage, planned, zero_of
-from dcr_ds.plan.clock import MEMORY_GIB, Rates
+from dcr_ds.plan.choose import Lengths, Option, Stage, planned, zero_of
+from dcr_ds.plan.clock import Rates
+from dcr_ds.plan.measure import Calibration
+from dcr_ds.plan.options import machine_of
 from dcr_ds.plan.states import MASTER, MOMENTS, Zero
-from dcr_ds.plan.tables import duration, gib, prose, table
+from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table
 from dcr_ds.recipe import Recipe
 
 TITLES = {
@@ -16,30 +18,41 @@ TITLES = {
     "whole": "stage 1, whole model (without the cut)",
     "align": "stage 2, whole model",
 }
+SECTION = {"refine": "refine", "whole": "refine", "align": "align"}
 COLLECTIVES = ("all-gather, forward", "all-gather, backward", "reduce-scatter", "contrastive all-gather")
 
 
 def scaling(
-    recipe: Recipe, folder: Path, origin: str, nodes: list[int], options: dict[str, Any], rates: Rates
+    recipe: Recipe,
+    folder: Path,
+    origin: str,
+    nodes: list[int],
+    options: dict[str, Any],
+    measured: dict[str, Calibration],
 ) -> tuple[str, dict[str, Any]]:
     """The tables, and their figures, of one recipe on several numbers of nodes."""
-    recipe = planned(recipe, folder)
     per_node, rows = options["gpus-per-node"], options["rows-per-gpu"]
+    kinds = [kind for kind in TITLES if SECTION[kind] in recipe.stages]
+    machines = {
+        (kind, count): machine_of(count * per_node, SECTION[kind], options, measured)
+        for kind in kinds
+        for count in nodes
+    }
+    first = machines[kinds[0], nodes[0]]
+    recipe = planned(recipe, folder, first.on_gpu)
     lengths = Lengths(options["refine-tokens"], options["align-tokens"])
-    memory = options.get("gpu-memory", MEMORY_GIB[options["gpu"]])
     own = Zero.of(recipe.deepspeed)
     zero = own if own.stage == 3 else zero_of(3)
-    texts = [_assumptions(recipe, origin, rows, lengths, rates)]
+    texts = [_assumptions(recipe, origin, rows, lengths, first.rates, bool(measured))]
     figures: dict[str, Any] = {}
-    for kind in [kind for kind in TITLES if (kind if kind != "whole" else "refine") in recipe.stages]:
+    for kind in kinds:
         lines = []
         for count in nodes:
-            gpus = count * per_node
-            machine = Machine(gpus, min(gpus, per_node), memory, rates, options["reserve"])
-            stage = Stage(_with_rows(recipe, rows, gpus), folder, kind, machine, lengths)
+            machine = machines[kind, count]
+            stage = Stage(_with_rows(recipe, rows, machine.gpus), folder, kind, machine, lengths)
             option = stage.at(zero, rows)
             lines.append(_line(stage, option, count))
-            figures.setdefault(kind, {})[gpus] = _figures(stage, option, count)
+            figures.setdefault(kind, {})[machine.gpus] = _figures(stage, option, count)
         names = [name for name in COLLECTIVES if kind != "align" or not name.startswith("contrastive")]
         head = ["GPUs", "peak GiB", *(SHORT[name] for name in names), "step s", "saved GiB", "save"]
         texts.append(f"{TITLES[kind]} ({stage.trained / 1e9:.1f}e9 of {stage.loaded / 1e9:.1f}e9 parameters train)")
@@ -48,13 +61,12 @@ def scaling(
     return "\n\n".join(texts), figures
 
 
-def _assumptions(recipe: Recipe, origin: str, rows: int, lengths: Lengths, rates: Rates) -> str:
+def _assumptions(recipe: Recipe, origin: str, rows: int, lengths: Lengths, rates: Rates, measured: bool) -> str:
     parts = [
         f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, layer {recipe.refine.layer}, ZeRO-3,",
         f"{rows} rows a GPU in one micro-batch.",
-        f"Assumed: {rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%};",
-        f"links {rates.node_link / 1e9:.0f} GB/s in a node, {rates.network / 1e9:.0f} GB/s a GPU beyond,",
-        f"at {rates.share:.0%}; {rates.latency * 1e6:.0f} µs a collective and doubling of ranks;",
+        f"Assumed: {rates_in_words(rates, measured)};",
+        f"{rates.latency * 1e6:.0f} µs a collective and doubling of ranks;",
         f"{rates.storage / 1e9:g} GB/s a node to storage;",
         f"prompts of {lengths.refine} tokens, conversations of {lengths.align}.",
         "A step takes the first time where all traffic hides behind the computation, the second where none does.",

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from dcr_ds.plan.choose import GIB, Option, Stage, best, remedy
+from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.memory import Memory
 
 NAMES = {"refine": "cut trunk", "whole": "whole model", "align": "stage 2"}
@@ -34,7 +35,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def memory_table(columns: dict[str, tuple[int, Memory]]) -> str:
+def rates_in_words(rates: Rates, measured: bool) -> str:
+    computing = "the measured rates" if measured else f"{rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%}"
+    links = f"{rates.node_link / 1e9:.0f} GB/s in a node, {rates.network / 1e9:.0f} GB/s a GPU beyond"
+    return f"{computing}; links {links}, at {rates.share:.0%}"
+
+
+def memory_table(columns: dict[str, tuple[int, Memory]], unit: str) -> str:
     """Memory by part of several layouts, each with its micro-batch."""
     parts = list(next(iter(columns.values()))[1].parts())
     rows = [["rows at once", *(str(rows) for rows, _ in columns.values())]]
@@ -42,7 +49,7 @@ def memory_table(columns: dict[str, tuple[int, Memory]]) -> str:
     rows.append(["peak of a step", *(gib(one.peak) for _, one in columns.values())])
     rows.append(["at its", *(one.peak_phase for _, one in columns.values())])
     rows.append(["host memory", *(gib(one.host) for _, one in columns.values())])
-    return table(["GiB on each GPU", *columns], rows)
+    return table([f"GiB on each {unit}", *columns], rows)
 
 
 def options_table(options: Sequence[Option], chosen: Option | None) -> str:
@@ -80,13 +87,13 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
             f"{uncut.time.serial / shown.time.serial:.2f} times as long and "
             f"{uncut.memory.peak / shown.memory.peak:.2f} times the memory."
         )
-    lines.insert(1, memory_table(columns))
+    lines.insert(1, memory_table(columns, stage.machine.unit))
     lines.append(_why(stage, options, chosen))
     if chosen and steps:
         low, high = steps * chosen.time.overlapped, steps * chosen.time.serial
-        hours = [seconds * stage.machine.gpus / 3600 for seconds in (low, high)]
+        hours = " to ".join(f"{seconds * stage.machine.gpus / 3600:.3g}" for seconds in (low, high))
         lines.append(
-            f"{steps} steps: {duration(low)} to {duration(high)}, {hours[0]:.3g} to {hours[1]:.3g} GPU-hours "
+            f"{steps} steps: {duration(low)} to {duration(high)}, {hours} {stage.machine.unit}-hours "
             "(all traffic behind the computation, or none)."
         )
     elif chosen:

@@ -22,11 +22,18 @@ class Collective:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of a step on one rank: forward alone (stage 1's embeddings, where there are several micro-batches), and
-    forward with backward."""
+    """Passes of a step on one rank.
+
+    Attributes:
+        forward: forward alone: stage 1's embeddings, where there are several micro-batches.
+        backward: forward and backward.
+        kept: elements that ZeRO-3 leaves gathered from forward to backward. DeepSpeed keeps none where a pass without
+            gradients came first in a run: it remembers for good what it released in the first pass that it traced.
+    """
 
     forward: int
     backward: int
+    kept: int = 0
 
 
 def traffic(
@@ -53,6 +60,7 @@ def traffic(
         sharded = [tensor for tensor in tensors if tensor.elements > zero.persistence]
         whole, width = sum(tensor.bytes for tensor in sharded), trained[0].width
         back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
+        again = max(0, sum(tensor.bytes for tensor in back) - round(passes.kept * trained[0].width))
         calls = len(sharded)
         forward = passes.forward + passes.backward
         reduced = max(1, round(gradients / (width * zero.reduce_bucket)))
@@ -60,7 +68,7 @@ def traffic(
             Collective("all-gather, forward", round(ring * whole * forward), calls * forward),
             Collective(
                 "all-gather, backward",
-                round(ring * sum(tensor.bytes for tensor in back) * passes.backward),
+                round(ring * again * passes.backward),
                 len(back) * passes.backward,
             ),
             Collective("reduce-scatter", round(ring * gradients * passes.backward), reduced * passes.backward),

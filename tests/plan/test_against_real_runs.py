@@ -1,4 +1,5 @@
-"""What is planned equals what is there: parameters, gradients and optimizer state within 2 %, the peak within 15 %.
+"""What is planned equals what is there: parameters, gradients and optimizer state within 2 %, peak and
+traffic within 15 %.
 
 benchmarks/plan_check.py builds the engines, takes real steps and compares; here are small cases of it.
 """
@@ -26,14 +27,24 @@ def check(ranks: int, *options: str) -> str:
 
 
 def test_one_rank():
-    """Full-parameter and LoRA, both stages and stage 1 without the cut, recomputed activations or not."""
-    out = check(1, "--zero", "0,2", "--micro-batches", "3")
-    assert out.count(" zero ") == 16
+    """All that trains on one rank, full-parameter and in 4 bits, padded and packed."""
+    out = check(1, "--stages", "refine,whole,align,dpo", "--adapters", "none,qlora", "--packing", "off,on", "--zero",
+                "0", "--checkpointing", "on", "--micro-batches", "4")  # fmt: skip
+    assert out.count(" zero ") == 13
 
 
 def test_two_ranks():
-    out = check(2, "--zero", "2,3", "--stages", "refine,align", "--adapters", "none", "--checkpointing", "on")
-    assert out.count(" zero ") == 4
+    """Shards and messages: gradients in buckets, parameters gathered for every pass."""
+    out = check(2, "--stages", "refine,align,dpo", "--adapters", "none", "--zero", "2,3", "--checkpointing", "off",
+                "--micro-batches", "4")  # fmt: skip
+    assert out.count(" zero ") == 6
+
+
+@pytest.mark.slow
+def test_optimizers_in_8_bits():
+    out = check(1, "--stages", "refine,align", "--zero", "0,2", "--checkpointing", "on", "--optimizers",
+                "adamw8bit,paged_adamw32bit")  # fmt: skip
+    assert out.count(" zero ") == 16
 
 
 @pytest.mark.slow

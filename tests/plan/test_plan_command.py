@@ -1,6 +1,7 @@
 """`dcr-ds plan` from end to end: shipped shapes, what fits, what does not and what to do, bad input."""
 
 import json
+import re
 
 import pytest
 from tiny import make_model
@@ -74,13 +75,26 @@ def test_bad_input(plan, arguments, told):
     assert told in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["refine", "align"])
-def test_a_measured_rate_is_planned_with(plan, tmp_path, stage):
-    """Steps of either stage are run; the rate that the plan assumes is no longer the default."""
+def test_a_plan_learns_from_measured_steps(plan, tmp_path):
+    """Both stages are run; the plan is for the device that they ran on, at their rates and with their memory."""
+    folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
+    options = {"model.source": folder, "refine.layer": 2, "refine.global_batch": 4, "refine.retain_batch": 1}
+    options |= {"align.global_batch": 2, "align.max_length": 512, "deepspeed": "ds_configs/zero0.json", "json": file}
+    out = flat(plan("--measure", *(word for name, value in options.items() for word in (f"--{name}", str(value)))))
+    assert "Measured, refine: " in out and "Measured, align: " in out and "the measured rates" in out
+    factors = [float(factor) for factor in re.findall(r"planned ([0-9.]+) times as large", out)]
+    assert len(factors) == 2 and all(0.9 < factor < 1.1 for factor in factors)
+    assert "float32, 1 × process of" in out
+    step = json.loads(file.read_text())["align"]["step_seconds"][1]
+    plan("--model.source", str(folder), "--stages", "[align]", "--align.global_batch", "2", "--json", str(file))
+    assert step > 10 * json.loads(file.read_text())["align"]["step_seconds"][1]  # as an H100 would take, at 40 %
+
+
+def test_steps_that_cannot_be_run_are_told(plan, tmp_path):
     folder = make_model(tmp_path / "tiny", tied=False)
-    options = {"model.source": folder, "stages": f"[{stage}]", "refine.layer": 2, "refine.global_batch": 4}
-    options |= {"refine.retain_batch": 1, "align.global_batch": 2, "align.max_length": 512}
-    out = plan("--measure", *(word for name, value in options.items() for word in (f"--{name}", str(value))))
-    assert f"Measured, {stage}, the second step:" in flat(out) and "as planned for these rows" in flat(out)
-    assert "TFLOP/s a GPU at 40%" not in flat(out)
+    told = plan("--measure", "--model.source", str(folder), "--refine.layer", "9", code=2)
+    assert told.startswith("error: plan: --measure: ") and "refine.layer: 9 is out of range" in told
+
+
+def test_a_recipe_without_training_is_refused(plan):
+    assert "nothing to plan" in plan("--stages", "[evaluate]", code=2)
