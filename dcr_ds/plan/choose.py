@@ -139,13 +139,14 @@ class Stage:
     def at(self, zero: Zero, micro_batch: int) -> Option:
         """What a ZeRO stage and a micro-batch need."""
         machine = self.machine
+        if self.kind != "align":
+            zero = zero.without_reuse()
         share = share_of(self.recipe, self.name, machine.gpus, micro_batch)
         held = memory(self.recipe, self.folder, self.kind, zero, machine.gpus, share, self.tensors, machine.on_gpu)
         held = held.calibrated(machine.memory_factor)
         extra = share.micro_batches if self.name == "refine" and share.micro_batches > 1 else 0
         retain = -(-share.retain_rows // share.micro_batch)
-        kept = zero.max_reuse // 2 if self.kind == "align" else 0  # the others begin without gradients
-        passes = Passes(extra, share.micro_batches + retain, kept)
+        passes = Passes(extra, share.micro_batches + retain, self.recipe.model.activation_checkpointing)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
         sent = traffic(self.tensors, zero, machine.gpus, passes, embeddings, self.kind == "whole")
         flops = self._flops(share, zero, extra > 0)

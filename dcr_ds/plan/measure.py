@@ -9,6 +9,7 @@ The steps are those of one rank's share, on random tokens, in a process of its o
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from dcr_ds.recipe import Recipe
 
 TIMEOUT_SECONDS = 3600
 FEWEST = {"refine": 4, "align": 1}  # rows of a step: two of each class
+ROWS_FOLLOWED = 4  # at once where the memory is followed: enough to compare, and little where there is little of it
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,18 @@ def calibrate(recipe: Recipe, source: Path, lengths: dict[str, int], gpus: int) 
                 f"plan: --measure: the steps took more than {TIMEOUT_SECONDS} s; plan a smaller global_batch"
             ) from None
         if done.returncode:
-            raise UserError(f"plan: --measure: the steps could not be run: {_last_words(done.stderr)}")
+            raise UserError(f"plan: --measure: the steps could not be run: {_reason(done)}")
         return {stage: Calibration(**one) for stage, one in json.loads(files[1].read_text(encoding="utf-8")).items()}
 
 
-def _last_words(stderr: str) -> str:
-    """The line of an error, without the trace before it."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ")[-400:] if lines else "nothing was said"
+def _reason(done: subprocess.CompletedProcess) -> str:
+    """The error of a process, without the trace before it."""
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        return f"the process was ended by {name}{', maybe for want of memory' if name == 'SIGKILL' else ''}"
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or ["nothing was said"])[-1][-400:]
 
 
 def main(request: Path, answer: Path) -> None:
@@ -110,8 +116,8 @@ def _measure(stage: str, recipe: Recipe, source: Path, tokens: int, gpus: int, r
         torch.cuda.empty_cache()
 
     section = getattr(resolved, stage)
-    passes = section.micro_batch if not section.packing else section.packed_length // section.longest_sample
-    fewer = {"global_batch": max(FEWEST[stage], min(section.global_batch, 2 * passes))}
+    at_once = min(section.micro_batch, ROWS_FOLLOWED)
+    fewer = {"micro_batch": at_once, "global_batch": max(FEWEST[stage], min(section.global_batch, 2 * at_once))}
     resolved, settings = resolve(_changed(resolved, stage, fewer), config, ranks.device, 1)
     longest = Rows(getattr(resolved, stage).max_length)
     followed = second_step(kind, resolved, settings, source, longest, ranks, follow=True)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from dcr_ds.models.load import DTYPES
+from dcr_ds.models.source import BLOCK
 from dcr_ds.plan.rehearsal import Rehearsal, Work, build_model, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe
@@ -117,7 +118,8 @@ def tensors_of(recipe: Recipe, folder: Path, kind: str) -> list[Tensor]:
     width = DTYPES[recipe.model.dtype].itemsize
     quantised = _quantised(model) if recipe.model.quantize == "nf4" and kind != "whole" else set()
     return [
-        Tensor(each.numel(), each.requires_grad, NF4 if each in quantised else width) for each in model.parameters()
+        Tensor(each.numel(), each.requires_grad, NF4 if each in quantised else width, bool(BLOCK.search(name)))
+        for name, each in model.named_parameters()
     ]
 
 

@@ -33,11 +33,17 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """A parameter: its elements, whether it trains, and the bytes of an element (less than one where quantised)."""
+    """A parameter.
+
+    Attributes:
+        width: bytes of an element, less than one where quantised.
+        in_block: of one of the model's blocks, not of the embeddings, the last norm or the head.
+    """
 
     elements: int
     trains: bool
     width: float
+    in_block: bool = False
 
     @property
     def bytes(self) -> int:
@@ -64,6 +70,16 @@ class Zero:
         values = [int(section.get(name, default)) for name, default in DEFAULTS.items()]
         offloads = [bool(section.get(name)) for name in ("offload_optimizer", "offload_param")]
         return cls(section.get("stage", 0), *values, *offloads)
+
+    @property
+    def kept(self) -> int:
+        """Elements that stage 3 leaves gathered from the forward to the backward pass: used again soon enough."""
+        return self.max_reuse // 2
+
+    def without_reuse(self) -> "Zero":
+        """As it works where a pass without gradients comes first in a run, which DeepSpeed 0.19 traces as the order of
+        modules: what it released in that one it releases in all (`__params_to_release` is cached)."""
+        return replace(self, max_reuse=0)
 
 
 @dataclass(frozen=True)
@@ -216,6 +232,6 @@ def gathered_elements(sizes: Sequence[int], zero: Zero) -> int:
     others = [size for size in sizes if size > zero.persistence]
     if not others:
         return persistent
-    near = min(sum(others), zero.max_reuse // 2)
+    near = min(sum(others), zero.kept)
     ahead = min(zero.prefetch_bucket, zero.max_live) + max(others)
     return persistent + min(sum(others), near + ahead)

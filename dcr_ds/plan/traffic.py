@@ -22,18 +22,12 @@ class Collective:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes of a step on one rank.
-
-    Attributes:
-        forward: forward alone: stage 1's embeddings, where there are several micro-batches.
-        backward: forward and backward.
-        kept: elements that ZeRO-3 leaves gathered from forward to backward. DeepSpeed keeps none where a pass without
-            gradients came first in a run: it remembers for good what it released in the first pass that it traced.
-    """
+    """Passes of a step on one rank: forward alone (stage 1's embeddings, where there are several micro-batches), and
+    forward with backward, in which the activations of frozen blocks may be recomputed."""
 
     forward: int
     backward: int
-    kept: int = 0
+    recomputed: bool = False
 
 
 def traffic(
@@ -60,7 +54,9 @@ def traffic(
         sharded = [tensor for tensor in tensors if tensor.elements > zero.persistence]
         whole, width = sum(tensor.bytes for tensor in sharded), trained[0].width
         back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
-        again = max(0, sum(tensor.bytes for tensor in back) - round(passes.kept * trained[0].width))
+        again = max(0, sum(tensor.bytes for tensor in back) - round(zero.kept * trained[0].width))
+        if passes.recomputed:  # what does not train is released in between
+            again += sum(tensor.bytes for tensor in sharded if tensor.in_block and not tensor.trains)
         calls = len(sharded)
         forward = passes.forward + passes.backward
         reduced = max(1, round(gradients / (width * zero.reduce_bucket)))
