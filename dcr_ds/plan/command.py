@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def run(arguments: list[str]) -> int:
         measured, folder, origin = _measure(recipe, options)
     else:
         folder, origin = find_shape(recipe.model)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing runs on a GPU here, and DeepSpeed would tell of its search
     if len(nodes) > 1:
         from dcr_ds.plan.scaling import scaling
 

@@ -56,7 +56,7 @@ def traffic(
         back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
         again = max(0, sum(tensor.bytes for tensor in back) - round(zero.kept * trained[0].width))
         if passes.recomputed:  # what does not train is released in between
-            again += sum(tensor.bytes for tensor in sharded if tensor.in_block and not tensor.trains)
+            again += sum(tensor.bytes for tensor in back if tensor.in_block and not tensor.trains)
         calls = len(sharded)
         forward = passes.forward + passes.backward
         reduced = max(1, round(gradients / (width * zero.reduce_bucket)))

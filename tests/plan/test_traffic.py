@@ -4,11 +4,12 @@ from dcr_ds.plan.choose import zero_of
 from dcr_ds.plan.states import Tensor, flat_shard, gathered_elements, owned_elements, sharded
 from dcr_ds.plan.traffic import Passes, traffic
 
-TENSORS = [Tensor(1_000_000, True, 2), Tensor(3_000_000, False, 2)]
+TENSORS = [Tensor(1_000_000, True, 2), Tensor(3_000_000, False, 2, in_block=True)]
 
 
-def sent(stage: int, ranks: int, **options) -> dict[str, int]:
-    found = traffic(TENSORS, zero_of(stage), ranks, Passes(1, 2), **options)
+def sent(stage: int, ranks: int, recomputed: bool = False, reuse: bool = False, **options) -> dict[str, int]:
+    zero = zero_of(stage) if reuse else zero_of(stage).without_reuse()
+    found = traffic(TENSORS, zero, ranks, Passes(1, 2, recomputed), **options)
     return {one.name: one.bytes for one in found}
 
 
@@ -19,6 +20,14 @@ def test_zero_3_gathers_everything_in_every_pass():
     assert found["reduce-scatter"] == 2_000_000 * 2 * 3 // 4
     assert found["contrastive all-gather"] == 300
     assert sent(3, 4, tail_has_no_backward=True)["all-gather, backward"] == 2_000_000 * 2 * 3 // 4
+
+
+def test_zero_3_keeps_what_the_backward_pass_needs_soon():
+    """Half of DeepSpeed's reuse distance; what is frozen in a block is released where it is recomputed."""
+    assert zero_of(3).kept > 4_000_000
+    assert sent(3, 4, reuse=True)["all-gather, backward"] == 0
+    assert sent(3, 4, reuse=True)["all-gather, forward"] == sent(3, 4)["all-gather, forward"]
+    assert sent(3, 4, reuse=True, recomputed=True)["all-gather, backward"] == 6_000_000 * 2 * 3 // 4
 
 
 def test_zero_2_reduces_in_every_backward_pass_and_zero_1_once():
