@@ -105,10 +105,10 @@ def _dispatch(arguments: list[str]) -> int:
     if command == "train":
         return _train(rest)
     if command == "schema":
-        print(json.dumps(json_schema(), indent=1))
+        _show(json.dumps(json_schema(), indent=1))
         return 0
     if command in ("--help", "-h", "help"):
-        print(help_text())
+        _show(help_text())
         return 0
     if command not in COMMANDS:
         raise UserError(f"unknown command {command!r}; there are train, schema, {', '.join(COMMANDS)}")
@@ -120,7 +120,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
-        print(help_text())
+        _show(help_text())
         return 0
     recipe_path, options, dry_run, redo = parse_train(arguments)
     recipe = load_recipe(recipe_path, options)
@@ -131,6 +131,14 @@ def _train(arguments: list[str]) -> int:
     with _told_where_it_cannot_write(recipe.folder):
         run(recipe, redo=redo, dry_run=dry_run)
     return 0
+
+
+def _show(text: str) -> None:
+    """Print a text whose reader may close before its end, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tells of it at its end
 
 
 def help_text() -> str:

@@ -1,6 +1,8 @@
 """The schema of recipes: overrides, defaults, what is saved reads back, and what is shipped is valid."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,16 @@ def test_help_names_every_field(capsys):
         assert f"--{name}  (" in text and sentence in text and default in text, name
     assert text.rstrip().endswith("all of them: " + ", ".join(DataSource.model_fields))
     assert "deepspeed train.py" in text and "--dry-run" in text and "--redo" in text
+
+
+def test_help_may_be_cut_off():
+    """As by `head`: the reader goes before there is a word, and that is no error."""
+    train = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    train.stdout.close()
+    assert (train.wait(60), train.stderr.read()) == (0, b"")
+    train.stderr.close()
 
 
 def test_schema_is_json_with_every_field(capsys):
