@@ -20,6 +20,7 @@ from typing import Any
 
 MASTER, MOMENTS = 4, 8  # bytes: a float32 copy; both moments of AdamW in float32
 EIGHT_BIT = 2 + 2 * 4 / 256  # both moments in a byte, with a float32 scale for each 256
+ALLREDUCE_BUCKET = 500_000_000  # elements that DeepSpeed all-reduces at once without ZeRO, at the step
 SMALL = 4096  # bitsandbytes keeps the state of smaller tensors in 32 bits
 DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
@@ -140,7 +141,7 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool)
             moments=MOMENTS * elements,
             gradients=width * elements,
             buckets=0,
-            step=max(step, bucket if ranks > 1 else 0),  # reduced a bucket at a time, at the step
+            step=max(step, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened for it, on one rank, too
         )
     if zero.stage == 3:
         return _stage_3(tensors, zero, ranks, on_gpu)
