@@ -102,15 +102,19 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
 
 def train_step(trunk: Trunk, step: int) -> dict[str, Any]:
     """Accumulate the gradients of step `step` (from 0) over its contrastive batch and its retain rows. All ranks."""
-    contrastive = _contrastive_backward(trunk, step)
-    retain = _retain_backward(trunk, step) if trunk.recipe.refine.retain_weight else {"loss": 0.0, "tokens": 0}
+    weight = trunk.recipe.refine.retain_weight
+    contrastive, h, labels, tokens = _contrastive_backward(trunk, step)
+    retain, retain_tokens = _retain_backward(trunk, step) if weight else (torch.zeros_like(contrastive), 0)
+    # figures are read after all is launched: a GPU that is waited for between two passes stands idle
+    similarities = similarity_stats(h, labels, group=trunk.group)
+    loss, retain_loss, positive, negative = (float(each) for each in (contrastive, retain, *similarities))
     return {
-        "loss": contrastive["loss"] + trunk.recipe.refine.retain_weight * retain["loss"],
-        "contrastive_loss": contrastive["loss"],
-        "retain_loss": retain["loss"],
-        "positive_similarity": contrastive["positive"],
-        "negative_similarity": contrastive["negative"],
-        "step_tokens": contrastive["tokens"] + retain["tokens"],
+        "loss": loss + weight * retain_loss,
+        "contrastive_loss": loss,
+        "retain_loss": retain_loss,
+        "positive_similarity": positive,
+        "negative_similarity": negative,
+        "step_tokens": tokens + retain_tokens,
     }
 
 
@@ -155,8 +159,12 @@ def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: Refin
     return trunk
 
 
-def _contrastive_backward(trunk: Trunk, step: int) -> dict[str, Any]:
-    """Backward of the contrastive loss of the batch of a step over all ranks."""
+def _contrastive_backward(trunk: Trunk, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """Backward of the contrastive loss of the batch of a step over all ranks.
+
+    Returns:
+        The loss; this rank's h [B, D] and labels [B], −1 for a dead copy; tokens of the batch over all ranks.
+    """
     stage, ranks, sampler = trunk.recipe.refine, trunk.ranks, trunk.prompts.sampler
     batch = sampler.batch(step)
     tokens = [trunk.prompts.tokens[label, prompt.id] for prompt, label in batch]
@@ -189,8 +197,7 @@ def _contrastive_backward(trunk: Trunk, step: int) -> dict[str, Any]:
         (gradient,) = torch.autograd.grad(loss, h)
         for group, part in zip(groups, gradient.split([len(group) for group in groups]), strict=True):
             trunk.engine.backward((embed(group) * part).float().sum(), scale_wrt_gas=False)
-    positive, negative = similarity_stats(h.detach(), own_labels, group=trunk.group)
-    return {"loss": loss.item(), "positive": float(positive), "negative": float(negative), "tokens": sum(lengths)}
+    return loss.detach(), h.detach(), own_labels, sum(lengths)
 
 
 def _retain_rows(trunk: Trunk, step: int) -> list[int]:
@@ -207,8 +214,12 @@ def _retain_groups(trunk: Trunk, step: int, rank: int) -> list[Sequence[tuple[in
     return forward_passes(rows, lengths, rank, trunk.ranks.world_size, trunk.batching)
 
 
-def _retain_backward(trunk: Trunk, step: int) -> dict[str, Any]:
-    """Backward of the retain term: the mean over all tokens of the step's general rows, over all ranks."""
+def _retain_backward(trunk: Trunk, step: int) -> tuple[torch.Tensor, int]:
+    """Backward of the retain term: the mean over all tokens of the step's general rows, over all ranks.
+
+    Returns:
+        The mean, and the number of tokens.
+    """
     ranks, general = trunk.ranks, trunk.prompts.general
     tokens = sum(len(general[index]) for index in _retain_rows(trunk, step))
     total = torch.zeros((), device=ranks.device)
@@ -219,7 +230,7 @@ def _retain_backward(trunk: Trunk, step: int) -> dict[str, Any]:
         # DeepSpeed averages over the ranks; the mean is over the tokens of all of them
         scale = trunk.recipe.refine.retain_weight * ranks.world_size / tokens
         trunk.engine.backward(summed * scale, scale_wrt_gas=False)
-    return {"loss": sum_over_ranks(total, ranks).item() / tokens, "tokens": tokens}
+    return sum_over_ranks(total, ranks).double() / tokens, tokens
 
 
 def _retain_anchor_batches(trunk: Trunk) -> list[list[int]]:
