@@ -99,39 +99,46 @@ def main(request: Path, answer: Path) -> None:
 def _measure(stage: str, recipe: Recipe, source: Path, tokens: int, gpus: int, ranks) -> Calibration:
     import torch
 
-    from dcr_ds.engine.resolve import resolve
-    from dcr_ds.models.source import model_config
-    from dcr_ds.plan.trial import Rows, second_step
+    from dcr_ds.plan.choose import planned
 
-    kind = "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
-    config, on_gpu = model_config(source), ranks.device.type == "cuda"
-
-    share = _changed(recipe, stage, _share(recipe, stage, gpus))
-    resolved, settings = resolve(share, config, ranks.device, 1)
-    tokens = min(tokens, getattr(resolved, stage).max_length)
-    timed = second_step(kind, resolved, settings, source, Rows(tokens), ranks, follow=False)
-    reached = _operations(kind, resolved, source, tokens, timed.tokens, on_gpu) / timed.seconds
+    on_gpu = ranks.device.type == "cuda"
+    recipe = _changed(recipe, stage, _share(recipe, stage, gpus))
+    tokens = min(tokens, getattr(recipe, stage).max_length)
+    step, resolved = _second_step(stage, recipe, source, tokens, ranks, follow=False)
+    operations = _operations(stage, planned(resolved, source, on_gpu), source, tokens, on_gpu) * step.tokens
     gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
 
-    section = getattr(resolved, stage)
-    at_once = min(section.micro_batch, ROWS_FOLLOWED)
-    fewer = {"micro_batch": at_once, "global_batch": max(FEWEST[stage], min(section.global_batch, 2 * at_once))}
-    resolved, settings = resolve(_changed(resolved, stage, fewer), config, ranks.device, 1)
-    longest = Rows(getattr(resolved, stage).max_length)
-    followed = second_step(kind, resolved, settings, source, longest, ranks, follow=True)
-    planned = _planned(kind, stage, resolved, settings, source, on_gpu)
-    memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else host_bytes()
+    recipe = _changed(resolved, stage, _fewer_rows(resolved, stage))
+    longest = getattr(recipe, stage).max_length
+    followed, resolved = _second_step(stage, recipe, source, longest, ranks, follow=True)
+    held = _planned_memory(stage, planned(resolved, source, on_gpu), source, on_gpu)
     factor = 1.0
-    if planned.peak_phase == "backward pass":
-        factor = max(0.1, 1 + (followed.peak - planned.peak) / planned.rehearsed)
+    if held.peak_phase == "backward pass":
+        factor = max(0.1, 1 + (followed.peak - held.peak) / held.rehearsed)
+    memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else host_bytes()
+    flops = operations / step.seconds
     told = (
-        f"Measured, {stage}: {timed.tokens} tokens in {timed.seconds:.2f} s, {reached / 1e12:.3g} TFLOP/s; peak memory "
-        f"of rows of {longest.tokens} tokens {followed.peak / 2**30:.2f} GiB, planned {planned.peak / 2**30:.2f}: "
+        f"Measured, {stage}: {step.tokens} tokens in {step.seconds:.2f} s, {flops / 1e12:.3g} TFLOP/s; peak memory "
+        f"of rows of {longest} tokens {followed.peak / 2**30:.2f} GiB, planned {held.peak / 2**30:.2f}: "
         f"activations and temporaries are planned {factor:.2f} times as large"
     )
-    return Calibration(reached, factor, told, on_gpu, memory / 2**30)
+    return Calibration(flops, factor, told, on_gpu, memory / 2**30)
+
+
+def _second_step(stage: str, recipe: Recipe, source: Path, tokens: int, ranks, follow: bool):
+    """The second step of a stage on rows of so many tokens, and the recipe as it was resolved for it."""
+    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.models.source import model_config
+    from dcr_ds.plan.trial import Rows, second_step
+
+    resolved, settings = resolve(recipe, model_config(source), ranks.device, 1)
+    return second_step(_kind(stage, recipe), resolved, settings, source, Rows(tokens), ranks, follow), resolved
+
+
+def _kind(stage: str, recipe: Recipe) -> str:
+    return "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
 
 
 def host_bytes() -> int:
@@ -152,23 +159,31 @@ def _changed(recipe: Recipe, stage: str, fields: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _operations(kind: str, recipe: Recipe, source: Path, row: int, tokens: int, on_gpu: bool) -> float:
-    """Floating-point operations of a step on so many tokens, in rows of `row`."""
+def _fewer_rows(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Two micro-batches of few rows each."""
+    section = getattr(recipe, stage)
+    at_once = min(section.micro_batch, ROWS_FOLLOWED)
+    return {"micro_batch": at_once, "global_batch": max(FEWEST[stage], min(section.global_batch, 2 * at_once))}
+
+
+def _operations(stage: str, recipe: Recipe, source: Path, row: int, on_gpu: bool) -> float:
+    """Floating-point operations of a step for each token, in rows of `row`."""
     from dcr_ds.plan.memory import share_of
     from dcr_ds.plan.rehearsal import Work, rehearse
 
-    one = rehearse(recipe, source, Work(kind, 1, row), device="cuda" if on_gpu else "cpu")
-    embeds_first = kind == "refine" and share_of(recipe, "refine", ranks=1).micro_batches > 1
-    return (one.flops + embeds_first * one.forward_flops) * tokens / row
+    one = rehearse(recipe, source, Work(_kind(stage, recipe), 1, row), device="cuda" if on_gpu else "cpu")
+    embeds_first = stage == "refine" and share_of(recipe, "refine", ranks=1).micro_batches > 1
+    return (one.flops + embeds_first * one.forward_flops) / row
 
 
-def _planned(kind: str, stage: str, recipe: Recipe, settings, source: Path, on_gpu: bool):
+def _planned_memory(stage: str, recipe: Recipe, source: Path, on_gpu: bool):
+    """What the plan says of the step that was followed."""
     from dcr_ds.plan.memory import memory, share_of, tensors_of
     from dcr_ds.plan.states import Zero
 
+    kind, zero = _kind(stage, recipe), Zero.of(recipe.deepspeed)
     tensors = tensors_of(recipe, source, kind)
-    share = share_of(recipe, stage, ranks=1)
-    return memory(recipe, source, kind, Zero.of(settings.deepspeed), 1, share, tensors, on_gpu)
+    return memory(recipe, source, kind, zero, 1, share_of(recipe, stage, ranks=1), tensors, on_gpu)
 
 
 if __name__ == "__main__":
