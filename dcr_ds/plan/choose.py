@@ -10,7 +10,7 @@ from transformers import AutoConfig
 from dcr_ds.engine.config import read_config
 from dcr_ds.models.load import DTYPES, NO_SDPA
 from dcr_ds.plan.clock import Rates, StepTime, step_time
-from dcr_ds.plan.memory import Memory, memory, share_of, tensors_of
+from dcr_ds.plan.memory import Memory, memory, rows_of, share_of, tensors_of
 from dcr_ds.plan.rehearsal import Work, rehearse
 from dcr_ds.plan.states import Zero
 from dcr_ds.plan.traffic import Collective, Passes, traffic
@@ -149,22 +149,22 @@ class Stage:
         passes = Passes(extra, share.micro_batches + retain, self.recipe.model.activation_checkpointing)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
         sent = traffic(self.tensors, zero, machine.gpus, passes, embeddings, self.kind == "whole")
-        flops = self._flops(share, zero, extra > 0)
+        flops = self._flops(zero, extra > 0)
         time = step_time(flops, sent, machine.gpus, machine.per_node, machine.rates)
         return Option(zero, share.micro_batch, held, time, sent, machine.usable)
 
-    def _flops(self, share, zero: Zero, embeds_first: bool) -> int:
+    def _flops(self, zero: Zero, embeds_first: bool) -> int:
         """Floating-point operations of a rank's step, rows of mean length."""
         tokens = getattr(self.lengths, self.name)
-        rows = min(8, share.rows)
+        samples, retain = rows_of(self.recipe, self.name, self.machine.gpus)
+        rows = min(8, samples)
         one = rehearse(self.recipe, self.folder, Work(self.kind, rows, tokens), zero.stage, self._device)
-        samples = share_of(self.recipe, self.name, self.machine.gpus, self.section.global_batch)
-        flops = (one.flops + embeds_first * one.forward_flops) * samples.rows / rows
-        if share.retain_rows:
+        flops = (one.flops + embeds_first * one.forward_flops) * samples / rows
+        if retain:
             kind = "retain" if self.kind == "refine" else self.kind
             work = Work(kind, rows, self.lengths.align)
             kept = rehearse(self.recipe, self.folder, work, zero.stage, self._device)
-            flops += kept.flops * samples.retain_rows / rows
+            flops += kept.flops * retain / rows
         return int(flops)
 
     @property

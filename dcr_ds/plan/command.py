@@ -10,8 +10,9 @@ from typing import Any
 from dcr_ds.arguments import parse_train
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_whole
-from dcr_ds.plan.measure import Calibration, calibrate
-from dcr_ds.plan.options import gpus_of, machine_of, nodes_of, split_options
+from dcr_ds.models.source import prepare_source
+from dcr_ds.plan.measure import Calibration, learn, take_steps
+from dcr_ds.plan.options import gpus_of, machine_of, mean_tokens, nodes_of, split_options
 from dcr_ds.plan.shapes import find_shape
 from dcr_ds.recipe import Recipe, load_recipe
 
@@ -44,7 +45,7 @@ Options:
   --align-tokens T     mean tokens of a conversation, for the time (default 256)
   --steps N            steps of stage 2, where they cannot be told from the recipe
   --measure            load the model, take two steps of each stage here, in one process, on random tokens; plan for
-                       this device with the rate that they reach and the memory that they take
+                       this device with the rate that they reach and the memory that they take; --gpu names the links
   --json FILE          the figures, too
 """
 
@@ -64,12 +65,16 @@ def run(arguments: list[str]) -> int:
     if not set(recipe.stages) & set(TRAINING):
         raise UserError("plan: the recipe has neither refine nor align among its stages; there is nothing to plan")
     nodes = nodes_of(options)
-    measured = {}
+    steps = {}
     if options.get("measure"):
-        measured, folder, origin = _measure(recipe, options)
+        folder, origin = prepare_source(recipe.model), "its weights"
+        steps = take_steps(recipe, folder, mean_tokens(recipe, options), gpus_of(options))
     else:
         folder, origin = find_shape(recipe.model)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing runs on a GPU here, and DeepSpeed would tell of its search
+    measured = {stage: learn(stage, *taken) for stage, taken in steps.items()}
+    for one in measured.values():
+        print(f"{one.told}\n")
     if len(nodes) > 1:
         from dcr_ds.plan.scaling import scaling
 
@@ -82,19 +87,6 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _measure(recipe: Recipe, options: dict[str, Any]) -> tuple[dict[str, Calibration], Path, str]:
-    """Take steps here and say what came of it; the model's folder and where it is from."""
-    from dcr_ds.models.source import prepare_source
-    from dcr_ds.plan.tables import prose
-
-    source = prepare_source(recipe.model)
-    lengths = {stage: options[f"{stage}-tokens"] for stage in TRAINING}
-    measured = calibrate(recipe, source, lengths, gpus_of(options))
-    for one in measured.values():
-        print(prose(one.told) + "\n")
-    return measured, source, "its weights"
-
-
 def _plan(
     recipe: Recipe, folder: Path, origin: str, options: dict[str, Any], measured: dict[str, Calibration]
 ) -> tuple[str, dict[str, Any]]:
@@ -105,7 +97,7 @@ def _plan(
     names = [name for name in TRAINING if name in recipe.stages]
     machines = {name: machine_of(gpus, name, options, measured) for name in names}
     machine = machines[names[0]]
-    lengths = Lengths(options["refine-tokens"], options["align-tokens"])
+    lengths = Lengths(**mean_tokens(recipe, options))
     recipe = planned(recipe, folder, machine.on_gpu)
     sections, figures = [], {}
     for name in names:

@@ -1,14 +1,15 @@
 """--measure: two steps of each stage on this machine, and what a plan learns from them: the rate that is reached, and
 how much of the memory that was rehearsed is really taken.
 
-The steps are those of one rank's share, on random tokens, in a process of its own:
+The steps are those of one rank's share, on random tokens, each pair of them in a process of its own, since DeepSpeed
+does not give back all that an engine holds:
 
     python -m dcr_ds.plan.measure REQUEST ANSWER        both are files of JSON
 """
 
-import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,14 +27,50 @@ ROWS_FOLLOWED = 4  # at once where the memory is followed: enough to compare, an
 
 
 @dataclass(frozen=True)
+class Request:
+    """Two steps to take.
+
+    Attributes:
+        recipe: of one rank's share, as JSON.
+        source: the folder of the model.
+        tokens: of each row.
+        follow: note the memory, on few rows, rather than the time.
+    """
+
+    stage: str
+    recipe: dict[str, Any]
+    source: str
+    tokens: int
+    follow: bool
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The second step.
+
+    Attributes:
+        request: what was asked for, with the recipe as it was resolved.
+        seconds, tokens, peak: see `trial.Measured`.
+        on_gpu, memory: where the step was taken: a GPU and its bytes, or a CPU and those of all its processes.
+    """
+
+    request: Request
+    seconds: float
+    tokens: int
+    peak: int
+    on_gpu: bool
+    memory: int
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """What was measured of a stage.
+    """What was learnt of a stage.
 
     Attributes:
         flops: operations a second that were reached, recomputed activations counted as work.
         memory_factor: how many times the rehearsed memory (activations, loss, temporaries) was taken.
         told: the same in words.
-        on_gpu, memory_gib: where the steps were taken: a GPU and its memory, or a CPU and that of all its processes.
+        on_gpu, memory_gib: where: a GPU and its memory, or a CPU and that of all its processes.
     """
 
     flops: float
@@ -43,8 +80,8 @@ class Calibration:
     memory_gib: float
 
 
-def calibrate(recipe: Recipe, source: Path, lengths: dict[str, int], gpus: int) -> dict[str, Calibration]:
-    """Measure the training stages of a recipe.
+def take_steps(recipe: Recipe, source: Path, lengths: dict[str, int], gpus: int) -> dict[str, tuple[Taken, Taken]]:
+    """Take the steps of each training stage of a recipe: for the time, and for the memory.
 
     Args:
         source: the folder of the model.
@@ -54,20 +91,66 @@ def calibrate(recipe: Recipe, source: Path, lengths: dict[str, int], gpus: int) 
     Raises:
         UserError: the steps failed; says how.
     """
-    request = {"recipe": recipe.model_dump(mode="json"), "source": str(source), "lengths": lengths, "gpus": gpus}
+    taken = {}
+    for stage in (stage for stage in FEWEST if stage in recipe.stages):
+        share = _changed(recipe, stage, _share(recipe, stage, gpus))
+        longest = getattr(recipe, stage).max_length
+        rate = _run(Request(stage, share.model_dump(mode="json"), str(source), lengths[stage], follow=False))
+        taken[stage] = rate, _run(Request(stage, rate.request.recipe, str(source), longest, follow=True))
+    return taken
+
+
+def learn(stage: str, rate: Taken, followed: Taken) -> Calibration:
+    """Compare what was measured with what is planned for the same steps."""
+    from dcr_ds.plan.tables import prose
+
+    operations = _planned(rate).time.compute  # seconds, of one operation each
+    flops = operations / rate.seconds
+    held = _planned(followed).memory
+    told = (
+        f"Measured, {stage}: {rate.tokens} tokens in {rate.seconds:.2f} s, {flops / 1e12:.3g} TFLOP/s; peak memory of "
+        f"rows of {followed.request.tokens} tokens {followed.peak / 2**30:.2f} GiB, planned {held.peak / 2**30:.2f}: "
+    )
+    factor = 1.0
+    if held.peak_phase == "backward pass":
+        factor = max(0.0, 1 + (followed.peak - held.peak) / held.rehearsed)
+        told += f"activations and temporaries are planned {factor:.2f} times as large"
+    else:
+        told += "the optimizer's step has the peak, so nothing is learnt of activations"
+    return Calibration(flops, factor, prose(told), rate.on_gpu, rate.memory / 2**30)
+
+
+def _planned(taken: Taken):
+    """What is planned for a step that was taken."""
+    from dcr_ds.plan.choose import Lengths, Machine, Stage, planned
+    from dcr_ds.plan.clock import Rates
+    from dcr_ds.plan.states import Zero
+
+    request, one_a_second = taken.request, Rates(flops=1, node_link=1, network=1, mfu=1)
+    recipe, source = Recipe.model_validate(request.recipe), Path(request.source)
+    machine = Machine(1, 1, taken.memory / 2**30, one_a_second, on_gpu=taken.on_gpu)
+    lengths = Lengths(request.tokens, request.tokens)
+    stage = Stage(planned(recipe, source, taken.on_gpu), source, request.stage, machine, lengths)
+    return stage.at(Zero.of(recipe.deepspeed), stage.section.micro_batch)
+
+
+def _run(request: Request) -> Taken:
+    """Take the steps in a process of their own."""
     with tempfile.TemporaryDirectory(prefix="dcr-ds-plan") as folder:
-        files = [Path(folder) / name for name in ("request.json", "answer.json")]
-        files[0].write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, "-m", "dcr_ds.plan.measure", *map(str, files)]
+        asked, answer = (Path(folder) / name for name in ("request.json", "answer.json"))
+        asked.write_text(json.dumps(asdict(request)), encoding="utf-8")
+        command = [sys.executable, "-m", "dcr_ds.plan.measure", str(asked), str(answer)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             raise UserError(
-                f"plan: --measure: the steps took more than {TIMEOUT_SECONDS} s; plan a smaller global_batch"
+                f"plan: --measure: two steps of {request.stage} took more than {TIMEOUT_SECONDS} s; plan a smaller "
+                f"{request.stage}.global_batch"
             ) from None
         if done.returncode:
-            raise UserError(f"plan: --measure: the steps could not be run: {_reason(done)}")
-        return {stage: Calibration(**one) for stage, one in json.loads(files[1].read_text(encoding="utf-8")).items()}
+            raise UserError(f"plan: --measure: the steps of {request.stage} could not be run: {_reason(done)}")
+        told = json.loads(answer.read_text(encoding="utf-8"))
+    return Taken(**told | {"request": Request(**told["request"])})
 
 
 def _reason(done: subprocess.CompletedProcess) -> str:
@@ -75,82 +158,21 @@ def _reason(done: subprocess.CompletedProcess) -> str:
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         return f"the process was ended by {name}{', maybe for want of memory' if name == 'SIGKILL' else ''}"
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (told or lines or ["nothing was said"])[-1][-400:]
-
-
-def main(request: Path, answer: Path) -> None:
-    """Take the steps that a request names, in this process, and write what was measured."""
-    from dcr_ds.engine import ranks as process
-
-    asked = json.loads(request.read_text(encoding="utf-8"))
-    recipe = Recipe.model_validate(asked["recipe"])
-    process.set_environment()
-    with process.joined() as ranks:
-        found = {
-            stage: asdict(_measure(stage, recipe, Path(asked["source"]), asked["lengths"][stage], asked["gpus"], ranks))
-            for stage in ("refine", "align")
-            if stage in recipe.stages
-        }
-    answer.write_text(json.dumps(found), encoding="utf-8")
-
-
-def _measure(stage: str, recipe: Recipe, source: Path, tokens: int, gpus: int, ranks) -> Calibration:
-    import torch
-
-    from dcr_ds.plan.choose import planned
-
-    on_gpu = ranks.device.type == "cuda"
-    recipe = _changed(recipe, stage, _share(recipe, stage, gpus))
-    tokens = min(tokens, getattr(recipe, stage).max_length)
-    step, resolved = _second_step(stage, recipe, source, tokens, ranks, follow=False)
-    operations = _operations(stage, planned(resolved, source, on_gpu), source, tokens, on_gpu) * step.tokens
-    gc.collect()
-    if on_gpu:
-        torch.cuda.empty_cache()
-
-    recipe = _changed(resolved, stage, _fewer_rows(resolved, stage))
-    longest = getattr(recipe, stage).max_length
-    followed, resolved = _second_step(stage, recipe, source, longest, ranks, follow=True)
-    held = _planned_memory(stage, planned(resolved, source, on_gpu), source, on_gpu)
-    factor = 1.0
-    if held.peak_phase == "backward pass":
-        factor = max(0.1, 1 + (followed.peak - held.peak) / held.rehearsed)
-    memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else host_bytes()
-    flops = operations / step.seconds
-    told = (
-        f"Measured, {stage}: {step.tokens} tokens in {step.seconds:.2f} s, {flops / 1e12:.3g} TFLOP/s; peak memory "
-        f"of rows of {longest} tokens {followed.peak / 2**30:.2f} GiB, planned {held.peak / 2**30:.2f}: "
-        f"activations and temporaries are planned {factor:.2f} times as large"
-    )
-    return Calibration(flops, factor, told, on_gpu, memory / 2**30)
-
-
-def _second_step(stage: str, recipe: Recipe, source: Path, tokens: int, ranks, follow: bool):
-    """The second step of a stage on rows of so many tokens, and the recipe as it was resolved for it."""
-    from dcr_ds.engine.resolve import resolve
-    from dcr_ds.models.source import model_config
-    from dcr_ds.plan.trial import Rows, second_step
-
-    resolved, settings = resolve(recipe, model_config(source), ranks.device, 1)
-    return second_step(_kind(stage, recipe), resolved, settings, source, Rows(tokens), ranks, follow), resolved
-
-
-def _kind(stage: str, recipe: Recipe) -> str:
-    return "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
-
-
-def host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    lines = [line.removeprefix("[rank0]: ") for line in done.stderr.splitlines() if line.strip()]
+    told = [line for line in lines if re.match(r"error: |[\w.]*(Error|Exception)\b", line)]
+    return (told or lines or ["nothing was said"])[-1].removeprefix("error: ")[-400:]
 
 
 def _share(recipe: Recipe, stage: str, gpus: int) -> dict[str, Any]:
+    """Fields of a stage that make a run on one rank of one rank's share."""
     section = getattr(recipe, stage)
     rows = max(FEWEST[stage], -(-section.global_batch // gpus))
-    if stage == "align":
-        return {"global_batch": rows}
-    return {"global_batch": rows + rows % 2, "retain_batch": max(1, section.retain_batch // gpus), "max_steps": 2}
+    fields: dict[str, Any] = {"global_batch": rows}
+    if stage == "refine":
+        fields = {"global_batch": rows + rows % 2, "retain_batch": -(-section.retain_batch // gpus), "max_steps": 2}
+    if section.micro_batch != "auto":
+        fields["micro_batch"] = min(section.micro_batch, fields["global_batch"])
+    return fields
 
 
 def _changed(recipe: Recipe, stage: str, fields: dict[str, Any]) -> Recipe:
@@ -159,31 +181,44 @@ def _changed(recipe: Recipe, stage: str, fields: dict[str, Any]) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _fewer_rows(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """Two micro-batches of few rows each."""
-    section = getattr(recipe, stage)
+def main(asked: Path, answer: Path) -> None:
+    """Take the steps that a request names, in this process, and write what was measured."""
+    from dcr_ds.engine import ranks as process
+
+    request = Request(**json.loads(asked.read_text(encoding="utf-8")))
+    process.set_environment()
+    with process.joined() as ranks:
+        taken = _take(request, ranks)
+    answer.write_text(json.dumps(asdict(taken)), encoding="utf-8")
+
+
+def _take(request: Request, ranks) -> Taken:
+    import torch
+
+    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.models.source import model_config
+    from dcr_ds.plan.trial import Rows, second_step
+
+    stage, recipe, source = request.stage, Recipe.model_validate(request.recipe), Path(request.source)
+    if request.follow:
+        recipe = _changed(recipe, stage, _few_rows(getattr(recipe, stage), stage))
+    resolved, settings = resolve(recipe, model_config(source), ranks.device, 1)
+    kind = "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
+    step = second_step(kind, resolved, settings, source, Rows(request.tokens), ranks, request.follow)
+    on_gpu = ranks.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else _host_bytes()
+    done = Request(stage, resolved.model_dump(mode="json"), request.source, request.tokens, request.follow)
+    return Taken(done, step.seconds, step.tokens, step.peak, on_gpu, memory)
+
+
+def _few_rows(section, stage: str) -> dict[str, Any]:
+    """Fields of a resolved stage that make two micro-batches of few rows each."""
     at_once = min(section.micro_batch, ROWS_FOLLOWED)
     return {"micro_batch": at_once, "global_batch": max(FEWEST[stage], min(section.global_batch, 2 * at_once))}
 
 
-def _operations(stage: str, recipe: Recipe, source: Path, row: int, on_gpu: bool) -> float:
-    """Floating-point operations of a step for each token, in rows of `row`."""
-    from dcr_ds.plan.memory import share_of
-    from dcr_ds.plan.rehearsal import Work, rehearse
-
-    one = rehearse(recipe, source, Work(_kind(stage, recipe), 1, row), device="cuda" if on_gpu else "cpu")
-    embeds_first = stage == "refine" and share_of(recipe, "refine", ranks=1).micro_batches > 1
-    return (one.flops + embeds_first * one.forward_flops) / row
-
-
-def _planned_memory(stage: str, recipe: Recipe, source: Path, on_gpu: bool):
-    """What the plan says of the step that was followed."""
-    from dcr_ds.plan.memory import memory, share_of, tensors_of
-    from dcr_ds.plan.states import Zero
-
-    kind, zero = _kind(stage, recipe), Zero.of(recipe.deepspeed)
-    tensors = tensors_of(recipe, source, kind)
-    return memory(recipe, source, kind, zero, 1, share_of(recipe, stage, ranks=1), tensors, on_gpu)
+def _host_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,14 @@ class Memory:
     The parts never all peak together: gradients grow while activations are given back.
 
     Attributes:
+        unpacked: of the temporaries, a 4-bit weight as it is multiplied with.
         backward, step: all that is there at the worst moment of the backward passes, and of the optimizer's step.
     """
 
     states: States
     activations: int
     temporaries: int
+    unpacked: int
     backward: int
     step: int
     host: int
@@ -43,15 +45,15 @@ class Memory:
 
     @property
     def rehearsed(self) -> int:
-        """What a micro-batch needs beside the states: counted in a rehearsal, not known from sizes."""
-        return self.activations + self.temporaries
+        """What a micro-batch needs that is counted in a rehearsal, and not known from sizes."""
+        return self.activations + self.temporaries - self.unpacked
 
     def calibrated(self, factor: float) -> "Memory":
         """With so many times the memory that was rehearsed."""
         return replace(
             self,
             activations=round(factor * self.activations),
-            temporaries=round(factor * self.temporaries),
+            temporaries=self.unpacked + round(factor * (self.temporaries - self.unpacked)),
             backward=self.backward + round((factor - 1) * self.rehearsed),
         )
 
@@ -99,15 +101,23 @@ def share_of(recipe: Recipe, stage: str, ranks: int, micro_batch: int | None = N
         micro_batch: samples at once; None: the recipe's.
     """
     section = getattr(recipe, stage)
+    rows, retain = rows_of(recipe, stage, ranks)
     samples = -(-section.global_batch // ranks)
-    retain = -(-section.retain_batch // ranks) if stage == "refine" and section.retain_weight else 0
     if section.packing:
         length = section.packed_length if section.packed_length != "auto" else section.longest_sample
         fit = length // section.longest_sample
         return Share(-(-samples // fit), -(-retain // fit), 1, length)
-    rows = 2 if stage == "align" and section.method == "dpo" else 1
     at_once = min(micro_batch or section.micro_batch, samples)
-    return Share(rows * samples, retain, rows * at_once, section.max_length)
+    return Share(rows, retain, rows // samples * at_once, section.max_length)
+
+
+def rows_of(recipe: Recipe, stage: str, ranks: int) -> tuple[int, int]:
+    """Rows of the rank that has most in one step before they are packed, a pair being two; and of the retain term."""
+    section = getattr(recipe, stage)
+    samples = -(-section.global_batch // ranks)
+    if stage == "align":
+        return (2 if section.method == "dpo" else 1) * samples, 0
+    return samples, -(-section.retain_batch // ranks) if section.retain_weight else 0
 
 
 def tensors_of(recipe: Recipe, folder: Path, kind: str) -> list[Tensor]:
@@ -158,7 +168,8 @@ def memory(
         states=state,
         activations=top.kept,
         temporaries=top.peak() - top.kept + unpacked,
-        backward=state.resident + state.gathered + state.buckets + worst + unpacked + beside,
+        unpacked=unpacked,
+        backward=state.resident + state.gathered + worst + unpacked + beside,
         step=state.resident + state.gradients + state.step + beside,
         host=state.host + anchors,
     )
@@ -173,13 +184,20 @@ def works_of(kind: str, share: Share) -> list[Work]:
 
 
 def _peak(one: Rehearsal, state: States, zero: Zero, bucket: int, is_first: bool) -> int:
-    """Bytes of activations, temporaries and gradients at the worst moment of a pass, the first of a step or not."""
+    """Bytes of activations, temporaries, gradients and their reduction at the worst moment of a pass, the first of a
+    step or not.
+
+    Stage 1 has its buckets from the first backward pass of a step to the step itself, stage 2 in backward passes alone.
+    """
     before = 0 if is_first else state.gradients
     if zero.stage < 2:
-        return one.peak(lambda done: before or done)
+        buckets = 0 if is_first else state.buckets
+        return one.peak(lambda done: state.buckets + (before or done), before + buckets)
     if zero.stage == 2:  # a partition of its own for each pass, whole as soon as a bucket is full
-        return one.peak(lambda done: before + (state.gradients if done >= bucket else 0))
-    return one.peak(lambda done: state.gradients)
+        whole = state.gradients
+        return one.peak(lambda done: state.buckets + before + (whole if done >= bucket else 0), before)
+    resident = state.buckets + state.gradients
+    return one.peak(lambda done: resident, resident)
 
 
 def _anchor_bytes(recipe: Recipe, folder: Path, share: Share) -> int:

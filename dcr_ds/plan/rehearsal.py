@@ -91,13 +91,15 @@ class Rehearsal:
     def gradients(self) -> int:
         return sum(event.gradient for event in self.events)
 
-    def peak(self, kept: Callable[[int], int] = lambda done: 0) -> int:
+    def peak(self, kept: Callable[[int], int] = lambda done: 0, in_forward: int = 0) -> int:
         """The most bytes alive beyond parameters and states.
 
         Args:
-            kept: bytes of gradients that are on the rank when so many bytes of them are complete in this pass.
+            kept: bytes that are on the rank when so many bytes of gradients are complete in this pass: theirs, and what
+                reduces them.
+            in_forward: the same in the forward pass.
         """
-        most, done = self.forward + kept(0), 0
+        most, done = self.forward + in_forward, 0
         for event in self.events:
             most = max(most, event.peak + kept(done))
             done += event.gradient

@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.errors import UserError
 from dcr_ds.plan.choose import Lengths, Option, Stage, planned, zero_of
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
-from dcr_ds.plan.options import machine_of
+from dcr_ds.plan.options import machine_of, mean_tokens
 from dcr_ds.plan.states import MASTER, MOMENTS, Zero
 from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table
 from dcr_ds.recipe import Recipe
@@ -30,7 +31,16 @@ def scaling(
     options: dict[str, Any],
     measured: dict[str, Calibration],
 ) -> tuple[str, dict[str, Any]]:
-    """The tables, and their figures, of one recipe on several numbers of nodes."""
+    """The tables, and their figures, of one recipe on several numbers of nodes.
+
+    Raises:
+        UserError: the recipe's weights are in 4 bits, which are not trained under ZeRO-3.
+    """
+    if recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
+        raise UserError(
+            f"plan: --nodes: several are compared under ZeRO-3, and model.quantize: {recipe.model.quantize} is not "
+            "trained under it; plan one number of nodes, or say --model.quantize none"
+        )
     per_node, rows = options["gpus-per-node"], options["rows-per-gpu"]
     kinds = [kind for kind in TITLES if SECTION[kind] in recipe.stages]
     machines = {
@@ -40,7 +50,7 @@ def scaling(
     }
     first = machines[kinds[0], nodes[0]]
     recipe = planned(recipe, folder, first.on_gpu)
-    lengths = Lengths(options["refine-tokens"], options["align-tokens"])
+    lengths = Lengths(**mean_tokens(recipe, options))
     own = Zero.of(recipe.deepspeed)
     zero = own if own.stage == 3 else zero_of(3)
     texts = [_assumptions(recipe, origin, rows, lengths, first.rates, bool(measured))]
@@ -90,9 +100,9 @@ def checkpoint_bytes(stage: Stage) -> int:
 
 def _with_rows(recipe: Recipe, rows: int, gpus: int) -> Recipe:
     values = recipe.model_dump()
-    for name in ("refine", "align"):
-        values[name] |= {"global_batch": max(4, rows * gpus), "micro_batch": rows}
+    values["refine"] |= {"global_batch": max(4, rows * gpus + rows * gpus % 2), "micro_batch": rows}  # an even number
     values["refine"]["retain_batch"] = max(1, rows * gpus // 4)
+    values["align"] |= {"global_batch": rows * gpus, "micro_batch": rows}
     return Recipe.model_validate(values)
 
 

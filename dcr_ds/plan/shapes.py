@@ -1,5 +1,6 @@
 """The config.json of the model that is planned for: a folder's, a shipped shape's, or one in the hub's local cache."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -38,10 +39,12 @@ def _locate(model: ModelSection) -> tuple[Path, str]:
             return SHAPES / shape["folder"], "shape shipped with dcr-ds"
     if model.source.count("/") == 1:
         from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
 
-        found = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-        if isinstance(found, str):
-            return Path(found).parent, "the hub's local cache"
+        with suppress(HFValidationError):  # a path that is not there
+            found = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+            if isinstance(found, str):
+                return Path(found).parent, "the hub's local cache"
     names = ", ".join(shape["folder"] for shape in shipped())
     raise UserError(
         f"model.source: {model.source} is no model folder, not in the hub's local cache and no shipped shape; a plan "

@@ -68,7 +68,8 @@ class Zero:
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Zero":
         section = config.get("zero_optimization") or {}
-        values = [int(section.get(name, default)) for name, default in DEFAULTS.items()]
+        section = DEFAULTS | {name: value for name, value in section.items() if value != "auto"}
+        values = [int(section[name]) for name in DEFAULTS]
         offloads = [bool(section.get(name)) for name in ("offload_optimizer", "offload_param")]
         return cls(section.get("stage", 0), *values, *offloads)
 

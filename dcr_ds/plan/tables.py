@@ -106,8 +106,8 @@ def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:
     if chosen is None:
         least = min(options, key=lambda option: option.memory.peak)
         told = (
-            f"Nothing fits: the least is {gib(least.memory.peak)} GiB of {usable:.1f} usable, under "
-            f"ZeRO-{least.zero.stage} with {least.micro_batch} rows at once."
+            f"Nothing fits: the least is {least.memory.peak / GIB:.3g} GiB of {usable:.3g} usable, under "
+            f"ZeRO-{least.zero.stage}, rows at once: {least.micro_batch}."
         )
         if found := remedy(stage):
             change, option = found

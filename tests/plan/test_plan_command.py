@@ -69,6 +69,29 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
         (["--nodes", "1,x"], "whole numbers above 0"),
         (["--model.source", "nobody/nothing"], "no shipped shape"),
         (["--refine.layr", "3"], "unknown field"),
+        (["--model.source", "/nowhere"], "no model folder"),
+        (["--gpu-memory", "inf"], "--gpu-memory: inf is no number"),
+        (["--refine-tokens", "9999"], "--refine-tokens: 9999 is above refine.max_length = 512"),
+        (["--json", "docs"], "--json: docs is a folder"),
+        (["--json", "--gpus"], "--json: needs a value"),
+        (["--measure", "--mfu", "0.3"], "--mfu: is what --measure finds out"),
+        (["--measure=no"], "--measure: takes no value"),
+        (["--dry-run"], "--dry-run: is an option of train.py"),
+        (
+            [
+                "--nodes",
+                "1,2",
+                "--model.quantize",
+                "nf4",
+                "--refine.adapter",
+                "lora",
+                "--align.adapter",
+                "lora",
+                "--deepspeed",
+                "ds_configs/zero2.json",
+            ],
+            "not trained under it",
+        ),
     ],
 )
 def test_bad_input(plan, arguments, told):
@@ -79,7 +102,7 @@ def test_a_plan_learns_from_measured_steps(plan, tmp_path):
     """Both stages are run; the plan is for the device that they ran on, at their rates and with their memory."""
     folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
     options = {"model.source": folder, "refine.layer": 2, "refine.global_batch": 4, "refine.retain_batch": 1}
-    options |= {"align.global_batch": 2, "align.max_length": 512, "deepspeed": "ds_configs/zero0.json", "json": file}
+    options |= {"align.global_batch": 2, "align.max_length": 512, "json": file}
     out = flat(plan("--measure", *(word for name, value in options.items() for word in (f"--{name}", str(value)))))
     assert "Measured, refine: " in out and "Measured, align: " in out and "the measured rates" in out
     factors = [float(factor) for factor in re.findall(r"planned ([0-9.]+) times as large", out)]
@@ -88,6 +111,23 @@ def test_a_plan_learns_from_measured_steps(plan, tmp_path):
     step = json.loads(file.read_text())["align"]["step_seconds"][1]
     plan("--model.source", str(folder), "--stages", "[align]", "--align.global_batch", "2", "--json", str(file))
     assert step > 10 * json.loads(file.read_text())["align"]["step_seconds"][1]  # as an H100 would take, at 40 %
+
+
+def test_an_odd_number_of_rows_is_made_even(plan, tmp_path):
+    folder = make_model(tmp_path / "tiny", tied=False)
+    arguments = ("--model.source", str(folder), "--refine.layer", "2", "--stages", "[refine]")
+    assert "stage 1, cut trunk" in plan(*arguments, "--nodes", "1,3", "--gpus-per-node", "1", "--rows-per-gpu", "5")
+
+
+def test_packed_rows_take_the_time_of_their_samples(plan, tmp_path):
+    """A packed row of two samples is as many operations as both."""
+    folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
+    seconds = []
+    for packing in ("false", "true"):
+        plan("--model.source", str(folder), "--stages", "[align]", "--align.packing", packing, "--align.packed_length",
+             "1024", "--align.max_length", "512", "--json", str(file))  # fmt: skip
+        seconds.append(json.loads(file.read_text())["align"]["step_seconds"][0])
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.01)
 
 
 def test_steps_that_cannot_be_run_are_told(plan, tmp_path):
