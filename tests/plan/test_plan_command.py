@@ -15,7 +15,10 @@ def flat(text: str) -> str:
 
 
 @pytest.fixture
-def plan(capsys):
+def plan(capsys, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "")  # put back as it was, after the test
+    monkeypatch.delenv("DS_ACCELERATOR")
+
     def run(*arguments: str, code: int = 0) -> str:
         capsys.readouterr()
         assert main(["plan", *arguments]) == code
