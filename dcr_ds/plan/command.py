@@ -44,7 +44,7 @@ Options:
   --refine-tokens T    mean tokens of a prompt, for the time (default 64)
   --align-tokens T     mean tokens of a conversation, for the time (default 256)
   --steps N            steps of stage 2, where they cannot be told from the recipe
-  --measure            load the model, take two steps of each stage here, in one process, on random tokens; plan for
+  --measure            load the model, take two steps of each stage here, on one rank, on random tokens; plan for
                        this device with the rate that they reach and the memory that they take; --gpu names the links
   --json FILE          the figures, too
 """

@@ -36,6 +36,7 @@ def duration(seconds: float) -> str:
 
 
 def rates_in_words(rates: Rates, measured: bool) -> str:
+    """What a plan assumes of computing and of links."""
     computing = "the measured rates" if measured else f"{rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%}"
     links = f"{rates.node_link / 1e9:.0f} GB/s in a node, {rates.network / 1e9:.0f} GB/s a GPU beyond"
     return f"{computing}; links {links}, at {rates.share:.0%}"

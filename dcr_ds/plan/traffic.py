@@ -54,7 +54,7 @@ def traffic(
         sharded = [tensor for tensor in tensors if tensor.elements > zero.persistence]
         whole, width = sum(tensor.bytes for tensor in sharded), trained[0].width
         back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
-        again = max(0, sum(tensor.bytes for tensor in back) - round(zero.kept * trained[0].width))
+        again = max(0, sum(tensor.bytes for tensor in back) - round(zero.kept * width))
         if passes.recomputed:  # what does not train is released in between
             again += sum(tensor.bytes for tensor in back if tensor.in_block and not tensor.trains)
         calls = len(sharded)

@@ -47,9 +47,9 @@ class Rows:
 
 def refine_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, ranks: Ranks):
     """Stage 1: its engine, and what accumulates the gradients of a step, numbered from 0."""
-    stage, steps = recipe.refine, range(recipe.refine.max_steps)
+    stage = recipe.refine
     half = [Prompt(str(index), "", pair=str(index)) for index in range(stage.global_batch // 2)]
-    made = rows.of(stage.global_batch + len(steps) * stage.retain_batch, model_config(source)["vocab_size"])
+    made = rows.of(stage.global_batch + stage.max_steps * stage.retain_batch, model_config(source)["vocab_size"])
     tokens = {(label, prompt.id): made.pop() for label in (0, 1) for prompt in half}
     sampler = ContrastiveSampler(half, half, stage.global_batch, stage.pairs, recipe.seed)
     prompts = RefinePrompts(sampler, tokens, 0, [], made, made[:1])
