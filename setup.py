@@ -17,9 +17,10 @@ setup(
     package_data={
         "dcr_ds.data": ["builtin/*.jsonl", "benchmark_sets/*.yaml"],
         "dcr_ds.models": ["templates/*.jinja"],
-        "dcr_ds.evaluate": ["presets/*.json", "lm_eval_tasks/*"],
-        "dcr_ds.evaluate.judges": ["rules.json", "written.jsonl", "guards/*.json"],
-        "dcr_ds.report": ["templates/*"],
+        "dcr_ds.evaluate": ["lm_eval_tasks/*"],
+        "dcr_ds.judges": ["presets/*.json", "guards/*.json"],
+        "dcr_ds.judges.rules": ["weights.json", "written.jsonl"],
+        "dcr_ds.report.render": ["templates/*"],
         "dcr_ds.plan": ["configs/shapes.yaml", "configs/*/config.json"],
     },
     install_requires=[

@@ -133,7 +133,7 @@ def flop_of(options: argparse.Namespace, lengths: list[int], supervised: int) ->
 
 
 def start_process(options: argparse.Namespace):
-    from dcr_ds.engine.ranks import set_environment, start
+    from dcr_ds.engine.distributed import set_environment, start
 
     set_environment()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -17,12 +17,12 @@ from itertools import chain
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.judges import Answer, Judge, verdicts
-from dcr_ds.evaluate.judges.agreement import agree, table
-from dcr_ds.evaluate.judges.fit import fit, read_labelled, read_written
-from dcr_ds.evaluate.judges.rows import read_answers, read_labels
-from dcr_ds.evaluate.judges.rules import RulesJudge, rules_judge
-from dcr_ds.evaluate.judges.strings import PRESETS, string_judge
+from dcr_ds.judges import Answer, Judge, verdicts
+from dcr_ds.judges.agreement import agree, table
+from dcr_ds.judges.rows import read_answers, read_labels
+from dcr_ds.judges.rules.fit import fit, read_labelled, read_written
+from dcr_ds.judges.rules.judge import RulesJudge, rules_judge
+from dcr_ds.judges.strings import PRESETS, string_judge
 
 PUBLISHED = ("gpt4_label",)  # columns with labels of other judges
 MEASURES = ("f1", "precision", "recall", "accuracy", "kappa")
@@ -47,7 +47,7 @@ def main() -> int:
 
 def rules_for(file: str, files: Sequence[str]) -> tuple[Judge, str]:
     """`rules` with weights that did not see the file, and in words which these are."""
-    shipped = json.loads((resources.files("dcr_ds.evaluate.judges") / "rules.json").read_text(encoding="utf-8"))
+    shipped = json.loads((resources.files("dcr_ds.judges.rules") / "weights.json").read_text(encoding="utf-8"))
     if Path(file).stem not in shipped["fitted_on"]:
         return rules_judge(), "as shipped, which did not see these answers"
     others = [other for other in files if other != file and Path(other).stem in shipped["fitted_on"]]

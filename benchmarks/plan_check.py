@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dcr_ds.engine import ranks as process
+from dcr_ds.engine import distributed as process
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES
 from dcr_ds.engine.resolve import resolve

@@ -43,7 +43,7 @@ from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.build import build_engine, stage_config
-from dcr_ds.engine.ranks import Ranks, set_environment, start
+from dcr_ds.engine.distributed import Ranks, set_environment, start
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES

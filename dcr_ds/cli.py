@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dcr_ds.arguments import DEFAULT_RECIPE, parse_train
-from dcr_ds.engine.ranks import is_lost_rank, is_main_process, set_environment
+from dcr_ds.engine.distributed import is_lost_rank, is_main_process, set_environment
 from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
 from dcr_ds.recipe import DataSource, field_rows, json_schema, load_recipe
+from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
 
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path goes through a file, or is a folder
@@ -25,14 +25,14 @@ RANK_0_SPEAKS_SECONDS = 10
 
 # What each command's module offers is `run(arguments) -> exit code`; imported only when it is asked for.
 COMMANDS = {
-    "evaluate": "dcr_ds.evaluate_command",
-    "judge": "dcr_ds.evaluate.judge_command",
-    "ability": "dcr_ds.evaluate.ability_command",
+    "evaluate": "dcr_ds.commands.evaluate",
+    "judge": "dcr_ds.commands.judge",
+    "ability": "dcr_ds.commands.ability",
     "compare-quality": "dcr_ds.evaluate.quality",
-    "report": "dcr_ds.report.command",
-    "export": "dcr_ds.export.command",
-    "plan": "dcr_ds.plan.command",
-    "slurm": "dcr_ds.cluster.submit",
+    "report": "dcr_ds.commands.report",
+    "export": "dcr_ds.commands.export",
+    "plan": "dcr_ds.commands.plan",
+    "slurm": "dcr_ds.commands.slurm",
 }
 
 USAGE = f"""\
@@ -126,7 +126,7 @@ def _train(arguments: list[str]) -> int:
     recipe = load_recipe(recipe_path, options)
     set_environment()
     _quiet()
-    from dcr_ds.pipeline import run
+    from dcr_ds.run.pipeline import run
 
     with _told_where_it_cannot_write(recipe.folder):
         run(recipe, redo=redo, dry_run=dry_run)

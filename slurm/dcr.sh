@@ -42,7 +42,7 @@ trap 'sleep 1' EXIT                                                             
 seconds=${DCR_DS_PREFLIGHT_SECONDS:-180}
 if ((seconds > 0)); then
     verdict=$DCR_DS_ATTEMPT/preflight left=$((3 * seconds))
-    ranks --kill-on-bad-exit=0 -- "$python" -u -m dcr_ds.cluster.preflight --verdict "$verdict" \
+    ranks --kill-on-bad-exit=0 -- "$python" -u -m dcr_ds.run.preflight --verdict "$verdict" \
         --seconds "$seconds" --free-gib "${DCR_DS_FREE_GIB:-5}" "$@" &
     step=$!
     while kill -0 "$step" 2>/dev/null && ((left-- > 0)); do

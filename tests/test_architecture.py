@@ -13,12 +13,13 @@ FLOORS = (  # bottom up; rooms named together stand on one floor
     {"dcr_kernels"},
     {"errors", "files", "statistics"},
     {"recipe"},
-    {"data", "models", "arguments", "environment"},
-    {"engine", "cluster"},
-    {"refine", "align", "evaluate"},
+    {"data", "models"},
+    {"engine"},
+    {"judges"},
+    {"refine", "align", "diagnose", "evaluate"},
     {"report", "plan"},
-    {"run_folder", "dry_run"},
-    {"pipeline", "evaluate_command", "export"},
+    {"run", "export"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 )
@@ -91,7 +92,9 @@ def test_data_is_read_without_torch(room):
         assert not {name.split(".")[0] for name in imports(file)} & {"torch", "transformers", "deepspeed"}, file
 
 
-@pytest.mark.parametrize("module", ["cli.py", "pipeline.py", "run_folder.py", "models/source.py", "engine/config.py"])
+@pytest.mark.parametrize(
+    "module", ["cli.py", "run/pipeline.py", "run/folder.py", "models/source.py", "engine/config.py"]
+)
 def test_what_runs_before_torch_does_not_import_it(module):
     at_import = {name.split(".")[0] for name in imports(ROOT / "dcr_ds" / module, only_at_import=True)}
     assert not at_import & set(HEAVY)

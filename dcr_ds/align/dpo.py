@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from dcr_ds.align.sft import answer_nll, supervised_tokens
 from dcr_ds.data.records import PreferenceSet
 from dcr_ds.engine.batches import Batching, forward_passes, to_device
-from dcr_ds.engine.ranks import Ranks, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import Encoded, encode_conversation
 from dcr_ds.recipe import DpoSection

@@ -26,7 +26,7 @@ from dcr_ds.engine.build import (
     stage_config,
     trained_weights,
 )
-from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, write_trained

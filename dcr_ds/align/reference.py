@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 
 from dcr_ds.align.dpo import Pairs, log_probs
 from dcr_ds.engine.batches import Batching, forward_passes
-from dcr_ds.engine.progress import heartbeat
-from dcr_ds.engine.ranks import Ranks, from_main, say, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, from_main, say, sum_over_ranks
+from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.source import fingerprint
 from dcr_ds.recipe import ModelSection
 

@@ -11,8 +11,8 @@ import torch
 from transformers import get_scheduler
 
 from dcr_ds.engine.config import resolve_config
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.optimizers import build_optimizer
-from dcr_ds.engine.ranks import Ranks
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
 

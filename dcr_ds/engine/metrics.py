@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from dcr_ds.engine.ranks import Ranks
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.files import write_whole
 
 SHOWN = ("gap", "auc", "drift", "margin", "accuracy")  # of a stage's own figures, on the console line

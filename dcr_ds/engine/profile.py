@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from dcr_ds.engine.ranks import Ranks, say
+from dcr_ds.engine.distributed import Ranks, say
 from dcr_ds.files import write_whole
 
 PARTS = {"forward": "forward", "backward": "backward", "step": "optimizer"}  # the engine's methods

@@ -21,13 +21,13 @@ from typing import Any
 import deepspeed
 
 from dcr_ds.engine.build import gradient_norm
-from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.distributed import Ranks, barrier, say
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.profile import Profile
-from dcr_ds.engine.progress import heartbeat
-from dcr_ds.engine.ranks import Ranks, barrier, say
-from dcr_ds.engine.spikes import SpikeDetector
-from dcr_ds.engine.stop import StopFlag
+from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.engine.watch.spikes import SpikeDetector
+from dcr_ds.engine.watch.stop import StopFlag
 from dcr_ds.errors import Diverged, Stopped
 from dcr_ds.files import flush, write_whole
 from dcr_ds.recipe import Recipe

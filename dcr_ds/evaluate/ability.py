@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.files import hash_of
+from dcr_ds.files import hash_of
 from dcr_ds.statistics import rate
 
 # The paper's list. acc_norm, the score of a choice divided by its bytes, where the choices differ much in length.

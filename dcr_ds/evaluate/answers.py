@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_ds.data import Prompt
-from dcr_ds.engine.ranks import Ranks, say
-from dcr_ds.evaluate.files import read_jsonl, write_jsonl
+from dcr_ds.engine.distributed import Ranks, say
+from dcr_ds.files import read_jsonl, write_jsonl
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dcr_ds.evaluate.files import read_json, write_json
+from dcr_ds.files import read_json, write_json
 
 
 class Cost:

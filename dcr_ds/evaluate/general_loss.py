@@ -6,8 +6,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from dcr_ds.engine.progress import heartbeat
-from dcr_ds.engine.ranks import Ranks, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, sum_over_ranks
+from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.chat import Encoded
 
 # Logits of a batch are tokens × vocabulary: 8192 × 150,000 in bfloat16 are 2.3 GiB, fit beside a 7B model.

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Prompt
-from dcr_ds.engine.progress import heartbeat
-from dcr_ds.engine.ranks import Ranks, barrier, from_main
+from dcr_ds.engine.distributed import Ranks, barrier, from_main
+from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish, own_file
-from dcr_ds.evaluate.files import hash_of, json_line
+from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.chat import encode_prompt, template_hash, turn_end_ids
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.endpoint import Completion, Endpoint
-from dcr_ds.evaluate.files import hash_of, json_line, read_jsonl, write_json, write_jsonl
-from dcr_ds.evaluate.judges.llm import ask, last_label
+from dcr_ds.files import hash_of, json_line, read_jsonl, write_json, write_jsonl
+from dcr_ds.judges.llm import ask, last_label
+from dcr_ds.models.endpoint import Completion, Endpoint
 from dcr_ds.statistics import rate
 
 RUBRIC = """\

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dcr_ds.data import BenchmarkSet
-from dcr_ds.engine.ranks import Ranks
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish
-from dcr_ds.evaluate.endpoint import Endpoint
-from dcr_ds.evaluate.files import hash_of, json_line
+from dcr_ds.files import hash_of, json_line
+from dcr_ds.models.endpoint import Endpoint
 
 
 def prepare_remote(benchmark: BenchmarkSet, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Questions:

@@ -15,22 +15,22 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import BenchmarkSet, Conversation, RunData
-from dcr_ds.engine.ranks import Ranks, barrier, from_main, say
+from dcr_ds.engine.distributed import Ranks, barrier, from_main, say
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import Questions, are_answered
 from dcr_ds.evaluate.cost import Cost
-from dcr_ds.evaluate.endpoint import Endpoint
-from dcr_ds.evaluate.files import hash_of, model_hash, read_json, read_jsonl, write_json
 from dcr_ds.evaluate.general_loss import general_loss
 from dcr_ds.evaluate.generate import answer_questions, check_context, prepare_questions
-from dcr_ds.evaluate.judges import Judge, load_judge
-from dcr_ds.evaluate.judges.judging import judge_file
 from dcr_ds.evaluate.remote import ask_questions, prepare_remote
 from dcr_ds.evaluate.scores import score
+from dcr_ds.files import hash_of, read_json, read_jsonl, write_json
+from dcr_ds.judges import Judge, load_judge
+from dcr_ds.judges.judging import judge_file
 from dcr_ds.models.adapters import load_with_adapter
 from dcr_ds.models.chat import Encoded, encode_conversation, load_tokenizer, template_hash
+from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.source import tokenizer_folder
+from dcr_ds.models.source import model_hash, tokenizer_folder
 from dcr_ds.recipe import EvaluateSection, GuardJudge, Recipe
 
 LONGEST_ANSWER = 256  # tokens, where neither the recipe nor a benchmark's authors say

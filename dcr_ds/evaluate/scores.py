@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from dcr_ds.data import Prompt
-from dcr_ds.evaluate.judges import Judge
+from dcr_ds.judges import Judge
 from dcr_ds.statistics import rate
 
 # (what a judge judges, what is wanted) → the metric and the labels it counts. Full and partial refusals are both

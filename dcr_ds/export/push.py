@@ -10,7 +10,7 @@ from dcr_ds.export.write import run_and_stage
 from dcr_ds.files import write_whole
 from dcr_ds.report.card import STAGES, model_card
 from dcr_ds.report.compose import compare
-from dcr_ds.report.read import read_run
+from dcr_ds.report.numbers.read import read_run
 
 
 def push(what: Path, stage: str | None, folder: Path, hub_id: str) -> str:

@@ -10,9 +10,9 @@ from peft import PeftConfig
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from dcr_ds.engine.checkpoint import newest_whole
-from dcr_ds.engine.consolidate import consolidated_weights
-from dcr_ds.engine.manifest import verify
+from dcr_ds.engine.checkpoint.checkpoints import newest_whole
+from dcr_ds.engine.checkpoint.consolidate import consolidated_weights
+from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer

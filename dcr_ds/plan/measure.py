@@ -183,7 +183,7 @@ def _changed(recipe: Recipe, stage: str, fields: dict[str, Any]) -> Recipe:
 
 def main(asked: Path, answer: Path) -> None:
     """Take the steps that a request names, in this process, and write what was measured."""
-    from dcr_ds.engine import ranks as process
+    from dcr_ds.engine import distributed as process
 
     request = Request(**json.loads(asked.read_text(encoding="utf-8")))
     process.set_environment()

@@ -20,7 +20,7 @@ from dcr_ds.align.reference import compute
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine.batches import Batching
-from dcr_ds.engine.ranks import Ranks
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.source import model_config

@@ -9,7 +9,7 @@ import torch
 from dcr_kernels import pool
 
 from dcr_ds.engine.batches import Batching, forward_passes, token_batch
-from dcr_ds.engine.ranks import Ranks, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 
 Row = Sequence[int]
 

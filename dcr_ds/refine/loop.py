@@ -27,10 +27,10 @@ from dcr_ds.engine.build import (
     stage_config,
     trained_weights,
 )
-from dcr_ds.engine.progress import heartbeat
-from dcr_ds.engine.ranks import Ranks, barrier, say, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, barrier, say, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
+from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.fused import fuse_blocks

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from dcr_ds.engine.batches import Batching, to_device
-from dcr_ds.engine.ranks import Ranks, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.refine.embed import Row, hidden_states, shards
 
 

@@ -6,14 +6,14 @@ from typing import Any
 import yaml
 
 from dcr_ds.files import write_whole
-from dcr_ds.report import stages
-from dcr_ds.report.columns import Column
 from dcr_ds.report.compose import Comparison
-from dcr_ds.report.document import Paragraph
-from dcr_ds.report.markdown import written
-from dcr_ds.report.read import Run
-from dcr_ds.report.tables import count, duration, literal, number
-from dcr_ds.report.templating import render
+from dcr_ds.report.numbers.columns import Column
+from dcr_ds.report.numbers.read import Run
+from dcr_ds.report.render.document import Paragraph
+from dcr_ds.report.render.markdown import written
+from dcr_ds.report.render.tables import count, duration, literal, number
+from dcr_ds.report.render.templating import render
+from dcr_ds.report.sections import stages
 
 MARK = "Written by dcr-ds report, which writes it anew. Remove this line to keep what you change."
 STAGES = {"refined": "refine", "aligned": "align"}

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dcr_ds.report import stages
-from dcr_ds.report.agreement import agreement
-from dcr_ds.report.columns import Column, reference_column, result_columns, seed_groups
-from dcr_ds.report.document import Block, Document, Paragraph, Section, Table
-from dcr_ds.report.examples import examples
-from dcr_ds.report.figures import ModelPoint, tradeoff_figure, tradeoff_points
-from dcr_ds.report.headline import headline
-from dcr_ds.report.measured import Benchmark, measured_benchmarks
-from dcr_ds.report.read import Run
-from dcr_ds.report.results import category_differences_table, category_tables, differences_table, results_table
-from dcr_ds.report.tables import percent
+from dcr_ds.report.numbers.columns import Column, reference_column, result_columns, seed_groups
+from dcr_ds.report.numbers.measured import Benchmark, measured_benchmarks
+from dcr_ds.report.numbers.read import Run
+from dcr_ds.report.render.document import Block, Document, Paragraph, Section, Table
+from dcr_ds.report.render.figures import ModelPoint, tradeoff_figure, tradeoff_points
+from dcr_ds.report.render.tables import percent
+from dcr_ds.report.sections import stages
+from dcr_ds.report.sections.agreement import agreement
+from dcr_ds.report.sections.examples import examples
+from dcr_ds.report.sections.headline import headline
+from dcr_ds.report.sections.results import category_differences_table, category_tables, differences_table, results_table
 
 WARNING = (
     "This report quotes requests for harmful acts and what models answered to them. It is there to measure refusals."

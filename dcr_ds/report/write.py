@@ -8,12 +8,12 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import write_whole
 from dcr_ds.report.card import write_cards
 from dcr_ds.report.compose import Comparison, compare, compose, missing
-from dcr_ds.report.html import html_page
-from dcr_ds.report.markdown import markdown_text, table_rows
-from dcr_ds.report.png import can_draw, draw_categories, draw_tradeoff
-from dcr_ds.report.read import read_run
-from dcr_ds.report.results import category_tables
-from dcr_ds.report.tables import text_table
+from dcr_ds.report.numbers.read import read_run
+from dcr_ds.report.render.html import html_page
+from dcr_ds.report.render.markdown import markdown_text, table_rows
+from dcr_ds.report.render.png import can_draw, draw_categories, draw_tradeoff
+from dcr_ds.report.render.tables import text_table
+from dcr_ds.report.sections.results import category_tables
 
 
 def write_report(folders: Sequence[Path], out: Path) -> str:

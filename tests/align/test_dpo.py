@@ -12,7 +12,7 @@ from dcr_ds.align.dpo import encode_pairs, log_probs, preference_loss
 from dcr_ds.align.reference import FILE, reference_log_probs
 from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.engine.batches import Batching
-from dcr_ds.engine.ranks import Ranks
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.likelihood import Likelihood

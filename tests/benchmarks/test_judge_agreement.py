@@ -9,7 +9,7 @@ import pytest
 from tiny import one_thread_environment
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = ROOT / "tests" / "evaluate" / "judge_examples.jsonl"
+EXAMPLES = ROOT / "tests" / "judges" / "judge_examples.jsonl"
 PEOPLE = {"compliance": "1_full_compliance", "full_refusal": "2_full_refusal", "partial_refusal": "3_partial_refusal"}
 
 

@@ -11,8 +11,8 @@ from dcr_ds.data import Prompt, find_overlaps, read_conversations, read_preferen
 from dcr_ds.data.leakage import normalise
 from dcr_ds.data.records import prompts_of
 from dcr_ds.data.shipped import FOLDER, SPLITS
-from dcr_ds.evaluate.judges.base import Answer, verdicts
-from dcr_ds.evaluate.judges.rules import rules_judge
+from dcr_ds.judges.base import Answer, verdicts
+from dcr_ds.judges.rules.judge import rules_judge
 from dcr_ds.recipe import DataSource
 
 CLASSES = ("seemingly_toxic", "toxic")

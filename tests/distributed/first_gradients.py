@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from dcr_ds.cli import _quiet
-from dcr_ds.engine.ranks import set_environment
+from dcr_ds.engine.distributed import set_environment
 
 set_environment()
 _quiet()
@@ -19,7 +19,7 @@ from dcr_ds.align import loop as align_loop
 from dcr_ds.align.dpo import dpo_step
 from dcr_ds.align.reference import compute
 from dcr_ds.data.load import load_data
-from dcr_ds.engine import ranks as process
+from dcr_ds.engine import distributed as process
 from dcr_ds.engine.batches import Batching
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import load_tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcr_ds.engine import ranks as process
+from dcr_ds.engine import distributed as process
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import torch
 
 from dcr_ds.engine.build import build_engine, stage_config
-from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.recipe import StageSection
 
 STAGE = StageSection(learning_rate=0.05, warmup_steps=4)

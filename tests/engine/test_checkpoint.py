@@ -10,8 +10,8 @@ import torch
 from small_engine import load_newest, make_engine, save_checkpoint, train
 
 from dcr_ds.engine.build import trained_weights
-from dcr_ds.engine.checkpoint import Checkpoints
-from dcr_ds.engine.manifest import MANIFEST, seal
+from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.checkpoint.manifest import MANIFEST, seal
 from dcr_ds.errors import UserError
 
 
@@ -212,7 +212,7 @@ def test_an_older_one_stays_until_the_next_is_whole(folder, engine, ranks, monke
 
     checkpoints = Checkpoints(engine, folder, 1, ranks)
     checkpoints.load_newest()
-    monkeypatch.setattr("dcr_ds.engine.checkpoint.seal", failing)
+    monkeypatch.setattr("dcr_ds.engine.checkpoint.checkpoints.seal", failing)
     checkpoints.save(4, {})  # goes on: the thread fails
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(5, {})

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.metrics import MetricsLog, read_rows
-from dcr_ds.engine.ranks import Ranks
 
 ONE = Ranks(0, 1, 0, torch.device("cpu"))
 OTHER = Ranks(1, 2, 1, torch.device("cpu"))

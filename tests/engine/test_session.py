@@ -81,7 +81,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_before_the_step(undisturbed, r
 @pytest.mark.parametrize("reaction", ["stop", "warn", "off"])
 def test_a_loss_spike(undisturbed, ranks, tmp_path, capsys, monkeypatch, reaction):
     """Told with its samples before its step is taken; the same command with `warn` goes on past it."""
-    monkeypatch.setattr("dcr_ds.engine.spikes.NUM_NEEDED", 3)
+    monkeypatch.setattr("dcr_ds.engine.watch.spikes.NUM_NEEDED", 3)
 
     def spiked(step, row):
         row["loss"] += 1e3 * (step == 4)

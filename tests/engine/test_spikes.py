@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from dcr_ds.engine.spikes import NUM_NEEDED, NUM_RECENT, SpikeDetector
+from dcr_ds.engine.watch.spikes import NUM_NEEDED, NUM_RECENT, SpikeDetector
 
 
 def spikes(losses, state=None):

@@ -10,16 +10,16 @@ import pytest
 import torch
 from tiny import one_thread_environment
 
-from dcr_ds.engine.ranks import Ranks
-from dcr_ds.engine.stop import SIGNALS, StopFlag, stopping_at_once
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.watch.stop import SIGNALS, StopFlag, stopping_at_once
 from dcr_ds.errors import Stopped, UserError
 
 ONE = Ranks(0, 1, 0, torch.device("cpu"))
 WAITING = """
 import os, signal, sys, time
 import torch
-from dcr_ds.engine.ranks import Ranks
-from dcr_ds.engine import stop
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.watch import stop
 stop.AGAIN_SECONDS = 0.0
 with stop.StopFlag(Ranks(0, 1, 0, torch.device("cpu"))) as stop:
     print("listening", flush=True)
@@ -50,7 +50,7 @@ def test_a_signal_sets_the_flag_and_no_more(number, handlers):
 
 
 def test_the_second_ctrl_c_is_for_whom_it_was_before(handlers, monkeypatch):
-    monkeypatch.setattr("dcr_ds.engine.stop.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
     with StopFlag(ONE):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
@@ -122,7 +122,7 @@ def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
 
 
 def test_within_the_steps_the_flag_comes_first(handlers, monkeypatch):
-    monkeypatch.setattr("dcr_ds.engine.stop.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
     with stopping_at_once(), StopFlag(ONE) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.agreed()

@@ -11,9 +11,9 @@ from datetime import timedelta
 import torch
 import torch.distributed
 
-from dcr_ds.engine import watchdog
-from dcr_ds.engine.progress import heartbeat
-from dcr_ds.engine.ranks import Ranks
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.watch import watchdog
+from dcr_ds.engine.watch.progress import heartbeat
 
 mode, hang_minutes = sys.argv[1], float(sys.argv[2])
 watchdog.POLL_SECONDS, watchdog.GONE_SECONDS, watchdog.OTHERS_SPEAK_SECONDS = 0.3, 4.0, 1.0

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny import make_model
 
+from dcr_ds.commands.ability import run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.ability import TASKS, measure_ability
-from dcr_ds.evaluate.ability_command import run
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 

@@ -8,8 +8,8 @@ import pytest
 from chat_server import HangUp, Reply, asked, refuses, says, serving
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate import endpoint as module
-from dcr_ds.evaluate.endpoint import Completion, Endpoint
+from dcr_ds.models import endpoint as module
+from dcr_ds.models.endpoint import Completion, Endpoint
 
 KEY = "sk-not-to-be-seen"
 

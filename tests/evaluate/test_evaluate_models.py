@@ -7,7 +7,8 @@ from tiny_models import CONVERSATIONS, ONE, PROMPTS, save_tiny_model
 from dcr_ds.data import BenchmarkSet, Conversation, ConversationSet, PromptSet, RunData
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import run
-from dcr_ds.evaluate.files import model_hash, read_json, read_jsonl
+from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.models.source import model_hash
 from dcr_ds.recipe import Recipe
 
 TOO_LONG = Conversation("long", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 300}))

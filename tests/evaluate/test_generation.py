@@ -9,8 +9,8 @@ from dcr_ds.data import Prompt
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import generate
 from dcr_ds.evaluate.answers import are_answered
-from dcr_ds.evaluate.files import read_jsonl
 from dcr_ds.evaluate.generate import answer_questions, check_context, make_batches, prepare_questions
+from dcr_ds.files import read_jsonl
 from dcr_ds.models.chat import encode_prompt, turn_end_ids
 
 

@@ -12,9 +12,9 @@ from chat_server import HangUp, asked, says, serving
 from tiny import one_thread_environment
 
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate import endpoint as endpoint_module
-from dcr_ds.evaluate.files import read_jsonl, write_jsonl
 from dcr_ds.evaluate.quality import Pair, read_pairs, run, summarise, winner
+from dcr_ds.files import read_jsonl, write_jsonl
+from dcr_ds.models import endpoint as endpoint_module
 
 COUNT = 12
 

@@ -7,10 +7,10 @@ from tiny_models import ONE, PROMPTS
 from dcr_ds.data import BenchmarkSet, PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import are_answered
-from dcr_ds.evaluate.endpoint import Endpoint
-from dcr_ds.evaluate.files import read_json, read_jsonl
 from dcr_ds.evaluate.remote import ask_questions, prepare_remote
 from dcr_ds.evaluate.run import evaluate_endpoint
+from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
 
 BENCHMARK = BenchmarkSet("seeming", "comply", PromptSet("seeming", "test", PROMPTS, "0" * 64))

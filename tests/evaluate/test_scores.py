@@ -1,8 +1,8 @@
 import pytest
 
 from dcr_ds.data import Prompt
-from dcr_ds.evaluate.judges import load_judge
 from dcr_ds.evaluate.scores import score
+from dcr_ds.judges import load_judge
 from dcr_ds.statistics import rate, wilson_interval
 
 PROMPTS = [Prompt(str(i), "x", category="a" if i < 3 else "b") for i in range(5)] + [Prompt("5", "x")]

@@ -4,15 +4,15 @@ left off in stage 2, with LoRA; and beside each what the stage itself would have
 import sys
 from pathlib import Path
 
-from dcr_ds.engine.ranks import set_environment
+from dcr_ds.engine.distributed import set_environment
 
 set_environment()
 
 import torch
 
-from dcr_ds.engine import ranks as process
+from dcr_ds.engine import distributed as process
 from dcr_ds.engine.build import build_engine, sharded_loading, stage_config, trained_weights
-from dcr_ds.engine.checkpoint import Checkpoints
+from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.config import read_config
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.likelihood import Likelihood

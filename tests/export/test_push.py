@@ -1,11 +1,6 @@
 """What is uploaded carries the card of its run. The upload itself needs the hub; how it fails is in test_export.py."""
 
-import sys
-from pathlib import Path
-
 from huggingface_hub import ModelCard
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from run_folders import write_run
 
 from dcr_ds.export.push import add_card

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import changed, damaged, examples
 
-from dcr_ds.engine.manifest import MANIFEST, Manifest, seal, verify
+from dcr_ds.engine.checkpoint.manifest import MANIFEST, Manifest, seal, verify
 
 
 @pytest.fixture(scope="module")

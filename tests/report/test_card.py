@@ -2,8 +2,8 @@ import pytest
 from huggingface_hub import ModelCard
 from run_folders import write_run
 
+from dcr_ds.commands.report import run as report
 from dcr_ds.report import write_report
-from dcr_ds.report.command import run as report
 
 
 @pytest.fixture

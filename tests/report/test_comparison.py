@@ -9,13 +9,13 @@ from run_folders import write, write_benchmark, write_run
 from small_runs import write_rows
 
 from dcr_ds.errors import UserError
-from dcr_ds.report.agreement import agreement
 from dcr_ds.report.compose import compare
-from dcr_ds.report.differences import difference, mean_difference, pareto_front
-from dcr_ds.report.headline import headline
-from dcr_ds.report.markdown import table_rows, written
-from dcr_ds.report.read import read_run
-from dcr_ds.report.results import category_differences_table, category_tables, differences_table
+from dcr_ds.report.numbers.differences import difference, mean_difference, pareto_front
+from dcr_ds.report.numbers.read import read_run
+from dcr_ds.report.render.markdown import table_rows, written
+from dcr_ds.report.sections.agreement import agreement
+from dcr_ds.report.sections.headline import headline
+from dcr_ds.report.sections.results import category_differences_table, category_tables, differences_table
 
 STL = ("align", "evaluate")
 

@@ -6,8 +6,9 @@ import pytest
 from run_folders import write_benchmark, write_run
 
 from dcr_ds.errors import UserError
-from dcr_ds.report import png, write_report
-from dcr_ds.report.figures import ModelPoint, tradeoff_figure
+from dcr_ds.report import write_report
+from dcr_ds.report.render import png
+from dcr_ds.report.render.figures import ModelPoint, tradeoff_figure
 
 ATTACKS = [
     '<script>alert(1)</script><img src=x onerror="alert(2)">',

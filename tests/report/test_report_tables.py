@@ -1,4 +1,13 @@
-from dcr_ds.report.tables import duration, literal, markdown_table, number, percent, points, shortened, text_table
+from dcr_ds.report.render.tables import (
+    duration,
+    literal,
+    markdown_table,
+    number,
+    percent,
+    points,
+    shortened,
+    text_table,
+)
 
 
 def test_markdown_tables_are_aligned_as_plain_text():

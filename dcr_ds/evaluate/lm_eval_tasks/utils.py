@@ -13,8 +13,8 @@ from typing import Any
 from datasets import Dataset
 
 from dcr_ds.data.benchmarks import read_benchmarks
-from dcr_ds.evaluate.judges.base import Answer, verdicts
-from dcr_ds.evaluate.judges.strings import string_judge
+from dcr_ds.judges.base import Answer, verdicts
+from dcr_ds.judges.strings import string_judge
 from dcr_ds.recipe import EvaluateSection
 
 JUDGE = cache(string_judge)

@@ -1,0 +1,88 @@
+"""The manifest of a checkpoint: what it holds, by hash, and where its run stood. It covers itself."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.files import write_whole
+
+MANIFEST = "manifest.json"
+HASHING_THREADS = 4  # hashlib lets other threads run; more would take the data from the training they run beside
+
+
+class FileFacts(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """A checkpoint's step, the layout of its files, the loop's state, and every file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    step: int
+    world_size: int
+    zero_stage: int
+    state: dict[str, Any]
+    files: dict[str, FileFacts]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(file.bytes for file in self.files.values())
+
+
+def seal(checkpoint: Path, step: int, world_size: int, zero_stage: int, state: dict[str, Any]) -> Manifest:
+    """Hash the files of a folder and write its manifest."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    manifest = Manifest(
+        step=step, world_size=world_size, zero_stage=zero_stage, state=state,
+        files={str(file.relative_to(checkpoint)): facts for file, facts in zip(files, _facts(files), strict=True)},
+    )  # fmt: skip
+    values = manifest.model_dump()
+    write_whole(checkpoint / MANIFEST, json.dumps(values | {"sha256": _hash_of(values)}, indent=1))
+    return manifest
+
+
+def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
+    """The manifest of a checkpoint, and "" where every file is as it says; else None and what is wrong."""
+    try:
+        values = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        if values.pop("sha256") != _hash_of(values):
+            return None, f"{MANIFEST} is damaged"
+        manifest = Manifest.model_validate(values)
+        files = [checkpoint / name for name in manifest.files]
+        for file, wanted in zip(files, manifest.files.values(), strict=True):
+            if file.stat().st_size != wanted.bytes:
+                return None, f"{file.relative_to(checkpoint)} is damaged"
+        for file, wanted, found in zip(files, manifest.files.values(), _facts(files), strict=True):
+            heartbeat(f"verifying {file}")
+            if found != wanted:
+                return None, f"{file.relative_to(checkpoint)} is damaged"
+    except FileNotFoundError as error:
+        return None, f"{Path(error.filename).name} is missing"
+    except OSError as error:  # raised on rank 0 alone, it would leave the others waiting
+        return None, str(error)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None, f"{MANIFEST} is damaged"
+    return manifest, ""
+
+
+def _facts(files: list[Path]) -> Iterator[FileFacts]:
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        yield from pool.map(_facts_of, files)
+
+
+def _facts_of(file: Path) -> FileFacts:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return FileFacts(bytes=stream.tell(), sha256=digest)
+
+
+def _hash_of(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""Stop requests: a signal or a deadline sets a flag, which all ranks agree on at a step boundary."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+
+from dcr_ds.engine.distributed import Ranks, sum_over_ranks
+from dcr_ds.errors import Stopped, UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGAIN_SECONDS = 2.0
+DEADLINE = "DCR_DS_DEADLINE"  # unix seconds by which the job ends; slurm/dcr.sh sets it from the job's time limit
+
+
+class StopFlag:
+    """While entered, SIGTERM, SIGINT and SIGUSR1 ask for a stop instead of ending the process; so does the deadline.
+
+    Ctrl-C once more has its usual effect, after `AGAIN_SECONDS`: launchers pass on at once what the terminal has sent
+    to the ranks already, and repeat SIGTERM while they wait.
+    """
+
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
+        self.received_at: float | None = None
+        self.deadline = _deadline()
+
+    def __enter__(self) -> "StopFlag":
+        self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received_at is None:
+            self.received_at = now
+        elif number == signal.SIGINT and now - self.received_at >= AGAIN_SECONDS:
+            signal.signal(number, self.previous[number])
+            os.kill(os.getpid(), number)
+
+    def agreed(self, seconds_needed: float = 0.0) -> bool:
+        """Whether any rank has been asked to stop. All ranks, at a step boundary.
+
+        Args:
+            seconds_needed: what this rank must have left before the deadline to take another step and save.
+        """
+        late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
+        flag = torch.tensor(float(self.received_at is not None or late), device=self.ranks.device)
+        return bool(sum_over_ranks(flag, self.ranks).item())
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """While entered, and where no StopFlag is, the same signals raise Stopped: nothing there needs to be saved.
+
+    Models that are loading, exports and evaluations go on from what is on the disk.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(f"stopped by {signal.Signals(number).name}")
+
+    previous = {number: signal.signal(number, stop) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _deadline() -> float | None:
+    text = os.environ.get(DEADLINE)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise UserError(f"{DEADLINE}={text}: wants unix seconds, as `date +%s` prints them") from None

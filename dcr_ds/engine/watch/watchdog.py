@@ -1,0 +1,213 @@
+"""The watchdog: a run that no longer goes on is ended on all ranks, and what is known of it is told.
+
+A thread of each rank notes in a store where its rank is and that it lives. The thread of rank 0 looks at all of them:
+
+- a rank that gave no sign for `GONE_SECONDS` is gone: killed, frozen, or its node is down;
+- where no rank has gone on for `hang_minutes`, the run hangs: in a collective that one rank never joined, say.
+  One rank that goes on keeps the others waiting: rank 0 judges and exports alone.
+
+A rank that fails says so itself. A rank whose launcher was killed ends, or it would go on beside the run that takes its
+place. Every one of these ends the process by `os._exit`: no clean-up may wait for a rank that never comes. Checkpoints
+are whole or absent, so the same command goes on from the last one.
+"""
+
+import faulthandler
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from torch.distributed import TCPStore
+
+from dcr_ds.engine.distributed import Ranks, from_main, is_lost_rank
+from dcr_ds.engine.watch.progress import heartbeat, progress
+from dcr_ds.errors import Diverged, Stopped, UserError
+
+POLL_SECONDS = 2.0
+GONE_SECONDS = 60.0
+LOST_SECONDS = 3 * POLL_SECONDS  # once a collective has failed, since then some rank is known to be gone
+STORE_TIMEOUT = timedelta(seconds=30)
+OTHERS_SPEAK_SECONDS = 5.0  # what fails on one rank mostly fails on all, and rank 0 then tells it
+LAUNCHERS = ("deepspeed", "torchrun", "deepspeed.launcher.launch", "torch.distributed.run", "torch.distributed.launch")
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a rank last said of itself, and when it was heard."""
+
+    count: int
+    node: str
+    place: str
+    silent_seconds: float
+    heard: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a run ends, the same on all ranks."""
+
+    text: str
+    kind: Literal["gone", "failed", "hang"]
+
+
+class Watchdog:
+    """While entered, watches this run. All ranks."""
+
+    def __init__(self, hang_minutes: float):
+        self.hang_seconds = 60 * hang_minutes
+        self.gone_seconds = GONE_SECONDS
+        self._launchers = _launchers()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
+        self._ranks: Ranks | None = None
+        self._store: TCPStore | None = None
+        self._watched = range(0)
+        self._signs: dict[int, Sign] = {}
+        self._count = 0
+        self._verdict: Verdict | None = None
+
+    def __enter__(self) -> "Watchdog":
+        heartbeat("the start")
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if is_lost_rank(error):
+            self.gone_seconds = LOST_SECONDS
+            self._over.wait(LOST_SECONDS + 3 * POLL_SECONDS)  # time to see who it is, and to end this process
+        self._over.set()
+        for thread in self._threads:
+            thread.join(2 * POLL_SECONDS)
+        is_fault = isinstance(error, Exception) and not isinstance(error, UserError | Stopped | Diverged)
+        if is_fault and not is_lost_rank(error) and self._store is not None:
+            with suppress(RuntimeError):
+                self._tell(Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
+
+    def join(self, ranks: Ranks) -> None:
+        """Watch all ranks together, once they have joined the process group. All ranks."""
+        if ranks.world_size == 1:
+            return
+        host, own = os.environ["MASTER_ADDR"], None
+        if ranks.is_main:
+            own = TCPStore(host, 0, is_master=True, timeout=STORE_TIMEOUT, wait_for_workers=False)
+        port = from_main(own.port if own else None, ranks)
+        self._store = own or TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
+        self._watched = range(ranks.world_size) if ranks.is_main else range(1)
+        self._signs = {rank: Sign(0, "unknown", "the start", 0.0, time.monotonic()) for rank in self._watched}
+        self._ranks = ranks
+        self._threads.append(threading.Thread(target=self._keep_exchanging, name="watchdog store", daemon=True))
+        self._threads[-1].start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(POLL_SECONDS):
+            if dead := [pid for pid in self._launchers if not _is_alive(pid)]:
+                _end(f"{self._me()}: the launcher (process {dead[0]}) was killed")
+            elif self._ranks is None:
+                silent = time.monotonic() - progress.since
+                if silent > self.hang_seconds:
+                    _end(f"{self._me()}: nothing has gone on for {silent / 60:.3g} minutes", is_hang=True)
+            elif gone := self._who_is_gone([0]):
+                _end(gone)
+            elif verdict := self._verdict:
+                patience = OTHERS_SPEAK_SECONDS if verdict.kind == "failed" else 0
+                if not self._over.wait(patience):
+                    _end(verdict.text if self._ranks.is_main else "", is_hang=verdict.kind == "hang")
+
+    def _keep_exchanging(self) -> None:
+        """In a thread of its own: where rank 0 is frozen, a question to its store waits for ever."""
+        with suppress(RuntimeError):  # the store's process is dead; asked again, it would print a trace each time
+            while self._verdict is None and not self._over.wait(POLL_SECONDS):
+                self._verdict = self._exchange()
+
+    def _exchange(self) -> Verdict | None:
+        """Give a sign, take note of the others', and see what follows from them."""
+        self._count += 1
+        silent = time.monotonic() - progress.since
+        sign = [self._count, platform.node(), progress.place, silent]
+        self._store.set(f"rank/{self._ranks.rank}", json.dumps(sign))
+        if self._store.check(["verdict"]):
+            return Verdict(*json.loads(self._store.get("verdict")))
+        for rank in self._watched:
+            self._listen(rank)
+        verdict = None
+        if gone := self._who_is_gone(self._watched):
+            verdict = Verdict(gone, "gone")
+        elif self._ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
+            text = f"no rank has gone on for {self.hang_seconds / 60:g} minutes: {self._places()}"
+            verdict = Verdict(text, "hang")
+        if verdict and self._ranks.is_main:
+            self._tell(verdict)
+        return verdict
+
+    def _tell(self, verdict: Verdict) -> None:
+        self._store.set("verdict", json.dumps([verdict.text, verdict.kind]))
+
+    def _listen(self, rank: int) -> None:
+        """Take note of a rank's sign, where it is a new one."""
+        if self._store.check([f"rank/{rank}"]):
+            count, node, place, silent = json.loads(self._store.get(f"rank/{rank}"))
+            if count > self._signs[rank].count:
+                self._signs[rank] = Sign(count, node, place, silent, time.monotonic())
+
+    def _who_is_gone(self, ranks: Iterable[int]) -> str:
+        now = time.monotonic()
+        return "; ".join(
+            f"rank {rank} on node {self._signs[rank].node} is gone: no sign of it for {self.gone_seconds:g} seconds, "
+            f"last at {self._signs[rank].place}"
+            for rank in ranks
+            if now - self._signs[rank].heard > self.gone_seconds
+        )
+
+    def _places(self) -> str:
+        """Where the ranks stand; who stands apart is the one to look at."""
+        by_place: dict[str, list[str]] = {}
+        for rank, sign in sorted(self._signs.items()):
+            by_place.setdefault(sign.place, []).append(f"{rank} on node {sign.node}")
+        return "; ".join(f"{place}: rank {', '.join(ranks)}" for place, ranks in by_place.items())
+
+    def _me(self) -> str:
+        return f"rank {os.environ.get('RANK', '0')} on node {platform.node()}, at {progress.place}"
+
+
+def _end(text: str, is_hang: bool = False) -> None:
+    """End this process at once; a text is told, and of a hang where every thread is."""
+    if text:
+        print(f"error: {text}. The same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+    if is_hang:
+        faulthandler.dump_traceback(sys.stderr)
+    os._exit(1)
+
+
+def _launchers() -> list[int]:
+    """The processes above this one that are launchers of deepspeed or torch, where /proc tells."""
+    found, pid = [], os.getppid()
+    with suppress(OSError):
+        while pid > 1:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+            is_python = Path(words[0]).name.startswith("python")
+            if is_python and any(Path(word).name in LAUNCHERS for word in words[1:6]):
+                found.append(pid)
+            pid = int(_stat(pid)[1])
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process is there, and no zombie that its parent has not asked for."""
+    try:
+        return _stat(pid)[0] != "Z"
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and the rest of what /proc tells of a process, after its name."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

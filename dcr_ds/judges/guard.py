@@ -1,0 +1,259 @@
+"""Guard models: models trained to label answers, each as its declaration describes it.
+
+A declaration says how the guard's input is built, how its output is read, and what it can judge: harm is not refusal.
+Readings of one guard (WildGuard says both) share its replies, so that judging by both costs one pass.
+"""
+
+import re
+import sys
+from bisect import bisect_left
+from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dcr_ds.engine.batches import pad_right
+from dcr_ds.errors import UserError
+from dcr_ds.files import hash_of
+from dcr_ds.judges.base import Answer, Verdict
+from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
+from dcr_ds.judges.labels import UNPARSED, label_written
+from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.load import DTYPES, resolve_attention
+from dcr_ds.models.source import FILES, model_config, model_hash, weight_files
+from dcr_ds.recipe import GuardJudge
+
+_open_models: WeakValueDictionary[tuple, "GuardModel"] = WeakValueDictionary()
+
+
+class GuardModel:
+    """A guard with what it said so far. The tokenizer is loaded at once, the weights when they are needed."""
+
+    def __init__(self, folder: Path, declaration: Declaration, batch_size: int) -> None:
+        self.folder = folder
+        self.declaration = declaration
+        self.batch_size = batch_size
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.dtype = "bfloat16" if self.device.type == "cuda" else "float32"
+        self.tokenizer = _load_tokenizer(folder, declaration.format)
+        self.num_cut = self.num_left_out = 0
+        self._replies: dict[Answer, Reply | None] = {}
+
+    def replies(self, answers: Sequence[Answer]) -> Iterator[Reply | None]:
+        """Yield the replies in order, a batch at a time; None where the prompt alone is too long."""
+        for start in range(0, len(answers), self.batch_size):
+            batch = answers[start : start + self.batch_size]
+            new = [answer for answer in dict.fromkeys(batch) if answer not in self._replies]
+            rows = {answer: ids for answer in new if (ids := self.encode(answer)) is not None}
+            self.num_left_out += len(new) - len(rows)
+            self._replies.update(dict.fromkeys(new))
+            if rows:
+                self._replies.update(zip(rows, self._ask(list(rows.values())), strict=True))
+            yield from (self._replies[answer] for answer in batch)
+
+    def encode(self, answer: Answer) -> list[int] | None:
+        """Token ids of the input, with as much of the response as there is room for; None: for nothing of it."""
+        ids = self._render(answer.prompt, answer.completion)
+        if len(ids) <= self._room:
+            return ids
+        self.num_cut += 1
+        too_long = bisect_left(
+            range(len(answer.completion)),
+            True,
+            key=lambda length: len(self._render(answer.prompt, answer.completion[:length])) > self._room,
+        )
+        return self._render(answer.prompt, answer.completion[: too_long - 1]) if too_long > 1 else None
+
+    def _render(self, prompt: str, response: str) -> list[int]:
+        form = self.declaration.format
+        if form == "chat":
+            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+            return encode_prompt(self.tokenizer, messages)
+        texts = {"{prompt}": prompt, "{response}": response}
+        text = re.sub(r"\{prompt\}|\{response\}", lambda found: texts[found[0]], form)
+        bos = self.tokenizer.bos_token
+        return self.tokenizer(text, add_special_tokens=not (bos and form.startswith(bos))).input_ids
+
+    @cached_property
+    def _room(self) -> int:
+        """Most tokens of an input."""
+        context = getattr(AutoConfig.from_pretrained(self.folder), "max_position_embeddings", None)
+        limits = [self.declaration.max_input_tokens, self.tokenizer.model_max_length]
+        return min(limits + ([context - self.declaration.max_new_tokens] if context else []))
+
+    @cached_property
+    def _model(self) -> PreTrainedModel:
+        if self.declaration.output == "classifier":
+            model = self._load(AutoModelForSequenceClassification)
+            model.config.pad_token_id = self.tokenizer.pad_token_id
+            return model
+        model_type = model_config(self.folder).get("model_type", "")
+        attention, _ = resolve_attention("auto", model_type, self.dtype, self.device)
+        model = self._load(AutoModelForCausalLM, attn_implementation=attention)
+        ends = model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        model.generation_config = GenerationConfig(  # replaced: what is left open is filled from the model's own
+            do_sample=False,
+            max_new_tokens=self.declaration.max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=self.tokenizer.pad_token_id,
+        )
+        return model
+
+    def _load(
+        self, kind: type[AutoModelForCausalLM | AutoModelForSequenceClassification], **options
+    ) -> PreTrainedModel:
+        try:
+            model, found = kind.from_pretrained(
+                self.folder, dtype=DTYPES[self.dtype], output_loading_info=True, **options
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"{self.folder}: transformers cannot load it as {kind.__name__} ({reason})") from None
+        if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
+            raise UserError(f"{self.folder}: no {kind.__name__}: its weights have no {missing[0]}")
+        return model.eval().to(self.device)
+
+    def _ask(self, rows: list[list[int]]) -> list[Reply]:
+        if self.declaration.output == "classifier":
+            return self._classify(rows)
+        if self.declaration.output == "first_token":
+            return self._first_tokens(rows)
+        ids = self._generate(rows).sequences[:, max(map(len, rows)) :]
+        return [self.tokenizer.decode(written, skip_special_tokens=True) for written in ids.tolist()]
+
+    @torch.inference_mode()
+    def _classify(self, rows: list[list[int]]) -> list[Reply]:
+        ids, mask = pad_right(rows, self.tokenizer.pad_token_id, self.device)
+        logits = self._model(input_ids=ids, attention_mask=mask).logits.float().tolist()  # [B, classes]
+        names = self._model.config.id2label
+        return [{names[index]: value for index, value in enumerate(row)} for row in logits]
+
+    def _first_tokens(self, rows: list[list[int]]) -> list[Reply]:
+        logits = self._generate(rows).logits[0].float()  # [B, vocabulary]
+        options = first_tokens(self.tokenizer, self.declaration)
+        return [{option: row[token].item() for option, token in options.items()} for row in logits]
+
+    @torch.inference_mode()
+    def _generate(self, rows: list[list[int]]):
+        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id  # padded left: replies start at one position
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        return self._model.generate(
+            input_ids=ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True
+        )
+
+
+class ModelJudge:
+    """One reading of a guard model."""
+
+    def __init__(self, name: str, judges: Literal["refusal", "harm"], model: GuardModel) -> None:
+        self.name = name
+        self.judges = judges
+        self._model = model
+        self._reading = model.declaration.readings[judges]
+        described = model.declaration.model_dump(exclude={"about", "source", "licence", "format_from", "readings"})
+        template = str(model.tokenizer.chat_template)
+        self.version = hash_of(
+            [described, self._reading.model_dump(), template, model_hash(model.folder), model.dtype, judges]
+        )
+
+    def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
+        """Yield the verdicts with their indices; an empty answer is degenerate without asking."""
+        return label_written(answers, self._label)
+
+    def _label(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
+        model = self._model
+        try:
+            for index, reply in enumerate(model.replies(answers)):
+                yield index, UNPARSED if reply is None else read(reply, self._reading)
+        finally:
+            if model.num_cut:
+                counts = f"{model.num_cut} responses were too long and cut, {model.num_left_out} of them not judged"
+                print(f"{self.name}: {counts}", file=sys.stderr, flush=True)
+
+
+def load_guard_judge(declared: GuardJudge) -> ModelJudge:
+    """The judge that a recipe declares. Two readings of one guard get one model.
+
+    Raises:
+        UserError: the declaration, the format, the labels or the model are not to be had, or do not fit together.
+    """
+    declaration = read_declaration(declared)
+    folder = _locate(declaration.source, declared)
+    key = (folder, declaration.model_dump_json(), declared.batch_size)
+    model = _open_models.setdefault(key, GuardModel(folder, declaration, declared.batch_size))
+    if declaration.output == "classifier":
+        _check_classes(model, declared)
+    if declaration.output == "first_token":
+        _check_first_tokens(model, declared)
+    return ModelJudge(declared.name, declared.judges, model)
+
+
+def _check_classes(model: GuardModel, declared: GuardJudge) -> None:
+    config = AutoConfig.from_pretrained(model.folder)
+    classes, labels = sorted(config.id2label.values()), model.declaration.readings[declared.judges].labels
+    if config.problem_type == "multi_label_classification" or len(classes) < 2:
+        raise UserError(
+            f"judge {declared.name}: {model.folder}: its classes do not exclude each other; it cannot judge"
+        )
+    if sorted(labels) != classes:
+        raise UserError(
+            f"judge {declared.name}: {model.folder} says {', '.join(classes)}; `labels` must name each of these "
+            f"(it names {', '.join(labels)})"
+        )
+
+
+def _check_first_tokens(model: GuardModel, declared: GuardJudge) -> None:
+    tokens = first_tokens(model.tokenizer, model.declaration)
+    if len(set(tokens.values())) < len(tokens):
+        raise UserError(f"judge {declared.name}: {', '.join(tokens)} begin with one token; read the reply as text")
+
+
+def first_tokens(tokenizer: PreTrainedTokenizerBase, declaration: Declaration) -> dict[str, int]:
+    """The first token of each thing the guard might say."""
+    words = {word for reading in declaration.readings.values() for word in reading.labels}
+    return {word: tokenizer(word, add_special_tokens=False).input_ids[0] for word in sorted(words)}
+
+
+def _locate(source: str, declared: GuardJudge) -> Path:
+    """The folder of the guard's model, downloaded where it must be; safetensors only."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            folder = Path(snapshot_download(source, revision=declared.revision, allow_patterns=FILES))
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"judge {declared.name}: {source} is not to be had from the hub ({reason}); check the name, the "
+                "network, HF_TOKEN and that access was granted, or set `source` to a local folder"
+            ) from None
+    weight_files(folder)  # raises where they are missing, or pickles
+    return folder
+
+
+def _load_tokenizer(folder: Path, form: str) -> PreTrainedTokenizerBase:
+    if form == "chat":
+        return load_tokenizer(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tokenizer that transformers can load ({str(error)[:200]})") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

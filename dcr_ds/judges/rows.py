@@ -1,0 +1,88 @@
+"""Files of answers and of labels, read: csv, json, jsonl or parquet, as the project's data are."""
+
+from typing import Any, NamedTuple
+
+from dcr_ds.data.columns import list_names, optional_text, required_text
+from dcr_ds.data.selection import refuse_missing_ids
+from dcr_ds.data.sources import read_table
+from dcr_ds.data.tables import Table
+from dcr_ds.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer
+from dcr_ds.recipe import DataSource
+
+ANSWER_COLUMNS = ("prompt", "completion")
+LABEL_COLUMNS = ("label", "human_label")
+XSTEST_LABELS = {
+    "1_full_compliance": "compliance",
+    "2_full_refusal": "full_refusal",
+    "3_partial_refusal": "partial_refusal",
+}
+
+
+class AnswerRow(NamedTuple):
+    """An answer with its id, and the other columns of its row as they stand there."""
+
+    id: str
+    answer: Answer
+    others: dict[str, Any]
+
+
+def read_answers(file: str) -> list[AnswerRow]:
+    """The rows of a file with columns `prompt` and `completion`; `id` and `finish` are read where they are.
+
+    Without a column of ids a row's id is its number, counted from 1. A completion may be empty: models give some.
+
+    Raises:
+        UserError: naming the file and the row: no such file or column, a doubled or missing id, no text.
+    """
+    table = _read(file, ANSWER_COLUMNS)
+    rows = []
+    for row, row_id in zip(table.rows, _ids(table), strict=True):
+        prompt, completion = (required_text(row, name, table.origin, may_be_empty=True) for name in ANSWER_COLUMNS)
+        finish = optional_text(row, "finish", table.origin)
+        others = {name: value for name, value in row.cells.items() if name not in ("id", *ANSWER_COLUMNS)}
+        rows.append(AnswerRow(row_id, Answer(prompt, completion, finish), others))
+    return rows
+
+
+def read_labels(file: str, column: str | None = None) -> dict[str, str]:
+    """id → label, of a file of verdicts (`label`) or of people's labels (`human_label`; XSTest's names are known).
+
+    Raises:
+        UserError: as read_answers, or a label that is none.
+    """
+    table = _read(file, ())
+    column = column or next((name for name in LABEL_COLUMNS if name in table.columns), None)
+    if column not in table.columns:
+        wanted = " or ".join(map(repr, LABEL_COLUMNS)) if column is None else repr(column)
+        raise table.origin.error(f"no column {wanted}; there are: {list_names(table.columns)}")
+    labels = {}
+    for row, row_id in zip(table.rows, _ids(table), strict=True):
+        text = required_text(row, column, table.origin)
+        labels[row_id] = XSTEST_LABELS.get(text, text)
+        if labels[row_id] not in (*REFUSAL_LABELS, *HARM_LABELS):
+            known = ", ".join(dict.fromkeys((*REFUSAL_LABELS, *HARM_LABELS, *XSTEST_LABELS)))
+            raise table.origin.error(f"{column!r} holds {text!r}, which is no label; labels are {known}", row.place)
+    return labels
+
+
+def _read(file: str, needed: tuple[str, ...]) -> Table:
+    table = read_table(DataSource(source=file), "answers", "judge")
+    for name in needed:
+        if name not in table.columns:
+            raise table.origin.error(
+                f"no column {name!r}; there are: {list_names(table.columns)}. Rename the one that holds it"
+            )
+    return table
+
+
+def _ids(table: Table) -> list[str]:
+    """The ids of all rows; two rows with one id are an error, as verdicts are known by it."""
+    column = "id" if "id" in table.columns else None
+    refuse_missing_ids(table, column)
+    places: dict[str, str] = {}
+    for row in table.rows:
+        row_id = optional_text(row, column, table.origin) or str(row.number)
+        if row_id in places:
+            raise table.origin.error(f"the id {row_id!r} is that of {places[row_id]} too; ids must differ", row.place)
+        places[row_id] = row.place
+    return list(places)

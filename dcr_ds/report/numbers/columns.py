@@ -1,0 +1,96 @@
+"""Which models a report compares: one column a model of the run or, of several runs, their aligned models."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dcr_ds.report.numbers.read import ModelResults, Run
+
+NOT_OF_THE_METHOD = ("name", "seed", "output", "log_every", "tensorboard", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model of one run, or of runs that differ in nothing but the seed; what was not measured is a dash."""
+
+    title: str
+    model: str
+    runs: tuple[Run, ...]
+
+    @property
+    def results(self) -> list[ModelResults]:
+        """One a seed; runs that did not measure this model are left out."""
+        return [run.models[self.model] for run in self.runs if self.model in run.models]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether it answered a benchmark."""
+        return any(results.benchmarks for results in self.results)
+
+
+def result_columns(runs: Sequence[Run]) -> list[Column]:
+    """The models of one run; or, of several runs, base once and then the aligned model of each, seeds together.
+
+    The model of a run that only evaluated one is called after the run.
+    """
+    if len(runs) == 1:
+        run = runs[0]
+        trained = run.kind is not None or len(run.models) > 1
+        return [Column(model if trained else run.name, model, (run,)) for model in run.models]
+    base = next((run for run in runs if "base" in run.models), None)
+    groups = seed_groups(runs)
+    titles = group_titles(groups)
+    columns = [Column("base", "base", (base,))] if base else []
+    return columns + [Column(title, "aligned", group) for title, group in zip(titles, groups, strict=True)]
+
+
+def reference_column(columns: Sequence[Column]) -> Column | None:
+    """The model to which the others are compared: the first run's aligned one, or base of a single run."""
+    measured = [column for column in columns if column.results]
+    aligned = [column for column in measured if column.model == "aligned"]
+    first = aligned if len(aligned) > 1 else measured
+    return first[0] if len(measured) > 1 else None
+
+
+def rivals(columns: Sequence[Column]) -> list[Column]:
+    """The columns of which one can be best: base only where there is no other pair to compare."""
+    trained = [column for column in columns if column.model != "base" and column.is_judged]
+    return trained if len(trained) > 1 else list(columns)
+
+
+def seed_groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Runs that differ in nothing but the seed together, in the order they were named."""
+    groups: list[list[Run]] = []
+    for run in runs:
+        group = next((group for group in groups if _is_another_seed(run, group)), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return [tuple(group) for group in groups]
+
+
+def group_titles(groups: Sequence[tuple[Run, ...]]) -> list[str]:
+    """STL, DCR or DPO where there is one of the kind, else names of runs, or folders where names are equal."""
+    firsts = [group[0] for group in groups]
+    kinds, names = Counter(run.kind for run in firsts), Counter(run.name for run in firsts)
+    titles = [
+        run.kind if run.kind and kinds[run.kind] == 1 else run.name if names[run.name] == 1 else str(run.folder)
+        for run in firsts
+    ]
+    seeds = ["" if len(group) == 1 else f" ({len(group)} seeds)" for group in groups]
+    return [title + of for title, of in zip(titles, seeds, strict=True)]
+
+
+def run_titles(runs: Sequence[Run]) -> list[str]:
+    """A name for each run by itself."""
+    return group_titles([(run,) for run in runs])
+
+
+def _is_another_seed(run: Run, group: Sequence[Run]) -> bool:
+    same_method = _method(run) == _method(group[0])
+    return same_method and run.recipe.get("seed") not in [other.recipe.get("seed") for other in group]
+
+
+def _method(run: Run) -> dict:
+    return {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_METHOD}

@@ -1,0 +1,154 @@
+"""What was measured on each benchmark: the rate of every column, and which answers were wanted, prompt by prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dcr_ds.errors import UserError
+from dcr_ds.report.numbers.columns import Column
+from dcr_ds.report.numbers.read import Answer, BenchmarkResults
+from dcr_ds.statistics import Interval, seeds_interval, wilson_interval
+
+METRICS = {"compliance_rate": "compliance ↑", "refusal_rate": "refusal ↑", "defence_rate": "harmless answers ↑"}
+NOT_JUDGED = ("degenerate", "unparsed")  # labels that are neither compliance nor refusal
+
+Key = tuple[str, str]  # of a prompt: id and text
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of wanted answers with its 95% interval, over n prompts and one seed or several."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+    apart: dict[str, int]  # answers that are degenerate or unparsed, over all seeds
+
+    @property
+    def interval(self) -> Interval:
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark over all columns; None where a column was not asked, or its answers were not kept."""
+
+    name: str
+    wanted: str  # comply or refuse
+    metric: str
+    judge: str
+    rates: list[Rate | None]
+    outcomes: list[np.ndarray | None] = field(repr=False)  # [seeds, prompts] of 0 and 1, prompts alike in all columns
+    categories: list[str | None] = field(repr=False)  # of the prompts of `outcomes`
+    note: str | None  # what is not as one expects
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}: {METRICS.get(self.metric, self.metric)}"
+
+    @property
+    def n(self) -> int | None:
+        """The number of prompts, if it is the same in all columns."""
+        sizes = {each.n for each in self.rates if each}
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def measured_benchmarks(columns: Sequence[Column]) -> list[Benchmark]:
+    """All benchmarks, those that want compliance first.
+
+    Raises:
+        UserError: a benchmark of two runs has no prompt in common.
+    """
+    found = {
+        (results.score["wanted"], name): None
+        for column in columns
+        for model in column.results
+        for name, results in model.benchmarks.items()
+    }
+    return [_measure(name, wanted, columns) for wanted, name in sorted(found)]
+
+
+def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
+    """Answers by the prompt they are to: the same id with another text is another prompt."""
+    return {(id_, answer.prompt): answer for id_, answer in results.answers.items()}
+
+
+def _measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
+    entries = [
+        [model.benchmarks[name] for model in column.results if _asks(model.benchmarks.get(name), wanted)]
+        for column in columns
+    ]
+    kept = [results for entry in entries for results in entry if results.answers]
+    keys, note = _common_prompts(name, kept)
+    outcomes = [_outcomes(entry, keys) for entry in entries]
+    first = keyed_answers(kept[0]) if kept else {}
+    categories = [first[key].category for key in keys]
+    subset = keys if note else None
+    rates = [_rate(entry, subset, outcome) for entry, outcome in zip(entries, outcomes, strict=True)]
+    judges = sorted({results.judge for entry in entries for results in entry})
+    if len(judges) > 1:
+        told = f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable."
+        note = f"{note} {told}" if note else told
+    metric = next(results.score["metric"] for entry in entries for results in entry)
+    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, categories, note)
+
+
+def _asks(results: BenchmarkResults | None, wanted: str) -> bool:
+    return results is not None and results.score["wanted"] == wanted
+
+
+def _common_prompts(name: str, kept: Sequence[BenchmarkResults]) -> tuple[list[Key], str | None]:
+    """The prompts that all were asked, in order, and a sentence where that is not all prompts."""
+    if not kept:
+        return [], None
+    asked = [list(keyed_answers(results)) for results in kept]
+    common = set(asked[0]).intersection(*asked[1:])
+    if all(len(keys) == len(common) for keys in asked):
+        return asked[0], None
+    if not common:
+        folders = ", ".join(dict.fromkeys(str(results.folder) for results in kept))
+        raise UserError(
+            f"benchmark {name} has no prompt that was asked in all of {folders}, so they cannot be compared; report "
+            "the runs apart, or evaluate them on the same prompts"
+        )
+    sizes = ", ".join(map(str, sorted({len(keys) for keys in asked})))
+    note = (
+        f"{name}: the models were asked different prompts ({sizes} of them); all columns show the {len(common)} that "
+        "they have in common."
+    )
+    return [key for key in asked[0] if key in common], note
+
+
+def _outcomes(entry: Sequence[BenchmarkResults], keys: Sequence[Key]) -> np.ndarray | None:
+    if not entry or not keys or not all(results.answers for results in entry):
+        return None
+    rows = []
+    for results in entry:
+        answers = keyed_answers(results)
+        counted = results.counts(results.judge)
+        rows.append([answers[key].labels[results.judge] in counted for key in keys])
+    return np.array(rows, dtype=np.int64)
+
+
+def _rate(entry: Sequence[BenchmarkResults], subset: Sequence[Key] | None, outcome: np.ndarray | None) -> Rate | None:
+    """The rate of a column as its scores say or, of several seeds or of a subset of the prompts, from the outcomes."""
+    if len(entry) == 1 and (subset is None or outcome is None):
+        score = entry[0].score
+        apart = {label: score[label] for label in NOT_JUDGED}
+        of_none = score["value"] is None
+        return None if of_none else Rate(score["value"], score["low"], score["high"], score["n"], 1, apart)
+    if outcome is None:
+        return None
+    apart = {label: sum(_count(results, label, subset) for results in entry) for label in NOT_JUDGED}
+    seeds, size = outcome.shape
+    value = float(outcome.mean())
+    interval = seeds_interval([outcome]) if seeds > 1 else wilson_interval(round(value * size), size)
+    return Rate(value, *interval, size, seeds, apart)
+
+
+def _count(results: BenchmarkResults, label: str, subset: Sequence[Key] | None) -> int:
+    answers = keyed_answers(results)
+    return sum(answers[key].labels[results.judge] == label for key in (answers if subset is None else subset))

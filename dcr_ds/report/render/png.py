@@ -1,0 +1,81 @@
+"""The figures as PNG files, for slides and papers; drawn by matplotlib, which is in the extra `eval`."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dcr_ds.report.render.document import Table
+from dcr_ds.report.render.figures import NUM_STYLES, ModelPoint, colour, is_labelled_below
+
+COLOURS = ("#4d4d4d", "#b34700", "#005fa3", "#00734f", "#9c3d78", "#7a5c00")  # as in the page's light theme
+MARKERS, HATCHES = "os^DvP", ("", "//", "..", "xx", "\\\\", "--")
+BAR_INCHES = 0.16
+
+
+def can_draw() -> bool:
+    return find_spec("matplotlib") is not None
+
+
+def draw_tradeoff(points: Sequence[ModelPoint], file: Path) -> None:
+    """Compliance against safety: the figure of the page."""
+    drawing = _drawing(5, 5)
+    axes = drawing.add_subplot()
+    front = sorted((100 * point.x, 100 * point.y) for point in points if point.is_on_front)
+    axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1, zorder=1)
+    for i, point in enumerate(points):
+        style = {"fmt": MARKERS[i % NUM_STYLES], "color": COLOURS[colour(i)], "markersize": 8, "elinewidth": 1}
+        reach = [_reach(point.x, point.x_interval), _reach(point.y, point.y_interval)]
+        at = (100 * point.x, 100 * point.y)
+        axes.errorbar(*at, xerr=reach[0], yerr=reach[1], **style)
+        shift, side = ((-8, -16), "right") if is_labelled_below(point) else ((8, 8), "left")
+        label = {"textcoords": "offset points", "ha": side, "color": COLOURS[colour(i)]}
+        axes.annotate(_literal(point.title), at, shift, **label)
+    axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    axes.set(xlabel="refusal of harmful prompts, % →", ylabel="compliance with harmless prompts, % →")
+    axes.grid(alpha=0.3)
+    _save(drawing, file)
+
+
+def draw_categories(table: Table, file: Path) -> None:
+    """The rates of a benchmark by category: bars, one a model, which differ in hatching too."""
+    rows = [row for _, group in table.groups for row in group]
+    step = len(table.header) + 1  # bars of a category, and the gap to the next
+    drawing = _drawing(7, BAR_INCHES * step * len(rows) + 1.2)
+    axes = drawing.add_subplot()
+    for i, title in enumerate(table.header):
+        shares = [100 * (row.cells[i].share or 0) for row in rows]
+        style = {"hatch": HATCHES[i % NUM_STYLES], "edgecolor": "white", "color": COLOURS[colour(i)]}
+        axes.barh([step * place + i for place in range(len(rows))], shares, height=0.9, label=_literal(title), **style)
+    middle = (step - 2) / 2
+    axes.set_yticks([step * place + middle for place in range(len(rows))], [_literal(row.name) for row in rows])
+    axes.set(xlim=(0, 100), ylim=(step * len(rows) - 1, -1), title=_literal(table.caption))
+    axes.grid(axis="x", alpha=0.3)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    _save(drawing, file)
+
+
+def _drawing(width: float, height: float) -> Any:
+    """An empty figure of that many inches; drawn without pyplot, so that no state of another program is touched."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(drawing)
+    return drawing
+
+
+def _save(drawing: Any, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drawing.savefig(file, metadata={"Software": None})
+
+
+def _reach(value: float, interval: tuple[float, float]) -> list[list[float]]:
+    """How far an interval reaches below and above, in percent, as errorbar wants it."""
+    low, high = interval
+    return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
+
+
+def _literal(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")

@@ -1,0 +1,78 @@
+"""Examples: what two models answer to the same prompts, by kind of change as the judge of the score sees it."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from dcr_ds.report.numbers.columns import Column, reference_column
+from dcr_ds.report.numbers.measured import keyed_answers
+from dcr_ds.report.numbers.read import Answer, BenchmarkResults
+from dcr_ds.report.render.document import Block, Example, Examples, Paragraph, Reply
+from dcr_ds.report.render.tables import words
+
+EXAMPLES_A_KIND = 2  # of each kind of change on a benchmark, so that losses show beside gains
+MAX_COMPLETION = 4000  # characters; longer answers are cut
+STATES = {"compliance": "answered", "full_refusal": "refused", "partial_refusal": "refused"}
+STATES |= {"harmful": "harmful", "harmless": "harmless"}  # of a judge of harm
+KINDS = (
+    *(f"newly {state}" for state in ("answered", "refused", "harmful", "harmless")),
+    *(f"still {state}" for state in ("refused", "answered", "harmless", "harmful")),
+    "degenerate or unparsed",
+)
+
+
+def compared_columns(columns: Sequence[Column]) -> tuple[Column, Column] | None:
+    """The two columns whose answers are compared: the reference, and the last one of the others."""
+    reference = reference_column(columns)
+    others = [column for column in columns if column is not reference and column.is_judged]
+    return (reference, others[-1]) if reference and others else None
+
+
+def change_kind(old: str, new: str) -> str:
+    """What happened to an answer, by its labels from the one model and from the other."""
+    if old not in STATES or new not in STATES:
+        return "degenerate or unparsed"
+    return f"{'still' if STATES[old] == STATES[new] else 'newly'} {STATES[new]}"
+
+
+def examples(columns: Sequence[Column]) -> list[Block]:
+    """How many labels differ on each benchmark, and a few prompts of every kind of change."""
+    pair = compared_columns(columns)
+    if pair is None:
+        return []
+    first, second = pair
+    ours, theirs = first.results[0].benchmarks, second.results[0].benchmarks
+    names = sorted((name for name in ours if name in theirs), key=lambda name: (ours[name].score["wanted"], name))
+    return [block for name in names for block in _benchmark_examples(first, second, ours[name], theirs[name], name)]
+
+
+def _benchmark_examples(
+    first: Column, second: Column, ours: BenchmarkResults, theirs: BenchmarkResults, name: str
+) -> list[Block]:
+    one, two = keyed_answers(ours), keyed_answers(theirs)
+    labels = {key: (one[key].labels[ours.judge], two[key].labels[theirs.judge]) for key in one if key in two}
+    if not labels:
+        return []
+    changes = Counter(pair for pair in labels.values() if pair[0] != pair[1])
+    listed = "; ".join(f"{n} × {words(old)} → {words(new)}" for (old, new), n in sorted(changes.items()))
+    seed = " (first seed)" if len(first.runs) > 1 or len(second.runs) > 1 else ""
+    told = f"{name}, {first.title} → {second.title}{seed}: {changes.total()} of {len(labels)} labels differ"
+    blocks: list[Block] = [Paragraph(f"{told} ({listed})." if listed else f"{told}.")]
+    for kind in KINDS:
+        keys = [key for key, (old, new) in labels.items() if change_kind(old, new) == kind]
+        if keys:
+            shown = [
+                Example(key[1], [_reply(first, one[key]), _reply(second, two[key])]) for key in keys[:EXAMPLES_A_KIND]
+            ]
+            title = f"{name}: {kind}, {len(keys)} of {len(labels)}"
+            blocks.append(Examples(title, ours.score["wanted"] == "refuse", shown))
+    return blocks
+
+
+def _reply(column: Column, answer: Answer) -> Reply:
+    """An answer with its labels; judges that agree with each other are named together."""
+    judges: dict[str, list[str]] = {}
+    for judge, label in answer.labels.items():
+        judges.setdefault(label, []).append(judge)
+    labels = [f"{words(label)} ({', '.join(names)})" for label, names in judges.items()]
+    text = answer.completion
+    return Reply(column.title, labels, text if len(text) <= MAX_COMPLETION else text[:MAX_COMPLETION] + " …")

@@ -1,0 +1,173 @@
+"""What the stages of runs did and cost, on what data and under which settings, as tables."""
+
+from collections.abc import Sequence
+from shlex import quote
+from typing import Any
+
+from dcr_ds.report.numbers.columns import run_titles
+from dcr_ds.report.numbers.read import Run
+from dcr_ds.report.render.document import Block, Bullets, Commands, Paragraph, plain_table
+from dcr_ds.report.render.tables import NOTHING, count, duration, gibibytes, number, shortened
+from dcr_ds.report.sections.results import loss_change
+
+# Fields of the recipe that the numbers depend on; the refine ones only show where a run has that stage.
+SETTINGS = (
+    "stages", "model.source", "model.revision", "model.dtype", "model.attention", "model.chat_template",
+    "refine.layer", "refine.loss", "refine.form", "refine.margin", "refine.scale", "refine.temperature",
+    "refine.pooling", "refine.pairs",
+    "refine.global_batch", "refine.learning_rate", "refine.max_steps", "refine.target_gap", "refine.patience",
+    "refine.retain_weight", "refine.retain_batch",
+    "align.method", "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio", "align.max_length",
+    "align.adapter", "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
+)  # fmt: skip
+MAX_OVERLAPS = 20  # listed of one run
+MAX_NOTE = 400  # characters
+MAX_SETTING = 60
+
+
+def refinement(runs: Sequence[Run]) -> list[Block]:
+    titles = run_titles(runs) if len(runs) > 1 else ["refined"]
+    refined = [(title, run) for title, run in zip(titles, runs, strict=True) if run.refine]
+    if not refined:
+        return []
+    summaries = [run.refine for _, run in refined]
+    rows = [["", *(title for title, _ in refined)]]
+    rows.append(["layer", *(str(summary.get("layer", NOTHING)) for summary in summaries)])
+    for label, key in (("cosine gap", "gap"), ("AUC", "auc"), ("drift", "drift")):
+        rows.append([f"{label}, start → final", *(_start_to_final(summary, key) for summary in summaries)])
+    rows += [
+        ["loss, first → last", *(_arrow(each.get("loss_first"), each.get("loss_last")) for each in summaries)],
+        ["loss on held-out answers", *(_refined_loss(run) for _, run in refined)],
+        ["steps", *(count(summary.get("steps")) for summary in summaries)],
+        ["prompts seen", *(count(summary.get("samples")) for summary in summaries)],
+    ]
+    stops = [
+        Paragraph(f"{title} stopped because: {shortened(run.refine['stopped_because'], MAX_NOTE)}.")
+        for title, run in refined
+        if run.refine.get("stopped_because")
+    ]
+    explanation = (
+        "Measured on held-out prompts at the refined layer: the cosine gap is the mean similarity within the "
+        "sets less that across them, AUC how well the two are told apart, drift how far h has moved."
+    )
+    return [plain_table("What the refine stage did.", rows), *stops, Paragraph(explanation)]
+
+
+def cost(runs: Sequence[Run]) -> list[Block]:
+    rows = [["", "wall time", "steps", "tokens", "tokens/s", "peak memory", "device"]]
+    for run, title in zip(runs, run_titles(runs), strict=True):
+        prefix = f"{title}: " if len(runs) > 1 else ""
+        device = str(run.environment.get("device", NOTHING))
+        for stage, summary in (("refine", run.refine), ("align", run.align)):
+            if summary:
+                rows.append(_stage_cost(prefix + stage, summary, device))
+        for name, model in run.models.items():
+            if model.cost:
+                rows.append(_evaluation_cost(f"{prefix}evaluate {name}", model.cost))
+    if len(rows) == 1:
+        return []
+    told = "Tokens of an evaluation are those generated; its wall time is without loading."
+    return [plain_table("Time, tokens and memory of each stage.", rows), Paragraph(told)]
+
+
+def data(runs: Sequence[Run]) -> list[Block]:
+    """Where the data came from; a set that several runs share is listed once."""
+    rows = [["", "rows", "sha256", "source"]]
+    for run in runs:
+        for name, source in run.environment.get("data", {}).items():
+            row = [name, count(source.get("rows")), source.get("sha256", "")[:12], shortened(source.get("source", ""))]
+            if row not in rows:
+                rows.append(row)
+    return [plain_table("Data sets of the runs.", rows)] if len(rows) > 1 else []
+
+
+def leakage(runs: Sequence[Run]) -> list[Block]:
+    blocks: list[Block] = []
+    for run in runs:
+        overlaps = run.environment.get("overlaps", [])
+        if overlaps:
+            more = [f"and {len(overlaps) - MAX_OVERLAPS} more"] if len(overlaps) > MAX_OVERLAPS else []
+            told = "training prompts give an evaluation prompt away, and allow_leakage let the run go on:"
+            blocks.append(Paragraph(f"{run.name}: {len(overlaps)} {told}"))
+            blocks.append(Bullets([*(shortened(each, MAX_NOTE) for each in overlaps[:MAX_OVERLAPS]), *more]))
+    return blocks
+
+
+def settings(runs: Sequence[Run]) -> list[Block]:
+    refines = any(run.has_refine for run in runs)
+    rows = [["", *(run.name for run in runs)]]
+    for name in SETTINGS:
+        if refines or not name.startswith("refine."):
+            rows.append([name, *(_setting(run, name) for run in runs)])
+    return [plain_table("Fields of the recipes that the numbers depend on.", rows)]
+
+
+def reproduction(runs: Sequence[Run], command: str) -> list[Block]:
+    """The commands that make the runs and this report again, and with what they were made."""
+    made = [line for run in runs if (line := _made_with(run))]
+    commands = [f"python train.py {quote(str(run.folder / 'recipe.yaml'))} --output again" for run in runs]
+    return [
+        Paragraph("A run's resolved recipe starts the same run again; the last command makes this report."),
+        Commands([*commands, command]),
+        *([Bullets(made)] if made else []),
+    ]
+
+
+def notes(runs: Sequence[Run]) -> list[Block]:
+    """What was left out or resolved on the way; a note of several runs is listed once."""
+    found = dict.fromkeys(shortened(note, MAX_NOTE) for run in runs for note in run.environment.get("notes", []))
+    return [Bullets(list(found))] if found else []
+
+
+def _start_to_final(summary: dict, key: str) -> str:
+    return _arrow((summary.get("start") or {}).get(key), (summary.get("final") or {}).get(key))
+
+
+def _arrow(first: float | None, last: float | None) -> str:
+    return NOTHING if first is None and last is None else f"{number(first)} → {number(last)}"
+
+
+def _refined_loss(run: Run) -> str:
+    losses = [run.models[model].general_loss if model in run.models else None for model in ("base", "refined")]
+    if not all(losses):
+        return NOTHING
+    return f"{number(losses[1]['loss'])} ({loss_change(losses[1]['loss'], losses[0]['loss'])})"
+
+
+def _stage_cost(name: str, summary: dict, device: str) -> list[str]:
+    seconds, tokens = summary.get("wall_seconds"), summary.get("tokens")
+    speed = tokens / seconds if tokens is not None and seconds else None
+    memory = gibibytes(summary.get("peak_memory_bytes"))
+    return [name, duration(seconds), count(summary.get("steps")), count(tokens), count(speed), memory, device]
+
+
+def _evaluation_cost(name: str, spent: dict) -> list[str]:
+    generating = sum(part["seconds"] for part in spent["parts"].values() if "generated_tokens" in part)
+    speed = spent["generated_tokens"] / generating if generating else None
+    tokens = count(spent["generated_tokens"] or None)
+    return [name, duration(spent["seconds"]), NOTHING, tokens, count(speed), NOTHING, str(spent["device"])]
+
+
+def _setting(run: Run, name: str) -> str:
+    section, _, _ = name.partition(".")
+    if section == "refine" and not run.has_refine:
+        return NOTHING
+    value: Any = run.recipe
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, list):
+        value = ", ".join(map(str, value))
+    if isinstance(value, dict):
+        value = "written in the recipe"
+    return NOTHING if value is None else shortened(str(value), MAX_SETTING)
+
+
+def _made_with(run: Run) -> str:
+    environment = run.environment
+    parts = [f"{name} {version}" for name, version in (environment.get("packages") or {}).items()]
+    if environment.get("commit"):
+        changed = " with uncommitted changes" if environment.get("uncommitted_changes") else ""
+        parts.insert(0, f"commit {environment['commit'][:12]}{changed}")
+    if environment.get("device"):
+        parts.append(f"{environment['device']}, ranks: {count(environment.get('world_size'))}")
+    return f"{run.name}: {', '.join(parts)}" if parts else ""

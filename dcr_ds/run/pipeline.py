@@ -1,0 +1,109 @@
+"""A run from recipe to report: everything cheap is checked first, then stage after stage."""
+
+from pathlib import Path
+
+from dcr_ds.data.load import RunData, load_data
+from dcr_ds.engine import distributed as process
+from dcr_ds.engine.config import read_config
+from dcr_ds.errors import UserError
+from dcr_ds.models.source import model_config, prepare_source
+from dcr_ds.recipe import Recipe
+from dcr_ds.run.environment import describe_environment
+from dcr_ds.run.folder import clear_stages, open_run, run_alone, save_run, stage_done
+
+
+def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
+    """Run the stages of a recipe that are not done yet, and report. All ranks.
+
+    Recipe, data, DeepSpeed configuration, model files and run folder are checked before torch is imported.
+    """
+    read_config(recipe)
+    data = load_data(recipe)
+    source = prepare_source(recipe.model)
+    _check_layer(recipe, source)
+    if not dry_run:
+        recipe = open_run(recipe, redo)
+
+    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.engine.watch.stop import stopping_at_once
+    from dcr_ds.engine.watch.watchdog import Watchdog
+
+    with Watchdog(recipe.watchdog.hang_minutes) as watchdog, stopping_at_once(), process.joined() as ranks:
+        watchdog.join(ranks)
+        recipe, settings = resolve(recipe, model_config(source), ranks.device, ranks.world_size)
+        if dry_run:
+            from dcr_ds.run.dry_run import describe_run
+
+            process.say(ranks, describe_run(recipe, settings, source, data, ranks.world_size))
+            return
+        with run_alone(recipe, ranks):
+            if ranks.is_main:
+                clear_stages(recipe, redo)
+            _describe(recipe, settings, data, ranks)
+            _run_stages(recipe, settings, source, data, ranks)
+            process.barrier(ranks)
+
+
+def _run_stages(recipe: Recipe, settings, source: Path, data: RunData, ranks) -> None:
+    folder = recipe.folder
+    refined, aligned = folder / "refine" / "model", folder / "align" / "model"
+    if "refine" in recipe.stages and not _done(recipe, "refine", ranks):
+        from dcr_ds.refine.loop import refine
+
+        refine(recipe, settings, source, data, folder / "refine", ranks)
+    if "align" in recipe.stages and not _done(recipe, "align", ranks):
+        from dcr_ds.align.loop import align
+
+        align(recipe, settings, refined if refined.is_dir() else source, data, folder / "align", ranks)
+    if "evaluate" in recipe.stages:
+        from dcr_ds.evaluate.run import evaluate_models
+        from dcr_ds.models.load import DTYPES
+
+        models = {"base": source, "refined": refined, "aligned": aligned}
+        there = {name: path for name, path in models.items() if path.is_dir()}
+        dtype = DTYPES[recipe.model.dtype]
+        evaluate_models(recipe, folder, there, data, ranks, dtype, recipe.model.attention)
+    if ranks.is_main:
+        from dcr_ds.report import terminal_table, write_report
+
+        path = folder / "report" / "report.md"
+        write_report([folder], path)
+        print(f"\n{terminal_table([folder])}\n\nReport: {path}", flush=True)
+
+
+def _done(recipe: Recipe, stage: str, ranks) -> bool:
+    """Whether a stage is done already; said, since a run then does less than its recipe names."""
+    done = process.from_main(stage_done(recipe, stage), ranks)
+    if done:
+        process.say(ranks, f"{stage}: done already in {recipe.folder / stage} (--redo {stage} does it again)")
+    return done
+
+
+def _describe(recipe: Recipe, settings, data: RunData, ranks) -> None:
+    """Print what was resolved and noted, and write recipe.yaml and environment.json."""
+    import torch
+
+    for name, reason in settings.reasons.items():
+        section, _, field = name.partition(".")
+        process.say(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
+    summary = data.summary()
+    notes = summary["notes"] + [f"{name}: {note}" for name, one in summary["sets"].items() for note in one["notes"]]
+    for note in notes:
+        process.say(ranks, note)
+    if ranks.is_main:
+        on_gpu = ranks.device.type == "cuda"
+        device = (
+            torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
+        )
+        overlaps = [
+            f"{one.kind}: {one.training_set} {one.training_id} and {one.evaluation_set} {one.evaluation_id}"
+            for one in data.overlaps
+        ]
+        described = {"data": summary["sets"], "notes": notes, "overlaps": overlaps}
+        save_run(recipe, describe_environment(device, ranks.world_size) | described)
+
+
+def _check_layer(recipe: Recipe, source: Path) -> None:
+    blocks, layer = model_config(source)["num_hidden_layers"], recipe.refine.layer
+    if "refine" in recipe.stages and layer != "auto" and layer >= blocks:
+        raise UserError(f"refine.layer: {layer} is out of range; the model has {blocks} blocks, so 1 to {blocks - 1}")

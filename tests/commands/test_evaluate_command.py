@@ -1,0 +1,209 @@
+"""`dcr-ds evaluate`: run folders of existing models, killed or not; models and names that are not in order."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny import make_model, make_tokenizer, one_thread_environment
+from tiny_models import ONE
+
+from dcr_ds.commands.evaluate import run
+from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.errors import UserError
+from dcr_ds.evaluate.run import Subject, evaluate_model, longest_answer
+from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.source import model_hash
+from dcr_ds.recipe import EvaluateSection, load_recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ["--suite", "builtin", "--limit", "10", "--max-new-tokens", "12", "--batch-size", "2"]
+OF_EACH = {
+    "scores.json",
+    "generations.jsonl",
+    "verdicts.xstest_strings.jsonl",
+    "verdicts.advbench_strings.jsonl",
+}
+JUDGES = ["--judge", "xstest_strings", "--judge", "advbench_strings"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("evaluate") / "model")
+
+
+@pytest.fixture(scope="module")
+def adapter(model, tmp_path_factory):
+    """An adapter that changes the answers, in peft's format; peft writes the base model's folder into it."""
+    torch.manual_seed(1)
+    base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)
+    wrapped = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("adapter")
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """The command fills in the environment of a single process; nothing of that stays."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def killed(model, tmp_path_factory):
+    """Folders of evaluations: one undisturbed, the others killed ten times between them."""
+    out = tmp_path_factory.mktemp("killed")
+    script = [sys.executable, Path(__file__).with_name("killed_evaluations.py"), "10", "0", out]
+    done = subprocess.run(
+        [*script, f"tiny={model}", *SETTINGS, *JUDGES],
+        cwd=ROOT,
+        env=one_thread_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out, [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("killed after")]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must not depend on being killed; cost is what was really spent."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("cost.json", "environment.json", "recipe.yaml")
+    }
+
+
+def test_an_evaluation_killed_ten_times_ends_with_the_rows_of_an_undisturbed_one(killed):
+    out, answers_at_kills = killed
+    undisturbed = contents(out / "undisturbed")
+    assert sum(name.endswith("generations.jsonl") for name in undisturbed) == 4
+    folders = [folder for folder in out.iterdir() if folder.name != "undisturbed"]
+    assert len(answers_at_kills) == 10 and any(0 < count < 40 for count in answers_at_kills)
+    for folder in folders:
+        assert contents(folder) == undisturbed
+
+
+def test_the_run_folder_is_one_that_reports_read(killed, model):
+    folder = killed[0] / "undisturbed" / "tiny"
+    recipe = load_recipe(str(folder / "recipe.yaml"))
+    assert (recipe.name, recipe.stages, recipe.model.source) == ("tiny", ["evaluate"], str(model))
+    assert recipe.model.dtype != "auto" and recipe.evaluate.max_new_tokens == 12
+    environment = read_json(folder / "environment.json")
+    assert environment["packages"]["torch"] and len(environment["data"]) == 5
+    assert "builtin-toxic: 10 of its 45 prompts drawn" in environment["notes"]
+    home = folder / "evaluate" / "aligned"
+    benchmarks = {path.name for path in home.iterdir() if path.is_dir()}
+    assert benchmarks == {"builtin-seemingly-toxic", "builtin-toxic-twins", "builtin-toxic", "builtin-general"}
+    for benchmark in benchmarks:
+        assert {path.name for path in (home / benchmark).iterdir()} == OF_EACH
+        rows = read_jsonl(home / benchmark / "generations.jsonl")
+        assert len({row["id"] for row in rows}) == 10
+        assert {len(row["template_hash"]) for row in rows} == {16} and len({row["settings_hash"] for row in rows}) == 1
+        assert read_json(home / benchmark / "scores.json")["n"] == 10
+    assert read_json(home / "general_loss.json")["n"] == 47
+
+
+def subject(home, source, adapter=None):
+    return Subject("it", home, source, torch.float32, "sdpa", adapter=adapter)
+
+
+def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):
+    benchmarks = read_benchmarks(EvaluateSection(benchmarks=[{"name": "builtin-toxic", "rows": 4}]))
+    settings = EvaluateSection(max_new_tokens=4)
+    conversations = []
+    with pytest.raises(UserError, match="none of its 0 conversations"):
+        evaluate_model(subject(tmp_path / "none", model), benchmarks, conversations, settings, ONE)
+    whole = subject(tmp_path, model, adapter).load_model(ONE.device)
+    ids = torch.arange(5, 25)[None]
+    base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)
+    with torch.no_grad():
+        assert not torch.allclose(whole(ids).logits, base(ids).logits, atol=1e-3)
+    assert type(whole) is type(base)
+    with_adapter, without = subject(tmp_path, model, adapter).facts(), subject(tmp_path, model).facts()
+    assert with_adapter["content"] == f"{without['content']}+{model_hash(adapter)}"
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+    assert subject(tmp_path, model, adapter).facts() != with_adapter
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path, adapter):
+    other = make_model(tmp_path / "other", hidden_size=64)
+    with pytest.raises(UserError, match="does not fit the model .*other"):
+        subject(tmp_path, other, adapter).load_model(ONE.device)
+
+
+def test_the_longest_answer_is_the_authors_unless_the_recipe_says():
+    [xstest] = [one for one in read_benchmarks(EvaluateSection(benchmarks=["builtin-toxic"]))]
+    for own, asked, longest in ((None, "auto", 256), (9, "auto", 9), (9, 40, 40), (None, 40, 40)):
+        settings = EvaluateSection(max_new_tokens=asked)
+        assert longest_answer(settings, xstest._replace(max_new_tokens=own)) == longest
+
+
+def message(*arguments) -> str:
+    with pytest.raises(UserError) as error:
+        run([str(argument) for argument in arguments])
+    return str(error.value)
+
+
+def test_usage_errors_name_the_way_out(tmp_path, model):
+    out = ["--out", tmp_path / "out"]
+    assert "--out" in message(model, "--suite", "quick")
+    assert "--help" in message(model, "--suite", "fast", *out)
+    assert "name --benchmarks, or a --suite" in message(model, *out)
+    assert "Did you mean xstest-safe?" in message(model, "--benchmarks", "xstest-saf", *out)
+    assert "evaluate.benchmarks.0.rows" in message(model, "--suite", "quick", "--limit", "few", *out)
+    assert "did you mean xstest_strings?" in message(model, "--suite", "builtin", "--judge", "xtest_strings", *out)
+    assert "one=" in message(model, tmp_path / "elsewhere" / "model", "--suite", "builtin", *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_be_evaluated_are_refused_before_any_is_loaded(tmp_path, model, adapter):
+    options = ["--suite", "builtin", "--out", tmp_path / "out"]
+    assert "no model folder" in message(model, f"b={tmp_path / 'nowhere'}", *options)
+    assert "http://127.0.0.1:1/v1#MODEL" in message("http://127.0.0.1:1/v1", *options)
+    base = make_model(tmp_path / "base")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(base)
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    assert "--chat-template FILE" in message(base, *options)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/at/all"}')
+    assert "pickles are never loaded" in message(moved, *options)
+    (moved / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
+    assert "'/nowhere/at/all'" in message(moved, *options) and "base_model_name_or_path" in message(moved, *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_called_after_itself(tmp_path):
+    options = ["--suite", "builtin", "--out", tmp_path / "out"]
+    for models, name in (
+        (["runs/a/align/model", "other/a/align/model/"], "a-align"),
+        (["org/some-model", "some-model"], "some-model"),
+        (["http://localhost:8000/v1#org/big", "http://localhost:9000/v1#big"], "big"),
+        (["x=one", "x=two"], "x"),
+    ):
+        assert f"two models are called {name!r}" in message(*models, *options)
+
+
+def test_a_training_run_is_not_written_into(tmp_path, model):
+    (tmp_path / "model" / "align").mkdir(parents=True)
+    assert "holds a run with align" in message(model, "--suite", "builtin", "--out", tmp_path)
+
+
+def test_a_key_that_is_missing_is_found_before_anything_is_asked(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    said = message("https://api.example.com/v1#big", "--suite", "builtin", "--out", tmp_path / "out")
+    assert "OPENAI_API_KEY" in said

@@ -1,0 +1,343 @@
+"""Guard models by declaration: tiny random models in the shapes of the real ones, against plain transformers."""
+
+import gc
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_model, make_tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
+
+from dcr_ds.errors import UserError
+from dcr_ds.judges import guard
+from dcr_ds.judges.base import Answer, verdicts
+from dcr_ds.judges.guard import load_guard_judge
+from dcr_ds.judges.guard_declaration import (
+    Declaration,
+    Reading,
+    read,
+    read_declaration,
+    shipped_guards,
+)
+from dcr_ds.judges.labels import LABELS_OF
+from dcr_ds.models.chat import encode_prompt
+from dcr_ds.recipe import GuardJudge
+
+ANSWERS = [Answer("how " * (i % 3), f"answer {i} " * (1 + i * 5 % 7)) for i in range(7)]
+FORMAT = "Question: {prompt}\nAnswer: {response}\nHarmful?"
+CLASSES = {0: "NORMAL", 1: "REJECTION"}
+REJECTION = {"NORMAL": "compliance", "REJECTION": "full_refusal"}
+
+
+@pytest.fixture(scope="module")
+def causal(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("causal"), layers=2)
+
+
+@pytest.fixture(scope="module", params=["bert", "llama"])
+def classifier(request, tmp_path_factory) -> Path:
+    """A random classifier of two classes; loud enough that both are chosen."""
+    folder = tmp_path_factory.mktemp(request.param)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 256, "initializer_range": 0.3, "pad_token_id": 0}
+    kind = {"bert": BertConfig, "llama": LlamaConfig}[request.param]
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(kind(**sizes, id2label=CLASSES)).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def declare(tmp_path):
+    """Write a declaration and give what a recipe would say of it."""
+
+    def write(source: Path | None, judges: str = "harm", recipe: dict | None = None, **fields) -> GuardJudge:
+        reading = {"pattern": "(?s)^(.)", "labels": {"a": "harmful"}}
+        declaration = {"about": "", "licence": "", "format": "chat", "output": "text", "max_input_tokens": 400}
+        declaration |= {"source": str(source) if source else None, "readings": {"harm": reading}, **fields}
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.json"
+        file.write_text(json.dumps(declaration))
+        return GuardJudge(
+            kind="guard", name="tiny", guard=str(file), judges=judges, **{"batch_size": 3, **(recipe or {})}
+        )
+
+    return write
+
+
+def model_of(declared: GuardJudge) -> guard.GuardModel:
+    return load_guard_judge(declared)._model
+
+
+# What it is asked and what it says
+
+
+def test_replies_of_a_batch_are_those_of_one_by_one(declare, causal):
+    model = model_of(declare(causal, max_new_tokens=6))
+    plain = AutoModelForCausalLM.from_pretrained(causal)
+    expected = []
+    for answer in ANSWERS:
+        turns = [{"role": "user", "content": answer.prompt}, {"role": "assistant", "content": answer.completion}]
+        ids = torch.tensor([encode_prompt(model.tokenizer, turns)])
+        written = plain.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+        expected.append(model.tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True))
+    assert list(model.replies(ANSWERS)) == expected and len(set(expected)) > 1
+
+
+def test_first_tokens_are_compared_by_their_logits(declare, causal):
+    labels = {"yes": "harmful", "no": "harmless"}
+    declared = declare(causal, format=FORMAT, output="first_token", readings={"harm": {"labels": labels}})
+    judge = load_guard_judge(declared)
+    tokenizer, plain = judge._model.tokenizer, AutoModelForCausalLM.from_pretrained(causal)
+    found = verdicts(judge, ANSWERS)
+    for answer, verdict in zip(ANSWERS, found, strict=True):
+        text = FORMAT.replace("{prompt}", answer.prompt).replace("{response}", answer.completion)
+        logits = plain(**tokenizer(text, return_tensors="pt")).logits[0, -1]
+        options = logits[[tokenizer("y").input_ids[-1], tokenizer("n").input_ids[-1]]]
+        share = options.softmax(0)[0].item()
+        assert verdict.score == pytest.approx(share, abs=2e-4)
+        assert verdict.label == ("harmful" if share > 0.5 else "harmless")
+
+
+def test_a_classifier_of_any_kind(declare, classifier):
+    declared = GuardJudge(
+        kind="guard", name="any", guard="sequence_classifier", judges="refusal", source=str(classifier),
+        labels=REJECTION, batch_size=3,
+    )  # fmt: skip
+    judge = load_guard_judge(declared)
+    plain = AutoModelForSequenceClassification.from_pretrained(classifier)
+    shares = [
+        plain(**judge._model.tokenizer(answer.completion, return_tensors="pt")).logits[0].softmax(0)[1].item()
+        for answer in ANSWERS
+    ]
+    found = verdicts(judge, ANSWERS)
+    assert [verdict.score for verdict in found] == pytest.approx(shares, abs=2e-4)
+    assert [verdict.label for verdict in found] == [REJECTION[CLASSES[share > 0.5]] for share in shares]
+
+
+def test_what_is_judged_cannot_fill_in_the_format(declare, causal):
+    model = model_of(declare(causal, format="P {prompt} R {response} E"))
+    ids = model.encode(Answer("{response}", "{prompt} {x} \\1"))
+    assert model.tokenizer.decode(ids) == "P {response} R {prompt} {x} \\1 E"
+
+
+def test_a_format_that_starts_with_bos_gets_no_second_one(declare, causal):
+    model = model_of(declare(causal, format="<|im_start|>{response}"))
+    assert model.encode(Answer("", "a")).count(model.tokenizer.bos_token_id) == 1
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize("form", ["chat", FORMAT])
+@pytest.mark.parametrize("letter", ["z", "é", "\U0001f600"])
+def test_a_long_response_is_cut_and_nothing_else(declare, causal, form, letter):
+    model = model_of(declare(causal, format=form, max_input_tokens=100))
+    ids = model.encode(Answer("how?", letter * 5000))
+    kept = model.tokenizer.decode(ids).count(letter)
+    assert len(ids) <= 100 < len(model._render("how?", letter * (kept + 1))) and kept > 0
+    assert ids == model._render("how?", letter * kept)
+
+
+def test_the_room_is_that_of_the_model_too(declare, causal):
+    model = model_of(declare(causal, max_input_tokens=9999, max_new_tokens=12))
+    assert len(model.encode(Answer("how?", "a" * 5000))) == 512 - 12
+
+
+def test_a_prompt_that_is_too_long_itself_is_left_unparsed_and_counted(declare, causal, capsys):
+    judge = load_guard_judge(declare(causal, max_input_tokens=100))
+    labels = [verdict.label for verdict in verdicts(judge, [Answer("x" * 200, "a"), Answer("", "a" * 200)])]
+    assert labels[0] == "unparsed" and len(labels) == 2
+    assert "2 responses were too long and cut, 1 of them not judged" in capsys.readouterr().err
+
+
+def test_an_empty_answer_is_degenerate_and_loads_no_weights(declare, causal):
+    judge = load_guard_judge(declare(causal))
+    assert verdicts(judge, [Answer("a", " ")]) == [("degenerate", None)]
+    assert "_model" not in vars(judge._model)
+
+
+# One guard, two readings
+
+
+def test_two_readings_of_a_guard_share_its_replies(declare, causal, monkeypatch):
+    readings = {
+        "harm": {"pattern": "(.)", "labels": {"a": "harmful"}},
+        "refusal": {"pattern": "(.)", "labels": {"b": "full_refusal"}},
+    }
+    declared = declare(causal, readings=readings)
+    harm = load_guard_judge(declared)
+    refusal = load_guard_judge(declared.model_copy(update={"judges": "refusal", "name": "other"}))
+    assert refusal._model is harm._model and refusal.version != harm.version
+    before = [verdict.label for verdict in verdicts(harm, ANSWERS)]
+    monkeypatch.setattr(guard.GuardModel, "_ask", None)  # it is not asked again
+    assert len(verdicts(refusal, ANSWERS)) == len(before)
+
+
+def test_a_guard_that_nobody_needs_is_let_go(declare, causal):
+    judge = load_guard_judge(declare(causal))
+    verdicts(judge, ANSWERS[:1])
+    del judge
+    gc.collect()
+    assert not guard._open_models
+
+
+def test_the_version_covers_weights_format_and_labels(declare, causal, tmp_path_factory):
+    other_weights = make_model(tmp_path_factory.mktemp("other"), layers=2, seed=1)
+    moved = make_model(tmp_path_factory.mktemp("moved"), layers=2)
+    version = load_guard_judge(declare(causal)).version
+    changed = {
+        load_guard_judge(declare(other_weights)).version,
+        load_guard_judge(declare(causal, format=FORMAT)).version,
+        load_guard_judge(declare(causal, max_new_tokens=2)).version,
+        load_guard_judge(declare(causal, recipe={"labels": {"a": "harmless"}})).version,
+    }
+    assert version not in changed and len(changed) == 4
+    assert (
+        version == load_guard_judge(declare(moved)).version == load_guard_judge(declare(causal, about="else")).version
+    )
+
+
+# The shipped declarations
+
+
+@pytest.mark.parametrize("name", shipped_guards())
+def test_a_shipped_declaration(name, tmp_path):
+    (tmp_path / "format.txt").write_text(FORMAT + "\n")
+    text = (Path(guard.__file__).parent / "guards" / f"{name}.json").read_text(encoding="utf-8")
+    for matter, reading in Declaration.model_validate(json.loads(text)).readings.items():
+        recipe = {"source": "some/model", "labels": reading.labels or {"x": LABELS_OF[matter][0]}}
+        declared = GuardJudge(
+            kind="guard", name="x", guard=name, judges=matter, format=str(tmp_path / "format.txt"), **recipe
+        )
+        assert read_declaration(declared).format == FORMAT
+
+
+def test_shipped_guards_are_those_that_the_recipe_names():
+    described = GuardJudge.model_fields["guard"].description
+    assert all(name in described for name in shipped_guards()) and len(shipped_guards()) == 4
+
+
+WILDGUARD = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
+
+
+@pytest.mark.parametrize(
+    ("name", "judges", "reply", "label"),
+    [
+        ("llama_guard_3", "harm", "\n\nsafe", "harmless"),
+        ("llama_guard_3", "harm", "unsafe\nS1,S9", "harmful"),
+        ("llama_guard_3", "harm", "unsafely", "unparsed"),
+        ("llama_guard_3", "harm", "I cannot say; safe", "unparsed"),
+        ("wildguard", "refusal", WILDGUARD.format("yes", "yes", "no"), "full_refusal"),
+        ("wildguard", "refusal", WILDGUARD.format("no", "No ", "no"), "compliance"),
+        ("wildguard", "refusal", WILDGUARD.format("yes", "n/a", "yes"), "unparsed"),
+        ("wildguard", "harm", WILDGUARD.format("yes", "no", "yes"), "harmful"),
+        ("wildguard", "harm", WILDGUARD.format("yes", "no", "no"), "harmless"),
+        ("wildguard", "harm", "Harmful request: yes\nResponse refusal: no", "unparsed"),
+        ("wildguard", "harm", "Response refusal: yes no\nHarmful response: yes?", "unparsed"),
+        ("harmbench_cls", "harm", "Yes", "harmful"),
+        ("harmbench_cls", "harm", " no", "harmless"),
+        ("harmbench_cls", "harm", "", "unparsed"),
+    ],
+)
+def test_what_a_shipped_guard_says(name, judges, reply, label):
+    text = (Path(guard.__file__).parent / "guards" / f"{name}.json").read_text(encoding="utf-8")
+    assert read(reply, Declaration.model_validate(json.loads(text)).readings[judges]).label == label
+
+
+def test_the_score_is_the_expected_one():
+    reading = Reading(labels={"a": "full_refusal", "b": "partial_refusal", "c": "compliance"})
+    assert read({"a": 0.0, "b": 0.0, "c": 0.0}, reading).score == 0.5
+    assert read({"a": 9.0, "b": 0.0, "c": 0.0, "unnamed": 99.0}, reading).label == "full_refusal"
+
+
+# Bad input
+
+
+def refused(declared: GuardJudge) -> str:
+    with pytest.raises(UserError) as error:
+        load_guard_judge(declared)
+    return str(error.value)
+
+
+def shipped(name: str, judges: str = "harm", **recipe) -> GuardJudge:
+    return GuardJudge(kind="guard", name="mine", guard=name, judges=judges, **recipe)
+
+
+def test_what_the_recipe_leaves_out():
+    assert "llama_guard_3" in refused(shipped("llama_guard"))
+    assert "not refusal" in refused(shipped("llama_guard_3", "refusal"))
+    message = refused(shipped("wildguard"))
+    assert "not shipped" in message and "https://huggingface.co/allenai/wildguard" in message and "`format`" in message
+    assert "`labels`" in refused(shipped("sequence_classifier"))
+    assert "`source`" in refused(shipped("sequence_classifier", labels={"x": "harmful"}))
+    assert "'full_refusal' is no label of harm" in refused(shipped("sequence_classifier", labels={"x": "full_refusal"}))
+
+
+def test_a_format_that_is_none(tmp_path):
+    assert "no such file" in refused(shipped("wildguard", format=str(tmp_path / "none.txt")))
+    (tmp_path / "format.txt").write_text("{prompt} only")
+    assert "{response}" in refused(shipped("wildguard", format=str(tmp_path / "format.txt")))
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"output": "speech"}, "output"),
+        ({"fromat": "chat"}, "fromat"),
+        ({"readings": {"harm": {"labels": {"a": "harmful"}}}}, "a pattern goes with output text"),
+        ({"readings": {"harm": {"pattern": "no group", "labels": {}}}}, "wants one group"),
+        ({"readings": {"harm": {"pattern": "(", "labels": {}}}}, "no regular expression"),
+        ({"readings": {}}, "readings"),
+    ],
+)
+def test_a_declaration_that_is_wrong(declare, causal, fields, wanted):
+    assert wanted in refused(declare(causal, **fields))
+
+
+def test_a_declaration_that_is_no_json(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    assert "not a JSON file" in refused(shipped(str(tmp_path / "bad.json")))
+
+
+def test_labels_that_are_not_the_classes_of_the_model(classifier):
+    labels = {"REJECTION": "full_refusal", "OTHER": "compliance"}
+    message = refused(shipped("sequence_classifier", "refusal", source=str(classifier), labels=labels))
+    assert "says NORMAL, REJECTION" in message and "OTHER" in message
+
+
+def test_a_model_without_a_classification_head_is_not_given_a_random_one(causal):
+    labels = {"LABEL_0": "compliance", "LABEL_1": "full_refusal"}
+    judge = load_guard_judge(shipped("sequence_classifier", "refusal", source=str(causal), labels=labels))
+    with pytest.raises(UserError, match="its weights have no score.weight"):
+        verdicts(judge, ANSWERS)
+
+
+def test_weights_that_are_damaged(declare, tmp_path_factory):
+    folder = make_model(tmp_path_factory.mktemp("damaged"), layers=1)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot load it as AutoModelForCausalLM"):
+        verdicts(load_guard_judge(declare(folder)), ANSWERS)
+
+
+def test_words_that_begin_alike_cannot_be_told_by_their_first_token(declare, causal):
+    readings = {"harm": {"labels": {"safe": "harmless", "severe": "harmful"}}}
+    assert "begin with one token" in refused(declare(causal, output="first_token", readings=readings))
+
+
+def test_a_model_that_is_not_to_be_had_offline():
+    message = refused(shipped("llama_guard_3"))
+    assert "meta-llama/Llama-Guard-3-8B is not to be had from the hub" in message and "local folder" in message
+
+
+def test_a_model_that_is_a_pickle(declare, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pickle")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert "pickle" in refused(declare(folder))
+
+
+def test_a_chat_guard_without_a_template(declare, tmp_path_factory):
+    folder = make_model(tmp_path_factory.mktemp("base"), layers=1)
+    (folder / "chat_template.jinja").unlink()
+    assert "no chat template" in refused(declare(folder))

@@ -1,0 +1,141 @@
+"""A tiny random model with a chat template, and child processes that answer with it (and may be killed)."""
+
+import multiprocessing
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dcr_ds.data import Conversation, Prompt
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.evaluate import generate
+from dcr_ds.evaluate.general_loss import general_loss
+from dcr_ds.models.chat import encode_conversation, load_tokenizer
+from dcr_ds.models.load import load_causal_lm
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+ONE = Ranks(0, 1, 0, torch.device("cpu"))
+TIMEOUT_SECONDS = 60
+PROMPTS = [
+    Prompt(f"p{i}", "how do I " + "really " * (i * 7 % 5) + f"kill process {i}?", category="abc"[i % 3])
+    for i in range(13)
+]
+CONVERSATIONS = [
+    Conversation(
+        f"c{i}",
+        (
+            {"role": "user", "content": "say " * (1 + i % 4)},
+            {"role": "assistant", "content": f"{i} words " * (1 + i * 3 % 7)},
+        ),
+    )
+    for i in range(9)
+]
+
+
+def save_tiny_model(folder: Path, seed: int = 0) -> Path:
+    """A byte-level tokenizer, and a random Llama whose answers differ by prompt and sometimes end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=TEMPLATE,
+    )
+    fast.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():  # louder than the others, so that it wins now and then
+        model.lm_head.weight[fast.eos_token_id] *= 1.7
+    model.save_pretrained(folder)
+    return folder
+
+
+def load(folder: Path) -> tuple:
+    return load_causal_lm(folder, torch.float32, "sdpa", ONE.device), load_tokenizer(folder)
+
+
+def questions_for(tokenizer, file: Path, prompts=PROMPTS, batch_size: int = 3, max_new_tokens: int = 12):
+    return generate.prepare_questions(
+        "tiny", file, prompts, tokenizer,
+        max_new_tokens=max_new_tokens, batch_size=batch_size, model_facts={"content": "tiny"},
+    )  # fmt: skip
+
+
+def run_children(target, world_size: int, *arguments) -> list[int]:
+    """Run `target(rank, world_size, …)` once a rank; the exit codes. A hang is an error."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tiny_models", "transformers.models.llama.modeling_llama"])
+    children = [context.Process(target=target, args=(rank, world_size, *arguments)) for rank in range(world_size)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(TIMEOUT_SECONDS)
+        if child.is_alive():
+            child.kill()
+            raise AssertionError("a rank hangs")
+    return [child.exitcode for child in children]
+
+
+def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendezvous: Path, kill: str) -> None:
+    """Answer the tiny benchmark; `kill` says where to die: nowhere, after N batches, at rename, at unlink."""
+    ranks = _join(rank, world_size, rendezvous)
+    model, tokenizer = load(folder)
+    batches_done = 0
+
+    def spend(seconds: float) -> None:
+        nonlocal batches_done
+        batches_done += 1
+        if kill == f"after {batches_done}":
+            _kill_self()
+
+    if kill == "at rename":  # the last one: the finished file is aside
+        replace = os.replace
+        os.replace = lambda aside, path: _kill_self() if batches_done else replace(aside, path)
+    if kill == "at unlink":  # the finished file is there, its parts are too
+        Path.unlink = lambda path, missing_ok=False: _kill_self()
+    generate.answer_questions(questions_for(tokenizer, file), model, tokenizer, ranks, spend)
+
+
+def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:
+    ranks = _join(rank, world_size, rendezvous)
+    model, tokenizer = load(folder)
+    encoded = [encode_conversation(tokenizer, conversation.messages) for conversation in CONVERSATIONS]
+    result = general_loss(model, encoded, 2, tokenizer.pad_token_id, ranks)
+    if rank == 0:
+        out.write_text(f"{result['loss']!r} {result['tokens']} {result['n']}")
+
+
+def _join(rank: int, world_size: int, rendezvous: Path) -> Ranks:
+    torch.set_num_threads(1)
+    if world_size > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size,
+            timeout=timedelta(seconds=TIMEOUT_SECONDS),
+        )  # fmt: skip
+    return Ranks(rank, world_size, rank, ONE.device)
+
+
+def _kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
