@@ -6,6 +6,8 @@ Legend: n prompts, D width.
 import torch
 from dcr_kernels import similarity_stats
 
+from dcr_ds import ranking
+
 
 def separation(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -> dict[str, float]:
     """Cosine gap and AUC of held-out embeddings h [n, D], labels [n] (0 seemingly toxic, 1 toxic), pair numbers [n].
@@ -27,17 +29,9 @@ def class_mean_auc(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -
     """How often the direction between the class means ranks a toxic prompt above a seemingly toxic one.
 
     Each couple of prompts is scored by the class means of the prompts of all other pairs, so that the figure is not
-    flattered by the prompts it is measured on, nor turned round by their twins. Ties count half; where a class has no
-    other pair the couple is not counted, and the figure is NaN where none is.
+    flattered by the prompts it is measured on, nor reversed by their twins. Ties count half; a couple for which a class
+    has no other pair is not counted, and the figure is NaN if no couple is counted.
     """
-    unit = torch.nn.functional.normalize(h.double(), dim=1)
-    wins, couples = 0.0, 0
-    for i in torch.nonzero(labels == 0).flatten():
-        for j in torch.nonzero(labels == 1).flatten():
-            others = (pairs != pairs[i]) & (pairs != pairs[j])
-            first, second = unit[others & (labels == 0)], unit[others & (labels == 1)]
-            if len(first) and len(second):
-                score = torch.dot(second.mean(0) - first.mean(0), unit[j] - unit[i])
-                wins += float(score > 0) + 0.5 * float(score == 0)
-                couples += 1
-    return wins / couples if couples else float("nan")
+    exact = h.detach().cpu()
+    exact = exact if exact.dtype == torch.float64 else exact.float()  # numpy has no bfloat16
+    return ranking.class_mean_auc(exact.numpy(), labels.cpu().numpy(), pairs.cpu().numpy())

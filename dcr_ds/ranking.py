@@ -1,0 +1,128 @@
+"""How well scores or directions rank the prompts of one set above those of another: AUC, intervals, folds.
+
+Legend: n prompts, n₀ and n₁ of each set, D width, P pairs. A pair is a group of prompts that belong together: twins
+carry one pair number, a prompt without a twin has a number of its own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+TIE = 1e-12  # scores closer than this, relative to the largest squared norm, are equal up to rounding
+RESAMPLES = 1000
+
+
+class AucInterval(NamedTuple):
+    """An AUC with its 95 % percentile interval and its standard error; NaN where no couple could be compared."""
+
+    value: float
+    low: float
+    high: float
+    error: float
+
+
+def class_mean_auc(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -> float:
+    """AUC of the direction between the class means of unit vectors, each couple scored without its own pairs.
+
+    A couple (i, j) of labels 0 and 1 is won where (μ₁ − μ₀)·(u_j − u_i) > 0; the class means μ are those of the prompts
+    of all other pairs. Ties count half. A couple for which a class has no other pair is not counted.
+
+    The means of a couple follow from the sums of the classes and of the pairs, and their products with the vectors from
+    one Gram matrix: O(n²·D + n²) instead of O(n₀·n₁·n·D).
+
+    Args:
+        vectors: [n, D]; only their directions count.
+        labels: [n] of 0 and 1; other labels are left out.
+        pairs: [n] integers.
+
+    Returns:
+        The AUC in float64; NaN if no couple is counted.
+    """
+    kept = (labels == 0) | (labels == 1)
+    labels, pairs = labels[kept], np.unique(pairs[kept], return_inverse=True)[1]
+    unit = vectors[kept].astype(np.float64)
+    unit /= np.maximum(np.sqrt(np.einsum("nd,nd->n", unit, unit)), 1e-12)[:, None]
+    unit -= unit.mean(axis=0)  # the score does not change, and small differences keep their digits
+    gram = unit @ unit.T
+    first, second = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    means = [_class_means(gram, members, pairs, first, second) for members in (first, second)]
+    counted = ~np.isnan(means[0]) & ~np.isnan(means[1])
+    if not counted.any():
+        return float("nan")
+    scores = (means[1] - means[0])[counted]
+    tie = TIE * gram.diagonal().max()
+    return float((np.sum(scores > tie) + 0.5 * np.sum(np.abs(scores) <= tie)) / len(scores))
+
+
+def _class_means(
+    gram: np.ndarray, members: np.ndarray, pairs: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """μ·(u_j − u_i) [n₀, n₁] for a class mean μ without the pairs of i and j; NaN where no member is left."""
+    num_pairs = pairs.max(initial=-1) + 1
+    sizes = np.bincount(pairs[members], minlength=num_pairs)  # [P] members of the class in each pair
+    of_class = gram[:, members].sum(axis=1)  # [n]
+    of_pair = np.zeros((len(gram), num_pairs))  # [n, P]
+    ordered = members[np.argsort(pairs[members], kind="stable")]
+    occupied = np.flatnonzero(sizes)
+    if len(occupied):
+        starts = np.concatenate([[0], np.cumsum(sizes[occupied])[:-1]])
+        of_pair[:, occupied] = np.add.reduceat(gram[:, ordered], starts, axis=1)
+    i_pairs, j_pairs = pairs[first], pairs[second]
+    apart = i_pairs[:, None] != j_pairs[None, :]  # the pair of twins is left out once, not twice
+    along_j = of_class[second] - of_pair[np.ix_(second, i_pairs)].T - apart * of_pair[second, j_pairs]
+    along_i = of_class[first] - of_pair[first, i_pairs]
+    along_i = along_i[:, None] - apart * of_pair[np.ix_(first, j_pairs)]
+    left = len(members) - sizes[i_pairs][:, None] - apart * sizes[j_pairs]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(left > 0, (along_j - along_i) / left, np.nan)
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """How often a score of label 1 exceeds one of label 0; ties count half, NaN if a label is missing."""
+    first, second = np.sort(scores[labels == 0]), scores[labels == 1]
+    if not len(first) or not len(second):
+        return float("nan")
+    below, not_above = (np.searchsorted(first, second, side) for side in ("left", "right"))
+    return float((below + not_above).mean() / 2 / len(first))
+
+
+def auc_interval(
+    scores: np.ndarray, labels: np.ndarray, pairs: np.ndarray, folds: np.ndarray | None = None, seed: int = 0
+) -> AucInterval:
+    """AUC of scores with an interval from resampling pairs, so that twins are drawn together.
+
+    Args:
+        folds: [n] number of the fold whose model gave each score. Only scores of one fold are compared, as those of two
+            models have no common scale.
+    """
+    first, second = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    difference = scores[second][None, :] - scores[first][:, None]
+    wins = (difference > 0) + 0.5 * (difference == 0)
+    counted = np.ones_like(wins) if folds is None else (folds[first][:, None] == folds[second][None, :]).astype(float)
+    if not counted.any():
+        return AucInterval(*[float("nan")] * 4)
+    wins *= counted
+    _, pairs = np.unique(pairs, return_inverse=True)
+    num_pairs = pairs.max() + 1
+    times = np.random.default_rng(seed).multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), RESAMPLES)
+    times = times[:, pairs].astype(float)  # [resamples, n] how often each prompt was drawn
+    won, total = (((times[:, first] @ couples) * times[:, second]).sum(axis=1) for couples in (wins, counted))
+    drawn = won[total > 0] / total[total > 0]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return AucInterval(float(wins.sum() / counted.sum()), float(low), float(high), float(drawn.std(ddof=1)))
+
+
+def pair_folds(labels: np.ndarray, pairs: np.ndarray, num_folds: int, seed: int = 0) -> np.ndarray:
+    """Fold [n] of each prompt: pairs are never parted, and each kind of pair is spread evenly.
+
+    Pairs that hold the same number of prompts of each label are of one kind: pairs of twins, single prompts of label 0,
+    single prompts of label 1.
+    """
+    _, pairs = np.unique(pairs, return_inverse=True)
+    num_pairs = pairs.max() + 1
+    kinds = np.stack([np.bincount(pairs[labels == label], minlength=num_pairs) for label in (0, 1)], axis=1)
+    shuffled = np.random.default_rng(seed).permutation(num_pairs)
+    order = shuffled[np.lexsort(kinds[shuffled].T)]
+    fold_of_pair = np.empty(num_pairs, dtype=int)
+    fold_of_pair[order] = np.arange(num_pairs) % num_folds
+    return fold_of_pair[pairs]
