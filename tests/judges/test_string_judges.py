@@ -13,7 +13,7 @@ def label(judge, completion):
 
 
 def preset_of(name):
-    file = resources.files("dcr_ds.evaluate") / "presets" / f"{name}.json"
+    file = resources.files("dcr_ds.judges") / "presets" / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 

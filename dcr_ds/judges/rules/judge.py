@@ -19,7 +19,7 @@ from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
 
-CODE = ("rules.py", "features.py", "asking.py", "wording.py", "degenerate.py")  # decides a verdict, beside the weights
+CODE = ("judge.py", "features.py", "asking.py", "wording.py", "degenerate.py")  # decides a verdict, beside the weights
 Weights = Mapping[str, float]  # of each feature, and "bias"
 
 
