@@ -334,7 +334,7 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     ranks = process.start()
-    folder = Path(process.from_main(tempfile.mkdtemp(prefix="plan_check") if ranks.is_main else None, ranks))
+    folder = Path(process.broadcast_from_main(tempfile.mkdtemp(prefix="plan_check") if ranks.is_main else None, ranks))
     if ranks.is_main:
         random_model(options.shape, folder)
     process.barrier(ranks)

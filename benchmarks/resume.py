@@ -115,7 +115,7 @@ def save(model: Path, folder: Path, step: int) -> None:
     _, engine, ranks = engine_of(model)
     checkpoints = Checkpoints(engine, folder / "checkpoints", 1, ranks)
     checkpoints.save(step, {"tokens": step * BATCH * LENGTH, "seconds": 0.0})
-    checkpoints.settle()
+    checkpoints.wait_until_saved()
     process.close()
 
 

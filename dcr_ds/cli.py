@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dcr_ds.engine.distributed import is_lost_rank, is_main_process, set_environment
+from dcr_ds.engine.distributed import is_main_process, is_peer_failure, set_environment
 from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
 from dcr_ds.recipe import DataSource, field_rows, json_schema, load_recipe
 from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Diverged as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
-        if not is_lost_rank(error):
+        if not is_peer_failure(error):
             raise
         time.sleep(RANK_0_SPEAKS_SECONDS)  # the rank that ended tells why, and the launcher ends this one
         return _fail(f"another rank ended before this one; what it says tells why ({str(error)[:200]})", 1)

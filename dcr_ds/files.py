@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Write a text file, making its folder; a reader finds the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".partial")
@@ -34,12 +34,12 @@ def flush(path: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that is either wholly there or as it was before."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """Write a file of JSON lines that is either wholly there or as it was before."""
-    write_whole(path, "".join(json_line(row) for row in rows))
+    write_atomically(path, "".join(json_line(row) for row in rows))
 
 
 def json_line(row: dict) -> str:

@@ -26,7 +26,7 @@ from dcr_ds.engine.build import (
     stage_config,
     trained_weights,
 )
-from dcr_ds.engine.distributed import Ranks, barrier, say, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, barrier, print_on_main, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, write_trained
@@ -52,7 +52,7 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
     by_preferences = stage.method == "dpo"
     samples = encode_samples(recipe, data, tokenizer)
     for note in samples.notes:
-        say(ranks, note)
+        print_on_main(ranks, note)
     total_steps = num_steps(stage.epochs, len(samples.samples), stage.global_batch)
     engine = build_engine_for(recipe, settings, source, total_steps, ranks)
     batching = Batching.of(stage)

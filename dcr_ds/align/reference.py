@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from dcr_ds.align.dpo import Pairs, log_probs
 from dcr_ds.engine.batches import Batching, forward_passes
-from dcr_ds.engine.distributed import Ranks, from_main, say, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, broadcast_from_main, print_on_main, sum_over_ranks
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.source import fingerprint
 from dcr_ds.recipe import ModelSection
@@ -38,10 +38,10 @@ def reference_log_probs(
     if ranks.is_main:
         key = reference_key(pairs, model, source)
         kept = _read(folder / FILE, key)
-    if from_main(kept is not None, ranks):
-        say(ranks, f"reference: {len(pairs.samples)} pairs, from {folder / FILE}")
-        return torch.tensor(from_main(None if kept is None else kept.tolist(), ranks))
-    say(ranks, f"reference: log-probabilities of {len(pairs.samples)} pairs")
+    if broadcast_from_main(kept is not None, ranks):
+        print_on_main(ranks, f"reference: {len(pairs.samples)} pairs, from {folder / FILE}")
+        return torch.tensor(broadcast_from_main(None if kept is None else kept.tolist(), ranks))
+    print_on_main(ranks, f"reference: log-probabilities of {len(pairs.samples)} pairs")
     computed = compute(engine, pairs, batching, ranks)
     if ranks.is_main:
         partial = folder / f"{FILE}.partial"

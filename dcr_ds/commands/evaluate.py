@@ -213,7 +213,7 @@ def _environment(ranks: process.Ranks, data: RunData) -> dict:
     summary = data.summary()
     notes = summary["notes"] + [f"{name}: {note}" for name, one in summary["sets"].items() for note in one["notes"]]
     for note in notes:
-        process.say(ranks, note)
+        process.print_on_main(ranks, note)
     described = {"data": summary["sets"], "notes": notes, "overlaps": []}
     return describe_environment(device_name(ranks.device), ranks.world_size) | described
 

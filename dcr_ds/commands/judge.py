@@ -10,7 +10,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_json, write_whole
+from dcr_ds.files import write_atomically, write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.agreement import Labels, as_json, as_markdown
 from dcr_ds.judges.judging import judge_rows
@@ -114,7 +114,7 @@ def _compare(rows: list[AnswerRow], files: list[str], out: Path) -> None:
                 f"{first.name} and {second.name}: one is of refusal, the other of harm; compare like with like"
             )
     sections = [as_markdown(*pair, answers) for pair in pairs]
-    write_whole(out, "\n\n".join(["# Agreement of labels", *sections]) + "\n")
+    write_atomically(out, "\n\n".join(["# Agreement of labels", *sections]) + "\n")
     beside = out.with_suffix(".json")
     write_json(beside, [as_json(*pair, answers) for pair in pairs])
     print(f"Agreement: {out} and {beside}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.models.source import prepare_source
 from dcr_ds.plan.measure import Calibration, learn, take_steps
 from dcr_ds.plan.options import gpus_of, machine_of, mean_tokens, nodes_of, split_options
@@ -83,7 +83,7 @@ def run(arguments: list[str]) -> int:
         text, figures = _plan(recipe, folder, origin, options, measured)
     print(text)
     if "json" in options:
-        write_whole(Path(options["json"]), json.dumps(figures, indent=1) + "\n")
+        write_atomically(Path(options["json"]), json.dumps(figures, indent=1) + "\n")
     return 0
 
 

@@ -118,7 +118,7 @@ def sum_over_ranks(value: "torch.Tensor", ranks: Ranks) -> "torch.Tensor":
     return value
 
 
-def from_main(value: Any, ranks: Ranks) -> Any:
+def broadcast_from_main(value: Any, ranks: Ranks) -> Any:
     """Rank 0's value of a small object, on all ranks."""
     import torch.distributed
 
@@ -129,12 +129,12 @@ def from_main(value: Any, ranks: Ranks) -> Any:
     return box[0]
 
 
-def is_lost_rank(error: BaseException | None) -> bool:
+def is_peer_failure(error: BaseException | None) -> bool:
     """Whether a collective failed because another rank is no longer there."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_RANK_WORDS)
 
 
-def say(ranks: Ranks, text: str) -> None:
+def print_on_main(ranks: Ranks, text: str) -> None:
     """Print on rank 0."""
     if ranks.is_main:
         print(text, file=sys.stderr, flush=True)

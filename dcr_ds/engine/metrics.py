@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from dcr_ds.engine.distributed import Ranks
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 
 SHOWN = ("gap", "auc", "drift", "margin", "accuracy")  # of a stage's own figures, on the console line
 
@@ -101,7 +101,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _reopen(path: Path, first_step: int):
     rows = [row for row in read_rows(path) if row["step"] <= first_step]
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))  # at once: the first step may never end
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))  # at once: the first step may never end
     return path.open("a", encoding="utf-8")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from dcr_ds.engine.distributed import Ranks, say
-from dcr_ds.files import write_whole
+from dcr_ds.engine.distributed import Ranks, print_on_main
+from dcr_ds.files import write_atomically
 
 PARTS = {"forward": "forward", "backward": "backward", "step": "optimizer"}  # the engine's methods
 WARM_UP = 2  # steps before the trace: the first builds buffers, the second starts the profiler
@@ -78,8 +78,10 @@ class Profile:
         profiler.export_chrome_trace(str(self.folder / "trace.json"))
         events = [event for event in profiler.key_averages() if event.key.startswith(COLLECTIVES)]
         collectives = sum(max(event.cpu_time_total, event.device_time_total) for event in events) / 1e6
-        write_whole(self.folder / "table.txt", self._table(collectives))
-        say(self.ranks, f"profile of {self.steps} steps: {self.folder / 'table.txt'} and trace.json beside it")
+        write_atomically(self.folder / "table.txt", self._table(collectives))
+        print_on_main(
+            self.ranks, f"profile of {self.steps} steps: {self.folder / 'table.txt'} and trace.json beside it"
+        )
 
     def _table(self, collectives: float) -> str:
         rest = self.total - sum(self.seconds.values())

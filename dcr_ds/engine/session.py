@@ -22,14 +22,14 @@ import deepspeed
 
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
-from dcr_ds.engine.distributed import Ranks, barrier, say
+from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.profile import Profile
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.engine.watch.spikes import SpikeDetector
 from dcr_ds.engine.watch.stop import StopFlag
 from dcr_ds.errors import Diverged, Stopped
-from dcr_ds.files import flush, write_whole
+from dcr_ds.files import flush, write_atomically
 from dcr_ds.recipe import Recipe
 
 MARGIN = 1.5
@@ -129,12 +129,12 @@ class Session:
         if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
             self.checkpoints.save(self.step, self.state)
         if stopping and not is_last:
-            self.checkpoints.settle()
+            self.checkpoints.wait_until_saved()
             raise Stopped(f"{self.stage}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the stage as done with its summary.json; its checkpoints are not needed any more."""
-        self.checkpoints.settle()
+        self.checkpoints.wait_until_saved()
         summary = {name: value for name, value in self.state.items() if name != "recent_losses"} | summary
         summary |= {
             "steps": self.step,
@@ -146,7 +146,7 @@ class Session:
             for exported in ("model", "adapter"):
                 for path in (self.folder / exported).rglob("*"):
                     flush(path)
-            write_whole(self.folder / "summary.json", json.dumps(summary, indent=1))
+            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         barrier(self.ranks)
 
@@ -179,4 +179,4 @@ class Session:
                 f"{told}; no weight was changed by it. {samples}. {kept}; lower {self.stage}.learning_rate, look at "
                 "the data, or go on past it with --watchdog.loss_spike warn"
             )
-        say(self.ranks, f"{told}. {samples}")
+        print_on_main(self.ranks, f"{told}. {samples}")

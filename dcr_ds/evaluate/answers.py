@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcr_ds.data import Prompt
-from dcr_ds.engine.distributed import Ranks, say
+from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.files import read_jsonl, write_jsonl
 
 
@@ -67,13 +67,13 @@ def collect(questions: Questions, batches: Sequence[Sequence[int]], ranks: Ranks
     usable = [row for row in found if row.get("settings_hash") == questions.settings_hash]
     rows = {row["id"]: row for row in usable}
     if len(usable) < len(found):
-        say(ranks, f"{questions.file}: made with another model or other settings; generated anew")
+        print_on_main(ranks, f"{questions.file}: made with another model or other settings; generated anew")
     done = [
         number for number, batch in enumerate(batches) if all(questions.prompts[index].id in rows for index in batch)
     ]
     kept = [rows[questions.prompts[index].id] for number in done for index in batches[number]]
     if kept:
-        say(ranks, f"{questions.file}: going on after {len(kept)} of {len(questions.prompts)} answers")
+        print_on_main(ranks, f"{questions.file}: going on after {len(kept)} of {len(questions.prompts)} answers")
     write_jsonl(questions.file, kept)
     for part in parts:
         part.unlink()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Prompt
-from dcr_ds.engine.distributed import Ranks, barrier, from_main
+from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish, own_file
@@ -81,7 +81,7 @@ def answer_questions(
         spend: called with the seconds of each batch as soon as it is on disk.
     """
     batches = make_batches([len(ids) for ids in questions.ids], questions.batch_size)
-    done = set(from_main(collect(questions, batches, ranks) if ranks.is_main else None, ranks))
+    done = set(broadcast_from_main(collect(questions, batches, ranks) if ranks.is_main else None, ranks))
     mine = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in done]
     show = ranks.is_main and sys.stderr.isatty()
     with (

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import BenchmarkSet, Conversation, RunData
-from dcr_ds.engine.distributed import Ranks, barrier, from_main, say
+from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import Questions, are_answered
 from dcr_ds.evaluate.cost import Cost
@@ -113,7 +113,7 @@ def evaluate_model(
         conversations: whose answers' loss is measured.
     """
     tokenizer = subject.load_tokenizer()
-    facts = from_main(subject.facts() if ranks.is_main else None, ranks)
+    facts = broadcast_from_main(subject.facts() if ranks.is_main else None, ranks)
     # Not every architecture has a fixed context.
     context = getattr(AutoConfig.from_pretrained(subject.source), "max_position_embeddings", None)
     questions = [
@@ -149,11 +149,11 @@ def evaluate_endpoint(
         file = home / benchmark.name / "generations.jsonl"
         questions = prepare_remote(benchmark, file, longest_answer(settings, benchmark), endpoint)
         if not are_answered(questions):
-            say(ranks, f"{endpoint.model}: {benchmark.name}, {len(questions.prompts)} prompts")
+            print_on_main(ranks, f"{endpoint.model}: {benchmark.name}, {len(questions.prompts)} prompts")
             ask_questions(questions, endpoint, ranks, partial(cost.spend, benchmark.name, questions.settings_hash))
             _note_tokens(cost, questions)
         _judge_and_score(questions, benchmark.wanted, judges)
-    say(ranks, f"{endpoint.model}: {endpoint.spent}")
+    print_on_main(ranks, f"{endpoint.model}: {endpoint.spent}")
 
 
 def check_judges(settings: EvaluateSection) -> None:
@@ -205,19 +205,19 @@ def _answer_and_measure(
 ) -> None:
     """Do the parts that are not done, with the model in memory only here. All ranks."""
     # Rank 0 looks and tells the others: a file system may show them different things for a while.
-    missing = from_main([not are_answered(questions) for questions in benchmarks], ranks)
-    unmeasured = from_main(not general.is_measured, ranks)
+    missing = broadcast_from_main([not are_answered(questions) for questions in benchmarks], ranks)
+    unmeasured = broadcast_from_main(not general.is_measured, ranks)
     if not any(missing) and not unmeasured:
-        say(ranks, f"evaluate {subject.name}: done before")
+        print_on_main(ranks, f"evaluate {subject.name}: done before")
         return
     model = subject.load_model(ranks.device)
     cost = Cost(general.file.with_name("cost.json"), device_name(ranks.device), ranks.world_size)
     for questions, is_missing in zip(benchmarks, missing, strict=True):
         if is_missing:
-            say(ranks, f"evaluate {subject.name}: {questions.name}, {len(questions.prompts)} prompts")
+            print_on_main(ranks, f"evaluate {subject.name}: {questions.name}, {len(questions.prompts)} prompts")
             _answer(questions, model, tokenizer, cost, ranks)
     if unmeasured:
-        say(ranks, f"evaluate {subject.name}: loss on {len(general.conversations)} general conversations")
+        print_on_main(ranks, f"evaluate {subject.name}: loss on {len(general.conversations)} general conversations")
         _measure(general, model, tokenizer, settings.batch_size, cost, ranks)
     barrier(ranks)
     del model
@@ -254,7 +254,7 @@ def _measure(
     start = time.perf_counter()
     result = general_loss(model, general.conversations, batch_size, tokenizer.pad_token_id, ranks)
     if general.too_long:
-        say(ranks, f"general loss: {general.too_long} conversations longer than the model's context left out")
+        print_on_main(ranks, f"general loss: {general.too_long} conversations longer than the model's context left out")
     if ranks.is_main:
         result |= {"too_long": general.too_long, "settings_hash": general.settings_hash}
         write_json(general.file, result)

@@ -7,7 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from dcr_ds.errors import UserError
 from dcr_ds.export.write import run_and_stage
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.report.card import STAGES, model_card
 from dcr_ds.report.compose import compare
 from dcr_ds.report.numbers.read import read_run
@@ -41,4 +41,4 @@ def add_card(what: Path, stage: str | None, folder: Path) -> None:
         return
     if (run / stage / "summary.json").is_file() and not (folder / "README.md").is_file():
         model = next(model for model, its_stage in STAGES.items() if its_stage == stage)
-        write_whole(folder / "README.md", model_card(compare([read_run(run)]), model))
+        write_atomically(folder / "README.md", model_card(compare([read_run(run)]), model))

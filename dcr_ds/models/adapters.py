@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.source import BASE_RECORD, check_base, fingerprint
 from dcr_ds.models.trunk import splice
@@ -73,7 +73,7 @@ def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Pat
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
     base = {"source": str(source.resolve()), "sha256": fingerprint(source)}
-    write_whole(folder / BASE_RECORD, json.dumps(base, indent=1))
+    write_atomically(folder / BASE_RECORD, json.dumps(base, indent=1))
 
 
 def merge_lora(source: Path, adapter: Path, target: Path) -> None:

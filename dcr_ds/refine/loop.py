@@ -27,7 +27,7 @@ from dcr_ds.engine.build import (
     stage_config,
     trained_weights,
 )
-from dcr_ds.engine.distributed import Ranks, barrier, say, sum_over_ranks
+from dcr_ds.engine.distributed import Ranks, barrier, print_on_main, sum_over_ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.watch.progress import heartbeat
@@ -72,14 +72,14 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     folder.mkdir(parents=True, exist_ok=True)
     prompts = encode_refine_prompts(recipe, data, load_tokenizer(source, recipe.model.chat_template))
     for note in prompts.notes:
-        say(ranks, note)
+        print_on_main(ranks, note)
     trunk = build_trunk(recipe, settings, source, prompts, ranks)
     with Session("refine", recipe, trunk.engine, folder, stage.max_steps, ranks, started) as session:
         state = session.state
         if session.is_new:
             start = measure(trunk)
             state |= {"best_gap": start["gap"], "best_step": 0, "start": start}
-            say(
+            print_on_main(
                 ranks,
                 f"refine: layer {stage.layer}, held-out gap {start['gap']:.3f}, AUC {start['auc']:.3f} "
                 "before the first step",
@@ -92,7 +92,7 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
             session.log(row)
             _note_progress(state, row, stage)
             session.save_or_stop(is_last="stopped_because" in state)
-    say(ranks, f"refine: {reason}")
+    print_on_main(ranks, f"refine: {reason}")
     weights = trained_weights(trunk.engine, ranks)
     if ranks.is_main:
         write_trained(trunk.engine.module, weights, source, folder, prefix="model.")

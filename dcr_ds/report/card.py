@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.report.compose import Comparison
 from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.read import Run
@@ -55,7 +55,7 @@ def write_cards(comparison: Comparison) -> None:
         if file.parent.is_dir() and (there is None or MARK in there):
             card = model_card(comparison, model)
             if card != there:
-                write_whole(file, card)
+                write_atomically(file, card)
 
 
 def model_card(comparison: Comparison, model: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from shlex import quote
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.report.card import write_cards
 from dcr_ds.report.compose import Comparison, compare, compose, missing
 from dcr_ds.report.numbers.read import read_run
@@ -30,8 +30,8 @@ def write_report(folders: Sequence[Path], out: Path) -> str:
     command = f"dcr-ds report {' '.join(quote(str(folder)) for folder in folders)} --out {quote(str(out))}"
     document = compose(comparison, command, _draw(comparison, out))
     text = markdown_text(document)
-    write_whole(out, text)
-    write_whole(out.with_suffix(".html"), html_page(document))
+    write_atomically(out, text)
+    write_atomically(out.with_suffix(".html"), html_page(document))
     if len(comparison.runs) == 1:
         write_cards(comparison)
     return text

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from dcr_ds.engine.distributed import Ranks, from_main
+from dcr_ds.engine.distributed import Ranks, broadcast_from_main
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.recipe import STAGES, Recipe, dump_recipe
 
 LOCK_SECONDS = 60
@@ -72,7 +72,7 @@ def run_alone(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
             lock.acquire()
         except Timeout:
             taken = False
-    if not from_main(taken, ranks):
+    if not broadcast_from_main(taken, ranks):
         raise UserError(
             f"{recipe.folder}: another run is under way in this folder; wait for it, end it, or give this one another "
             "--name"
@@ -117,8 +117,8 @@ def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
             environment["data"] = before["data"] | environment["data"]
             for name in ("notes", "overlaps"):
                 environment[name] = list(dict.fromkeys([*before[name], *environment[name]]))
-    write_whole(folder / "environment.json", json.dumps(environment, indent=1, ensure_ascii=False))
-    write_whole(folder / "recipe.yaml", dump_recipe(recipe))
+    write_atomically(folder / "environment.json", json.dumps(environment, indent=1, ensure_ascii=False))
+    write_atomically(folder / "recipe.yaml", dump_recipe(recipe))
 
 
 def stage_done(recipe: Recipe, stage: str) -> bool:

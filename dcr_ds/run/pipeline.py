@@ -25,16 +25,16 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         recipe = open_run(recipe, redo)
 
     from dcr_ds.engine.resolve import resolve
-    from dcr_ds.engine.watch.stop import stopping_at_once
+    from dcr_ds.engine.watch.stop import raise_on_stop_signal
     from dcr_ds.engine.watch.watchdog import Watchdog
 
-    with Watchdog(recipe.watchdog.hang_minutes) as watchdog, stopping_at_once(), process.joined() as ranks:
+    with Watchdog(recipe.watchdog.hang_minutes) as watchdog, raise_on_stop_signal(), process.joined() as ranks:
         watchdog.join(ranks)
         recipe, settings = resolve(recipe, model_config(source), ranks.device, ranks.world_size)
         if dry_run:
             from dcr_ds.run.dry_run import describe_run
 
-            process.say(ranks, describe_run(recipe, settings, source, data, ranks.world_size))
+            process.print_on_main(ranks, describe_run(recipe, settings, source, data, ranks.world_size))
             return
         with run_alone(recipe, ranks):
             if ranks.is_main:
@@ -73,9 +73,9 @@ def _run_stages(recipe: Recipe, settings, source: Path, data: RunData, ranks) ->
 
 def _done(recipe: Recipe, stage: str, ranks) -> bool:
     """Whether a stage is done already; said, since a run then does less than its recipe names."""
-    done = process.from_main(stage_done(recipe, stage), ranks)
+    done = process.broadcast_from_main(stage_done(recipe, stage), ranks)
     if done:
-        process.say(ranks, f"{stage}: done already in {recipe.folder / stage} (--redo {stage} does it again)")
+        process.print_on_main(ranks, f"{stage}: done already in {recipe.folder / stage} (--redo {stage} does it again)")
     return done
 
 
@@ -85,11 +85,11 @@ def _describe(recipe: Recipe, settings, data: RunData, ranks) -> None:
 
     for name, reason in settings.reasons.items():
         section, _, field = name.partition(".")
-        process.say(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
+        process.print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
     summary = data.summary()
     notes = summary["notes"] + [f"{name}: {note}" for name, one in summary["sets"].items() for note in one["notes"]]
     for note in notes:
-        process.say(ranks, note)
+        process.print_on_main(ranks, note)
     if ranks.is_main:
         on_gpu = ranks.device.type == "cuda"
         device = (

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 from dcr_ds.recipe import Recipe, load_recipe
 from dcr_ds.recipe.arguments import parse_train
 from dcr_ds.run.environment import package_versions
@@ -183,7 +183,7 @@ def run_rank_0(store: Any, place: Place, seconds: float, verdict: Path) -> bool:
         )
         print(f"preflight: the all-reduce failed on every node ({reduced}); {told}", file=sys.stderr, flush=True)
     good = not bad and not reduced
-    write_whole(verdict, "\n".join(["good" if good else "bad", *(f"bad {node}" for node in bad)]) + "\n")
+    write_atomically(verdict, "\n".join(["good" if good else "bad", *(f"bad {node}" for node in bad)]) + "\n")
     store.set("end", "true")
     return good
 
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mistake = str(error)
         if place.rank == 0:
             print(f"error: {mistake}", file=sys.stderr, flush=True)
-            write_whole(options.verdict, "user\n")
+            write_atomically(options.verdict, "user\n")
             return EXIT_USER_ERROR
     from torch.distributed import TCPStore
 

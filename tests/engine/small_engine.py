@@ -39,7 +39,7 @@ def train(engine, steps):
 def save_checkpoint(engine, folder, step, state, keep, ranks):
     checkpoints = Checkpoints(engine, folder, keep, ranks)
     checkpoints.save(step, state)
-    checkpoints.settle()
+    checkpoints.wait_until_saved()
 
 
 def load_newest(engine, folder, ranks):

@@ -198,10 +198,10 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_one_that_is_whole(fold
     assert checkpoints.load_newest()[0] == 2
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     checkpoints.save(2, {"tokens": 200})
-    checkpoints.settle()
+    checkpoints.wait_until_saved()
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before  # it is there already
     checkpoints.save(3, {"tokens": 333})
-    checkpoints.settle()
+    checkpoints.wait_until_saved()
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000003"]
     assert load_newest(engine, folder, ranks) == (3, {"tokens": 333})
 

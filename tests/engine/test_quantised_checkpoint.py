@@ -35,7 +35,7 @@ def test_a_quantised_run_goes_on_bit_for_bit(tmp_path, ranks, zero):
     train(engine, 2)
     checkpoints = Checkpoints(engine, tmp_path / "checkpoints", 1, ranks)
     checkpoints.save(2, {})
-    checkpoints.settle()
+    checkpoints.wait_until_saved()
     checkpoints.close()
     train(engine, 2)
     resumed = make_engine(source, zero, ranks)

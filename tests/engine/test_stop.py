@@ -11,7 +11,7 @@ import torch
 from tiny import one_thread_environment
 
 from dcr_ds.engine.distributed import Ranks
-from dcr_ds.engine.watch.stop import SIGNALS, StopFlag, stopping_at_once
+from dcr_ds.engine.watch.stop import SIGNALS, StopFlag, raise_on_stop_signal
 from dcr_ds.errors import Stopped, UserError
 
 ONE = Ranks(0, 1, 0, torch.device("cpu"))
@@ -115,7 +115,7 @@ def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
-    with pytest.raises(Stopped, match=f"stopped by {number.name}"), stopping_at_once():
+    with pytest.raises(Stopped, match=f"stopped by {number.name}"), raise_on_stop_signal():
         os.kill(os.getpid(), number)
         time.sleep(5)
     assert handlers == []
@@ -123,7 +123,7 @@ def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
 
 def test_within_the_steps_the_flag_comes_first(handlers, monkeypatch):
     monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
-    with stopping_at_once(), StopFlag(ONE) as stop:
+    with raise_on_stop_signal(), StopFlag(ONE) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.agreed()
         with pytest.raises(Stopped):

@@ -51,7 +51,7 @@ def leave_off(stage: str, recipe: Recipe, source: Path, ranks) -> None:
         engine.backward(loss_of(engine, stage), scale_wrt_gas=False)
         engine.step()
         checkpoints.save(step, {})
-        checkpoints.settle()
+        checkpoints.wait_until_saved()
     checkpoints.close()
     weights = {name.removeprefix(held): weight for name, weight in trained_weights(engine, ranks).items()}
     if ranks.is_main:

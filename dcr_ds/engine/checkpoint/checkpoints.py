@@ -20,9 +20,9 @@ import torch
 
 from dcr_ds.engine.checkpoint.manifest import Manifest, seal, verify
 from dcr_ds.engine.checkpoint.universal import LAYOUTS, convert
-from dcr_ds.engine.distributed import Ranks, barrier, from_main, say
+from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
 from dcr_ds.errors import UserError
-from dcr_ds.files import flush, write_whole
+from dcr_ds.files import flush, write_atomically
 
 BYTES_A_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
 SLOW_DISK = 100e6  # bytes a second
@@ -47,7 +47,7 @@ class Checkpoints:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save the engine and a small JSON-able `state` as step-N; nothing where step N was just saved or loaded.
 
-        Returns as soon as training may go on; `settle` waits until the checkpoint is whole.
+        Returns as soon as training may go on; `wait_until_saved` waits until the checkpoint is whole.
 
         Raises:
             UserError: the disk has not enough space left for it. The checkpoints before it are kept.
@@ -55,11 +55,11 @@ class Checkpoints:
         """
         if step == self._last_step:
             return
-        self.settle()
+        self.wait_until_saved()
         started = time.monotonic()
         final = self.folder / f"step-{step:08d}"
         partial = self.folder / f"{final.name}.partial"
-        fault = from_main(self._make_room(partial) if self.ranks.is_main else None, self.ranks)
+        fault = broadcast_from_main(self._make_room(partial) if self.ranks.is_main else None, self.ranks)
         if fault:
             raise UserError(fault)
         self.engine.save_checkpoint(
@@ -78,11 +78,11 @@ class Checkpoints:
         """How long a save takes: as long as the last one took on rank 0, or else at a slow disk's speed."""
         return self.expected_bytes / SLOW_DISK if self._seconds is None else self._seconds
 
-    def settle(self) -> None:
+    def wait_until_saved(self) -> None:
         """Wait until the last save is whole and on the disk; an error of its thread is raised on all ranks."""
         error = self._sealing.exception() if self._sealing else None
         self._sealing = None
-        if error := from_main(error, self.ranks):
+        if error := broadcast_from_main(error, self.ranks):
             raise error
 
     def close(self) -> None:
@@ -97,9 +97,11 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints and none is whole, or it cannot be loaded under this ZeRO stage.
         """
-        name, manifest, broken = from_main(newest_whole(self.folder) if self.ranks.is_main else None, self.ranks)
+        name, manifest, broken = broadcast_from_main(
+            newest_whole(self.folder) if self.ranks.is_main else None, self.ranks
+        )
         for each, fault in broken:
-            say(self.ranks, f"{self.folder / each}: not whole ({fault}); looking for an older one")
+            print_on_main(self.ranks, f"{self.folder / each}: not whole ({fault}); looking for an older one")
         if manifest is None:
             if broken:
                 raise UserError(
@@ -117,7 +119,7 @@ class Checkpoints:
             self._load(name)
         else:
             self._load_converted(name, manifest)
-        say(self.ranks, f"going on from {self.folder / name}")
+        print_on_main(self.ranks, f"going on from {self.folder / name}")
         self.expected_bytes, self._last_step = int(SPARE * manifest.num_bytes), manifest.step
         return manifest.step, manifest.state
 
@@ -127,7 +129,7 @@ class Checkpoints:
             raise RuntimeError(f"{self.folder / name}: DeepSpeed loaded nothing")
 
     def _load_converted(self, name: str, manifest: Manifest) -> None:
-        say(
+        print_on_main(
             self.ranks,
             f"{self.folder / name}: saved by {manifest.world_size} ranks under ZeRO stage {manifest.zero_stage}; "
             f"converting it for {self.ranks.world_size}",
@@ -136,7 +138,7 @@ class Checkpoints:
         fault = None
         if self.ranks.is_main:
             fault = self._make_room(universal, manifest.num_bytes) or convert(self.folder / name, universal)
-        if fault := from_main(fault, self.ranks):
+        if fault := broadcast_from_main(fault, self.ranks):
             raise UserError(f"{fault}; or launch with {manifest.world_size} ranks, as it was saved")
         self.engine._config.load_universal_checkpoint = True  # as its configuration says it, before it is known
         self._load(universal.name)
@@ -163,7 +165,7 @@ class Checkpoints:
         manifest = seal(partial, step, self.ranks.world_size, self.engine.zero_optimization_stage(), state)
         shutil.rmtree(final, ignore_errors=True)  # only one that was found damaged, and trained past again
         partial.rename(final)
-        write_whole(self.folder / "latest", final.name)
+        write_atomically(self.folder / "latest", final.name)
         flush(self.folder)
         saved = _steps(self.folder)
         kept = [path for path in saved if path.name <= final.name][: self.keep]  # a later one was passed by as damaged

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from dcr_ds.engine.watch.progress import heartbeat
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically
 
 MANIFEST = "manifest.json"
 HASHING_THREADS = 4  # hashlib lets other threads run; more would take the data from the training they run beside
@@ -45,7 +45,7 @@ def seal(checkpoint: Path, step: int, world_size: int, zero_stage: int, state: d
         files={str(file.relative_to(checkpoint)): facts for file, facts in zip(files, _facts(files), strict=True)},
     )  # fmt: skip
     values = manifest.model_dump()
-    write_whole(checkpoint / MANIFEST, json.dumps(values | {"sha256": _hash_of(values)}, indent=1))
+    write_atomically(checkpoint / MANIFEST, json.dumps(values | {"sha256": _hash_of(values)}, indent=1))
     return manifest
 
 

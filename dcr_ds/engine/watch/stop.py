@@ -57,7 +57,7 @@ class StopFlag:
 
 
 @contextmanager
-def stopping_at_once() -> Iterator[None]:
+def raise_on_stop_signal() -> Iterator[None]:
     """While entered, and where no StopFlag is, the same signals raise Stopped: nothing there needs to be saved.
 
     Models that are loading, exports and evaluations go on from what is on the disk.

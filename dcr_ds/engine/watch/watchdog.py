@@ -28,7 +28,7 @@ from typing import Literal
 
 from torch.distributed import TCPStore
 
-from dcr_ds.engine.distributed import Ranks, from_main, is_lost_rank
+from dcr_ds.engine.distributed import Ranks, broadcast_from_main, is_peer_failure
 from dcr_ds.engine.watch.progress import heartbeat, progress
 from dcr_ds.errors import Diverged, Stopped, UserError
 
@@ -81,14 +81,14 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if is_lost_rank(error):
+        if is_peer_failure(error):
             self.gone_seconds = LOST_SECONDS
             self._over.wait(LOST_SECONDS + 3 * POLL_SECONDS)  # time to see who it is, and to end this process
         self._over.set()
         for thread in self._threads:
             thread.join(2 * POLL_SECONDS)
         is_fault = isinstance(error, Exception) and not isinstance(error, UserError | Stopped | Diverged)
-        if is_fault and not is_lost_rank(error) and self._store is not None:
+        if is_fault and not is_peer_failure(error) and self._store is not None:
             with suppress(RuntimeError):
                 self._tell(Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
 
@@ -99,7 +99,7 @@ class Watchdog:
         host, own = os.environ["MASTER_ADDR"], None
         if ranks.is_main:
             own = TCPStore(host, 0, is_master=True, timeout=STORE_TIMEOUT, wait_for_workers=False)
-        port = from_main(own.port if own else None, ranks)
+        port = broadcast_from_main(own.port if own else None, ranks)
         self._store = own or TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
         self._watched = range(ranks.world_size) if ranks.is_main else range(1)
         self._signs = {rank: Sign(0, "unknown", "the start", 0.0, time.monotonic()) for rank in self._watched}
