@@ -15,7 +15,7 @@ from dcr_ds.recipe.evaluation import (
 )
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.messages import field_rows
-from dcr_ds.recipe.reading import PROJECT_ROOT, dump_recipe, find_file, json_schema, load_recipe
+from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe
 from dcr_ds.recipe.schema import (
     STAGES,
     AlignSection,
@@ -28,9 +28,9 @@ from dcr_ds.recipe.schema import (
     RefineSection,
     StageSection,
 )
+from dcr_ds.recipe.shipped import shipped_file, shipped_files, source_checkout
 
 __all__ = [
-    "PROJECT_ROOT",
     "STAGES",
     "AlignSection",
     "AnyBenchmark",
@@ -57,4 +57,7 @@ __all__ = [
     "find_file",
     "json_schema",
     "load_recipe",
+    "shipped_file",
+    "shipped_files",
+    "source_checkout",
 ]

@@ -10,8 +10,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
-
-PROJECT_ROOT = Path(__file__).resolve().parents[2]
+from dcr_ds.recipe.shipped import shipped_file, shipped_files
 
 
 def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None) -> Recipe:
@@ -49,11 +48,9 @@ def json_schema() -> dict[str, Any]:
 
 
 def find_file(name: str) -> Path | None:
-    """A file named in a recipe: as given from the working folder, or as shipped beside the package."""
-    for candidate in (Path(name).expanduser(), PROJECT_ROOT / name):
-        if candidate.is_file():
-            return candidate
-    return None
+    """A file named in a recipe: relative to the working folder, else one that comes with the project."""
+    path = Path(name).expanduser()
+    return path if path.is_file() else shipped_file(name)
 
 
 def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, str]]:
@@ -63,8 +60,8 @@ def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, s
     """
     found = find_file(path)
     if found is None:
-        shipped = sorted(str(p.relative_to(PROJECT_ROOT)) for p in (PROJECT_ROOT / "recipes").glob("*.yaml"))
-        raise UserError(f"{path}: no such recipe file. Shipped: {', '.join(shipped)}")
+        shipped = ", ".join(f"recipes/{recipe.name}" for recipe in shipped_files("recipes", ".yaml"))
+        raise UserError(f"{path}: no such recipe file. Shipped: {shipped}")
     try:
         text = found.read_text(encoding="utf-8")
         values, node = yaml.safe_load(text), yaml.compose(text)

@@ -6,7 +6,7 @@ import platform
 import subprocess
 from typing import Any
 
-from dcr_ds.recipe import PROJECT_ROOT
+from dcr_ds.recipe import source_checkout
 
 PACKAGES = (
     "dcr-ds",
@@ -55,5 +55,7 @@ def slurm_job() -> dict[str, str]:
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", "-C", str(PROJECT_ROOT), *arguments], capture_output=True, text=True)
+    if (checkout := source_checkout()) is None:
+        return None
+    done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None

@@ -5,9 +5,9 @@ import copy
 import pytest
 
 from dcr_ds.engine.config import read_config, resolve_config
-from dcr_ds.recipe import PROJECT_ROOT, Recipe, StageSection
+from dcr_ds.recipe import Recipe, StageSection, shipped_files
 
-SHIPPED = sorted(path.name for path in (PROJECT_ROOT / "ds_configs").glob("*.json"))
+SHIPPED = [path.name for path in shipped_files("ds_configs", ".json")]
 STAGE = StageSection(global_batch=24, micro_batch=3, max_grad_norm=0.7)
 
 
