@@ -1,3 +1,3 @@
-"""dcr-ds: cure over-refusal with contrastive refinement before safety alignment, on DeepSpeed."""
+"""Train language models that refuse harmful prompts without refusing harmless ones (DCR on DeepSpeed)."""
 
 __version__ = "0.1.0"
