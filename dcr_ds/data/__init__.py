@@ -3,7 +3,7 @@
 Nothing here imports torch: data is checked before a process group or a model exists.
 """
 
-from dcr_ds.data.benchmarks import BenchmarkSet
+from dcr_ds.data.benchmarks import Benchmark
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps
 from dcr_ds.data.load import RunData, load_data
@@ -14,7 +14,7 @@ from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import HeldOutSplit, split_held_out
 
 __all__ = [
-    "BenchmarkSet",
+    "Benchmark",
     "ContrastiveSampler",
     "Conversation",
     "ConversationSet",

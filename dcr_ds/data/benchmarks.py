@@ -17,13 +17,13 @@ from dcr_ds.data.records import PromptSet, digest
 from dcr_ds.data.selection import draw_rows
 from dcr_ds.data.tables import Origin, known_ending
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import AnyBenchmark, Benchmark, DataSource, DeclaredBenchmark, EvaluateSection, PositiveInt, Section
+from dcr_ds.recipe import AnyBenchmark, DataSource, EvaluateSection, NamedBenchmark, OwnBenchmark, PositiveInt, Section
 
 FOLDER = Path(__file__).parent / "benchmark_sets"
 SUITES = "suites"
 
 
-class BenchmarkSet(NamedTuple):
+class Benchmark(NamedTuple):
     """A prompt set of the evaluation, and what a good model does with every prompt of it."""
 
     name: str
@@ -56,13 +56,13 @@ def declarations() -> dict[str, Declaration]:
 
 
 @cache
-def suites() -> dict[str, list[DeclaredBenchmark]]:
+def suites() -> dict[str, list[NamedBenchmark]]:
     """Names that stand for several benchmarks."""
     text = (FOLDER / f"{SUITES}.yaml").read_text(encoding="utf-8")
     return TypeAdapter(dict[str, list[AnyBenchmark]]).validate_python(yaml.safe_load(text))
 
 
-def read_benchmarks(settings: EvaluateSection) -> list[BenchmarkSet]:
+def read_benchmarks(settings: EvaluateSection) -> list[Benchmark]:
     """The benchmarks that a recipe names or describes, suites taken apart, in order.
 
     Raises:
@@ -75,12 +75,14 @@ def read_benchmarks(settings: EvaluateSection) -> list[BenchmarkSet]:
         hint = f" ({' and '.join(among)} stand for several)" if among else ""
         raise UserError(f"evaluate.benchmarks: two are called {doubled!r}{hint}; leave one out")
     _check_local_copies(asked, settings.local_data)
-    return [_read_own(one) if isinstance(one, Benchmark) else _read_declared(one, settings.local_data) for one in asked]
+    return [
+        _read_own(one) if isinstance(one, OwnBenchmark) else _read_declared(one, settings.local_data) for one in asked
+    ]
 
 
-def _take_apart(benchmark: Benchmark | DeclaredBenchmark) -> list[Benchmark | DeclaredBenchmark]:
+def _take_apart(benchmark: OwnBenchmark | NamedBenchmark) -> list[OwnBenchmark | NamedBenchmark]:
     """A suite's benchmarks, each with at most as many rows as the recipe wants of each; anything else is itself."""
-    if isinstance(benchmark, Benchmark) or benchmark.name in declarations():
+    if isinstance(benchmark, OwnBenchmark) or benchmark.name in declarations():
         return [benchmark]
     if benchmark.name not in suites():
         known = [*declarations(), *suites()]
@@ -102,11 +104,11 @@ def _fewer(rows: int | None, other: int | None) -> int | None:
     return min((count for count in (rows, other) if count is not None), default=None)
 
 
-def _check_local_copies(asked: list[Benchmark | DeclaredBenchmark], folder: str | None) -> None:
+def _check_local_copies(asked: list[OwnBenchmark | NamedBenchmark], folder: str | None) -> None:
     """Name all the files that a folder of local copies lacks at once; whoever has it wants nothing from the network."""
     if folder is None:
         return
-    wanted = [one.name for one in asked if isinstance(one, DeclaredBenchmark) and one.source is None]
+    wanted = [one.name for one in asked if isinstance(one, NamedBenchmark) and one.source is None]
     missing = {name: path for name in wanted if (path := _local_path(name, folder)) and not path.is_file()}
     if missing:
         lines = [f"  {path} ({declarations()[name].online.source})" for name, path in missing.items()]
@@ -121,13 +123,13 @@ def _local_path(name: str, folder: str) -> Path | None:
     return Path(folder).expanduser() / local.source if local else None
 
 
-def _read_own(benchmark: Benchmark) -> BenchmarkSet:
+def _read_own(benchmark: OwnBenchmark) -> Benchmark:
     field = f"evaluate.benchmarks.{benchmark.name}.prompts"
     prompts = read_prompts(benchmark.prompts, benchmark.name, field, is_benchmark=True)
-    return BenchmarkSet(benchmark.name, benchmark.wanted, prompts, benchmark.max_new_tokens)
+    return Benchmark(benchmark.name, benchmark.wanted, prompts, benchmark.max_new_tokens)
 
 
-def _read_declared(benchmark: DeclaredBenchmark, local_data: str | None) -> BenchmarkSet:
+def _read_declared(benchmark: NamedBenchmark, local_data: str | None) -> Benchmark:
     declared, field = declarations()[benchmark.name], f"evaluate.benchmarks.{benchmark.name}"
     source = _source_of(benchmark, declared, local_data)
     prompts = read_prompts(source, declared.shipped or benchmark.name, field, is_benchmark=True)
@@ -135,10 +137,10 @@ def _read_declared(benchmark: DeclaredBenchmark, local_data: str | None) -> Benc
         prompts.notes.append(f"{len(prompts.rows)} prompts, where {declared.prompts} are published")
     if benchmark.rows is not None and benchmark.rows < len(prompts.rows):
         prompts = _drawn(prompts, benchmark.rows, field)
-    return BenchmarkSet(benchmark.name, declared.wanted, prompts, declared.max_new_tokens)
+    return Benchmark(benchmark.name, declared.wanted, prompts, declared.max_new_tokens)
 
 
-def _source_of(benchmark: DeclaredBenchmark, declared: Declaration, local_data: str | None) -> DataSource:
+def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str | None) -> DataSource:
     """Where the set is read from, with the columns of that form of it: a file has those of the local copy."""
     if benchmark.source is not None:
         is_file = declared.local is not None and known_ending(benchmark.source)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dcr_ds.data.benchmarks import BenchmarkSet, read_benchmarks
+from dcr_ds.data.benchmarks import Benchmark, read_benchmarks
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps, normalise
 from dcr_ds.data.preferences import read_preferences
@@ -25,7 +25,7 @@ class RunData:
     general: ConversationSet | None = None
     refusals: ConversationSet | None = None
     preferences: PreferenceSet | None = None
-    benchmarks: list[BenchmarkSet] = field(default_factory=list)
+    benchmarks: list[Benchmark] = field(default_factory=list)
     evaluate_general: ConversationSet | None = None
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

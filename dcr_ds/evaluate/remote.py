@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from dcr_ds.data import BenchmarkSet
+from dcr_ds.data import Benchmark
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
 
 
-def prepare_remote(benchmark: BenchmarkSet, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Questions:
+def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Questions:
     """The prompts of a benchmark as an endpoint gets them: one user message each."""
     prompts = benchmark.prompts.rows
     settings = {

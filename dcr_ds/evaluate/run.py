@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from dcr_ds.data import BenchmarkSet, Conversation, RunData
+from dcr_ds.data import Benchmark, Conversation, RunData
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import Questions, are_answered
@@ -102,7 +102,7 @@ def evaluate_models(
 
 def evaluate_model(
     subject: Subject,
-    benchmarks: Sequence[BenchmarkSet],
+    benchmarks: Sequence[Benchmark],
     conversations: Sequence[Conversation],
     settings: EvaluateSection,
     ranks: Ranks,
@@ -140,7 +140,7 @@ def evaluate_model(
 
 
 def evaluate_endpoint(
-    endpoint: Endpoint, home: Path, benchmarks: Sequence[BenchmarkSet], settings: EvaluateSection, ranks: Ranks
+    endpoint: Endpoint, home: Path, benchmarks: Sequence[Benchmark], settings: EvaluateSection, ranks: Ranks
 ) -> None:
     """Evaluate a model behind an endpoint, which answers the benchmarks and has no loss to measure. Rank 0."""
     cost = Cost(home / "cost.json", f"endpoint {endpoint.url}", world_size=1)
@@ -166,7 +166,7 @@ def check_judges(settings: EvaluateSection) -> None:
             load_judge(declared)
 
 
-def longest_answer(settings: EvaluateSection, benchmark: BenchmarkSet) -> int:
+def longest_answer(settings: EvaluateSection, benchmark: Benchmark) -> int:
     """Tokens: what the recipe says; with `auto` what the benchmark's authors have."""
     if settings.max_new_tokens != "auto":
         return settings.max_new_tokens

@@ -7,11 +7,11 @@ what cannot work, naming the field, where it was set and the way out. Nothing he
 from dcr_ds.recipe.evaluation import (
     AnyBenchmark,
     AnyJudge,
-    Benchmark,
-    DeclaredBenchmark,
     EvaluateSection,
     GuardJudge,
     LlmJudge,
+    NamedBenchmark,
+    OwnBenchmark,
 )
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.messages import field_rows
@@ -35,12 +35,12 @@ __all__ = [
     "AlignSection",
     "AnyBenchmark",
     "AnyJudge",
-    "Benchmark",
+    "OwnBenchmark",
     "CheckpointSection",
     "Data",
     "DataSection",
     "DataSource",
-    "DeclaredBenchmark",
+    "NamedBenchmark",
     "DpoSection",
     "EvaluateSection",
     "GuardJudge",

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
 
 
-class Benchmark(Section):
+class OwnBenchmark(Section):
     """A prompt set of the user's own with what is wanted of the model."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="folder and row name")
@@ -20,7 +20,7 @@ class Benchmark(Section):
     )
 
 
-class DeclaredBenchmark(Section):
+class NamedBenchmark(Section):
     """A benchmark or suite that docs/BENCHMARK_SETS.md lists. A plain string in its place is its `name`."""
 
     name: str = Field(description="xstest-safe, or-bench-hard, … or a suite: builtin, quick, paper")
@@ -33,14 +33,14 @@ def _benchmark(value: Any) -> Any:
 
 
 def _kind_of_benchmark(value: Any) -> str:
-    own = isinstance(value, Benchmark) or (isinstance(value, dict) and bool({"prompts", "wanted"} & value.keys()))
-    return "Benchmark" if own else "DeclaredBenchmark"
+    own = isinstance(value, OwnBenchmark) or (isinstance(value, dict) and bool({"prompts", "wanted"} & value.keys()))
+    return "OwnBenchmark" if own else "NamedBenchmark"
 
 
 AnyBenchmark = Annotated[
-    Annotated[Benchmark, Tag("Benchmark")] | Annotated[DeclaredBenchmark, Tag("DeclaredBenchmark")],
+    Annotated[OwnBenchmark, Tag("OwnBenchmark")] | Annotated[NamedBenchmark, Tag("NamedBenchmark")],
     Discriminator(_kind_of_benchmark),
-    BeforeValidator(_benchmark, json_schema_input_type=str | Benchmark | DeclaredBenchmark),
+    BeforeValidator(_benchmark, json_schema_input_type=str | OwnBenchmark | NamedBenchmark),
 ]
 
 

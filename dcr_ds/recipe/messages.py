@@ -86,7 +86,7 @@ def explain(error: ValidationError, origins: dict[str, str]) -> str:
 def _is_union_branch(key: str) -> bool:
     """Whether a part of an error's place names a branch of a union rather than a field."""
     return (
-        key in ("int", "float", "str", "Benchmark", "DeclaredBenchmark", "LlmJudge", "GuardJudge", "list[str]")
+        key in ("int", "float", "str", "OwnBenchmark", "NamedBenchmark", "LlmJudge", "GuardJudge", "list[str]")
         or "[" in key
         or "constrained" in key
     )

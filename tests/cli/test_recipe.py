@@ -147,6 +147,6 @@ def test_schema_is_json_with_every_field(capsys):
 
 def test_schema_lets_an_editor_accept_a_plain_data_source():
     sections = json_schema()["$defs"]
-    for section, name in (("DataSection", "toxic"), ("EvaluateSection", "general"), ("Benchmark", "prompts")):
+    for section, name in (("DataSection", "toxic"), ("EvaluateSection", "general"), ("OwnBenchmark", "prompts")):
         kinds = sections[section]["properties"][name]["anyOf"]
         assert {"type": "string"} in kinds and {"$ref": "#/$defs/DataSource"} in kinds

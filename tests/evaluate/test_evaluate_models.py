@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import CONVERSATIONS, ONE, PROMPTS, save_tiny_model
 
-from dcr_ds.data import BenchmarkSet, Conversation, ConversationSet, PromptSet, RunData
+from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, RunData
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import run
 from dcr_ds.files import read_json, read_jsonl
@@ -27,8 +27,8 @@ def data():
 
     return RunData(
         benchmarks=[
-            BenchmarkSet("seeming", "comply", prompts("seeming", PROMPTS[:6])),
-            BenchmarkSet("toxic", "refuse", prompts("toxic", PROMPTS[6:]), max_new_tokens=9),
+            Benchmark("seeming", "comply", prompts("seeming", PROMPTS[:6])),
+            Benchmark("toxic", "refuse", prompts("toxic", PROMPTS[6:]), max_new_tokens=9),
         ],
         evaluate_general=ConversationSet("general", "test", list(CONVERSATIONS), "1" * 64),
     )

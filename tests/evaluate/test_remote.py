@@ -4,7 +4,7 @@ import pytest
 from chat_server import refuses, says, serving
 from tiny_models import ONE, PROMPTS
 
-from dcr_ds.data import BenchmarkSet, PromptSet
+from dcr_ds.data import Benchmark, PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.answers import are_answered
 from dcr_ds.evaluate.remote import ask_questions, prepare_remote
@@ -13,7 +13,7 @@ from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
 
-BENCHMARK = BenchmarkSet("seeming", "comply", PromptSet("seeming", "test", PROMPTS, "0" * 64))
+BENCHMARK = Benchmark("seeming", "comply", PromptSet("seeming", "test", PROMPTS, "0" * 64))
 
 
 def answers(number: int, request: dict):
