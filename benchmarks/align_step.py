@@ -163,7 +163,7 @@ def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     ranks = start_process(options)
     from dcr_ds.align.loop import build_engine_for, train_step
     from dcr_ds.align.mix import Mix
-    from dcr_ds.engine.batches import Batching, forward_passes
+    from dcr_ds.engine.batching import Batching, forward_passes
     from dcr_ds.engine.build import gradient_norm
     from dcr_ds.models.chat import Encoded
 

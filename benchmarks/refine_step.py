@@ -41,7 +41,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
-from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.distributed import Ranks, set_environment, start
 from dcr_ds.engine.resolve import resolve

@@ -26,7 +26,7 @@ from dcr_ds.align.loop import build_engine_for, train_step
 from dcr_ds.align.mix import Mix
 from dcr_ds.data.sampler import draw
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.engine.session import Session

@@ -18,9 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.align.sft import answer_nll, supervised_tokens
 from dcr_ds.data.records import PreferenceSet
-from dcr_ds.engine.batches import Batching, forward_passes, to_device
+from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import to_device
 from dcr_ds.models.chat import Encoded, encode_conversation
 from dcr_ds.recipe import DpoSection
 

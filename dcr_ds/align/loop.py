@@ -18,7 +18,7 @@ from dcr_ds.align.reference import reference_log_probs
 from dcr_ds.align.sft import summed_loss, supervised_tokens
 from dcr_ds.data.load import RunData
 from dcr_ds.data.sampler import draw
-from dcr_ds.engine.batches import Batching, forward_passes
+from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.build import (
     build_engine,
     checkpoint_activations,

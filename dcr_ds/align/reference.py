@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from dcr_ds.align.dpo import Pairs, log_probs
-from dcr_ds.engine.batches import Batching, forward_passes
+from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, print_on_main, sum_over_ranks
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.source import fingerprint

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dcr_ds.engine.batches import to_device, token_batch
+from dcr_ds.models.batches import to_device, token_batch
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.likelihood import IGNORED, Reduction
 

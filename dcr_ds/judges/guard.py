@@ -25,12 +25,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dcr_ds.engine.batches import pad_right
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
 from dcr_ds.judges.labels import UNPARSED, label_written
+from dcr_ds.models.batches import pad_right
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.load import DTYPES, resolve_attention
 from dcr_ds.models.source import FILES, model_config, model_hash, weight_files

@@ -19,7 +19,7 @@ from dcr_ds.align.mix import Mix
 from dcr_ds.align.reference import compute
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
-from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.models.chat import Encoded

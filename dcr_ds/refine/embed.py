@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from dcr_kernels import pool
 
-from dcr_ds.engine.batches import Batching, forward_passes, token_batch
+from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
+from dcr_ds.models.batches import token_batch
 
 Row = Sequence[int]
 

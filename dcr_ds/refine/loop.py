@@ -19,7 +19,7 @@ from dcr_kernels import ContrastiveLoss, similarity_stats
 
 from dcr_ds.data.load import RunData
 from dcr_ds.data.sampler import draw
-from dcr_ds.engine.batches import Batching, forward_passes, to_device
+from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.build import (
     build_engine,
     checkpoint_activations,
@@ -32,6 +32,7 @@ from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.adapters import add_lora, write_trained
+from dcr_ds.models.batches import to_device
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES

@@ -6,7 +6,7 @@ from typing import Any
 from dcr_kernels import CircleLoss, ContrastiveLoss, InfoNCELoss, NTXentLoss, SupConLoss, TripletLoss
 
 from dcr_ds.data.sampler import ContrastiveSampler
-from dcr_ds.engine.batches import Batching, forward_passes
+from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.recipe import RefineSection
 
 LOSSES: dict[str, Callable[..., ContrastiveLoss]] = {

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
-from dcr_ds.engine.batches import Batching, to_device
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
+from dcr_ds.models.batches import to_device
 from dcr_ds.refine.embed import Row, hidden_states, shards
 
 

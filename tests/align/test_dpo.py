@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from dcr_ds.align.dpo import encode_pairs, log_probs, preference_loss
 from dcr_ds.align.reference import FILE, reference_log_probs
 from dcr_ds.data.records import Preference, PreferenceSet
-from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora

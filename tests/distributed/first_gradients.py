@@ -20,7 +20,7 @@ from dcr_ds.align.dpo import dpo_step
 from dcr_ds.align.reference import compute
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.source import model_config

@@ -5,8 +5,8 @@ import torch
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.engine.batches import token_batch
 from dcr_ds.models import varlen
+from dcr_ds.models.batches import token_batch
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 25, 1, 13)

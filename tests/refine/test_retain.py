@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import make_model
 
-from dcr_ds.engine.batches import Batching
+from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.refine.retain import Anchors, drift, relative_distance_squared, retain_loss

@@ -3,20 +3,10 @@
 from collections import Counter
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.engine.batches import (
-    Batching,
-    first_fit,
-    forward_passes,
-    micro_batches,
-    packed_rows,
-    pad_right,
-    rank_share,
-    token_batch,
-)
+from dcr_ds.engine.batching import Batching, first_fit, forward_passes, micro_batches, packed_rows, rank_share
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 WORLDS = st.integers(1, 9)
@@ -68,16 +58,6 @@ def test_micro_batches_cut_a_share_in_order(share, size):
     assert all(len(group) == size for group in groups[:-1]) and all(0 < len(group) <= size for group in groups)
 
 
-@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=8), st.integers(-5, 5))
-def test_padding_is_on_the_right_and_masked(rows, pad_id):
-    ids, mask = pad_right(rows, pad_id, torch.device("cpu"))
-    assert ids.shape == mask.shape == (len(rows), max(map(len, rows)))
-    assert ids.dtype == torch.int64
-    for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
-        assert row_ids.tolist() == row + [pad_id] * (len(row_ids) - len(row))
-        assert row_mask.tolist() == [1] * len(row) + [0] * (len(row_ids) - len(row))
-
-
 @given(
     LENGTHS,
     WORLDS,
@@ -121,14 +101,3 @@ def test_packed_rows_hold_every_sample_once_and_differ_by_one_sample_at_most(len
 def test_a_sample_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="12 tokens fits in no row of 8"):
         first_fit([0, 1], [3, 12], 8)
-
-
-@given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=8), st.booleans())
-def test_the_tokens_of_a_batch_are_those_of_its_rows(rows, packed):
-    batch = token_batch(rows, packed, torch.device("cpu"))
-    ids = batch.tokens_of(batch.inputs["input_ids"][..., None])[:, 0]
-    assert batch.bounds.dtype == torch.int32
-    assert [ids[start:end].tolist() for start, end in zip(batch.bounds, batch.bounds[1:], strict=False)] == rows
-    assert batch.inputs["input_ids"].shape == ((1, sum(map(len, rows))) if packed else (len(rows), max(map(len, rows))))
-    if packed:
-        assert batch.inputs["position_ids"].tolist() == [[place for row in rows for place in range(len(row))]]

@@ -1,0 +1,30 @@
+"""Token rows as tensors: padded or packed, with every token where the model's output has it."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcr_ds.models.batches import pad_right, token_batch
+
+ROWS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=8)
+
+
+@given(ROWS, st.integers(-5, 5))
+def test_padding_is_on_the_right_and_masked(rows, pad_id):
+    ids, mask = pad_right(rows, pad_id, torch.device("cpu"))
+    assert ids.shape == mask.shape == (len(rows), max(map(len, rows)))
+    assert ids.dtype == torch.int64
+    for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
+        assert row_ids.tolist() == row + [pad_id] * (len(row_ids) - len(row))
+        assert row_mask.tolist() == [1] * len(row) + [0] * (len(row_ids) - len(row))
+
+
+@given(ROWS, st.booleans())
+def test_the_tokens_of_a_batch_are_those_of_its_rows(rows, packed):
+    batch = token_batch(rows, packed, torch.device("cpu"))
+    ids = batch.tokens_of(batch.inputs["input_ids"][..., None])[:, 0]
+    assert batch.bounds.dtype == torch.int32
+    assert [ids[start:end].tolist() for start, end in zip(batch.bounds, batch.bounds[1:], strict=False)] == rows
+    assert batch.inputs["input_ids"].shape == ((1, sum(map(len, rows))) if packed else (len(rows), max(map(len, rows))))
+    if packed:
+        assert batch.inputs["position_ids"].tolist() == [[place for row in rows for place in range(len(row))]]
