@@ -1,4 +1,7 @@
-"""The forward passes of one optimizer step: a pure function of the step's samples, the ranks and the batching."""
+"""Distribute the samples of one optimizer step over ranks and forward passes.
+
+Pure functions of the samples, their lengths, the number of ranks and the batching; no torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +14,10 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class Batching:
-    """How a rank's share becomes forward passes: padded micro-batches, or packed rows where `packed_length` is set.
+    """How the samples of one rank become forward passes: padded micro-batches, or packed rows if `packed_length` is set.
 
-    micro_batch: samples of a padded micro-batch, at most.
-    packed_length: tokens of a packed row, at most; one row is one forward pass.
+    micro_batch: maximum number of samples in a padded micro-batch.
+    packed_length: maximum number of tokens in a packed row; each row is one forward pass.
     """
 
     micro_batch: int
@@ -33,9 +36,9 @@ class Batching:
 def forward_passes(
     samples: Sequence[Sample], lengths: Sequence[int], rank: int, world_size: int, batching: Batching
 ) -> list[Sequence[tuple[Sample, bool]]]:
-    """This rank's forward passes of a step, each of (sample, alive); equally many on every rank.
+    """Return this rank's forward passes for one step, as lists of (sample, alive); every rank has the same number.
 
-    Every sample is alive once over all ranks. Dead copies weigh nothing in the loss: they only fill up the ranks.
+    Every sample is alive on exactly one rank. Copies that are not alive are padding: they have no weight in the loss.
     """
     if not batching.packed:
         return micro_batches(rank_share(samples, lengths, rank, world_size), batching.micro_batch)
@@ -53,11 +56,11 @@ def forward_passes(
 def rank_share(
     samples: Sequence[Sample], lengths: Sequence[int], rank: int, world_size: int
 ) -> list[tuple[Sample, bool]]:
-    """This rank's samples of a step, as (sample, alive).
+    """Return this rank's samples of one step, as (sample, alive).
 
-    Sorted by length and dealt out in turn, so that ranks get equal work and micro-batches little padding. Every rank
-    gets equally many (all must run the same forward passes): the last deal is filled up with dead copies, which weigh
-    nothing in the loss.
+    Samples are sorted by length and distributed round-robin, so that ranks have equal work and micro-batches need
+    little padding. All ranks must run the same number of forward passes, so all get the same number of samples: missing
+    ones are filled with copies that are not alive and have no weight in the loss.
     """
     order = sorted(range(len(samples)), key=lambda index: (lengths[index], index))
     mine = [(samples[index], True) for index in order[rank::world_size]]
@@ -66,17 +69,17 @@ def rank_share(
 
 
 def micro_batches(share: Sequence[Sample], size: int) -> list[Sequence[Sample]]:
-    """A rank's share cut into micro-batches of at most `size`; every rank gets the same number."""
+    """Split the samples of one rank into micro-batches of at most `size`."""
     return [share[start : start + size] for start in range(0, len(share), size)]
 
 
 def first_fit(indices: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices packed into rows of at most `capacity` tokens: the longest first, each into the first row with room.
+    """Pack indices into rows of at most `capacity` tokens: longest first, each into the first row with room.
 
-    First-fit decreasing needs at most 11/9 of the fewest rows possible, plus one (Dósa 2007).
+    First-fit decreasing needs at most 11/9 of the minimum number of rows, plus one (Dósa 2007).
 
     Raises:
-        ValueError: a sample is longer than a row; the recipe refuses such a packed_length before.
+        ValueError: a sample is longer than a row. The recipe already refuses such a packed_length.
     """
     rows: list[list[int]] = []
     room: list[int] = []
@@ -93,10 +96,10 @@ def first_fit(indices: Sequence[int], lengths: Sequence[int], capacity: int) -> 
 
 
 def packed_rows(indices: Sequence[int], lengths: Sequence[int], capacity: int, number: int) -> list[list[int]]:
-    """Indices packed into `number` rows of at most `capacity` tokens, at least as many as first fit needs.
+    """Pack indices into `number` rows of at most `capacity` tokens; `number` must be at least what `first_fit` needs.
 
-    The longest first, each into the emptiest row, so that the passes of a step and of all ranks take alike long and
-    need alike much memory; where a row would overflow, the rows of first fit. Rows without a sample are empty lists.
+    Longest first, each into the row with the fewest tokens, so that all forward passes take similar time and memory. If
+    a row would overflow, the rows of `first_fit` are returned instead. Rows without a sample are empty lists.
     """
     rows: list[list[int]] = [[] for _ in range(number)]
     filled = [0] * number

@@ -15,10 +15,10 @@ import torch
 class TokenBatch:
     """Token rows of one forward pass.
 
-    inputs: keyword arguments of the model: padded ids [B, T], or packed ids [1, N] with positions that start anew.
-    starts: where each row starts in the model's output flattened to [B·T, D].
-    places: where the tokens of all rows are in it, one row after the other [N].
-    bounds: where each row starts among those, and their number at the end [B + 1], int32.
+    inputs: keyword arguments of the model: padded ids [B, T], or packed ids [1, N] with positions that restart per row.
+    starts: offset of each row in the model's output flattened to [B·T, D].
+    places: offsets of all tokens in the flattened output, row after row [N].
+    bounds: cumulative row lengths, starting with 0 [B + 1], int32.
     """
 
     inputs: dict[str, Any]
@@ -27,17 +27,17 @@ class TokenBatch:
     bounds: torch.Tensor
 
     def tokens_of(self, output: torch.Tensor) -> torch.Tensor:
-        """The model's output [B, T, D] at the rows' tokens [N, D], without padding."""
+        """Select the tokens of all rows, without padding, from the model's output: [B, T, D] → [N, D]."""
         flat = output.flatten(0, 1)
         return flat if len(flat) == len(self.places) else flat.index_select(0, self.places)
 
 
 def token_batch(rows: Sequence[Sequence[int]], packed: bool, device: torch.device) -> TokenBatch:
-    """Rows of token ids as one forward pass, padded on the right or packed into one row.
+    """Build one forward pass from rows of token ids, padded on the right or packed into one row.
 
-    Padding needs no mask: a causal model cannot see it from any real token, whatever id pads; without a mask the
-    fastest attention kernels can be used. Packed rows are kept apart by what each attention kernel reads: positions
-    (from which transformers builds a block-diagonal mask, where no cache is used), or the bounds.
+    Padding needs no mask: in a causal model no real token attends to padding on its right, and without a mask the
+    fastest attention kernels can be used. Packed rows are separated by position ids (from which transformers builds a
+    block-diagonal mask when no cache is used) and by cumulative lengths; each attention kernel reads one of the two.
     """
     lengths = [len(row) for row in rows]
     ends = list(accumulate(lengths))
@@ -60,7 +60,7 @@ def token_batch(rows: Sequence[Sequence[int]], packed: bool, device: torch.devic
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [B, T] and attention mask [B, T] of rows padded on the right."""
+    """Pad rows on the right: token ids [B, T] and attention mask [B, T]."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
@@ -68,5 +68,5 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) 
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor just made on the CPU, on a device; the CPU does not wait for a GPU to be done with what came before."""
+    """Copy a new CPU tensor to a device; for a GPU without waiting for the kernels already queued there."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

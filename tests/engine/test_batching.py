@@ -1,4 +1,4 @@
-"""Every sample of a step is computed once, by one rank, and all ranks do equally many."""
+"""Every sample of a step is computed exactly once, and all ranks run the same number of forward passes."""
 
 from collections import Counter
 
@@ -17,18 +17,18 @@ def shares(lengths, world_size):
 
 
 @given(LENGTHS, WORLDS)
-def test_every_sample_is_alive_once_over_the_ranks(lengths, world_size):
+def test_every_sample_is_alive_on_exactly_one_rank(lengths, world_size):
     alive = Counter(sample for share in shares(lengths, world_size) for sample, is_alive in share if is_alive)
     assert alive == Counter(range(len(lengths)))
 
 
 @given(LENGTHS, WORLDS)
-def test_ranks_have_equally_many_and_no_more_than_needed(lengths, world_size):
+def test_all_ranks_have_the_same_number_of_samples(lengths, world_size):
     assert {len(share) for share in shares(lengths, world_size)} == {-(-len(lengths) // world_size)}
 
 
 @given(LENGTHS, WORLDS)
-def test_dead_copies_only_fill_the_last_place(lengths, world_size):
+def test_copies_only_fill_the_last_place(lengths, world_size):
     for share in shares(lengths, world_size):
         assert all(is_alive for _, is_alive in share[:-1])
     dead = sum(not is_alive for share in shares(lengths, world_size) for _, is_alive in share)
@@ -36,7 +36,7 @@ def test_dead_copies_only_fill_the_last_place(lengths, world_size):
 
 
 @given(LENGTHS, WORLDS)
-def test_ranks_work_on_like_lengths(lengths, world_size):
+def test_ranks_have_samples_of_similar_length(lengths, world_size):
     for deal in zip(*shares(lengths, world_size), strict=True):
         following = [lengths[sample] for sample, _ in deal]
         assert following == sorted(following)
@@ -45,14 +45,14 @@ def test_ranks_work_on_like_lengths(lengths, world_size):
 
 
 @given(LENGTHS, WORLDS)
-def test_a_share_depends_on_the_samples_not_on_their_names(lengths, world_size):
+def test_share_depends_on_lengths_only(lengths, world_size):
     letters = [f"sample {index}" for index in range(len(lengths))]
     for rank, share in enumerate(shares(lengths, world_size)):
         assert rank_share(letters, lengths, rank, world_size) == [(letters[index], alive) for index, alive in share]
 
 
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 9))
-def test_micro_batches_cut_a_share_in_order(share, size):
+def test_micro_batches_keep_the_order(share, size):
     groups = micro_batches(share, size)
     assert [sample for group in groups for sample in group] == share
     assert all(len(group) == size for group in groups[:-1]) and all(0 < len(group) <= size for group in groups)
@@ -63,21 +63,21 @@ def test_micro_batches_cut_a_share_in_order(share, size):
     WORLDS,
     st.one_of(st.builds(Batching, st.integers(1, 9)), st.builds(Batching, st.just(1), st.integers(9, 40))),
 )
-def test_forward_passes_are_equally_many_and_hold_every_sample_once(lengths, world_size, batching):
+def test_forward_passes_contain_every_sample_once(lengths, world_size, batching):
     passes = [forward_passes(range(len(lengths)), lengths, rank, world_size, batching) for rank in range(world_size)]
-    assert len({len(each) for each in passes}) == 1
-    alive = Counter(sample for each in passes for group in each for sample, is_alive in group if is_alive)
+    assert len({len(own) for own in passes}) == 1
+    alive = Counter(sample for own in passes for group in own for sample, is_alive in group if is_alive)
     assert alive == Counter(range(len(lengths)))
-    assert all(group for each in passes for group in each)
+    assert all(group for own in passes for group in own)
     if batching.packed:
-        for group in (group for each in passes for group in each):
+        for group in (group for own in passes for group in own):
             assert sum(lengths[sample] for sample, _ in group) <= batching.packed_length
         fewest = len(first_fit(range(len(lengths)), lengths, batching.packed_length))
         assert world_size > 1 or len(passes[0]) == fewest
 
 
 @given(LENGTHS, st.integers(9, 40))
-def test_first_fit_leaves_no_row_that_a_later_sample_would_have_fitted(lengths, capacity):
+def test_first_fit_uses_the_first_row_with_room(lengths, capacity):
     rows = first_fit(range(len(lengths)), lengths, capacity)
     filled = [sum(lengths[sample] for sample in row) for row in rows]
     assert sorted(sample for row in rows for sample in row) == list(range(len(lengths)))
@@ -87,7 +87,7 @@ def test_first_fit_leaves_no_row_that_a_later_sample_would_have_fitted(lengths, 
 
 
 @given(LENGTHS, st.integers(9, 40), st.integers(0, 3))
-def test_packed_rows_hold_every_sample_once_and_differ_by_one_sample_at_most(lengths, capacity, more):
+def test_packed_rows_are_balanced(lengths, capacity, more):
     fewest = len(first_fit(range(len(lengths)), lengths, capacity))
     rows = packed_rows(range(len(lengths)), lengths, capacity, fewest + more)
     assert len(rows) == fewest + more
@@ -98,6 +98,6 @@ def test_packed_rows_hold_every_sample_once_and_differ_by_one_sample_at_most(len
         assert max(filled) - min(filled) <= max(lengths)
 
 
-def test_a_sample_longer_than_a_row_is_refused():
+def test_sample_longer_than_a_row_is_refused():
     with pytest.raises(ValueError, match="12 tokens fits in no row of 8"):
         first_fit([0, 1], [3, 12], 8)

@@ -1,4 +1,4 @@
-"""Token rows as tensors: padded or packed, with every token where the model's output has it."""
+"""Token rows as tensors, padded or packed."""
 
 import torch
 from hypothesis import given
@@ -20,7 +20,7 @@ def test_padding_is_on_the_right_and_masked(rows, pad_id):
 
 
 @given(ROWS, st.booleans())
-def test_the_tokens_of_a_batch_are_those_of_its_rows(rows, packed):
+def test_tokens_of_a_batch_are_the_rows(rows, packed):
     batch = token_batch(rows, packed, torch.device("cpu"))
     ids = batch.tokens_of(batch.inputs["input_ids"][..., None])[:, 0]
     assert batch.bounds.dtype == torch.int32
