@@ -36,6 +36,7 @@ from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES, load_causal_lm
 from dcr_ds.models.varlen import stage_attention
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import StageFolder
 
 
 def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
@@ -57,7 +58,9 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
     engine = build_engine_for(recipe, settings, source, total_steps, ranks)
     batching = Batching.of(stage)
     if by_preferences:
-        reference = reference_log_probs(engine, samples, batching, recipe.model, source, folder, ranks)
+        reference = reference_log_probs(
+            engine, samples, batching, recipe.model, source, StageFolder(folder).reference, ranks
+        )
     with Session("align", recipe, engine, folder, total_steps, ranks, started) as session:
         while (step := session.step) < total_steps:
             torch.manual_seed(recipe.seed + 1_000_003 * step + ranks.rank)  # adapter dropout, on resume too
@@ -123,5 +126,5 @@ def _export(engine, source: Path, folder: Path, ranks: Ranks) -> None:
     """Write folder/model, and folder/adapter with LoRA. All ranks."""
     weights = {name.removeprefix("model."): weight for name, weight in trained_weights(engine, ranks).items()}
     if ranks.is_main:
-        write_trained(engine.module.model, weights, source, folder)  # its parameters' names are those of the source
+        write_trained(engine.module.model, weights, source, StageFolder(folder))
     barrier(ranks)

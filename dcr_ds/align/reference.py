@@ -23,13 +23,11 @@ from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.source import fingerprint
 from dcr_ds.recipe import ModelSection
 
-FILE = "reference.safetensors"
-
 
 def reference_log_probs(
-    engine, pairs: Pairs, batching: Batching, model: ModelSection, source: Path, folder: Path, ranks: Ranks
+    engine, pairs: Pairs, batching: Batching, model: ModelSection, source: Path, file: Path, ranks: Ranks
 ) -> torch.Tensor:
-    """log π_ref of both answers of every pair [N, 2] on the CPU, from `folder` or computed and kept there. All ranks.
+    """log π_ref of both answers of every pair [N, 2] on the CPU, from `file` or computed and kept there. All ranks.
 
     Args:
         engine: as it was built; nothing trained is loaded into it yet.
@@ -37,16 +35,16 @@ def reference_log_probs(
     kept = None
     if ranks.is_main:
         key = reference_key(pairs, model, source)
-        kept = _read(folder / FILE, key)
+        kept = _read(file, key)
     if broadcast_from_main(kept is not None, ranks):
-        print_on_main(ranks, f"reference: {len(pairs.samples)} pairs, from {folder / FILE}")
+        print_on_main(ranks, f"reference: {len(pairs.samples)} pairs, from {file}")
         return torch.tensor(broadcast_from_main(None if kept is None else kept.tolist(), ranks))
     print_on_main(ranks, f"reference: log-probabilities of {len(pairs.samples)} pairs")
     computed = compute(engine, pairs, batching, ranks)
     if ranks.is_main:
-        partial = folder / f"{FILE}.partial"
+        partial = file.with_name(f"{file.name}.partial")
         save_file({"log_probs": computed}, partial, metadata={"key": key})
-        partial.replace(folder / FILE)
+        partial.replace(file)
     return computed
 
 

@@ -9,6 +9,7 @@ from dcr_ds.evaluate.ability import TASKS, measure_ability
 from dcr_ds.files import hash_of, read_json, write_json
 from dcr_ds.models.source import model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
+from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
 
 USAGE = "dcr-ds ability RUN|MODEL… [--tasks arc_easy,piqa] [--local-data DIR] [--limit N] [--batch-size N] [--out FILE]"
 
@@ -59,16 +60,16 @@ def _refuse(message: str) -> None:
 
 def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path | None]]:
     """Title, model and the file for its figures: base and aligned of a run, or the one model that was named."""
-    recipe_file = target / "recipe.yaml"
-    if not recipe_file.is_file():
+    run = RunFolder(target)
+    if not run.is_run:
         yield source, ModelSection(source=source), None
         return
-    model = load_recipe(str(recipe_file), []).model
-    yield f"{target.name}: base", model, target / "evaluate" / "base" / "ability.json"
-    aligned = target / "align" / "model"
+    model = load_recipe(str(run.recipe), []).model
+    yield f"{target.name}: base", model, run.model(BASE).ability
+    aligned = run.stage("align").model
     if aligned.is_dir():
         aligned_model = model.model_copy(update={"source": str(aligned), "revision": None})
-        yield f"{target.name}: aligned", aligned_model, target / "evaluate" / "aligned" / "ability.json"
+        yield f"{target.name}: aligned", aligned_model, run.model(ALIGNED).ability
 
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:

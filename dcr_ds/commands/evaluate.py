@@ -13,10 +13,11 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.source import base_of_adapter, check_base, model_config, prepare_source, tokenizer_folder
 from dcr_ds.recipe import STAGES, ModelSection, Recipe, load_recipe
+from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_environment
 from dcr_ds.run.folder import open_run, save_run
 
-MODEL = "aligned"  # the place under evaluate/ in which a report of several runs looks for the model of each
+MODEL = ALIGNED  # the place under evaluate/ in which a report of several runs looks for the model of each
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 DESCRIPTION = """\
@@ -174,7 +175,7 @@ def _locate_files(model: ModelSection) -> LocalModel:
 
 
 def _open(recipe: Recipe) -> Recipe:
-    if trained := [stage for stage in ("refine", "align") if (recipe.folder / stage).exists()]:
+    if trained := [stage for stage in TRAINING_STAGES if RunFolder(recipe.folder).stage(stage).folder.exists()]:
         raise UserError(
             f"{recipe.folder}: holds a run with {trained[0]}; set --out elsewhere, or name the model otherwise"
         )
@@ -194,7 +195,7 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
     from dcr_ds.evaluate.run import Subject, evaluate_endpoint, evaluate_model
     from dcr_ds.models.load import DTYPES
 
-    home = recipe.folder / "evaluate" / MODEL
+    home = RunFolder(recipe.folder).model(MODEL)
     if isinstance(model, LocalModel):
         section = recipe.model
         dtype = DTYPES[section.dtype]

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from dcr_ds.errors import UserError
+from dcr_ds.recipe.layout import TRAINING_STAGES
 
 DESCRIPTION = """\
 Write a model or an adapter into a folder of safetensors that transformers, peft and vLLM load. No GPU, no ranks.
@@ -27,7 +28,7 @@ def run(arguments: list[str]) -> int:
     parser.error = _refuse
     parser.add_argument("what", type=Path, metavar="RUN|CHECKPOINT|ADAPTER", help="folder of one of them")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--stage", choices=("refine", "align"), help="of a run (default: the last that trained)")
+    parser.add_argument("--stage", choices=TRAINING_STAGES, help="of a run (default: the last that trained)")
     parser.add_argument("--merge", action="store_true", help="a whole model where an adapter was trained")
     told = "the base's folder or hub id, where it is no longer what the run or adapter names"
     parser.add_argument("--base", metavar="MODEL", help=told)

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from dcr_ds.errors import UserError
+from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report.write import terminal_table, write_report
 
 DESCRIPTION = """\
@@ -30,8 +31,8 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.runs:
         _refuse("name one or more run folders")
-    beside = options.runs[0] if len(options.runs) == 1 else options.runs[0].parent
-    out = options.out or beside / "report" / "report.md"
+    home = options.runs[0] if len(options.runs) == 1 else options.runs[0].parent
+    out = options.out or RunFolder(home).report
     write_report(options.runs, out)
     print(f"{terminal_table(options.runs)}\n\nReport: {out} and {out.with_suffix('.html')}")
     return 0

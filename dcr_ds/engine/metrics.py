@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.files import write_atomically
+from dcr_ds.recipe.layout import StageFolder
 
 SHOWN = ("gap", "auc", "drift", "margin", "accuracy")  # of a stage's own figures, on the console line
 
@@ -22,7 +23,7 @@ class MetricsLog:
     def __init__(
         self,
         stage: str,
-        folder: Path,
+        folder: StageFolder,
         first_step: int,
         total_steps: int,
         log_every: int,
@@ -38,8 +39,8 @@ class MetricsLog:
             unit="step",
             disable=not (ranks.is_main and sys.stderr.isatty()),
         )
-        self.stream = _reopen(folder / "metrics.jsonl", first_step) if ranks.is_main else None
-        self.events = _event_writer(folder) if tensorboard and ranks.is_main else None
+        self.stream = _reopen(folder.metrics, first_step) if ranks.is_main else None
+        self.events = _event_writer(folder.folder) if tensorboard and ranks.is_main else None
 
     def __enter__(self) -> "MetricsLog":
         return self

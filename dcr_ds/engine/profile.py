@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.files import write_atomically
+from dcr_ds.recipe.layout import StageFolder
 
 PARTS = {"forward": "forward", "backward": "backward", "step": "optimizer"}  # the engine's methods
 WARM_UP = 2  # steps before the trace: the first builds buffers, the second starts the profiler
@@ -18,16 +18,16 @@ COLLECTIVES = ("gloo:", "nccl")  # how their events begin
 
 
 class Profile:
-    """While entered, traces `steps` steps of a stage after two others into `folder`/profile; 0 steps: does nothing.
+    """While entered, traces `steps` steps of a stage after two others into `folder.profile`; 0 steps: does nothing.
 
     trace.json is for chrome://tracing or Perfetto; table.txt says where the wall-clock time of those steps went.
     Backward passes contain ZeRO's collectives, which are shown beside them, too. On a GPU each part waits for it to be
     done, so that its time is its own; a step under the profiler is slower for it.
     """
 
-    def __init__(self, steps: int, engine: Any, folder: Path, ranks: Ranks):
+    def __init__(self, steps: int, engine: Any, folder: StageFolder, ranks: Ranks):
         self.steps = steps if ranks.is_main else 0
-        self.engine, self.folder, self.ranks = engine, folder / "profile", ranks
+        self.engine, self.folder, self.ranks = engine, folder.profile, ranks
         self.seconds: Counter[str] = Counter()
         self.done = 0
 

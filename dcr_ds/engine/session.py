@@ -31,6 +31,7 @@ from dcr_ds.engine.watch.stop import StopFlag
 from dcr_ds.errors import Diverged, Stopped
 from dcr_ds.files import flush, write_atomically
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import StageFolder
 
 MARGIN = 1.5
 MARGIN_SECONDS = 5.0  # until the process has ended
@@ -60,10 +61,11 @@ class Session:
         Args:
             started: time.monotonic() when the stage began; the time before its first step counts, too.
         """
-        self.stage, self.recipe, self.engine, self.folder, self.ranks = stage, recipe, engine, folder, ranks
+        self.stage, self.recipe, self.engine, self.ranks = stage, recipe, engine, ranks
+        self.folder = StageFolder(folder)
         self.section = getattr(recipe, stage)
         self.total_steps = total_steps
-        self.checkpoints = Checkpoints(engine, folder / "checkpoints", recipe.checkpoint.keep, ranks)
+        self.checkpoints = Checkpoints(engine, self.folder.checkpoints, recipe.checkpoint.keep, ranks)
         found = self.checkpoints.load_newest()
         self.is_new = found is None
         self.step, self.state = found or (0, {"tokens": 0, "seconds": 0.0})
@@ -143,10 +145,10 @@ class Session:
             "peak_memory_bytes": peak_memory_bytes(self.ranks.device),
         }
         if self.ranks.is_main:
-            for exported in ("model", "adapter"):
-                for path in (self.folder / exported).rglob("*"):
+            for exported in self.folder.exports:
+                for path in exported.rglob("*"):
                     flush(path)
-            write_atomically(self.folder / "summary.json", json.dumps(summary, indent=1))
+            write_atomically(self.folder.summary, json.dumps(summary, indent=1))
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         barrier(self.ranks)
 

@@ -32,6 +32,7 @@ from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.source import model_hash, tokenizer_folder
 from dcr_ds.recipe import EvaluateSection, GuardJudge, Recipe
+from dcr_ds.recipe.layout import BenchmarkFolder, ModelFolder, RunFolder
 
 LONGEST_ANSWER = 256  # tokens, where neither the recipe nor a benchmark's authors say
 
@@ -41,7 +42,7 @@ class Subject:
     """A model under evaluation: its name in messages, the folder of its results, and how it is loaded."""
 
     name: str
-    home: Path
+    home: ModelFolder
     source: Path
     dtype: torch.dtype
     attention: str
@@ -94,7 +95,7 @@ def evaluate_models(
     """
     check_judges(recipe.evaluate)
     for name, source in models.items():
-        home = folder / "evaluate" / name
+        home = RunFolder(folder).model(name)
         subject = Subject(name, home, source, dtype, attention, recipe.model.chat_template)
         asked = data.benchmarks if name in recipe.evaluate.models else []
         evaluate_model(subject, asked, data.evaluate_general.rows, recipe.evaluate, ranks)
@@ -119,7 +120,7 @@ def evaluate_model(
     questions = [
         prepare_questions(
             benchmark.name,
-            subject.home / benchmark.name / "generations.jsonl",
+            subject.home.benchmark(benchmark.name).generations,
             benchmark.prompts.rows,
             tokenizer,
             max_new_tokens=longest_answer(settings, benchmark),
@@ -140,13 +141,13 @@ def evaluate_model(
 
 
 def evaluate_endpoint(
-    endpoint: Endpoint, home: Path, benchmarks: Sequence[Benchmark], settings: EvaluateSection, ranks: Ranks
+    endpoint: Endpoint, home: ModelFolder, benchmarks: Sequence[Benchmark], settings: EvaluateSection, ranks: Ranks
 ) -> None:
     """Evaluate a model behind an endpoint, which answers the benchmarks and has no loss to measure. Rank 0."""
-    cost = Cost(home / "cost.json", f"endpoint {endpoint.url}", world_size=1)
+    cost = Cost(home.cost, f"endpoint {endpoint.url}", world_size=1)
     judges = [load_judge(declared) for declared in settings.judges]
     for benchmark in benchmarks:
-        file = home / benchmark.name / "generations.jsonl"
+        file = home.benchmark(benchmark.name).generations
         questions = prepare_remote(benchmark, file, longest_answer(settings, benchmark), endpoint)
         if not are_answered(questions):
             print_on_main(ranks, f"{endpoint.model}: {benchmark.name}, {len(questions.prompts)} prompts")
@@ -174,7 +175,7 @@ def longest_answer(settings: EvaluateSection, benchmark: Benchmark) -> int:
 
 
 def _prepare_general(
-    home: Path,
+    home: ModelFolder,
     conversations: Sequence[Conversation],
     tokenizer: PreTrainedTokenizerBase,
     facts: dict[str, str],
@@ -192,7 +193,7 @@ def _prepare_general(
         "template": template_hash(tokenizer),
         "ids": [[one.ids, one.prompt_tokens] for one in fitting],
     }
-    return GeneralAnswers(home / "general_loss.json", fitting, len(encoded) - len(fitting), hash_of(settings))
+    return GeneralAnswers(home.general_loss, fitting, len(encoded) - len(fitting), hash_of(settings))
 
 
 def _answer_and_measure(
@@ -211,7 +212,7 @@ def _answer_and_measure(
         print_on_main(ranks, f"evaluate {subject.name}: done before")
         return
     model = subject.load_model(ranks.device)
-    cost = Cost(general.file.with_name("cost.json"), device_name(ranks.device), ranks.world_size)
+    cost = Cost(subject.home.cost, device_name(ranks.device), ranks.world_size)
     for questions, is_missing in zip(benchmarks, missing, strict=True):
         if is_missing:
             print_on_main(ranks, f"evaluate {subject.name}: {questions.name}, {len(questions.prompts)} prompts")
@@ -265,11 +266,9 @@ def _measure(
 
 def _judge_and_score(questions: Questions, wanted: str, judges: Sequence[Judge]) -> None:
     """Judge and score a finished file; every time, so that verdicts and scores fit the answers. Rank 0."""
-    home = questions.file.parent
-    verdicts = {
-        judge.name: judge_file(questions.file, judge, home / f"verdicts.{judge.name}.jsonl") for judge in judges
-    }
-    write_json(home / "scores.json", score(verdicts, questions.prompts, wanted, judges))
+    home = BenchmarkFolder(questions.file.parent)
+    verdicts = {judge.name: judge_file(questions.file, judge, home.verdicts(judge.name)) for judge in judges}
+    write_json(home.scores, score(verdicts, questions.prompts, wanted, judges))
 
 
 def device_name(device: torch.device) -> str:

@@ -8,7 +8,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from dcr_ds.errors import UserError
 from dcr_ds.export.write import run_and_stage
 from dcr_ds.files import write_atomically
-from dcr_ds.report.card import STAGES, model_card
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
+from dcr_ds.report.card import model_card
 from dcr_ds.report.compose import compare
 from dcr_ds.report.numbers.read import read_run
 
@@ -39,6 +40,6 @@ def add_card(what: Path, stage: str | None, folder: Path) -> None:
         run, stage, _ = run_and_stage(what, stage)
     except UserError:  # an adapter that is in no run
         return
-    if (run / stage / "summary.json").is_file() and not (folder / "README.md").is_file():
-        model = next(model for model, its_stage in STAGES.items() if its_stage == stage)
+    if RunFolder(run).stage(stage).is_done and not (folder / "README.md").is_file():
+        model = next(model for model, trained_in in STAGE_OF_MODEL.items() if trained_in == stage)
         write_atomically(folder / "README.md", model_card(compare([read_run(run)]), model))

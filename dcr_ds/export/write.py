@@ -19,8 +19,8 @@ from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.source import base_of_adapter, check_checkpoint, prepare_source
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
+from dcr_ds.recipe.layout import TRAINING_STAGES, RunFolder, enclosing_run
 
-STAGES = ("align", "refine")  # the later one first
 # what the engine of a stage, and the source checkpoint, put before the names of the model's parameters
 HELD_AS = {"refine": "", "align": "model."}
 KEPT_AS = {"refine": "model.", "align": ""}
@@ -82,15 +82,16 @@ def run_and_stage(what: Path, stage: str | None) -> tuple[Path, str, tuple[str, 
     Raises:
         UserError: it is in no run, or the run has nothing of the stage.
     """
-    run = next((folder for folder in (what, *what.absolute().parents[:3]) if (folder / "recipe.yaml").is_file()), None)
-    if run is None:
+    enclosing = enclosing_run(what)
+    if enclosing is None:
         raise UserError(
             f"{what}: no run folder, no checkpoint of one (…/STAGE/checkpoints/step-N) and no adapter in peft's format"
         )
+    run = enclosing.folder
     inside, *below = what.absolute().relative_to(run.absolute()).parts or (None,)
     if inside and stage and inside != stage:
         raise UserError(f"--stage {stage}: {what} is of {inside}; leave --stage out")
-    there = [each for each in STAGES if any((run / each / name).exists() for name in ("summary.json", "checkpoints"))]
+    there = [name for name in reversed(TRAINING_STAGES) if enclosing.stage(name).has_results]
     found = inside or stage or next(iter(there), None)
     if found not in there:
         raise UserError(
@@ -115,18 +116,18 @@ def _export_adapter(adapter: Path, out: Path, wanted: Wanted) -> str:
 
 def _export_trained(what: Path, out: Path, wanted: Wanted) -> str:
     run, stage, below = run_and_stage(what, wanted.stage)
-    folder = run / stage
-    if (folder / "summary.json").is_file() and not below:
-        kind = "adapter" if _is_adapter(folder / "adapter") and not wanted.merge else "model"
-        _copy(folder / kind, out)
-        return f"the {kind} of {folder}, which is done"
-    if below == ("model",):
-        _copy(folder / "model", out)
-        return f"the model of {folder}"
-    name = below[1] if len(below) == 2 else newest_whole(folder / "checkpoints")[0]
-    checkpoint = folder / "checkpoints" / name
-    if not name or below[:1] not in ((), ("checkpoints",)):
-        raise UserError(f"{what}: no whole checkpoint in {folder / 'checkpoints'}; run the stage on, or name another")
+    folder = RunFolder(run).stage(stage)
+    if folder.is_done and not below:
+        exported = folder.adapter if _is_adapter(folder.adapter) and not wanted.merge else folder.model
+        _copy(exported, out)
+        return f"the {exported.name} of {folder.folder}, which is done"
+    if below == (folder.model.name,):
+        _copy(folder.model, out)
+        return f"the model of {folder.folder}"
+    name = below[1] if len(below) == 2 else newest_whole(folder.checkpoints)[0]
+    checkpoint = folder.checkpoints / name
+    if not name or below[:1] not in ((), (folder.checkpoints.name,)):
+        raise UserError(f"{what}: no whole checkpoint in {folder.checkpoints}; run the stage on, or name another")
     return _export_checkpoint(run, stage, checkpoint, out, wanted)
 
 
@@ -134,14 +135,15 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, wante
     manifest, fault = verify(checkpoint)
     if manifest is None:
         raise UserError(f"{checkpoint}: not whole ({fault}); name another checkpoint, or the run")
-    recipe = load_recipe(str(run / "recipe.yaml"))
+    recipe_file = RunFolder(run).recipe
+    recipe = load_recipe(str(recipe_file))
     source = _source_of(run, stage, recipe, wanted.base)
     model = _outline(recipe, stage, source)
     shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
     held = consolidated_weights(checkpoint)
     weights = {name: held.get(HELD_AS[stage] + name) for name in shapes}
     if wrong := [name for name, weight in weights.items() if weight is None or weight.shape != shapes[name]]:
-        raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape that {run / 'recipe.yaml'} and {source} want")
+        raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape that {recipe_file} and {source} want")
     if getattr(recipe, stage).adapter == "none":
         splice(model, weights, source, out, KEPT_AS[stage])
     elif not wanted.merge:
@@ -158,7 +160,7 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, wante
 
 def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
     """The checkpoint that a stage started from."""
-    refined = run / "refine" / "model"
+    refined = RunFolder(run).stage("refine").model
     if base is None and stage == "align" and refined.is_dir():
         return refined
     return prepare_source(ModelSection(source=base) if base else recipe.model)

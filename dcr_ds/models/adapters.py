@@ -16,6 +16,7 @@ from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.source import BASE_RECORD, check_base, fingerprint
 from dcr_ds.models.trunk import splice
 from dcr_ds.recipe import LoraSection
+from dcr_ds.recipe.layout import StageFolder
 
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."  # what peft puts before a module's name
@@ -39,9 +40,9 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
 
 
 def write_trained(
-    model: torch.nn.Module, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = ""
+    model: torch.nn.Module, trained: dict[str, torch.Tensor], source: Path, stage: StageFolder, prefix: str = ""
 ) -> None:
-    """Write what a stage trained: `folder/model`, whole, and with LoRA `folder/adapter` in peft's format. Rank 0.
+    """Write what a stage trained: `stage.model`, whole, and with LoRA `stage.adapter` in peft's format. Rank 0.
 
     Args:
         model: the trained model, whole or a trunk, with or without an adapter; its own weights are not read.
@@ -50,10 +51,10 @@ def write_trained(
         prefix: what the source puts before the model's names: "model." for a trunk, nothing for a whole model.
     """
     if isinstance(model, PeftModel):
-        save_lora(model, trained, source, folder / "adapter", prefix)
-        merge_lora(source, folder / "adapter", folder / "model")
+        save_lora(model, trained, source, stage.adapter, prefix)
+        merge_lora(source, stage.adapter, stage.model)
     else:
-        splice(model, trained, source, folder / "model", prefix)
+        splice(model, trained, source, stage.model, prefix)
 
 
 def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = "") -> None:

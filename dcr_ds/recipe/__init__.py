@@ -14,10 +14,10 @@ from dcr_ds.recipe.evaluation import (
     OwnBenchmark,
 )
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
 from dcr_ds.recipe.messages import field_rows
 from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe
 from dcr_ds.recipe.schema import (
-    STAGES,
     AlignSection,
     CheckpointSection,
     DataSection,
@@ -32,6 +32,7 @@ from dcr_ds.recipe.shipped import shipped_file, shipped_files, source_checkout
 
 __all__ = [
     "STAGES",
+    "TRAINING_STAGES",
     "AlignSection",
     "AnyBenchmark",
     "AnyJudge",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.layout import ALIGNED, BASE
 
 
 class OwnBenchmark(Section):
@@ -124,7 +125,7 @@ AnyJudge = Annotated[
 
 class EvaluateSection(Section):
     models: list[Literal["base", "refined", "aligned"]] = Field(
-        ["base", "aligned"], min_length=1, description="which models answer the benchmarks"
+        [BASE, ALIGNED], min_length=1, description="which models answer the benchmarks"
     )
     benchmarks: list[AnyBenchmark] = Field(
         ["builtin"], min_length=1, description="names of benchmarks or suites (docs/BENCHMARK_SETS.md), or mappings"

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
 
 
 class ModelSection(Section):
@@ -146,9 +147,6 @@ class WatchdogSection(Section):
     )
 
 
-STAGES = ("refine", "align", "evaluate")
-
-
 class Recipe(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is <output>/<name>")
     stages: list[Literal["refine", "align", "evaluate"]] = Field(
@@ -187,7 +185,7 @@ class Recipe(Section):
             raise ValueError("refine.micro_batch: larger than refine.global_batch; lower it, or say auto")
         if self.align.micro_batch != "auto" and self.align.micro_batch > self.align.global_batch:
             raise ValueError("align.micro_batch: larger than align.global_batch; lower it, or say auto")
-        for name in ("refine", "align"):
+        for name in TRAINING_STAGES:
             stage: StageSection = getattr(self, name)
             if stage.packed_length != "auto" and stage.packed_length < stage.longest_sample:
                 longest = f"{name}.max_length ({stage.max_length})"
@@ -204,7 +202,7 @@ class Recipe(Section):
         return self
 
     def _check_adapters(self) -> None:
-        for stage in ("refine", "align"):
+        for stage in TRAINING_STAGES:
             if stage in self.stages and self.model.quantize != "none" and getattr(self, stage).adapter == "none":
                 raise ValueError(
                     f"{stage}.adapter: none trains the weights themselves, which model.quantize: {self.model.quantize} "

@@ -39,6 +39,7 @@ from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.models.varlen import stage_attention
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import StageFolder
 from dcr_ds.refine.embed import embed_all, pooled, shards
 from dcr_ds.refine.objective import contrastive_loss, gathered_positives
 from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts
@@ -96,7 +97,7 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     print_on_main(ranks, f"refine: {reason}")
     weights = trained_weights(trunk.engine, ranks)
     if ranks.is_main:
-        write_trained(trunk.engine.module, weights, source, folder, prefix="model.")
+        write_trained(trunk.engine.module, weights, source, StageFolder(folder), prefix="model.")
     barrier(ranks)
     session.finish({"layer": stage.layer, "final": state["last"]})
 

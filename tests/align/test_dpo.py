@@ -9,7 +9,7 @@ from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.align.dpo import encode_pairs, log_probs, preference_loss
-from dcr_ds.align.reference import FILE, reference_log_probs
+from dcr_ds.align.reference import reference_log_probs
 from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
@@ -17,6 +17,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.recipe import DpoSection, LoraSection, ModelSection
+from dcr_ds.recipe.layout import StageFolder
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, 0, CPU)
@@ -107,7 +108,9 @@ def test_pairs_with_a_conversation_that_is_too_long_are_left_out_and_counted(pai
 
 
 def reference_of(model, pairs, source, folder, **section):
-    return reference_log_probs(model, pairs, Batching(2), ModelSection(**section), source, folder, ALONE)
+    return reference_log_probs(
+        model, pairs, Batching(2), ModelSection(**section), source, StageFolder(folder).reference, ALONE
+    )
 
 
 def test_the_reference_is_kept_as_long_as_model_and_data_are_the_same(likelihood, pairs, source, tmp_path, capsys):
@@ -116,7 +119,7 @@ def test_the_reference_is_kept_as_long_as_model_and_data_are_the_same(likelihood
         for parameter in likelihood.parameters():
             parameter.mul_(0.5)  # as after training
     assert torch.equal(reference_of(likelihood, pairs, source, tmp_path), first)
-    assert str(tmp_path / FILE) in capsys.readouterr().err
+    assert str(StageFolder(tmp_path).reference) in capsys.readouterr().err
     others = encode_pairs(preferences(ROWS[:2]), 200, make_tokenizer())
     assert len(reference_of(likelihood, others, source, tmp_path)) == 2
     again = reference_of(likelihood, pairs, source, tmp_path)
@@ -126,13 +129,13 @@ def test_the_reference_is_kept_as_long_as_model_and_data_are_the_same(likelihood
 
 def test_a_damaged_file_is_computed_anew(likelihood, pairs, source, tmp_path):
     first = reference_of(likelihood, pairs, source, tmp_path)
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:40])
+    (StageFolder(tmp_path).reference).write_bytes((StageFolder(tmp_path).reference).read_bytes()[:40])
     assert torch.equal(reference_of(likelihood, pairs, source, tmp_path), first)
 
 
 def test_the_base_of_a_new_adapter_is_the_reference(plain, likelihood, pairs, source, tmp_path):
     wrapped = Likelihood(add_lora(copy.deepcopy(plain), LoraSection(dropout=0.5), "align.lora").train(), "chunked")
     of_adapter = reference_of(wrapped, pairs, source, tmp_path)
-    (tmp_path / FILE).unlink()
+    (StageFolder(tmp_path).reference).unlink()
     assert torch.equal(of_adapter, reference_of(likelihood, pairs, source, tmp_path))
     assert wrapped.training

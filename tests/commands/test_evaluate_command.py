@@ -20,6 +20,7 @@ from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.source import model_hash
 from dcr_ds.recipe import EvaluateSection, load_recipe
+from dcr_ds.recipe.layout import ModelFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["--suite", "builtin", "--limit", "10", "--max-new-tokens", "12", "--batch-size", "2"]
@@ -114,7 +115,7 @@ def test_the_run_folder_is_one_that_reports_read(killed, model):
 
 
 def subject(home, source, adapter=None):
-    return Subject("it", home, source, torch.float32, "sdpa", adapter=adapter)
+    return Subject("it", ModelFolder(home), source, torch.float32, "sdpa", adapter=adapter)
 
 
 def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):

@@ -8,6 +8,7 @@ import torch
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.metrics import MetricsLog, read_rows
+from dcr_ds.recipe.layout import StageFolder
 
 ONE = Ranks(0, 1, 0, torch.device("cpu"))
 OTHER = Ranks(1, 2, 1, torch.device("cpu"))
@@ -26,7 +27,7 @@ def row(step, **more):
 
 
 def write(folder, steps, first_step=0, total=9, log_every=1, ranks=ONE, tensorboard=False, **more):
-    with MetricsLog("refine", folder, first_step, total, log_every, ranks, tensorboard) as log:
+    with MetricsLog("refine", StageFolder(folder), first_step, total, log_every, ranks, tensorboard) as log:
         return [log.write(row(step, **more)) for step in steps]
 
 
@@ -45,7 +46,7 @@ def test_every_step_is_a_row(tmp_path):
 
 
 def test_rows_are_on_the_disk_at_once(tmp_path):
-    with MetricsLog("refine", tmp_path, 0, 9, 1, ONE) as log:
+    with MetricsLog("refine", StageFolder(tmp_path), 0, 9, 1, ONE) as log:
         for step in (1, 2):
             log.write(row(step))
             assert steps_in(tmp_path) == list(range(1, step + 1))
@@ -60,7 +61,7 @@ def test_a_resume_drops_the_rows_after_its_step_and_no_other(tmp_path):
 
 def test_a_resume_that_is_killed_before_its_first_step_loses_no_row(tmp_path):
     write(tmp_path, [1, 2, 3, 4])
-    with MetricsLog("refine", tmp_path, 3, 9, 1, ONE):
+    with MetricsLog("refine", StageFolder(tmp_path), 3, 9, 1, ONE):
         assert steps_in(tmp_path) == [1, 2, 3]
 
 

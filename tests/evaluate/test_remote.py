@@ -12,6 +12,7 @@ from dcr_ds.evaluate.run import evaluate_endpoint
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
+from dcr_ds.recipe.layout import ModelFolder
 
 BENCHMARK = Benchmark("seeming", "comply", PromptSet("seeming", "test", PROMPTS, "0" * 64))
 
@@ -59,8 +60,8 @@ def test_a_server_that_dies_half_way_is_asked_only_for_the_rest(tmp_path):
 def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     settings = EvaluateSection(max_new_tokens=8, judges=["xstest_strings"])
     with serving(lambda number, request: says("I'm sorry, no." if number % 2 else "Press the key.")) as server:
-        evaluate_endpoint(endpoint(server), tmp_path, [BENCHMARK], settings, ONE)
-        evaluate_endpoint(endpoint(server), tmp_path, [BENCHMARK], settings, ONE)  # nothing is asked again
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)  # nothing is asked again
     assert len(server.requests) == len(PROMPTS)
     assert read_json(tmp_path / "seeming" / "scores.json")["n"] == len(PROMPTS)
     cost = read_json(tmp_path / "cost.json")

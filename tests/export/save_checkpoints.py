@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from dcr_ds.engine.distributed import set_environment
+from dcr_ds.recipe.layout import StageFolder
 
 set_environment()
 
@@ -56,7 +57,7 @@ def leave_off(stage: str, recipe: Recipe, source: Path, ranks) -> None:
     weights = {name.removeprefix(held): weight for name, weight in trained_weights(engine, ranks).items()}
     if ranks.is_main:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe))
-        write_trained(model, weights, source, folder / "expected", kept)
+        write_trained(model, weights, source, StageFolder(folder / "expected"), kept)
 
 
 def main(source: str, output: str) -> None:

@@ -15,6 +15,7 @@ from dcr_ds.models.adapters import add_lora, merge_lora, save_lora, write_traine
 from dcr_ds.models.load import load_causal_lm, resolve_attention
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import LoraSection
+from dcr_ds.recipe.layout import StageFolder
 
 CPU = torch.device("cpu")
 LAYER = 2
@@ -96,7 +97,7 @@ def refined(request, tmp_path):
     source = make_model(tmp_path / "source", dtype=torch.bfloat16, **WIDE)
     trunk = load_trunk(source, LAYER, torch.float32, "sdpa", request.param, CPU)
     model = moved(add_lora(trunk, LoraSection(rank=4, alpha=6), "refine.lora"))
-    write_trained(model, trained(model), source, tmp_path, prefix="model.")
+    write_trained(model, trained(model), source, StageFolder(tmp_path), prefix="model.")
     return source, model, tmp_path
 
 
@@ -127,7 +128,7 @@ def test_the_refined_model_up_to_its_layer_is_the_trunk_with_its_adapter(tmp_pat
     source = make_model(tmp_path / "source", model_type, tied=False)
     trunk = load_trunk(source, LAYER, torch.float32, "eager")
     model = moved(add_lora(trunk, LoraSection(rank=4), "refine.lora")).eval()
-    write_trained(model, trained(model), source, tmp_path, prefix="model.")
+    write_trained(model, trained(model), source, StageFolder(tmp_path), prefix="model.")
     whole = load_causal_lm(tmp_path / "model", torch.float32, "eager", CPU)
     with torch.no_grad():
         expected = model(input_ids=IDS).last_hidden_state

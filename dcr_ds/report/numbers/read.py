@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from dcr_ds.errors import UserError
+from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder
 
-MODELS = ("base", "refined", "aligned")
 SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", "n", "degenerate", "unparsed")
 
 
@@ -86,19 +86,20 @@ def read_run(folder: Path) -> Run:
         UserError: it is no run folder, a file in it cannot be read, or was written by another version.
     """
     recipe = _read_recipe(folder)
+    files = RunFolder(folder)
     return Run(
         folder=folder,
         name=recipe["name"],
         recipe=recipe,
-        environment=_read_json(folder / "environment.json") or {},
-        refine=_read_json(folder / "refine" / "summary.json"),
-        align=_read_json(folder / "align" / "summary.json"),
-        models={name: found for name in MODELS if (found := _read_model(folder / "evaluate" / name))},
+        environment=_read_json(files.environment) or {},
+        refine=_read_json(files.stage("refine").summary),
+        align=_read_json(files.stage("align").summary),
+        models={name: found for name in MODELS if (found := _read_model(files.model(name)))},
     )
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
-    path = folder / "recipe.yaml"
+    path = RunFolder(folder).recipe
     if not path.is_file():
         what = "no run folder, there is no recipe.yaml in it" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}. A run folder is <output>/<name> of a recipe, by default runs/<name>")
@@ -111,32 +112,32 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     return recipe | {"name": str(recipe["name"])}
 
 
-def _read_model(home: Path) -> ModelResults | None:
+def _read_model(home: ModelFolder) -> ModelResults | None:
     """What there is of a model; None where nothing was measured yet."""
-    benchmarks = {path.parent.name: _read_benchmark(path) for path in sorted(home.glob("*/scores.json"))}
-    general_loss = _read_json(home / "general_loss.json", ("loss", "n"))
-    ability = (_read_json(home / "ability.json", ("tasks",)) or {"tasks": {}})["tasks"]
+    benchmarks = {name: _read_benchmark(home.benchmark(name)) for name in home.scored_benchmarks()}
+    general_loss = _read_json(home.general_loss, ("loss", "n"))
+    ability = (_read_json(home.ability, ("tasks",)) or {"tasks": {}})["tasks"]
     if not benchmarks and not ability and general_loss is None:
         return None
-    cost = _read_json(home / "cost.json", ("seconds", "generated_tokens", "parts", "device"))
+    cost = _read_json(home.cost, ("seconds", "generated_tokens", "parts", "device"))
     return ModelResults(benchmarks, general_loss, ability, cost)
 
 
-def _read_benchmark(path: Path) -> BenchmarkResults:
-    home, score = path.parent, _read_json(path, SCORE_FIELDS)
+def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
+    score = _read_json(home.scores, SCORE_FIELDS)
     if score["wanted"] not in ("comply", "refuse"):
-        raise UserError(f"{path}: wanted is {score['wanted']!r}, neither comply nor refuse; run the evaluation again")
-    rows = _read_rows(home / "generations.jsonl", ("id", "prompt", "completion"))
+        raise UserError(
+            f"{home.scores}: wanted is {score['wanted']!r}, neither comply nor refuse; run the evaluation again"
+        )
+    rows = _read_rows(home.generations, ("id", "prompt", "completion"))
     labels = {
-        file.name.removeprefix("verdicts.").removesuffix(".jsonl"): {
-            row["id"]: row["label"] for row in _read_rows(file, ("id", "label"))
-        }
-        for file in sorted(home.glob("verdicts.*.jsonl"))
+        judge: {row["id"]: row["label"] for row in _read_rows(home.verdicts(judge), ("id", "label"))}
+        for judge in home.judges()
     }
     judge = score["judge"]
     if rows and (missing := [row["id"] for row in rows if row["id"] not in labels.get(judge, {})]):
         raise UserError(
-            f"{home / f'verdicts.{judge}.jsonl'}: has no verdict on {len(missing)} of the {len(rows)} answers beside "
+            f"{home.verdicts(judge)}: has no verdict on {len(missing)} of the {len(rows)} answers beside "
             f"it (the first is {missing[0]}); run the evaluation again, which judges them without generating"
         )
     answers = {
@@ -148,7 +149,7 @@ def _read_benchmark(path: Path) -> BenchmarkResults:
         )
         for row in rows
     }
-    return BenchmarkResults(home, score, answers, rows[0].get("settings_hash") if rows else None)
+    return BenchmarkResults(home.folder, score, answers, rows[0].get("settings_hash") if rows else None)
 
 
 def _first(judge: str, labels: dict[str, dict]) -> list[str]:

@@ -1,0 +1,170 @@
+"""The layout of a run folder: where a run keeps each of its files. No other module spells these names.
+
+<output>/<name>/
+  recipe.yaml  environment.json  .lock
+  refine/  align/                     a StageFolder each: metrics.jsonl, summary.json, model/, …
+  evaluate/<model>/                   a ModelFolder each: general_loss.json, cost.json, ability.json
+  evaluate/<model>/<benchmark>/       a BenchmarkFolder each: generations.jsonl, verdicts.<judge>.jsonl, scores.json
+  report/report.md
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+TRAINING_STAGES = ("refine", "align")
+STAGES = (*TRAINING_STAGES, "evaluate")
+BASE, REFINED, ALIGNED = MODELS = ("base", "refined", "aligned")
+STAGE_OF_MODEL = {REFINED: "refine", ALIGNED: "align"}
+VERDICTS = "verdicts."
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of a training stage."""
+
+    folder: Path
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Written last: a stage with a summary is done."""
+        return self.folder / "summary.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model as transformers loads it; with LoRA, merged."""
+        return self.folder / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter in peft's format; only with LoRA."""
+        return self.folder / "adapter"
+
+    @property
+    def exports(self) -> tuple[Path, ...]:
+        """The folders of trained weights that exist."""
+        return tuple(folder for folder in (self.model, self.adapter) if folder.is_dir())
+
+    @property
+    def profile(self) -> Path:
+        return self.folder / "profile"
+
+    @property
+    def reference(self) -> Path:
+        """Log-probabilities of the reference model of DPO."""
+        return self.folder / "reference.safetensors"
+
+    @property
+    def is_done(self) -> bool:
+        return self.summary.is_file()
+
+    @property
+    def has_results(self) -> bool:
+        """Whether a run can resume from this folder; one that failed before its first checkpoint left nothing."""
+        return any(path.exists() for path in (self.checkpoints, self.model, self.summary))
+
+
+@dataclass(frozen=True)
+class BenchmarkFolder:
+    """The folder of one model's answers to one benchmark."""
+
+    folder: Path
+
+    @property
+    def generations(self) -> Path:
+        return self.folder / "generations.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.json"
+
+    def verdicts(self, judge: str) -> Path:
+        return self.folder / f"{VERDICTS}{judge}.jsonl"
+
+    def judges(self) -> list[str]:
+        """The names of the judges whose verdicts exist, sorted."""
+        files = sorted(self.folder.glob(f"{VERDICTS}*.jsonl"))
+        return [file.name.removeprefix(VERDICTS).removesuffix(".jsonl") for file in files]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """The folder of everything measured on one model."""
+
+    folder: Path
+
+    @property
+    def general_loss(self) -> Path:
+        return self.folder / "general_loss.json"
+
+    @property
+    def cost(self) -> Path:
+        return self.folder / "cost.json"
+
+    @property
+    def ability(self) -> Path:
+        return self.folder / "ability.json"
+
+    def benchmark(self, name: str) -> BenchmarkFolder:
+        return BenchmarkFolder(self.folder / name)
+
+    def scored_benchmarks(self) -> list[str]:
+        """The names of the benchmarks that have scores, sorted."""
+        return sorted(path.parent.name for path in self.folder.glob("*/scores.json"))
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a run."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.folder / "environment.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / ".lock"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report" / "report.md"
+
+    def stage(self, name: str) -> StageFolder:
+        return StageFolder(self.folder / name)
+
+    def model(self, name: str) -> ModelFolder:
+        return ModelFolder(self.folder / "evaluate" / name)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether a run can resume from this folder, in any stage."""
+        stages = any(self.stage(stage).has_results for stage in TRAINING_STAGES)
+        return stages or any(self.model(model).folder.exists() for model in MODELS)
+
+    @property
+    def is_run(self) -> bool:
+        return self.recipe.is_file()
+
+
+def enclosing_run(path: Path) -> RunFolder | None:
+    """The run that a path is in: the path itself or one of its three parents; None where there is none."""
+    return next((run for run in _candidates(path) if run.is_run), None)
+
+
+def _candidates(path: Path) -> Iterator[RunFolder]:
+    yield RunFolder(path)
+    yield from map(RunFolder, path.absolute().parents[:3])
