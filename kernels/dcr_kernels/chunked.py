@@ -99,7 +99,7 @@ class ChunkedPairs:
         inside = pull[:, block]
         between = None if tile.same is None else inside.clone()
         _pull_positive_(loss, inside, row, _columns(column, block))
-        if between is not None:
+        if tile.same is not None and between is not None:
             _pull_negative_(loss, between, row, _columns(column, block))
             inside.copy_(torch.where(tile.same[:, hidden:], inside, between))
         for outside in _around(block):
@@ -241,6 +241,7 @@ def _pull_negative_(loss: Loss, cosine: Tensor, row: Coefficients, column: Coeff
         weight = cosine.add_(loss.margin).clamp_(min=0)
         weight.mul_(_two_weights_(_circle_logit(loss, weight), row.negative, column.negative))
     else:
+        assert not isinstance(loss, Triplet)  # toward() returns before: all its pairs are chosen ones
         _two_weights_(cosine.div_(loss.temperature), row.negative, column.negative)
 
 

@@ -45,7 +45,7 @@ def gather_batch(
     problem = find_problem(h, labels, check_values, positives)
     if wants_positives != (positives is not None):
         problem = TypeError, "InfoNCE, and no other loss, is given positives [N]: for each row another of its label"
-    elif problem is None and wants_positives:
+    elif problem is None and positives is not None:
         positives = positives.masked_fill(labels < 0, -1)  # a dead row names nobody
     if group is None:
         if problem is not None:
@@ -66,8 +66,8 @@ def gather_batch(
         if positives is not None:
             places = F.pad(_place(positives, num_rows), (0, padding), value=-1)
             batch = batch._replace(positives=_all_gather(places, group))
-    if positives is not None and (check_values or h.device.type == "cpu"):
-        _check_positives(batch)
+    if batch.positives is not None and (check_values or h.device.type == "cpu"):
+        _check_positives(batch, batch.positives)
     return batch
 
 
@@ -91,16 +91,16 @@ def _place(row: Tensor, num_rows: list[int]) -> Tensor:
     return torch.where(row >= 0, row + before[rank], -1)
 
 
-def _check_positives(batch: Batch) -> None:
+def _check_positives(batch: Batch, positives: Tensor) -> None:
     """Refuse a given positive that is none; all ranks see the same batch, so all raise or none."""
-    given = batch.positives.clamp(0, len(batch.labels) - 1)
+    given = positives.clamp(0, len(batch.labels) - 1)
     row = torch.arange(len(given), device=given.device)
-    wrong = (batch.positives >= len(given)) | (batch.labels[given] != batch.labels) | (given == row)
-    wrong = (wrong & (batch.positives >= 0) & (batch.labels >= 0)).nonzero()
+    wrong = (positives >= len(given)) | (batch.labels[given] != batch.labels) | (given == row)
+    wrong = (wrong & (positives >= 0) & (batch.labels >= 0)).nonzero()
     if len(wrong):
-        first = wrong[0].item()
+        first = int(wrong[0])
         raise ValueError(
-            f"positives must name another row of the same label, or -1; row {first} names {batch.positives[first]}"
+            f"positives must name another row of the same label, or -1; row {first} names {positives[first]}"
             f" ({len(wrong)} such rows; rows are counted over all ranks, shares padded to the longest)"
         )
 

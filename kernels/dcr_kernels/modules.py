@@ -26,12 +26,13 @@ class ContrastiveLoss(nn.Module):
     ):
         super().__init__()
         self.loss = loss
-        self.options = {"group": group, "backend": backend, "check_values": check_values}
+        self.group, self.backend, self.check_values = group, backend, check_values
+        self.degenerate_batches: Tensor
         self.register_buffer("degenerate_batches", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, h: Tensor, labels: Tensor, positives: Tensor | None = None) -> Tensor:
         """The loss of h [N, D] with labels [N]; InfoNCE, and it alone, needs `positives` [N]."""
-        value, anchors = contrastive_loss(h, labels, self.loss, positives=positives, **self.options)
+        value, anchors = contrastive_loss(h, labels, self.loss, self.group, self.backend, self.check_values, positives)
         if self.training:
             self.degenerate_batches = self.degenerate_batches.to(anchors.device) + (anchors == 0)
         return value

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from .chunked import ChunkedPairs
 from .distributed import Batch, gather_batch, gather_columns
-from .losses import InfoNCE, Loss
+from .losses import InfoNCE, Loss, Triplet
 from .reference import reference_loss
 from .unit import inverse_lengths
 
@@ -77,12 +77,13 @@ class PairwiseLoss(torch.autograd.Function):
         dead = batch.labels < 0
         inverse_length = inverse_lengths(batch.h).masked_fill_(dead, 0)  # [N]; a dead row may hold anything
         pairs = _pairs(backend)(batch, inverse_length)
-        statistics, chosen = pairs.statistics(loss)  # [S, n], [E, n] or None
+        statistics, chosen = pairs.statistics(loss)  # [S, n] and, for Triplet, [E, n]
         statistics = gather_columns(statistics, batch)
         statistics[: loss.num_bounds].masked_fill_(dead, -torch.inf)  # shares are padded with 0
-        if isinstance(loss, InfoNCE):
+        if batch.positives is not None and isinstance(loss, InfoNCE):
             chosen = batch.positives[None]
-            statistics = torch.cat([_given_logit(batch, inverse_length, loss), statistics])
+            given = _given_logit(batch, batch.positives, inverse_length, loss.temperature)
+            statistics = torch.cat([given, statistics])
         elif chosen is not None:
             chosen = gather_columns(chosen, batch)
 
@@ -94,7 +95,7 @@ class PairwiseLoss(torch.autograd.Function):
             return value, anchors
         (share,) = torch.autograd.grad(value, statistics)  # [S, N]: ∂L/∂statistics
         toward = pairs.toward(loss, loss.coefficients(statistics.detach(), share))  # ∂L/∂e [n, D]
-        if chosen is not None:
+        if chosen is not None and isinstance(loss, (InfoNCE, Triplet)):
             add_chosen(toward, batch, inverse_length, chosen, loss.chosen(share))
         # Data-parallel engines average gradients over ranks; the true gradient is the sum.
         ctx.save_for_backward(pairs.through_length(toward, inverse_length, factor=batch.num_ranks))
@@ -129,16 +130,16 @@ def add_chosen(toward: Tensor, batch: Batch, inverse_length: Tensor, partner: Te
         toward[:, columns] += torch.segment_reduce(terms, "sum", offsets=offsets, axis=0, unsafe=True)
 
 
-def _given_logit(batch: Batch, inverse_length: Tensor, loss: InfoNCE) -> Tensor:
+def _given_logit(batch: Batch, positives: Tensor, inverse_length: Tensor, temperature: float) -> Tensor:
     """Logits [1, N] of the rows with their given positives, +∞ where there is none."""
-    partner = batch.positives.clamp(min=0)
+    partner = positives.clamp(min=0)
     dot = torch.zeros_like(inverse_length)
     width = max(1, _CHUNK_ELEMENTS // len(partner))
     for start in range(0, batch.h.shape[1], width):
         part = batch.h[:, start : start + width].to(dot.dtype)
         dot += torch.linalg.vecdot(part, part[partner])
-    logit = dot * inverse_length * inverse_length[partner] / loss.temperature
-    return logit.where(batch.positives >= 0, torch.inf)[None]
+    logit = dot * inverse_length * inverse_length[partner] / temperature
+    return logit.where(positives >= 0, torch.inf)[None]
 
 
 def _pairs(backend: str) -> type:

@@ -169,6 +169,7 @@ def _pool_last(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, l
     h, row_norm = _Last.apply(hidden, mask, cu_seqlens, last, rows)
     handle = hidden.register_hook(rows.add_to)
     hooks = hidden._backward_hooks
+    assert hooks is not None  # register_hook has just made it
     for other in [key for key in hooks if key != handle.id]:
         hooks[other] = hooks.pop(other)  # behind ours: they are to see the whole gradient
     weakref.finalize(h.grad_fn, handle.remove).atexit = False  # a leaf would gather a hook with each step

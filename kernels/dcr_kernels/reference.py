@@ -27,7 +27,7 @@ def reference_loss(h: Tensor, labels: Tensor, loss: Loss, positives: Tensor | No
     cosine = unit @ unit.T  # [N, N]
     same = labels[:, None] == labels[None, :]
     positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    if isinstance(loss, InfoNCE):
+    if positives is not None:
         place = live.cumsum(0) - 1  # row of the batch -> live row
         positives = torch.where(positives >= 0, place[positives.clamp(min=0)], -1)[live]
     return loss.reduce(row_statistics(cosine, positive, ~same, loss, positives))
@@ -49,6 +49,7 @@ def row_statistics(cosine: Tensor, positive: Tensor, negative: Tensor, loss: Los
     if isinstance(loss, SupCon):
         return torch.stack([_log_sum_exp_where(positive, x), bound, x.where(positive, 0).sum(dim=1), count])
     if isinstance(loss, InfoNCE):
+        assert positives is not None  # gather_batch refuses InfoNCE without them
         given = x.gather(1, positives.clamp(min=0)[:, None]).squeeze(1)
         return torch.stack([given.where(positives >= 0, math.inf), bound])
     if isinstance(loss, NTXent):

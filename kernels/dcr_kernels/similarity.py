@@ -40,7 +40,7 @@ def similarity_stats(
     negative = label_sum.sum(dim=0).square().sum() - own - positive
     num_positive = (label_size * (label_size - 1)).sum()
     num_negative = len(unit) * (len(unit) - 1) - num_positive
-    return tuple(
-        torch.where(count > 0, total / count, math.nan).to(working_dtype(h.dtype))
-        for total, count in ((positive, num_positive), (negative, num_negative))
-    )
+    dtype = working_dtype(h.dtype)
+    mean_positive = torch.where(num_positive > 0, positive / num_positive, math.nan).to(dtype)
+    mean_negative = torch.where(num_negative > 0, negative / num_negative, math.nan).to(dtype)
+    return mean_positive, mean_negative

@@ -69,11 +69,10 @@ class TritonPairs:
 
     def toward(self, loss: Loss, coefficients: Coefficients | None) -> Tensor:
         """∂L/∂e [n, D] of this rank's unit rows, from the pairs of all rows; 0 of a loss that chooses its pairs."""
-        result = self.h.new_zeros if coefficients is None else self.h.new_empty
-        result = result(self.num_own, self.width, dtype=torch.float32)
         if coefficients is None:
-            return result
-        coefficients = [numbers.contiguous() for numbers in coefficients]
+            return self.h.new_zeros(self.num_own, self.width, dtype=torch.float32)
+        result = self.h.new_empty(self.num_own, self.width, dtype=torch.float32)
+        coefficients = Coefficients(*(numbers.contiguous() for numbers in coefficients))
         if self.num_rows <= _TOWARD_KERNEL_ROWS:
             self._launch_pairs(kernels.toward_kernel, (1,), loss, coefficients, result, 0, self.num_own)
             return result
