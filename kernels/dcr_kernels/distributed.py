@@ -114,9 +114,10 @@ def find_problem(
     process group, whose threads then abort the exit of a rank.
     """
     given = {} if positives is None else {"positives": positives}
-    for name, value in {"h": h, "labels": labels, **given}.items():
-        if not isinstance(value, Tensor):
-            return TypeError, f"{name} must be a torch.Tensor, got {type(value).__name__}"
+    inputs: dict[str, object] = {"h": h, "labels": labels, **given}
+    for name, thing in inputs.items():
+        if not isinstance(thing, Tensor):
+            return TypeError, f"{name} must be a torch.Tensor, got {type(thing).__name__}"
     if h.dtype not in _DTYPES:
         return TypeError, f"h must be float32, float64, bfloat16 or float16, got {h.dtype}"
     for name, value in {"labels": labels, **given}.items():
