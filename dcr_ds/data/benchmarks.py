@@ -7,17 +7,17 @@ count, what is wanted, how long its authors let a model answer, licence and cita
 import difflib
 from functools import cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field
 
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import PromptSet, digest
 from dcr_ds.data.selection import draw_rows
 from dcr_ds.data.tables import Origin, known_ending
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import AnyBenchmark, DataSource, EvaluateSection, NamedBenchmark, OwnBenchmark, PositiveInt, Section
+from dcr_ds.recipe import DataSource, EvaluateSection, NamedBenchmark, OwnBenchmark, PositiveInt, Section
 
 FOLDER = Path(__file__).parent / "benchmark_sets"
 SUITES = "suites"
@@ -58,8 +58,12 @@ def declarations() -> dict[str, Declaration]:
 @cache
 def suites() -> dict[str, list[NamedBenchmark]]:
     """Names that stand for several benchmarks."""
-    text = (FOLDER / f"{SUITES}.yaml").read_text(encoding="utf-8")
-    return TypeAdapter(dict[str, list[AnyBenchmark]]).validate_python(yaml.safe_load(text))
+    written = yaml.safe_load((FOLDER / f"{SUITES}.yaml").read_text(encoding="utf-8"))
+    return {suite: [_named(benchmark) for benchmark in benchmarks] for suite, benchmarks in written.items()}
+
+
+def _named(benchmark: str | dict[str, Any]) -> NamedBenchmark:
+    return NamedBenchmark.model_validate({"name": benchmark} if isinstance(benchmark, str) else benchmark)
 
 
 def read_benchmarks(settings: EvaluateSection) -> list[Benchmark]:
@@ -143,8 +147,8 @@ def _read_declared(benchmark: NamedBenchmark, local_data: str | None) -> Benchma
 def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str | None) -> DataSource:
     """Where the set is read from, with the columns of that form of it: a file has those of the local copy."""
     if benchmark.source is not None:
-        is_file = declared.local is not None and known_ending(benchmark.source)
-        return (declared.local if is_file else declared.online).model_copy(update={"source": benchmark.source})
+        local = declared.local if known_ending(benchmark.source) else None
+        return (local or declared.online).model_copy(update={"source": benchmark.source})
     if local_data is not None and declared.local is not None:
         return declared.local.model_copy(update={"source": str(_local_path(benchmark.name, local_data))})
     return declared.online

@@ -49,7 +49,9 @@ def required_text(row: Row, column: str, origin: Origin, may_be_empty: bool = Fa
 
 def optional_text(row: Row, column: str | None, origin: Origin) -> str | None:
     """A cell that may be missing or empty, without the spaces around it; a number is taken as text."""
-    value = row.cells.get(column) if column is not None else None
+    if column is None:
+        return None
+    value = row.cells.get(column)
     if value is None or value != value:  # NaN: how pandas writes a missing cell
         return None
     if not isinstance(value, str | int | float):

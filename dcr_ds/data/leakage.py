@@ -8,6 +8,7 @@ from typing import Literal
 
 from dcr_ds.data.records import Prompt
 
+Kind = Literal["exact", "twin", "near"]
 KINDS = ("exact", "twin", "near")
 NEAR = 0.65
 WORD = re.compile(r"[^\W_]+")
@@ -17,7 +18,7 @@ WORD = re.compile(r"[^\W_]+")
 class Overlap:
     """A training prompt and the evaluation prompt it gives away."""
 
-    kind: Literal["exact", "twin", "near"]
+    kind: Kind
     training_set: str
     training_id: str
     evaluation_set: str
@@ -54,8 +55,8 @@ def find_overlaps(
     overlaps = []
     for training_set, training_prompts in training.items():
         for prompt in training_prompts:
-            found: dict[int, str] = dict.fromkeys(index.near(prompt), "near")
-            found |= dict.fromkeys(twins.get(prompt.pair, ()), "twin")
+            found: dict[int, Kind] = dict.fromkeys(index.near(prompt), "near")
+            found |= dict.fromkeys(twins[prompt.pair] if prompt.pair is not None else (), "twin")
             found |= dict.fromkeys(exact.get(normalise(prompt.prompt), ()), "exact")
             overlaps += [_overlap(kind, training_set, prompt, *rows[position]) for position, kind in found.items()]
     return overlaps
@@ -136,7 +137,7 @@ class _NearIndex:
         return known[: len(known) - needed + 1]
 
 
-def _overlap(kind: str, training_set: str, training: Prompt, evaluation_set: str, evaluation: Prompt) -> Overlap:
+def _overlap(kind: Kind, training_set: str, training: Prompt, evaluation_set: str, evaluation: Prompt) -> Overlap:
     return Overlap(
         kind,
         training_set,

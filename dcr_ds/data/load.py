@@ -77,7 +77,7 @@ def load_data(recipe: Recipe) -> RunData:
         data.seemingly_toxic = read_prompts(recipe.data.seemingly_toxic, "seemingly_toxic")
         data.toxic = read_prompts(recipe.data.toxic, "toxic")
         _refuse_common_prompts(data.seemingly_toxic, data.toxic)
-        _check_contrast(recipe, data)
+        _check_contrast(recipe, data.seemingly_toxic, data.toxic, data.notes)
     by_preferences = "align" in recipe.stages and recipe.align.method == "dpo"
     by_demonstrations = "align" in recipe.stages and not by_preferences
     if "refine" in recipe.stages or by_demonstrations:
@@ -86,7 +86,8 @@ def load_data(recipe: Recipe) -> RunData:
         data.preferences = read_preferences(recipe.data.preferences)
     if by_demonstrations:
         data.refusals = read_conversations(recipe.data.refusals, "refusals")
-        _note_shared_refusals(data)
+        if data.toxic is not None:
+            _note_shared_refusals(data.toxic, data.refusals, data.notes)
     if "evaluate" in recipe.stages:
         data.benchmarks = read_benchmarks(recipe.evaluate)
         data.evaluate_general = read_conversations(recipe.evaluate.general, "general", "evaluate.general")
@@ -107,22 +108,20 @@ def _refuse_common_prompts(seemingly_toxic: PromptSet, toxic: PromptSet) -> None
     )
 
 
-def _check_contrast(recipe: Recipe, data: RunData) -> None:
+def _check_contrast(recipe: Recipe, seemingly_toxic: PromptSet, toxic: PromptSet, notes: list[str]) -> None:
     """Fail now on what stage 1 would fail on: too few rows to hold out, no pairs to match."""
-    split = split_held_out(data.seemingly_toxic.rows, data.toxic.rows, recipe.data.held_out, recipe.seed)
+    split = split_held_out(seemingly_toxic.rows, toxic.rows, recipe.data.held_out, recipe.seed)
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
-    data.notes += sampler.notes
+    notes += sampler.notes
 
 
-def _note_shared_refusals(data: RunData) -> None:
-    if data.toxic is None:
-        return
-    refused = {normalise(row.prompt) for row in data.refusals.rows}
-    count = sum(normalise(row.prompt) in refused for row in data.toxic.rows)
+def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: list[str]) -> None:
+    refused = {normalise(row.prompt) for row in refusals.rows}
+    count = sum(normalise(row.prompt) in refused for row in toxic.rows)
     if count:
-        data.notes.append(f"{count} prompts of data.toxic (stage 1) are in data.refusals (stage 2) too")
+        notes.append(f"{count} prompts of data.toxic (stage 1) are in data.refusals (stage 2) too")
 
 
 def _check_leakage(data: RunData, allow_leakage: bool) -> None:

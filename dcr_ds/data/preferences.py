@@ -26,10 +26,10 @@ SHOWN = 5  # rows listed in an error
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """Two conversations of a row; None for a transcript that is not one."""
+    """Two conversations of a row; empty for a transcript that is not one."""
 
-    chosen: Messages | None
-    rejected: Messages | None
+    chosen: Messages
+    rejected: Messages
 
     def fault(self) -> str:
         """Why the pair is left out, as the end of a note; "" where it is not."""
@@ -81,7 +81,7 @@ def _pair(row: Row, columns: dict[str, str], origin: Origin) -> _Pair:
     return _Pair(*(_conversation(row, columns[answer], columns.get("prompt"), origin) for answer in COLUMNS[3:]))
 
 
-def _conversation(row: Row, column: str, prompt: str | None, origin: Origin) -> Messages | None:
+def _conversation(row: Row, column: str, prompt: str | None, origin: Origin) -> Messages:
     """The whole conversation that ends with the answer in a column."""
     value = row.cells.get(column)
     if isinstance(value, list) and len(value) != 1:
@@ -108,8 +108,8 @@ def _context(row: Row, prompt: str | None, answer: str, origin: Origin) -> Messa
     return ({"role": "user", "content": required_text(row, prompt, origin)},)
 
 
-def _transcript(text: str, row: Row, column: str, origin: Origin) -> Messages | None:
-    """The messages of a transcript; None where the two do not take turns, the Assistant last (HH-RLHF has some)."""
+def _transcript(text: str, row: Row, column: str, origin: Origin) -> Messages:
+    """The messages of a transcript; empty where the two do not take turns, the Assistant last (HH-RLHF has some)."""
     before, *parts = TURN.split(text.strip())
     if before or not parts or parts[0] != "Human":
         raise origin.error(
@@ -122,7 +122,7 @@ def _transcript(text: str, row: Row, column: str, origin: Origin) -> Messages | 
     )
     in_turn = all(turn["role"] == ("user", "assistant")[number % 2] for number, turn in enumerate(turns))
     told = all(turn["content"] for turn in turns[:-1])
-    return turns if in_turn and told and len(turns) % 2 == 0 else None
+    return turns if in_turn and told and len(turns) % 2 == 0 else ()
 
 
 def _refuse_equal_answers(pairs: list[tuple[Row, _Pair]], origin: Origin) -> None:

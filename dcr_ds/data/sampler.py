@@ -123,4 +123,4 @@ def match_twins(seemingly_toxic: list[Prompt], toxic: list[Prompt]) -> list[tupl
     for row in reversed(toxic):
         if row.pair is not None:
             toxic_of[row.pair].append(row)
-    return [(row, toxic_of[row.pair].pop()) for row in seemingly_toxic if toxic_of.get(row.pair)]
+    return [(row, toxic_of[row.pair].pop()) for row in seemingly_toxic if row.pair is not None and toxic_of[row.pair]]

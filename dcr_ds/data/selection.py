@@ -2,14 +2,21 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar
 
 from dcr_ds.data.columns import cell_text, list_names, optional_text
 from dcr_ds.data.tables import Origin, Row, Table
 from dcr_ds.recipe import DataSource
 
 Record = TypeVar("Record")
+
+
+class HasId(Protocol):
+    """A record of a data set, known by its id."""
+
+    @property
+    def id(self) -> str: ...
 
 
 def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:
@@ -63,7 +70,7 @@ def refuse_missing_ids(table: Table, column: str | None) -> None:
             raise table.origin.error(f"{column!r} is missing; give every row an id, or take the column out", row.place)
 
 
-def refuse_doubled_ids(records: list[tuple[Row, Record]], origin: Origin) -> None:
+def refuse_doubled_ids(records: Sequence[tuple[Row, HasId]], origin: Origin) -> None:
     """Raise if two rows have one id: an id names a row in every file of a run."""
     seen: dict[str, Row] = {}
     for row, record in records:

@@ -31,7 +31,12 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     Raises:
         UserError: its targets name no module of the model.
     """
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as an int, used as a float
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+    )
     try:
         # DeepSpeed keeps fp32 masters of what trains; peft would cast the adapter itself, behind ZeRO-3's back
         return get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -115,7 +120,7 @@ def _adapted_weights(adapter: Path) -> set[str] | None:
         raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
     if others := [name for name in names if ".lora_" not in name]:
         raise UserError(f"{adapter}: holds {others[0]}, which is not LoRA's; only LoRA adapters are merged")
-    if PeftConfig.from_pretrained(adapter).target_parameters:
+    if PeftConfig.from_pretrained(str(adapter)).target_parameters:
         return None
     return {f"{_module_of(name)}.weight" for name in names}
 

@@ -114,7 +114,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_p
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must write one")
-    return ids
+    return list(ids)
 
 
 def _read_template(name: str) -> str:

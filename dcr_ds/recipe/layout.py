@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAINING_STAGES = ("refine", "align")
-STAGES = (*TRAINING_STAGES, "evaluate")
+Stage = Literal["refine", "align", "evaluate"]
+TRAINING_STAGES: tuple[Stage, ...] = ("refine", "align")
+STAGES: tuple[Stage, ...] = (*TRAINING_STAGES, "evaluate")
 BASE, REFINED, ALIGNED = MODELS = ("base", "refined", "aligned")
 STAGE_OF_MODEL = {REFINED: "refine", ALIGNED: "align"}
 VERDICTS = "verdicts."

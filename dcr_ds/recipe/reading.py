@@ -68,9 +68,10 @@ def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, s
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
     except yaml.YAMLError as error:
-        where = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    if values is None:
+    if values is None or node is None:
         return {}, {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(values).__name__}")

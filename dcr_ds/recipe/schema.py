@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
-from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
+from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
 
 
 class ModelSection(Section):
@@ -149,7 +149,7 @@ class WatchdogSection(Section):
 
 class Recipe(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is <output>/<name>")
-    stages: list[Literal["refine", "align", "evaluate"]] = Field(
+    stages: list[Stage] = Field(
         list(STAGES), min_length=1, description="stages to run, in this order; leave refine out for the STL baseline"
     )
     model: ModelSection = ModelSection()
