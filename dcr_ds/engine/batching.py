@@ -14,7 +14,7 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class Batching:
-    """How the samples of one rank become forward passes: padded micro-batches, or packed rows if `packed_length` is set.
+    """How the samples of a rank become forward passes: padded micro-batches, or packed rows if `packed_length` is set.
 
     micro_batch: maximum number of samples in a padded micro-batch.
     packed_length: maximum number of tokens in a packed row; each row is one forward pass.

@@ -49,7 +49,7 @@ def token_batch(rows: Sequence[Sequence[int]], packed: bool, device: torch.devic
     else:
         width = max(lengths)
         ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
-        starts = range(0, ids.numel(), width)
+        starts = list(range(0, ids.numel(), width))
     places = positions + torch.tensor(starts).repeat_interleave(torch.tensor(lengths))
     ids, positions, places, bounds = (to_device(tensor, device) for tensor in (ids, positions, places, bounds))
     inputs: dict[str, Any] = {"input_ids": ids}

@@ -59,7 +59,7 @@ def varlen_attention(
     if key.shape[1] != query.shape[1]:  # grouped queries; torch 2.11 does not promise to take them as they are
         key, value = (states.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for states in (key, value))
     window = (sliding_window - 1 if sliding_window else -1, 0)  # keys before a query, and after it
-    output: torch.Tensor = varlen_attn(  # a tuple only where more is asked for
+    output = varlen_attn(
         query,
         key,
         value,
@@ -70,6 +70,7 @@ def varlen_attention(
         scale=scaling,
         window_size=window,
     )
+    assert isinstance(output, torch.Tensor)  # a tuple only where the log-sum-exp is asked for
     return output[None], None
 
 

@@ -128,7 +128,7 @@ class EvaluateSection(Section):
         [BASE, ALIGNED], min_length=1, description="which models answer the benchmarks"
     )
     benchmarks: list[AnyBenchmark] = Field(
-        ["builtin"],  # type: ignore[list-item]  # validated like any other value: becomes a DeclaredBenchmark
+        ["builtin"],  # type: ignore[list-item]  # validated like any other value: becomes a NamedBenchmark
         min_length=1,
         description="names of benchmarks or suites (docs/BENCHMARK_SETS.md), or mappings",
     )

@@ -11,12 +11,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 Stage = Literal["refine", "align", "evaluate"]
 TRAINING_STAGES: tuple[Stage, ...] = ("refine", "align")
 STAGES: tuple[Stage, ...] = (*TRAINING_STAGES, "evaluate")
-BASE, REFINED, ALIGNED = MODELS = ("base", "refined", "aligned")
-STAGE_OF_MODEL = {REFINED: "refine", ALIGNED: "align"}
+ModelName = Literal["base", "refined", "aligned"]
+BASE: ModelName = "base"
+REFINED: ModelName = "refined"
+ALIGNED: ModelName = "aligned"
+MODELS = (BASE, REFINED, ALIGNED)
+STAGE_OF_MODEL: dict[str, Stage] = {REFINED: "refine", ALIGNED: "align"}
 VERDICTS = "verdicts."
 
 

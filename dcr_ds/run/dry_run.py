@@ -26,7 +26,7 @@ def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData
     whole = _on_meta(lambda: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)))
     total = sum(parameter.numel() for parameter in whole.parameters())
     if "refine" in recipe.stages:
-        trunk = _on_meta(lambda: freeze_tail(AutoModel.from_config(trunk_config(source, recipe.refine.layer))))
+        trunk = _on_meta(lambda: freeze_tail(AutoModel.from_config(trunk_config(source, int(recipe.refine.layer)))))
         not_loaded = total - sum(_counts(trunk))
         if recipe.refine.adapter == "lora":
             trunk = add_lora(trunk, recipe.refine.lora, "refine.lora")
@@ -47,8 +47,8 @@ def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData
         a_step = recipe.align.global_batch * sum(samples.lengths) / len(samples.lengths)
         lines += [*samples.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
     if "evaluate" in recipe.stages:
-        prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
-        lines.append(f"evaluate: {prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
+        num_prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
+        lines.append(f"evaluate: {num_prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
     return "\n".join(lines)
 
 

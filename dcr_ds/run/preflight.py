@@ -47,8 +47,14 @@ class Place:
 
     @classmethod
     def from_environment(cls) -> "Place":
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "DCR_DS_GPUS")
-        return cls(*(int(os.environ[name]) for name in names), os.environ["DCR_DS_NODES"].split())
+        return cls(
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            local_rank=int(os.environ["LOCAL_RANK"]),
+            ranks_per_node=int(os.environ["LOCAL_WORLD_SIZE"]),
+            gpus_per_node=int(os.environ["DCR_DS_GPUS"]),
+            nodes=os.environ["DCR_DS_NODES"].split(),
+        )
 
     def node_of(self, rank: int) -> str:
         return self.nodes[rank // self.ranks_per_node]
@@ -105,7 +111,7 @@ def judge(place: Place, reports: dict[int, Report]) -> Verdict:
 
 
 def _odd_versions(place: Place, reports: dict[int, Report]) -> Verdict:
-    bad = {}
+    bad: Verdict = {}
     names = dict.fromkeys(name for report in reports.values() for name in report["versions"])
     for name in names:
         versions = {rank: report["versions"].get(name, "none") for rank, report in reports.items()}
