@@ -45,7 +45,11 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
 
 
 def write_trained(
-    model: torch.nn.Module, trained: dict[str, torch.Tensor], source: Path, stage: StageFolder, prefix: str = ""
+    model: PreTrainedModel | PeftModel,
+    trained: dict[str, torch.Tensor],
+    source: Path,
+    stage: StageFolder,
+    prefix: str = "",
 ) -> None:
     """Write what a stage trained: `stage.model`, whole, and with LoRA `stage.adapter` in peft's format. Rank 0.
 

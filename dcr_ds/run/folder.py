@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -89,7 +89,7 @@ def _redone(redo: str | None) -> tuple[str, ...]:
     return STAGES if redo == "all" else STAGES[STAGES.index(redo) :] if redo else ()
 
 
-def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: list[str]) -> list[str]:
+def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: Sequence[str]) -> list[str]:
     """A line for every field that differs and may not; those of a stage that is still to be trained may."""
     free = {*FREE, *STAGES} - set(trained)
     values = recipe.model_dump(mode="json")

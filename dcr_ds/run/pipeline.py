@@ -60,7 +60,7 @@ def _run_stages(recipe: Recipe, settings, source: Path, data: RunData, ranks) ->
         from dcr_ds.evaluate.run import evaluate_models
         from dcr_ds.models.load import DTYPES
 
-        models = {BASE: source, REFINED: refined, ALIGNED: aligned}
+        models: dict[str, Path] = {BASE: source, REFINED: refined, ALIGNED: aligned}
         there = {name: path for name, path in models.items() if path.is_dir()}
         dtype = DTYPES[recipe.model.dtype]
         evaluate_models(recipe, folder.folder, there, data, ranks, dtype, recipe.model.attention)
