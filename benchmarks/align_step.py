@@ -142,7 +142,7 @@ def start_process(options: argparse.Namespace):
 
 def resolved_recipe(options: argparse.Namespace, ranks, overrides: dict[str, str]):
     from dcr_ds.engine.resolve import resolve
-    from dcr_ds.models.source import model_config
+    from dcr_ds.models.checkpoint_files import model_config
     from dcr_ds.recipe import load_recipe
 
     values = {

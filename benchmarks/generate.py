@@ -33,7 +33,7 @@ from dcr_ds.evaluate.answers import Questions
 from dcr_ds.evaluate.generate import answer_batch, make_batches, prepare_questions
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.source import prepare_source
+from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import DataSource, EvaluateSection, ModelSection
 
 SHOWN_CHARACTERS = 60

@@ -36,7 +36,7 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES
 from dcr_ds.engine.resolve import resolve
-from dcr_ds.models.source import model_config
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.plan.choose import Lengths, Machine, Stage
 from dcr_ds.plan.clock import GPUS
 from dcr_ds.plan.live_bytes import LiveBytes

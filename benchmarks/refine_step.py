@@ -45,9 +45,9 @@ from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.distributed import Ranks, set_environment, start
 from dcr_ds.engine.resolve import resolve
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
-from dcr_ds.models.source import model_config
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import load_recipe

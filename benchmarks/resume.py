@@ -31,7 +31,7 @@ from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.engine.session import Session
 from dcr_ds.models.chat import Encoded
-from dcr_ds.models.source import model_config
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.recipe import load_recipe
 
 BATCH = 16

@@ -93,7 +93,15 @@ def test_data_is_read_without_torch(room):
 
 
 @pytest.mark.parametrize(
-    "module", ["cli.py", "run/pipeline.py", "run/folder.py", "models/source.py", "engine/config.py"]
+    "module",
+    [
+        "cli.py",
+        "run/pipeline.py",
+        "run/folder.py",
+        "models/locate.py",
+        "models/checkpoint_files.py",
+        "engine/config.py",
+    ],
 )
 def test_what_runs_before_torch_does_not_import_it(module):
     at_import = {name.split(".")[0] for name in imports(ROOT / "dcr_ds" / module, only_at_import=True)}

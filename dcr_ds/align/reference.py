@@ -20,7 +20,7 @@ from dcr_ds.align.dpo import Pairs, log_probs
 from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, print_on_main, sum_over_ranks
 from dcr_ds.engine.watch.progress import heartbeat
-from dcr_ds.models.source import fingerprint
+from dcr_ds.models.checkpoint_files import weights_hash
 from dcr_ds.recipe import ModelSection
 
 
@@ -75,7 +75,7 @@ def compute(engine, pairs: Pairs, batching: Batching, ranks: Ranks) -> torch.Ten
 def reference_key(pairs: Pairs, model: ModelSection, source: Path) -> str:
     """A hash of what decides the log-probabilities: weights, their precision, and the tokens of data and template."""
     tokens = [[[each.ids, each.prompt_tokens] for each in pair.both] for pair in pairs.samples]
-    decides = [fingerprint(source), model.dtype, model.quantize, tokens]
+    decides = [weights_hash(source), model.dtype, model.quantize, tokens]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.ability import TASKS, measure_ability
 from dcr_ds.files import hash_of, read_json, write_json
-from dcr_ds.models.source import model_hash
+from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
 
@@ -74,7 +74,7 @@ def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
     """What the figures depend on beside the code: a figure made under the same is not made again."""
-    from dcr_ds.models.source import prepare_source
+    from dcr_ds.models.locate import prepare_source
 
     local = sorted(options.local_data.glob("*.jsonl")) if options.local_data else []
     return {
@@ -90,7 +90,7 @@ def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict
 
     from dcr_ds.models.chat import load_tokenizer
     from dcr_ds.models.load import load_causal_lm
-    from dcr_ds.models.source import prepare_source
+    from dcr_ds.models.locate import prepare_source
 
     source = prepare_source(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -10,8 +10,9 @@ from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.errors import UserError
+from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, model_config, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.source import base_of_adapter, check_base, model_config, prepare_source, tokenizer_folder
+from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import STAGES, ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_environment

@@ -9,7 +9,7 @@ from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.models.source import prepare_source
+from dcr_ds.models.locate import prepare_source
 from dcr_ds.plan.measure import Calibration, learn, take_steps
 from dcr_ds.plan.options import gpus_of, machine_of, mean_tokens, nodes_of, split_options
 from dcr_ds.plan.shapes import find_shape

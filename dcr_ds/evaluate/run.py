@@ -28,9 +28,9 @@ from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.judging import judge_file
 from dcr_ds.models.adapters import load_with_adapter
 from dcr_ds.models.chat import Encoded, encode_conversation, load_tokenizer, template_hash
+from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.source import model_hash, tokenizer_folder
 from dcr_ds.recipe import EvaluateSection, GuardJudge, Recipe
 from dcr_ds.recipe.layout import BenchmarkFolder, ModelFolder, RunFolder
 

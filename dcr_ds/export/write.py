@@ -16,7 +16,8 @@ from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.source import base_of_adapter, check_checkpoint, prepare_source
+from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint
+from dcr_ds.models.locate import prepare_source
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import TRAINING_STAGES, RunFolder, enclosing_run

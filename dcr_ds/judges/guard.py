@@ -32,8 +32,8 @@ from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_decla
 from dcr_ds.judges.labels import UNPARSED, label_written
 from dcr_ds.models.batches import pad_right
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
 from dcr_ds.models.load import DTYPES, resolve_attention
-from dcr_ds.models.source import FILES, model_config, model_hash, weight_files
 from dcr_ds.recipe import GuardJudge
 
 _open_models: WeakValueDictionary[tuple, "GuardModel"] = WeakValueDictionary()

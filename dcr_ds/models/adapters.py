@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
+from dcr_ds.models.checkpoint_files import BASE_RECORD, check_base, weights_hash
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.source import BASE_RECORD, check_base, fingerprint
 from dcr_ds.models.trunk import splice
 from dcr_ds.recipe import LoraSection
 from dcr_ds.recipe.layout import StageFolder
@@ -69,7 +69,7 @@ def write_trained(
 def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = "") -> None:
     """Save an adapter in peft's format for the whole source, from its whole (gathered) tensors. Rank 0.
 
-    Beside it `base.json` holds the base's fingerprint, so that it is never merged onto another one.
+    `base.json` next to it records the hash of the base's weights, so that it is never merged into another model.
     """
     found = get_peft_model_state_dict(model, state_dict=trained)
     tensors = {ROOT + prefix + name.removeprefix(ROOT): tensor.contiguous() for name, tensor in found.items()}
@@ -82,7 +82,7 @@ def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
-    base = {"source": str(source.resolve()), "sha256": fingerprint(source)}
+    base = {"source": str(source.resolve()), "sha256": weights_hash(source)}
     write_atomically(folder / BASE_RECORD, json.dumps(base, indent=1))
 
 

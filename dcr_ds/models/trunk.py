@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.checkpoint_files import FILES, weight_files
 from dcr_ds.models.four_bit import loading_options, settle
-from dcr_ds.models.source import FILES, weight_files
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 

@@ -196,7 +196,7 @@ def _take(request: Request, ranks) -> Taken:
     import torch
 
     from dcr_ds.engine.resolve import resolve
-    from dcr_ds.models.source import model_config
+    from dcr_ds.models.checkpoint_files import model_config
     from dcr_ds.plan.trial import Rows, second_step
 
     stage, recipe, source = request.stage, Recipe.model_validate(request.recipe), Path(request.source)

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.load import DTYPES
-from dcr_ds.models.source import BLOCK
 from dcr_ds.plan.rehearsal import Rehearsal, Work, build_model, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe

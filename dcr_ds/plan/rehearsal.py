@@ -26,9 +26,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.adapters import add_lora
+from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.likelihood import CHUNK_LOGITS, Likelihood
 from dcr_ds.models.load import DTYPES
-from dcr_ds.models.source import BLOCK
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.source import SUPPORTED, model_config
+from dcr_ds.models.checkpoint_files import SUPPORTED, model_config
 from dcr_ds.recipe import ModelSection
 
 SHAPES = Path(__file__).parent / "configs"

@@ -23,7 +23,7 @@ from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.resolve import Settings
 from dcr_ds.models.chat import Encoded
-from dcr_ds.models.source import model_config
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine import loop as refine_loop

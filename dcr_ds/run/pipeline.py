@@ -6,7 +6,8 @@ from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.config import read_config
 from dcr_ds.errors import UserError
-from dcr_ds.models.source import model_config, prepare_source
+from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, REFINED, RunFolder
 from dcr_ds.run.environment import describe_environment

