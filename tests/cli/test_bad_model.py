@@ -61,7 +61,7 @@ def config_text(text):
 SHARDS = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
 FOLDERS = {
     "no weights": (remove("model.safetensors"), ["no weights", "model.safetensors"]),
-    "only a pickle": (only_a_pickle, ["pytorch_model.bin is a pickle", "save it as safetensors"]),
+    "only a pickle": (only_a_pickle, ["pytorch_model.bin is a pickle", "as safetensors"]),
     "truncated weights": (truncated, ["model.safetensors", "truncated", "copy it again"]),
     "weights cut in the header": (cut_in_the_header, ["model.safetensors", "the header is cut off", "copy it again"]),
     "weights that are not safetensors": (no_safetensors, ["model.safetensors", "not a complete safetensors file"]),
