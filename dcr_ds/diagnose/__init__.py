@@ -1,0 +1,1 @@
+"""Diagnosis of models: refusal log-odds, empirical NTK, layer probe, confound checks, PCA of activations."""

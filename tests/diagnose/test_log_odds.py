@@ -1,0 +1,172 @@
+"""Refusal log-odds against a reference that sums over openings one by one, in float64 and without a cache."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from tiny import make_model
+from transformers import AutoModelForCausalLM
+
+from dcr_ds.diagnose.log_odds import Tree, first_token_impurity, refusal_log_odds
+from dcr_ds.diagnose.openings import Opening, Openings
+from dcr_ds.errors import UserError
+from dcr_ds.models.likelihood import Likelihood
+
+SEQUENCES = ((7, 8), (7, 9, 10), (7, 9, 11, 12), (20,), (21, 7, 8), (21, 22))
+
+
+def openings(sequences=SEQUENCES, lead=()):
+    found = tuple(Opening(str(tokens), tokens, "data", 0.1, 0.0) for tokens in sequences)
+    return Openings(found, (), lead, 0.6, 0.0)
+
+
+def make_prompts(count=7, longest=24):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
+    return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in lengths]
+
+
+def load(tmp_path, model_type="llama", dtype=torch.float32, **sizes):
+    return AutoModelForCausalLM.from_pretrained(make_model(tmp_path, model_type, **sizes), dtype=dtype).eval()
+
+
+@torch.no_grad()
+def reference(model, prompt, sequences=SEQUENCES):
+    """(log-odds, first-token log-odds, log p by opening) in float64, from 1 − p, without a cache or padding."""
+    log_p = []
+    for tokens in sequences:
+        logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0].double()
+        steps = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        log_p.append(sum(steps[i, token].item() for i, token in enumerate(tokens)))
+    first = logits[len(prompt) - 1].softmax(-1)[sorted({tokens[0] for tokens in sequences})].sum().item()
+    total = math.fsum(math.exp(value) for value in log_p)
+    return math.log(total / (1 - total)), math.log(first / (1 - first)), log_p
+
+
+def assert_equal_to_reference(rows, model, prompts, tolerance, sequences=SEQUENCES):
+    for row, prompt in zip(rows, prompts, strict=True):
+        log_odds, first, log_p = reference(model, prompt, sequences)
+        near = partial(pytest.approx, abs=tolerance, rel=tolerance)
+        assert row["log_odds"] == near(log_odds) and row["first_token"] == near(first)
+        assert list(row["openings"].values()) == near(log_p)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+@pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("qwen2", False), ("gemma2", True)])
+def test_equal_to_a_float64_reference(tmp_path, model_type, tied, batch_size):
+    """A float32 model within 1e-6, absolute or relative; its reference is the same model in float64.
+
+    Prompts have 1 to 24 tokens; gemma2 caps its logits and has a sliding window of 8 tokens.
+    """
+    model = load(tmp_path, model_type, tied=tied)
+    prompts = make_prompts()
+    rows = refusal_log_odds(model, [f"p{i}" for i in range(7)], prompts, openings(), batch_size)
+    assert [row["id"] for row in rows] == [f"p{i}" for i in range(7)]
+    assert_equal_to_reference(rows, model.double(), prompts, 1e-6)
+
+
+def test_a_float64_model_stays_in_float64(tmp_path):
+    model = load(tmp_path, dtype=torch.float64)
+    prompts = make_prompts()
+    rows = refusal_log_odds(model, list("abcdefg"), prompts, openings())
+    assert_equal_to_reference(rows, model, prompts, 1e-11)
+
+
+def test_bfloat16_is_summed_in_float32(tmp_path):
+    """The head's products are not rounded to bfloat16; the reference is a float32 model with the same weights."""
+    model = load(tmp_path, dtype=torch.bfloat16)
+    prompts = make_prompts()
+    rows = refusal_log_odds(model, list("abcdefg"), prompts, openings())
+    assert_equal_to_reference(rows, model.float(), prompts, 0.1)
+
+
+def test_probabilities_near_0_and_1_keep_their_log_odds(tmp_path):
+    """Where 1 − p_R rounds to 0 or p_R to 0, the log-odds are still the difference of the logits."""
+    model = load(tmp_path, tied=False, dtype=torch.float64)
+    for scale in (60.0, -60.0):
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(300, dtype=torch.float64))
+        model.lm_head.bias.data[5] = scale
+        (row,) = refusal_log_odds(model, ["a"], [[4, 5, 6]], openings([(5,)]))
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[4, 5, 6]])).logits[0, -1]
+        others = torch.cat([logits[:5], logits[6:]]).logsumexp(-1)
+        assert row["log_odds"] == pytest.approx((logits[5] - others).item(), abs=1e-9)
+        assert row["first_token"] == row["log_odds"] and abs(row["log_odds"]) > 50
+
+
+def test_the_lead_stands_between_prompt_and_opening(tmp_path):
+    model = load(tmp_path, dtype=torch.float64)
+    (row,) = refusal_log_odds(model, ["a"], [[4, 5]], openings(lead=(6, 9)))
+    (same,) = refusal_log_odds(model, ["a"], [[4, 5, 6, 9]], openings())
+    assert row == same
+
+
+def test_the_model_is_left_as_it_was(tmp_path):
+    model = load(tmp_path).train()
+    refusal_log_odds(model, ["a"], [[4, 5]], openings())
+    assert model.training and all(part.training for part in model.modules())
+
+
+def test_the_head_of_training_gives_the_same(tmp_path):
+    model = load(tmp_path, "gemma2")
+    rows = refusal_log_odds(model, list("abcdefg"), make_prompts(), openings())
+    Likelihood(model, "chunked")
+    assert refusal_log_odds(model, list("abcdefg"), make_prompts(), openings()) == rows
+
+
+def test_an_adapter_is_part_of_the_model(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = load(tmp_path, dtype=torch.float64)
+    (before,) = refusal_log_odds(model, ["a"], [[4, 5, 6]], openings())
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)).double()
+    (after,) = refusal_log_odds(adapted, ["a"], [[4, 5, 6]], openings())
+    assert after["log_odds"] != pytest.approx(before["log_odds"], abs=1e-6)
+    assert_equal_to_reference([after], adapted.eval(), [[4, 5, 6]], 1e-11)
+
+
+def test_impurity_is_the_probability_of_other_continuations(tmp_path):
+    model = load(tmp_path, dtype=torch.float64)
+    rows = refusal_log_odds(model, list("abcdefg"), make_prompts(), openings())
+    p, first = ([1 / (1 + math.exp(-row[key])) for row in rows] for key in ("log_odds", "first_token"))
+    assert first_token_impurity(rows) == pytest.approx(1 - sum(p) / sum(first)) and 0 < first_token_impurity(rows) < 1
+    assert first_token_impurity(refusal_log_odds(model, ["a"], [[4]], openings([(20,)]))) == 0
+
+
+def test_tree_covers_every_inner_node_once():
+    tree = Tree.of(SEQUENCES)
+    assert set(tree.nodes) == {(), (7,), (7, 9), (7, 9, 11), (21,), (21, 7)} and tree.nodes[0] == ()
+    assert set(tree.paths) == {(7, 9, 11), (21, 7)}
+    assert tree.children((7,)) == [8, 9] and tree.children(()) == [7, 20, 21]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "message"),
+    [([], "no openings"), ([(5,), ()], "no tokens"), ([(5,), (5, 6)], "prefix"), ([(5,), (5,)], "prefix")],
+)
+def test_openings_that_cannot_be_summed_are_refused(sequences, message):
+    with pytest.raises(UserError, match=message):
+        Tree.of(sequences)
+
+
+def test_bad_prompts_are_refused(tmp_path):
+    model = load(tmp_path)
+    with pytest.raises(UserError, match="no prompts"):
+        refusal_log_odds(model, [], [], openings())
+    with pytest.raises(UserError, match="prompt b has no tokens"):
+        refusal_log_odds(model, ["a", "b"], [[4], []], openings())
+
+
+def test_values_that_are_not_finite_are_refused(tmp_path):
+    model = load(tmp_path)
+    model.model.norm.weight.data[3] = math.nan
+    with pytest.raises(UserError, match="prompt a are not finite"):
+        refusal_log_odds(model, ["a"], [[4, 5]], openings())
+
+
+def test_a_model_that_rescales_its_logits_is_refused(tmp_path):
+    """Cohere multiplies its logits after the head, which the head alone does not show."""
+    model = load(tmp_path, "cohere", logit_scale=0.25)
+    with pytest.raises(UserError, match="cannot be read this way"):
+        refusal_log_odds(model, ["a"], [[4, 5]], openings())
