@@ -1,0 +1,26 @@
+"""How well a model tells harmful prompts from harmless ones, whatever share of them it refuses."""
+
+from dcr_ds.discernment.agreement import AGREEMENT_BOUND, agreement, is_headline
+from dcr_ds.discernment.curves import MEASURES, operating_points
+from dcr_ds.discernment.measures import (
+    discernment,
+    discernment_difference,
+    judge_auc,
+    judge_auc_difference,
+    youden_j,
+    youden_j_difference,
+)
+
+__all__ = [
+    "AGREEMENT_BOUND",
+    "MEASURES",
+    "agreement",
+    "discernment",
+    "discernment_difference",
+    "is_headline",
+    "judge_auc",
+    "judge_auc_difference",
+    "operating_points",
+    "youden_j",
+    "youden_j_difference",
+]
