@@ -1,0 +1,137 @@
+"""Means of the eNTK per pair of categories, their intervals, and the files of a result."""
+
+import csv
+import io
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcr_ds.diagnose.entk.layout import BLOCKS
+from dcr_ds.errors import UserError
+from dcr_ds.files import write_whole
+
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class EntkResult:
+    """Kernel norms of all pairs of N prompts, and their means per pair of C categories.
+
+    Prompts are in the order of the categories. Rows are x', columns x.
+    """
+
+    counts: dict[str, int]  # prompts per category
+    norms: np.ndarray  # [N, N] ‖K(x', x)‖_F
+    ratios: np.ndarray  # [N, N] ‖K(x', x)‖_F / ‖K(x', x')‖_F
+    means: np.ndarray  # [C, C] mean ratio; within a category without the pairs (x, x)
+    low: np.ndarray  # [C, C] bounds of the 95 % bootstrap interval
+    high: np.ndarray
+    k: int
+    parameters: str  # selection
+    parameter_count: int
+    tokens: np.ndarray  # [N, k] tokens whose logits were used
+
+    @property
+    def layer(self) -> int | None:
+        """N of a selection blocks<=N or blocks>N."""
+        match = BLOCKS.fullmatch(self.parameters.replace(" ", ""))
+        return int(match[2]) if match else None
+
+
+def make_result(norms: np.ndarray, counts: dict[str, int], seed: int) -> dict[str, Any]:
+    """Ratios, means and intervals from kernel norms [N, N]; N is the sum of the counts per category."""
+    ratios = normalise(norms, counts)
+    low, high = bootstrap(ratios, counts, seed)
+    means = block_means(np.ones((1, len(ratios))), ratios, counts)[0]
+    return {"counts": counts, "norms": norms, "ratios": ratios, "means": means, "low": low, "high": high}
+
+
+def normalise(norms: np.ndarray, counts: dict[str, int]) -> np.ndarray:
+    """Divide every row by its diagonal entry."""
+    own = np.diagonal(norms)
+    if (zero := np.flatnonzero(~(own > 0))).size:
+        category = np.repeat(list(counts), list(counts.values()))[zero[0]]
+        raise UserError(
+            f"eNTK: for {zero.size} prompts, the first of category {category!r}, all gradients of the selected "
+            "parameters are zero; select parameters that the logits depend on (LoRA's A has none while B is zero)"
+        )
+    return norms / own[:, None]
+
+
+def block_means(weights: np.ndarray, ratios: np.ndarray, counts: dict[str, int]) -> np.ndarray:
+    """Mean ratio per pair of categories, for prompts that occur several times or not at all: [R, C, C].
+
+    Pairs of a prompt with itself do not count; without any other pair the mean is NaN.
+
+    Args:
+        weights: [R, N] how often each prompt occurs.
+    """
+    bounds = np.cumsum([0, *counts.values()])
+    slices = [slice(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
+    different = 1 - np.eye(len(ratios))
+    means = np.empty((len(weights), len(slices), len(slices)))
+    for row, rows in enumerate(slices):
+        for column, columns in enumerate(slices):
+            left, right = weights[:, rows], weights[:, columns]
+            counted = different[rows, columns]
+            total = ((left @ (ratios[rows, columns] * counted)) * right).sum(axis=1)
+            pairs = ((left @ counted) * right).sum(axis=1)
+            means[:, row, column] = np.divide(total, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return means
+
+
+def bootstrap(ratios: np.ndarray, counts: dict[str, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile intervals at 95 % of the block means, by resampling the prompts within every category."""
+    random = np.random.default_rng(seed)
+    drawn = [random.multinomial(count, [1 / count] * count, size=RESAMPLES) for count in counts.values()]
+    means = block_means(np.concatenate(drawn, axis=1).astype(float), ratios, counts)
+    low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
+    return low, high
+
+
+def write_entk(result: EntkResult, folder: Path) -> None:
+    """Write entk.json (block means), entk.csv (all pairs) and, where matplotlib is installed, entk.png."""
+    names = list(result.counts)
+    blocks = [
+        {
+            "row": row,
+            "column": column,
+            "mean": float(result.means[i, j]),
+            "low": float(result.low[i, j]),
+            "high": float(result.high[i, j]),
+        }
+        for i, row in enumerate(names)
+        for j, column in enumerate(names)
+    ]
+    facts = {
+        "k": result.k,
+        "parameters": result.parameters,
+        "parameter_count": result.parameter_count,
+        "layer": result.layer,
+        "n": result.counts,
+        "confidence": 0.95,
+        "resamples": RESAMPLES,
+        "blocks": blocks,
+    }
+    write_whole(folder / "entk.json", json.dumps(facts, indent=2) + "\n")
+    write_whole(folder / "entk.csv", pairs_as_csv(result))
+    if find_spec("matplotlib"):
+        from dcr_ds.diagnose.entk.picture import draw
+
+        draw(result, folder / "entk.png")
+
+
+def pairs_as_csv(result: EntkResult) -> str:
+    """One line per ordered pair of prompts, which are numbered from 1 within their category."""
+    prompts = [(name, number) for name, count in result.counts.items() for number in range(1, count + 1)]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["row_category", "row", "column_category", "column", "norm", "ratio"])
+    for i, row in enumerate(prompts):
+        for j, column in enumerate(prompts):
+            writer.writerow([*row, *column, f"{result.norms[i, j]:.9g}", f"{result.ratios[i, j]:.9g}"])
+    return stream.getvalue()
