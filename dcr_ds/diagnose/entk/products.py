@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 SLICE_BYTES = 256 * 2**20  # gradients of all samples that are materialised at a time
-PAIRED_OVERHEAD = 1.5  # measured time per FLOP of batched small products, relative to one large product
 TRIANGLE_ROWS = 128
 
 
@@ -76,7 +75,7 @@ def active_positions(factor: Outer) -> Outer:
 
 
 def paired_flop(factors: Sequence[Outer]) -> float:
-    """Cost of `add_paired`, in FLOP of a large product."""
+    """Cost of `add_paired`."""
     total = 0.0
     for index, left in enumerate(factors):
         n, k, t, height = left.outputs.shape
@@ -84,7 +83,7 @@ def paired_flop(factors: Sequence[Outer]) -> float:
             m, s, width = right.inputs.shape
             pairs = n * m * (0.5 if right is left else 1)
             total += pairs * 2 * (t * s * (width + k * height) + k * k * t * height)
-    return PAIRED_OVERHEAD * total
+    return total
 
 
 def materialised_flop(factors: Sequence[Outer]) -> float:

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from dcr_ds.diagnose.entk.layout import BLOCKS
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_whole
+from dcr_ds.files import write_atomically, write_json
 
 RESAMPLES = 10_000
 
@@ -117,8 +116,8 @@ def write_entk(result: EntkResult, folder: Path) -> None:
         "resamples": RESAMPLES,
         "blocks": blocks,
     }
-    write_whole(folder / "entk.json", json.dumps(facts, indent=2) + "\n")
-    write_whole(folder / "entk.csv", pairs_as_csv(result))
+    write_json(folder / "entk.json", facts)
+    write_atomically(folder / "entk.csv", pairs_as_csv(result))
     if find_spec("matplotlib"):
         from dcr_ds.diagnose.entk.picture import draw
 
