@@ -22,13 +22,29 @@ class AucInterval(NamedTuple):
 
 
 def class_mean_auc(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -> float:
-    """AUC of the direction between the class means of unit vectors, each couple scored without its own pairs.
+    """AUC of the direction between the class means of unit vectors; NaN if no couple is counted.
 
-    A couple (i, j) of labels 0 and 1 is won where (μ₁ − μ₀)·(u_j − u_i) > 0; the class means μ are those of the prompts
-    of all other pairs. Ties count half. A couple for which a class has no other pair is not counted.
+    See `class_mean_wins` for its definition and the arguments.
+    """
+    wins, counted = class_mean_wins(vectors, labels, pairs)
+    return float(wins.sum() / counted.sum()) if counted.any() else float("nan")
+
+
+def class_mean_interval(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray, seed: int = 0) -> AucInterval:
+    """`class_mean_auc` with an interval from resampling pairs; the class means are not estimated again."""
+    wins, counted = class_mean_wins(vectors, labels, pairs)
+    return _resampled(wins, counted.astype(float), pairs[labels == 0], pairs[labels == 1], seed)
+
+
+def class_mean_wins(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which couples the direction between the class means ranks rightly, each scored without its own pairs.
+
+    A couple (i, j) of labels 0 and 1 is won where (μ₁ − μ₀)·(u_j − u_i) > 0 for unit vectors u; the class means μ are
+    those of the prompts of all other pairs. A tie is half a win. Where a class has no other pair, the couple is not
+    counted.
 
     The means of a couple follow from the sums of the classes and of the pairs, and their products with the vectors from
-    one Gram matrix: O(n²·D + n²) instead of O(n₀·n₁·n·D).
+    one Gram matrix: O(n²·D) instead of O(n₀·n₁·n·D).
 
     Args:
         vectors: [n, D]; only their directions count.
@@ -36,22 +52,21 @@ def class_mean_auc(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -
         pairs: [n] integers.
 
     Returns:
-        The AUC in float64; NaN if no couple is counted.
+        wins: [n₀, n₁] of 0, 0.5 and 1 in float64, 0 where not counted.
+        counted: [n₀, n₁] bool.
     """
     kept = (labels == 0) | (labels == 1)
     labels, pairs = labels[kept], np.unique(pairs[kept], return_inverse=True)[1]
     unit = vectors[kept].astype(np.float64)
     unit /= np.maximum(np.sqrt(np.einsum("nd,nd->n", unit, unit)), 1e-12)[:, None]
-    unit -= unit.mean(axis=0)  # the score does not change, and small differences keep their digits
+    unit -= unit.mean(axis=0) if len(unit) else 0  # scores do not change, and small differences keep their digits
     gram = unit @ unit.T
     first, second = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     means = [_class_means(gram, members, pairs, first, second) for members in (first, second)]
-    counted = ~np.isnan(means[0]) & ~np.isnan(means[1])
-    if not counted.any():
-        return float("nan")
-    scores = (means[1] - means[0])[counted]
-    tie = TIE * gram.diagonal().max()
-    return float((np.sum(scores > tie) + 0.5 * np.sum(np.abs(scores) <= tie)) / len(scores))
+    scores = means[1] - means[0]
+    counted = ~np.isnan(scores)
+    tie = TIE * gram.diagonal().max(initial=0)
+    return ((scores > tie) + 0.5 * (np.abs(scores) <= tie)) * counted, counted
 
 
 def _class_means(
@@ -99,14 +114,19 @@ def auc_interval(
     difference = scores[second][None, :] - scores[first][:, None]
     wins = (difference > 0) + 0.5 * (difference == 0)
     counted = np.ones_like(wins) if folds is None else (folds[first][:, None] == folds[second][None, :]).astype(float)
+    return _resampled(wins * counted, counted, pairs[first], pairs[second], seed)
+
+
+def _resampled(wins: np.ndarray, counted: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int) -> AucInterval:
+    """Interval of Σ wins / Σ counted [n₀, n₁] over resampled pairs; first [n₀] and second [n₁] are pair numbers."""
     if not counted.any():
         return AucInterval(*[float("nan")] * 4)
-    wins *= counted
-    _, pairs = np.unique(pairs, return_inverse=True)
-    num_pairs = pairs.max() + 1
+    _, places = np.unique(np.concatenate([first, second]), return_inverse=True)
+    num_pairs = places.max() + 1
     times = np.random.default_rng(seed).multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), RESAMPLES)
-    times = times[:, pairs].astype(float)  # [resamples, n] how often each prompt was drawn
-    won, total = (((times[:, first] @ couples) * times[:, second]).sum(axis=1) for couples in (wins, counted))
+    times = times[:, places].astype(float)  # [resamples, n] how often each prompt was drawn
+    times_first, times_second = times[:, : len(first)], times[:, len(first) :]
+    won, total = (((times_first @ couples) * times_second).sum(axis=1) for couples in (wins, counted))
     drawn = won[total > 0] / total[total > 0]
     low, high = np.quantile(drawn, [0.025, 0.975])
     return AucInterval(float(wins.sum() / counted.sum()), float(low), float(high), float(drawn.std(ddof=1)))
