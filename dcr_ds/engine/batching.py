@@ -26,7 +26,7 @@ class Batching:
     @classmethod
     def of(cls, stage: StageSection) -> "Batching":
         """The batching of a resolved stage."""
-        return cls(stage.micro_batch, stage.packed_length if stage.packing else None)
+        return cls(int(stage.micro_batch), int(stage.packed_length) if stage.packing else None)
 
     @property
     def packed(self) -> bool:
@@ -40,7 +40,7 @@ def forward_passes(
 
     Every sample is alive on exactly one rank. Copies that are not alive are padding: they have no weight in the loss.
     """
-    if not batching.packed:
+    if batching.packed_length is None:
         return micro_batches(rank_share(samples, lengths, rank, world_size), batching.micro_batch)
     indices = range(len(samples))
     shares = [

@@ -8,7 +8,7 @@ from typing import Any
 import deepspeed
 import pydantic
 import torch
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from dcr_ds.engine.config import resolve_config
 from dcr_ds.engine.distributed import Ranks
@@ -67,7 +67,8 @@ def build_engine(
 
 def _clip(parameters: list[torch.nn.Parameter], most: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Clip and keep the norm: under ZeRO-0 in fp32 DeepSpeed clips without telling it."""
-    optimizer.gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+    optimizer.gradient_norm = norm  # type: ignore[attr-defined]  # where `gradient_norm` below reads it
 
 
 def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
@@ -76,7 +77,7 @@ def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
     return float(engine.optimizer.gradient_norm if norm is None else norm)
 
 
-def checkpoint_activations(model: torch.nn.Module) -> None:
+def checkpoint_activations(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass; works with frozen parameters under ZeRO-3 from DeepSpeed 0.19.4."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 

@@ -60,7 +60,7 @@ class MetricsLog:
             "tokens_per_second": round(row.pop("step_tokens") / seconds, 1),
             "memory_bytes": peak_memory_bytes(self.ranks.device),
         }
-        if not self.ranks.is_main:
+        if self.stream is None:  # not rank 0
             return row
         self.stream.write(json.dumps(row) + "\n")
         self.stream.flush()

@@ -1,5 +1,7 @@
 """The optimizers of a stage: torch's AdamW, and bitsandbytes' with their state in 8 bits or in pageable memory."""
 
+from typing import Any
+
 import torch
 
 from dcr_ds.errors import UserError
@@ -19,7 +21,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], stage: StageSection, f
 
     torch's rather than DeepSpeed's: it needs no compiler.
     """
-    options = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
+    options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=fused, **options)
     bitsandbytes = import_bitsandbytes("optimizer")

@@ -1,7 +1,7 @@
 """Where the time of a step goes: a trace of some steps, and a table of its parts. Rank 0, on a switch, else nothing."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +28,7 @@ class Profile:
     def __init__(self, steps: int, engine: Any, folder: StageFolder, ranks: Ranks):
         self.steps = steps if ranks.is_main else 0
         self.engine, self.folder, self.ranks = engine, folder.profile, ranks
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self.done = 0
 
     def __enter__(self) -> "Profile":

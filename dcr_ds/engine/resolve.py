@@ -64,9 +64,8 @@ def resolve(recipe: Recipe, model_config: dict, device: torch.device, world_size
     for stage, layers in {"refine": values["refine"]["layer"], "align": blocks}.items():
         longest = getattr(recipe, stage).longest_sample
         _resolve_batching(stage, values, model_config, layers, longest, device, world_size, reasons)
-    values["deepspeed"] = read_config(recipe)
-    resolved = Recipe.model_validate(values)
-    return resolved, Settings(resolved.deepspeed, reasons)
+    values["deepspeed"] = config = read_config(recipe)
+    return Recipe.model_validate(values), Settings(config, reasons)
 
 
 def _resolve_batching(

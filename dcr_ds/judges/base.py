@@ -26,9 +26,16 @@ class Verdict(NamedTuple):
 class Judge(Protocol):
     """A judge of refusal (REFUSAL_LABELS) or of harm (HARM_LABELS): the one says nothing of the other."""
 
-    name: str
-    version: str  # short hash of all that decides a verdict beside the answer: phrases, weights, prompt, model
-    judges: Literal["refusal", "harm"]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str:
+        """Short hash of all that decides a verdict beside the answer: phrases, weights, prompt, model."""
+        ...
+
+    @property
+    def judges(self) -> Literal["refusal", "harm"]: ...
 
     def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
         """Yield (index of an answer, its verdict), one each in any order, as soon as it is there."""

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 from weakref import WeakValueDictionary
 
 import torch
@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     GenerationConfig,
+    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -48,7 +49,9 @@ class GuardModel:
         self.batch_size = batch_size
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        self.tokenizer = _load_tokenizer(folder, declaration.format)
+        assert declaration.format is not None  # read_declaration demands it
+        self.format = declaration.format
+        self.tokenizer = _load_tokenizer(folder, self.format)
         self.num_cut = self.num_left_out = 0
         self._replies: dict[Answer, Reply | None] = {}
 
@@ -78,7 +81,7 @@ class GuardModel:
         return self._render(answer.prompt, answer.completion[: too_long - 1]) if too_long > 1 else None
 
     def _render(self, prompt: str, response: str) -> list[int]:
-        form = self.declaration.format
+        form = self.format
         if form == "chat":
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             return encode_prompt(self.tokenizer, messages)
@@ -116,13 +119,14 @@ class GuardModel:
         self, kind: type[AutoModelForCausalLM | AutoModelForSequenceClassification], **options
     ) -> PreTrainedModel:
         try:
-            model, found = kind.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 self.folder, dtype=DTYPES[self.dtype], output_loading_info=True, **options
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f"{self.folder}: transformers cannot load it as {kind.__name__} ({reason})") from None
-        if missing := sorted(found["missing_keys"]):  # transformers fills them with random numbers
+        model, info = loaded
+        if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
             raise UserError(f"{self.folder}: no {kind.__name__}: its weights have no {missing[0]}")
         return model.eval().to(self.device)
 
@@ -132,13 +136,13 @@ class GuardModel:
         if self.declaration.output == "first_token":
             return self._first_tokens(rows)
         ids = self._generate(rows).sequences[:, max(map(len, rows)) :]
-        return [self.tokenizer.decode(written, skip_special_tokens=True) for written in ids.tolist()]
+        return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
     @torch.inference_mode()
     def _classify(self, rows: list[list[int]]) -> list[Reply]:
         ids, mask = pad_right(rows, self.tokenizer.pad_token_id, self.device)
         logits = self._model(input_ids=ids, attention_mask=mask).logits.float().tolist()  # [B, classes]
-        names = self._model.config.id2label
+        names: dict[int, str] = self._model.config.id2label  # type: ignore[assignment]  # its keys are integers
         return [{names[index]: value for index, value in enumerate(row)} for row in logits]
 
     def _first_tokens(self, rows: list[list[int]]) -> list[Reply]:
@@ -151,7 +155,7 @@ class GuardModel:
         width, pad = max(map(len, rows)), self.tokenizer.pad_token_id  # padded left: replies start at one position
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return self._model.generate(
+        return cast(GenerationMixin, self._model).generate(
             input_ids=ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True
         )
 
@@ -192,6 +196,7 @@ def load_guard_judge(declared: GuardJudge) -> ModelJudge:
         UserError: the declaration, the format, the labels or the model are not to be had, or do not fit together.
     """
     declaration = read_declaration(declared)
+    assert declaration.source is not None  # read_declaration demands it
     folder = _locate(declaration.source, declared)
     key = (folder, declaration.model_dump_json(), declared.batch_size)
     model = _open_models.setdefault(key, GuardModel(folder, declaration, declared.batch_size))

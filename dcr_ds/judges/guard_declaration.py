@@ -135,6 +135,7 @@ def read(reply: Reply, reading: Reading) -> Verdict:
     Of logits the likeliest counts; the score is the expected one, over what has a label.
     """
     if isinstance(reply, str):
+        assert reading.pattern is not None  # Declaration demands one where the output is text
         found = re.search(reading.pattern, reply, re.IGNORECASE)
         label = reading.labels.get(found[1].lower()) if found else None
         return certain(label) if label else UNPARSED

@@ -176,7 +176,7 @@ class Checkpoints:
 
 def newest_whole(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:
     """The newest whole checkpoint of a folder and its manifest, and those passed over, each with what is wrong."""
-    broken = []
+    broken: list[tuple[str, str]] = []
     for path in _steps(folder):
         manifest, fault = verify(path)
         if manifest:
@@ -188,7 +188,7 @@ def newest_whole(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, st
 def num_trained(module: torch.nn.Module) -> int:
     """Trainable weights of a model, those of other ranks' partitions included."""
     trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
-    return sum(parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel() for parameter in trained)
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ class StopFlag:
         self.deadline = _deadline()
 
     def __enter__(self) -> "StopFlag":
-        self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self.previous: dict[int, Any] = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:

@@ -90,7 +90,7 @@ class Watchdog:
         is_fault = isinstance(error, Exception) and not isinstance(error, UserError | Stopped | Diverged)
         if is_fault and not is_peer_failure(error) and self._store is not None:
             with suppress(RuntimeError):
-                self._tell(Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
+                _tell(self._store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
 
     def join(self, ranks: Ranks) -> None:
         """Watch all ranks together, once they have joined the process group. All ranks."""
@@ -104,7 +104,10 @@ class Watchdog:
         self._watched = range(ranks.world_size) if ranks.is_main else range(1)
         self._signs = {rank: Sign(0, "unknown", "the start", 0.0, time.monotonic()) for rank in self._watched}
         self._ranks = ranks
-        self._threads.append(threading.Thread(target=self._keep_exchanging, name="watchdog store", daemon=True))
+        exchange = threading.Thread(
+            target=self._keep_exchanging, args=(self._store, ranks), name="watchdog store", daemon=True
+        )
+        self._threads.append(exchange)
         self._threads[-1].start()
 
     def _watch(self) -> None:
@@ -122,39 +125,36 @@ class Watchdog:
                 if not self._over.wait(patience):
                     _end(verdict.text if self._ranks.is_main else "", is_hang=verdict.kind == "hang")
 
-    def _keep_exchanging(self) -> None:
+    def _keep_exchanging(self, store: TCPStore, ranks: Ranks) -> None:
         """In a thread of its own: where rank 0 is frozen, a question to its store waits for ever."""
         with suppress(RuntimeError):  # the store's process is dead; asked again, it would print a trace each time
             while self._verdict is None and not self._over.wait(POLL_SECONDS):
-                self._verdict = self._exchange()
+                self._verdict = self._exchange(store, ranks)
 
-    def _exchange(self) -> Verdict | None:
+    def _exchange(self, store: TCPStore, ranks: Ranks) -> Verdict | None:
         """Give a sign, take note of the others', and see what follows from them."""
         self._count += 1
         silent = time.monotonic() - progress.since
         sign = [self._count, platform.node(), progress.place, silent]
-        self._store.set(f"rank/{self._ranks.rank}", json.dumps(sign))
-        if self._store.check(["verdict"]):
-            return Verdict(*json.loads(self._store.get("verdict")))
+        store.set(f"rank/{ranks.rank}", json.dumps(sign))
+        if store.check(["verdict"]):
+            return Verdict(*json.loads(store.get("verdict")))
         for rank in self._watched:
-            self._listen(rank)
+            self._listen(store, rank)
         verdict = None
         if gone := self._who_is_gone(self._watched):
             verdict = Verdict(gone, "gone")
-        elif self._ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
+        elif ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
             text = f"no rank has gone on for {self.hang_seconds / 60:g} minutes: {self._places()}"
             verdict = Verdict(text, "hang")
-        if verdict and self._ranks.is_main:
-            self._tell(verdict)
+        if verdict and ranks.is_main:
+            _tell(store, verdict)
         return verdict
 
-    def _tell(self, verdict: Verdict) -> None:
-        self._store.set("verdict", json.dumps([verdict.text, verdict.kind]))
-
-    def _listen(self, rank: int) -> None:
+    def _listen(self, store: TCPStore, rank: int) -> None:
         """Take note of a rank's sign, where it is a new one."""
-        if self._store.check([f"rank/{rank}"]):
-            count, node, place, silent = json.loads(self._store.get(f"rank/{rank}"))
+        if store.check([f"rank/{rank}"]):
+            count, node, place, silent = json.loads(store.get(f"rank/{rank}"))
             if count > self._signs[rank].count:
                 self._signs[rank] = Sign(count, node, place, silent, time.monotonic())
 
@@ -176,6 +176,10 @@ class Watchdog:
 
     def _me(self) -> str:
         return f"rank {os.environ.get('RANK', '0')} on node {platform.node()}, at {progress.place}"
+
+
+def _tell(store: TCPStore, verdict: Verdict) -> None:
+    store.set("verdict", json.dumps([verdict.text, verdict.kind]))
 
 
 def _end(text: str, is_hang: bool = False) -> None:
