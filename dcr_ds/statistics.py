@@ -10,7 +10,7 @@ RESAMPLES = 10_000
 Interval = tuple[float, float]
 
 
-def wilson_interval(successes: int, total: int, z: float = Z_95) -> Interval:
+def wilson_interval(successes: float, total: int, z: float = Z_95) -> Interval:
     """Wilson's score interval of a proportion; (0, 1) where nothing was observed.
 
     Unlike the normal approximation it stays within [0, 1] and has a width at 0 and at 1, where refusal rates
@@ -28,7 +28,7 @@ def wilson_interval(successes: int, total: int, z: float = Z_95) -> Interval:
     return low, high
 
 
-def rate(successes: int, total: int) -> dict[str, float | int | None]:
+def rate(successes: float, total: int) -> dict[str, float | int | None]:
     """A proportion with its Wilson interval, as it is written to files."""
     low, high = wilson_interval(successes, total)
     return {"value": successes / total if total else None, "low": low, "high": high, "n": total}

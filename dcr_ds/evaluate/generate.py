@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Prompt
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
@@ -41,7 +42,7 @@ def prepare_questions(
             attention kernel); goes into the settings hash.
     """
     ids = [encode_prompt(tokenizer, prompt.prompt) for prompt in prompts]
-    settings = {
+    settings: dict[str, Any] = {
         "decoding": {"greedy": True, "max_new_tokens": max_new_tokens, "batch_size": batch_size},
         "model": model_facts,
         "template": template_hash(tokenizer),
@@ -121,7 +122,7 @@ def answer_batch(
     for index, ids in zip(batch, _generate(questions, batch, model, tokenizer, ends), strict=True):
         stop = next((i for i, token in enumerate(ids) if token in ends), None)
         # Cut at the end of the turn before decoding: padding follows, and the end may be no special token.
-        text = tokenizer.decode(ids[:stop], skip_special_tokens=True).strip()
+        text = str(tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip()
         tokens, ending = (len(ids), "length") if stop is None else (stop + 1, "stop")
         rows.append(answer_row(questions, index, text, tokens, ending))
     return rows
@@ -146,5 +147,5 @@ def _generate(
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=questions.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
     )
-    output = model.generate(input_ids=tokens, attention_mask=mask)
+    output = cast(GenerationMixin, model).generate(input_ids=tokens, attention_mask=mask)
     return output[:, width:].tolist()

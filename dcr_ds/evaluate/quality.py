@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, write_json, write_jsonl
@@ -88,7 +88,7 @@ def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
         UserError: the endpoint fails; what was judged before is in the file.
     """
     keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), endpoint.model, MAX_TOKENS]) for pair in pairs]
-    said: dict[tuple[str, str], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
+    said: dict[tuple[Any, Any], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
     for row in read_jsonl(out):
         said.setdefault((row.get("id"), row.get("key")), {}).update(row)
     todo = [

@@ -94,11 +94,13 @@ def evaluate_models(
             in recipe.evaluate.models also answer the benchmarks.
     """
     check_judges(recipe.evaluate)
+    general = data.evaluate_general
+    assert general is not None  # load_data reads it with the stage
     for name, source in models.items():
         home = RunFolder(folder).model(name)
         subject = Subject(name, home, source, dtype, attention, recipe.model.chat_template)
         asked = data.benchmarks if name in recipe.evaluate.models else []
-        evaluate_model(subject, asked, data.evaluate_general.rows, recipe.evaluate, ranks)
+        evaluate_model(subject, asked, general.rows, recipe.evaluate, ranks)
 
 
 def evaluate_model(
@@ -257,8 +259,8 @@ def _measure(
     if general.too_long:
         print_on_main(ranks, f"general loss: {general.too_long} conversations longer than the model's context left out")
     if ranks.is_main:
-        result |= {"too_long": general.too_long, "settings_hash": general.settings_hash}
-        write_json(general.file, result)
+        facts = {"too_long": general.too_long, "settings_hash": general.settings_hash}
+        write_json(general.file, result | facts)
         cost.spend("general_loss", general.settings_hash, time.perf_counter() - start)
         tokens = sum(len(one.ids) for one in general.conversations)
         cost.finish("general_loss", general.settings_hash, tokens=tokens)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from peft import PeftConfig
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from dcr_ds.engine.checkpoint.checkpoints import newest_whole
 from dcr_ds.engine.checkpoint.consolidate import consolidated_weights
@@ -69,7 +69,7 @@ def check_export(folder: Path) -> None:
         AutoConfig.from_pretrained(folder)
         load_tokenizer(folder)
         return
-    PeftConfig.from_pretrained(folder)
+    PeftConfig.from_pretrained(str(folder))
     with safe_open(folder / WEIGHTS, "pt") as stream:
         for name in stream.keys():
             tensor = stream.get_tensor(name)
@@ -142,8 +142,8 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, wante
     model = _outline(recipe, stage, source)
     shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
     held = consolidated_weights(checkpoint)
-    weights = {name: held.get(HELD_AS[stage] + name) for name in shapes}
-    if wrong := [name for name, weight in weights.items() if weight is None or weight.shape != shapes[name]]:
+    weights = {name: held[HELD_AS[stage] + name] for name in shapes if HELD_AS[stage] + name in held}
+    if wrong := [name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape]:
         raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape that {recipe_file} and {source} want")
     if getattr(recipe, stage).adapter == "none":
         splice(model, weights, source, out, KEPT_AS[stage])
@@ -167,11 +167,11 @@ def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
     return prepare_source(ModelSection(source=base) if base else recipe.model)
 
 
-def _outline(recipe: Recipe, stage: str, source: Path) -> torch.nn.Module:
+def _outline(recipe: Recipe, stage: str, source: Path) -> PreTrainedModel:
     """The model that a stage trains, on the meta device: names and shapes alone."""
     with torch.device("meta"):
         if stage == "refine":
-            model = freeze_tail(AutoModel.from_config(trunk_config(source, recipe.refine.layer)))
+            model = freeze_tail(AutoModel.from_config(trunk_config(source, int(recipe.refine.layer))))
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
         section = getattr(recipe, stage)

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from transformers import AutoConfig
 
@@ -11,10 +12,10 @@ from dcr_ds.engine.config import read_config
 from dcr_ds.models.load import DTYPES, NO_SDPA
 from dcr_ds.plan.clock import Rates, StepTime, step_time
 from dcr_ds.plan.memory import Memory, memory, rows_of, share_of, tensors_of
-from dcr_ds.plan.rehearsal import Work, rehearse
+from dcr_ds.plan.rehearsal import Kind, Work, rehearse
 from dcr_ds.plan.states import Zero
 from dcr_ds.plan.traffic import Collective, Passes, traffic
-from dcr_ds.recipe import Recipe, find_file
+from dcr_ds.recipe import Recipe, shipped_file
 
 GIB = 2**30
 # tried in this order where nothing fits, each with what went before it
@@ -100,10 +101,10 @@ class Stage:
         kind: refine, align, or whole: stage 1 on the whole model, as it would be without the cut.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, kind: str, machine: Machine, lengths: Lengths):
+    def __init__(self, recipe: Recipe, folder: Path, kind: Kind, machine: Machine, lengths: Lengths):
         self.recipe, self.folder, self.machine, self.lengths = recipe, folder, machine, lengths
-        self.name = "align" if kind == "align" else "refine"
-        self.kind = "dpo" if kind == "align" and recipe.align.method == "dpo" else kind
+        self.name: Literal["refine", "align"] = "align" if kind == "align" else "refine"
+        self.kind: Kind = "dpo" if kind == "align" and recipe.align.method == "dpo" else kind
         self.section = getattr(recipe, self.name)
 
     @cached_property
@@ -120,7 +121,7 @@ class Stage:
 
     def options(self) -> list[Option]:
         """One for each ZeRO stage that the model can train under; and the recipe's own where it offloads."""
-        own = Zero.of(self.recipe.deepspeed)
+        own = Zero.of(read_config(self.recipe))
         stages = [0, 1, 2] if self.recipe.model.quantize != "none" else [0, 1, 2, 3]
         zeros = [own if own.stage == stage else zero_of(stage) for stage in stages]
         return [self.option(zero) for zero in zeros]
@@ -161,7 +162,7 @@ class Stage:
         one = rehearse(self.recipe, self.folder, Work(self.kind, rows, tokens), zero.stage, self._device)
         flops = (one.flops + embeds_first * one.forward_flops) * samples / rows
         if retain:
-            kind = "retain" if self.kind == "refine" else self.kind
+            kind: Kind = "retain" if self.kind == "refine" else self.kind
             work = Work(kind, rows, self.lengths.align)
             kept = rehearse(self.recipe, self.folder, work, zero.stage, self._device)
             flops += kept.flops * retain / rows
@@ -178,7 +179,9 @@ class Stage:
 
 def zero_of(stage: int) -> Zero:
     """A ZeRO stage as ds_configs/ has it."""
-    return Zero.of(json.loads(find_file(f"ds_configs/zero{stage}.json").read_text(encoding="utf-8")))
+    path = shipped_file(f"ds_configs/zero{stage}.json")
+    assert path is not None, f"ds_configs/zero{stage}.json comes with the project"
+    return Zero.of(json.loads(path.read_text(encoding="utf-8")))
 
 
 def best(options: list[Option]) -> Option | None:

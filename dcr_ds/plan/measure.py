@@ -16,13 +16,14 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import Recipe
 
 TIMEOUT_SECONDS = 3600
-FEWEST = {"refine": 4, "align": 1}  # rows of a step: two of each class
+TrainingStage = Literal["refine", "align"]
+FEWEST: dict[TrainingStage, int] = {"refine": 4, "align": 1}  # rows of a step: two of each class
 ROWS_FOLLOWED = 4  # at once where the memory is followed: enough to compare, and little where there is little of it
 
 
@@ -37,7 +38,7 @@ class Request:
         follow: note the memory, on few rows, rather than the time.
     """
 
-    stage: str
+    stage: TrainingStage
     recipe: dict[str, Any]
     source: str
     tokens: int
@@ -91,7 +92,7 @@ def take_steps(recipe: Recipe, source: Path, lengths: dict[str, int], gpus: int)
     Raises:
         UserError: the steps failed; says how.
     """
-    taken = {}
+    taken: dict[str, tuple[Taken, Taken]] = {}
     for stage in (stage for stage in FEWEST if stage in recipe.stages):
         share = _changed(recipe, stage, _share(recipe, stage, gpus))
         longest = getattr(recipe, stage).max_length
@@ -122,6 +123,7 @@ def learn(stage: str, rate: Taken, followed: Taken) -> Calibration:
 
 def _planned(taken: Taken):
     """What is planned for a step that was taken."""
+    from dcr_ds.engine.config import read_config
     from dcr_ds.plan.choose import Lengths, Machine, Stage, planned
     from dcr_ds.plan.clock import Rates
     from dcr_ds.plan.states import Zero
@@ -131,7 +133,7 @@ def _planned(taken: Taken):
     machine = Machine(1, 1, taken.memory / 2**30, one_a_second, on_gpu=taken.on_gpu)
     lengths = Lengths(request.tokens, request.tokens)
     stage = Stage(planned(recipe, source, taken.on_gpu), source, request.stage, machine, lengths)
-    return stage.at(Zero.of(recipe.deepspeed), stage.section.micro_batch)
+    return stage.at(Zero.of(read_config(recipe)), stage.section.micro_batch)
 
 
 def _run(request: Request) -> Taken:
@@ -163,7 +165,7 @@ def _reason(done: subprocess.CompletedProcess) -> str:
     return (told or lines or ["nothing was said"])[-1].removeprefix("error: ")[-400:]
 
 
-def _share(recipe: Recipe, stage: str, gpus: int) -> dict[str, Any]:
+def _share(recipe: Recipe, stage: TrainingStage, gpus: int) -> dict[str, Any]:
     """Fields of a stage that make a run on one rank of one rank's share."""
     section = getattr(recipe, stage)
     rows = max(FEWEST[stage], -(-section.global_batch // gpus))
@@ -211,7 +213,7 @@ def _take(request: Request, ranks) -> Taken:
     return Taken(done, step.seconds, step.tokens, step.peak, on_gpu, memory)
 
 
-def _few_rows(section, stage: str) -> dict[str, Any]:
+def _few_rows(section, stage: TrainingStage) -> dict[str, Any]:
     """Fields of a resolved stage that make two micro-batches of few rows each."""
     at_once = min(section.micro_batch, ROWS_FOLLOWED)
     return {"micro_batch": at_once, "global_batch": max(FEWEST[stage], min(section.global_batch, 2 * at_once))}

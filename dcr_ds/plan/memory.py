@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.load import DTYPES
-from dcr_ds.plan.rehearsal import Rehearsal, Work, build_model, rehearse
+from dcr_ds.plan.rehearsal import Kind, Rehearsal, Work, build_model, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe
 
@@ -120,10 +120,10 @@ def rows_of(recipe: Recipe, stage: str, ranks: int) -> tuple[int, int]:
     return samples, -(-section.retain_batch // ranks) if section.retain_weight else 0
 
 
-def tensors_of(recipe: Recipe, folder: Path, kind: str) -> list[Tensor]:
+def tensors_of(recipe: Recipe, folder: Path, kind: Kind) -> list[Tensor]:
     """The parameters of a stage's model, as transformers builds it on the meta device."""
     blocks = AutoConfig.from_pretrained(folder).num_hidden_layers
-    trunk = blocks if kind in ("align", "dpo") else recipe.refine.layer
+    trunk = blocks if kind in ("align", "dpo") else int(recipe.refine.layer)
     model = build_model(recipe, folder, kind, trunk, blocks - trunk if kind == "whole" else 0)
     width = DTYPES[recipe.model.dtype].itemsize
     quantised = _quantised(model) if recipe.model.quantize == "nf4" and kind != "whole" else set()
@@ -133,14 +133,14 @@ def tensors_of(recipe: Recipe, folder: Path, kind: str) -> list[Tensor]:
     ]
 
 
-def _quantised(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+def _quantised(model: torch.nn.Module) -> set[torch.Tensor]:
     """The weights that 4-bit loading quantises: those of the blocks' linear layers, not the head's."""
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     return {module.weight for module in linear if not module.weight.requires_grad}
 
 
 def memory(
-    recipe: Recipe, folder: Path, kind: str, zero: Zero, ranks: int, share: Share, tensors: list[Tensor], on_gpu: bool
+    recipe: Recipe, folder: Path, kind: Kind, zero: Zero, ranks: int, share: Share, tensors: list[Tensor], on_gpu: bool
 ) -> Memory:
     """Memory of a stage.
 
@@ -175,7 +175,7 @@ def memory(
     )
 
 
-def works_of(kind: str, share: Share) -> list[Work]:
+def works_of(kind: Kind, share: Share) -> list[Work]:
     """The kinds of pass that a step has: its micro-batch, and the retain term's."""
     works = [Work(kind, min(share.rows, share.micro_batch), share.tokens)]
     if share.retain_rows and kind == "refine":

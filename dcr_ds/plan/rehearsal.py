@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -34,6 +34,8 @@ from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.retain import relative_distance_squared
 
+Kind = Literal["refine", "retain", "whole", "align", "dpo"]
+
 
 @dataclass(frozen=True)
 class Work:
@@ -45,7 +47,7 @@ class Work:
     project's batches need none. A packed row is a row.
     """
 
-    kind: Literal["refine", "retain", "whole", "align", "dpo"]
+    kind: Kind
     rows: int
     tokens: int
 
@@ -124,7 +126,7 @@ _REMEMBERED: dict[tuple, Rehearsal] = {}
 def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device: str) -> Rehearsal:
     config = AutoConfig.from_pretrained(folder)
     period = _period(config)
-    trunk = config.num_hidden_layers if work.kind in ("align", "dpo") else recipe.refine.layer
+    trunk = config.num_hidden_layers if work.kind in ("align", "dpo") else int(recipe.refine.layer)
     tail = config.num_hidden_layers - trunk if work.kind == "whole" else 0
 
     def at(trunk: int, tail: int) -> Rehearsal:
@@ -145,7 +147,7 @@ def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device:
     return _deeper(_continue(one, two, times, period), one, more_tail, tail // period)
 
 
-def build_model(recipe: Recipe, folder: Path, kind: str, trunk: int, tail: int = 0) -> torch.nn.Module:
+def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int = 0) -> torch.nn.Module:
     """The model of a stage with so many blocks, in training mode, on the meta device: shapes without memory."""
     options = {"dtype": DTYPES[recipe.model.dtype], "attn_implementation": recipe.model.attention}
     on_trunk = kind in ("refine", "retain")
@@ -189,13 +191,13 @@ def freeze_above(model: PreTrainedModel, layer: int) -> None:
         model.get_input_embeddings().weight.requires_grad_(False)
 
 
-def _contrastive_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+def _contrastive_step(model: PreTrainedModel, recipe: Recipe, work: Work) -> torch.Tensor:
     """The pass of `refine.loop` that carries the gradient of h through a micro-batch."""
     hidden = _one_after_the_other(model(**work.inputs()).last_hidden_state).view(work.rows, work.tokens, -1)
     return _at_pooled(hidden, recipe)
 
 
-def _whole_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+def _whole_step(model: PreTrainedModel, recipe: Recipe, work: Work) -> torch.Tensor:
     hidden = model(**work.inputs(), output_hidden_states=True).hidden_states[_num_trained(model)]
     return _at_pooled(hidden, recipe)
 
@@ -205,17 +207,17 @@ def _at_pooled(hidden: torch.Tensor, recipe: Recipe) -> torch.Tensor:
     return (h * torch.zeros_like(h)).float().sum()
 
 
-def _num_trained(model: torch.nn.Module) -> int:
+def _num_trained(model: PreTrainedModel) -> int:
     """ℓ, by the blocks that train."""
     return sum(next(block.parameters()).requires_grad for block in model.get_decoder().layers)
 
 
-def _retain_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+def _retain_step(model: PreTrainedModel, recipe: Recipe, work: Work) -> torch.Tensor:
     hidden = _one_after_the_other(model(**work.inputs()).last_hidden_state)
     return (relative_distance_squared(hidden, torch.zeros_like(hidden)) * torch.zeros(len(hidden))).sum()
 
 
-def _align_step(model: torch.nn.Module, recipe: Recipe, work: Work) -> torch.Tensor:
+def _align_step(model: Likelihood, recipe: Recipe, work: Work) -> torch.Tensor:
     """With every token supervised: the most logits there can be."""
     where = torch.zeros(work.rows * work.tokens, dtype=torch.long)
     reduction = "none" if work.kind == "dpo" else "sum"
@@ -228,7 +230,7 @@ def _one_after_the_other(hidden: torch.Tensor) -> torch.Tensor:
     return flat.index_select(0, torch.zeros(len(flat), dtype=torch.long))
 
 
-STEPS: dict[str, Callable[[torch.nn.Module, Recipe, Work], torch.Tensor]] = {
+STEPS: dict[Kind, Callable[..., torch.Tensor]] = {
     "refine": _contrastive_step,
     "whole": _whole_step,
     "retain": _retain_step,
@@ -250,13 +252,15 @@ def _watched(model: torch.nn.Module, step: Callable[[], torch.Tensor]) -> Rehear
 
     def drop_gradient(block: int | None) -> Callable[[torch.nn.Parameter], None]:
         def hook(parameter: torch.nn.Parameter) -> None:
+            assert parameter.grad is not None  # the hook runs after it was accumulated
             events.append(Event(block, live.peak - before, parameter.grad.nbytes))
             parameter.grad = None
             live.peak = live.alive
 
         return hook
 
-    decoder = (model.model if isinstance(model, Likelihood) else model).get_decoder()
+    whole: Any = model.model if isinstance(model, Likelihood) else model
+    decoder = whole.get_decoder()
     handles.append(decoder.register_forward_hook(note_kept))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -5,16 +5,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.engine.config import read_config
 from dcr_ds.errors import UserError
 from dcr_ds.plan.choose import Lengths, Option, Stage, planned, zero_of
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
 from dcr_ds.plan.options import machine_of, mean_tokens
+from dcr_ds.plan.rehearsal import Kind
 from dcr_ds.plan.states import MASTER, MOMENTS, Zero
 from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table
 from dcr_ds.recipe import Recipe
 
-TITLES = {
+TITLES: dict[Kind, str] = {
     "refine": "stage 1, cut trunk",
     "whole": "stage 1, whole model (without the cut)",
     "align": "stage 2, whole model",
@@ -51,7 +53,7 @@ def scaling(
     first = machines[kinds[0], nodes[0]]
     recipe = planned(recipe, folder, first.on_gpu)
     lengths = Lengths(**mean_tokens(recipe, options))
-    own = Zero.of(recipe.deepspeed)
+    own = Zero.of(read_config(recipe))
     zero = own if own.stage == 3 else zero_of(3)
     texts = [_assumptions(recipe, origin, rows, lengths, first.rates, bool(measured))]
     figures: dict[str, Any] = {}

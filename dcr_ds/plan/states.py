@@ -69,9 +69,17 @@ class Zero:
     def of(cls, config: dict[str, Any]) -> "Zero":
         section = config.get("zero_optimization") or {}
         section = DEFAULTS | {name: value for name, value in section.items() if value != "auto"}
-        values = [int(section[name]) for name in DEFAULTS]
-        offloads = [bool(section.get(name)) for name in ("offload_optimizer", "offload_param")]
-        return cls(section.get("stage", 0), *values, *offloads)
+        return cls(
+            stage=section.get("stage", 0),
+            reduce_bucket=int(section["reduce_bucket_size"]),
+            sub_group=int(section["sub_group_size"]),
+            prefetch_bucket=int(section["stage3_prefetch_bucket_size"]),
+            persistence=int(section["stage3_param_persistence_threshold"]),
+            max_live=int(section["stage3_max_live_parameters"]),
+            max_reuse=int(section["stage3_max_reuse_distance"]),
+            offload_optimizer=bool(section.get("offload_optimizer")),
+            offload_param=bool(section.get("offload_param")),
+        )
 
     @property
     def kept(self) -> int:

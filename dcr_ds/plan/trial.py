@@ -63,7 +63,7 @@ def align_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, ra
     samples = [Encoded(ids, 1) for ids in rows.of(stage.global_batch, model_config(source)["vocab_size"])]
     mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
     engine = align_loop.build_engine_for(recipe, settings, source, 2, ranks)
-    return engine, lambda step: align_loop.train_step(engine, mix, range(len(samples)), Batching.of(stage), ranks)
+    return engine, lambda step: align_loop.train_step(engine, mix, list(range(len(samples))), Batching.of(stage), ranks)
 
 
 def dpo_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, ranks: Ranks):
@@ -72,7 +72,7 @@ def dpo_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, rank
     answers = [Encoded(ids, 1) for ids in rows.of(2 * stage.global_batch, model_config(source)["vocab_size"])]
     pairs = Pairs([Pair(*two) for two in zip(answers[::2], answers[1::2], strict=True)], [])
     engine = align_loop.build_engine_for(recipe, settings, source, 2, ranks)
-    batching, numbers = Batching.of(stage), range(len(pairs.samples))
+    batching, numbers = Batching.of(stage), list(range(len(pairs.samples)))
     reference = compute(engine, pairs, batching, ranks)
     return engine, lambda step: dpo_step(engine, pairs, reference, numbers, batching, stage.dpo, ranks)
 
