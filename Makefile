@@ -1,50 +1,56 @@
-# make demo: install and run the main job    make test: install and run the tests    make compare: STL against DCR
-# make test-slow: what make test leaves out for its time
-# make test-properties: bad recipes, data files and manifests by the thousand
-# make test-kernels: the kernels alone, with the full product of sizes, dtypes and options
-# make test-slurm-quick, make test-slurm: jobs on a private SLURM of three virtual nodes (Debian, as root; else skipped)
-# A virtual environment is made in .venv unless one is active.
+# A virtual environment is made in .venv unless one is active. `make` alone prints this help.
 
 VENV := $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
 BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: demo compare test test-slow test-properties test-kernels test-slurm-quick test-slurm lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo compare test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint clean
 
-demo: $(BIN)/.dcr-ds
+help:  ## print this help
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
+	    printf '  make %-18s %s\n' "$$target" "$$text"; done
+
+demo: $(BIN)/.dcr-ds  ## install and run the default recipe: a 135M model, both stages, evaluation and a report
 	deepspeed train.py
 
-compare: $(BIN)/.dcr-ds
+compare: $(BIN)/.dcr-ds  ## train with and without stage 1 (DCR and STL) and write one report of both
 	deepspeed train.py recipes/smollm2-135m-stl.yaml
 	deepspeed train.py recipes/smollm2-135m.yaml
 	dcr-ds report runs/smollm2-135m-stl runs/smollm2-135m --out runs/compare.md
 
-test: $(BIN)/.dcr-ds-dev
+test: $(BIN)/.dcr-ds-dev  ## run the quick test suite on the CPU
 	python -m pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(BIN)/.dcr-ds-dev
+test-slow: $(BIN)/.dcr-ds-dev  ## run the tests that `make test` skips because they are slow
 	python -m pytest -m slow --timeout 900
 
-test-properties: $(BIN)/.dcr-ds-dev
+test-properties: $(BIN)/.dcr-ds-dev  ## test thousands of generated recipes, data files and manifests
 	DCR_DS_FULL_PROPERTIES=1 python -m pytest tests/properties --timeout 3600 -n 2 --dist loadfile
 
-test-kernels: $(BIN)/.dcr-ds-dev
+test-kernels: $(BIN)/.dcr-ds-dev  ## test the kernels with every combination of sizes, dtypes and options
 	python -m pytest tests/kernels --full-kernels -n 2 --dist loadgroup
 
-test-slurm-quick: $(BIN)/.dcr-ds-dev
+test-wheel: $(BIN)/.dcr-ds-dev  ## build the wheel and use it in a new virtual environment, without the checkout
+	python -m pytest tests/packaging/test_wheel.py --timeout 900
+
+test-slurm-quick: $(BIN)/.dcr-ds-dev  ## run one job on a private SLURM (installs Debian packages; needs root, else skips)
 	tests/slurm/cluster.sh install
 	python -m pytest tests/slurm/test_slurm_quick.py --slurm quick -rs
 
-test-slurm: $(BIN)/.dcr-ds-dev
+test-slurm: $(BIN)/.dcr-ds-dev  ## run all SLURM tests: time limits, node failures, job chains, sweeps
 	tests/slurm/cluster.sh install
 	python -m pytest tests/slurm --slurm all -rs
 
-lint: $(BIN)/.dcr-ds-dev
+lint: $(BIN)/.dcr-ds-dev  ## check style, types, spelling and the Dockerfile
 	ruff check .
 	ruff format --check .
+	codespell .
+	mypy
+	hadolint Dockerfile
 
-clean:
-	rm -rf .venv build *.egg-info
+clean:  ## remove the virtual environment and build outputs
+	rm -rf .venv build dist *.egg-info
 
 $(BIN)/python:
 	python3 -m venv $(VENV)
