@@ -1,19 +1,44 @@
-"""The two ways a run ends that are not a fault of the program."""
+"""The ways in which a run ends that are not errors of the program, and their exit codes."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on a signal after saving; SLURM requeues on it
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on a signal after saving; SLURM requeues the job
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path leads through a file, or is a folder
+# From the messages of torch and safetensors when a write fails; neither raises OSError.
+CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the place and the way out.
+    """An error that the user can fix. The message names the place, what is wrong and what to do.
 
-    The command line prints the message alone, without a stack trace, and exits with code 2.
+    The command line prints the message without a stack trace and exits with code 2.
     """
 
 
 class Stopped(Exception):
-    """A stop signal arrived and the state is saved: the same command goes on from there. Exits with code 75."""
+    """A stop signal arrived and the state is saved; the same command continues. Exits with code 75."""
 
 
 class Diverged(Exception):
     """The loss is no longer finite; the message names the step and the samples. Exits with code 1."""
+
+
+@contextmanager
+def write_errors_as_user_errors(place: Path) -> Iterator[None]:
+    """Turn "disk full" and "permission denied" into a UserError that names the file, or `place` where it is unknown."""
+    try:
+        yield
+    except (UserError, Stopped, Diverged):
+        raise
+    except Exception as error:
+        is_write_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE
+        if not is_write_error and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
+            raise
+        file, reason = getattr(error, "filename", None) or place, getattr(error, "strerror", None) or str(error)[:200]
+        raise UserError(f"{file}: cannot be written ({reason}); free some space, or write elsewhere") from error

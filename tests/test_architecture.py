@@ -19,7 +19,7 @@ FLOORS = (  # bottom up; rooms named together stand on one floor
     {"refine", "align", "diagnose", "evaluate"},
     {"report", "plan"},
     {"run", "export"},
-    {"commands"},
+    {"commands", "api"},
     {"cli"},
     {"__main__"},
 )

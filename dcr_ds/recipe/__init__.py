@@ -4,6 +4,7 @@ A recipe is a YAML file of the sections of schema.py. `load_recipe` reads it, la
 what cannot work, naming the field, where it was set and the way out. Nothing here imports torch.
 """
 
+from dcr_ds.recipe.changes import change_recipe, find_recipe
 from dcr_ds.recipe.evaluation import (
     AnyBenchmark,
     AnyJudge,
@@ -53,9 +54,11 @@ __all__ = [
     "RefineSection",
     "Section",
     "StageSection",
+    "change_recipe",
     "dump_recipe",
     "field_rows",
     "find_file",
+    "find_recipe",
     "json_schema",
     "load_recipe",
     "shipped_file",

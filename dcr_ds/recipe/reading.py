@@ -27,7 +27,7 @@ def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None
     values, origins = _read_yaml(path) if path else ({}, {})
     for name, text in overrides or []:
         refuse_unknown(name, f"--{name}")
-        _put(values, name.split("."), _parse(name, text))
+        put_field(values, name.split("."), _parse(name, text))
         origins[name] = "the command line"
     try:
         return Recipe.model_validate(values)
@@ -110,7 +110,7 @@ def _parse(name: str, text: str) -> Any:
         return text
 
 
-def _put(values: dict, keys: list[str], value: Any) -> None:
+def put_field(values: dict, keys: list[str], value: Any) -> None:
     """Set a nested value; a data set given as a plain source becomes a mapping when a field of it is set."""
     for key in keys[:-1]:
         inner = values.get(key)
