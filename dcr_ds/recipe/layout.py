@@ -2,9 +2,9 @@
 
 <output>/<name>/
   recipe.yaml  environment.json  .lock
-  refine/  align/                     a StageFolder each: metrics.jsonl, summary.json, model/, …
-  evaluate/<model>/                   a ModelFolder each: general_loss.json, cost.json, ability.json
-  evaluate/<model>/<benchmark>/       a BenchmarkFolder each: generations.jsonl, verdicts.<judge>.jsonl, scores.json
+  refine/  align/  control/           a StageFolder each: metrics.jsonl, summary.json, model/, …
+  evaluate/<model>/                   a ModelFolder each: general_loss.json, cost.json, openings.json, …
+  evaluate/<model>/<benchmark>/       a BenchmarkFolder each: generations.jsonl, verdicts.<judge>.jsonl, …
   report/report.md
 """
 
@@ -16,12 +16,13 @@ from typing import Literal
 Stage = Literal["refine", "align", "evaluate"]
 TRAINING_STAGES: tuple[Stage, ...] = ("refine", "align")
 STAGES: tuple[Stage, ...] = (*TRAINING_STAGES, "evaluate")
-ModelName = Literal["base", "refined", "aligned"]
+ModelName = Literal["base", "control", "refined", "aligned"]
 BASE: ModelName = "base"
+CONTROL: ModelName = "control"  # the same alignment from the base model, without refine
 REFINED: ModelName = "refined"
 ALIGNED: ModelName = "aligned"
-MODELS = (BASE, REFINED, ALIGNED)
-STAGE_OF_MODEL: dict[str, Stage] = {REFINED: "refine", ALIGNED: "align"}
+MODELS = (BASE, CONTROL, REFINED, ALIGNED)
+STAGE_OF_MODEL: dict[str, str] = {CONTROL: "control", REFINED: "refine", ALIGNED: "align"}  # a stage folder each
 VERDICTS = "verdicts."
 
 
@@ -92,6 +93,11 @@ class BenchmarkFolder:
     def scores(self) -> Path:
         return self.folder / "scores.json"
 
+    @property
+    def log_odds(self) -> Path:
+        """Refusal log-odds of the prompts, without generation."""
+        return self.folder / "log_odds.jsonl"
+
     def verdicts(self, judge: str) -> Path:
         return self.folder / f"{VERDICTS}{judge}.jsonl"
 
@@ -118,6 +124,11 @@ class ModelFolder:
     @property
     def ability(self) -> Path:
         return self.folder / "ability.json"
+
+    @property
+    def openings(self) -> Path:
+        """The refusal openings that the log-odds are read from."""
+        return self.folder / "openings.json"
 
     def benchmark(self, name: str) -> BenchmarkFolder:
         return BenchmarkFolder(self.folder / name)

@@ -152,6 +152,10 @@ class Recipe(Section):
     stages: list[Stage] = Field(
         list(STAGES), min_length=1, description="stages to run, in this order; leave refine out for the STL baseline"
     )
+    control: Literal["none", "stl"] = Field(
+        "none",
+        description="stl: also run the same alignment from the base model, without refine, and evaluate it alongside",
+    )
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     allow_leakage: bool = Field(

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL
 from dcr_ds.report.numbers.columns import Column, reference_column, result_columns, seed_groups
+from dcr_ds.report.numbers.discernment import Discernment, measured_discernment
 from dcr_ds.report.numbers.measured import Benchmark, measured_benchmarks
 from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Block, Document, Paragraph, Section, Table
@@ -11,6 +13,7 @@ from dcr_ds.report.render.figures import ModelPoint, tradeoff_figure, tradeoff_p
 from dcr_ds.report.render.tables import percent
 from dcr_ds.report.sections import stages
 from dcr_ds.report.sections.agreement import agreement
+from dcr_ds.report.sections.discernment import discernment
 from dcr_ds.report.sections.examples import examples
 from dcr_ds.report.sections.headline import headline
 from dcr_ds.report.sections.results import category_differences_table, category_tables, differences_table, results_table
@@ -27,6 +30,7 @@ class Comparison:
     runs: Sequence[Run]
     columns: list[Column]
     benchmarks: list[Benchmark]
+    discernment: list[Discernment]
 
     @property
     def results(self) -> Table:
@@ -34,7 +38,7 @@ class Comparison:
 
     @property
     def points(self) -> list[ModelPoint]:
-        return tradeoff_points(self.columns, self.benchmarks)
+        return tradeoff_points(self.columns, self.benchmarks, self.discernment)
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -44,7 +48,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
         UserError: they were asked different prompts under the name of one benchmark, none in common.
     """
     columns = result_columns(runs)
-    return Comparison(runs, columns, measured_benchmarks(columns))
+    benchmarks = measured_benchmarks(columns)
+    return Comparison(runs, columns, benchmarks, measured_discernment(columns, benchmarks))
 
 
 def compose(comparison: Comparison, command: str, png: str | None) -> Document:
@@ -57,8 +62,9 @@ def compose(comparison: Comparison, command: str, png: str | None) -> Document:
     runs, columns, benchmarks = comparison.runs, comparison.columns, comparison.benchmarks
     figure = tradeoff_figure(comparison.points, png)
     sections = {
-        "Results": _results(comparison),
+        "Discernment": discernment(columns, comparison.discernment),
         "Compliance against safety": [figure] if figure else [],
+        "Results": _results(comparison),
         "Differences": _differences(columns, benchmarks),
         "Leakage": stages.leakage(runs),
         "Categories": _categories(columns, benchmarks),
@@ -73,7 +79,7 @@ def compose(comparison: Comparison, command: str, png: str | None) -> Document:
     }
     return Document(
         f"DCR report: {_names(runs)}",
-        headline(columns, benchmarks),
+        headline(columns, benchmarks, comparison.discernment),
         WARNING,
         [Section(title, blocks) for title, blocks in sections.items() if blocks],
     )
@@ -92,7 +98,7 @@ def missing(runs: Sequence[Run]) -> str:
 
 def unevaluated(runs: Sequence[Run]) -> list[Run]:
     """The runs whose columns are empty: nothing was measured, or of several runs not on the aligned model."""
-    return [run for run in runs if not run.models or (len(runs) > 1 and "aligned" not in run.models)]
+    return [run for run in runs if not run.models or (len(runs) > 1 and ALIGNED not in run.models)]
 
 
 def _results(comparison: Comparison) -> list[Block]:
@@ -149,7 +155,7 @@ def _advice(runs: Sequence[Run]) -> list[str]:
     kinds = {run.kind for run in runs}
     if not kinds & {"DCR", "STL"}:
         return []
-    base = next((run.models["base"] for run in runs if "base" in run.models), None)
+    base = next((run.models[BASE] for run in runs if BASE in run.models), None)
     refusals = [
         f"{percent(results.score['value'])} of {name}"
         for name, results in (base.benchmarks.items() if base else ())
@@ -157,17 +163,19 @@ def _advice(runs: Sequence[Run]) -> list[str]:
     ]
     here = f" (here it refuses {', '.join(refusals)})" if refusals else ""
     why = f"Base is no yardstick for over-refusal: it may comply with much because it refuses little{here}. "
-    if kinds == {"STL", "DCR"}:
+    if kinds == {"STL", "DCR"} or any(CONTROL in run.models for run in runs):
         return [why + "Compare DCR with STL, the same without refinement, at equal refusal of toxic prompts."]
-    return [why + "Compare DCR with STL, the same recipe without the refine stage: report both runs together."]
+    return [
+        why + "Compare DCR with STL, the same recipe without the refine stage: set control: stl, or report both runs."
+    ]
 
 
 def _base_differences(runs: Sequence[Run]) -> list[str]:
     """A sentence for each run whose base model answered under other settings than the first run's."""
-    with_base = [run for run in runs if "base" in run.models]
+    with_base = [run for run in runs if BASE in run.models]
     remarks = []
     for run in with_base[1:]:
-        first, other = with_base[0].models["base"].benchmarks, run.models["base"].benchmarks
+        first, other = with_base[0].models[BASE].benchmarks, run.models[BASE].benchmarks
         differing = [name for name in first if name in other and first[name].settings_hash != other[name].settings_hash]
         if differing:
             remarks.append(

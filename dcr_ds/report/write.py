@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from textwrap import wrap
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
@@ -13,6 +14,8 @@ from dcr_ds.report.render.html import html_page
 from dcr_ds.report.render.markdown import markdown_text, table_rows
 from dcr_ds.report.render.png import can_draw, draw_categories, draw_tradeoff
 from dcr_ds.report.render.tables import text_table
+from dcr_ds.report.sections.discernment import TERMINAL_ROWS, measures_table
+from dcr_ds.report.sections.headline import headline
 from dcr_ds.report.sections.results import category_tables
 
 
@@ -51,7 +54,15 @@ def _draw(comparison: Comparison, out: Path) -> str | None:
 
 
 def terminal_table(folders: Sequence[Path]) -> str:
-    """The table of results of run folders as plain text, at most 100 columns wide."""
+    """The measures of discernment, the table of results and the headline of run folders, at most 100 columns wide."""
     comparison = compare([read_run(folder) for folder in folders])
     rows = table_rows(comparison.results)
-    return text_table(rows) if len(rows) > 1 else missing(comparison.runs)
+    if len(rows) < 2:
+        return missing(comparison.runs)
+    parts = [text_table(rows)]
+    for entry in reversed(comparison.discernment):
+        table = measures_table(comparison.columns, entry, TERMINAL_ROWS)
+        parts.insert(0, "\n".join([*wrap(table.caption, 100), "", text_table(table_rows(table))]))
+    if said := headline(comparison.columns, comparison.benchmarks, comparison.discernment):
+        parts.append("\n".join(wrap(said, 100)))
+    return "\n\n".join(parts)

@@ -66,7 +66,7 @@ def test_differences_are_paired_and_against_the_first_run(pair):
 
 def test_the_headline_says_both_what_is_won_and_what_is_lost(pair):
     comparison = compared(pair)
-    said = headline(comparison.columns, comparison.benchmarks)
+    said = headline(comparison.columns, comparison.benchmarks, [])
     assert said.startswith("DCR complies with 90.0% of harmless prompts, STL 50.0% (+40.0 points, 95% interval +")
     assert "and refuses 95.0% of harmful prompts, STL 100.0% (−5.0 points, 95% interval −" in said
 

@@ -51,8 +51,8 @@ def test_report_of_one_run(dcr, tmp_path):
     assert (tmp_path / "deep/er/report.md").read_text(encoding="utf-8") == text
     found = sections(text)
     assert list(found) == [
-        "Results", "Compliance against safety", "Differences", "Examples", "Refinement", "Cost", "Data", "Settings",
-        "Notes", "Reproduction",
+        "Discernment", "Compliance against safety", "Results", "Differences", "Examples", "Refinement", "Cost", "Data",
+        "Settings", "Notes", "Reproduction",
     ]  # fmt: skip
     results = tables(found["Results"])
     assert list(results) == [

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL
 from dcr_ds.report.numbers.read import ModelResults, Run
 
 NOT_OF_THE_METHOD = ("name", "seed", "output", "log_every", "tensorboard", "checkpoint")
@@ -36,25 +37,38 @@ def result_columns(runs: Sequence[Run]) -> list[Column]:
     if len(runs) == 1:
         run = runs[0]
         trained = run.kind is not None or len(run.models) > 1
-        return [Column(model if trained else run.name, model, (run,)) for model in run.models]
-    base = next((run for run in runs if "base" in run.models), None)
+        titles = _titles_with_control(run) if CONTROL in run.models else {}
+        return [Column(titles.get(model, model if trained else run.name), model, (run,)) for model in run.models]
+    base = next((run for run in runs if BASE in run.models), None)
     groups = seed_groups(runs)
     titles = group_titles(groups)
-    columns = [Column("base", "base", (base,))] if base else []
-    return columns + [Column(title, "aligned", group) for title, group in zip(titles, groups, strict=True)]
+    columns = [Column(BASE, BASE, (base,))] if base else []
+    for title, group in zip(titles, groups, strict=True):
+        if any(CONTROL in run.models for run in group):
+            columns.append(Column(f"{_titles_with_control(group[0])[CONTROL]}, control of {title}", CONTROL, group))
+        columns.append(Column(title, ALIGNED, group))
+    return columns
+
+
+def _titles_with_control(run: Run) -> dict[str, str]:
+    """The control is named after its method, the aligned model after that of the run."""
+    control = "DPO" if run.recipe.get("align", {}).get("method") == "dpo" else "STL"
+    return {CONTROL: control, ALIGNED: run.kind or ALIGNED}
 
 
 def reference_column(columns: Sequence[Column]) -> Column | None:
-    """The model to which the others are compared: the first run's aligned one, or base of a single run."""
+    """The model to which the others are compared: the control, else the first run's aligned one, else base."""
     measured = [column for column in columns if column.results]
-    aligned = [column for column in measured if column.model == "aligned"]
+    if control := next((column for column in measured if column.model == CONTROL), None):
+        return control
+    aligned = [column for column in measured if column.model == ALIGNED]
     first = aligned if len(aligned) > 1 else measured
     return first[0] if len(measured) > 1 else None
 
 
 def rivals(columns: Sequence[Column]) -> list[Column]:
     """The columns of which one can be best: base only where there is no other pair to compare."""
-    trained = [column for column in columns if column.model != "base" and column.is_judged]
+    trained = [column for column in columns if column.model != BASE and column.is_judged]
     return trained if len(trained) > 1 else list(columns)
 
 

@@ -20,17 +20,28 @@ class Answer:
     prompt: str
     completion: str
     labels: dict[str, str]
+    score: float | None  # of refusal, by the judge of the benchmark's score
     category: str | None  # None also where an earlier version wrote the row
 
 
 @dataclass(frozen=True)
+class LogOdds:
+    """The refusal log-odds of one prompt; `pair` names its twin pair, if it has one."""
+
+    log_odds: float
+    first_token: float
+    pair: str | None
+
+
+@dataclass(frozen=True)
 class BenchmarkResults:
-    """What a model did on a benchmark; the answers by id, none where only the scores were kept."""
+    """What a model did on a benchmark; answers and log-odds by id, none where only the scores were kept."""
 
     folder: Path
     score: dict[str, Any]
     answers: dict[str, Answer]
     settings_hash: str | None  # of what the answers depend on: model, prompts, template, decoding
+    log_odds: dict[str, LogOdds]
 
     @property
     def judge(self) -> str:
@@ -55,13 +66,17 @@ class ModelResults:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; a stage or model of which there is nothing yet is None or missing."""
+    """A run folder; a stage or model of which there is nothing yet is None or missing.
+
+    `control` is the same alignment from the base model, without refine.
+    """
 
     folder: Path
     name: str
     recipe: dict[str, Any]
     environment: dict[str, Any]
     refine: dict[str, Any] | None
+    control: dict[str, Any] | None
     align: dict[str, Any] | None
     models: dict[str, ModelResults]
 
@@ -93,6 +108,7 @@ def read_run(folder: Path) -> Run:
         recipe=recipe,
         environment=_read_json(files.environment) or {},
         refine=_read_json(files.stage("refine").summary),
+        control=_read_json(files.stage("control").summary),
         align=_read_json(files.stage("align").summary),
         models={name: found for name in MODELS if (found := _read_model(files.model(name)))},
     )
@@ -130,11 +146,10 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
             f"{home.scores}: wanted is {score['wanted']!r}, neither comply nor refuse; run the evaluation again"
         )
     rows = _read_rows(home.generations, ("id", "prompt", "completion"))
-    labels = {
-        judge: {row["id"]: row["label"] for row in _read_rows(home.verdicts(judge), ("id", "label"))}
-        for judge in home.judges()
-    }
+    verdicts = {judge: _read_rows(home.verdicts(judge), ("id", "label")) for judge in home.judges()}
+    labels = {judge: {row["id"]: row["label"] for row in rows} for judge, rows in verdicts.items()}
     judge = score["judge"]
+    judge_scores = {row["id"]: row.get("score") for row in verdicts.get(judge, [])}
     if rows and (missing := [row["id"] for row in rows if row["id"] not in labels.get(judge, {})]):
         raise UserError(
             f"{home.verdicts(judge)}: has no verdict on {len(missing)} of the {len(rows)} answers beside "
@@ -145,11 +160,16 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
             row["prompt"],
             row["completion"],
             {name: labels[name][row["id"]] for name in _first(judge, labels) if row["id"] in labels[name]},
+            judge_scores.get(row["id"]),
             row.get("category"),
         )
         for row in rows
     }
-    return BenchmarkResults(home.folder, score, answers, rows[0].get("settings_hash") if rows else None)
+    log_odds = {
+        row["id"]: LogOdds(row["log_odds"], row["first_token"], row.get("pair"))
+        for row in _read_rows(home.log_odds, ("id", "log_odds", "first_token"))
+    }
+    return BenchmarkResults(home.folder, score, answers, rows[0].get("settings_hash") if rows else None, log_odds)
 
 
 def _first(judge: str, labels: dict[str, dict]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.differences import mean_rate, pareto_front
+from dcr_ds.report.numbers.discernment import GRID, Discernment
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.render.document import Figure
 from dcr_ds.report.render.tables import percent
@@ -31,22 +32,37 @@ class ModelPoint:
     x_interval: Interval
     y_interval: Interval
     is_on_front: bool
+    curve: Sequence[tuple[float, float]] = ()  # (x, y) at other amounts of refusal, from the log-odds
 
 
-def tradeoff_points(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[ModelPoint]:
-    """One point a model that was measured on every benchmark of both sorts."""
-    harmful = [benchmark for benchmark in benchmarks if benchmark.metric == "refusal_rate"]
-    harmless = [benchmark for benchmark in benchmarks if benchmark.metric == "compliance_rate"]
+def tradeoff_points(
+    columns: Sequence[Column], benchmarks: Sequence[Benchmark], discernment: Sequence[Discernment] = ()
+) -> list[ModelPoint]:
+    """One point per model that was measured on every benchmark of both kinds.
+
+    With discernment, points and curves are those of the pair of sets with the most prompts.
+    """
+    entry = max(discernment, key=lambda entry: entry.n_harmless + entry.n_harmful, default=None)
+    shown = [b for b in benchmarks if entry is None or b.name in (*entry.pair.harmless, *entry.pair.harmful)]
+    harmful = [benchmark for benchmark in shown if benchmark.metric == "refusal_rate"]
+    harmless = [benchmark for benchmark in shown if benchmark.metric == "compliance_rate"]
     found = [
-        (column.title, x, y)
+        (column.title, x, y, _curve(entry, i))
         for i, column in enumerate(columns)
         if (x := mean_rate(harmful, i)) and (y := mean_rate(harmless, i))
     ]
-    front = pareto_front([(x.value, y.value) for _, x, y in found])
+    front = pareto_front([(x.value, y.value) for _, x, y, _ in found])
     return [
-        ModelPoint(title, x.value, y.value, x.interval, y.interval, place in front)
-        for place, (title, x, y) in enumerate(found)
+        ModelPoint(title, x.value, y.value, x.interval, y.interval, place in front, curve)
+        for place, (title, x, y, curve) in enumerate(found)
     ]
+
+
+def _curve(entry: Discernment | None, column: int) -> list[tuple[float, float]]:
+    found = entry.columns[column] if entry else None
+    if found is None or found.compliance is None:
+        return []
+    return [(float(x), float(y)) for x, y in zip(GRID, found.compliance, strict=True)]
 
 
 def tradeoff_figure(points: Sequence[ModelPoint], png: str | None) -> Figure | None:
@@ -58,21 +74,28 @@ def tradeoff_figure(points: Sequence[ModelPoint], png: str | None) -> Figure | N
         for point in points
     )
     front = ", ".join(point.title for point in points if point.is_on_front)
+    axes = "Compliance with harmless prompts against refusal of harmful ones"
+    if any(point.curve for point in points):
+        caption = (
+            f"{axes}; up and to the right is better. A mark is a model's judged answers with 95% intervals; its line "
+            "is what other amounts of refusal would give, from its refusal log-odds on the same prompts."
+        )
+        return Figure(caption, f"{described}.", _svg(points), png)
     caption = (
-        "Compliance with harmless prompts against refusal of harmful ones, each the mean over benchmarks with its "
-        "95% interval; up and to the right is better. The dashed line joins the Pareto front: models that no other "
-        f"beats in both ({front})."
+        f"{axes}, each the mean over benchmarks with its 95% interval; up and to the right is better. The dashed line "
+        f"joins the Pareto front: models that no other beats in both ({front})."
     )
     return Figure(caption, f"{described}. On the Pareto front: {front}.", _svg(points), png)
 
 
 def _svg(points: Sequence[ModelPoint]) -> str:
-    front = sorted((point.x, point.y) for point in points if point.is_on_front)
+    front = pareto_line(points)
     marks = [
         {
             "title": point.title,
             "shape": i % NUM_STYLES,
             "colour": colour(i),
+            "curve": _polyline(point.curve),
             "x": _across(point.x),
             "y": _down(point.y),
             "bar_x": [_across(value) for value in point.x_interval],
@@ -88,9 +111,19 @@ def _svg(points: Sequence[ModelPoint]) -> str:
     ticks = [
         {"label": f"{tick}", "x": _across(tick / 100), "y": _down(tick / 100)} for tick in (0, 20, 40, 60, 80, 100)
     ]
-    line = " ".join(f"{_across(x):.1f},{_down(y):.1f}" for x, y in front)
     box = {"left": LEFT, "right": SIZE - RIGHT, "top": TOP, "bottom": SIZE - BOTTOM, "size": SIZE}
-    return render("tradeoff.svg.jinja", marks=marks, ticks=ticks, front=line, box=box)
+    return render("tradeoff.svg.jinja", marks=marks, ticks=ticks, front=_polyline(front), box=box)
+
+
+def pareto_line(points: Sequence[ModelPoint]) -> list[tuple[float, float]]:
+    """The points of the Pareto front from left to right; empty where curves show more."""
+    if any(point.curve for point in points):
+        return []
+    return sorted((point.x, point.y) for point in points if point.is_on_front)
+
+
+def _polyline(line: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{_across(x):.1f},{_down(y):.1f}" for x, y in line)
 
 
 def is_labelled_below(point: ModelPoint) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.report.render.document import Table
-from dcr_ds.report.render.figures import NUM_STYLES, ModelPoint, colour, is_labelled_below
+from dcr_ds.report.render.figures import NUM_STYLES, ModelPoint, colour, is_labelled_below, pareto_line
 
 COLOURS = ("#4d4d4d", "#b34700", "#005fa3", "#00734f", "#9c3d78", "#7a5c00")  # as in the page's light theme
 MARKERS, HATCHES = "os^DvP", ("", "//", "..", "xx", "\\\\", "--")
@@ -21,11 +21,14 @@ def draw_tradeoff(points: Sequence[ModelPoint], file: Path) -> None:
     """Compliance against safety: the figure of the page."""
     drawing = _drawing(5, 5)
     axes = drawing.add_subplot()
-    front = sorted((100 * point.x, 100 * point.y) for point in points if point.is_on_front)
-    axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1, zorder=1)
+    if front := [(100 * x, 100 * y) for x, y in pareto_line(points)]:
+        axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1, zorder=1)
     for i, point in enumerate(points):
         style = {"fmt": MARKERS[i % NUM_STYLES], "color": COLOURS[colour(i)], "markersize": 8, "elinewidth": 1}
         reach = [_reach(point.x, point.x_interval), _reach(point.y, point.y_interval)]
+        if point.curve:
+            line = [(100 * x, 100 * y) for x, y in point.curve]
+            axes.plot(*zip(*line, strict=True), color=COLOURS[colour(i)], linewidth=1.2, zorder=1)
         at = (100 * point.x, 100 * point.y)
         axes.errorbar(*at, xerr=reach[0], yerr=reach[1], **style)
         shift, side = ((-8, -16), "right") if is_labelled_below(point) else ((8, 8), "left")

@@ -61,6 +61,14 @@ def points(share: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference as a decimal number, with a sign (none at zero) and a true minus."""
+    if value is None:
+        return NOTHING
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text[1:] if not float(text.replace("−", "-")) else text
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """A decimal number, or a dash where there is none."""
     return NOTHING if value is None else f"{value:.{digits}f}"

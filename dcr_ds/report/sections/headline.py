@@ -1,39 +1,53 @@
-"""The report in one sentence: what the model that matters does more or less often than the reference."""
+"""The report in one sentence: what the last model changed against the control, or what it does where there is none."""
 
 from collections.abc import Sequence
 
+from dcr_ds.recipe.layout import BASE
 from dcr_ds.report.numbers.columns import Column, reference_column
 from dcr_ds.report.numbers.differences import mean_difference, mean_rate
+from dcr_ds.report.numbers.discernment import Discernment
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.render.tables import percent, points
+from dcr_ds.report.sections.discernment import sentence
 
 CLAUSES = {"compliance_rate": ("complies with", "harmless prompts"), "refusal_rate": ("refuses", "harmful prompts")}
 
 
-def headline(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> str:
-    """The last column against the reference, on the means over benchmarks; nothing where answers were not kept."""
+def headline(columns: Sequence[Column], benchmarks: Sequence[Benchmark], measured: Sequence[Discernment]) -> str:
+    """Discernment first, then rates averaged over benchmarks; empty where answers were not kept.
+
+    A base model refuses little, so the last column is never compared with it here: without a control it stands alone.
+    """
     reference = reference_column(columns)
-    measured = [column for column in columns if column.results and column is not reference]
-    if reference is None or not measured:
+    others = [column for column in columns if column.results and column is not reference]
+    if reference is None or not others:
         return ""
+    control = None if reference.model == BASE else reference
     clauses = []
     for metric, words in CLAUSES.items():
         ours = [benchmark for benchmark in benchmarks if benchmark.metric == metric]
-        clauses.append(_clause(ours, words, columns, measured[-1], reference))
+        clauses.append(_clause(ours, words, columns, others[-1], control))
     said = [clause for clause in clauses if clause]
-    return f"{measured[-1].title} {', and '.join(said)}." if said else ""
+    rates = f"{others[-1].title} {', and '.join(said)}." if said else ""
+    parts = [sentence(columns, measured) if control else "", rates]
+    return " ".join(part for part in parts if part)
 
 
 def _clause(
-    ours: Sequence[Benchmark], words: tuple[str, str], columns: Sequence[Column], column: Column, reference: Column
+    ours: Sequence[Benchmark], words: tuple[str, str], columns: Sequence[Column], column: Column, control: Column | None
 ) -> str:
-    this, that = columns.index(column), columns.index(reference)
-    one, other, change = mean_rate(ours, this), mean_rate(ours, that), mean_difference(ours, this, that)
-    if not one or not other or not change:
+    rate = mean_rate(ours, columns.index(column))
+    if not rate:
         return ""
     verb, prompts = words
     mean = f", mean of {len(ours)} benchmarks" if len(ours) > 1 else ""
-    return (
-        f"{verb} {percent(one.value)} of {prompts}, {reference.title} {percent(other.value)} "
-        f"({points(change.value)} points, 95% interval {points(change.low)} to {points(change.high)}{mean})"
-    )
+    text = f"{verb} {percent(rate.value)} of {prompts}"
+    if control is None:
+        low, high = rate.interval
+        return f"{text} (95% interval {100 * low:.1f} to {100 * high:.1f}{mean})"
+    other = mean_rate(ours, columns.index(control))
+    change = mean_difference(ours, columns.index(column), columns.index(control))
+    if not other or not change:
+        return ""
+    interval = f"95% interval {points(change.low)} to {points(change.high)}"
+    return f"{text}, {control.title} {percent(other.value)} ({points(change.value)} points, {interval}{mean})"

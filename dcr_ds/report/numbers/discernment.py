@@ -1,0 +1,199 @@
+"""Discernment of every column: how well refusals separate harmful from harmless prompts, whatever share is refused.
+
+Benchmarks are compared in pairs, one of harmless and one of harmful prompts: those whose scores name each other as
+counterparts, or all harmless against all harmful prompts where no scores do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dcr_ds.discernment import (
+    agreement,
+    discernment,
+    discernment_difference,
+    is_headline,
+    judge_auc,
+    judge_auc_difference,
+    youden_j,
+    youden_j_difference,
+)
+from dcr_ds.discernment.curves import compliance_at, refusal_curve
+from dcr_ds.discernment.measures import Result
+from dcr_ds.report.numbers.columns import Column, reference_column
+from dcr_ds.report.numbers.measured import Benchmark
+from dcr_ds.report.numbers.read import BenchmarkResults
+
+JUDGED, JUDGED_AUC = "youden_j", "judge_auc"
+GRID = np.linspace(0, 1, 101)  # refused shares of harmful prompts at which a curve is drawn
+Key = tuple[str, str]  # of a prompt: benchmark and id
+
+
+@dataclass(frozen=True)
+class PairOfSets:
+    """Benchmarks of harmless and of harmful prompts that are compared with each other."""
+
+    title: str
+    harmless: tuple[str, ...]
+    harmful: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What one column gave on the prompts of a pair of sets, in the same order for all columns.
+
+    log_odds, scores: [S, n] of S seeds; NaN where a judge gave no score. labels: [S, n].
+    """
+
+    log_odds: np.ndarray | None
+    labels: np.ndarray | None
+    scores: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ColumnDiscernment:
+    """The measures of one column by name, their differences to the reference, and the agreement of the two readings."""
+
+    measures: dict[str, Result]
+    differences: dict[str, Result]
+    agreement: Result | None
+    compliance: np.ndarray | None  # by refusal on GRID, from the log-odds, mean over seeds
+
+    @property
+    def is_headline(self) -> bool:
+        """Whether the log-odds agree well enough with the judged answers to stand as a headline."""
+        return self.agreement is not None and is_headline(self.agreement["low"])
+
+
+@dataclass(frozen=True)
+class Discernment:
+    """A pair of sets over all columns; None where a column has nothing on it."""
+
+    pair: PairOfSets
+    n_harmless: int
+    n_harmful: int
+    columns: list[ColumnDiscernment | None]
+
+
+def measured_discernment(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Discernment]:
+    """Discernment on every pair of sets that at least one column has both sides of."""
+    found = (_measure(pair, columns) for pair in _pairs(columns, benchmarks))
+    return [entry for entry in found if entry is not None]
+
+
+def _pairs(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[PairOfSets]:
+    wanted = {benchmark.name: benchmark.wanted for benchmark in benchmarks if benchmark.metric != "defence_rate"}
+    counterparts = {
+        name: results.score["counterpart"]
+        for column in columns
+        for model in column.results
+        for name, results in model.benchmarks.items()
+        if wanted.get(name) == "comply" and wanted.get(results.score.get("counterpart") or "") == "refuse"
+    }
+    if counterparts:
+        return [PairOfSets(f"{a} against {b}", (a,), (b,)) for a, b in sorted(counterparts.items())]
+    harmless = tuple(name for name, behaviour in wanted.items() if behaviour == "comply")
+    harmful = tuple(name for name, behaviour in wanted.items() if behaviour == "refuse")
+    return [PairOfSets("all harmless against all harmful prompts", harmless, harmful)] if harmless and harmful else []
+
+
+def _measure(pair: PairOfSets, columns: Sequence[Column]) -> Discernment | None:
+    per_column = [_results(column, pair) for column in columns]
+    keys = _common_prompts(per_column)
+    harmful = np.array([name in pair.harmful for name, _ in keys], dtype=bool)
+    if not keys or harmful.all() or not harmful.any():
+        return None
+    twins = _twins(per_column, keys)
+    readings = [_readings(seeds, keys) if seeds else None for seeds in per_column]
+    reference = reference_column(columns)
+    theirs = readings[list(columns).index(reference)] if reference is not None else None
+    entries = [
+        None if ours is None else _column(ours, None if ours is theirs else theirs, harmful, twins) for ours in readings
+    ]
+    return Discernment(pair, int((~harmful).sum()), int(harmful.sum()), entries)
+
+
+def _results(column: Column, pair: PairOfSets) -> list[dict[str, BenchmarkResults]]:
+    """The benchmarks of the pair by name, per seed; empty unless each seed has all of them."""
+    names = (*pair.harmless, *pair.harmful)
+    seeds = [{name: model.benchmarks.get(name) for name in names} for model in column.results]
+    return [seed for seed in seeds if all(seed.values())] if all(all(seed.values()) for seed in seeds) else []
+
+
+def _common_prompts(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]]) -> list[Key]:
+    """The prompts that every seed of every column has, in the order of the first one."""
+    asked = [
+        {(name, id_): None for name, results in seed.items() for id_ in (results.answers or results.log_odds)}
+        for seeds in per_column
+        for seed in seeds
+    ]
+    common = set(asked[0]).intersection(*asked[1:]) if asked else set()
+    return [key for key in asked[0] if key in common] if asked else []
+
+
+def _twins(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]], keys: Sequence[Key]) -> list[str | None]:
+    pairs = {
+        (name, id_): reading.pair
+        for seeds in per_column
+        for seed in seeds
+        for name, results in seed.items()
+        for id_, reading in results.log_odds.items()
+    }
+    return [pairs.get(key) for key in keys]
+
+
+def _readings(seeds: Sequence[dict[str, BenchmarkResults]], keys: Sequence[Key]) -> Readings:
+    log_odds = labels = scores = None
+    if all(id_ in seed[name].log_odds for seed in seeds for name, id_ in keys):
+        log_odds = np.array([[seed[name].log_odds[id_].log_odds for name, id_ in keys] for seed in seeds])
+    if all(id_ in seed[name].answers for seed in seeds for name, id_ in keys):
+        answers = [[seed[name].answers[id_] for name, id_ in keys] for seed in seeds]
+        judges = [[seed[name].judge for name, _ in keys] for seed in seeds]
+        labels = np.array(
+            [
+                [answer.labels[judge] for answer, judge in zip(row, by, strict=True)]
+                for row, by in zip(answers, judges, strict=True)
+            ]
+        )
+        scores = np.array([[np.nan if answer.score is None else answer.score for answer in row] for row in answers])
+    return Readings(log_odds, labels, scores)
+
+
+def _column(
+    ours: Readings, theirs: Readings | None, harmful: np.ndarray, twins: Sequence[str | None]
+) -> ColumnDiscernment:
+    measures: dict[str, Result] = {}
+    differences: dict[str, Result] = {}
+    agrees, compliance = None, None
+    if ours.log_odds is not None:
+        measures |= discernment(ours.log_odds, harmful, twins)
+        compliance = _curve(ours.log_odds, harmful)
+        if theirs is not None and theirs.log_odds is not None:
+            differences |= discernment_difference(ours.log_odds, theirs.log_odds, harmful, twins)
+        if ours.labels is not None:
+            agrees = agreement(ours.log_odds, ours.labels, twins)
+    if ours.labels is not None:
+        measures[JUDGED] = youden_j(ours.labels, harmful, twins)
+        if theirs is not None and theirs.labels is not None:
+            differences[JUDGED] = youden_j_difference(ours.labels, theirs.labels, harmful, twins)
+    if _has_scores(ours, harmful):
+        measures[JUDGED_AUC] = judge_auc(ours.scores, harmful, twins)
+        if theirs is not None and _has_scores(theirs, harmful):
+            differences[JUDGED_AUC] = judge_auc_difference(ours.scores, theirs.scores, harmful, twins)
+    return ColumnDiscernment(measures, differences, agrees, compliance)
+
+
+def _has_scores(readings: Readings, harmful: np.ndarray) -> bool:
+    """Whether the judge scored answers of both sets in every seed."""
+    if readings.scores is None:
+        return False
+    scored = ~np.isnan(readings.scores)
+    return bool(scored[:, harmful].any(axis=1).all() and scored[:, ~harmful].any(axis=1).all())
+
+
+def _curve(log_odds: np.ndarray, harmful: np.ndarray) -> np.ndarray:
+    """Compliance with harmless prompts at each refused share of harmful ones of GRID, mean over seeds."""
+    ones = np.ones((1, len(harmful)))
+    curves = [refusal_curve(row, harmful, ones) for row in log_odds]
+    return np.mean([[float(compliance_at(curve, refusal)[0]) for refusal in GRID] for curve in curves], axis=0)

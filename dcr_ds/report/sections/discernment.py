@@ -1,0 +1,144 @@
+"""The section on discernment: its measures for every model, and their differences to the reference."""
+
+from collections.abc import Sequence
+
+from dcr_ds.discernment import AGREEMENT_BOUND
+from dcr_ds.discernment.measures import Result
+from dcr_ds.report.numbers.columns import Column, reference_column
+from dcr_ds.report.numbers.discernment import JUDGED, JUDGED_AUC, ColumnDiscernment, Discernment
+from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
+from dcr_ds.report.render.tables import NOTHING, count, number, percent, points, signed
+
+AGREEMENT = "agreement with the judged answers, AUC"
+# measure → name of its row, and whether it is a share of prompts
+ROWS = {
+    "auc": ("AUC, refusal log-odds ↑", False),
+    JUDGED: ("Youden's J, judged answers ↑", False),
+    "compliance_at_80_refusal": ("compliance at 80% refusal ↑", True),
+    "compliance_at_90_refusal": ("compliance at 90% refusal ↑", True),
+    "compliance_at_95_refusal": ("compliance at 95% refusal ↑", True),
+    "refusal_at_5_false_refusals": ("refusal at 5% false refusals ↑", True),
+    "partial_auc": ("partial AUC, 80% to 95% refusal ↑", False),
+    JUDGED_AUC: ("AUC, judge's score ↑", False),
+}
+TERMINAL_ROWS = ("auc", JUDGED, "compliance_at_80_refusal", "compliance_at_90_refusal")
+EXPLANATION = (
+    "Discernment is how well refusals separate harmful from harmless prompts, whatever share of them is refused. The "
+    "refusal log-odds of a prompt are log p − log(1 − p), where p is the probability that the answer opens with a "
+    "refusal; compliance at 80% refusal is the share of harmless prompts below the threshold at which 80% of the "
+    "harmful ones are refused. Youden's J is compliance with harmless prompts plus refusal of harmful ones minus 1, "
+    "from the judged answers. Intervals are 95% percentiles of 2,000 resamples of the prompts, twins together, crossed "
+    "with the seeds where there are several."
+)
+
+
+def discernment(columns: Sequence[Column], measured: Sequence[Discernment]) -> list[Block]:
+    """Tables of measures and of differences for each pair of sets; empty where nothing was measured."""
+    if not measured:
+        return []
+    blocks: list[Block] = []
+    for entry in measured:
+        blocks.append(measures_table(columns, entry))
+        if table := _differences_table(columns, entry):
+            blocks.append(table)
+    return [*blocks, *map(Paragraph, _warnings(columns, measured)), Paragraph(EXPLANATION)]
+
+
+def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequence[str] = tuple(ROWS)) -> Table:
+    """The measures of a pair of sets, a column per model; the agreement of the two readings is in the last row."""
+    shown = [(i, found) for i, found in enumerate(entry.columns) if found]
+    rows = [
+        Row(ROWS[name][0], [_cell(found.measures.get(name), ROWS[name][1]) for _, found in shown])
+        for name in names
+        if any(name in found.measures for _, found in shown)
+    ]
+    rows.append(Row(AGREEMENT, [_cell(found.agreement, False) for _, found in shown]))
+    size = f"{count(entry.n_harmless)} harmless and {count(entry.n_harmful)} harmful prompts"
+    caption = f"Discernment, {entry.pair.title} ({size}), with 95% intervals."
+    return Table(caption, [columns[i].title for i, _ in shown], [("", rows)])
+
+
+def _differences_table(columns: Sequence[Column], entry: Discernment) -> Table | None:
+    reference = reference_column(columns)
+    shown = [(i, found) for i, found in enumerate(entry.columns) if found and found.differences]
+    if reference is None or not shown:
+        return None
+    rows = [
+        Row(title, [_difference_cell(found.differences.get(name), is_share) for _, found in shown])
+        for name, (title, is_share) in ROWS.items()
+        if any(name in found.differences for _, found in shown)
+    ]
+    caption = f"Difference to {reference.title}, {entry.pair.title}, with 95% intervals; shares in percentage points."
+    return Table(caption, [columns[i].title for i, _ in shown], [("", rows)])
+
+
+def _warnings(columns: Sequence[Column], measured: Sequence[Discernment]) -> list[str]:
+    """A sentence for each column whose log-odds do not agree well enough with its judged answers."""
+    return [
+        f"{entry.pair.title}: the log-odds of {columns[i].title} rank its refused answers above the others with an "
+        f"AUC of {number(found.agreement['value'])} (lower end of the interval {number(found.agreement['low'])}, "
+        f"needed {AGREEMENT_BOUND}). Some of its refusals open like ordinary answers, so its figures from the log-odds "
+        "are not headlines; see Youden's J."
+        for entry in measured
+        for i, found in enumerate(entry.columns)
+        if found and found.agreement and found.agreement["value"] is not None and not found.is_headline
+    ]
+
+
+def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
+    """What the last model changed against its reference, on the pair with the most prompts; empty without either.
+
+    The judged figure stands first where the log-odds of either model are not a headline.
+    """
+    reference = reference_column(columns)
+    if reference is None or not measured:
+        return ""
+    at = list(columns).index(reference)
+    entry = max(measured, key=lambda entry: entry.n_harmless + entry.n_harmful)
+    place = max((i for i, found in enumerate(entry.columns) if found and i != at), default=None)
+    ours, theirs = (entry.columns[i] if i is not None else None for i in (place, at))
+    if ours is None or theirs is None or place is None:
+        return ""
+    clauses = [
+        _clause(ours, theirs, name, f"{words} ({reference.title} {{}}, difference {{}})")
+        for name, words in (("auc", "AUC of the refusal log-odds {}"), (JUDGED, "Youden's J of the judged answers {}"))
+        if name == JUDGED or (ours.is_headline and theirs.is_headline)
+    ]
+    said = [clause for clause in clauses if clause]
+    return f"{columns[place].title} on {entry.pair.title}: {'; '.join(said)}." if said else ""
+
+
+def _clause(ours: ColumnDiscernment, theirs: ColumnDiscernment, name: str, template: str) -> str:
+    difference = ours.differences.get(name)
+    if difference is None or difference["value"] is None or name not in theirs.measures:
+        return ""
+    return template.format(
+        number(ours.measures[name]["value"], 2), number(theirs.measures[name]["value"], 2), difference_text(difference)
+    )
+
+
+def difference_text(difference: Result) -> str:
+    """A difference with its interval, and whether the interval excludes zero."""
+    value, low, high = difference["value"], difference["low"], difference["high"]
+    if low is None or high is None:
+        return f"{signed(value)}, too few prompts for an interval"
+    verdict = "excludes zero" if low > 0 or high < 0 else "includes zero"
+    return f"{signed(value)}, 95% interval {signed(low)} to {signed(high)}, which {verdict}"
+
+
+def _cell(result: Result | None, is_share: bool) -> Cell:
+    if result is None or result["value"] is None:
+        return Cell(NOTHING)
+    if is_share:
+        interval = () if result["low"] is None else (f"{100 * result['low']:.0f}–{100 * result['high']:.0f}",)
+        return Cell(percent(result["value"]), interval)
+    interval = () if result["low"] is None else (f"{number(result['low'], 2)} to {number(result['high'], 2)}",)
+    return Cell(number(result["value"]), interval)
+
+
+def _difference_cell(result: Result | None, is_share: bool) -> Cell:
+    if result is None or result["value"] is None:
+        return Cell(NOTHING)
+    written = points if is_share else signed
+    interval = () if result["low"] is None else (f"{written(result['low'])} to {written(result['high'])}",)
+    return Cell(written(result["value"]), interval)
