@@ -141,6 +141,7 @@ def start_process(options: argparse.Namespace):
 
 
 def resolved_recipe(options: argparse.Namespace, ranks, overrides: dict[str, str]):
+    from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import resolve
     from dcr_ds.models.checkpoint_files import model_config
     from dcr_ds.recipe import load_recipe
@@ -155,7 +156,7 @@ def resolved_recipe(options: argparse.Namespace, ranks, overrides: dict[str, str
         "align.schedule": "constant",
     }
     recipe = load_recipe(None, [(field, str(value)) for field, value in (values | overrides).items()])
-    return resolve(recipe, model_config(Path(options.model)), ranks.device, ranks.world_size)
+    return resolve(recipe, model_config(Path(options.model)), Machine.detect(ranks))[0]
 
 
 def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
@@ -167,14 +168,14 @@ def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     from dcr_ds.engine.build import gradient_norm
     from dcr_ds.models.chat import Encoded
 
-    recipe, settings = resolved_recipe(options, ranks, OURS[arm])
+    recipe = resolved_recipe(options, ranks, OURS[arm])
     batching = Batching.of(recipe.align)
     print(f"{arm}: {batching}, attention {recipe.model.attention}, kernels {recipe.model.kernels}, "
           f"loss {recipe.align.loss_backend}", file=sys.stderr)  # fmt: skip
     samples = [Encoded(ids, prompt) for ids, prompt in conversations(options)]
     mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
     total_steps = options.warmup + options.steps
-    engine = build_engine_for(recipe, settings, Path(options.model), total_steps, ranks)
+    engine = build_engine_for(recipe, Path(options.model), total_steps, ranks)
     steps, rows, passes = Steps(options), [], []
     for step in range(total_steps):
         indices = list(range(step * options.batch, (step + 1) * options.batch))
@@ -197,7 +198,7 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
 
     from dcr_ds.models import varlen
 
-    recipe, settings = resolved_recipe(options, ranks, {"align.packing": "true"})
+    recipe = resolved_recipe(options, ranks, {"align.packing": "true"})
     rows = conversations(options)
     packed, on_gpu = arm in ("trl-packed", "trl-varlen"), options.device == "cuda"
     total_steps = options.warmup + options.steps
@@ -212,7 +213,7 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
         passes = options.batch // rows_a_pass
     best = {"gradient_checkpointing": False, "use_liger_kernel": on_gpu} if arm != "trl-default" else {}
     # what "auto" stands for is filled in by the trainer
-    deepspeed = settings.deepspeed | {"gradient_accumulation_steps": "auto", "train_batch_size": "auto"}
+    deepspeed = recipe.deepspeed | {"gradient_accumulation_steps": "auto", "train_batch_size": "auto"}
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(
             options.model,

@@ -33,6 +33,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dcr_ds.engine import distributed as process
+from dcr_ds.engine import machine
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES
 from dcr_ds.engine.resolve import resolve
@@ -140,11 +141,11 @@ class Messages(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def measure(case: Case, folder: Path, recipe, settings, ranks) -> dict[str, int]:
+def measure(case: Case, folder: Path, recipe, ranks) -> dict[str, int]:
     """Run two steps of a case and return its bytes."""
     before = alive()
     build = whole_trial if case.stage == "whole" else TRIALS[case.stage]
-    engine, backward = build(recipe, settings, folder, Rows(case.tokens, RAGGED), ranks)
+    engine, backward = build(recipe, folder, Rows(case.tokens, RAGGED), ranks)
     for step in range(WARM_UP[case.zero]):
         backward(step)
         engine.step()
@@ -203,10 +204,10 @@ def distinct_bytes(tensors) -> int:
     return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
 
 
-def whole_trial(recipe, settings, folder: Path, rows: Rows, ranks):
+def whole_trial(recipe, folder: Path, rows: Rows, ranks):
     """Stage 1 on the whole model, as it is without this project."""
     stage = recipe.refine
-    config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
+    config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=getattr(torch, recipe.model.dtype), attn_implementation="sdpa"
     )
@@ -242,11 +243,11 @@ def whole_trial(recipe, settings, folder: Path, rows: Rows, ranks):
     return engine, backward
 
 
-def predict(case: Case, folder: Path, recipe, settings, ranks: int) -> dict[str, int]:
+def predict(case: Case, folder: Path, recipe, ranks: int) -> dict[str, int]:
     """What the plan says of a case."""
     machine = Machine(ranks, ranks, 64, GPUS["h100"], on_gpu=False)
     stage = Stage(recipe, folder, case.stage.replace("dpo", "align"), machine, Lengths(case.tokens, case.tokens))
-    planned = stage.at(Zero.of(settings.deepspeed), stage.section.micro_batch)
+    planned = stage.at(Zero.of(recipe.deepspeed), stage.section.micro_batch)
     state = planned.memory.states
     return {
         "parameters": state.parameters,
@@ -260,8 +261,8 @@ def predict(case: Case, folder: Path, recipe, settings, ranks: int) -> dict[str,
 def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any] | None:
     """Measured on all ranks, the most of any; planned and compared by rank 0, None on the others."""
     recipe = load_recipe(None, overrides(case, folder, bucket, ranks.world_size))
-    recipe, settings = resolve(recipe, model_config(folder), ranks.device, ranks.world_size)
-    measured = measure(case, folder, recipe, settings, ranks)
+    recipe, _ = resolve(recipe, model_config(folder), machine.Machine.detect(ranks))
+    measured = measure(case, folder, recipe, ranks)
     gc.collect()
     most = torch.tensor([measured[part] for part in BARS], dtype=torch.int64)
     if ranks.world_size > 1:
@@ -269,7 +270,7 @@ def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any] | None
     if not ranks.is_main:
         return None
     measured = dict(zip(BARS, most.tolist(), strict=True))
-    planned = predict(case, folder, recipe, settings, ranks.world_size)
+    planned = predict(case, folder, recipe, ranks.world_size)
     row = asdict(case) | {"ranks": ranks.world_size}
     for part in BARS:
         row |= {f"{part}_planned": planned[part], f"{part}_measured": measured[part]}

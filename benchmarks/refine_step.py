@@ -44,6 +44,7 @@ from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.distributed import Ranks, set_environment, start
+from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.fused import fuse_blocks
@@ -163,13 +164,13 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
         "refine.max_grad_norm": 1e9,
     }
     recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
-    recipe, settings = resolve(recipe, model_config(setting.source), ranks.device, ranks.world_size)
+    recipe, _ = resolve(recipe, model_config(setting.source), Machine.detect(ranks))
     stage = recipe.refine
     load = load_trunk if name == "ours" else load_whole
     model = load(setting.source, setting.layer, DTYPES[setting.dtype], recipe.model.attention).train()
     if name == "ours":
         fuse_blocks(model, recipe.model.kernels)  # its fused rotation serves theirs as well, in this process
-    config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
+    config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     engine = build_engine(model, stage, config, "constant", stage.max_steps, ranks)
     prompts = random_prompts(setting, model.config.vocab_size)
     if name == "ours":

@@ -28,6 +28,7 @@ from dcr_ds.data.sampler import draw
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.engine.session import Session
 from dcr_ds.models.chat import Encoded
@@ -107,8 +108,8 @@ def engine_of(model: Path):
     ranks = process.start()
     overrides = {"model.source": str(model), "stages": "[align]", "align.global_batch": str(BATCH), "log_every": "1000"}
     recipe = load_recipe(None, list(overrides.items()))
-    recipe, settings = resolve(recipe, model_config(model), ranks.device, 1)
-    return recipe, build_engine_for(recipe, settings, model, 10**6, ranks), ranks
+    recipe, _ = resolve(recipe, model_config(model), Machine.detect(ranks))
+    return recipe, build_engine_for(recipe, model, 10**6, ranks), ranks
 
 
 def save(model: Path, folder: Path, step: int) -> None:

@@ -27,7 +27,6 @@ from dcr_ds.engine.build import (
     trained_weights,
 )
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main, sum_over_ranks
-from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.chat import load_tokenizer
@@ -39,7 +38,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
 
-def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
+def align(recipe: Recipe, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
     """Run stage 2 from `source` into `folder`: metrics.jsonl, checkpoints/, model/, summary.json. All ranks.
 
     Raises:
@@ -55,7 +54,7 @@ def align(recipe: Recipe, settings: Settings, source: Path, data: RunData, folde
     for note in samples.notes:
         print_on_main(ranks, note)
     total_steps = num_steps(stage.epochs, len(samples.samples), stage.global_batch)
-    engine = build_engine_for(recipe, settings, source, total_steps, ranks)
+    engine = build_engine_for(recipe, source, total_steps, ranks)
     batching = Batching.of(stage)
     if by_preferences:
         reference = reference_log_probs(
@@ -104,9 +103,9 @@ def train_step(engine, mix: Mix, rows: list[int], batching: Batching, ranks: Ran
     return {"loss": loss, "supervised_tokens": tokens, "step_tokens": sum(lengths)}
 
 
-def build_engine_for(recipe: Recipe, settings: Settings, source: Path, total_steps: int, ranks: Ranks):
+def build_engine_for(recipe: Recipe, source: Path, total_steps: int, ranks: Ranks):
     stage = recipe.align
-    config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
+    config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     quantize, dtype = recipe.model.quantize, DTYPES[recipe.model.dtype]
     attention = stage_attention(recipe.model, stage.packing, ranks.device)
     with sharded_loading(config, quantize):

@@ -187,9 +187,10 @@ def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks)
     """The recipe with precision and attention resolved for this device; an endpoint has its own."""
     if not isinstance(model, LocalModel):
         return recipe
+    from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import resolve
 
-    return resolve(recipe, model_config(model.source), ranks.device, ranks.world_size)[0]
+    return resolve(recipe, model_config(model.source), Machine.detect(ranks))[0]
 
 
 def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks: process.Ranks) -> None:

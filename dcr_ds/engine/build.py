@@ -19,8 +19,14 @@ from dcr_ds.recipe import StageSection
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
-def stage_config(config: dict[str, Any], stage: StageSection, dtype: str, ranks: Ranks) -> dict[str, Any]:
-    """The DeepSpeed configuration of one stage, for `sharded_loading` and `build_engine`."""
+def stage_config(config: str | dict[str, Any], stage: StageSection, dtype: str, ranks: Ranks) -> dict[str, Any]:
+    """Return the DeepSpeed configuration of one stage, for `sharded_loading` and `build_engine`.
+
+    Args:
+        config: `deepspeed` of the resolved recipe; a mapping, since `resolve` reads the file.
+    """
+    if isinstance(config, str):
+        raise TypeError(f"deepspeed is still the file {config}: the recipe is not resolved")
     return resolve_config(config, stage, ranks.world_size, dtype, on_gpu=ranks.device.type == "cuda")
 
 

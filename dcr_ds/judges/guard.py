@@ -34,7 +34,7 @@ from dcr_ds.judges.labels import UNPARSED, label_written
 from dcr_ds.models.batches import pad_right
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
-from dcr_ds.models.load import DTYPES, resolve_attention
+from dcr_ds.models.load import DTYPES, flash_attention_problem, resolve_attention
 from dcr_ds.recipe import GuardJudge
 
 _open_models: WeakValueDictionary[tuple, "GuardModel"] = WeakValueDictionary()
@@ -104,7 +104,7 @@ class GuardModel:
             model.config.pad_token_id = self.tokenizer.pad_token_id
             return model
         model_type = model_config(self.folder).get("model_type", "")
-        attention, _ = resolve_attention("auto", model_type, self.dtype, self.device)
+        attention, _ = resolve_attention("auto", model_type, self.dtype, flash_attention_problem(self.device))
         model = self._load(AutoModelForCausalLM, attn_implementation=attention)
         ends = model.generation_config.eos_token_id or self.tokenizer.eos_token_id
         model.generation_config = GenerationConfig(  # replaced: what is left open is filled from the model's own

@@ -14,8 +14,8 @@ from dcr_ds.errors import UserError
 FUSED = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # the dense models whose blocks liger-kernel knows
 
 
-def liger_hindrance(device: torch.device) -> str:
-    """Why liger-kernel cannot run here, in a few words; "" where it can."""
+def liger_problem(device: torch.device) -> str:
+    """Return why liger-kernel cannot be used on a device; "" if it can."""
     if device.type != "cuda":
         return "no GPU"
     if importlib.util.find_spec("liger_kernel") is None:
@@ -23,20 +23,19 @@ def liger_hindrance(device: torch.device) -> str:
     return ""
 
 
-def resolve_kernels(asked: str, model_type: str, device: torch.device) -> tuple[str, str]:
+def resolve_kernels(asked: str, model_type: str, problem: str) -> tuple[str, str]:
     """What computes norms, rotations and MLPs for `auto`, and the reason in a few words.
 
     Raises:
         UserError: liger is asked for and cannot work here.
     """
-    hindrance = liger_hindrance(device)
-    if not hindrance and model_type not in FUSED:
-        hindrance = f"{model_type} is not among {', '.join(FUSED)}"
-    if asked == "liger" and hindrance:
-        raise UserError(f"model.kernels: liger cannot be used: {hindrance}; say auto or none")
+    if not problem and model_type not in FUSED:
+        problem = f"{model_type} is not among {', '.join(FUSED)}"
+    if asked == "liger" and problem:
+        raise UserError(f"model.kernels: liger cannot be used: {problem}; say auto or none")
     if asked != "auto":
         return asked, "as asked"
-    return ("none", hindrance) if hindrance else ("liger", "liger-kernel is installed")
+    return ("none", problem) if problem else ("liger", "liger-kernel is installed")
 
 
 def fuse_blocks(model: PreTrainedModel, kernels: str) -> None:

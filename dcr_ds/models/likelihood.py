@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.fused import liger_hindrance
 
 IGNORED = -100  # as a target: this token weighs nothing
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
@@ -23,15 +22,14 @@ Backend = Literal["liger", "chunked"]
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # at hidden states, weight and bias
 
 
-def resolve_loss_backend(asked: Literal["auto"] | Backend, device: torch.device) -> tuple[Backend, str]:
+def resolve_loss_backend(asked: Literal["auto"] | Backend, problem: str) -> tuple[Backend, str]:
     """Who computes the loss at the head, and the reason in a few words.
 
     Raises:
         UserError: liger is asked for and cannot work here.
     """
-    hindrance = liger_hindrance(device)
-    if asked == "liger" and hindrance:
-        raise UserError(f"align.loss_backend: liger cannot be used: {hindrance}; say auto or chunked")
+    if asked == "liger" and problem:
+        raise UserError(f"align.loss_backend: liger cannot be used: {problem}; say auto or chunked")
     return ("chunked", "larger chunks than liger-kernel's") if asked == "auto" else (asked, "as asked")
 
 

@@ -12,41 +12,40 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.four_bit import loading_options, settle
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
+NO_GPU = "no GPU"
 FLASH_ATTN = "2.7"
 NO_SDPA = ("gemma2",)  # caps its attention logits, which sdpa cannot; flash-attn and eager can
 
 
-def resolve_attention(attention: str, model_type: str, dtype: str, device: torch.device) -> tuple[str, str]:
+def resolve_attention(attention: str, model_type: str, dtype: str, problem: str) -> tuple[str, str]:
     """The attention kernel for `auto`, and the reason in a few words.
 
     Raises:
         UserError: the kernel asked for cannot work here.
     """
-    hindrance = _flash_hindrance(dtype, device)
-    if attention == "flash_attention_2" and hindrance:
-        raise UserError(f"model.attention: flash_attention_2 cannot be used: {hindrance}; say auto or sdpa")
+    if dtype != "bfloat16" and problem != NO_GPU:
+        problem = "float32 training"
+    if attention == "flash_attention_2" and problem:
+        raise UserError(f"model.attention: flash_attention_2 cannot be used: {problem}; say auto or sdpa")
     if attention == "sdpa" and model_type in NO_SDPA:
         raise UserError(
             f"model.attention: {model_type} caps its attention logits, which sdpa cannot; say auto or eager"
         )
     if attention != "auto":
         return attention, "as asked"
-    if not hindrance:
+    if not problem:
         return "flash_attention_2", "flash-attn is installed"
     if model_type in NO_SDPA:
-        return "eager", f"{hindrance} for flash-attn, and sdpa cannot cap attention logits as {model_type} does"
-    return "sdpa", hindrance
+        return "eager", f"{problem} for flash-attn, and sdpa cannot cap attention logits as {model_type} does"
+    return "sdpa", problem
 
 
-def _flash_hindrance(dtype: str, device: torch.device) -> str:
+def flash_attention_problem(device: torch.device) -> str:
+    """Return why flash-attn cannot be used on a device for training in bfloat16; "" if it can."""
     if device.type != "cuda":
-        return "no GPU"
+        return NO_GPU
     if torch.cuda.get_device_capability(device) < (8, 0):
         return "the GPU is older than Ampere"
-    if dtype != "bfloat16":
-        return "float32 training"
     return _flash_attn_missing()
 
 

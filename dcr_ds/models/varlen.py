@@ -12,23 +12,33 @@ NAME = "torch_varlen"  # among transformers' attention functions
 TORCH = (2, 11)  # the first whose varlen_attn takes a window and a scale
 
 
-def packed_attention(attention: str, dtype: str, device: torch.device) -> tuple[str, str]:
-    """What computes the attention of packed rows where `attention` does that of padded ones, and why.
-
-    flash_attention_2 reads the rows' bounds. For sdpa and eager transformers builds a block-diagonal mask from the
-    positions: exact, but a square of the row's length in time and memory, so a GPU gets PyTorch's kernel instead.
-    """
-    if attention != "sdpa" or device.type != "cuda":
-        return attention, "the rows' bounds" if attention == "flash_attention_2" else "a block-diagonal mask"
+def has_varlen_kernel(device: torch.device) -> bool:
+    """Return whether PyTorch's variable-length kernel can be used on a device, in bfloat16."""
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
-    if dtype != "bfloat16" or torch.cuda.get_device_capability(device) < (8, 0) or version < TORCH:
-        return attention, "a block-diagonal mask: the variable-length kernel wants bfloat16, Ampere and torch 2.11"
-    return NAME, "PyTorch's variable-length kernel"
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) and version >= TORCH
+
+
+def packed_attention(attention: str, dtype: str, has_varlen: bool) -> tuple[str, str]:
+    """Choose the attention function for packed rows, and give the reason.
+
+    flash_attention_2 reads the cumulative lengths of the rows. For sdpa and eager transformers builds a block-diagonal
+    mask from the positions: exact, but quadratic in the length of the packed row in time and memory, so PyTorch's
+    kernel replaces sdpa where it can be used.
+
+    Args:
+        attention, dtype: of the resolved recipe.
+        has_varlen: whether the variable-length kernel can be used on this device.
+    """
+    if attention == "flash_attention_2":
+        return attention, "the cumulative lengths that flash-attn reads"
+    if attention == "sdpa" and dtype == "bfloat16" and has_varlen:
+        return NAME, "PyTorch's variable-length kernel"
+    return attention, "a block-diagonal mask"
 
 
 def stage_attention(model: ModelSection, packing: bool, device: torch.device) -> str:
-    """The attention function to train a stage with, of a resolved recipe."""
-    return packed_attention(model.attention, model.dtype, device)[0] if packing else model.attention
+    """Return the attention function that a stage of a resolved recipe trains with."""
+    return packed_attention(model.attention, model.dtype, has_varlen_kernel(device))[0] if packing else model.attention
 
 
 def varlen_attention(

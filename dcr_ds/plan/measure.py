@@ -197,16 +197,19 @@ def main(asked: Path, answer: Path) -> None:
 def _take(request: Request, ranks) -> Taken:
     import torch
 
-    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.engine.machine import Machine
+    from dcr_ds.engine.resolve import check_device, resolve
     from dcr_ds.models.checkpoint_files import model_config
     from dcr_ds.plan.trial import Rows, second_step
 
     stage, recipe, source = request.stage, Recipe.model_validate(request.recipe), Path(request.source)
     if request.follow:
         recipe = _changed(recipe, stage, _few_rows(getattr(recipe, stage), stage))
-    resolved, settings = resolve(recipe, model_config(source), ranks.device, 1)
+    config = model_config(source)
+    resolved, _ = resolve(recipe, config, Machine.detect(ranks))
+    check_device(resolved, config["model_type"], ranks.device)
     kind = "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
-    step = second_step(kind, resolved, settings, source, Rows(request.tokens), ranks, request.follow)
+    step = second_step(kind, resolved, source, Rows(request.tokens), ranks, request.follow)
     on_gpu = ranks.device.type == "cuda"
     memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else _host_bytes()
     done = Request(stage, resolved.model_dump(mode="json"), request.source, request.tokens, request.follow)

@@ -21,7 +21,6 @@ from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
-from dcr_ds.engine.resolve import Settings
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.plan.live_bytes import LiveBytes
@@ -45,7 +44,7 @@ class Rows:
         return [row[: self.tokens - index % self.ragged] for index, row in enumerate(rows)]
 
 
-def refine_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, ranks: Ranks):
+def refine_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
     """Stage 1: its engine, and what accumulates the gradients of a step, numbered from 0."""
     stage = recipe.refine
     half = [Prompt(str(index), "", pair=str(index)) for index in range(stage.global_batch // 2)]
@@ -53,25 +52,25 @@ def refine_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, r
     tokens = {(label, prompt.id): made.pop() for label in (0, 1) for prompt in half}
     sampler = ContrastiveSampler(half, half, stage.global_batch, stage.pairs, recipe.seed)
     prompts = RefinePrompts(sampler, tokens, 0, [], made, made[:1])
-    trunk = refine_loop.build_trunk(recipe, settings, source, prompts, ranks)
+    trunk = refine_loop.build_trunk(recipe, source, prompts, ranks)
     return trunk.engine, lambda step: refine_loop.train_step(trunk, step)
 
 
-def align_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, ranks: Ranks):
+def align_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
     """Stage 2 by demonstrations, every token of an answer but the first supervised."""
     stage = recipe.align
     samples = [Encoded(ids, 1) for ids in rows.of(stage.global_batch, model_config(source)["vocab_size"])]
     mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
-    engine = align_loop.build_engine_for(recipe, settings, source, 2, ranks)
+    engine = align_loop.build_engine_for(recipe, source, 2, ranks)
     return engine, lambda step: align_loop.train_step(engine, mix, list(range(len(samples))), Batching.of(stage), ranks)
 
 
-def dpo_trial(recipe: Recipe, settings: Settings, source: Path, rows: Rows, ranks: Ranks):
+def dpo_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
     """Stage 2 by preferences."""
     stage = recipe.align
     answers = [Encoded(ids, 1) for ids in rows.of(2 * stage.global_batch, model_config(source)["vocab_size"])]
     pairs = Pairs([Pair(*two) for two in zip(answers[::2], answers[1::2], strict=True)], [])
-    engine = align_loop.build_engine_for(recipe, settings, source, 2, ranks)
+    engine = align_loop.build_engine_for(recipe, source, 2, ranks)
     batching, numbers = Batching.of(stage), list(range(len(pairs.samples)))
     reference = compute(engine, pairs, batching, ranks)
     return engine, lambda step: dpo_step(engine, pairs, reference, numbers, batching, stage.dpo, ranks)
@@ -96,9 +95,7 @@ class Measured:
     peak: int
 
 
-def second_step(
-    kind: str, recipe: Recipe, settings: Settings, source: Path, rows: Rows, ranks: Ranks, follow: bool
-) -> Measured:
+def second_step(kind: str, recipe: Recipe, source: Path, rows: Rows, ranks: Ranks, follow: bool) -> Measured:
     """Build a stage and take two steps, of which the first warms up and the second is measured.
 
     Args:
@@ -107,7 +104,7 @@ def second_step(
     """
     on_gpu = ranks.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else LiveBytes().alive if follow else 0
-    engine, backward = TRIALS[kind](recipe, settings, source, rows, ranks)
+    engine, backward = TRIALS[kind](recipe, source, rows, ranks)
     backward(0)
     engine.step()
     if on_gpu:

@@ -28,7 +28,6 @@ from dcr_ds.engine.build import (
     trained_weights,
 )
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main, sum_over_ranks
-from dcr_ds.engine.resolve import Settings
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.adapters import add_lora, write_trained
@@ -62,7 +61,7 @@ class Trunk:
     loss: ContrastiveLoss
 
 
-def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
+def refine(recipe: Recipe, source: Path, data: RunData, folder: Path, ranks: Ranks) -> None:
     """Run stage 1 from `source` into `folder`: metrics.jsonl, checkpoints/, model/, summary.json. All ranks.
 
     Raises:
@@ -75,7 +74,7 @@ def refine(recipe: Recipe, settings: Settings, source: Path, data: RunData, fold
     prompts = encode_refine_prompts(recipe, data, load_tokenizer(source, recipe.model.chat_template))
     for note in prompts.notes:
         print_on_main(ranks, note)
-    trunk = build_trunk(recipe, settings, source, prompts, ranks)
+    trunk = build_trunk(recipe, source, prompts, ranks)
     with Session("refine", recipe, trunk.engine, folder, stage.max_steps, ranks, started) as session:
         state = session.state
         if session.is_new:
@@ -132,9 +131,9 @@ def measure(trunk: Trunk) -> dict[str, float]:
     return {name: round(value, 6) for name, value in figures.items()}
 
 
-def build_trunk(recipe: Recipe, settings: Settings, source: Path, prompts: RefinePrompts, ranks: Ranks) -> Trunk:
+def build_trunk(recipe: Recipe, source: Path, prompts: RefinePrompts, ranks: Ranks) -> Trunk:
     stage = recipe.refine
-    config = stage_config(settings.deepspeed, stage, recipe.model.dtype, ranks)
+    config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     quantize, dtype = recipe.model.quantize, DTYPES[recipe.model.dtype]
     attention = stage_attention(recipe.model, stage.packing, ranks.device)
     with sharded_loading(config, quantize):

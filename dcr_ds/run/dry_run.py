@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from dcr_ds.align.loop import encode_samples, num_steps
 from dcr_ds.data.load import RunData
-from dcr_ds.engine.resolve import Settings
+from dcr_ds.engine.config import read_config
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
@@ -15,11 +15,12 @@ from dcr_ds.recipe import Recipe, dump_recipe
 from dcr_ds.refine.prompts import encode_refine_prompts
 
 
-def describe_run(recipe: Recipe, settings: Settings, source: Path, data: RunData, world_size: int) -> str:
+def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: RunData, world_size: int) -> str:
     """The resolved recipe with its reasons, parameters, steps and tokens of each stage, as text."""
     lines = [dump_recipe(recipe)]
-    lines += [f"auto: {name}: {reason}" for name, reason in settings.reasons.items()]
-    lines.append(f"ranks: {world_size}; ZeRO stage {settings.deepspeed.get('zero_optimization', {}).get('stage', 0)}")
+    lines += [f"auto: {name}: {reason}" for name, reason in reasons.items()]
+    zero_stage = read_config(recipe).get("zero_optimization", {}).get("stage", 0)
+    lines.append(f"ranks: {world_size}; ZeRO stage {zero_stage}")
     for name, one in data.summary()["sets"].items():
         lines.append(f"data: {name}: {one['rows']} rows from {one['source']}")
     tokenizer = load_tokenizer(source, recipe.model.chat_template)

@@ -26,37 +26,40 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     if not dry_run:
         recipe = open_run(recipe, redo)
 
-    from dcr_ds.engine.resolve import resolve
+    from dcr_ds.engine.machine import Machine
+    from dcr_ds.engine.resolve import check_device, resolve
     from dcr_ds.engine.watch.stop import raise_on_stop_signal
     from dcr_ds.engine.watch.watchdog import Watchdog
 
     with Watchdog(recipe.watchdog.hang_minutes) as watchdog, raise_on_stop_signal(), process.joined() as ranks:
         watchdog.join(ranks)
-        recipe, settings = resolve(recipe, model_config(source), ranks.device, ranks.world_size)
+        config = model_config(source)
+        recipe, reasons = resolve(recipe, config, Machine.detect(ranks))
+        check_device(recipe, config["model_type"], ranks.device)
         if dry_run:
             from dcr_ds.run.dry_run import describe_run
 
-            process.print_on_main(ranks, describe_run(recipe, settings, source, data, ranks.world_size))
+            process.print_on_main(ranks, describe_run(recipe, reasons, source, data, ranks.world_size))
             return
         with run_alone(recipe, ranks):
             if ranks.is_main:
                 clear_stages(recipe, redo)
-            _describe(recipe, settings, data, ranks)
-            _run_stages(recipe, settings, source, data, ranks)
+            _describe(recipe, reasons, data, ranks)
+            _run_stages(recipe, source, data, ranks)
             process.barrier(ranks)
 
 
-def _run_stages(recipe: Recipe, settings, source: Path, data: RunData, ranks) -> None:
+def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks) -> None:
     folder = RunFolder(recipe.folder)
     refined, aligned = folder.stage("refine").model, folder.stage("align").model
     if "refine" in recipe.stages and not _done(recipe, "refine", ranks):
         from dcr_ds.refine.loop import refine
 
-        refine(recipe, settings, source, data, folder.stage("refine").folder, ranks)
+        refine(recipe, source, data, folder.stage("refine").folder, ranks)
     if "align" in recipe.stages and not _done(recipe, "align", ranks):
         from dcr_ds.align.loop import align
 
-        align(recipe, settings, refined if refined.is_dir() else source, data, folder.stage("align").folder, ranks)
+        align(recipe, refined if refined.is_dir() else source, data, folder.stage("align").folder, ranks)
     if "evaluate" in recipe.stages:
         from dcr_ds.evaluate.run import evaluate_models
         from dcr_ds.models.load import DTYPES
@@ -81,11 +84,11 @@ def _done(recipe: Recipe, stage: str, ranks) -> bool:
     return done
 
 
-def _describe(recipe: Recipe, settings, data: RunData, ranks) -> None:
+def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks) -> None:
     """Print what was resolved and noted, and write recipe.yaml and environment.json."""
     import torch
 
-    for name, reason in settings.reasons.items():
+    for name, reason in reasons.items():
         section, _, field = name.partition(".")
         process.print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
     summary = data.summary()

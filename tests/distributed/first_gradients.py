@@ -21,6 +21,7 @@ from dcr_ds.align.reference import compute
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.batching import Batching
+from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_config
@@ -77,10 +78,10 @@ def settings_of(
 
 
 def load(model: str, ranks, *settings, **more):
-    """The resolved recipe of `settings_of`, and its settings."""
+    """The resolved recipe of `settings_of`."""
     values = settings_of(model, *settings, **more)
     recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
-    return resolve(recipe, model_config(Path(model)), ranks.device, ranks.world_size)
+    return resolve(recipe, model_config(Path(model)), Machine.detect(ranks))[0]
 
 
 @cache
@@ -92,9 +93,9 @@ def read(model: str, method: str):
 
 
 def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False) -> dict:
-    recipe, settings = load(model, ranks, zero, micro, loss, packing)
+    recipe = load(model, ranks, zero, micro, loss, packing)
     prompts, _ = read(model, "sft")
-    trunk = refine_loop.build_trunk(recipe, settings, Path(model), prompts, ranks)
+    trunk = refine_loop.build_trunk(recipe, Path(model), prompts, ranks)
     first = refine_loop.train_step(trunk, 0)["loss"]
     gradients = taken_gradients(trunk.engine, ranks)
     # away from the original model, where the retain term has no gradient
@@ -105,9 +106,9 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing:
 
 
 def align_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
-    recipe, settings = load(model, ranks, zero, micro, packing=packing)
+    recipe = load(model, ranks, zero, micro, packing=packing)
     _, mix = read(model, "sft")
-    engine = align_loop.build_engine_for(recipe, settings, Path(model), 4, ranks)
+    engine = align_loop.build_engine_for(recipe, Path(model), 4, ranks)
     row = align_loop.train_step(engine, mix, list(range(8)), Batching.of(recipe.align), ranks)
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
     return {f"align/{run}": taken_gradients(engine, ranks), f"align/{run}/loss": row["loss"]}
@@ -115,10 +116,10 @@ def align_results(model: str, zero: int, micro: int, ranks, packing: bool = Fals
 
 def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
     """Eleven pairs, of which eight are in the step; the reference is moved away, so that no margin is zero."""
-    recipe, settings = load(model, ranks, zero, micro, packing=packing, method="dpo")
+    recipe = load(model, ranks, zero, micro, packing=packing, method="dpo")
     stage, batching = recipe.align, Batching.of(recipe.align)
     _, pairs = read(model, "dpo")
-    engine = align_loop.build_engine_for(recipe, settings, Path(model), 4, ranks)
+    engine = align_loop.build_engine_for(recipe, Path(model), 4, ranks)
     reference = compute(engine, pairs, batching, ranks)
     row = dpo_step(engine, pairs, reference * 1.01, list(range(8)), batching, stage.dpo, ranks)
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"

@@ -8,7 +8,7 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.fused import FUSED, fuse_blocks, resolve_kernels
+from dcr_ds.models.fused import FUSED, fuse_blocks, liger_problem, resolve_kernels
 from dcr_ds.models.trunk import load_trunk
 
 CPU = torch.device("cpu")
@@ -23,8 +23,8 @@ def restored_rotation(monkeypatch):
 
 
 def test_on_a_cpu_auto_is_none():
-    assert resolve_kernels("auto", "llama", CPU) == ("none", "no GPU")
-    assert resolve_kernels("none", "llama", CPU) == ("none", "as asked")
+    assert resolve_kernels("auto", "llama", liger_problem(CPU)) == ("none", "no GPU")
+    assert resolve_kernels("none", "llama", liger_problem(CPU)) == ("none", "as asked")
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_liger_is_refused_where_it_cannot_work(model_type, device, reason):
     if device == "cuda":
         pytest.importorskip("liger_kernel")
     with pytest.raises(UserError, match=f"model.kernels: liger cannot be used: .*{reason}.*; say auto or none"):
-        resolve_kernels("liger", model_type, torch.device(device))
+        resolve_kernels("liger", model_type, liger_problem(torch.device(device)))
 
 
 @pytest.mark.parametrize("model_type", FUSED)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.checkpoint_files import weight_files
-from dcr_ds.models.load import resolve_attention
+from dcr_ds.models.load import NO_GPU, resolve_attention
 from dcr_ds.models.trunk import load_trunk, splice
 
 TYPES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "mixtral"]
@@ -17,7 +17,7 @@ LAYER = 2
 
 def attention_of(model_type):
     """What `auto` means for this architecture on a CPU."""
-    return resolve_attention("auto", model_type, "float32", torch.device("cpu"))[0]
+    return resolve_attention("auto", model_type, "float32", NO_GPU)[0]
 
 
 def tensors_of(folder):
