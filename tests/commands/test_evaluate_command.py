@@ -171,7 +171,7 @@ def test_usage_errors_name_the_way_out(tmp_path, model):
 
 def test_models_that_cannot_be_evaluated_are_refused_before_any_is_loaded(tmp_path, model, adapter):
     options = ["--suite", "builtin", "--out", tmp_path / "out"]
-    assert "no model folder" in message(model, f"b={tmp_path / 'nowhere'}", *options)
+    assert "not a model folder" in message(model, f"b={tmp_path / 'nowhere'}", *options)
     assert "http://127.0.0.1:1/v1#MODEL" in message("http://127.0.0.1:1/v1", *options)
     base = make_model(tmp_path / "base")
     tokenizer = make_tokenizer()
