@@ -204,7 +204,7 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
         subject = Subject(
             recipe.name, home, model.source, dtype, section.attention, section.chat_template, model.adapter
         )
-        evaluate_model(subject, data.benchmarks, data.evaluate_general.rows, recipe.evaluate, ranks)
+        evaluate_model(subject, data, recipe.evaluate, ranks)
     elif ranks.is_main:
         evaluate_endpoint(model, home, data.benchmarks, recipe.evaluate, ranks)
 

@@ -30,6 +30,7 @@ class Benchmark(NamedTuple):
     wanted: Literal["comply", "refuse"]
     prompts: PromptSet
     max_new_tokens: int | None = None  # the longest answer its authors let a model give, where they say so
+    counterpart: str | None = None  # the benchmark of harmful prompts that it is compared with
 
 
 class Declaration(Section):
@@ -37,6 +38,7 @@ class Declaration(Section):
 
     title: str
     wanted: Literal["comply", "refuse"]
+    counterpart: str | None = Field(None, description="benchmark of harmful prompts that this one is compared with")
     prompts: PositiveInt | None = Field(None, description="how many count, without repeats; other counts are noted")
     online: DataSource
     local: DataSource | None = Field(None, description="its source is a path in the folder evaluate.local_data")
@@ -130,7 +132,7 @@ def _local_path(name: str, folder: str) -> Path | None:
 def _read_own(benchmark: OwnBenchmark) -> Benchmark:
     field = f"evaluate.benchmarks.{benchmark.name}.prompts"
     prompts = read_prompts(benchmark.prompts, benchmark.name, field, is_benchmark=True)
-    return Benchmark(benchmark.name, benchmark.wanted, prompts, benchmark.max_new_tokens)
+    return Benchmark(benchmark.name, benchmark.wanted, prompts, benchmark.max_new_tokens, benchmark.counterpart)
 
 
 def _read_declared(benchmark: NamedBenchmark, local_data: str | None) -> Benchmark:
@@ -141,7 +143,7 @@ def _read_declared(benchmark: NamedBenchmark, local_data: str | None) -> Benchma
         prompts.notes.append(f"{len(prompts.rows)} prompts, where {declared.prompts} are published")
     if benchmark.rows is not None and benchmark.rows < len(prompts.rows):
         prompts = _drawn(prompts, benchmark.rows, field)
-    return Benchmark(benchmark.name, declared.wanted, prompts, declared.max_new_tokens)
+    return Benchmark(benchmark.name, declared.wanted, prompts, declared.max_new_tokens, declared.counterpart)
 
 
 def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str | None) -> DataSource:

@@ -11,7 +11,7 @@ from dcr_ds.data.records import ConversationSet, PreferenceSet, PromptSet, promp
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import Recipe
+from dcr_ds.recipe import DataSource, Recipe
 
 SHOWN = 5  # rows listed in an error
 
@@ -27,6 +27,8 @@ class RunData:
     preferences: PreferenceSet | None = None
     benchmarks: list[Benchmark] = field(default_factory=list)
     evaluate_general: ConversationSet | None = None
+    refusal_examples: ConversationSet | None = None  # refusals and ordinary answers that refusal openings come from
+    ordinary_examples: ConversationSet | None = None
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -90,6 +92,9 @@ def load_data(recipe: Recipe) -> RunData:
             _note_shared_refusals(data.toxic, data.refusals, data.notes)
     if "evaluate" in recipe.stages:
         data.benchmarks = read_benchmarks(recipe.evaluate)
+        # an evaluation alone does not need the training data
+        data.refusal_examples = data.refusals or read_conversations(DataSource(), "refusals")
+        data.ordinary_examples = data.general or read_conversations(DataSource(), "general")
         data.evaluate_general = read_conversations(recipe.evaluate.general, "general", "evaluate.general")
     _check_leakage(data, recipe.allow_leakage)
     return data

@@ -129,6 +129,17 @@ def broadcast_from_main(value: Any, ranks: Ranks) -> Any:
     return box[0]
 
 
+def gather_objects(value: Any, ranks: Ranks) -> list:
+    """The small objects of all ranks, by rank, on all ranks. All ranks."""
+    import torch.distributed
+
+    if ranks.world_size == 1:
+        return [value]
+    gathered = [None] * ranks.world_size
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
 def is_peer_failure(error: BaseException | None) -> bool:
     """Whether a collective failed because another rank is no longer there."""
     return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_RANK_WORDS)

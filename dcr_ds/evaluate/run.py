@@ -7,7 +7,7 @@ What is there and was made under the same settings is not made again.
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from dcr_ds.evaluate.answers import Questions, are_answered
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import general_loss
 from dcr_ds.evaluate.generate import answer_questions, check_context, prepare_questions
+from dcr_ds.evaluate.log_odds import LogOdds, log_odds_file, measure_log_odds, openings_as_json, openings_of
 from dcr_ds.evaluate.remote import ask_questions, prepare_remote
 from dcr_ds.evaluate.scores import score
 from dcr_ds.files import hash_of, read_json, read_jsonl, write_json
@@ -94,27 +95,24 @@ def evaluate_models(
             in recipe.evaluate.models also answer the benchmarks.
     """
     check_judges(recipe.evaluate)
-    general = data.evaluate_general
-    assert general is not None  # load_data reads it with the stage
     for name, source in models.items():
         home = RunFolder(folder).model(name)
         subject = Subject(name, home, source, dtype, attention, recipe.model.chat_template)
-        asked = data.benchmarks if name in recipe.evaluate.models else []
-        evaluate_model(subject, asked, general.rows, recipe.evaluate, ranks)
+        evaluate_model(subject, data, recipe.evaluate, ranks, answers=name in recipe.evaluate.models)
 
 
 def evaluate_model(
-    subject: Subject,
-    benchmarks: Sequence[Benchmark],
-    conversations: Sequence[Conversation],
-    settings: EvaluateSection,
-    ranks: Ranks,
+    subject: Subject, data: RunData, settings: EvaluateSection, ranks: Ranks, answers: bool = True
 ) -> None:
-    """Evaluate one model. All ranks; each loads it whole.
+    """Evaluate one model: its answers to the benchmarks, its refusal log-odds, and the loss on general answers.
+
+    All ranks; each loads it whole.
 
     Args:
-        conversations: whose answers' loss is measured.
+        answers: whether it answers the benchmarks; the loss is always measured.
     """
+    assert data.evaluate_general is not None  # load_data reads it with the stage
+    benchmarks = data.benchmarks if answers else []
     tokenizer = subject.load_tokenizer()
     facts = broadcast_from_main(subject.facts() if ranks.is_main else None, ranks)
     # Not every architecture has a fixed context.
@@ -133,12 +131,13 @@ def evaluate_model(
     ]
     for each in questions:
         check_context(each, context)
-    general = _prepare_general(subject.home, conversations, tokenizer, facts, context)
-    _answer_and_measure(subject, questions, general, tokenizer, settings, ranks)
+    general = _prepare_general(subject.home, data.evaluate_general.rows, tokenizer, facts, context)
+    log_odds = _prepare_log_odds(subject, questions, tokenizer, facts, data, ranks)
+    _answer_and_measure(subject, questions, general, log_odds, tokenizer, settings, ranks)
     if ranks.is_main:
         judges = [load_judge(declared) for declared in settings.judges]
         for each, benchmark in zip(questions, benchmarks, strict=True):
-            _judge_and_score(each, benchmark.wanted, judges)
+            _judge_and_score(each, benchmark, judges)
     barrier(ranks)
 
 
@@ -155,7 +154,7 @@ def evaluate_endpoint(
             print_on_main(ranks, f"{endpoint.model}: {benchmark.name}, {len(questions.prompts)} prompts")
             ask_questions(questions, endpoint, ranks, partial(cost.spend, benchmark.name, questions.settings_hash))
             _note_tokens(cost, questions)
-        _judge_and_score(questions, benchmark.wanted, judges)
+        _judge_and_score(questions, benchmark, judges)
     print_on_main(ranks, f"{endpoint.model}: {endpoint.spent}")
 
 
@@ -202,6 +201,7 @@ def _answer_and_measure(
     subject: Subject,
     benchmarks: list[Questions],
     general: GeneralAnswers,
+    log_odds: LogOdds | None,
     tokenizer: PreTrainedTokenizerBase,
     settings: EvaluateSection,
     ranks: Ranks,
@@ -210,7 +210,8 @@ def _answer_and_measure(
     # Rank 0 looks and tells the others: a file system may show them different things for a while.
     missing = broadcast_from_main([not are_answered(questions) for questions in benchmarks], ranks)
     unmeasured = broadcast_from_main(not general.is_measured, ranks)
-    if not any(missing) and not unmeasured:
+    unread = broadcast_from_main([not file.is_measured for file in log_odds.files] if log_odds else [], ranks)
+    if not any(missing) and not unmeasured and not any(unread):
         print_on_main(ranks, f"evaluate {subject.name}: done before")
         return
     model = subject.load_model(ranks.device)
@@ -219,6 +220,9 @@ def _answer_and_measure(
         if is_missing:
             print_on_main(ranks, f"evaluate {subject.name}: {questions.name}, {len(questions.prompts)} prompts")
             _answer(questions, model, tokenizer, cost, ranks)
+    if log_odds and any(unread):
+        files = [file for file, is_unread in zip(log_odds.files, unread, strict=True) if is_unread]
+        _read_log_odds(subject, replace(log_odds, files=files), model, settings.batch_size, cost, ranks)
     if unmeasured:
         print_on_main(ranks, f"evaluate {subject.name}: loss on {len(general.conversations)} general conversations")
         _measure(general, model, tokenizer, settings.batch_size, cost, ranks)
@@ -239,6 +243,44 @@ def _answer(
         _note_tokens(cost, questions)
     else:
         answer_questions(questions, model, tokenizer, ranks)
+
+
+def _prepare_log_odds(
+    subject: Subject,
+    questions: Sequence[Questions],
+    tokenizer: PreTrainedTokenizerBase,
+    facts: dict[str, str],
+    data: RunData,
+    ranks: Ranks,
+) -> LogOdds | None:
+    if not questions or data.refusal_examples is None or data.ordinary_examples is None:
+        return None
+    openings, problem = openings_of(tokenizer, data.refusal_examples, data.ordinary_examples)
+    if openings is None:
+        print_on_main(ranks, f"evaluate {subject.name}: no refusal log-odds: {problem}")
+        return None
+    files = [
+        log_odds_file(subject.home.benchmark(each.name).log_odds, each.prompts, each.ids, openings, facts)
+        for each in questions
+    ]
+    return LogOdds(openings, files)
+
+
+def _read_log_odds(
+    subject: Subject, log_odds: LogOdds, model: PreTrainedModel, batch_size: int, cost: Cost, ranks: Ranks
+) -> None:
+    print_on_main(ranks, f"evaluate {subject.name}: refusal log-odds, {len(log_odds.openings.openings)} openings")
+    key = hash_of([file.settings_hash for file in log_odds.files])
+    for file in log_odds.files:
+        start = time.perf_counter()
+        if problem := measure_log_odds(model, file, log_odds.openings, batch_size, ranks):
+            print_on_main(ranks, f"evaluate {subject.name}: no refusal log-odds: {problem}")
+            return
+        if ranks.is_main:
+            cost.spend("log_odds", key, time.perf_counter() - start)
+    if ranks.is_main:
+        write_json(subject.home.openings, openings_as_json(log_odds.openings))
+        cost.finish("log_odds", key, prompts=sum(len(file.prompts) for file in log_odds.files))
 
 
 def _note_tokens(cost: Cost, questions: Questions) -> None:
@@ -266,11 +308,12 @@ def _measure(
         cost.finish("general_loss", general.settings_hash, tokens=tokens)
 
 
-def _judge_and_score(questions: Questions, wanted: str, judges: Sequence[Judge]) -> None:
+def _judge_and_score(questions: Questions, benchmark: Benchmark, judges: Sequence[Judge]) -> None:
     """Judge and score a finished file; every time, so that verdicts and scores fit the answers. Rank 0."""
     home = BenchmarkFolder(questions.file.parent)
     verdicts = {judge.name: judge_file(questions.file, judge, home.verdicts(judge.name)) for judge in judges}
-    write_json(home.scores, score(verdicts, questions.prompts, wanted, judges))
+    scores = score(verdicts, questions.prompts, benchmark.wanted, judges)
+    write_json(home.scores, scores | ({"counterpart": benchmark.counterpart} if benchmark.counterpart else {}))
 
 
 def device_name(device: torch.device) -> str:

@@ -53,8 +53,20 @@ class StringJudge:
 
 def string_judge(name: str) -> StringJudge:
     """The judge of a preset that is shipped, one of PRESETS."""
-    file = resources.files("dcr_ds.judges") / "presets" / f"{name}.json"
-    preset = json.loads(file.read_text(encoding="utf-8"))
+    preset = _read_preset(name)
     if preset["case"] == "ignore":
         preset["phrases"] = [phrase.lower() for phrase in preset["phrases"]]
     return StringJudge(name, preset)
+
+
+def published_phrases() -> list[str]:
+    """The phrases of all presets, as they are written there, each once."""
+    phrases: dict[str, None] = {}
+    for name in PRESETS:
+        preset = _read_preset(name)
+        phrases |= dict.fromkeys([*preset["phrases"], *preset.get("phrases_unless", {})])
+    return list(phrases)
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    return json.loads((resources.files("dcr_ds.judges") / "presets" / f"{name}.json").read_text(encoding="utf-8"))

@@ -19,6 +19,9 @@ class OwnBenchmark(Section):
     max_new_tokens: PositiveInt | None = Field(
         None, description="its longest answer, with evaluate.max_new_tokens: auto"
     )
+    counterpart: str | None = Field(
+        None, description="name of the benchmark of harmful prompts that this harmless one is compared with"
+    )
 
 
 class NamedBenchmark(Section):

@@ -13,6 +13,7 @@ from tiny import make_model, make_tokenizer, one_thread_environment
 from tiny_models import ONE
 
 from dcr_ds.commands.evaluate import run
+from dcr_ds.data import ConversationSet, RunData
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.run import Subject, evaluate_model, longest_answer
@@ -25,6 +26,7 @@ from dcr_ds.recipe.layout import ModelFolder
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["--suite", "builtin", "--limit", "10", "--max-new-tokens", "12", "--batch-size", "2"]
 OF_EACH = {
+    "log_odds.jsonl",
     "scores.json",
     "generations.jsonl",
     "verdicts.xstest_strings.jsonl",
@@ -120,10 +122,9 @@ def subject(home, source, adapter=None):
 
 def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):
     benchmarks = read_benchmarks(EvaluateSection(benchmarks=[{"name": "builtin-toxic", "rows": 4}]))
-    settings = EvaluateSection(max_new_tokens=4)
-    conversations = []
+    data = RunData(benchmarks=benchmarks, evaluate_general=ConversationSet("general", "test", [], "0" * 64))
     with pytest.raises(UserError, match="none of its 0 conversations"):
-        evaluate_model(subject(tmp_path / "none", model), benchmarks, conversations, settings, ONE)
+        evaluate_model(subject(tmp_path / "none", model), data, EvaluateSection(max_new_tokens=4), ONE)
     whole = subject(tmp_path, model, adapter).load_model(ONE.device)
     ids = torch.arange(5, 25)[None]
     base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)

@@ -6,7 +6,7 @@ from tiny_models import CONVERSATIONS, ONE, PROMPTS, save_tiny_model
 
 from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, RunData
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate import run
+from dcr_ds.evaluate import log_odds, run
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import Recipe
@@ -125,3 +125,30 @@ def test_no_conversation_within_the_context_is_an_error(tmp_path, models, data):
     data.evaluate_general = ConversationSet("general", "test", [TOO_LONG], "1" * 64)
     with pytest.raises(UserError, match="evaluate.general: none of its 1 conversations fits"):
         evaluate(recipe(), tmp_path, {"refined": models["refined"]}, data)
+
+
+def test_log_odds_stand_next_to_the_answers(tmp_path, models, data):
+    refusals = [
+        Conversation(f"r{i}", ({"role": "user", "content": "x"}, {"role": "assistant", "content": "I cannot do that."}))
+        for i in range(5)
+    ]
+    data.refusal_examples = ConversationSet("refusals", "test", refusals, "2" * 64)
+    data.ordinary_examples = ConversationSet("general", "test", list(CONVERSATIONS), "3" * 64)
+    evaluate(recipe(), tmp_path, models, data)
+    home = tmp_path / "evaluate/aligned"
+    rows = read_jsonl(home / "seeming/log_odds.jsonl")
+    assert [row["id"] for row in rows] == [prompt.id for prompt in PROMPTS[:6]]
+    openings = read_json(home / "openings.json")["openings"]
+    assert set(rows[0]["openings"]) == {opening["text"] for opening in openings}
+    assert read_json(home / "cost.json")["parts"]["log_odds"]["prompts"] == len(PROMPTS)
+    assert not (tmp_path / "evaluate/refined/openings.json").exists()
+    assert rows[0]["log_odds"] != read_jsonl(tmp_path / "evaluate/base/seeming/log_odds.jsonl")[0]["log_odds"]
+
+
+def test_a_model_whose_answers_have_no_refusal_openings_is_evaluated_without(tmp_path, models, data, capsys):
+    data.refusal_examples = data.ordinary_examples = ConversationSet("general", "test", [], "3" * 64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_odds, "published_phrases", list)
+        evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
+    assert "evaluate base: no refusal log-odds: no refusal opening found" in capsys.readouterr().err
+    assert (tmp_path / "evaluate/base/seeming/scores.json").exists()
