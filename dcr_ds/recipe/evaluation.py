@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
 from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
-from dcr_ds.recipe.layout import ALIGNED, BASE
+from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, ModelName
 
 
 class OwnBenchmark(Section):
@@ -127,8 +127,8 @@ AnyJudge = Annotated[
 
 
 class EvaluateSection(Section):
-    models: list[Literal["base", "refined", "aligned"]] = Field(
-        [BASE, ALIGNED], min_length=1, description="which models answer the benchmarks"
+    models: list[ModelName] = Field(
+        [BASE, CONTROL, ALIGNED], min_length=1, description="which models answer the benchmarks, if they exist"
     )
     benchmarks: list[AnyBenchmark] = Field(
         ["builtin"],  # type: ignore[list-item]  # validated like any other value: becomes a NamedBenchmark

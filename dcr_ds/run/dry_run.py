@@ -13,6 +13,7 @@ from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import Recipe, dump_recipe
 from dcr_ds.refine.prompts import encode_refine_prompts
+from dcr_ds.run.folder import has_control
 
 
 def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: RunData, world_size: int) -> str:
@@ -47,6 +48,8 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
         steps = num_steps(recipe.align.epochs, len(samples.samples), recipe.align.global_batch)
         a_step = recipe.align.global_batch * sum(samples.lengths) / len(samples.lengths)
         lines += [*samples.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
+        if has_control(recipe):
+            lines.append("control: the same steps again, from the base model")
     if "evaluate" in recipe.stages:
         num_prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
         lines.append(f"evaluate: {num_prompts} prompts for each of {', '.join(recipe.evaluate.models)}")

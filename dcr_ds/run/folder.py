@@ -18,7 +18,17 @@ from dcr_ds.recipe.layout import RunFolder
 
 LOCK_SECONDS = 60
 # what may differ between the run in a folder and a run that goes on there: it changes no weight
-FREE = ("output", "stages", "deepspeed", "log_every", "tensorboard", "profile_steps", "checkpoint", "watchdog")
+FREE = (
+    "output",
+    "stages",
+    "control",
+    "deepspeed",
+    "log_every",
+    "tensorboard",
+    "profile_steps",
+    "checkpoint",
+    "watchdog",
+)
 
 
 def open_run(recipe: Recipe, redo: str | None) -> Recipe:
@@ -81,12 +91,20 @@ def run_alone(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
 
 def clear_stages(recipe: Recipe, redo: str | None) -> None:
     """Remove the outputs of the stages that are done again; after every check. Rank 0."""
-    for stage in _redone(redo):
+    # the control depends on align alone, so that it stays when refine is done again
+    control = ("control",) if redo in ("align", "all") else ()
+    for stage in (*_redone(redo), *control):
         shutil.rmtree(RunFolder(recipe.folder).stage(stage).folder, ignore_errors=True)
 
 
 def _redone(redo: str | None) -> tuple[str, ...]:
     return STAGES if redo == "all" else STAGES[STAGES.index(redo) :] if redo else ()
+
+
+def has_control(recipe: Recipe) -> bool:
+    """Whether a run trains a control: it aligns, and what it aligns was refined."""
+    refines = "refine" in recipe.stages or RunFolder(recipe.folder).stage("refine").is_done
+    return recipe.control == "stl" and "align" in recipe.stages and refines
 
 
 def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: Sequence[str]) -> list[str]:

@@ -9,9 +9,9 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import Recipe
-from dcr_ds.recipe.layout import ALIGNED, BASE, REFINED, RunFolder
+from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, REFINED, RunFolder
 from dcr_ds.run.environment import describe_environment
-from dcr_ds.run.folder import clear_stages, open_run, run_alone, save_run
+from dcr_ds.run.folder import clear_stages, has_control, open_run, run_alone, save_run
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -60,11 +60,17 @@ def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks) -> None:
         from dcr_ds.align.loop import align
 
         align(recipe, refined if refined.is_dir() else source, data, folder.stage("align").folder, ranks)
+    if has_control(recipe) and not _done(recipe, "control", ranks):
+        from dcr_ds.align.loop import align
+
+        process.print_on_main(ranks, "control: the same alignment from the base model, without refine")
+        align(recipe, source, data, folder.stage("control").folder, ranks)
     if "evaluate" in recipe.stages:
         from dcr_ds.evaluate.run import evaluate_models
         from dcr_ds.models.load import DTYPES
 
-        models: dict[str, Path] = {BASE: source, REFINED: refined, ALIGNED: aligned}
+        control = folder.stage("control").model
+        models: dict[str, Path] = {BASE: source, CONTROL: control, REFINED: refined, ALIGNED: aligned}
         there = {name: path for name, path in models.items() if path.is_dir()}
         dtype = DTYPES[recipe.model.dtype]
         evaluate_models(recipe, folder.folder, there, data, ranks, dtype, recipe.model.attention)
@@ -80,7 +86,8 @@ def _done(recipe: Recipe, stage: str, ranks) -> bool:
     folder = RunFolder(recipe.folder).stage(stage)
     done = process.broadcast_from_main(folder.is_done, ranks)
     if done:
-        process.print_on_main(ranks, f"{stage}: done already in {folder.folder} (--redo {stage} does it again)")
+        redo = "align" if stage == "control" else stage
+        process.print_on_main(ranks, f"{stage}: done already in {folder.folder} (--redo {redo} does it again)")
     return done
 
 
