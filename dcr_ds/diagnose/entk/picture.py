@@ -9,50 +9,55 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
     from dcr_ds.diagnose.entk.result import EntkResult
 
 
 def draw(result: EntkResult, path: Path) -> None:
-    """Draw both heat maps on one colour scale, from 0 to the 99th percentile of the pairs of different prompts."""
+    """Draw the heat maps of pairs and of means, each with a colour scale of its own, as the means vary far less."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 5.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11.5, 5.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    others = result.ratios[~np.eye(len(result.ratios), dtype=bool)]
-    scale = {"vmin": 0, "vmax": max(float(np.quantile(others, 0.99)), float(result.means.max())), "cmap": "viridis"}
-    draw_pairs(left, result, scale)
-    image = draw_means(right, result, scale)
-    label = "‖K(x′, x)‖ / ‖K(x′, x′)‖"
-    figure.colorbar(image, ax=[left, right], label=label, extend="max", shrink=0.82, pad=0.02)
-    figure.suptitle(f"eNTK of the {result.k} largest first-token logits, parameters: {result.parameters}")
+    image = draw_pairs(left, result)
+    bar = figure.colorbar(image, ax=left, extend="max", shrink=0.84, pad=0.02)
+    bar.set_label("‖K(x′, x)‖ / ‖K(x′, x′)‖")
+    draw_means(right, result)
+    figure.suptitle(
+        f"eNTK of the {result.k} largest logits of the first answer token, parameters: {result.parameters}", wrap=True
+    )
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     figure.savefig(path)
 
 
-def draw_pairs(axes: Axes, result: EntkResult, scale: dict) -> None:
-    axes.imshow(result.ratios, interpolation="nearest", **scale)
+def draw_pairs(axes: Axes, result: EntkResult) -> AxesImage:
+    """All pairs; the scale ends at the 99th percentile of the pairs of different prompts."""
+    others = result.ratios[~np.eye(len(result.ratios), dtype=bool)]
+    image = axes.imshow(result.ratios, interpolation="nearest", vmin=0, vmax=float(np.quantile(others, 0.99)))
     bounds = np.cumsum([0, *result.counts.values()])
     for bound in bounds[1:-1]:
         axes.axhline(bound - 0.5, color="white", linewidth=1.2)
         axes.axvline(bound - 0.5, color="white", linewidth=1.2)
     label_axes(axes, result, (bounds[1:] + bounds[:-1] - 1) / 2)
-    axes.set_title("pairs of prompts", fontsize=11)
+    axes.set_title("all pairs of prompts", fontsize=11)
+    return image
 
 
-def draw_means(axes: Axes, result: EntkResult, scale: dict):
+def draw_means(axes: Axes, result: EntkResult) -> None:
     """Means with their 95 % intervals, in black or white, whichever can be read on the colour."""
-    image = axes.imshow(result.means, **scale)
+    largest = float(result.means.max())
+    axes.imshow(result.means, vmin=0, vmax=largest)
     for row, column in np.ndindex(result.means.shape):
         mean, low, high = (values[row, column] for values in (result.means, result.low, result.high))
-        colour = "black" if mean > 0.6 * scale["vmax"] else "white"
+        colour = "black" if mean > 0.5 * largest else "white"
         axes.text(column, row - 0.08, f"{mean:.3f}", ha="center", va="center", color=colour, fontsize=14)
         interval = f"{low:.3f} to {high:.3f}"
         axes.text(column, row + 0.17, interval, ha="center", va="center", color=colour, fontsize=9)
     label_axes(axes, result, np.arange(len(result.counts)))
     axes.set_title("means and 95 % intervals, without x = x′", fontsize=11)
-    return image
 
 
 def label_axes(axes: Axes, result: EntkResult, places: np.ndarray) -> None:
