@@ -194,7 +194,8 @@ class BatchPass:
         if part.kind == "head":
             yield from self.head_factors(part, use, outputs)
         elif part.kind == "embedding":
-            outputs = outputs * getattr(part.module, "embed_scale", 1)
+            scale = torch.as_tensor(getattr(part.module, "embed_scale", 1))
+            outputs = outputs * scale.to(part.module.weight.dtype).to(outputs)  # rounded as in the module
             ids = use.inputs.expand(outputs.shape[0], outputs.shape[2])
             if part.module.padding_idx is not None:  # autograd leaves that row out
                 outputs = outputs * (ids != part.module.padding_idx)[:, None, :, None]

@@ -84,7 +84,10 @@ def block_means(weights: np.ndarray, ratios: np.ndarray, counts: dict[str, int])
 
 
 def bootstrap(ratios: np.ndarray, counts: dict[str, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals at 95 % of the block means, by resampling the prompts within every category."""
+    """Percentile intervals at 95 % of the block means, by resampling the prompts within every category.
+
+    They are too narrow for few prompts: two prompts have one pair within their category, so no spread.
+    """
     random = np.random.default_rng(seed)
     drawn = [random.multinomial(count, [1 / count] * count, size=RESAMPLES) for count in counts.values()]
     means = block_means(np.concatenate(drawn, axis=1).astype(float), ratios, counts)
