@@ -13,7 +13,7 @@ import numpy as np
 from dcr_ds.errors import UserError
 
 SETS = (("seemingly toxic", "#005fa3", "o"), ("toxic", "#b34700", "^"))  # colours of the report's figures
-MARGIN = 0.08  # of the range, around the points
+MARGIN = 0.06  # around the points, as a share of the range
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,10 @@ def draw_pca(projection: Projection, labels: np.ndarray, file: Path, titles: Seq
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(8, 4.2), dpi=160, layout="constrained")
+    drawing = Figure(figsize=(8, 4.5), dpi=160, layout="constrained")
     FigureCanvasAgg(drawing)
     panels = drawing.subplots(1, 2, sharex=True, sharey=True)
+    limits = _square(np.concatenate([projection.before, projection.after]))
     parts = (
         (projection.before, projection.explained_before),
         (projection.after, projection.explained_after),
@@ -86,9 +87,16 @@ def draw_pca(projection: Projection, labels: np.ndarray, file: Path, titles: Seq
             panel.scatter(*chosen.T, s=22, c=colour, marker=marker, alpha=0.65, linewidths=0, label=name)
         panel.set_title(f"{title} (axes explain {explained:.0%} of its variance)", fontsize=10)
         panel.set_xlabel(f"axis 1 ({projection.explained[0]:.0%} of both)")
-        panel.margins(MARGIN)
+        panel.set(xlim=limits[0], ylim=limits[1], aspect="equal")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(f"axis 2 ({projection.explained[1]:.0%} of both)")
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(file, metadata={"Software": None})
+
+
+def _square(points: np.ndarray) -> list[tuple[float, float]]:
+    """Limits of both axes of the same extent, so that distances along both look the same."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = max((high - low).max(), 1e-6) * (0.5 + MARGIN)
+    return [(middle - half, middle + half) for middle in (low + high) / 2]

@@ -59,7 +59,7 @@ def test_the_picture(tmp_path):
     file = tmp_path / "new" / "pca.png"
     draw_pca(project(states(0), states(1)), LABELS, file, ("before", "after"))
     picture = imread(file)
-    assert picture.shape[:2] == (672, 1280)
+    assert picture.shape[:2] == (720, 1280)
     assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 10
 
 
