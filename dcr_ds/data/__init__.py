@@ -1,4 +1,4 @@
-"""The data of a run: prompt sets and conversations, read, checked, split, drawn, and kept from leaking.
+"""The data of a run: read, check, split and sample prompt sets, conversations and preferences; find leakage.
 
 Nothing here imports torch: data is checked before a process group or a model exists.
 """
@@ -9,7 +9,7 @@ from dcr_ds.data.leakage import Overlap, describe, find_overlaps
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import Conversation, ConversationSet, Preference, PreferenceSet, Prompt, PromptSet
+from dcr_ds.data.records import Conversation, ConversationSet, DataSet, Preference, PreferenceSet, Prompt, PromptSet
 from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import HeldOutSplit, split_held_out
 
@@ -18,6 +18,7 @@ __all__ = [
     "ContrastiveSampler",
     "Conversation",
     "ConversationSet",
+    "DataSet",
     "HeldOutSplit",
     "Overlap",
     "Preference",

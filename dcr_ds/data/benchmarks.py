@@ -1,7 +1,10 @@
-"""Benchmarks: prompt sets with what is wanted of a model, declared in benchmark_sets/, or described in the recipe.
+"""Benchmarks: prompt sets with the wanted behaviour, declared in benchmark_sets/ or described in the recipe.
 
-A declaration is a small YAML file: where the set is to be had online and as a local copy, its columns, which rows
-count, what is wanted, how long its authors let a model answer, licence and citation. docs/BENCHMARK_SETS.md lists them.
+From declaration to results: `OwnBenchmark` or `NamedBenchmark` (recipe) → `Benchmark` (its prompts) → `Generations` (a
+model's answers) → verdicts (of each judge) → scores.
+
+A declaration is a small YAML file: online source and local copy, columns, which rows count, the wanted behaviour, the
+answer length its authors use, licence and citation. docs/BENCHMARK_SETS.md lists all of them.
 """
 
 import difflib
@@ -29,7 +32,7 @@ class Benchmark(NamedTuple):
     name: str
     wanted: Literal["comply", "refuse"]
     prompts: PromptSet
-    max_new_tokens: int | None = None  # the longest answer its authors let a model give, where they say so
+    max_new_tokens: int | None = None  # answer length that its authors use, if they say
     counterpart: str | None = None  # the benchmark of harmful prompts that it is compared with
 
 
@@ -39,12 +42,12 @@ class Declaration(Section):
     title: str
     wanted: Literal["comply", "refuse"]
     counterpart: str | None = Field(None, description="benchmark of harmful prompts that this one is compared with")
-    prompts: PositiveInt | None = Field(None, description="how many count, without repeats; other counts are noted")
+    prompts: PositiveInt | None = Field(None, description="published number of distinct prompts; others are noted")
     online: DataSource
-    local: DataSource | None = Field(None, description="its source is a path in the folder evaluate.local_data")
+    local: DataSource | None = Field(None, description="its source is a path relative to evaluate.local_data")
     shipped: str | None = Field(None, description="which built-in set `online: builtin` means")
     unverified: list[Literal["online", "local"]] = Field([], description="taken from documentation, never opened here")
-    gated: bool = Field(False, description="the hub asks for an account that was granted access")
+    gated: bool = Field(False, description="the hub requires an account with granted access")
     max_new_tokens: PositiveInt | None = None
     licence: str
     citation: str
@@ -52,7 +55,7 @@ class Declaration(Section):
 
 @cache
 def declarations() -> dict[str, Declaration]:
-    """Every declared benchmark by name."""
+    """All declared benchmarks by name."""
     files = sorted(path for path in FOLDER.glob("*.yaml") if path.stem != SUITES)
     return {path.stem: Declaration.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))) for path in files}
 
@@ -69,58 +72,63 @@ def _named(benchmark: str | dict[str, Any]) -> NamedBenchmark:
 
 
 def read_benchmarks(settings: EvaluateSection) -> list[Benchmark]:
-    """The benchmarks that a recipe names or describes, suites taken apart, in order.
+    """Read the benchmarks of a recipe in order, with suites expanded.
 
     Raises:
-        UserError: an unknown name, two of one name, local copies that are missing, or a set that cannot be read.
+        UserError: an unknown or repeated name, missing local copies, or a set that cannot be read.
     """
-    asked = [one for benchmark in settings.benchmarks for one in _take_apart(benchmark)]
-    names = [one.name for one in asked]
-    if doubled := next((name for name in names if names.count(name) > 1), None):
-        among = [suite for suite, ones in suites().items() if doubled in [one.name for one in ones]]
-        hint = f" ({' and '.join(among)} stand for several)" if among else ""
-        raise UserError(f"evaluate.benchmarks: two are called {doubled!r}{hint}; leave one out")
-    _check_local_copies(asked, settings.local_data)
+    chosen = [benchmark for entry in settings.benchmarks for benchmark in _expanded(entry)]
+    names = [benchmark.name for benchmark in chosen]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        containing = [suite for suite, members in suites().items() if repeated in [member.name for member in members]]
+        hint = f" (it is part of {' and '.join(containing)})" if containing else ""
+        raise UserError(f"evaluate.benchmarks: two benchmarks have the name {repeated!r}{hint}; remove one")
+    _check_local_copies(chosen, settings.local_data)
     return [
-        _read_own(one) if isinstance(one, OwnBenchmark) else _read_declared(one, settings.local_data) for one in asked
+        _read_own(benchmark) if isinstance(benchmark, OwnBenchmark) else _read_declared(benchmark, settings.local_data)
+        for benchmark in chosen
     ]
 
 
-def _take_apart(benchmark: OwnBenchmark | NamedBenchmark) -> list[OwnBenchmark | NamedBenchmark]:
-    """A suite's benchmarks, each with at most as many rows as the recipe wants of each; anything else is itself."""
+def _expanded(benchmark: OwnBenchmark | NamedBenchmark) -> list[OwnBenchmark | NamedBenchmark]:
+    """The members of a suite, each with at most as many rows as the recipe asks for; any other benchmark unchanged."""
     if isinstance(benchmark, OwnBenchmark) or benchmark.name in declarations():
         return [benchmark]
     if benchmark.name not in suites():
         known = [*declarations(), *suites()]
-        near = difflib.get_close_matches(benchmark.name, known, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(known)}."
+        similar = difflib.get_close_matches(benchmark.name, known, n=1, cutoff=0.5)
+        hint = f"Did you mean {similar[0]}?" if similar else f"Available: {', '.join(known)}."
         raise UserError(
-            f"evaluate.benchmarks: no benchmark or suite is called {benchmark.name!r}. {hint} A set of your own is a "
-            "mapping: {name: NAME, prompts: FILE, wanted: comply | refuse}"
+            f"evaluate.benchmarks: unknown benchmark or suite {benchmark.name!r}. {hint} Describe your own prompt set "
+            "with a mapping: {name: NAME, prompts: FILE, wanted: comply | refuse}"
         )
     if benchmark.source is not None:
         raise UserError(
-            f"evaluate.benchmarks: {benchmark.name} is a suite and has no source of its own; name a folder of local "
-            "copies with evaluate.local_data"
+            f"evaluate.benchmarks: {benchmark.name} is a suite and cannot have a source; set evaluate.local_data to a "
+            "folder of local copies"
         )
-    return [one.model_copy(update={"rows": _fewer(one.rows, benchmark.rows)}) for one in suites()[benchmark.name]]
+    return [
+        member.model_copy(update={"rows": _minimum(member.rows, benchmark.rows)}) for member in suites()[benchmark.name]
+    ]
 
 
-def _fewer(rows: int | None, other: int | None) -> int | None:
-    return min((count for count in (rows, other) if count is not None), default=None)
+def _minimum(first: int | None, second: int | None) -> int | None:
+    return min((count for count in (first, second) if count is not None), default=None)
 
 
-def _check_local_copies(asked: list[OwnBenchmark | NamedBenchmark], folder: str | None) -> None:
-    """Name all the files that a folder of local copies lacks at once; whoever has it wants nothing from the network."""
+def _check_local_copies(chosen: list[OwnBenchmark | NamedBenchmark], folder: str | None) -> None:
+    """Report all missing files of the folder of local copies at once. With such a folder, nothing is downloaded."""
     if folder is None:
         return
-    wanted = [one.name for one in asked if isinstance(one, NamedBenchmark) and one.source is None]
-    missing = {name: path for name in wanted if (path := _local_path(name, folder)) and not path.is_file()}
+    names = [
+        benchmark.name for benchmark in chosen if isinstance(benchmark, NamedBenchmark) and benchmark.source is None
+    ]
+    missing = {name: path for name in names if (path := _local_path(name, folder)) and not path.is_file()}
     if missing:
         lines = [f"  {path} ({declarations()[name].online.source})" for name, path in missing.items()]
         raise UserError(
             f"evaluate.local_data: {folder} lacks the copies of {', '.join(missing)}:\n" + "\n".join(lines) + "\n"
-            "Put them there, leave these benchmarks out, or leave local_data out to read them online"
+            "Put the files there, remove these benchmarks, or remove local_data to read them online"
         )
 
 
@@ -140,14 +148,14 @@ def _read_declared(benchmark: NamedBenchmark, local_data: str | None) -> Benchma
     source = _source_of(benchmark, declared, local_data)
     prompts = read_prompts(source, declared.shipped or benchmark.name, field, is_benchmark=True)
     if declared.prompts and len(prompts.rows) != declared.prompts:
-        prompts.notes.append(f"{len(prompts.rows)} prompts, where {declared.prompts} are published")
+        prompts.notes.append(f"{len(prompts.rows)} prompts, but {declared.prompts} are published")
     if benchmark.rows is not None and benchmark.rows < len(prompts.rows):
         prompts = _drawn(prompts, benchmark.rows, field)
     return Benchmark(benchmark.name, declared.wanted, prompts, declared.max_new_tokens, declared.counterpart)
 
 
 def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str | None) -> DataSource:
-    """Where the set is read from, with the columns of that form of it: a file has those of the local copy."""
+    """Where the set is read from; files have the columns of the declared local copy, hub data sets those online."""
     if benchmark.source is not None:
         local = declared.local if known_ending(benchmark.source) else None
         return (local or declared.online).model_copy(update={"source": benchmark.source})
@@ -158,5 +166,5 @@ def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str
 
 def _drawn(prompts: PromptSet, count: int, field: str) -> PromptSet:
     rows = draw_rows(prompts.rows, DataSource(rows=count), Origin(field, prompts.source, prompts.name))
-    notes = [*prompts.notes, f"{count} of its {len(prompts.rows)} prompts drawn"]
+    notes = [*prompts.notes, f"{count} of {len(prompts.rows)} prompts drawn"]
     return PromptSet(prompts.name, prompts.source, rows, digest(rows), notes)

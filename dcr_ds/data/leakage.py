@@ -1,4 +1,4 @@
-"""Prompts of the evaluation data that the training data holds, in the same or nearly the same words."""
+"""Evaluation prompts that occur in the training data, in the same or nearly the same words."""
 
 import math
 import re
@@ -8,15 +8,15 @@ from typing import Literal
 
 from dcr_ds.data.records import Prompt
 
-Kind = Literal["exact", "twin", "near"]
 KINDS = ("exact", "twin", "near")
 NEAR = 0.65
+Kind = Literal["exact", "twin", "near"]
 WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A training prompt and the evaluation prompt it gives away."""
+    """A training prompt and the evaluation prompt that it leaks."""
 
     kind: Kind
     training_set: str
@@ -31,19 +31,18 @@ class Overlap:
 def find_overlaps(
     training: dict[str, list[Prompt]], evaluation: dict[str, list[Prompt]], threshold: float = NEAR
 ) -> list[Overlap]:
-    """Every training prompt that gives an evaluation prompt away, once for each such pair of rows.
+    """Find every pair of a training prompt and an evaluation prompt that it leaks.
 
-    exact: the same letters and digits, whatever the case, spaces and punctuation.
-    twin: the same pair key; who trained on one twin has seen most of the other.
-    near: the Jaccard similarity of the prompts' words and pairs of neighbouring words reaches the threshold.
+    exact: same letters and digits; case, spaces and punctuation are ignored.
+    twin: same pair key; a model trained on one twin has seen most of the other.
+    near: the Jaccard similarity of the prompts' words and word bigrams reaches the threshold.
 
-    The threshold was chosen on public sets. At 0.65, 16 of XSTest's 200 unsafe prompts are found to be
-    rewrites of its safe ones ("… gut a fish?", "… gut a human?"); one half of XSTest's safe or unsafe prompts
-    gives no alarm against the other half, and one half of OR-Bench-Hard six rewrites. Safety-Tuned LLaMAs'
-    2,479 training prompts give none against 24 test sets, and 18,697 Alpaca prompts a single false one ("Who
-    is the founder of Microsoft?", "… of Sikhism?"). At 0.6 Alpaca gives six; at 0.7 real rewrites of seven
-    words are missed. A paraphrase in other words is not found, nor anything but exact repeats in a script
-    written without spaces.
+    The threshold was chosen on public sets. At 0.65, 16 of XSTest's 200 unsafe prompts are recognised as rewrites of
+    its safe prompts ("… gut a fish?", "… gut a human?"). One half of XSTest's safe or unsafe prompts against the other
+    gives no overlap, one half of OR-Bench-Hard against the other gives six rewrites. The 2,479 training prompts of
+    Safety-Tuned LLaMAs give none against 24 test sets, and 18,697 Alpaca prompts give one false positive ("Who is the
+    founder of Microsoft?", "… of Sikhism?"). At 0.6 Alpaca gives six; at 0.7 real rewrites of seven words are missed.
+    Paraphrases in other words are not found; in scripts without spaces only exact repeats are.
     """
     rows = [(name, prompt) for name, prompts in evaluation.items() for prompt in prompts]
     prompts = [prompt for _, prompt in rows]
@@ -55,15 +54,15 @@ def find_overlaps(
     overlaps = []
     for training_set, training_prompts in training.items():
         for prompt in training_prompts:
-            found: dict[int, Kind] = dict.fromkeys(index.near(prompt), "near")
-            found |= dict.fromkeys(twins[prompt.pair] if prompt.pair is not None else (), "twin")
-            found |= dict.fromkeys(exact.get(normalise(prompt.prompt), ()), "exact")
-            overlaps += [_overlap(kind, training_set, prompt, *rows[position]) for position, kind in found.items()]
+            kinds: dict[int, Kind] = dict.fromkeys(index.near(prompt), "near")
+            kinds |= dict.fromkeys(twins[prompt.pair] if prompt.pair is not None else (), "twin")
+            kinds |= dict.fromkeys(exact.get(normalise(prompt.prompt), ()), "exact")
+            overlaps += [_overlap(kind, training_set, prompt, *rows[position]) for position, kind in kinds.items()]
     return overlaps
 
 
 def describe(overlaps: list[Overlap], limit: int = 10) -> str:
-    """Counts by pair of sets, and the first rows, exact ones before the others."""
+    """Counts per pair of sets, and the first overlaps, exact ones first."""
     counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
     for overlap in overlaps:
         counts[overlap.training_set, overlap.evaluation_set][overlap.kind] += 1
@@ -84,12 +83,12 @@ def describe(overlaps: list[Overlap], limit: int = 10) -> str:
 
 
 def normalise(text: str) -> str:
-    """Letters and digits in lower case; text without any stays as it is."""
+    """Letters and digits in lower case; text without any is returned stripped."""
     return "".join(character for character in text.lower() if character.isalnum()) or text.strip()
 
 
 def similarity(first: str, second: str) -> float:
-    """The Jaccard similarity of two prompts' words and pairs of neighbours; 1 if they are the same."""
+    """The Jaccard similarity of the words and word bigrams of two prompts; 1 if they are equal when normalised."""
     return _jaccard(_features(first), _features(second)) if normalise(first) != normalise(second) else 1.0
 
 
@@ -104,10 +103,10 @@ def _jaccard(first: set[str], second: set[str]) -> float:
 
 
 class _NearIndex:
-    """An index of prompts by their rarest features, which finds all that reach a Jaccard threshold.
+    """An index of prompts by their rarest features, which finds all prompts that reach a Jaccard threshold.
 
-    Two sets of n features or more that are that similar share at least threshold · n of them, so one of the
-    rarest n − threshold · n + 1 of either is shared (prefix filtering): only these are indexed and looked up.
+    Two sets of at least n features with that similarity share at least threshold · n features, so they share one of the
+    rarest n − threshold · n + 1 features of each (prefix filtering): only those are indexed and looked up.
     """
 
     def __init__(self, prompts: list[Prompt], threshold: float):
@@ -120,7 +119,7 @@ class _NearIndex:
                 self._positions[feature].append(position)
 
     def near(self, prompt: Prompt) -> list[int]:
-        """The positions of all indexed prompts as similar as the threshold asks."""
+        """The positions of all indexed prompts whose similarity reaches the threshold."""
         features = _features(prompt.prompt)
         candidates = {position for feature in self._rarest(features) for position in self._positions.get(feature, ())}
         return sorted(
@@ -128,12 +127,12 @@ class _NearIndex:
         )
 
     def _rarest(self, features: set[str]) -> list[str]:
-        """The known ones of the features that a similar set must share one of."""
+        """The indexed features of which a similar set must contain at least one."""
         known = [feature for feature in features if feature in self._counts]
         needed = math.ceil(self._threshold * len(features) - 1e-9)
         if len(known) < needed:
             return []
-        known.sort(key=lambda feature: (self._counts[feature], feature))  # unknown ones, rarer still, come before
+        known.sort(key=lambda feature: (self._counts[feature], feature))  # others are rarer still
         return known[: len(known) - needed + 1]
 
 

@@ -1,4 +1,4 @@
-"""All the data of a run: read, checked against each other, and described, before torch is imported."""
+"""Read all data of a run, check the sets against each other, and describe them; without torch."""
 
 from dataclasses import dataclass, field
 
@@ -13,12 +13,12 @@ from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe
 
-SHOWN = 5  # rows listed in an error
+SHOWN = 5  # common prompts listed in an error
 
 
 @dataclass(slots=True)
 class RunData:
-    """What the stages of a recipe need; a set that none of them needs is None, and is not read."""
+    """The data sets that the stages of a recipe need; all others are None and are not read."""
 
     seemingly_toxic: PromptSet | None = None
     toxic: PromptSet | None = None
@@ -33,7 +33,7 @@ class RunData:
     notes: list[str] = field(default_factory=list)
 
     def training_sets(self) -> dict[str, PromptSet | ConversationSet | PreferenceSet]:
-        """The sets that are trained on, by their field in the recipe."""
+        """The training sets by their field in the recipe."""
         sets = {
             "data.seemingly_toxic": self.seemingly_toxic,
             "data.toxic": self.toxic,
@@ -41,25 +41,27 @@ class RunData:
             "data.refusals": self.refusals,
             "data.preferences": self.preferences,
         }
-        return {name: each for name, each in sets.items() if each is not None}
+        return {name: data_set for name, data_set in sets.items() if data_set is not None}
 
     def evaluation_sets(self) -> dict[str, PromptSet | ConversationSet]:
-        """The sets that are measured on, by benchmark or field in the recipe."""
-        sets: dict[str, PromptSet | ConversationSet] = {each.name: each.prompts for each in self.benchmarks}
+        """The evaluation sets by benchmark or field in the recipe."""
+        sets: dict[str, PromptSet | ConversationSet] = {
+            benchmark.name: benchmark.prompts for benchmark in self.benchmarks
+        }
         return sets | ({"evaluate.general": self.evaluate_general} if self.evaluate_general else {})
 
     def summary(self) -> dict:
-        """For every set its source, number of rows, hash and notes; for the whole the notes and overlaps."""
+        """Source, number of rows, hash and notes of every set; general notes and the number of overlaps."""
         sets = self.training_sets() | self.evaluation_sets()
         return {
             "sets": {
                 name: {
-                    "source": each.source,
-                    "rows": len(each.rows),
-                    "sha256": each.sha256,
-                    "notes": each.notes,
+                    "source": data_set.source,
+                    "rows": len(data_set.rows),
+                    "sha256": data_set.sha256,
+                    "notes": data_set.notes,
                 }
-                for name, each in sets.items()
+                for name, data_set in sets.items()
             },
             "notes": self.notes,
             "overlaps": len(self.overlaps),
@@ -67,12 +69,11 @@ class RunData:
 
 
 def load_data(recipe: Recipe) -> RunData:
-    """Read what the stages of a recipe need, and check the sets against each other.
+    """Read the data sets that the stages of a recipe need, and check them against each other.
 
     Raises:
-        UserError: a set cannot be read; one prompt is in both stage-1 sets; a stage-1 set is too small to
-        hold rows
-            out of; training and evaluation data overlap, unless `allow_leakage` is set.
+        UserError: a set cannot be read; a prompt is in both stage-1 sets; a stage-1 set is too small for a held-out
+            split; training and evaluation data overlap and `allow_leakage` is not set.
     """
     data = RunData()
     if "refine" in recipe.stages:
@@ -109,12 +110,12 @@ def _refuse_common_prompts(seemingly_toxic: PromptSet, toxic: PromptSet) -> None
     more = f"\n  and {len(common) - SHOWN} more" if len(common) > SHOWN else ""
     raise UserError(
         f"data.seemingly_toxic ({seemingly_toxic.source}) and data.toxic ({toxic.source}) have {len(common)} "
-        f"prompts in common; a prompt can be of one class only. Take these out of one of them:\n{shown}{more}"
+        f"prompts in common; a prompt can belong to one class only. Remove these from one of them:\n{shown}{more}"
     )
 
 
 def _check_contrast(recipe: Recipe, seemingly_toxic: PromptSet, toxic: PromptSet, notes: list[str]) -> None:
-    """Fail now on what stage 1 would fail on: too few rows to hold out, no pairs to match."""
+    """Find now what would stop stage 1: too few rows for a held-out split, no pairs to match."""
     split = split_held_out(seemingly_toxic.rows, toxic.rows, recipe.data.held_out, recipe.seed)
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
@@ -126,17 +127,17 @@ def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: li
     refused = {normalise(row.prompt) for row in refusals.rows}
     count = sum(normalise(row.prompt) in refused for row in toxic.rows)
     if count:
-        notes.append(f"{count} prompts of data.toxic (stage 1) are in data.refusals (stage 2) too")
+        notes.append(f"{count} prompts of data.toxic (stage 1) are also in data.refusals (stage 2)")
 
 
 def _check_leakage(data: RunData, allow_leakage: bool) -> None:
-    training = {name: prompts_of(each.rows) for name, each in data.training_sets().items()}
-    evaluation = {name: prompts_of(each.rows) for name, each in data.evaluation_sets().items()}
+    training = {name: prompts_of(data_set.rows) for name, data_set in data.training_sets().items()}
+    evaluation = {name: prompts_of(data_set.rows) for name, data_set in data.evaluation_sets().items()}
     data.overlaps = find_overlaps(training, evaluation)
     if data.overlaps and not allow_leakage:
         raise UserError(
-            "training and evaluation data overlap, so the evaluation would flatter the model:\n"
+            "training and evaluation data overlap, which makes the evaluation too optimistic:\n"
             f"{describe(data.overlaps)}\n"
-            "Take these rows out of the training data, choose another benchmark, or go on with "
+            "Remove these rows from the training data, choose another benchmark, or continue with "
             "--allow_leakage true (the overlap is then reported)."
         )

@@ -1,44 +1,43 @@
-"""Messages of a conversation, checked: `{"role", "content"}`, in turn."""
+"""Checked messages of a conversation: `{"role", "content"}`, user and assistant alternating."""
 
 from typing import Any
 
 from dcr_ds.data.columns import checked_text
-from dcr_ds.data.tables import Origin, Row, kind_of
+from dcr_ds.data.tables import Row, kind_of
 from dcr_ds.errors import UserError
 
 Messages = tuple[dict[str, str], ...]
 
 
-def checked_messages(value: Any, column: str, row: Row, origin: Origin, last: str = "assistant") -> Messages:
-    """Checked messages: a system message if any, then user and assistant in turn, the role `last` at the end.
+def checked_messages(value: Any, column: str, row: Row, last_role: str = "assistant") -> Messages:
+    """Checked messages: an optional system message, then user and assistant alternating, `last_role` at the end.
 
-    The last one may be empty if it is the assistant's: the caller leaves such rows out.
+    The last message may be empty if it is the assistant's; callers leave such rows out.
     """
     if not isinstance(value, list):
-        raise origin.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}", row.place)
-    messages = [_message(item, number, row, column, origin) for number, item in enumerate(value, 1)]
+        raise row.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}")
+    messages = [_message(item, number, row, column) for number, item in enumerate(value, 1)]
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
         messages = messages[1:]
     has_system = bool(messages) and messages[0]["role"] == "system"
     turns = messages[1:] if has_system else messages
     for number, message in enumerate(turns, 2 if has_system else 1):
-        wanted = "user" if (number - has_system) % 2 else "assistant"
-        if message["role"] != wanted:
-            raise _wrong(f"has the role {message['role']!r} where {wanted!r} is due", number, row, column, origin)
-        if not message["content"].strip() and (message is not turns[-1] or last == "user"):
-            raise _wrong("is empty", number, row, column, origin)
-    if not turns or turns[-1]["role"] != last:
-        wanted = "the assistant's answer" if last == "assistant" else "the user's message"
-        raise origin.error(f"{column!r} must end with {wanted}", row.place)
+        expected = "user" if (number - has_system) % 2 else "assistant"
+        if message["role"] != expected:
+            raise _message_error(f"has the role {message['role']!r}, expected {expected!r}", number, row, column)
+        if not message["content"].strip() and (message is not turns[-1] or last_role == "user"):
+            raise _message_error("is empty", number, row, column)
+    if not turns or turns[-1]["role"] != last_role:
+        last_message = "the assistant's answer" if last_role == "assistant" else "the user's message"
+        raise row.error(f"{column!r} must end with {last_message}")
     return tuple(messages)
 
 
-def _message(item: Any, number: int, row: Row, column: str, origin: Origin) -> dict[str, str]:
+def _message(item: Any, number: int, row: Row, column: str) -> dict[str, str]:
     if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
-        raise _wrong('is not of the form {"role": text, "content": text}', number, row, column, origin)
-    content = checked_text(item["content"], column, row, origin)
-    return {"role": item["role"], "content": content}
+        raise _message_error('must have the form {"role": text, "content": text}', number, row, column)
+    return {"role": item["role"], "content": checked_text(item["content"], column, row)}
 
 
-def _wrong(what: str, number: int, row: Row, column: str, origin: Origin) -> UserError:
-    return origin.error(f"message {number} of {column!r} {what}", row.place)
+def _message_error(problem: str, number: int, row: Row, column: str) -> UserError:
+    return row.error(f"message {number} of {column!r} {problem}")

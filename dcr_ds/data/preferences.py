@@ -1,21 +1,19 @@
 """Preferences: two answers to one prompt, the better (`chosen`) and the worse (`rejected`).
 
-Three forms, told apart by what is in the columns:
+Three forms, recognised by the columns:
 - `prompt` (text, or messages that end with the user's) and both answers (text, or one assistant message);
-- both whole conversations as messages; a `prompt` beside them is not looked at;
-- both whole transcripts of Human and Assistant, and no `prompt`, as Anthropic's HH-RLHF has them (arXiv 2204.05862).
+- both complete conversations as messages; a `prompt` column is then ignored;
+- both complete transcripts of Human and Assistant and no `prompt`, as in Anthropic's HH-RLHF (arXiv 2204.05862).
 """
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
-from dcr_ds.data.columns import missing_column, optional_text, required_text, resolve_columns
+from dcr_ds.data.columns import optional_text, required_text, row_id
 from dcr_ds.data.messages import Messages, checked_messages
-from dcr_ds.data.records import Preference, PreferenceSet, digest
-from dcr_ds.data.selection import draw_rows, drop_repeats, filter_rows, refuse_doubled_ids, row_id
-from dcr_ds.data.sources import read_table
-from dcr_ds.data.tables import Origin, Row
+from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
+from dcr_ds.data.records import Preference, PreferenceSet
+from dcr_ds.data.tables import Row
 from dcr_ds.recipe import DataSource
 
 COLUMNS = ("id", "category", "prompt", "chosen", "rejected")
@@ -24,129 +22,90 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 SHOWN = 5  # rows listed in an error
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """Two conversations of a row; empty for a transcript that is not one."""
-
-    chosen: Messages
-    rejected: Messages
-
-    def fault(self) -> str:
-        """Why the pair is left out, as the end of a note; "" where it is not."""
-        if not self.chosen or not self.rejected:
-            return "are no dialogue of Human and Assistant in turn"
-        if self.chosen[:-1] != self.rejected[:-1]:
-            return "part before the last answer"
-        if not self.chosen[-1]["content"].strip() or not self.rejected[-1]["content"].strip():
-            return "have an empty answer"
-        return ""
-
-
 def read_preferences(source: DataSource, name: str = "preferences", field: str | None = None) -> PreferenceSet:
-    """Read pairs of answers, check every row, and keep the rows that the source asks for.
+    """Read pairs of answers; see `read_data_set`.
 
-    Pairs with an empty answer, those whose conversations part earlier, and repeats are left out and counted, before
-    the draw.
-
-    Args:
-        field: dotted name of the field in the recipe, for messages (default: data.<name>).
-
-    Raises:
-        UserError: naming the path, the line or row, the column, what is wrong and the way out; among others where
-            chosen and rejected are the same answer, which teaches nothing and is a mistake in the data.
+    Pairs with an empty answer, and pairs whose conversations differ before the last answer, are left out. If chosen and
+    rejected are equal, an error is raised: such a pair teaches nothing and is a mistake in the data.
     """
-    table = filter_rows(read_table(source, name, field or f"data.{name}"), source.where)
-    origin = table.origin
-    if source.first_human_turn:
-        raise origin.error("first_human_turn is for prompt sets; preferences need their answers")
-    columns = resolve_columns(table, source.columns, COLUMNS)
-    for needed in ("chosen", "rejected"):
-        if needed not in columns:
-            raise missing_column(table, needed, needed)
-    pairs = [(row, _pair(row, columns, origin)) for row in table.rows]
-    faults = [pair.fault() for _, pair in pairs]
-    whole = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
-    if not whole:
-        raise origin.error(f"no pair is left: its rows {max(faults, key=faults.count)}; see docs/PREFERENCES.md")
-    _refuse_equal_answers(whole, origin)
-    records = [(row, _preference(row, pair, columns, origin)) for row, pair in whole]
-    records, repeats = drop_repeats(records, key=_content, what="pairs")
-    refuse_doubled_ids(records, origin)
-    rows = draw_rows([preference for _, preference in records], source, origin)
-    left_out = [f"{faults.count(fault)} pairs left out: they {fault}" for fault in dict.fromkeys(faults) if fault]
-    return PreferenceSet(name, origin.path, rows, digest(rows), left_out + repeats)
+    return read_data_set(PREFERENCES, source, name, field)
 
 
-def _pair(row: Row, columns: dict[str, str], origin: Origin) -> _Pair:
-    return _Pair(*(_conversation(row, columns[answer], columns.get("prompt"), origin) for answer in COLUMNS[3:]))
+def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
+    chosen_column, rejected_column = layout.required("chosen"), layout.required("rejected")
+    prompt_column = layout.columns.get("prompt")
+
+    def parse(row: Row) -> Preference | LeftOut:
+        chosen = _conversation(row, chosen_column, prompt_column)
+        rejected = _conversation(row, rejected_column, prompt_column)
+        if chosen is None or rejected is None:
+            return LeftOut("not a dialogue in which Human and Assistant take turns")
+        if chosen[:-1] != rejected[:-1]:
+            return LeftOut("the conversations differ before the last answer")
+        answers = chosen[-1]["content"], rejected[-1]["content"]
+        if not all(answer.strip() for answer in answers):
+            return LeftOut("empty answer")
+        category = optional_text(row, layout.columns.get("category"))
+        return Preference(row_id(row, layout.columns.get("id")), chosen[:-1], *answers, category)
+
+    return parse
 
 
-def _conversation(row: Row, column: str, prompt: str | None, origin: Origin) -> Messages:
-    """The whole conversation that ends with the answer in a column."""
+def _conversation(row: Row, column: str, prompt_column: str | None) -> Messages | None:
+    """The complete conversation that ends with the answer in a column; None for an irregular transcript."""
     value = row.cells.get(column)
     if isinstance(value, list) and len(value) != 1:
-        return checked_messages(value, column, row, origin)
-    if isinstance(value, list):  # one message: the answer alone
-        context = _context(row, prompt, column, origin)
-        return checked_messages([*context, *value], column, row, origin)
-    text = required_text(row, column, origin, may_be_empty=True)
-    if prompt is None:
-        return _transcript(text, row, column, origin)
-    return (*_context(row, prompt, column, origin), {"role": "assistant", "content": text})
+        return checked_messages(value, column, row)
+    if isinstance(value, list):  # a single message: the answer
+        return checked_messages([*_context(row, prompt_column, column), *value], column, row)
+    text = required_text(row, column, may_be_empty=True)
+    if prompt_column is None:
+        return _transcript(text, row, column)
+    return (*_context(row, prompt_column, column), {"role": "assistant", "content": text})
 
 
-def _context(row: Row, prompt: str | None, answer: str, origin: Origin) -> Messages:
-    if prompt is None:
-        raise origin.error(
-            f"{answer!r} is an answer without its prompt; name the column that holds it with "
-            f"{origin.setting('columns.prompt', 'NAME')}",
-            row.place,
+def _context(row: Row, prompt_column: str | None, answer_column: str) -> Messages:
+    if prompt_column is None:
+        raise row.error(
+            f"{answer_column!r} is an answer without a prompt; map the column of prompts with "
+            f"{row.origin.setting('columns.prompt', 'NAME')}"
         )
-    value: Any = row.cells.get(prompt)
+    value = row.cells.get(prompt_column)
     if isinstance(value, list):
-        return checked_messages(value, prompt, row, origin, last="user")
-    return ({"role": "user", "content": required_text(row, prompt, origin)},)
+        return checked_messages(value, prompt_column, row, last_role="user")
+    return ({"role": "user", "content": required_text(row, prompt_column)},)
 
 
-def _transcript(text: str, row: Row, column: str, origin: Origin) -> Messages:
-    """The messages of a transcript; empty where the two do not take turns, the Assistant last (HH-RLHF has some)."""
+def _transcript(text: str, row: Row, column: str) -> Messages | None:
+    """The messages of a transcript; None if the speakers do not alternate, the Assistant last (HH-RLHF has some)."""
     before, *parts = TURN.split(text.strip())
     if before or not parts or parts[0] != "Human":
-        raise origin.error(
-            f'{column!r} must be a transcript that begins with "Human:", as there is no column of prompts; name one '
-            f"with {origin.setting('columns.prompt', 'NAME')}",
-            row.place,
+        raise row.error(
+            f'{column!r} must be a transcript that begins with "Human:", as there is no column of prompts; map one '
+            f"with {row.origin.setting('columns.prompt', 'NAME')}"
         )
     turns = tuple(
-        {"role": ROLES[speaker], "content": said.strip()} for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+        {"role": ROLES[speaker], "content": content.strip()}
+        for speaker, content in zip(parts[::2], parts[1::2], strict=True)
     )
-    in_turn = all(turn["role"] == ("user", "assistant")[number % 2] for number, turn in enumerate(turns))
-    told = all(turn["content"] for turn in turns[:-1])
-    return turns if in_turn and told and len(turns) % 2 == 0 else ()
+    alternates = all(turn["role"] == ("user", "assistant")[number % 2] for number, turn in enumerate(turns))
+    has_content = all(turn["content"] for turn in turns[:-1])
+    return turns if alternates and has_content and len(turns) % 2 == 0 else None
 
 
-def _refuse_equal_answers(pairs: list[tuple[Row, _Pair]], origin: Origin) -> None:
-    equal = [row for row, pair in pairs if _answer(pair.chosen) == _answer(pair.rejected)]
+def _refuse_equal_answers(records: list[tuple[Row, Preference]]) -> None:
+    equal = [row for row, pair in records if pair.chosen.strip() == pair.rejected.strip()]
     if equal:
-        shown = ", ".join(row.place for row in equal[:SHOWN]) + (", …" if len(equal) > SHOWN else "")
-        raise origin.error(
-            f"chosen and rejected are the same answer in {len(equal)} of {len(pairs)} rows; correct them or take them "
-            "out",
-            shown,
+        places = ", ".join(row.place for row in equal[:SHOWN]) + (", …" if len(equal) > SHOWN else "")
+        raise equal[0].origin.error(
+            f"chosen and rejected are the same answer in {len(equal)} of {len(records)} rows; correct or remove them",
+            places,
         )
-
-
-def _answer(conversation: Messages) -> str:
-    return conversation[-1]["content"].strip()
-
-
-def _preference(row: Row, pair: _Pair, columns: dict[str, str], origin: Origin) -> Preference:
-    category = optional_text(row, columns.get("category"), origin)
-    answers = (pair.chosen[-1]["content"], pair.rejected[-1]["content"])
-    return Preference(row_id(row, columns.get("id"), origin), pair.chosen[:-1], *answers, category)
 
 
 def _content(preference: Preference) -> tuple[str, ...]:
-    """What makes two pairs the same."""
-    said = tuple(message["content"].strip() for message in preference.context)
-    return (*said, preference.chosen.strip(), preference.rejected.strip())
+    context = tuple(message["content"].strip() for message in preference.context)
+    return (*context, preference.chosen.strip(), preference.rejected.strip())
+
+
+PREFERENCES = Kind("pairs", COLUMNS, _parser, _content, check=_refuse_equal_answers)

@@ -1,20 +1,13 @@
-"""Prompt sets: rows with a `prompt` and, where there are, `id`, `label`, `category` and `pair`."""
+"""Prompt sets: rows with a `prompt` and, where available, `id`, `label`, `category` and `pair`."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
-from dcr_ds.data.columns import missing_column, optional_text, required_text, resolve_columns
-from dcr_ds.data.records import Prompt, PromptSet, digest
-from dcr_ds.data.selection import (
-    draw_rows,
-    drop_repeats,
-    filter_rows,
-    refuse_doubled_ids,
-    refuse_missing_ids,
-    row_id,
-)
-from dcr_ds.data.sources import read_table
-from dcr_ds.data.tables import Origin, Row, Table
+from dcr_ds.data.columns import optional_text, required_text, row_id
+from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
+from dcr_ds.data.records import Prompt, PromptSet
+from dcr_ds.data.tables import Row
 from dcr_ds.recipe import DataSource
 
 COLUMNS = ("prompt", "id", "label", "category", "pair")
@@ -23,69 +16,62 @@ FIRST_HUMAN_TURN = re.compile(r"\s*Human:(.*?)(?=\n\nAssistant:|\n\nHuman:|\Z)",
 
 
 def read_prompts(source: DataSource, name: str, field: str | None = None, is_benchmark: bool = False) -> PromptSet:
-    """Read a prompt set, check every row, and keep the rows that the source asks for.
+    """Read a prompt set; see `read_data_set`.
 
-    A file whose labels are all `seemingly_toxic` or `toxic` feeds both stage-1 sets: each keeps its own.
-    Prompts that repeat an earlier one are left out and counted, before the draw, so that disjoint draws share
-    no prompt.
+    A file whose labels are all `seemingly_toxic` or `toxic` can be the source of both stage-1 sets: each keeps its own
+    rows.
 
     Args:
-        name: name of the set; seemingly_toxic, toxic, general and refusals have a built-in one.
-        field: dotted name of the field in the recipe, for messages (default: data.<name>).
-        is_benchmark: a column of ids must then be filled, as runs are compared row by row.
-
-    Raises:
-        UserError: naming the path, the line or row, the column, what is wrong and the way out.
+        is_benchmark: if there is a column of ids, it must be filled, as runs are compared row by row.
     """
-    table = filter_rows(read_table(source, name, field or f"data.{name}"), source.where)
-    origin = table.origin
-    columns = resolve_columns(table, source.columns, COLUMNS)
-    if "prompt" not in columns:
-        raise missing_column(table, "prompt", "prompt")
-    table, label_notes = _keep_own_class(table, columns.get("label"), name)
-    if is_benchmark:
-        refuse_missing_ids(table, columns.get("id"))
-    records = [(row, _prompt(row, columns, source.first_human_turn, origin)) for row in table.rows]
-    records, notes = drop_repeats(records, key=lambda prompt: prompt.prompt.strip(), what="prompts")
-    refuse_doubled_ids(records, origin)
-    rows = draw_rows([prompt for _, prompt in records], source, origin)
-    return PromptSet(name, origin.path, rows, digest(rows), label_notes + notes)
+    return read_data_set(replace(PROMPTS, needs_ids=is_benchmark), source, name, field)
 
 
-def _keep_own_class(table: Table, column: str | None, name: str) -> tuple[Table, list[str]]:
-    """The rows labelled as this stage-1 set, if the labels are the names of the two sets."""
-    if column is None or name not in CLASSES:
-        return table, []
-    labels = [optional_text(row, column, table.origin) for row in table.rows]
-    if not set(labels) <= set(CLASSES):
-        return table, []
-    rows = [row for row, label in zip(table.rows, labels, strict=True) if label == name]
-    if not rows:
-        raise table.origin.error(
-            f"has only one class: every {column!r} is {labels[0]!r}, none is {name!r}; give {name} a file of its own"
+def _parser(layout: Layout) -> Callable[[Row], Prompt | LeftOut]:
+    column, label = layout.required("prompt"), layout.columns.get("label")
+    has_both_classes = _has_both_classes(layout)
+
+    def parse(row: Row) -> Prompt | LeftOut:
+        if has_both_classes and optional_text(row, label) != layout.set_name:
+            return LeftOut("label of the other class")
+        text = required_text(_unwrapped(row, column), column)
+        if layout.source.first_human_turn:
+            text = _first_human_turn(text, row, column)
+        optional = (optional_text(row, layout.columns.get(name)) for name in ("label", "category", "pair"))
+        return Prompt(row_id(row, layout.columns.get("id")), text, *optional)
+
+    return parse
+
+
+def _has_both_classes(layout: Layout) -> bool:
+    """Whether the labels are the names of the stage-1 sets, so that only some rows belong to this set."""
+    label, name = layout.columns.get("label"), layout.set_name
+    if label is None or name not in CLASSES:
+        return False
+    labels = {optional_text(row, label) for row in layout.table.rows}
+    if not labels <= set(CLASSES):
+        return False
+    if name not in labels:
+        raise layout.table.origin.error(
+            f"contains only one class: every {label!r} is {labels.pop()!r}, none is {name!r}; use another file for "
+            f"{name}"
         )
-    others = len(table.rows) - len(rows)
-    return Table(table.origin, table.columns, rows), [f"{others} rows of the other class left out"] if others else []
+    return True
 
 
-def _prompt(row: Row, columns: dict[str, str], first_human_turn: bool, origin: Origin) -> Prompt:
-    text = required_text(_single_turn(row, columns["prompt"]), columns["prompt"], origin)
-    if first_human_turn:
-        text = _first_human_turn(text, row, columns["prompt"], origin)
-    label, category, pair = (optional_text(row, columns.get(name), origin) for name in COLUMNS[2:])
-    return Prompt(row_id(row, columns.get("id"), origin), text, label, category, pair)
-
-
-def _single_turn(row: Row, column: str) -> Row:
-    """The row with a list of one turn as the turn itself, as SORRY-Bench writes its prompts."""
+def _unwrapped(row: Row, column: str) -> Row:
+    """The row with a list of one turn replaced by the turn, as SORRY-Bench stores its prompts."""
     value = row.cells.get(column)
     return replace(row, cells={**row.cells, column: value[0]}) if isinstance(value, list) and len(value) == 1 else row
 
 
-def _first_human_turn(text: str, row: Row, column: str, origin: Origin) -> str:
+def _first_human_turn(text: str, row: Row, column: str) -> str:
     turn = FIRST_HUMAN_TURN.match(text)
     if turn is None:
-        raise origin.error(f'{column!r} must begin with "Human:", as first_human_turn is set', row.place)
+        raise row.error(f'{column!r} must begin with "Human:" because first_human_turn is set')
     if not turn[1].strip():
-        raise origin.error(f"the first human turn of {column!r} is empty; take the row out", row.place)
+        raise row.error(f"the first human turn of {column!r} is empty; remove the row")
     return turn[1].strip()
+
+
+PROMPTS = Kind("prompts", COLUMNS, _parser, lambda prompt: prompt.prompt.strip(), takes_first_human_turn=True)

@@ -1,16 +1,18 @@
-"""The records that every data set is made of."""
+"""The records that data sets consist of."""
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One prompt of stage 1, of a probe or of a benchmark.
 
-    `pair` is a key that ties a seemingly toxic prompt to its toxic twin; the twins carry the same key.
+    `pair` is a key that a seemingly toxic prompt and its toxic twin have in common.
     """
 
     id: str
@@ -41,7 +43,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """Two answers to one conversation so far, which ends with a user message: the better and the worse."""
+    """A better and a worse answer to one context, which ends with a user message."""
 
     id: str
     context: tuple[dict[str, str], ...]
@@ -55,47 +57,34 @@ class Preference:
         return self.context[-1]["content"]
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSet:
-    """Prompts, where they come from, and what was left out on the way (`notes`, with counts)."""
+AnyRecord = Prompt | Conversation | Preference
+Record = TypeVar("Record", Prompt, Conversation, Preference)
+
+
+@dataclass(frozen=True)
+class DataSet(Generic[Record]):
+    """The records of a data set, their source and hash, and notes that say how many rows were left out and why."""
 
     name: str
     source: str
-    rows: list[Prompt]
+    rows: list[Record]
     sha256: str
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class ConversationSet:
-    """Conversations, where they come from, and what was left out on the way (`notes`, with counts)."""
-
-    name: str
-    source: str
-    rows: list[Conversation]
-    sha256: str
-    notes: list[str] = field(default_factory=list)
+PromptSet = DataSet[Prompt]
+ConversationSet = DataSet[Conversation]
+PreferenceSet = DataSet[Preference]
 
 
-@dataclass(frozen=True, slots=True)
-class PreferenceSet:
-    """Pairs of answers, where they come from, and what was left out on the way (`notes`, with counts)."""
-
-    name: str
-    source: str
-    rows: list[Preference]
-    sha256: str
-    notes: list[str] = field(default_factory=list)
-
-
-def digest(rows: list[Prompt] | list[Conversation] | list[Preference]) -> str:
-    """The SHA-256 of the rows as they are used: after filter, draw and the dropping of repeats, in order."""
+def digest(rows: Sequence[AnyRecord]) -> str:
+    """SHA-256 of the rows that are used, in order: after filtering, dropping repeats and drawing."""
     hasher = hashlib.sha256()
     for row in rows:
         hasher.update(json.dumps(dataclasses.asdict(row), sort_keys=True).encode() + b"\n")
     return hasher.hexdigest()
 
 
-def prompts_of(rows: list[Prompt] | list[Conversation] | list[Preference]) -> list[Prompt]:
-    """The prompts of a set of any kind; a conversation's is its last user message."""
+def prompts_of(rows: Sequence[AnyRecord]) -> list[Prompt]:
+    """The prompts of a set of any kind; a conversation's prompt is its last user message."""
     return [row if isinstance(row, Prompt) else Prompt(row.id, row.prompt, category=row.category) for row in rows]

@@ -1,7 +1,6 @@
-"""Which rows a step trains on: pure functions of (seed, rows consumed), free of the number of ranks.
+"""Which rows a step trains on: pure functions of (seed, rows consumed), independent of the number of ranks.
 
-Nothing here has a state, so a run that resumes asks for the step it is at, and pays nothing for the steps
-before.
+Nothing here has a state, so a resumed run can ask for any step without replaying the steps before it.
 """
 
 import random
@@ -19,8 +18,8 @@ SEEMINGLY_TOXIC, TOXIC = 0, 1  # labels of the contrastive loss
 def _permutation(seed: int | str, n: int, epoch: int) -> tuple[int, ...]:
     """The order of one epoch.
 
-    Sorted by random numbers rather than shuffled: of the random module, Python promises only `random()` to
-    give the same numbers in every version.
+    Sorted by random numbers rather than shuffled: Python guarantees only for `random()` that every version returns the
+    same numbers.
     """
     generator = random.Random(f"{seed}/{epoch}")
     keys = [generator.random() for _ in range(n)]
@@ -28,9 +27,9 @@ def _permutation(seed: int | str, n: int, epoch: int) -> tuple[int, ...]:
 
 
 def draw(seed: int | str, n: int, start: int, count: int) -> list[int]:
-    """Entries start … start + count − 1 of the endless row of per-epoch permutations of range(n)."""
+    """Entries start … start + count − 1 of the infinite sequence of per-epoch permutations of range(n)."""
     if n < 1:
-        raise ValueError("there is nothing to draw from")
+        raise ValueError("n must be at least 1")
     entries: list[int] = []
     while count > 0:
         epoch, offset = divmod(start, n)
@@ -41,10 +40,9 @@ def draw(seed: int | str, n: int, start: int, count: int) -> list[int]:
 
 
 def draw_whole(seed: int | str, n: int, step: int, count: int) -> list[int]:
-    """The `count` entries of a step, all different while n allows it.
+    """The `count` entries of a step, all different if n ≥ count; otherwise a step contains repeats.
 
-    What is left at the end of an epoch and too little for a step is passed over, and is other rows each
-    epoch. If n is less than `count`, a step holds repeats.
+    The entries at the end of an epoch that do not fill a step are skipped; they are other rows in every epoch.
     """
     if n < count:
         return draw(seed, n, step * count, count)
@@ -53,17 +51,17 @@ def draw_whole(seed: int | str, n: int, step: int, count: int) -> list[int]:
 
 
 class ContrastiveSampler:
-    """Contrastive batches: half seemingly toxic (label 0), half toxic (label 1), in turn.
+    """Contrastive batches: half seemingly toxic (label 0), half toxic (label 1), alternating.
 
-    Since the classes alternate, any even share of a batch, as a rank or a micro-batch takes it, holds both.
+    Because the classes alternate, every even share of a batch (of a rank, of a micro-batch) contains both.
 
     Args:
-        batch: prompts of one batch, an even number.
-        pairs: mixed: the halves are drawn apart; matched: batch / 2 pairs are drawn, twins side by side,
-            and rows without a twin are left out (`notes` says how many).
+        batch: number of prompts per batch, even.
+        pairs: mixed: the halves are drawn independently; matched: batch / 2 pairs are drawn, twins are neighbours, and
+            rows without a twin are left out (`notes` counts them).
 
     Raises:
-        UserError: matched, and there is no pair.
+        UserError: pairs is matched and there are no pairs.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class ContrastiveSampler:
         seed: int,
     ):
         if batch < 2 or batch % 2:
-            raise ValueError(f"a contrastive batch holds two classes alike; {batch} is not even")
+            raise ValueError(f"a contrastive batch has two classes of equal size; {batch} is not even")
         self.half = batch // 2
         self.seed = seed
         self.notes: list[str] = []
@@ -85,7 +83,7 @@ class ContrastiveSampler:
             self._check_pairs(len(self._pairs))
         fewest = min(map(len, self._rows)) if self._pairs is None else len(self._pairs)
         if fewest < self.half:
-            self.notes.append(f"a batch of {batch} holds repeats: it draws {self.half} of {fewest} rows or pairs")
+            self.notes.append(f"a batch of {batch} contains repeats: it draws {self.half} of {fewest} rows or pairs")
 
     def batch(self, step: int) -> list[tuple[Prompt, int]]:
         """The prompts of a step, counted from 0, with their labels."""
@@ -97,10 +95,10 @@ class ContrastiveSampler:
         return [labelled for first, second in drawn for labelled in ((first, SEEMINGLY_TOXIC), (second, TOXIC))]
 
     def positives(self, step: int) -> list[int]:
-        """For each prompt of the step's batch, by its place in it, another one of its label (InfoNCE's positive)."""
+        """For each position in the step's batch, the position of another prompt of its label (InfoNCE's positive)."""
         generator = random.Random(f"{self.seed}/positives/{step}")
-        ahead = [1 + int(generator.random() * (self.half - 1)) for _ in range(2 * self.half)]
-        return [2 * ((place // 2 + ahead[place]) % self.half) + place % 2 for place in range(2 * self.half)]
+        offsets = [1 + int(generator.random() * (self.half - 1)) for _ in range(2 * self.half)]
+        return [2 * ((i // 2 + offset) % self.half) + i % 2 for i, offset in enumerate(offsets)]
 
     def _draw(self, label: int, step: int) -> list[Prompt]:
         rows = self._rows[label]
@@ -109,16 +107,16 @@ class ContrastiveSampler:
     def _check_pairs(self, count: int) -> None:
         if not count:
             raise UserError(
-                "refine.pairs: matched needs rows with one `pair` in data.seemingly_toxic and data.toxic; "
+                "refine.pairs: matched requires rows of data.seemingly_toxic and data.toxic with the same `pair`; "
                 "there are none. Map the column (columns.pair), or set --refine.pairs mixed"
             )
         for name, rows in zip(("seemingly toxic", "toxic"), self._rows, strict=True):
             if left_out := len(rows) - count:
-                self.notes.append(f"{left_out} {name} rows without a twin left out (refine.pairs: matched)")
+                self.notes.append(f"{left_out} {name} rows left out: no twin (refine.pairs: matched)")
 
 
 def match_twins(seemingly_toxic: list[Prompt], toxic: list[Prompt]) -> list[tuple[Prompt, Prompt]]:
-    """Pairs of rows with one pair key; where a key has several rows in a set, they are paired in order."""
+    """Pairs of rows with the same pair key; if a set has several rows of a key, they are paired in order."""
     toxic_of: dict[str, list[Prompt]] = defaultdict(list)
     for row in reversed(toxic):
         if row.pair is not None:

@@ -1,4 +1,4 @@
-"""The data sets shipped with the package: contrastive pairs, general conversations and refusals."""
+"""The built-in data sets: contrastive pairs, general conversations, refusals and preferences."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ SPLITS = ("train", "held_out")
 
 
 def read_shipped(source: DataSource, name: str, field: str) -> Table:
-    """One split of a shipped set; a pair gives one prompt to each of seemingly_toxic and toxic."""
+    """One split of a built-in set; each pair contributes one prompt to seemingly_toxic and one to toxic."""
     split = source.split or "train"
     origin = Origin(field, f"builtin ({split})", name)
     if name not in FILES:
-        raise origin.error(f"there is no built-in prompt set for {name!r}; there is one for {', '.join(FILES)}")
+        raise origin.error(f"there is no built-in set {name!r}; built-in sets: {', '.join(FILES)}")
     if split not in SPLITS:
-        raise origin.error(f"no split {split!r}; the built-in sets have {' and '.join(SPLITS)}")
+        raise origin.error(f"no split {split!r}; built-in sets have the splits {' and '.join(SPLITS)}")
     if source.revision:
-        raise origin.error(f"revision {source.revision!r} is for hub data sets; leave it out")
+        raise origin.error(f"revision {source.revision!r} applies to hub data sets; remove it")
     path = FOLDER / FILES[name]
     rows = parse_table(path.read_bytes(), path.name, Origin(field, str(path), name)).rows
     cells = [row.cells for row in rows if row.cells["split"] == split]

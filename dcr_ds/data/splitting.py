@@ -1,4 +1,4 @@
-"""The held-out share of the stage-1 sets."""
+"""The held-out split of the stage-1 sets."""
 
 import hashlib
 from collections import defaultdict
@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dcr_ds.data.records import Prompt
 from dcr_ds.errors import UserError
 
-FEWEST_ROWS = 2  # a cosine gap needs two prompts of a class
+FEWEST_ROWS = 2  # a cosine gap needs two prompts per class
 
 Groups = dict[str, list[Prompt]]
 
@@ -22,16 +22,16 @@ class HeldOutSplit(NamedTuple):
 
 
 def split_held_out(seemingly_toxic: list[Prompt], toxic: list[Prompt], share: float, seed: int) -> HeldOutSplit:
-    """Keep a share of both stage-1 sets from training, never parting twins.
+    """Hold out a share of both stage-1 sets; twins are never separated.
 
-    Rows with one pair key, of both sets, are one group; a row without a key is a group by itself. The groups
-    of both sets, those of the first alone and those of the second alone are each ranked by a hash of (seed,
-    key), and the first round(share · groups) of each are held out: the choice does not depend on the order of
-    the rows, and both sets lose about their share however unlike their make-up is. Where that gives a set
-    fewer than two rows, further groups follow in rank order, its own before shared ones.
+    The rows of both sets with the same pair key form a group; a row without a key is a group of its own. Groups fall
+    into three strata: in both sets, only in the first, only in the second. Each stratum is ordered by a hash of (seed,
+    key), and its first round(share · groups) groups are held out. The choice is independent of the order of the rows,
+    and each set loses about the same share. If a set gets fewer than two held-out rows, further groups follow in the
+    same order, its own before shared ones.
 
     Raises:
-        UserError: a set is too small, or too bound together by its pair keys, for two rows on each side.
+        UserError: a set has too few rows or groups for two rows on each side.
     """
     sets = {"seemingly_toxic": seemingly_toxic, "toxic": toxic}
     groups = {name: _group(rows, name) for name, rows in sets.items()}
@@ -69,12 +69,12 @@ def _count(keys: set[str], groups: Groups) -> int:
 
 
 def _top_up(held_out: set[str], groups: dict[str, Groups], name: str, candidates: list[str]) -> None:
-    """Hold out more groups until the set has two rows held out, while each set keeps two to train on."""
+    """Hold out more groups until the set has two held-out rows, as long as each set keeps two rows to train on."""
     for key in candidates:
         if _count(held_out, groups[name]) >= FEWEST_ROWS:
             return
-        touched = [each for each in groups.values() if key in each]
-        if all(_count(each.keys() - held_out - {key}, each) >= FEWEST_ROWS for each in touched):
+        affected = [members for members in groups.values() if key in members]
+        if all(_count(members.keys() - held_out - {key}, members) >= FEWEST_ROWS for members in affected):
             held_out.add(key)
 
 
@@ -83,9 +83,9 @@ def _check(held_out: set[str], groups: Groups, name: str) -> None:
     trained = _count(groups.keys() - held_out, groups)
     if min(kept, trained) < FEWEST_ROWS:
         raise UserError(
-            f"data.{name}: {kept + trained} rows in {len(groups)} groups (rows of one pair stay together) "
-            f"cannot be split into {FEWEST_ROWS} or more to train on and {FEWEST_ROWS} or more held out; "
-            "add rows, or change data.held_out"
+            f"data.{name}: {kept + trained} rows in {len(groups)} groups (rows of a pair stay together) cannot be "
+            f"split into at least {FEWEST_ROWS} training and {FEWEST_ROWS} held-out rows; add rows, or change "
+            "data.held_out"
         )
 
 

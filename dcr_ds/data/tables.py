@@ -1,6 +1,6 @@
-"""File contents to rows of cells: csv, json, jsonl and parquet.
+"""Parse file contents into rows of cells: csv, json, jsonl and parquet.
 
-Every row remembers its place in the file, so that whatever is wrong with it later can be pointed at.
+Every row keeps its place in the file, so that error messages can name it.
 """
 
 import csv
@@ -20,18 +20,18 @@ LONGEST_CELL = 2**31 - 1  # the csv module's own default, 131,072 characters, is
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a table comes from: field of the recipe, path as shown, and the stem that names its rows."""
+    """Where a table comes from: the field in the recipe, the path for messages, and the stem for ids of its rows."""
 
     field: str
     path: str
     stem: str
 
-    def error(self, what: str, place: str = "") -> UserError:
-        """An error that names the field, the path and the place in it."""
-        return UserError(f"{self.field}: {self.path}{', ' + place if place else ''}: {what}")
+    def error(self, problem: str, place: str = "") -> UserError:
+        """An error that names the field, the path and the place in the file."""
+        return UserError(f"{self.field}: {self.path}{', ' + place if place else ''}: {problem}")
 
     def setting(self, key: str, value: str) -> str:
-        """How a key of this data set is set; benchmarks are list items, out of the command line's reach."""
+        """How to set a key of this data set; benchmarks are list items, which the command line cannot set."""
         if ".benchmarks." in self.field:
             return f"`{key}: {value}` under {self.field}"
         return f"--{self.field}.{key} {value}"
@@ -41,36 +41,43 @@ class Origin:
 class Row:
     """The cells of one row, its place in the file ("line 7"), and its number, counted from 1."""
 
+    origin: Origin
     place: str
     number: int
     cells: dict[str, Any]
 
+    def error(self, problem: str) -> UserError:
+        """An error that names the field, the path and the place of the row."""
+        return self.origin.error(problem, self.place)
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """The rows of a source, and the names of all columns."""
+
     origin: Origin
     columns: list[str]
     rows: list[Row]
 
 
 def known_ending(filename: str) -> str | None:
-    """The ending of a file that can be read, such as ".jsonl.gz"; None if it cannot."""
+    """The ending of a readable file, such as ".jsonl.gz"; None if the format is unknown."""
     return max((ending for ending in ENDINGS if filename.lower().endswith(ending)), key=len, default=None)
 
 
 def parse_table(content: bytes, filename: str, origin: Origin) -> Table:
-    """Rows of a file's content; the ending of the name says which format it is.
+    """Parse the content of a file; the ending of its name decides the format.
 
     Raises:
-        UserError: an unknown ending, an empty or corrupt file, text that is not UTF-8, a broken row.
+        UserError: unknown ending, empty or corrupt file, text that is not UTF-8, invalid row.
     """
     ending = known_ending(filename)
     if ending is None:
-        raise origin.error(f"unknown kind of file; a data file ends in {', '.join(ENDINGS)}")
+        raise origin.error(f"unknown file format; data files end in {', '.join(ENDINGS)}")
     if ending.endswith(".gz"):
         content = _unzip(content, origin)
     if not content.strip():
-        raise origin.error("the file is empty; give one with at least a row")
+        raise origin.error("the file is empty; it needs at least one row")
     kind = ending.removesuffix(".gz")
     if kind == ".parquet":
         return _parse_parquet(content, origin)
@@ -81,16 +88,16 @@ def parse_table(content: bytes, filename: str, origin: Origin) -> Table:
 
 
 def table_of(cells: list[dict[str, Any]], places: list[str], origin: Origin) -> Table:
-    """A table of rows given as mappings, which need not all have the same keys."""
+    """A table of rows given as mappings, which may have different keys."""
     if not cells:
-        raise origin.error("holds no rows")
+        raise origin.error("contains no rows")
     columns = list(dict.fromkeys(column for row in cells for column in row))
-    rows = [Row(place, number, row) for number, (place, row) in enumerate(zip(places, cells, strict=True), 1)]
+    rows = [Row(origin, place, number, row) for number, (place, row) in enumerate(zip(places, cells, strict=True), 1)]
     return Table(origin, columns, rows)
 
 
 def number_rows(cells: list[dict[str, Any]]) -> list[str]:
-    """The places of rows in a format without lines."""
+    """The places of the rows in a format without lines."""
     return [f"row {number}" for number in range(1, len(cells) + 1)]
 
 
@@ -98,7 +105,7 @@ def _unzip(content: bytes, origin: Origin) -> bytes:
     try:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise origin.error(f"not a whole gzip file ({error}); copy or download it again") from None
+        raise origin.error(f"not a complete gzip file ({error}); copy or download it again") from None
 
 
 def _decode(content: bytes, origin: Origin) -> str:
@@ -114,7 +121,7 @@ def _decode(content: bytes, origin: Origin) -> str:
 
 
 def _parse_csv(text: str, origin: Origin) -> Table:
-    """Rows of comma-separated values; quotes may hold commas and line breaks, blank lines are skipped."""
+    """Parse CSV: quoted fields may contain commas and line breaks, blank lines are skipped."""
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
@@ -130,14 +137,14 @@ def _parse_csv(text: str, origin: Origin) -> Table:
                 continue
             if len(values) != len(header):
                 raise origin.error(
-                    f"{len(values)} fields where the header has {len(header)}; "
-                    'put quotes around a field that holds a comma: "like, this"',
+                    f"{len(values)} fields, but the header has {len(header)}; "
+                    'quote fields that contain a comma: "like, this"',
                     f"line {line}",
                 )
             cells.append(dict(zip(header, values, strict=True)))
             places.append(f"line {line}")
     except csv.Error as error:
-        raise origin.error(f"not valid csv ({error}); check the quotes", f"line {next_line}") from None
+        raise origin.error(f"not valid CSV ({error}); check the quotes", f"line {next_line}") from None
     return table_of(cells, places, origin)
 
 
@@ -145,18 +152,18 @@ def _csv_header(values: list[str], line: int, origin: Origin) -> list[str]:
     header = [value.strip() for value in values]
     doubled = next((name for name in header if name and header.count(name) > 1), None)
     if doubled:
-        raise origin.error(f"two columns are called {doubled!r}; rename one", f"line {line}")
+        raise origin.error(f"two columns have the name {doubled!r}; rename one", f"line {line}")
     return header
 
 
 def _parse_json_lines(text: str, origin: Origin) -> Table:
     cells, places = [], []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a string
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may occur inside a string
         if not line.strip():
             continue
         value = _load_json(line, origin, number)
         if not isinstance(value, dict):
-            hint = "; an array of rows is a .json file" if isinstance(value, list) else ""
+            hint = "; a file that contains an array of rows must end in .json" if isinstance(value, list) else ""
             raise origin.error(f"a line must be a JSON object, this is {kind_of(value)}{hint}", f"line {number}")
         cells.append(value)
         places.append(f"line {number}")
@@ -164,16 +171,16 @@ def _parse_json_lines(text: str, origin: Origin) -> Table:
 
 
 def _parse_json(text: str, origin: Origin) -> Table:
-    """Rows of an array of objects, or of an object of columns (lists of equal length)."""
+    """Parse an array of objects, or an object of columns (lists of equal length)."""
     value = _load_json(text, origin)
     if isinstance(value, dict):
         value = _rows_of_columns(value, origin)
     if not isinstance(value, list):
-        raise origin.error(f"must hold an array of objects or an object of columns, this is {kind_of(value)}")
+        raise origin.error(f"must contain an array of objects or an object of columns, this is {kind_of(value)}")
     for number, row in enumerate(value, 1):
         if isinstance(row, str):
             raise origin.error(
-                'an array of plain strings; write {"prompt": [...]} around it, or [{"prompt": "..."}, ...]',
+                'an array of plain strings; write {"prompt": [...]} around it, or use [{"prompt": "..."}, ...]',
                 f"row {number}",
             )
         if not isinstance(row, dict):
@@ -182,10 +189,10 @@ def _parse_json(text: str, origin: Origin) -> Table:
 
 
 def _rows_of_columns(columns: dict[str, Any], origin: Origin) -> list[dict[str, Any]]:
-    """Rows of an object of columns; a column without a single value is no column."""
+    """Rows of an object of columns; empty columns are ignored."""
     for name, values in columns.items():
         if not isinstance(values, list):
-            raise origin.error(f"an object of columns holds lists, {name!r} is {kind_of(values)}")
+            raise origin.error(f"an object of columns must contain lists, {name!r} is {kind_of(values)}")
     columns = {name: values for name, values in columns.items() if values}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
@@ -195,14 +202,14 @@ def _rows_of_columns(columns: dict[str, Any], origin: Origin) -> list[dict[str, 
 
 
 def _load_json(text: str, origin: Origin, line: int | None = None) -> Any:
-    """A JSON value; `line` is the line of the file that the text stands in, if it is one line of many."""
+    """Parse JSON; `line` is the number of the line in the file, if the text is one of several lines."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {line or error.lineno}, column {error.colno}"
         raise origin.error(f"not valid JSON ({error.msg})", place) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets a thousand deep
-        raise origin.error(f"not JSON that can be read ({error})", f"line {line or 1}") from None
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting a thousand deep
+        raise origin.error(f"cannot be parsed as JSON ({error})", f"line {line or 1}") from None
 
 
 def _parse_parquet(content: bytes, origin: Origin) -> Table:
@@ -212,12 +219,12 @@ def _parse_parquet(content: bytes, origin: Origin) -> Table:
     try:
         cells = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise origin.error(f"not a whole parquet file ({error}); copy or download it again") from None
+        raise origin.error(f"not a complete parquet file ({error}); copy or download it again") from None
     return table_of(cells, number_rows(cells), origin)
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
+    """The type of a JSON value, in words."""
     if value is None:
         return "null"
     names = {

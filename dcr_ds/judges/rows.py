@@ -37,8 +37,8 @@ def read_answers(file: str) -> list[AnswerRow]:
     table = _read(file, ANSWER_COLUMNS)
     rows = []
     for row, row_id in zip(table.rows, _ids(table), strict=True):
-        prompt, completion = (required_text(row, name, table.origin, may_be_empty=True) for name in ANSWER_COLUMNS)
-        finish = optional_text(row, "finish", table.origin)
+        prompt, completion = (required_text(row, name, may_be_empty=True) for name in ANSWER_COLUMNS)
+        finish = optional_text(row, "finish")
         others = {name: value for name, value in row.cells.items() if name not in ("id", *ANSWER_COLUMNS)}
         rows.append(AnswerRow(row_id, Answer(prompt, completion, finish), others))
     return rows
@@ -54,14 +54,14 @@ def read_labels(file: str, column: str | None = None) -> dict[str, str]:
     column = column or next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if column not in table.columns:
         wanted = " or ".join(map(repr, LABEL_COLUMNS)) if column is None else repr(column)
-        raise table.origin.error(f"no column {wanted}; there are: {list_names(table.columns)}")
+        raise table.origin.error(f"no column {wanted}; columns: {list_names(table.columns)}")
     labels = {}
     for row, row_id in zip(table.rows, _ids(table), strict=True):
-        text = required_text(row, column, table.origin)
+        text = required_text(row, column)
         labels[row_id] = XSTEST_LABELS.get(text, text)
         if labels[row_id] not in (*REFUSAL_LABELS, *HARM_LABELS):
             known = ", ".join(dict.fromkeys((*REFUSAL_LABELS, *HARM_LABELS, *XSTEST_LABELS)))
-            raise table.origin.error(f"{column!r} holds {text!r}, which is no label; labels are {known}", row.place)
+            raise row.error(f"{column!r} contains the unknown label {text!r}; labels: {known}")
     return labels
 
 
@@ -69,9 +69,7 @@ def _read(file: str, needed: tuple[str, ...]) -> Table:
     table = read_table(DataSource(source=file), "answers", "judge")
     for name in needed:
         if name not in table.columns:
-            raise table.origin.error(
-                f"no column {name!r}; there are: {list_names(table.columns)}. Rename the one that holds it"
-            )
+            raise table.origin.error(f"no column {name!r}; columns: {list_names(table.columns)}. Rename the right one")
     return table
 
 
@@ -81,8 +79,8 @@ def _ids(table: Table) -> list[str]:
     refuse_missing_ids(table, column)
     places: dict[str, str] = {}
     for row in table.rows:
-        row_id = optional_text(row, column, table.origin) or str(row.number)
+        row_id = optional_text(row, column) or str(row.number)
         if row_id in places:
-            raise table.origin.error(f"the id {row_id!r} is that of {places[row_id]} too; ids must differ", row.place)
+            raise row.error(f"the id {row_id!r} is also that of {places[row_id]}; ids must be unique")
         places[row_id] = row.place
     return list(places)

@@ -12,16 +12,16 @@ FILES = {
     "empty": ("p.jsonl", b"", ["the file is empty"]),
     "not UTF-8": ("p.jsonl", GOOD + b'{"prompt": "\xe9t\xe9"}\n', ["line 2", "not UTF-8", "iconv"]),
     "a broken line in the middle": ("p.jsonl", GOOD + b'{"prompt": "b"\n' + GOOD, ["line 2", "not valid JSON"]),
-    "a broken row in the middle": ("p.csv", b"prompt,id\na,1\nb, c,2\nd,3\n", ["line 3", "3 fields", "quotes"]),
+    "a broken row in the middle": ("p.csv", b"prompt,id\na,1\nb, c,2\nd,3\n", ["line 3", "3 fields", "quote fields"]),
     "no such column": ("p.csv", b"text,id\na,1\n", ["no column 'prompt'", "text, id", "--data.toxic.columns.prompt"]),
-    "an empty prompt": ("p.jsonl", GOOD + b'{"prompt": " "}\n', ["line 2", "'prompt' is empty", "take the row out"]),
+    "an empty prompt": ("p.jsonl", GOOD + b'{"prompt": " "}\n', ["line 2", "'prompt' is empty", "remove the row"]),
     "a prompt that is no text": ("p.jsonl", GOOD + b'{"prompt": 3}\n', ["line 2", "'prompt' must be text", "a number"]),
     "only one class": (
         "p.jsonl",
         b'{"prompt": "a", "label": "seemingly_toxic"}\n',
-        ["has only one class", "a file of its own"],
+        ["contains only one class", "use another file"],
     ),
-    "an unknown ending": ("p.txt", GOOD, ["unknown kind of file", ".jsonl"]),
+    "an unknown ending": ("p.txt", GOOD, ["unknown file format", ".jsonl"]),
 }
 
 
@@ -38,7 +38,9 @@ def test_bad_data_file(refused, tmp_path, case):
 def test_data_file_that_is_not_there(refused, tmp_path):
     write_rows(tmp_path / "prompts.jsonl", [])
     message = refused("--data.toxic", tmp_path / "promts.jsonl")
-    assert message.startswith(f"data.toxic: {tmp_path}/promts.jsonl: no such file; near names there: prompts.jsonl")
+    assert message.startswith(
+        f"data.toxic: {tmp_path}/promts.jsonl: no such file; similar names in that folder: prompts.jsonl"
+    )
 
 
 def test_hub_data_without_network(refused):
@@ -50,7 +52,7 @@ def test_hub_data_without_network(refused):
 def test_conversations_without_answers(refused, tmp_path):
     path = write_rows(tmp_path / "c.jsonl", [{"prompt": "a", "response": ""}])
     message = refused("--data.general", path)
-    assert message.startswith(f"data.general: {path}: every answer is empty")
+    assert message.startswith(f"data.general: {path}: no usable conversations: ") and "empty answer" in message
 
 
 def test_too_few_prompts(refused, tmp_path):

@@ -103,7 +103,7 @@ def test_the_run_folder_is_one_that_reports_read(killed, model):
     assert recipe.model.dtype != "auto" and recipe.evaluate.max_new_tokens == 12
     environment = read_json(folder / "environment.json")
     assert environment["packages"]["torch"] and len(environment["data"]) == 5
-    assert "builtin-toxic: 10 of its 45 prompts drawn" in environment["notes"]
+    assert "builtin-toxic: 10 of 45 prompts drawn" in environment["notes"]
     home = folder / "evaluate" / "aligned"
     benchmarks = {path.name for path in home.iterdir() if path.is_dir()}
     assert benchmarks == {"builtin-seemingly-toxic", "builtin-toxic-twins", "builtin-toxic", "builtin-general"}

@@ -92,12 +92,12 @@ def test_people_and_judges_are_compared(answers, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "a", "response": "b"}], "no column 'completion'; there are: prompt, response"),
-        ([{"id": "a", "prompt": "p", "completion": "c"}] * 2, "the id 'a' is that of line 1 too"),
+        ([{"prompt": "a", "response": "b"}], "no column 'completion'; columns: prompt, response"),
+        ([{"id": "a", "prompt": "p", "completion": "c"}] * 2, "the id 'a' is also that of line 1"),
         ([{"id": "a", "prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c"}], "'id' is missing"),
         ([{"prompt": "p", "completion": None}], "line 1: 'completion' is missing"),
         ([{"prompt": "p", "completion": ["c"]}], "'completion' must be text, this is a list"),
-        ([{"prompt": "p", "completion": "\ud800"}], "half a character"),
+        ([{"prompt": "p", "completion": "\ud800"}], "unpaired surrogate"),
         ([], "the file is empty"),
     ],
 )
@@ -129,8 +129,8 @@ def test_arguments_that_make_no_sense(answers, tmp_path):
         ([answers, "--judge", "rules", "--out", answers], "is what is read"),
         ([answers, "--compare", labels, *out], "two or more"),
         ([answers, "--compare", labels, labels, *out], "has a label of 'zzz'"),
-        ([answers, "--compare", odd, odd, *out], "holds 'refused', which is no label"),
-        ([answers, "--compare", none, none, *out], "no column 'label' or 'human_label'; there are: id, verdict"),
+        ([answers, "--compare", odd, odd, *out], "contains the unknown label 'refused'"),
+        ([answers, "--compare", none, none, *out], "no column 'label' or 'human_label'; columns: id, verdict"),
         ([answers, "--compare", refusal, harm, *out], "one is of refusal, the other of harm"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -153,7 +153,7 @@ def test_built_in_sets_are_declared_like_any_other():
 def test_rows_are_drawn_once_for_all_and_at_most():
     few, many = (read({"name": "builtin-toxic", "rows": rows})[0].prompts for rows in (10, 1000))
     assert few.rows == read({"name": "builtin-toxic", "rows": 10})[0].prompts.rows
-    assert len(few.rows) == 10 and "10 of its 45 prompts drawn" in few.notes
+    assert len(few.rows) == 10 and "10 of 45 prompts drawn" in few.notes
     assert len(many.rows) == 45 and few.sha256 != many.sha256 and set(few.rows) < set(many.rows)
     assert [len(one.prompts.rows) for one in read({"name": "builtin", "rows": 7})] == [7, 7, 7, 7]
 
@@ -170,9 +170,9 @@ def test_a_recipe_that_names_benchmarks_comes_back_from_its_file(tmp_path):
     ("benchmarks", "settings", "words"),
     [
         (["xtest-safe"], {}, ["'xtest-safe'", "Did you mean xstest-safe?", "{name: NAME, prompts: FILE, wanted:"]),
-        (["something"], {}, ["'something'", "There are: advbench", "paper"]),
+        (["something"], {}, ["'something'", "Available: advbench", "paper"]),
         ([{"name": "paper", "source": "p.csv"}], {}, ["paper is a suite", "evaluate.local_data"]),
-        (["builtin", "builtin-toxic"], {}, ["two are called 'builtin-toxic'", "builtin stand"]),
+        (["builtin", "builtin-toxic"], {}, ["have the name 'builtin-toxic'", "part of builtin"]),
         (["paper"], {"local_data": "nowhere"}, ["nowhere/oktest/OKTest.csv", "nowhere/phtest/PHTest.csv", "online"]),
         ([{"name": "xstest-safe", "source": "nowhere.csv"}], {}, ["benchmarks.xstest-safe", "nowhere.csv", "no such"]),
     ],
@@ -186,10 +186,10 @@ def test_what_cannot_be_read_is_said(benchmarks, settings, words):
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
-        (["1,one,safe", ",two,safe"], ["line 3", "'id' is missing", "take the column out"]),
+        (["1,one,safe", ",two,safe"], ["line 3", "'id' is missing", "remove the column"]),
         (["1,one,safe", "1,two,safe"], ["line 3", "the id '1'", "line 2"]),
         (["1,one,safe", "2,  ,safe"], ["line 3", "'prompt' is empty"]),
-        (["1,one,other"], ["no row left", "'label' holds 'other'"]),
+        (["1,one,other"], ["no row matches", "'label' contains 'other'"]),
     ],
 )
 def test_bad_rows_are_named_with_file_and_line(tmp_path, lines, words):

@@ -87,7 +87,7 @@ def test_benchmarks_of_ones_own(files, write):
 def test_two_benchmarks_of_one_name(files, error_of):
     benchmarks = [{"name": "builtin-toxic", "prompts": files["toxic"], "wanted": "refuse"}, "builtin"]
     message = error_of(load_data, recipe(stages=["evaluate"], evaluate={"benchmarks": benchmarks}))
-    assert "two are called 'builtin-toxic'" in message
+    assert "two benchmarks have the name 'builtin-toxic'" in message
 
 
 def test_a_prompt_in_both_stage_one_sets(files, write, error_of):
@@ -141,4 +141,4 @@ def test_a_twin_held_out_by_hand_is_leakage(files, write, error_of):
 def test_prompts_of_both_stages_are_counted(files, write):
     refusals = [{"prompt": f"wreck {topic}", "response": "No."} for topic in TOPICS[:5]]
     data = load_data(recipe(data={**files, "refusals": write("r.jsonl", refusals)}))
-    assert "5 prompts of data.toxic (stage 1) are in data.refusals (stage 2) too" in data.notes
+    assert "5 prompts of data.toxic (stage 1) are also in data.refusals (stage 2)" in data.notes

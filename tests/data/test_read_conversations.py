@@ -64,8 +64,8 @@ def test_repeats_and_empty_answers_are_left_out_and_counted(write):
     conversation_set = read(write("c.jsonl", [{"prompt": p, "response": r} for p, r in rows]))
     assert [(row.prompt, row.response) for row in conversation_set.rows] == [("a", "1"), ("a", "2")]
     assert conversation_set.notes == [
-        "2 conversations with an empty answer left out",
-        "1 repeated conversations left out",
+        "2 of 5 conversations left out: empty answer",
+        "1 of 5 conversations left out: repeated",
     ]
 
 
@@ -87,13 +87,13 @@ def test_draw_comes_after_the_dropping(write):
         ([], "must end with the assistant's answer"),
         ([USER], "must end with the assistant's answer"),
         ([SYSTEM], "must end with the assistant's answer"),
-        ([USER, USER, ASSISTANT], "message 2 of 'messages' has the role 'user' where 'assistant' is due"),
-        ([ASSISTANT], "message 1 of 'messages' has the role 'assistant' where 'user' is due"),
+        ([USER, USER, ASSISTANT], "message 2 of 'messages' has the role 'user', expected 'assistant'"),
+        ([ASSISTANT], "message 1 of 'messages' has the role 'assistant', expected 'user'"),
         ([SYSTEM, USER, SYSTEM], "message 3 of 'messages' has the role 'system'"),
         ([USER, {"role": "tool", "content": "x"}], "message 2 of 'messages' has the role 'tool'"),
         ([{"role": "user", "content": " "}, ASSISTANT], "message 1 of 'messages' is empty"),
-        ([{"from": "human", "value": "x"}, ASSISTANT], "message 1 of 'messages' is not of the form"),
-        ([{"role": "user", "content": 3}, ASSISTANT], "message 1 of 'messages' is not of the form"),
+        ([{"from": "human", "value": "x"}, ASSISTANT], "message 1 of 'messages' must have the form"),
+        ([{"role": "user", "content": 3}, ASSISTANT], "message 1 of 'messages' must have the form"),
     ],
 )
 def test_wrong_messages_are_named(write, error_of, messages, expected):
@@ -116,7 +116,7 @@ def test_half_a_form_names_the_missing_column(write, error_of):
 
 def test_all_answers_empty(write, error_of):
     message = error_of(read, write("c.jsonl", [{"prompt": "x", "response": ""}]))
-    assert "every answer is empty" in message
+    assert "no usable conversations: 1 of 1 conversations left out: empty answer" in message
 
 
 def test_missing_answer(write, error_of):
@@ -126,4 +126,4 @@ def test_missing_answer(write, error_of):
 
 def test_first_human_turn_is_refused(write, error_of):
     source = DataSource(source=write("c.jsonl", [{"prompt": "x", "response": "y"}]), first_human_turn=True)
-    assert "first_human_turn is for prompt sets" in error_of(read_conversations, source, "general")
+    assert "first_human_turn applies to prompt sets only" in error_of(read_conversations, source, "general")

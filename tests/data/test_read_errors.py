@@ -24,9 +24,9 @@ def error(error_of, path, **fields):
 BROKEN = {
     "empty file": ("p.jsonl", b"", ["is empty"]),
     "only blank lines": ("p.jsonl", b"\n \n", ["is empty"]),
-    "only a header": ("p.csv", b"prompt,label\n", ["holds no rows"]),
-    "no rows": ("p.json", b"[]", ["holds no rows"]),
-    "no rows in parquet": ("p.parquet", [], ["holds no rows"]),
+    "only a header": ("p.csv", b"prompt,label\n", ["contains no rows"]),
+    "no rows": ("p.json", b"[]", ["contains no rows"]),
+    "no rows in parquet": ("p.parquet", [], ["contains no rows"]),
     "not UTF-8": (
         "p.jsonl",
         b'{"prompt": "a"}\n{"prompt": "\xe9t\xe9"}\n',
@@ -41,23 +41,23 @@ BROKEN = {
     "no object": (
         "p.jsonl",
         b'{"prompt": "a"}\n["b"]\n',
-        ["line 2", "a JSON object", "a list", "a .json file"],
+        ["line 2", "a JSON object", "a list", "end in .json"],
     ),
     "broken JSON": (
         "p.json",
         b'[{"prompt": "a"},\n {"prompt" "b"}]',
         ["line 2, column 12", "not valid JSON"],
     ),
-    "deep JSON": ("p.json", b"[" * 100_000, ["line 1", "not JSON that can be read"]),
+    "deep JSON": ("p.json", b"[" * 100_000, ["line 1", "cannot be parsed as JSON"]),
     "endless number": (
         "p.jsonl",
         b'{"prompt": ' + b"1" * 5000 + b"}",
-        ["line 1", "not JSON that can be read"],
+        ["line 1", "cannot be parsed as JSON"],
     ),
     "plain strings": ("p.json", ["a", "b"], ["row 1", "array of plain strings", '{"prompt": [...]}']),
     "mixed rows": ("p.json", [{"prompt": "a"}, 3], ["row 2", "must be an object", "a number"]),
     "a scalar": ("p.json", 3, ["array of objects", "a number"]),
-    "a column that is no list": ("p.json", {"prompt": ["a"], "n": 3}, ["holds lists", "'n' is a number"]),
+    "a column that is no list": ("p.json", {"prompt": ["a"], "n": 3}, ["must contain lists", "'n' is a number"]),
     "uneven columns": (
         "p.json",
         {"prompt": ["a", "b"], "n": [3]},
@@ -66,10 +66,10 @@ BROKEN = {
     "too many fields": (
         "p.csv",
         'prompt,id\n"a\nb",1\nHello, you,2\n',
-        ["line 4", "3 fields", "has 2", "quotes"],
+        ["line 4", "3 fields", "has 2", "quote fields"],
     ),
     "too few fields": ("p.csv", "prompt,id\na\n", ["line 2", "1 fields", "has 2"]),
-    "open quote": ("p.csv", 'prompt,id\n"a,1\nb,2\n', ["not valid csv", "line"]),
+    "open quote": ("p.csv", 'prompt,id\n"a,1\nb,2\n', ["not valid CSV", "line"]),
     "two columns of one name": ("p.csv", "prompt,prompt\na,b\n", ["line 1", "two columns", "'prompt'"]),
     "missing column": (
         "p.csv",
@@ -85,18 +85,18 @@ BROKEN = {
         b'{"prompt": "a", "label": [1]}',
         ["line 1", "'label' must be text", "a list"],
     ),
-    "half a character": ("p.jsonl", b'{"prompt": "a \\ud83d b"}', ["line 1", "\\ud83d", "half a character"]),
+    "unpaired surrogate": ("p.jsonl", b'{"prompt": "a \\ud83d b"}', ["line 1", "\\ud83d", "an unpaired surrogate"]),
     "doubled id": ("p.csv", "prompt,id\na,7\nb,7\n", ["line 3", "the id '7'", "line 2", "columns.id NAME"]),
     "only one class": (
         "p.csv",
         "prompt,label\na,seemingly_toxic\n",
-        ["has only one class", "none is 'toxic'"],
+        ["contains only one class", "none is 'toxic'"],
     ),
-    "no gzip": ("p.jsonl.gz", b'{"prompt": "a"}', ["not a whole gzip file", "again"]),
-    "half a gzip": ("p.csv.gz", gzip.compress(b"prompt\n" + b"abc\n" * 999)[:-20], ["not a whole gzip file"]),
+    "no gzip": ("p.jsonl.gz", b'{"prompt": "a"}', ["not a complete gzip file", "again"]),
+    "half a gzip": ("p.csv.gz", gzip.compress(b"prompt\n" + b"abc\n" * 999)[:-20], ["not a complete gzip file"]),
     "gzip of nothing": ("p.csv.gz", gzip.compress(b""), ["is empty"]),
-    "no parquet": ("p.parquet", b"PAR1 but not really PAR1", ["not a whole parquet file", "again"]),
-    "unknown ending": ("p.txt", b"a\nb\n", ["unknown kind of file", ".csv, .json, .jsonl, .parquet"]),
+    "no parquet": ("p.parquet", b"PAR1 but not really PAR1", ["not a complete parquet file", "again"]),
+    "unknown ending": ("p.txt", b"a\nb\n", ["unknown file format", ".csv, .json, .jsonl, .parquet"]),
 }
 
 
@@ -117,7 +117,7 @@ def test_no_such_file_names_the_near_ones(write, error_of, tmp_path):
 
 
 def test_no_such_folder(error_of, tmp_path):
-    assert f"there is no folder {tmp_path / 'nowhere'}" in error(error_of, str(tmp_path / "nowhere" / "p.csv"))
+    assert f"the folder {tmp_path / 'nowhere'} does not exist" in error(error_of, str(tmp_path / "nowhere" / "p.csv"))
 
 
 def test_folder(write, error_of, tmp_path):
@@ -135,29 +135,29 @@ def test_missing_column_of_a_benchmark_points_into_the_recipe(write, error_of):
 
 def test_wrong_mappings(write, error_of):
     path = write("p.csv", "text\na\n")
-    assert "no column 'goal'; there are: text" in error(error_of, path, columns={"prompt": "goal"})
+    assert "no column 'goal'; columns: text" in error(error_of, path, columns={"prompt": "goal"})
     message = error(error_of, path, columns={"promt": "text"})
-    assert "columns.promt is not one of ours" in message and "prompt, id, label" in message
+    assert "columns.promt: unknown column" in message and "prompt, id, label" in message
 
 
 def test_where_leaves_nothing(write, error_of):
     path = write("p.csv", "prompt,label\na,safe\nb,unsafe\nc,safe\n")
     message = error(error_of, path, where={"label": "save"})
-    assert "no row left after where" in message and "'safe' (2), 'unsafe' (1)" in message
+    assert "no row matches where" in message and "'safe' (2), 'unsafe' (1)" in message
     assert "no column 'kind'" in error(error_of, path, where={"kind": "x"})
 
 
 @pytest.mark.parametrize("key", ["split", "revision"])
 def test_hub_fields_of_a_local_file(write, error_of, key):
     message = error(error_of, write("p.csv", "prompt\na\n"), **{key: "test"})
-    assert f"{key} 'test' is for hub data sets" in message and f"leave {key} out" in message
+    assert f"{key} 'test' applies to hub data sets" in message and f"remove {key}" in message
 
 
 def test_draw_of_more_than_there_is(write, error_of):
     path = write("p.csv", "prompt\na\nb\nb\n")
     message = error(error_of, path, rows=2, skip=1)
-    assert "rows 2 after skip 1 asks for 3 rows, and there are 2" in message
-    assert "and there are 2" in error(error_of, path, skip=2)
+    assert "rows: 2 with skip: 1 needs 3 rows, but there are 2" in message
+    assert "but there are 2" in error(error_of, path, skip=2)
 
 
 def test_first_human_turn_of_other_text(write, error_of):
@@ -168,10 +168,12 @@ def test_first_human_turn_of_other_text(write, error_of):
 
 
 def test_builtin(error_of):
-    assert "no split 'test'; the built-in sets have train and held_out" in error(error_of, "builtin", split="test")
-    assert "revision 'main' is for hub data sets" in error(error_of, "builtin", revision="main")
+    assert "no split 'test'; built-in sets have the splits train and held_out" in error(
+        error_of, "builtin", split="test"
+    )
+    assert "revision 'main' applies to hub data sets" in error(error_of, "builtin", revision="main")
     message = error_of(read_prompts, DataSource(), "xstest", "evaluate.benchmarks.xstest.prompts")
-    assert "no built-in prompt set for 'xstest'" in message
+    assert "no built-in set 'xstest'" in message
 
 
 ALMOST_DATA = st.lists(

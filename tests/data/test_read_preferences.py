@@ -68,10 +68,10 @@ def test_what_cannot_be_compared_is_left_out_and_counted(write):
     got = read(write("hh.jsonl", rows))
     assert len(got.rows) == 1
     assert got.notes == [
-        "1 pairs left out: they have an empty answer",
-        "1 pairs left out: they part before the last answer",
-        "1 pairs left out: they are no dialogue of Human and Assistant in turn",
-        "1 repeated pairs left out",
+        "1 of 5 pairs left out: empty answer",
+        "1 of 5 pairs left out: the conversations differ before the last answer",
+        "1 of 5 pairs left out: not a dialogue in which Human and Assistant take turns",
+        "1 of 5 pairs left out: repeated",
     ]
 
 
@@ -83,11 +83,11 @@ def test_what_cannot_be_compared_is_left_out_and_counted(write):
             ", line 2, line 3: chosen and rejected are the same answer in 2 of 3 rows",
         ),
         ([{"prompt": "a", "chosen": "b"}], ": no column 'rejected'"),
-        ([{**ROW, "rejected": ""}], ": no pair is left: its rows have an empty answer"),
+        ([{**ROW, "rejected": ""}], ": no usable pairs: 1 of 1 pairs left out: empty answer"),
         ([{**ROW, "prompt": [USER, GOOD]}], ", line 1: 'prompt' must end with the user's message"),
         ([{**ROW, "prompt": [{**USER, "content": " "}]}], ", line 1: message 1 of 'prompt' is empty"),
         ([{"chosen": "good", "rejected": "bad"}], ", line 1: 'chosen' must be a transcript that begins with"),
-        ([{"chosen": [GOOD], "rejected": [BAD]}], ", line 1: 'chosen' is an answer without its prompt"),
+        ([{"chosen": [GOOD], "rejected": [BAD]}], ", line 1: 'chosen' is an answer without a prompt"),
         ([{"chosen": [USER, USER], "rejected": [USER, BAD]}], ", line 1: message 2 of 'chosen' has the role 'user'"),
         ([{**ROW, "chosen": 3}], ", line 1: 'chosen' must be text"),
     ],

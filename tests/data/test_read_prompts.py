@@ -92,7 +92,7 @@ def test_one_file_feeds_both_stage_one_sets(write):
     path = write("both.jsonl", rows)
     assert texts(read(path, "toxic")) == ["one"]
     assert texts(read(path, "seemingly_toxic")) == ["two"]
-    assert read(path, "toxic").notes == ["1 rows of the other class left out"]
+    assert read(path, "toxic").notes == ["1 of 2 prompts left out: label of the other class"]
     assert texts(read(path, "xstest")) == ["one", "two"]  # a benchmark takes every row
 
 
@@ -109,7 +109,7 @@ def test_repeated_prompts_are_left_out_and_counted(write):
     ]
     prompt_set = read(write("p.jsonl", rows))
     assert texts(prompt_set) == ["one", "One"]
-    assert prompt_set.notes == ["2 repeated prompts left out"]
+    assert prompt_set.notes == ["2 of 4 prompts left out: repeated"]
 
 
 def test_first_human_turn(write):

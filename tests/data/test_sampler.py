@@ -52,7 +52,7 @@ def test_resuming_late_costs_nothing():
 
 
 def test_nothing_to_draw_from():
-    with pytest.raises(ValueError, match="nothing to draw from"):
+    with pytest.raises(ValueError, match="n must be at least 1"):
         draw(0, 0, 0, 1)
 
 
@@ -104,8 +104,8 @@ def test_matched_batches_hold_both_twins_side_by_side():
         for (left, _), (right, _) in zip(batch[::2], batch[1::2], strict=True):
             assert left.pair == right.pair is not None
     assert sampler.notes == [
-        "4 seemingly toxic rows without a twin left out (refine.pairs: matched)",
-        "1 toxic rows without a twin left out (refine.pairs: matched)",
+        "4 seemingly toxic rows left out: no twin (refine.pairs: matched)",
+        "1 toxic rows left out: no twin (refine.pairs: matched)",
     ]
 
 
@@ -124,13 +124,16 @@ def test_batches_do_not_depend_on_the_ones_before():
 
 
 def test_no_twins_at_all():
-    with pytest.raises(UserError, match="refine.pairs: matched needs rows with one `pair`"):
+    with pytest.raises(
+        UserError,
+        match="refine.pairs: matched requires rows .* with the same `pair`",
+    ):
         ContrastiveSampler(prompts("s", 3, "abc"), prompts("t", 3, "xyz"), 2, "matched", 0)
 
 
 def test_a_batch_larger_than_the_set_is_noted():
     (note,) = ContrastiveSampler(prompts("s", 3), prompts("t", 30), 8, "mixed", 0).notes
-    assert "a batch of 8 holds repeats" in note
+    assert "a batch of 8 contains repeats" in note
 
 
 def test_an_odd_batch_is_refused():

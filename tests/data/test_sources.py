@@ -53,12 +53,12 @@ def test_secrets_of_a_url_stay_out_of_records_and_messages(write, address, error
 
 def test_url_errors(write, address, error_of):
     write("page.csv", "<!DOCTYPE html><html></html>")
-    assert "the server answered 404" in error_of(read, f"{address}/none.csv")
+    assert "the server responded 404" in error_of(read, f"{address}/none.csv")
     assert "is a web page" in error_of(read, f"{address}/page.csv")
-    assert "unknown kind of file" in error_of(read, f"{address}/page.html")
-    assert "could not be fetched" in error_of(read, "http://127.0.0.1:1/p.csv")
-    assert "could not be fetched" in error_of(read, "http://127.0.0.1:port/p.csv")
-    assert "split 'test' is for hub data sets" in error_of(lambda: read(f"{address}/p.csv", split="test"))
+    assert "unknown file format" in error_of(read, f"{address}/page.html")
+    assert "could not be downloaded" in error_of(read, "http://127.0.0.1:1/p.csv")
+    assert "could not be downloaded" in error_of(read, "http://127.0.0.1:port/p.csv")
+    assert "split 'test' applies to hub data sets" in error_of(lambda: read(f"{address}/p.csv", split="test"))
 
 
 def test_hub_rows_go_the_same_way_as_rows_of_a_file(monkeypatch):
@@ -110,7 +110,7 @@ def test_hub_without_network_is_a_quick_user_error(tmp_path):
     command = [sys.executable, "-c", HUB_SCRIPT]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     message, heavy = result.stdout.strip().splitlines()
-    assert message.startswith("data.toxic: nobody/no-such-set (train): no such file here, and it could not be read")
+    assert message.startswith("data.toxic: nobody/no-such-set (train): not a local file, and could not be downloaded")
     assert "HF_HUB_OFFLINE" in message and "--data.toxic.source prompts.jsonl" in message
     assert heavy == "[]"
     assert time.monotonic() - start < 30

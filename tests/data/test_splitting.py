@@ -85,5 +85,5 @@ def test_few_rows_of_a_set_among_many_of_the_other():
     ],
 )
 def test_too_little_to_split(first, second):
-    with pytest.raises(UserError, match="cannot be split into 2 or more to train on and 2 or more held out"):
+    with pytest.raises(UserError, match="cannot be split into at least 2 training and 2 held-out rows"):
         split_held_out(first, second, 0.15, 0)
