@@ -6,10 +6,12 @@ from functools import partial
 import pytest
 import torch
 from tiny import make_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from dcr_ds.diagnose.log_odds import Tree, first_token_impurity, refusal_log_odds
+from dcr_ds.diagnose.log_odds import first_token_impurity, refusal_log_odds
 from dcr_ds.diagnose.openings import Opening, Openings
+from dcr_ds.diagnose.prefix_tree import Tree
+from dcr_ds.diagnose.tree_pass import TreePass, shared_beginning
 from dcr_ds.errors import UserError
 from dcr_ds.models.likelihood import Likelihood
 
@@ -64,6 +66,41 @@ def test_equal_to_a_float64_reference(tmp_path, model_type, tied, batch_size):
     rows = refusal_log_odds(model, [f"p{i}" for i in range(7)], prompts, openings(), batch_size)
     assert [row["id"] for row in rows] == [f"p{i}" for i in range(7)]
     assert_equal_to_reference(rows, model.double(), prompts, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("attention", "dtype", "tolerance"), [("sdpa", torch.float64, 1e-12), ("eager", torch.float32, 1e-5)]
+)
+def test_both_passes_give_the_same_states(tmp_path, attention, dtype, tolerance):
+    """One pass with a mask over the tree, after a shared beginning, and two passes over its paths.
+
+    Eager attention in float64 is NaN in transformers where a row is padded, with or without this code.
+    """
+    model = load(tmp_path, dtype=dtype)
+    model.set_attn_implementation(attention)
+    prompts = [[4, 5, 6, *prompt] for prompt in make_prompts()]
+    tree = Tree.of(SEQUENCES)
+    with torch.no_grad():
+        masked = TreePass(model.model, tree, prompts)
+        assert masked.by_mask and masked.shared == (4, 5, 6)
+        repeated = TreePass(model.model, tree, prompts)
+        repeated.by_mask, repeated.shared, repeated.cache = False, (), DynamicCache(config=model.config)
+        for batch in (prompts, prompts[2:4]):
+            assert masked(batch).shape == (len(batch), 6, 32)
+            torch.testing.assert_close(masked(batch), repeated(batch), atol=tolerance, rtol=tolerance)
+
+
+def test_models_with_sliding_windows_take_two_passes(tmp_path):
+    model = load(tmp_path, "gemma2")
+    assert not TreePass(model.model, Tree.of(SEQUENCES), make_prompts()).by_mask
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shared"),
+    [([[1, 2, 3], [1, 2, 4, 5]], (1, 2)), ([[1, 2], [1, 2]], (1,)), ([[1, 2], [1, 2, 3]], (1,)), ([[1], [2]], ())],
+)
+def test_every_prompt_keeps_a_token_of_its_own(prompts, shared):
+    assert shared_beginning(prompts) == shared
 
 
 def test_a_float64_model_stays_in_float64(tmp_path):

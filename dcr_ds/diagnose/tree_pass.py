@@ -1,0 +1,110 @@
+"""Hidden states after prompts and after every inner node of a prefix tree, in as few tokens as possible.
+
+What all prompts begin with (a system prompt, the header of the turn) is computed once and cached. Then one pass runs
+over the rest of each prompt and the nodes of the tree behind it, with a mask by which a node sees the prompt and its
+own ancestors. Models with layers that such a mask does not reach (sliding windows, recurrent layers) and other attention
+kernels take two passes: over the prompts, and over the paths of the tree from a repeated key-value cache.
+
+Legend: B prompts, W width of a batch, L shared tokens, N inner nodes with the root, P paths of depth d, D width.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from dcr_ds.diagnose.openings import Tokens
+from dcr_ds.diagnose.prefix_tree import Tree
+
+
+class TreePass:
+    """Runs the decoder of a model over batches of the given prompts."""
+
+    def __init__(self, decoder, tree: Tree, prompts: Sequence[Sequence[int]]):
+        self.decoder, self.tree = decoder, tree
+        self.device = decoder.get_input_embeddings().weight.device
+        # transformers 5 renames the argument
+        takes = inspect.signature(decoder.forward).parameters
+        self.cache_name = "cache" if "cache" in takes else "past_key_values"
+        cache = DynamicCache(config=decoder.config)
+        self.by_mask = all(type(layer) is DynamicLayer for layer in cache.layers) and (
+            decoder.config._attn_implementation in ("sdpa", "eager")
+        )
+        self.shared = shared_beginning(prompts) if self.by_mask else ()
+        if self.shared:
+            decoder(input_ids=torch.tensor([self.shared], device=self.device), **{self.cache_name: cache})
+        self.cache = cache
+
+    def tokens(self, length: int) -> int:
+        """Tokens in the cache for one prompt of a length."""
+        if self.by_mask:
+            return length + len(self.tree.nodes)
+        return max(1, len(self.tree.paths)) * (length + max(map(len, self.tree.paths), default=0))
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Hidden states [B, N, D] after the prompts and after each inner node, in the order of the tree."""
+        cache = copy.deepcopy(self.cache)
+        if self.shared:
+            cache.batch_repeat_interleave(len(prompts))
+        own = [prompt[len(self.shared) :] for prompt in prompts]
+        width = max(map(len, own))
+        lengths = torch.tensor([len(prompt) for prompt in own], device=self.device)
+        tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in own], device=self.device)
+        place = torch.arange(width, device=self.device) - (width - lengths)[:, None]  # [B, W], below 0: padding
+        return self._masked(tokens, place, cache) if self.by_mask else self._repeated(tokens, place, cache)
+
+    def _masked(self, tokens: torch.Tensor, place: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        nodes, (size, width), shared = self.tree.nodes[1:], tokens.shape, len(self.shared)
+        ahead = torch.tensor([node[-1] for node in nodes], dtype=tokens.dtype, device=self.device)
+        depth = torch.tensor([len(node) for node in nodes], dtype=place.dtype, device=self.device)
+        place = torch.cat([place, place[:, -1:] + depth], dim=1)  # [B, W + N − 1]
+        sees = torch.ones(width + len(nodes), shared + width + len(nodes), dtype=torch.bool, device=self.device)
+        sees[:width, shared:] = sees[:width, shared:].tril()
+        if nodes:
+            sees[width:, shared + width :] = torch.tensor(self.tree.ancestors(), device=self.device)
+        real = F.pad(place >= 0, (shared, 0), value=True)
+        sees = sees & real[:, None, :]
+        sees.diagonal(shared, dim1=1, dim2=2).fill_(True)  # padding sees itself: a row of nothing is NaN
+        mask = torch.zeros(sees.shape, dtype=self.decoder.dtype, device=self.device)
+        mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
+        hidden = self.decoder(
+            input_ids=torch.cat([tokens, ahead.expand(size, -1)], dim=1),
+            attention_mask=mask[:, None],
+            position_ids=place.clamp_min(0) + shared,
+            **{self.cache_name: cache},
+        ).last_hidden_state
+        return hidden[:, width - 1 :]
+
+    def _repeated(self, tokens: torch.Tensor, place: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        mask = (place >= 0).long()
+        root = self.decoder(
+            input_ids=tokens, attention_mask=mask, position_ids=place.clamp_min(0), **{self.cache_name: cache}
+        ).last_hidden_state[:, -1:]
+        if not self.tree.paths:
+            return root
+        paths, depth = len(self.tree.paths), max(map(len, self.tree.paths))
+        cache.batch_repeat_interleave(paths)
+        # padding stands to the right of a path, where causal attention keeps it from what is read
+        ahead = torch.tensor([[*path, *[0] * (depth - len(path))] for path in self.tree.paths], device=self.device)
+        behind = place[:, -1:] + 1 + torch.arange(depth, device=self.device)  # [B, d]
+        later = self.decoder(
+            input_ids=ahead.repeat(len(tokens), 1),
+            attention_mask=F.pad(mask.repeat_interleave(paths, 0), (0, depth), value=1),
+            position_ids=behind.repeat_interleave(paths, 0),
+            **{self.cache_name: cache},
+        ).last_hidden_state.unflatten(0, (len(tokens), paths))  # [B, P, d, D]
+        path, step = (torch.tensor(list(where), device=self.device) for where in zip(*self.tree.places(), strict=True))
+        return torch.cat([root, later[:, path, step]], dim=1)
+
+
+def shared_beginning(prompts: Sequence[Sequence[int]]) -> Tokens:
+    """The tokens that all prompts begin with, at least one less than the shortest prompt has."""
+    lowest, highest = min(map(tuple, prompts)), max(map(tuple, prompts))
+    same = 0
+    while same < min(len(lowest), len(highest)) - 1 and lowest[same] == highest[same]:
+        same += 1
+    return lowest[: min(same, min(map(len, prompts)) - 1)]
