@@ -2,8 +2,8 @@
 
 What all prompts begin with (a system prompt, the header of the turn) is computed once and cached. Then one pass runs
 over the rest of each prompt and the nodes of the tree behind it, with a mask by which a node sees the prompt and its
-own ancestors. Models with layers that such a mask does not reach (sliding windows, recurrent layers) and other attention
-kernels take two passes: over the prompts, and over the paths of the tree from a repeated key-value cache.
+own ancestors. Models with layers that such a mask does not reach (sliding windows, recurrent layers) and other
+attention kernels take two passes: over the prompts, and over the paths of the tree from a repeated key-value cache.
 
 Legend: B prompts, W width of a batch, L shared tokens, N inner nodes with the root, P paths of depth d, D width.
 """
