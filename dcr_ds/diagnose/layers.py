@@ -8,6 +8,7 @@ import math
 import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from dcr_ds.ranking import AucInterval, auc_interval, class_mean_interval, pair_
 FEWEST_PROMPTS = 2 * NUM_FOLDS  # of each label: two in every fold
 SHALLOWEST, DEEPEST = 0.4, 0.85  # bounds of the chosen layer, as shares of the blocks
 WITHOUT_SEPARATION = 0.8  # share of the blocks if no layer separates the sets
+
+Pooling = Literal["last", "mean"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class LayerFigures:
 
 @torch.no_grad()
 def hidden_by_layer(
-    model: PreTrainedModel, prompts: Sequence[list[int]], pooling: str = "last", batch_size: int = 16
+    model: PreTrainedModel, prompts: Sequence[list[int]], pooling: Pooling = "last", batch_size: int = 16
 ) -> torch.Tensor:
     """Pooled hidden states [L − 1, n, D] of prompts at layers 1 to L − 1, in float32 on the CPU.
 
@@ -62,7 +65,7 @@ def hidden_by_layer(
         pooling: "last" token, or "mean" over the tokens after those that are the same in all prompts.
         batch_size: prompts per forward pass, padded to the longest of them.
     """
-    base = model.base_model.eval()
+    base: Any = model.base_model.eval()
     shared = 0
     if pooling == "mean":
         shared = min(len(os.path.commonprefix([list(row) for row in prompts])), min(map(len, prompts)) - 1)
@@ -86,7 +89,7 @@ def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.
     return tokens.to(device), mask.to(device)
 
 
-def _pooled_outputs(base, inputs: dict[str, torch.Tensor], pooling: str, mask: torch.Tensor) -> torch.Tensor:
+def _pooled_outputs(base, inputs: dict[str, torch.Tensor], pooling: Pooling, mask: torch.Tensor) -> torch.Tensor:
     """Pooled outputs [L − 1, B, D] of all blocks but the last."""
     states: list[torch.Tensor] = []
 

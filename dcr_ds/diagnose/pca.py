@@ -54,7 +54,8 @@ def project(before: np.ndarray, after: np.ndarray) -> Projection:
     total = max(np.sum(lengths**2), 1e-30)
     parts = (slice(len(before)), slice(len(before), None))
     within = [coordinates[part].var(axis=0).sum() / max(states[part].var(axis=0).sum(), 1e-30) for part in parts]
-    return Projection(*(coordinates[part] for part in parts), lengths[:2] ** 2 / total, *map(float, within))
+    before_refine, after_refine = (coordinates[part] for part in parts)
+    return Projection(before_refine, after_refine, lengths[:2] ** 2 / total, float(within[0]), float(within[1]))
 
 
 def draw_pca(projection: Projection, labels: np.ndarray, file: Path, titles: Sequence[str]) -> None:
