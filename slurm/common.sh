@@ -1,10 +1,13 @@
 # What the scripts share: messages, submitting, the environment of a job, its ranks, requeue. Settings: slurm/settings.sh.
-# The script that sources this has set `project`, and stands in it.
+# The script that sources this has changed to the folder `project`, and has set `scripts`, the folder of this file:
+# slurm/ of the project, or DCR_DS_SCRIPTS, which `dcr-ds slurm` sets where dcr-ds is installed without the project.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 python=${DCR_DS_PYTHON:-python}
 log_folder=$(realpath -m "${DCR_DS_LOGS:-slurm-logs}")
 submitted=''
+train=(-u train.py)
+[[ -z ${DCR_DS_SCRIPTS:-} ]] || train=(-u -m dcr_ds train)
 
 say() { echo "$(date '+%F %T') slurm: $*"; }
 
@@ -82,7 +85,7 @@ ranks() { # options of srun … -- command …: become srun, one task a rank, in
         options+=(--overcommit)
     fi
     if [[ -n ${DCR_DS_CONTAINER:-} ]]; then
-        local mounts=$project:$project${DCR_DS_MOUNTS:+,$DCR_DS_MOUNTS}
+        local mounts=$project:$project${DCR_DS_SCRIPTS:+,$scripts:$scripts}${DCR_DS_MOUNTS:+,$DCR_DS_MOUNTS}
         case ${DCR_DS_CONTAINER_WITH:-pyxis} in
         pyxis)
             options+=(--container-image="$DCR_DS_CONTAINER" --container-mounts="$mounts" --container-workdir="$project")
@@ -92,7 +95,7 @@ ranks() { # options of srun … -- command …: become srun, one task a rank, in
         esac
     fi
     exec srun --nodes="${#nodes[@]}" --ntasks-per-node="$ranks_per_node" "${options[@]}" "${inside[@]}" \
-        bash slurm/rank.sh "$@"
+        bash "$scripts/rank.sh" "$@"
 }
 
 requeue() { # why, nodes to leave out …: the job starts again by itself; code 75 where it may not

@@ -13,13 +13,14 @@
 set -euo pipefail
 
 project=${SLURM_SUBMIT_DIR:-$PWD} # this file is a copy of itself in SLURM's spool
-if [[ ! -f $project/train.py || ! -f $project/slurm/common.sh ]]; then
+if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f $project/train.py || ! -f $project/slurm/common.sh) ]]; then
     echo "error: $project is not the project's folder; cd there, then sbatch slurm/dcr.sh" >&2
     exit 2
 fi
 cd "$project"
+scripts=${DCR_DS_SCRIPTS:-slurm}
 # shellcheck source=slurm/common.sh
-source slurm/common.sh
+source "$scripts/common.sh"
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "not in a job; submit it: sbatch slurm/dcr.sh $*"
 
 stopping='' again='' step=''
@@ -34,7 +35,7 @@ if [[ -n ${DCR_DS_POINTS:-} ]]; then # an element of slurm/sweep.sh: its line of
     set -- "$@" "${point[@]}"
 fi
 say "job $job, attempt $attempt, $ranks_per_node ranks on each of ${nodes[*]}; their output: $DCR_DS_ATTEMPT"
-say "python -u train.py $*"
+say "python ${train[*]} $*"
 srun_log=$DCR_DS_ATTEMPT/srun.log
 tail -q -n +1 -F --pid=$$ "$DCR_DS_ATTEMPT/${nodes[0]}.log" "$srun_log" 2>/dev/null & # rank 0 and srun speak here, too
 trap 'sleep 1' EXIT                                                                  # and are heard to their end
@@ -65,7 +66,7 @@ if ((seconds > 0)); then
     esac
 fi
 
-ranks --kill-on-bad-exit=1 -- "$python" -u train.py "$@" 2>"$srun_log" &
+ranks --kill-on-bad-exit=1 -- "$python" "${train[@]}" "$@" 2>"$srun_log" &
 step=$!
 again=yes
 while [[ -n $again ]]; do # a signal ends a wait too early

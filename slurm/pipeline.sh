@@ -6,9 +6,13 @@
 # From the project's folder. Sizes are options of sbatch: DCR_DS_SBATCH_REFINE, …_ALIGN, …_EVALUATE (slurm/settings.sh).
 set -euo pipefail
 project=$PWD
-[[ -f train.py && -f slurm/common.sh ]] || { echo "error: $PWD is not the project's folder; cd there first" >&2 && exit 2; }
+scripts=${DCR_DS_SCRIPTS:-slurm}
+if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f train.py || ! -f slurm/common.sh) ]]; then
+    echo "error: $PWD is not the project's folder; cd there first" >&2
+    exit 2
+fi
 # shellcheck source=slurm/common.sh
-source slurm/common.sh
+source "$scripts/common.sh"
 
 dry_run=''
 if [[ ${1:-} == --dry-run ]]; then
@@ -26,6 +30,6 @@ for stage in $DCR_DS_STAGES; do
     read -ra options <<<"${!size:-}"
     # a job whose turn can never come is cancelled; it would stay in the queue for ever
     [[ -z $submitted ]] || options+=(--dependency=afterok:"$submitted" --kill-on-invalid-dep=yes)
-    submit --job-name="dcr-ds-$stage" "${options[@]}" slurm/dcr.sh "$@" --stages "[$stage]"
+    submit --job-name="dcr-ds-$stage" "${options[@]}" "$scripts/dcr.sh" "$@" --stages "[$stage]"
     echo "$stage: job $submitted"
 done

@@ -7,8 +7,9 @@
 set -euo pipefail
 project=${SLURM_SUBMIT_DIR:-$PWD} # this file is a copy of itself in SLURM's spool
 cd "$project"
+scripts=${DCR_DS_SCRIPTS:-slurm}
 # shellcheck source=slurm/common.sh
-source slurm/common.sh
+source "$scripts/common.sh"
 [[ -n ${SLURM_JOB_ID:-} ]] || fail "not in a job; slurm/sweep.sh submits it"
 activate
 SLURM_NTASKS_PER_NODE=1

