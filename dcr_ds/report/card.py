@@ -70,7 +70,7 @@ def model_card(comparison: Comparison, model: str) -> str:
         front_matter=front,
         mark=MARK,
         title=f"{literal(run.name)}, {model}",
-        what=WHAT["refined" if model == "refined" else run.kind],
+        what=WHAT["refined" if model == "refined" else str(run.kind)],
         facts=[(name, literal(value)) for name, value in _facts(run, model)],
         data="\n\n".join(map(written, stages.data([run]))) or "Not recorded.",
         results=written(comparison.results if is_measured else not_measured),

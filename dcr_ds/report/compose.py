@@ -61,7 +61,7 @@ def compose(comparison: Comparison, command: str, png: str | None) -> Document:
     """
     runs, columns, benchmarks = comparison.runs, comparison.columns, comparison.benchmarks
     figure = tradeoff_figure(comparison.points, png)
-    sections = {
+    sections: dict[str, Sequence[Block]] = {
         "Discernment": discernment(columns, comparison.discernment),
         "Compliance against safety": [figure] if figure else [],
         "Results": _results(comparison),
@@ -124,11 +124,11 @@ def _results(comparison: Comparison) -> list[Block]:
 
 
 def _differences(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Block]:
-    table = differences_table(columns, benchmarks)
-    if table is None:
+    table, reference = differences_table(columns, benchmarks), reference_column(columns)
+    if table is None or reference is None:
         return []
     told = (
-        f"Each model's rate less that of {reference_column(columns).title}, on the same prompts: percentile bootstrap "
+        f"Each model's rate less that of {reference.title}, on the same prompts: percentile bootstrap "
         "of 10,000 resamples of the prompts, both answers to a prompt kept together; between several seeds Student's t "
         "over seeds and prompts. p is McNemar's exact test, adjusted by Holm for the benchmarks of a column. The "
         "intervals are not adjusted: of twenty differences that are none, one interval leaves out zero by chance."

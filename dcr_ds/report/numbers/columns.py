@@ -41,9 +41,8 @@ def result_columns(runs: Sequence[Run]) -> list[Column]:
         return [Column(titles.get(model, model if trained else run.name), model, (run,)) for model in run.models]
     base = next((run for run in runs if BASE in run.models), None)
     groups = seed_groups(runs)
-    titles = group_titles(groups)
     columns = [Column(BASE, BASE, (base,))] if base else []
-    for title, group in zip(titles, groups, strict=True):
+    for title, group in zip(group_titles(groups), groups, strict=True):
         if any(CONTROL in run.models for run in group):
             columns.append(Column(f"{_titles_with_control(group[0])[CONTROL]}, control of {title}", CONTROL, group))
         columns.append(Column(title, ALIGNED, group))

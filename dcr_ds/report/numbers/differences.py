@@ -30,16 +30,16 @@ class Mean:
 def difference(benchmark: Benchmark, column: int, reference: int) -> Difference | None:
     """A column's rate less the reference's on the prompts of one benchmark; None where answers were not kept."""
     found = mean_difference([benchmark], column, reference)
-    if found is None or _has_seeds([benchmark], column, reference):
+    ours, theirs = benchmark.outcomes[column], benchmark.outcomes[reference]
+    if found is None or ours is None or theirs is None or _has_seeds([benchmark], column, reference):
         return found
-    return replace(found, p=mcnemar_p(benchmark.outcomes[column][0] - benchmark.outcomes[reference][0]))
+    return replace(found, p=mcnemar_p(ours[0] - theirs[0]))
 
 
 def mean_difference(benchmarks: Sequence[Benchmark], column: int, reference: int) -> Difference | None:
     """The mean over benchmarks of a column's rate less the reference's; None where answers were not kept."""
-    ours = [benchmark.outcomes[column] for benchmark in benchmarks]
-    theirs = [benchmark.outcomes[reference] for benchmark in benchmarks]
-    if column == reference or not _all_kept(ours) or not _all_kept(theirs):
+    ours, theirs = _kept(benchmarks, column), _kept(benchmarks, reference)
+    if column == reference or not ours or not theirs:
         return None
     value = float(np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)]))
     if _has_seeds(benchmarks, column, reference):
@@ -53,7 +53,7 @@ def category_differences(benchmark: Benchmark, column: int, reference: int) -> d
     """By category a column's rate less the reference's; nothing where the answers or their categories were not kept."""
     names = np.array([name or "" for name in benchmark.categories])
     found = {}
-    for name in sorted(set(benchmark.categories) - {None}):
+    for name in sorted({name for name in benchmark.categories if name is not None}):
         outcomes = [one if one is None else one[:, names == name] for one in benchmark.outcomes]
         if one := mean_difference([replace(benchmark, outcomes=outcomes)], column, reference):
             found[name] = one
@@ -62,26 +62,25 @@ def category_differences(benchmark: Benchmark, column: int, reference: int) -> d
 
 def mean_rate(benchmarks: Sequence[Benchmark], column: int) -> Mean | None:
     """The mean of a column's rates; None where one of them is missing."""
-    rates = [benchmark.rates[column] for benchmark in benchmarks]
-    if not rates or None in rates:
+    rates = [rate for benchmark in benchmarks if (rate := benchmark.rates[column]) is not None]
+    if not rates or len(rates) < len(benchmarks):
         return None
     values = [rate.value for rate in rates]
     if _has_seeds(benchmarks, column):
-        return Mean(float(np.mean(values)), seeds_interval([benchmark.outcomes[column] for benchmark in benchmarks]))
+        return Mean(float(np.mean(values)), seeds_interval(_kept(benchmarks, column)))
     return Mean(float(np.mean(values)), mean_interval(values, [rate.interval for rate in rates]))
 
 
-def _all_kept(outcomes: Sequence[np.ndarray | None]) -> bool:
-    return bool(outcomes) and all(outcome is not None for outcome in outcomes)
+def _kept(benchmarks: Sequence[Benchmark], column: int) -> list[np.ndarray]:
+    """A column's outcomes on all benchmarks; empty where those on one of them were not kept."""
+    kept = [outcomes for benchmark in benchmarks if (outcomes := benchmark.outcomes[column]) is not None]
+    return kept if len(kept) == len(benchmarks) else []
 
 
 def _has_seeds(benchmarks: Sequence[Benchmark], *columns: int) -> bool:
     """Whether a column has several seeds (of the same number on every benchmark)."""
-    return any(
-        benchmark.outcomes[column] is not None and len(benchmark.outcomes[column]) > 1
-        for benchmark in benchmarks
-        for column in columns
-    )
+    kept = [benchmark.outcomes[column] for benchmark in benchmarks for column in columns]
+    return any(outcomes is not None and len(outcomes) > 1 for outcomes in kept)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -117,8 +117,9 @@ def _measure(pair: PairOfSets, columns: Sequence[Column]) -> Discernment | None:
 def _results(column: Column, pair: PairOfSets) -> list[dict[str, BenchmarkResults]]:
     """The benchmarks of the pair by name, per seed; empty unless each seed has all of them."""
     names = (*pair.harmless, *pair.harmful)
-    seeds = [{name: model.benchmarks.get(name) for name in names} for model in column.results]
-    return [seed for seed in seeds if all(seed.values())] if all(all(seed.values()) for seed in seeds) else []
+    if any(name not in model.benchmarks for model in column.results for name in names):
+        return []
+    return [{name: model.benchmarks[name] for name in names} for model in column.results]
 
 
 def _common_prompts(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]]) -> list[Key]:

@@ -147,7 +147,7 @@ def _down(share: float) -> float:
 def _spread(heights: Sequence[float]) -> list[float]:
     """Heights of labels moved apart so that none covers another, from the top down, inside the axes."""
     placed = list(heights)
-    last = TOP
+    last = float(TOP)
     for i in sorted(range(len(placed)), key=lambda i: placed[i]):
         placed[i] = last = max(placed[i], last + LABEL_HEIGHT)
     overflow = max([0.0, *(height - (SIZE - BOTTOM - 4) for height in placed)])

@@ -15,7 +15,7 @@ def render(template: str, **values: Any) -> str:
 def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("dcr_ds.report.render"),
-        autoescape=lambda name: not name.endswith(".md.jinja"),
+        autoescape=lambda name: not (name or "").endswith(".md.jinja"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -129,16 +129,17 @@ def difference_text(difference: Result) -> str:
 def _cell(result: Result | None, is_share: bool) -> Cell:
     if result is None or result["value"] is None:
         return Cell(NOTHING)
-    if is_share:
-        interval = () if result["low"] is None else (f"{100 * result['low']:.0f}–{100 * result['high']:.0f}",)
-        return Cell(percent(result["value"]), interval)
-    interval = () if result["low"] is None else (f"{number(result['low'], 2)} to {number(result['high'], 2)}",)
-    return Cell(number(result["value"]), interval)
+    low, high = result["low"], result["high"]
+    value = percent(result["value"]) if is_share else number(result["value"])
+    if low is None or high is None:
+        return Cell(value)
+    return Cell(value, (f"{100 * low:.0f}–{100 * high:.0f}" if is_share else f"{number(low, 2)} to {number(high, 2)}",))
 
 
 def _difference_cell(result: Result | None, is_share: bool) -> Cell:
     if result is None or result["value"] is None:
         return Cell(NOTHING)
     written = points if is_share else signed
-    interval = () if result["low"] is None else (f"{written(result['low'])} to {written(result['high'])}",)
+    low, high = result["low"], result["high"]
+    interval = () if low is None or high is None else (f"{written(low)} to {written(high)}",)
     return Cell(written(result["value"]), interval)

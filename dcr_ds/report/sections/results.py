@@ -157,8 +157,8 @@ def _loss_rows(columns: Sequence[Column]) -> list[Row]:
 
 def _change_to_base(column: Column, columns: Sequence[Column], mean: float | None) -> tuple[str, ...]:
     """The change of a mean loss against the base model of the same run or, where it has none, of another."""
-    bases = [run.models.get("base") for run in column.runs]
-    bases = [base for base in bases if base] or [base for c in columns if c.model == "base" for base in c.results]
+    bases = [run.models["base"] for run in column.runs if "base" in run.models]
+    bases = bases or [base for c in columns if c.model == "base" for base in c.results]
     losses = [base.general_loss["loss"] for base in bases if base.general_loss]
     if column.model == "base" or mean is None or not losses:
         return ()
@@ -168,8 +168,8 @@ def _change_to_base(column: Column, columns: Sequence[Column], mean: float | Non
 def _difference_cells(benchmarks: Sequence[Benchmark], column: int, reference: int) -> dict[str, Cell]:
     """The differences of one column by title of the benchmark; p is adjusted for all that were looked at."""
     found = {one.title: difference(one, column, reference) for one in benchmarks}
-    tested = [title for title, one in found.items() if one and one.p is not None]
-    adjusted = dict(zip(tested, holm([found[title].p for title in tested]), strict=True))
+    tested = {title: one.p for title, one in found.items() if one and one.p is not None}
+    adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     return {title: _difference_cell(one, adjusted.get(title)) for title, one in found.items()}
 
 

@@ -27,24 +27,24 @@ MAX_SETTING = 60
 
 def refinement(runs: Sequence[Run]) -> list[Block]:
     titles = run_titles(runs) if len(runs) > 1 else ["refined"]
-    refined = [(title, run) for title, run in zip(titles, runs, strict=True) if run.refine]
+    refined = [(title, run, run.refine) for title, run in zip(titles, runs, strict=True) if run.refine]
     if not refined:
         return []
-    summaries = [run.refine for _, run in refined]
-    rows = [["", *(title for title, _ in refined)]]
+    summaries = [summary for _, _, summary in refined]
+    rows = [["", *(title for title, _, _ in refined)]]
     rows.append(["layer", *(str(summary.get("layer", NOTHING)) for summary in summaries)])
     for label, key in (("cosine gap", "gap"), ("AUC", "auc"), ("drift", "drift")):
         rows.append([f"{label}, start → final", *(_start_to_final(summary, key) for summary in summaries)])
     rows += [
         ["loss, first → last", *(_arrow(each.get("loss_first"), each.get("loss_last")) for each in summaries)],
-        ["loss on held-out answers", *(_refined_loss(run) for _, run in refined)],
+        ["loss on held-out answers", *(_refined_loss(run) for _, run, _ in refined)],
         ["steps", *(count(summary.get("steps")) for summary in summaries)],
         ["prompts seen", *(count(summary.get("samples")) for summary in summaries)],
     ]
     stops = [
-        Paragraph(f"{title} stopped because: {shortened(run.refine['stopped_because'], MAX_NOTE)}.")
-        for title, run in refined
-        if run.refine.get("stopped_because")
+        Paragraph(f"{title} stopped because: {shortened(summary['stopped_because'], MAX_NOTE)}.")
+        for title, _, summary in refined
+        if summary.get("stopped_because")
     ]
     explanation = (
         "Measured on held-out prompts at the refined layer: the cosine gap is the mean similarity within the "
@@ -128,10 +128,10 @@ def _arrow(first: float | None, last: float | None) -> str:
 
 
 def _refined_loss(run: Run) -> str:
-    losses = [run.models[model].general_loss if model in run.models else None for model in ("base", "refined")]
-    if not all(losses):
+    base, refined = (run.models[model].general_loss if model in run.models else None for model in ("base", "refined"))
+    if not base or not refined:
         return NOTHING
-    return f"{number(losses[1]['loss'])} ({loss_change(losses[1]['loss'], losses[0]['loss'])})"
+    return f"{number(refined['loss'])} ({loss_change(refined['loss'], base['loss'])})"
 
 
 def _stage_cost(name: str, summary: dict, device: str) -> list[str]:
