@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -105,7 +106,7 @@ def find_openings(
         )
     openings = [
         Opening(
-            text=tokenizer.decode(tokens),
+            text=str(tokenizer.decode(list(tokens))),
             tokens=tokens,
             source="data" if counts.refused[tokens] else "phrases",
             refusals=counts.share_of_refusals(tokens),
@@ -173,7 +174,7 @@ def _first_tokens(
 ) -> tuple[FirstToken, ...]:
     found = [
         FirstToken(
-            text=tokenizer.decode([token]),
+            text=str(tokenizer.decode([token])),
             token=token,
             refusals=counts.share_of_refusals((token,)),
             ordinary=counts.share_of_ordinary((token,)),
@@ -208,7 +209,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str]
     def answers(texts: Sequence[str]) -> list[Tokens]:
         conversations = [[question, {"role": "assistant", "content": text}] for text in texts]
         try:
-            rows = tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=False) if texts else []
+            rows: Any = tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=False) if texts else []
         except TemplateError as error:
             raise UserError(f"model.chat_template: it cannot render an answer: {error}") from None
         if any(row[: len(prompt)] != prompt for row in rows):

@@ -87,7 +87,8 @@ class BatchPass:
         self.calls: list[tuple[tuple, dict]] = []  # of every block
         self.bottom: Tensor | None = None  # input of the first block, with its graph
         self.top: Tensor | None = None  # output of the last block, a leaf
-        self.tied: Rows | None = None
+        self.upstream: Tensor  # gradients at the outputs of the next stage [n, k, …]
+        self.tied: Factor | None = None
         self.forward()
 
     def forward(self) -> None:
@@ -132,17 +133,18 @@ class BatchPass:
             return self.above_blocks()
         if stage == "bottom":
             return self.below_blocks()
+        assert isinstance(stage, int)
         args, kwargs = self.calls.pop()
         inputs = args[0].requires_grad_()
         with Recorder(self.layout.inside[stage]) as recorder, torch.enable_grad():
             output = first(self.layout.blocks[stage](inputs, *args[1:], **kwargs))
         upstream = [self.upstream[:, j] for j in range(self.k)]
-        self.upstream, factors = self.through([output] * self.k, upstream, inputs, recorder)
-        return factors
+        return self.descend([output] * self.k, upstream, inputs, recorder)
 
     def above_blocks(self) -> dict[str, Factor]:
         outputs = [self.logits.gather(1, self.tokens[:, j : j + 1]).sum() for j in range(self.k)]
-        self.upstream, factors = self.through(outputs, [None] * self.k, self.top, self.outside)
+        assert self.top is not None
+        factors = self.descend(outputs, [None] * self.k, self.top, self.outside)
         del self.logits
         self.tied = factors.pop(self.layout.tied, None) if self.layout.tied else None
         return factors
@@ -151,14 +153,24 @@ class BatchPass:
         upstream = [self.upstream[:, j] for j in range(self.k)]
         parts = {name: part for name, part in self.outside.parts.items() if part.kind != "head"}
         self.outside.parts = parts
+        assert self.bottom is not None
         _, factors = self.through([self.bottom] * self.k, upstream, None, self.outside)
-        if self.tied is not None:
+        if self.tied is not None and self.layout.tied is not None:
             below = factors[self.layout.tied]
             factors[self.layout.tied] = Rows(*(torch.cat(pair, dim=2) for pair in zip(below, self.tied, strict=True)))
         return factors
 
+    def descend(
+        self, outputs: Sequence[Tensor], upstream: Sequence[Tensor | None], inputs: Tensor, recorder: Recorder
+    ) -> dict[str, Factor]:
+        """`through`, with the gradients at the inputs kept for the next stage."""
+        at_inputs, factors = self.through(outputs, upstream, inputs, recorder)
+        assert at_inputs is not None
+        self.upstream = at_inputs
+        return factors
+
     def through(
-        self, outputs: list[Tensor], upstream: list[Tensor | None], inputs: Tensor | None, recorder: Recorder
+        self, outputs: Sequence[Tensor], upstream: Sequence[Tensor | None], inputs: Tensor | None, recorder: Recorder
     ) -> tuple[Tensor | None, dict[str, Factor]]:
         """Propagate k gradients from outputs to inputs: the gradients at the inputs [n, k, …] and the factors."""
         names = [name for name in recorder.parts if name in recorder.uses]
@@ -169,15 +181,16 @@ class BatchPass:
             found = torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True)
             for place, value in enumerate(found):
                 if value is not None:
-                    if gradients[place] is None:
-                        gradients[place] = value.new_zeros(len(value), self.k, *value.shape[1:])
-                    gradients[place][:, j] = value
+                    total = gradients[place]
+                    if total is None:
+                        total = gradients[place] = value.new_zeros(len(value), self.k, *value.shape[1:])
+                    total[:, j] = value
         remaining = iter(gradients)
         factors: dict[str, Factor] = {}
         for name in names:
             use, part = recorder.uses[name], recorder.parts[name]
-            at_points = [next(remaining) for _ in use.points]
-            if any(gradient is not None for gradient in at_points):  # else not between these outputs and inputs
+            at_points = [gradient for _ in use.points if (gradient := next(remaining)) is not None]
+            if at_points:  # else not between these outputs and inputs
                 factors |= dict(self.factors_of(part, use, at_points))
         return next(remaining, None), factors
 
@@ -197,8 +210,9 @@ class BatchPass:
             scale = torch.as_tensor(getattr(part.module, "embed_scale", 1))
             outputs = outputs * scale.to(part.module.weight.dtype).to(outputs)  # rounded as in the module
             ids = use.inputs.expand(outputs.shape[0], outputs.shape[2])
-            if part.module.padding_idx is not None:  # autograd leaves that row out
-                outputs = outputs * (ids != part.module.padding_idx)[:, None, :, None]
+            padding = getattr(part.module, "padding_idx", None)
+            if padding is not None:  # autograd leaves that row out
+                outputs = outputs * ids.ne(padding)[:, None, :, None]
             yield named["weight"], Rows(ids[:, None].expand(-1, self.k, -1), outputs)
         elif part.kind == "layer norm":
             yield from layer_norm_factors(part, use, outputs)
@@ -228,10 +242,13 @@ class BatchPass:
 
 def layer_norm_factors(part: Part, use: Use, outputs: Tensor) -> Iterator[tuple[str, Factor]]:
     """Factors of torch's LayerNorm and RMSNorm: the weight's gradient sums gradients times normalised inputs."""
-    module, shape = part.module, part.module.normalized_shape
-    rms = isinstance(module, nn.RMSNorm)
-    inputs = working(use.inputs)
-    normalised = F.rms_norm(inputs, shape, None, module.eps) if rms else F.layer_norm(inputs, shape, eps=module.eps)
+    module, inputs = part.module, working(use.inputs)
+    assert isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    shape = list(module.normalized_shape)
+    if isinstance(module, nn.RMSNorm):
+        normalised = F.rms_norm(inputs, shape, None, module.eps)
+    else:
+        normalised = F.layer_norm(inputs, shape, eps=module.eps)
     axes = tuple(range(2, outputs.ndim - len(shape)))
     if "weight" in part.parameters:
         yield part.parameters["weight"], Vector((outputs * normalised[:, None]).sum(dim=axes).flatten(2))

@@ -7,8 +7,10 @@ respect to the selected parameters (Lu et al., arXiv 2603.03323). A sample is on
 from collections.abc import Iterator
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch import distributed as dist
+from transformers import PreTrainedModel
 
 from dcr_ds.diagnose.entk.backward import BatchPass
 from dcr_ds.diagnose.entk.layout import Layout, frozen, read_layout
@@ -21,7 +23,7 @@ KINDS = (Outer, Rows, Vector)
 
 
 def entk(
-    model: torch.nn.Module,
+    model: PreTrainedModel | PeftModel,
     prompts_by_category: dict[str, list[list[int]]],
     k: int = 10,
     parameters: str = "all",
@@ -151,6 +153,7 @@ def compare_with_autograd(layout: Layout, prompt: list[int], token: int, squares
     for index, parameter in enumerate(named.values()):
 
         def keep_norm(parameter: Tensor, index: int = index) -> None:
+            assert parameter.grad is not None  # the hook runs after it was accumulated
             wanted[index] = parameter.grad.double().square().sum()
             parameter.grad = None
 

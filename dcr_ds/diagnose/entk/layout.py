@@ -4,8 +4,11 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dcr_ds.errors import UserError
@@ -27,9 +30,9 @@ class Part:
 class Layout:
     """Where a model keeps its blocks and its head, and what is selected in and outside the blocks, by module name."""
 
-    model: nn.Module
+    model: PreTrainedModel
     blocks: nn.ModuleList
-    head: nn.Module
+    head: nn.Linear
     embeddings: tuple[nn.Module, ...]
     outside: dict[str, Part]
     inside: tuple[dict[str, Part], ...]  # per block
@@ -48,7 +51,7 @@ class Layout:
         return {name: getattr(part.module, key) for part in parts for key, name in part.parameters.items()}
 
 
-def read_layout(model: nn.Module, selection: str) -> Layout:
+def read_layout(model: PreTrainedModel | PeftModel, selection: str) -> Layout:
     """Find the parts of a model, and refuse what the method does not cover."""
     model = without_adapter_wrapper(model)
     refuse_quantised(model)
@@ -74,14 +77,14 @@ def read_layout(model: nn.Module, selection: str) -> Layout:
     return Layout(model, blocks, head, embeddings, outside, tuple(inside), tied_parameter(owners, head))
 
 
-def without_adapter_wrapper(model: nn.Module) -> nn.Module:
+def without_adapter_wrapper(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The model with its adapters in place, without PEFT's wrapper."""
-    if not hasattr(model, "peft_config"):
-        return model
-    for name, config in model.peft_config.items():
+    adapters: dict[str, Any] = getattr(model, "peft_config", {})
+    for name, config in adapters.items():
         if getattr(config, "is_prompt_learning", False):
             raise UserError(f"eNTK: the adapter {name!r} ({config.peft_type}) adds virtual tokens; not supported")
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    unwrapped: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return unwrapped
 
 
 def refuse_quantised(model: nn.Module) -> None:
@@ -91,7 +94,7 @@ def refuse_quantised(model: nn.Module) -> None:
         raise UserError(f"eNTK: the model has {what}, whose weights have no gradient; load it without quantisation")
 
 
-def find_blocks(model: nn.Module) -> nn.ModuleList:
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     config = model.config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise UserError("eNTK: encoder-decoder models are not supported; use a causal language model")
@@ -101,7 +104,7 @@ def find_blocks(model: nn.Module) -> nn.ModuleList:
     raise UserError(f"eNTK: no list of {config.num_hidden_layers} blocks in {type(model).__name__}")
 
 
-def select_parameters(model: nn.Module, blocks: str, selection: str) -> dict[int, str]:
+def select_parameters(model: PreTrainedModel, blocks: str, selection: str) -> dict[int, str]:
     """The selected parameters, id → name: "all", "blocks<=N", "blocks>N" or a regular expression on their names."""
     if selection == "all":
         wanted = re.compile("")

@@ -45,13 +45,14 @@ def add_products(gram: Tensor, factors: Sequence[Factor], share: Share = (0, 1))
         gram: [M, M], in float64; the sum over ranks of its upper triangle is the result.
         factors: of all batches, in the order of the samples.
     """
-    if isinstance(factors[0], Outer):
-        factors = [active_positions(factor) for factor in factors]
-        if paired_flop(factors) < materialised_flop(factors):
-            add_paired(gram, factors, share)
-            return
-    slices = {Outer: outer_slices, Rows: row_slices, Vector: vector_slices}[type(factors[0])]
-    for gradients in slices(factors, share):
+    outer = [active_positions(factor) for factor in factors if isinstance(factor, Outer)]
+    if outer and paired_flop(outer) < materialised_flop(outer):
+        add_paired(gram, outer, share)
+        return
+    rows = [factor for factor in factors if isinstance(factor, Rows)]
+    vectors = [factor for factor in factors if isinstance(factor, Vector)]
+    slices = outer_slices(outer, share) if outer else row_slices(rows, share) if rows else vector_slices(vectors, share)
+    for gradients in slices:
         add_upper(gram, gradients)
 
 
