@@ -59,7 +59,8 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         if long := len(rows) - len(kept[-1]):
             notes.append(f"data.{name}: {long} prompts longer than refine.max_length = {limit} tokens left out")
         tokens |= {(label, row.id): encoded[row.id] for row in kept[-1]}
-    split = split_held_out(*kept, recipe.data.held_out, recipe.seed)
+    seemingly_toxic, toxic = kept
+    split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
@@ -70,6 +71,7 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         HeldOut(tokens[label, row.id], label, numbers.setdefault(row.pair, len(numbers)) if row.pair else -index - 1)
         for index, (row, label) in enumerate(labelled)
     ]
+    assert data.general is not None  # load_data reads it with the stage
     general = [encode_conversation(tokenizer, row.messages).ids for row in data.general.rows]
     fitting = [ids for ids in general if len(ids) <= limit]
     if long := len(general) - len(fitting):
