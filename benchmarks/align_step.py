@@ -8,7 +8,7 @@ Random weights in a model's shape, random tokens in ragged conversations: prompt
 answers with median 180 and σ 0.7, cut to --max-length together. Every arm has the same rows in the same order, the
 same DeepSpeed configuration, precision, AdamW, constant learning rate, and conversations a step.
 
-    ours-padded, ours-packed    `align.loop.train_step` and the engine's step, everything else `auto`
+    ours-padded, ours-packed    `align.step.train_step` and the engine's step, everything else `auto`
     ours-liger, ours-plain      packed, with liger-kernel's loss at the head; with no fused kernels in the blocks
     trl-default                 SFTTrainer as it comes: padded to the longest, activations recomputed, 8 rows a pass
     trl-padded                  nothing recomputed, Liger's kernels on a GPU, as many rows a pass as ours
@@ -162,30 +162,33 @@ def resolved_recipe(options: argparse.Namespace, ranks, overrides: dict[str, str
 def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     """The product's own engine, batches and step."""
     ranks = start_process(options)
-    from dcr_ds.align.loop import build_engine_for, train_step
     from dcr_ds.align.mix import Mix
-    from dcr_ds.engine.batching import Batching, forward_passes
+    from dcr_ds.align.sft import SftObjective
+    from dcr_ds.align.state import build_align
+    from dcr_ds.align.step import train_step
+    from dcr_ds.data.sampler import draw
+    from dcr_ds.engine.batching import forward_passes
     from dcr_ds.engine.build import gradient_norm
     from dcr_ds.models.chat import Encoded
 
     recipe = resolved_recipe(options, ranks, OURS[arm])
-    batching = Batching.of(recipe.align)
-    print(f"{arm}: {batching}, attention {recipe.model.attention}, kernels {recipe.model.kernels}, "
+    in_order = [Encoded(ids, prompt) for ids, prompt in conversations(options)]
+    samples = list(in_order)  # placed so that the stage samples them in the given order
+    places = draw(f"{recipe.seed}/align", len(samples), 0, len(samples))
+    for place, sample in zip(places, in_order, strict=True):
+        samples[place] = sample
+    state = build_align(recipe, Path(options.model), SftObjective(Mix(samples, [], 0)), ranks)
+    print(f"{arm}: {state.batching}, attention {recipe.model.attention}, kernels {recipe.model.kernels}, "
           f"loss {recipe.align.loss_backend}", file=sys.stderr)  # fmt: skip
-    samples = [Encoded(ids, prompt) for ids, prompt in conversations(options)]
-    mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
-    total_steps = options.warmup + options.steps
-    engine = build_engine_for(recipe, Path(options.model), total_steps, ranks)
     steps, rows, passes = Steps(options), [], []
-    for step in range(total_steps):
-        indices = list(range(step * options.batch, (step + 1) * options.batch))
-        row = train_step(engine, mix, indices, batching, ranks)
-        engine.step()
-        gradient_norm(engine)
+    for step in range(options.warmup + options.steps):
+        row = train_step(state, step)
+        state.engine.step()
+        gradient_norm(state.engine)
         steps.end(row["loss"])
-        lengths = [len(samples[index].ids) for index in indices]
+        lengths = [len(samples[index].ids) for index in state.rows(step)]
         rows.append((sum(lengths), row["supervised_tokens"], flop_of(options, lengths, row["supervised_tokens"])))
-        passes.append(len(forward_passes(indices, lengths, 0, 1, batching)))
+        passes.append(len(forward_passes(lengths, lengths, 0, 1, state.batching)))
     return steps.result(*map(list, zip(*rows, strict=True)), float(numpy.mean(passes)))
 
 

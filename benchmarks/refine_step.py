@@ -4,7 +4,7 @@
     python benchmarks/refine_step.py --device cuda --dtype bfloat16 --shape qwen2.5-1.5b --csv …/refine_step.csv
     python benchmarks/refine_step.py --tiny                                a smoke test
 
-ours: `refine.loop.train_step` without the retain term, on the trunk of `load_trunk`.
+ours: `refine.step.train_step` without the retain term, on the trunk of `load_trunk`.
 theirs: AutoModelForCausalLM with `output_hidden_states=True`; the tail (blocks above ℓ, final norm, head) and the
 embeddings tied to it frozen; CircleLoss of pytorch-metric-learning on the last token's hidden state of layer ℓ.
 
@@ -52,10 +52,10 @@ from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import load_recipe
-from dcr_ds.refine.loop import Trunk, train_step
 from dcr_ds.refine.objective import contrastive_loss
 from dcr_ds.refine.prompts import RefinePrompts
-from dcr_ds.refine.retain import Anchors
+from dcr_ds.refine.state import RefineState
+from dcr_ds.refine.step import train_step
 
 PROVIDERS = ("ours", "theirs")
 TITLE = (
@@ -175,8 +175,8 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
     prompts = random_prompts(setting, model.config.vocab_size)
     if name == "ours":
         loss = contrastive_loss(stage, None)
-        trunk = Trunk(engine, recipe, prompts, Batching.of(stage), ranks, Anchors(), Anchors(), None, loss)
-        return Provider(engine, lambda: train_step(trunk, 0)["loss"])
+        state = RefineState(engine, recipe, prompts, Batching.of(stage), ranks, loss)
+        return Provider(engine, lambda: train_step(state, 0)["loss"])
 
     batch = prompts.sampler.batch(0)
     ids = torch.tensor([prompts.tokens[label, prompt.id] for prompt, label in batch], device=ranks.device)

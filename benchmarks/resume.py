@@ -22,11 +22,11 @@ from typing import Any
 
 from record import ROOT, append, cpu_name, provenance
 
-from dcr_ds.align.loop import build_engine_for, train_step
 from dcr_ds.align.mix import Mix
-from dcr_ds.data.sampler import draw
+from dcr_ds.align.sft import SftObjective
+from dcr_ds.align.state import AlignState, build_align
+from dcr_ds.align.step import train_step
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
@@ -102,32 +102,31 @@ def make(folder: Path) -> None:
     make_model(folder)
 
 
-def engine_of(model: Path):
-    """A recipe of stage 2, its engine, and this process alone as its ranks."""
+def state_of(model: Path, samples: int) -> AlignState:
+    """Stage 2 of a tiny recipe, with this process as its only rank."""
     process.set_environment()
     ranks = process.start()
     overrides = {"model.source": str(model), "stages": "[align]", "align.global_batch": str(BATCH), "log_every": "1000"}
     recipe = load_recipe(None, list(overrides.items()))
     recipe, _ = resolve(recipe, model_config(model), Machine.detect(ranks))
-    return recipe, build_engine_for(recipe, model, 10**6, ranks), ranks
+    return build_align(recipe, model, SftObjective(Mix(Synthetic(samples), [], 0)), ranks)
 
 
 def save(model: Path, folder: Path, step: int) -> None:
-    _, engine, ranks = engine_of(model)
-    checkpoints = Checkpoints(engine, folder / "checkpoints", 1, ranks)
+    state = state_of(model, BATCH)
+    checkpoints = Checkpoints(state.engine, folder / "checkpoints", 1, state.ranks)
     checkpoints.save(step, {"tokens": step * BATCH * LENGTH, "seconds": 0.0})
     checkpoints.wait_until_saved()
     process.close()
 
 
 def resume(model: Path, folder: Path, samples: int) -> float:
-    recipe, engine, ranks = engine_of(model)
-    mix = Mix(Synthetic(samples), [], 0)
+    state = state_of(model, samples)
+    engine, ranks = state.engine, state.ranks
     started = time.process_time()
-    with Session("align", recipe, engine, folder, 10**6, ranks, time.monotonic()) as session:
-        rows = draw(f"{recipe.seed}/align", len(mix.samples), session.step * BATCH, BATCH)
-        row = train_step(engine, mix, rows, Batching.of(recipe.align), ranks)
-        session.take_step(row, [str(index) for index in rows])
+    with Session("align", state.recipe, engine, folder, state.total_steps, ranks, time.monotonic()) as session:
+        rows = state.rows(session.step)
+        session.take_step(train_step(state, session.step), [str(index) for index in rows])
     taken = time.process_time() - started
     process.close()
     return taken

@@ -1,4 +1,4 @@
-"""The data of stage 2 as tokens: D_general ∪ D_safe, in a stated ratio."""
+"""The data of stage 2 by SFT as tokens: general conversations and safe refusals in a given ratio."""
 
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from dcr_ds.recipe import AlignSection
 
 @dataclass
 class Mix:
-    """The samples of one epoch; `ids` are the data rows' ids, in the same order."""
+    """The samples of one epoch; see `Samples`."""
 
     samples: list[Encoded]
     ids: list[str]
@@ -22,34 +22,31 @@ class Mix:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of each sample."""
-        return [len(sample.ids) for sample in self.samples]
-
-    @property
     def counts(self) -> dict[str, int]:
-        """What the summary of the stage says of the data."""
         return {"num_refusals": self.num_refusals, "num_general": len(self.samples) - self.num_refusals}
+
+    def num_tokens(self, row: int) -> int:
+        """Tokens of a conversation, prompt and answer."""
+        return len(self.samples[row].ids)
 
 
 def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenizerBase, seed: int) -> Mix:
-    """Render both sets, leave out what is too long, and draw the larger one down to `safe_ratio`.
+    """Render both sets, leave out conversations that are too long, and sample the larger set down to `safe_ratio`.
 
-    A conversation longer than max_length is left out whole and counted: cut short, it would teach an answer
-    without an end.
+    Long conversations are not truncated, since the model would learn answers without an end.
 
     Raises:
-        UserError: nothing is left of a set.
+        UserError: no conversation of a set is short enough.
     """
     notes: list[str] = []
     general = _encode("general", data.general.rows, align.max_length, tokenizer, notes)
     refusals = _encode("refusals", data.refusals.rows, align.max_length, tokenizer, notes)
     if align.safe_ratio != "auto":
         ratio = align.safe_ratio
-        refusals_wanted = min(len(refusals), max(1, round(len(general) * ratio / (1 - ratio))))
-        general_wanted = min(len(general), max(1, round(refusals_wanted * (1 - ratio) / ratio)))
-        refusals = _draw(refusals, refusals_wanted, f"{seed}/refusals")
-        general = _draw(general, general_wanted, f"{seed}/general")
+        num_refusals = min(len(refusals), max(1, round(len(general) * ratio / (1 - ratio))))
+        num_general = min(len(general), max(1, round(num_refusals * (1 - ratio) / ratio)))
+        refusals = _draw(refusals, num_refusals, f"{seed}/refusals")
+        general = _draw(general, num_general, f"{seed}/general")
     share = len(refusals) / (len(refusals) + len(general))
     notes.append(f"mix: {len(general)} general + {len(refusals)} refusals, {share:.1%} refusals")
     ids, samples = zip(*general, *refusals, strict=True)

@@ -1,14 +1,15 @@
-"""Log-probabilities of the reference, which is the model that the stage starts from.
+"""Log-probabilities of answers, and those under the reference: the model that the stage starts from.
 
-They are computed once, by the untrained engine before its first step, so that no second model is ever loaded: with full
-parameters the weights are still the source's, and a new adapter (B = 0) leaves its base as it is. A file in the stage's
-folder keeps them under a hash of all that decides them.
+The reference's are computed once, by the untrained engine before its first step, so that no second model is ever
+loaded: with full parameters the weights are still the source's, and a new adapter (B = 0) leaves its base unchanged. A
+file keeps them under a hash of everything that decides them.
 
-Legend: N pairs; of the last axis, 2, the first is chosen, the second rejected.
+Legend: B pairs of a forward pass, N pairs of the data; in the last axis of 2, chosen comes before rejected.
 """
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,30 +17,35 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from dcr_ds.align.dpo import Pairs, log_probs
+from dcr_ds.align.pairs import Pair, Pairs
 from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, print_on_main, sum_over_ranks
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.checkpoint_files import weights_hash
+from dcr_ds.models.likelihood import answer_nll
 from dcr_ds.recipe import ModelSection
 
 
-def reference_log_probs(
-    engine, pairs: Pairs, batching: Batching, model: ModelSection, source: Path, file: Path, ranks: Ranks
-) -> torch.Tensor:
-    """log π_ref of both answers of every pair [N, 2] on the CPU, from `file` or computed and kept there. All ranks.
+def log_probs(model, pairs: Sequence[Pair], alive: Sequence[bool], packed: bool, device: torch.device) -> torch.Tensor:
+    """log π(y|x) of both answers of each pair [B, 2], in float32; 0 for pairs that are not alive."""
+    answers = [answer for pair in pairs for answer in pair.both]
+    nll = answer_nll(model, answers, [is_alive for is_alive in alive for _ in range(2)], packed, device, "none")
+    per_answer = nll.split([answer.num_supervised for answer in answers])
+    return -torch.stack([tokens.sum() for tokens in per_answer]).view(-1, 2)
+
+
+def reference_log_probs(engine, pairs: Pairs, batching: Batching, file: Path, key: str, ranks: Ranks) -> torch.Tensor:
+    """log π_ref of both answers of each pair [N, 2] on the CPU, read from `file` or computed and written. All ranks.
 
     Args:
-        engine: as it was built; nothing trained is loaded into it yet.
+        engine: as it was built, before a checkpoint is loaded.
+        key: identifies the log-probabilities; only rank 0 reads it.
     """
-    kept = None
-    if ranks.is_main:
-        key = reference_key(pairs, model, source)
-        kept = _read(file, key)
+    kept = _read(file, key) if ranks.is_main else None
     if broadcast_from_main(kept is not None, ranks):
-        print_on_main(ranks, f"reference: {len(pairs.samples)} pairs, from {file}")
+        print_on_main(ranks, f"reference: {len(pairs.samples)} pairs, read from {file}")
         return torch.tensor(broadcast_from_main(None if kept is None else kept.tolist(), ranks))
-    print_on_main(ranks, f"reference: log-probabilities of {len(pairs.samples)} pairs")
+    print_on_main(ranks, f"reference: computing the log-probabilities of {len(pairs.samples)} pairs")
     computed = compute(engine, pairs, batching, ranks)
     if ranks.is_main:
         partial = file.with_name(f"{file.name}.partial")
@@ -50,37 +56,36 @@ def reference_log_probs(
 
 @torch.no_grad()
 def compute(engine, pairs: Pairs, batching: Batching, ranks: Ranks) -> torch.Tensor:
-    """log π of both answers of every pair [N, 2] on the CPU, each computed by one rank. All ranks.
+    """log π of both answers of each pair [N, 2] on the CPU, each computed by one rank. All ranks.
 
     Raises:
         RuntimeError: a pair was computed by no rank, or by two.
     """
-    sizes = pairs.lengths
-    found = torch.zeros(len(sizes), 3, device=ranks.device)  # both log-probabilities, and how often computed
+    lengths = [pair.num_tokens for pair in pairs.samples]
+    sums = torch.zeros(len(lengths), 3, device=ranks.device)  # both log-probabilities, and how often computed
     engine.eval()
-    for group in forward_passes(range(len(sizes)), sizes, ranks.rank, ranks.world_size, batching):
-        indices, alive = (list(each) for each in zip(*group, strict=True))
-        batch = [pairs.samples[index] for index in indices]
+    for group in forward_passes(range(len(lengths)), lengths, ranks.rank, ranks.world_size, batching):
+        indices, alive = zip(*group, strict=True)
         heartbeat("align, log-probabilities of the reference")
-        log_p = log_probs(engine, batch, alive, batching.packed, ranks.device)
-        mine = [position for position, is_alive in enumerate(alive) if is_alive]
-        found[[indices[position] for position in mine]] += F.pad(log_p[mine], (0, 1), value=1.0)
+        log_p = log_probs(engine, [pairs.samples[index] for index in indices], alive, batching.packed, ranks.device)
+        own = [position for position, is_alive in enumerate(alive) if is_alive]
+        sums[[indices[position] for position in own]] += F.pad(log_p[own], (0, 1), value=1.0)
     engine.train()
-    found = sum_over_ranks(found, ranks).cpu()
-    if not (found[:, 2] == 1).all():
-        raise RuntimeError(f"reference: pairs computed {found[:, 2].unique().tolist()} times, not once")
-    return found[:, :2].contiguous()
+    sums = sum_over_ranks(sums, ranks).cpu()
+    if not (sums[:, 2] == 1).all():
+        raise RuntimeError(f"reference: pairs computed {sums[:, 2].unique().tolist()} times, not once")
+    return sums[:, :2].contiguous()
 
 
 def reference_key(pairs: Pairs, model: ModelSection, source: Path) -> str:
-    """A hash of what decides the log-probabilities: weights, their precision, and the tokens of data and template."""
-    tokens = [[[each.ids, each.prompt_tokens] for each in pair.both] for pair in pairs.samples]
+    """Hash of what decides the log-probabilities: weights, precision, and the tokens of data and template."""
+    tokens = [[[answer.ids, answer.prompt_tokens] for answer in pair.both] for pair in pairs.samples]
     decides = [weights_hash(source), model.dtype, model.quantize, tokens]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
 def _read(file: Path, key: str) -> torch.Tensor | None:
-    """What is kept under a key; None where nothing is, or it is damaged."""
+    """The log-probabilities that a file keeps under a key; None if there are none or it is damaged."""
     try:
         with safe_open(file, "pt") as stream:
             return stream.get_tensor("log_probs") if (stream.metadata() or {}).get("key") == key else None

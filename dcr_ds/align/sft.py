@@ -1,62 +1,38 @@
-"""The SFT objective: −Σ log π(y_t | x, y_<t) over supervised tokens.
-
-Legend: B · T tokens of a forward pass, padding included, n supervised tokens.
-"""
+"""Supervised fine-tuning: −Σ log π(y_t | x, y_<t) over the tokens of the answers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from dcr_ds.models.batches import to_device, token_batch
-from dcr_ds.models.chat import Encoded
-from dcr_ds.models.likelihood import IGNORED, Reduction
+from dcr_ds.align.mix import Mix
+from dcr_ds.engine.batching import Batching
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.models.likelihood import answer_nll
 
 
-def summed_loss(
-    model, samples: Sequence[Encoded], alive: Sequence[bool], packed: bool, device: torch.device
-) -> torch.Tensor:
-    """The cross-entropy summed over the supervised tokens of a forward pass, in float32.
+@dataclass
+class SftObjective:
+    """The mean cross-entropy over the supervised tokens of a step; see `Objective`."""
 
-    A sum, not a mean: the mean is over the tokens of the whole optimizer step, which the caller knows.
-    """
-    return answer_nll(model, samples, alive, packed, device, "sum")
+    data: Mix
 
+    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
+        """Nothing: the loss needs no reference."""
 
-def answer_nll(
-    model,
-    samples: Sequence[Encoded],
-    alive: Sequence[bool],
-    packed: bool,
-    device: torch.device,
-    reduction: Reduction,
-) -> torch.Tensor:
-    """−log π of the supervised tokens of a forward pass, one sample's after the other's [n], or their sum; in float32.
+    def num_terms(self, rows: Sequence[int]) -> int:
+        """Supervised tokens of a step."""
+        return sum(self.data.samples[row].num_supervised for row in rows)
 
-    Args:
-        model: a Likelihood, or an engine around one.
-        alive: of a dead sample every token gives 0.
-        packed: one row without padding, rather than a row a sample.
-    """
-    batch = token_batch([sample.ids for sample in samples], packed, device)
-    where, targets = (to_device(each, device) for each in supervised_positions(samples, alive, batch.starts))
-    return model(where=where, targets=targets, reduction=reduction, **batch.inputs)
+    def summed_loss(
+        self, model, rows: Sequence[int], alive: Sequence[bool], packed: bool, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The cross-entropy summed over the supervised tokens, in float32, with and without its graph."""
+        loss = answer_nll(model, [self.data.samples[row] for row in rows], alive, packed, device, "sum")
+        return loss, loss.detach()
 
-
-def supervised_positions(
-    samples: Sequence[Encoded], alive: Sequence[bool], starts: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where in the flattened [B · T] each supervised token is predicted, one before its own place, and the tokens [n].
-
-    The targets of dead samples are IGNORED rather than left out: there is always something to compute.
-    """
-    where, targets = [], []
-    for sample, is_alive, start in zip(samples, alive, starts, strict=True):
-        answer = sample.ids[sample.prompt_tokens :]
-        first = start + sample.prompt_tokens - 1
-        where += range(first, first + len(answer))
-        targets += answer if is_alive else [IGNORED] * len(answer)
-    return torch.tensor(where), torch.tensor(targets)
-
-
-def supervised_tokens(sample: Encoded) -> int:
-    return len(sample.ids) - sample.prompt_tokens
+    def figures(self, sums: torch.Tensor, rows: Sequence[int]) -> dict[str, Any]:
+        tokens = self.num_terms(rows)
+        return {"loss": sums.item() / tokens, "supervised_tokens": tokens}

@@ -1,6 +1,6 @@
-"""Build a DeepSpeed engine for one stage, and take its trained weights out again."""
+"""Build the model and DeepSpeed engine of a training stage, and gather its trained weights."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,7 +14,12 @@ from dcr_ds.engine.config import resolve_config
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.optimizers import build_optimizer
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import StageSection
+from dcr_ds.models.adapters import add_lora
+from dcr_ds.models.fused import fuse_blocks
+from dcr_ds.models.load import DTYPES
+from dcr_ds.models.varlen import stage_attention
+from dcr_ds.recipe import Recipe, StageSection
+from dcr_ds.recipe.layout import Stage
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
@@ -30,11 +35,45 @@ def stage_config(config: str | dict[str, Any], stage: StageSection, dtype: str, 
     return resolve_config(config, stage, ranks.world_size, dtype, on_gpu=ranks.device.type == "cuda")
 
 
+def build_stage(
+    name: Stage,
+    recipe: Recipe,
+    load: Callable[..., Any],
+    total_steps: int,
+    ranks: Ranks,
+    wrap: Callable[[Any], torch.nn.Module] | None = None,
+) -> deepspeed.DeepSpeedEngine:
+    """Load the model of a training stage and build its engine: kernels, adapter, recomputation, optimizer. All ranks.
+
+    Args:
+        recipe: resolved, without any `auto`.
+        load: loads the model, given `dtype`, `attention`, `quantize` and `device`.
+        wrap: makes of the finished model what the engine calls; None: the model itself.
+    """
+    stage, quantize = getattr(recipe, name), recipe.model.quantize
+    config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
+    with sharded_loading(config, quantize):
+        model = load(
+            dtype=DTYPES[recipe.model.dtype],
+            attention=stage_attention(recipe.model, stage.packing, ranks.device),
+            quantize=quantize,
+            device=None if quantize == "none" else ranks.device,  # DeepSpeed moves a model that is not quantised
+        )
+    fuse_blocks(model, recipe.model.kernels)
+    if stage.adapter == "lora":
+        torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks
+        model = add_lora(model, stage.lora, f"{name}.lora")
+    model.train()
+    if recipe.model.activation_checkpointing:
+        checkpoint_activations(model)
+    return build_engine(wrap(model) if wrap else model, stage, config, stage.schedule, total_steps, ranks)
+
+
 @contextmanager
 def sharded_loading(config: dict[str, Any], quantize: str = "none") -> Iterator[None]:
-    """While open, transformers partitions parameters as it loads them, where the configuration is ZeRO-3.
+    """Under ZeRO-3, let transformers partition parameters while it loads them.
 
-    Not those of a quantised model: transformers does not partition them, and DeepSpeed does it later.
+    Not for a quantised model: transformers does not partition its parameters; DeepSpeed does so later.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -50,10 +89,9 @@ def sharded_loading(config: dict[str, Any], quantize: str = "none") -> Iterator[
 def build_engine(
     model: torch.nn.Module, stage: StageSection, config: dict[str, Any], schedule: str, total_steps: int, ranks: Ranks
 ) -> deepspeed.DeepSpeedEngine:
-    """Wrap a model with the stage's optimizer over its trainable parameters. All ranks.
+    """Build an engine around a model, with the stage's optimizer over its trainable parameters. All ranks.
 
-    One optimizer step is as many `engine.backward(loss, scale_wrt_gas=False)` as the window has, then one
-    `engine.step()`.
+    An optimizer step is any number of `engine.backward(loss, scale_wrt_gas=False)`, then one `engine.step()`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     offloaded = "offload_optimizer" in config["zero_optimization"]
@@ -67,18 +105,18 @@ def build_engine(
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
     except pydantic.ValidationError as error:
-        raise UserError(f"deepspeed: the configuration is refused by DeepSpeed: {error}") from None
+        raise UserError(f"deepspeed: DeepSpeed rejects the configuration: {error}") from None
     return engine
 
 
-def _clip(parameters: list[torch.nn.Parameter], most: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Clip and keep the norm: under ZeRO-0 in fp32 DeepSpeed clips without telling it."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, most)
+def _clip(parameters: list[torch.nn.Parameter], limit: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Clip gradients and keep their norm, which DeepSpeed does not report under ZeRO-0 in fp32."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     optimizer.gradient_norm = norm  # type: ignore[attr-defined]  # where `gradient_norm` below reads it
 
 
 def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
-    """The norm over all ranks of the gradient of the last step, before clipping."""
+    """The norm of the last step's gradient over all ranks, before clipping."""
     norm = engine.get_global_grad_norm()
     return float(engine.optimizer.gradient_norm if norm is None else norm)
 
@@ -89,7 +127,7 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Trainable parameters by name, whole, on the CPU of rank 0; empty elsewhere. All ranks, a parameter at a time."""
+    """Gather the trainable parameters by name on the CPU of rank 0, one at a time; empty on other ranks. All ranks."""
     weights = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:

@@ -27,6 +27,10 @@ class Encoded:
     ids: list[int]
     prompt_tokens: int
 
+    @property
+    def num_supervised(self) -> int:
+        return len(self.ids) - self.prompt_tokens
+
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a chat template: its own, a Jinja file, or a shipped one by name."""

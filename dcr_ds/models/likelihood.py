@@ -7,13 +7,15 @@ rows at a time, at the supervised positions only: in PyTorch, or by liger-kernel
 Legend: n supervised tokens, c of them in a chunk, D width, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import to_device, token_batch
+from dcr_ds.models.chat import Encoded
 
 IGNORED = -100  # as a target: this token weighs nothing
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
@@ -65,6 +67,44 @@ class Likelihood(torch.nn.Module):
         """
         hidden = self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state
         return self.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, where), targets, reduction)
+
+
+def answer_nll(
+    model,
+    samples: Sequence[Encoded],
+    alive: Sequence[bool],
+    packed: bool,
+    device: torch.device,
+    reduction: Reduction,
+) -> torch.Tensor:
+    """−log π of the supervised tokens of all samples, sample after sample [n], or their sum; in float32.
+
+    Args:
+        model: a Likelihood, or an engine around one.
+        alive: every token of a sample that is not alive gives 0.
+        packed: one row without padding instead of one row per sample.
+    """
+    batch = token_batch([sample.ids for sample in samples], packed, device)
+    where, targets = (to_device(part, device) for part in supervised_positions(samples, alive, batch.starts))
+    return model(where=where, targets=targets, reduction=reduction, **batch.inputs)
+
+
+def supervised_positions(
+    samples: Sequence[Encoded], alive: Sequence[bool], starts: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions in the flattened [B · T] that predict the supervised tokens, one before each, and the tokens [n].
+
+    The targets of samples that are not alive are IGNORED rather than left out, so that there is always something to
+    compute.
+    """
+    where: list[int] = []
+    targets: list[int] = []
+    for sample, is_alive, start in zip(samples, alive, starts, strict=True):
+        answer = sample.ids[sample.prompt_tokens :]
+        first = start + sample.prompt_tokens - 1
+        where += range(first, first + len(answer))
+        targets += answer if is_alive else [IGNORED] * len(answer)
+    return torch.tensor(where), torch.tensor(targets)
 
 
 class LikelihoodHead(torch.nn.Module):

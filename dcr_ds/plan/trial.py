@@ -7,26 +7,30 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed import DeepSpeedEngine
 
-from dcr_ds.align import loop as align_loop
-from dcr_ds.align.dpo import Pair, Pairs, dpo_step
+from dcr_ds.align.dpo import DpoObjective
 from dcr_ds.align.mix import Mix
+from dcr_ds.align.pairs import Pair, Pairs
 from dcr_ds.align.reference import compute
+from dcr_ds.align.sft import SftObjective
+from dcr_ds.align.state import build_align
+from dcr_ds.align.step import train_step as align_step
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
-from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe
-from dcr_ds.refine import loop as refine_loop
 from dcr_ds.refine.prompts import RefinePrompts
+from dcr_ds.refine.state import build_refine
+from dcr_ds.refine.step import train_step as refine_step
 
 Backward = Callable[[int], dict[str, Any]]
 
@@ -45,35 +49,32 @@ class Rows:
 
 
 def refine_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 1: its engine, and what accumulates the gradients of a step, numbered from 0."""
+    """Stage 1: its engine, and a function that accumulates the gradients of a step, counted from 0."""
     stage = recipe.refine
     half = [Prompt(str(index), "", pair=str(index)) for index in range(stage.global_batch // 2)]
     made = rows.of(stage.global_batch + stage.max_steps * stage.retain_batch, model_config(source)["vocab_size"])
     tokens = {(label, prompt.id): made.pop() for label in (0, 1) for prompt in half}
     sampler = ContrastiveSampler(half, half, stage.global_batch, stage.pairs, recipe.seed)
-    prompts = RefinePrompts(sampler, tokens, 0, [], made, made[:1])
-    trunk = refine_loop.build_trunk(recipe, source, prompts, ranks)
-    return trunk.engine, lambda step: refine_loop.train_step(trunk, step)
+    state = build_refine(recipe, source, RefinePrompts(sampler, tokens, 0, [], made, made[:1]), ranks)
+    return state.engine, partial(refine_step, state)
 
 
 def align_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 2 by demonstrations, every token of an answer but the first supervised."""
-    stage = recipe.align
-    samples = [Encoded(ids, 1) for ids in rows.of(stage.global_batch, model_config(source)["vocab_size"])]
-    mix = Mix(samples, [str(index) for index in range(len(samples))], 0)
-    engine = align_loop.build_engine_for(recipe, source, 2, ranks)
-    return engine, lambda step: align_loop.train_step(engine, mix, list(range(len(samples))), Batching.of(stage), ranks)
+    """Stage 2 by SFT, with every token of an answer but the first supervised."""
+    samples = [Encoded(ids, 1) for ids in rows.of(recipe.align.global_batch, model_config(source)["vocab_size"])]
+    objective = SftObjective(Mix(samples, [str(index) for index in range(len(samples))], 0))
+    state = build_align(recipe, source, objective, ranks)
+    return state.engine, partial(align_step, state)
 
 
 def dpo_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 2 by preferences."""
-    stage = recipe.align
-    answers = [Encoded(ids, 1) for ids in rows.of(2 * stage.global_batch, model_config(source)["vocab_size"])]
+    """Stage 2 by DPO."""
+    answers = [Encoded(ids, 1) for ids in rows.of(2 * recipe.align.global_batch, model_config(source)["vocab_size"])]
     pairs = Pairs([Pair(*two) for two in zip(answers[::2], answers[1::2], strict=True)], [])
-    engine = align_loop.build_engine_for(recipe, source, 2, ranks)
-    batching, numbers = Batching.of(stage), list(range(len(pairs.samples)))
-    reference = compute(engine, pairs, batching, ranks)
-    return engine, lambda step: dpo_step(engine, pairs, reference, numbers, batching, stage.dpo, ranks)
+    objective = DpoObjective(pairs, recipe)
+    state = build_align(recipe, source, objective, ranks)
+    objective.reference = compute(state.engine, pairs, state.batching, ranks)
+    return state.engine, partial(align_step, state)
 
 
 TRIALS: dict[str, Callable[..., tuple[DeepSpeedEngine, Backward]]] = {

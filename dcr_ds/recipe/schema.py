@@ -103,6 +103,11 @@ class RefineSection(StageSection):
     adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
     lora: LoraSection = Field(LoraSection(), description="the adapter, with refine.adapter: lora")
 
+    @property
+    def schedule(self) -> str:
+        """Stage 1 stops when it has separated the sets, so its learning rate stays constant after the warm-up."""
+        return "constant"
+
 
 class DpoSection(Section):
     beta: float = Field(0.1, gt=0, description="β: how dear it is to leave the reference; sigmoid_norm wants about 5")

@@ -1,6 +1,6 @@
-"""Forward passes of the trunk: hidden states of token rows, pooled or whole, sharded over the ranks.
+"""Forward passes of the trunk: hidden states of token rows, pooled or per token, sharded over the ranks.
 
-Legend: B rows, N tokens of all of them, D width, n rows in all.
+Legend: B rows of a forward pass, N tokens of them, D width, n rows of a set.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ Row = Sequence[int]
 
 
 def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output of block ℓ at the tokens of all rows, one row after the other [N, D], and their bounds [B + 1]."""
+    """The output of block ℓ at the tokens of all rows, row after row [N, D], and the bounds of the rows [B + 1]."""
     batch = token_batch(rows, packed, device)
     return batch.tokens_of(engine(**batch.inputs).last_hidden_state), batch.bounds
 
@@ -24,8 +24,8 @@ def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.devic
 def pooled(engine, rows: Sequence[Row], how: str, shared: int, packed: bool, device: torch.device) -> torch.Tensor:
     """h [B, D] of token rows.
 
-    The mean leaves out the first `shared` tokens, which are the same in every prompt (a system prompt): the first
-    token's norm alone is a hundred times the others', and a mean over it is the same for all prompts.
+    The mean leaves out the first `shared` tokens, which are the same in every prompt (a system prompt): the norm of the
+    first token is a hundred times larger than the others and would make all means alike.
     """
     hidden, bounds = hidden_states(engine, rows, packed, device)
     if how == "mean" and shared:
@@ -37,25 +37,25 @@ def pooled(engine, rows: Sequence[Row], how: str, shared: int, packed: bool, dev
 
 @torch.no_grad()
 def embed_all(engine, rows: Sequence[Row], how: str, shared: int, batching: Batching, ranks: Ranks) -> torch.Tensor:
-    """h [n, D] in float32 of all rows, the same on all ranks. All ranks."""
+    """h [n, D] of all rows, in float32, the same on all ranks. All ranks."""
     result: torch.Tensor | None = None
     for shard in shards(rows, batching, ranks):
         h = pooled(engine, [rows[index] for index, _ in shard], how, shared, batching.packed, ranks.device).float()
         if result is None:
             result = h.new_zeros(len(rows), h.shape[1])
-        for state, (index, alive) in zip(h, shard, strict=True):
+        for own, (index, alive) in zip(h, shard, strict=True):
             if alive:
-                result[index] = state
+                result[index] = own
     return sum_over_ranks(result, ranks)
 
 
 def num_shared_tokens(rows: Sequence[Row]) -> int:
-    """How many first tokens are the same in all rows; less than the length of any."""
-    first, last = min(rows), max(rows)  # what the extremes in order share, all share
-    same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return min(same, min(len(row) for row in rows) - 1)
+    """Number of leading tokens that are the same in all rows; less than the length of any row."""
+    first, last = min(rows), max(rows)  # tokens shared by the first and last row in order are shared by all
+    num_same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return min(num_same, min(len(row) for row in rows) - 1)
 
 
 def shards(rows: Sequence[Row], batching: Batching, ranks: Ranks) -> list[Sequence[tuple[int, bool]]]:
-    """This rank's forward passes over rows, each of (row index, alive); equally many on every rank."""
+    """This rank's forward passes over rows, as (row index, alive); equally many on every rank."""
     return forward_passes(range(len(rows)), [len(row) for row in rows], ranks.rank, ranks.world_size, batching)

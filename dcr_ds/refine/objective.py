@@ -1,12 +1,12 @@
-"""The contrastive loss of a recipe, by name; the losses themselves are dcr_kernels'."""
+"""The contrastive loss of a recipe, by name; the losses themselves are in dcr_kernels."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcr_kernels import CircleLoss, ContrastiveLoss, InfoNCELoss, NTXentLoss, SupConLoss, TripletLoss
 
-from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine.batching import Batching, forward_passes
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.recipe import RefineSection
 
 LOSSES: dict[str, Callable[..., ContrastiveLoss]] = {
@@ -19,20 +19,23 @@ LOSSES: dict[str, Callable[..., ContrastiveLoss]] = {
 
 
 def contrastive_loss(stage: RefineSection, group: Any) -> ContrastiveLoss:
-    """`refine.loss` with its options, over the rows of all ranks of `group`."""
+    """The loss `refine.loss` with its options, over the rows of all ranks of `group`."""
     return LOSSES[stage.loss](stage, group=group, backend=stage.backend)
 
 
-def gathered_positives(
-    sampler: ContrastiveSampler, step: int, lengths: Sequence[int], rank: int, world_size: int, batching: Batching
-) -> list[int]:
-    """For each row of this rank's share of a step the row of its positive, counted over the shares of all ranks.
+def gathered_positives(positives: Sequence[int], lengths: Sequence[int], ranks: Ranks, batching: Batching) -> list[int]:
+    """For each row of this rank's share of a step the index of its positive in the gathered shares of all ranks.
 
-    −1 for the dead copies that even out the shares.
+    −1 for rows that are not alive.
+
+    Args:
+        positives: for each sample of the step the index of its positive among the samples.
+        lengths: tokens of each sample.
     """
     samples = range(len(lengths))
-    shares = [sum(forward_passes(samples, lengths, other, world_size, batching), []) for other in range(world_size)]
-    alive = [(index, row) for row, (index, live) in enumerate(sum(shares, [])) if live]
-    place = dict(alive)
-    positives = sampler.positives(step)
-    return [place[positives[index]] if live else -1 for index, live in shares[rank]]
+    shares = [
+        sum(forward_passes(samples, lengths, rank, ranks.world_size, batching), []) for rank in range(ranks.world_size)
+    ]
+    alive = [(index, row) for row, (index, is_alive) in enumerate(sum(shares, [])) if is_alive]
+    gathered_row = dict(alive)
+    return [gathered_row[positives[index]] if is_alive else -1 for index, is_alive in shares[ranks.rank]]

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from dcr_ds.align.loop import encode_samples, num_steps
+from dcr_ds.align.objective import encode_objective
+from dcr_ds.align.state import num_steps
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.config import read_config
 from dcr_ds.models.adapters import add_lora
@@ -44,9 +45,10 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
     if "align" in recipe.stages:
         model = add_lora(whole, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else whole
         lines.append(_parameters("align", *_counts(model), 0))
-        samples = encode_samples(recipe, data, tokenizer)
-        steps = num_steps(recipe.align.epochs, len(samples.samples), recipe.align.global_batch)
-        a_step = recipe.align.global_batch * sum(samples.lengths) / len(samples.lengths)
+        samples = encode_objective(recipe, data, tokenizer).data
+        lengths = [samples.num_tokens(row) for row in range(len(samples.samples))]
+        steps = num_steps(recipe.align.epochs, len(lengths), recipe.align.global_batch)
+        a_step = recipe.align.global_batch * sum(lengths) / len(lengths)
         lines += [*samples.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
         if has_control(recipe):
             lines.append("control: the same steps again, from the base model")

@@ -55,16 +55,16 @@ def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks) -> None:
     if "refine" in recipe.stages and not _done(recipe, "refine", ranks):
         from dcr_ds.refine.loop import refine
 
-        refine(recipe, source, data, folder.stage("refine").folder, ranks)
+        refine(recipe, source, data, folder.stage("refine"), ranks)
     if "align" in recipe.stages and not _done(recipe, "align", ranks):
         from dcr_ds.align.loop import align
 
-        align(recipe, refined if refined.is_dir() else source, data, folder.stage("align").folder, ranks)
+        align(recipe, refined if refined.is_dir() else source, data, folder.stage("align"), ranks)
     if has_control(recipe) and not _done(recipe, "control", ranks):
         from dcr_ds.align.loop import align
 
         process.print_on_main(ranks, "control: the same alignment from the base model, without refine")
-        align(recipe, source, data, folder.stage("control").folder, ranks)
+        align(recipe, source, data, folder.stage("control"), ranks)
     if "evaluate" in recipe.stages:
         from dcr_ds.evaluate.run import evaluate_models
         from dcr_ds.models.load import DTYPES

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.align.dpo import encode_pairs, log_probs, preference_loss
-from dcr_ds.align.reference import reference_log_probs
+from dcr_ds.align.dpo import preference_loss
+from dcr_ds.align.pairs import encode_pairs
+from dcr_ds.align.reference import log_probs, reference_key, reference_log_probs
 from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
@@ -63,7 +64,7 @@ def by_hand(model, sample):
 def test_log_probabilities_are_those_of_each_answer_alone(plain, likelihood, pairs, packed):
     with torch.no_grad():
         got = log_probs(likelihood, pairs.samples, [True, False, True], packed, CPU)
-        expected = torch.tensor([[by_hand(plain, each) for each in pair.both] for pair in pairs.samples])
+        expected = torch.tensor([[by_hand(plain, answer) for answer in pair.both] for pair in pairs.samples])
     expected[1] = 0  # dead
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
@@ -71,7 +72,7 @@ def test_log_probabilities_are_those_of_each_answer_alone(plain, likelihood, pai
 @pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.3), ("sigmoid_norm", 4.0)])
 def test_value_and_gradient_are_those_of_the_formula(plain, likelihood, pairs, loss, beta):
     reference = torch.tensor([[-20.0, -10.0], [-5.0, -31.0], [-44.0, -40.0]])
-    lengths = torch.tensor([[len(each.ids) - each.prompt_tokens for each in pair.both] for pair in pairs.samples])
+    lengths = torch.tensor([[answer.num_supervised for answer in pair.both] for pair in pairs.samples])
     log_p = log_probs(likelihood, pairs.samples, [True] * 3, False, CPU)
     got, rewards = preference_loss(log_p, reference, lengths, DpoSection(loss=loss, beta=beta))
     got.mean().backward()
@@ -92,14 +93,14 @@ def test_value_and_gradient_are_those_of_the_formula(plain, likelihood, pairs, l
 def test_both_conversations_of_a_pair_share_the_prompt(pairs):
     tokenizer = make_tokenizer()
     for pair, row in zip(pairs.samples, ROWS, strict=True):
-        prompts = [each.ids[: each.prompt_tokens] for each in pair.both]
+        prompts = [answer.ids[: answer.prompt_tokens] for answer in pair.both]
         assert prompts[0] == prompts[1]
-        answers = [tokenizer.decode(each.ids[each.prompt_tokens :]) for each in pair.both]
+        answers = [tokenizer.decode(answer.ids[answer.prompt_tokens :]) for answer in pair.both]
         assert answers == [f"{row.chosen}<|im_end|>", f"{row.rejected}<|im_end|>"]
 
 
 def test_pairs_with_a_conversation_that_is_too_long_are_left_out_and_counted(pairs):
-    longest = max(max(len(each.ids) for each in pair.both) for pair in pairs.samples)
+    longest = max(max(len(answer.ids) for answer in pair.both) for pair in pairs.samples)
     got = encode_pairs(preferences(), longest - 1, make_tokenizer())
     assert got.ids == ["a", "c"]
     assert f"data.preferences: 1 of 3 pairs longer than {longest - 1} tokens left out" in got.notes
@@ -108,9 +109,8 @@ def test_pairs_with_a_conversation_that_is_too_long_are_left_out_and_counted(pai
 
 
 def reference_of(model, pairs, source, folder, **section):
-    return reference_log_probs(
-        model, pairs, Batching(2), ModelSection(**section), source, StageFolder(folder).reference, ALONE
-    )
+    key = reference_key(pairs, ModelSection(**section), source)
+    return reference_log_probs(model, pairs, Batching(2), StageFolder(folder).reference, key, ALONE)
 
 
 def test_the_reference_is_kept_as_long_as_model_and_data_are_the_same(likelihood, pairs, source, tmp_path, capsys):

@@ -7,8 +7,9 @@ import torch
 from tiny import TEMPLATE, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.align.dpo import encode_pairs, log_probs, preference_loss
-from dcr_ds.align.sft import supervised_tokens
+from dcr_ds.align.dpo import preference_loss
+from dcr_ds.align.pairs import encode_pairs
+from dcr_ds.align.reference import log_probs
 from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.recipe import DpoSection
@@ -52,7 +53,7 @@ def ours(reference, policy, tokenizer, dpo: DpoSection):
         log_probs(Likelihood(model, "chunked"), pairs, [True] * len(pairs), False, torch.device("cpu"))
         for model in (policy, reference)
     )
-    lengths = torch.tensor([[supervised_tokens(each) for each in pair.both] for pair in pairs])
+    lengths = torch.tensor([[answer.num_supervised for answer in pair.both] for pair in pairs])
     return preference_loss(of_policy, of_reference.detach(), lengths, dpo)[0].mean()
 
 

@@ -8,9 +8,8 @@ import torch
 from tiny import make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.align.sft import summed_loss, supervised_tokens
 from dcr_ds.models.chat import encode_conversation
-from dcr_ds.models.likelihood import Likelihood
+from dcr_ds.models.likelihood import Likelihood, answer_nll
 
 CPU = torch.device("cpu")
 TURNS = [
@@ -35,7 +34,7 @@ def model(plain):
 def samples():
     tokenizer = make_tokenizer()
     messages = [[{"role": role, "content": content} for role, content in turns] for turns in TURNS]
-    return [encode_conversation(tokenizer, each) for each in messages]
+    return [encode_conversation(tokenizer, turns) for turns in messages]
 
 
 def by_hand(model, sample):
@@ -47,7 +46,7 @@ def by_hand(model, sample):
 
 
 def loss_of(model, samples, alive=None, packed=False):
-    return summed_loss(model, samples, alive or [True] * len(samples), packed, CPU)
+    return answer_nll(model, samples, alive or [True] * len(samples), packed, CPU, "sum")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -60,7 +59,7 @@ def test_the_loss_is_that_of_each_answer_by_hand(plain, model, samples, packed):
 
 def test_of_many_turns_the_last_answer_is_supervised(samples):
     tokenizer = make_tokenizer()
-    assert [tokenizer.decode(sample.ids[-supervised_tokens(sample) :]) for sample in samples] == [
+    assert [tokenizer.decode(sample.ids[-sample.num_supervised :]) for sample in samples] == [
         f"{turns[-1][1]}<|im_end|>" for turns in TURNS
     ]
 

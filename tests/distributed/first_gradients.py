@@ -15,19 +15,20 @@ _quiet()
 import deepspeed
 import torch
 
-from dcr_ds.align import loop as align_loop
-from dcr_ds.align.dpo import dpo_step
+from dcr_ds.align.objective import encode_objective
 from dcr_ds.align.reference import compute
+from dcr_ds.align.state import build_align
+from dcr_ds.align.step import train_step as align_step
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.recipe import load_recipe
-from dcr_ds.refine import loop as refine_loop
 from dcr_ds.refine.prompts import encode_refine_prompts
+from dcr_ds.refine.state import build_refine
+from dcr_ds.refine.step import train_step as refine_step
 
 BETA1 = 0.9
 OTHER_LOSSES = ("supcon", "infonce", "ntxent", "triplet")
@@ -89,17 +90,17 @@ def read(model: str, method: str):
     """The prompts of stage 1 and the samples of stage 2, the same in every run of a method."""
     recipe = load_recipe(None, [(field, str(value)) for field, value in settings_of(model, method=method).items()])
     data, tokenizer = load_data(recipe), load_tokenizer(Path(model))
-    return encode_refine_prompts(recipe, data, tokenizer), align_loop.encode_samples(recipe, data, tokenizer)
+    return encode_refine_prompts(recipe, data, tokenizer), encode_objective(recipe, data, tokenizer)
 
 
 def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False) -> dict:
     recipe = load(model, ranks, zero, micro, loss, packing)
     prompts, _ = read(model, "sft")
-    trunk = refine_loop.build_trunk(recipe, Path(model), prompts, ranks)
-    first = refine_loop.train_step(trunk, 0)["loss"]
-    gradients = taken_gradients(trunk.engine, ranks)
+    state = build_refine(recipe, Path(model), prompts, ranks)
+    first = refine_step(state, 0)["loss"]
+    gradients = taken_gradients(state.engine, ranks)
     # away from the original model, where the retain term has no gradient
-    second = refine_loop.train_step(trunk, 1)["loss"]
+    second = refine_step(state, 1)["loss"]
     name = "refine" if loss == "circle" else f"refine {loss}"
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
     return {f"{name}/{run}": gradients, f"{name}/{run}/loss": first, f"{name} second step/{run}/loss": second}
@@ -107,25 +108,25 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing:
 
 def align_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
     recipe = load(model, ranks, zero, micro, packing=packing)
-    _, mix = read(model, "sft")
-    engine = align_loop.build_engine_for(recipe, Path(model), 4, ranks)
-    row = align_loop.train_step(engine, mix, list(range(8)), Batching.of(recipe.align), ranks)
+    _, objective = read(model, "sft")
+    state = build_align(recipe, Path(model), objective, ranks)
+    row = align_step(state, 0)
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
-    return {f"align/{run}": taken_gradients(engine, ranks), f"align/{run}/loss": row["loss"]}
+    return {f"align/{run}": taken_gradients(state.engine, ranks), f"align/{run}/loss": row["loss"]}
 
 
 def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
     """Eleven pairs, of which eight are in the step; the reference is moved away, so that no margin is zero."""
     recipe = load(model, ranks, zero, micro, packing=packing, method="dpo")
-    stage, batching = recipe.align, Batching.of(recipe.align)
-    _, pairs = read(model, "dpo")
-    engine = align_loop.build_engine_for(recipe, Path(model), 4, ranks)
-    reference = compute(engine, pairs, batching, ranks)
-    row = dpo_step(engine, pairs, reference * 1.01, list(range(8)), batching, stage.dpo, ranks)
+    _, objective = read(model, "dpo")
+    state = build_align(recipe, Path(model), objective, ranks)
+    reference = compute(state.engine, objective.data, state.batching, ranks)
+    objective.reference = reference * 1.01
+    row = align_step(state, 0)
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
     measured = {f"dpo/{run}/{name}": row[name] for name in ("loss", "chosen_reward", "margin", "accuracy")}
     return measured | {
-        f"dpo/{run}": taken_gradients(engine, ranks),
+        f"dpo/{run}": taken_gradients(state.engine, ranks),
         f"dpo/{run}/reference": reference.flatten().tolist(),
     }
 

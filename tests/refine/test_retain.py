@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 ONE = Ranks(0, 1, 0, CPU)
 ROWS = [[1, *range(10 + i, 12 + i * 4)] for i in range(5)]
 ALL = range(len(ROWS))
-ALIVE = [True] * len(ROWS)
+ALIVE = [(index, True) for index in ALL]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def distances(original, perturbed, row):
 
 
 def test_the_original_model_is_at_no_distance(original, anchors):
-    assert retain_loss(original, ROWS, ALL, ALIVE, anchors, False, CPU).item() == 0.0
+    assert retain_loss(original, ROWS, ALIVE, anchors, False, CPU).item() == 0.0
     assert drift(original, ROWS, anchors, Batching(5), ONE) == 0.0
     assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # other shapes round otherwise
     assert drift(original, ROWS, anchors, Batching(5, 30), ONE) < 1e-5
@@ -68,29 +68,29 @@ def test_drift_is_the_mean_distance_of_a_plain_loop(original, perturbed, anchors
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors, packed):
     expected = sum(distance**2 for row in ROWS for distance in distances(original, perturbed, row))
-    whole = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, packed, CPU)
+    whole = retain_loss(perturbed, ROWS, ALIVE, anchors, packed, CPU)
     assert whole.item() == pytest.approx(expected, rel=1e-4)
     parts = ([3, 0], [4, 1, 2])
-    losses = [retain_loss(perturbed, ROWS, part, [True] * len(part), anchors, packed, CPU) for part in parts]
+    losses = [retain_loss(perturbed, ROWS, [(index, True) for index in part], anchors, packed, CPU) for part in parts]
     assert sum(losses).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_dead_copies_weigh_nothing(perturbed, anchors, packed):
-    alone = retain_loss(perturbed, ROWS, [2], [True], anchors, packed, CPU)
-    with_dead = retain_loss(perturbed, ROWS, [2, 4, 2], [True, False, False], anchors, packed, CPU)
+    alone = retain_loss(perturbed, ROWS, [(2, True)], anchors, packed, CPU)
+    with_dead = retain_loss(perturbed, ROWS, [(2, True), (4, False), (2, False)], anchors, packed, CPU)
     assert with_dead.item() == pytest.approx(alone.item(), rel=1e-5)
-    assert retain_loss(perturbed, ROWS, [1, 3], [False, False], anchors, packed, CPU).item() == 0.0
+    assert retain_loss(perturbed, ROWS, [(1, False), (3, False)], anchors, packed, CPU).item() == 0.0
 
 
 def test_a_small_step_down_the_gradient_comes_nearer(perturbed, anchors):
-    before = retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, False, CPU)
+    before = retain_loss(perturbed, ROWS, ALIVE, anchors, False, CPU)
     before.backward()
     with torch.no_grad():
         for parameter in perturbed.parameters():
             if parameter.grad is not None:
                 parameter -= 1e-6 * parameter.grad
-    assert retain_loss(perturbed, ROWS, ALL, ALIVE, anchors, False, CPU) < before
+    assert retain_loss(perturbed, ROWS, ALIVE, anchors, False, CPU) < before
 
 
 def test_the_distance_is_relative_to_each_token():

@@ -1,0 +1,79 @@
+"""What stage 2 minimises: the interface that supervised fine-tuning and DPO share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dcr_ds.align.dpo import DpoObjective
+from dcr_ds.align.mix import encode_mix
+from dcr_ds.align.pairs import encode_pairs
+from dcr_ds.align.sft import SftObjective
+from dcr_ds.data.load import RunData
+from dcr_ds.engine.batching import Batching
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.recipe import Recipe
+
+
+class Samples(Protocol):
+    """The encoded samples of one epoch.
+
+    Attributes:
+        ids: ids of the data rows, in the order of `samples`.
+        notes: what was left out, for the log.
+        counts: sizes of the data for the summary of the stage.
+    """
+
+    samples: Sequence[Any]
+    ids: Sequence[str]
+    notes: list[str]
+
+    @property
+    def counts(self) -> dict[str, int]: ...
+
+    def num_tokens(self, row: int) -> int:
+        """Tokens of a sample in a forward pass."""
+        ...
+
+
+class Objective(Protocol):
+    """A loss over samples. It is a mean over a step's supervised tokens or pairs, on all ranks and micro-batches."""
+
+    data: Samples
+
+    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
+        """Compute what the loss needs of the untrained model, and keep it in `file`. All ranks.
+
+        Args:
+            engine: as it was built, before a checkpoint is loaded.
+            source: the checkpoint that the engine was built from.
+        """
+        ...
+
+    def num_terms(self, rows: Sequence[int]) -> int:
+        """Number of terms that the loss of a step is the mean of."""
+        ...
+
+    def summed_loss(
+        self, model, rows: Sequence[int], alive: Sequence[bool], packed: bool, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss summed over the terms of a forward pass, with its graph, and the sums behind `figures`."""
+        ...
+
+    def figures(self, sums: torch.Tensor, rows: Sequence[int]) -> dict[str, Any]:
+        """What metrics.jsonl shows of a step, `loss` among it, from the sums over its forward passes and ranks."""
+        ...
+
+
+def encode_objective(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Objective:
+    """The objective of `align.method`, with its samples encoded.
+
+    Raises:
+        UserError: no sample is short enough.
+    """
+    stage = recipe.align
+    if stage.method == "dpo":
+        return DpoObjective(encode_pairs(data.preferences, stage.max_length, tokenizer), recipe)
+    return SftObjective(encode_mix(stage, data, tokenizer, recipe.seed))

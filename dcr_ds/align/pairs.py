@@ -1,0 +1,62 @@
+"""The data of stage 2 by DPO as tokens: pairs of a chosen and a rejected answer."""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from dcr_ds.data.records import PreferenceSet
+from dcr_ds.errors import UserError
+from dcr_ds.models.chat import Encoded, encode_conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two encoded conversations with the same prompt."""
+
+    chosen: Encoded
+    rejected: Encoded
+
+    @property
+    def both(self) -> tuple[Encoded, Encoded]:
+        return self.chosen, self.rejected
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.chosen.ids) + len(self.rejected.ids)
+
+
+@dataclass
+class Pairs:
+    """The pairs of one epoch; see `Samples`."""
+
+    samples: list[Pair]
+    ids: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {"num_pairs": len(self.samples)}
+
+    def num_tokens(self, row: int) -> int:
+        """Tokens of a pair: both answers, each with the prompt."""
+        return self.samples[row].num_tokens
+
+
+def encode_pairs(preferences: PreferenceSet, max_length: int, tokenizer: PreTrainedTokenizerBase) -> Pairs:
+    """Render both conversations of each pair, and leave out pairs in which one is too long.
+
+    Raises:
+        UserError: no pair is short enough.
+    """
+    pairs = []
+    for row in preferences.rows:
+        answers = ({"role": "assistant", "content": text} for text in (row.chosen, row.rejected))
+        pairs.append(Pair(*(encode_conversation(tokenizer, [*row.context, answer]) for answer in answers)))
+    fits = [max(len(answer.ids) for answer in pair.both) <= max_length for pair in pairs]
+    if not any(fits):
+        raise UserError(f"data.preferences: no pair has at most align.max_length = {max_length} tokens; raise it")
+    notes = [f"preferences: {sum(fits)} pairs"]
+    if long := fits.count(False):
+        notes.append(f"data.preferences: {long} of {len(fits)} pairs longer than {max_length} tokens left out")
+    kept = [index for index, fit in enumerate(fits) if fit]
+    return Pairs([pairs[index] for index in kept], [preferences.rows[index].id for index in kept], notes)

@@ -1,0 +1,55 @@
+"""The state of stage 2: the engine under training, and what a step needs."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from deepspeed import DeepSpeedEngine
+
+from dcr_ds.align.objective import Objective
+from dcr_ds.data.sampler import draw
+from dcr_ds.engine.batching import Batching
+from dcr_ds.engine.build import build_stage
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.models.likelihood import Likelihood
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.recipe import Recipe
+
+
+@dataclass
+class AlignState:
+    engine: DeepSpeedEngine
+    recipe: Recipe
+    objective: Objective
+    batching: Batching
+    ranks: Ranks
+    total_steps: int
+
+    def rows(self, step: int) -> list[int]:
+        """Indices of the samples of a step, counted from 0."""
+        batch = self.recipe.align.global_batch
+        return draw(f"{self.recipe.seed}/align", len(self.objective.data.samples), step * batch, batch)
+
+    def sample_ids(self, step: int) -> list[str]:
+        return [self.objective.data.ids[row] for row in self.rows(step)]
+
+
+def build_align(recipe: Recipe, source: Path, objective: Objective, ranks: Ranks) -> AlignState:
+    """Load the source model and build its engine. All ranks."""
+    stage = recipe.align
+    total_steps = num_steps(stage.epochs, len(objective.data.samples), stage.global_batch)
+    engine = build_stage(
+        "align",
+        recipe,
+        partial(load_causal_lm, source),
+        total_steps,
+        ranks,
+        wrap=lambda model: Likelihood(model, stage.loss_backend),
+    )
+    return AlignState(engine, recipe, objective, Batching.of(stage), ranks, total_steps)
+
+
+def num_steps(epochs: float, num_samples: int, global_batch: int) -> int:
+    """Optimizer steps of a stage; the last one is filled up from the order of the next epoch."""
+    return max(1, math.ceil(epochs * num_samples / global_batch))

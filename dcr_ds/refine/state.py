@@ -1,0 +1,92 @@
+"""The state of stage 1: the trunk under training, and what a step and a measurement need."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from dcr_kernels import ContrastiveLoss
+from deepspeed import DeepSpeedEngine
+
+from dcr_ds.data.sampler import draw
+from dcr_ds.engine.batching import Batching, forward_passes
+from dcr_ds.engine.build import build_stage
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.models.trunk import load_trunk
+from dcr_ds.recipe import Recipe
+from dcr_ds.refine.embed import shards
+from dcr_ds.refine.objective import contrastive_loss
+from dcr_ds.refine.prompts import RefinePrompts
+from dcr_ds.refine.retain import Anchors
+
+
+@dataclass
+class RefineState:
+    """
+    Attributes:
+        anchors, held_out_anchors: original activations of the general rows trained on and of those measured.
+        group: the process group that the contrastive loss gathers over; None with one rank.
+    """
+
+    engine: DeepSpeedEngine
+    recipe: Recipe
+    prompts: RefinePrompts
+    batching: Batching
+    ranks: Ranks
+    loss: ContrastiveLoss
+    group: Any = None
+    anchors: Anchors = field(default_factory=Anchors)
+    held_out_anchors: Anchors = field(default_factory=Anchors)
+
+    def sample_ids(self, step: int) -> list[str]:
+        return [prompt.id for prompt, _ in self.prompts.sampler.batch(step)]
+
+    def retain_rows(self, step: int) -> list[int]:
+        """Indices of the general rows of a step, counted from 0."""
+        batch = self.recipe.refine.retain_batch
+        return draw(f"{self.recipe.seed}/retain", len(self.prompts.general), step * batch, batch)
+
+    def retain_passes(self, step: int, rank: int) -> list[Sequence[tuple[int, bool]]]:
+        """The forward passes of a rank over the general rows of a step, as (row, alive)."""
+        rows = self.retain_rows(step)
+        lengths = [len(self.prompts.general[row]) for row in rows]
+        return forward_passes(rows, lengths, rank, self.ranks.world_size, self.batching)
+
+
+def build_refine(recipe: Recipe, source: Path, prompts: RefinePrompts, ranks: Ranks) -> RefineState:
+    """Load the trunk of the source model, build its engine, and keep the original activations. All ranks."""
+    stage = recipe.refine
+    engine = build_stage("refine", recipe, partial(load_trunk, source, stage.layer), stage.max_steps, ranks)
+    group = torch.distributed.group.WORLD if ranks.world_size > 1 else None
+    loss = contrastive_loss(stage, group)
+    state = RefineState(engine, recipe, prompts, Batching.of(stage), ranks, loss, group)
+    _keep_original_activations(state)
+    return state
+
+
+def _keep_original_activations(state: RefineState) -> None:
+    """Fill the anchors, before anything is trained and before a checkpoint is loaded."""
+    engine, prompts, packed, device = state.engine, state.prompts, state.batching.packed, state.ranks.device
+    if state.recipe.refine.retain_weight:
+        for indices in _anchor_passes(state):
+            state.anchors.keep(engine, prompts.general, indices, packed, device)
+            heartbeat("refine, activations of the original model")
+    for shard in shards(prompts.held_out_general, state.batching, state.ranks):
+        indices = [index for index, _ in shard]
+        state.held_out_anchors.keep(engine, prompts.held_out_general, indices, packed, device)
+
+
+def _anchor_passes(state: RefineState) -> list[list[int]]:
+    """Forward passes over every general row that this rank will train on; equally many on all ranks."""
+    general = state.prompts.general
+    passes_by_rank = []
+    for rank in range(state.ranks.world_size):
+        steps = (state.retain_passes(step, rank) for step in range(state.recipe.refine.max_steps))
+        rows = sorted({row for groups in steps for group in groups for row, _ in group})
+        passes_by_rank.append(forward_passes(rows, [len(general[row]) for row in rows], 0, 1, state.batching))
+    own = passes_by_rank[state.ranks.rank]
+    own += [own[-1]] * (max(map(len, passes_by_rank)) - len(own))
+    return [[row for row, _ in group] for group in own]
