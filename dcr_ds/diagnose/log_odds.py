@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,7 +142,7 @@ class _Reader:
         steps = [
             dict(zip(children, of_node, strict=True)) for children, of_node in zip(self.children, log_p, strict=True)
         ]
-        reached = {(): 0.0}
+        reached: dict[tuple[int, ...], float] = {(): 0.0}
         for tokens in (*self.tree.nodes[1:], *self.tree.openings):
             before = tokens[:-1]
             reached[tokens] = reached[before] + steps[self.number[before]][tokens[-1]]
@@ -151,7 +152,7 @@ class _Reader:
 
 
 def _row(name: str, reading: _Reading, openings: Openings) -> dict:
-    row = {
+    row: dict[str, Any] = {
         "id": name,
         "log_odds": reading.refusal - reading.other,
         "first_token": reading.first - reading.other_first,
@@ -185,7 +186,7 @@ def _check_against_forward(model, prompt: Sequence[int], openings: Openings, row
         )
 
 
-def _head(model) -> torch.nn.Module:
+def _head(model) -> torch.nn.Linear | LikelihoodHead:
     head = model.get_output_embeddings()
     if not isinstance(head, (torch.nn.Linear, LikelihoodHead)) or not head.weight.is_floating_point():
         raise UserError(
@@ -196,7 +197,7 @@ def _head(model) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def _gathered(head: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def _gathered(head: torch.nn.Linear | LikelihoodHead) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Weight and bias of the head, gathered where ZeRO-3 has partitioned them."""
     parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
     if not hasattr(head.weight, "ds_id"):

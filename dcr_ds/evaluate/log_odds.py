@@ -52,9 +52,9 @@ def openings_of(
     Args:
         refusals, ordinary: conversations whose last message is a refusal, or an ordinary answer.
     """
-    answers = [[row.messages[-1]["content"] for row in rows.rows] for rows in (refusals, ordinary)]
+    refused, answered = ([row.messages[-1]["content"] for row in rows.rows] for rows in (refusals, ordinary))
     try:
-        return find_openings(tokenizer, *answers, published_phrases()), ""
+        return find_openings(tokenizer, refused, answered, published_phrases()), ""
     except UserError as error:
         return None, str(error)
 

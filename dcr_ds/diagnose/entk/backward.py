@@ -208,7 +208,8 @@ class BatchPass:
             yield from self.head_factors(part, use, outputs)
         elif part.kind == "embedding":
             scale = torch.as_tensor(getattr(part.module, "embed_scale", 1))
-            outputs = outputs * scale.to(part.module.weight.dtype).to(outputs)  # rounded as in the module
+            dtype = self.layout.parameters[named["weight"]].dtype
+            outputs = outputs * scale.to(dtype).to(outputs)  # rounded as in the module
             ids = use.inputs.expand(outputs.shape[0], outputs.shape[2])
             padding = getattr(part.module, "padding_idx", None)
             if padding is not None:  # autograd leaves that row out

@@ -18,8 +18,9 @@ def draw(result: EntkResult, path: Path) -> None:
     """Draw the heat maps of pairs and of means, each with a colour scale of its own, as the means vary far less."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(11.5, 5.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(11.5, 5.4), dpi=150, layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.08))
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     image = draw_pairs(left, result)
@@ -29,7 +30,7 @@ def draw(result: EntkResult, path: Path) -> None:
     figure.suptitle(
         f"eNTK of the {result.k} largest logits of the first answer token, parameters: {result.parameters}", wrap=True
     )
-    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
+
     figure.savefig(path)
 
 
