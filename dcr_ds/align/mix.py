@@ -38,6 +38,7 @@ def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenize
     Raises:
         UserError: no conversation of a set is short enough.
     """
+    assert data.general is not None and data.refusals is not None  # load_data reads them for SFT
     notes: list[str] = []
     general = _encode("general", data.general.rows, align.max_length, tokenizer, notes)
     refusals = _encode("refusals", data.refusals.rows, align.max_length, tokenizer, notes)

@@ -26,9 +26,14 @@ class Samples(Protocol):
         counts: sizes of the data for the summary of the stage.
     """
 
-    samples: Sequence[Any]
-    ids: Sequence[str]
-    notes: list[str]
+    @property
+    def samples(self) -> Sequence[Any]: ...
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def notes(self) -> list[str]: ...
 
     @property
     def counts(self) -> dict[str, int]: ...
@@ -41,7 +46,8 @@ class Samples(Protocol):
 class Objective(Protocol):
     """A loss over samples. It is a mean over a step's supervised tokens or pairs, on all ranks and micro-batches."""
 
-    data: Samples
+    @property
+    def data(self) -> Samples: ...
 
     def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
         """Compute what the loss needs of the untrained model, and keep it in `file`. All ranks.
@@ -75,5 +81,6 @@ def encode_objective(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokeniz
     """
     stage = recipe.align
     if stage.method == "dpo":
+        assert data.preferences is not None  # load_data reads them for DPO
         return DpoObjective(encode_pairs(data.preferences, stage.max_length, tokenizer), recipe)
     return SftObjective(encode_mix(stage, data, tokenizer, recipe.seed))

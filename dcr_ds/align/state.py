@@ -39,13 +39,15 @@ def build_align(recipe: Recipe, source: Path, objective: Objective, ranks: Ranks
     """Load the source model and build its engine. All ranks."""
     stage = recipe.align
     total_steps = num_steps(stage.epochs, len(objective.data.samples), stage.global_batch)
+    backend = stage.loss_backend
+    assert backend != "auto"  # resolved
     engine = build_stage(
         "align",
         recipe,
         partial(load_causal_lm, source),
         total_steps,
         ranks,
-        wrap=lambda model: Likelihood(model, stage.loss_backend),
+        wrap=lambda model: Likelihood(model, backend),
     )
     return AlignState(engine, recipe, objective, Batching.of(stage), ranks, total_steps)
 

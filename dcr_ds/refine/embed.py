@@ -4,6 +4,7 @@ Legend: B rows of a forward pass, N tokens of them, D width, n rows of a set.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from dcr_kernels import pool
@@ -13,6 +14,7 @@ from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.models.batches import token_batch
 
 Row = Sequence[int]
+Pooling = Literal["last", "mean"]
 
 
 def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,7 +23,7 @@ def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.devic
     return batch.tokens_of(engine(**batch.inputs).last_hidden_state), batch.bounds
 
 
-def pooled(engine, rows: Sequence[Row], how: str, shared: int, packed: bool, device: torch.device) -> torch.Tensor:
+def pooled(engine, rows: Sequence[Row], how: Pooling, shared: int, packed: bool, device: torch.device) -> torch.Tensor:
     """h [B, D] of token rows.
 
     The mean leaves out the first `shared` tokens, which are the same in every prompt (a system prompt): the norm of the
@@ -36,7 +38,7 @@ def pooled(engine, rows: Sequence[Row], how: str, shared: int, packed: bool, dev
 
 
 @torch.no_grad()
-def embed_all(engine, rows: Sequence[Row], how: str, shared: int, batching: Batching, ranks: Ranks) -> torch.Tensor:
+def embed_all(engine, rows: Sequence[Row], how: Pooling, shared: int, batching: Batching, ranks: Ranks) -> torch.Tensor:
     """h [n, D] of all rows, in float32, the same on all ranks. All ranks."""
     result: torch.Tensor | None = None
     for shard in shards(rows, batching, ranks):
@@ -46,12 +48,16 @@ def embed_all(engine, rows: Sequence[Row], how: str, shared: int, batching: Batc
         for own, (index, alive) in zip(h, shard, strict=True):
             if alive:
                 result[index] = own
+    assert result is not None  # every rank has a shard, if only of copies
     return sum_over_ranks(result, ranks)
 
 
 def num_shared_tokens(rows: Sequence[Row]) -> int:
     """Number of leading tokens that are the same in all rows; less than the length of any row."""
-    first, last = min(rows), max(rows)  # tokens shared by the first and last row in order are shared by all
+    first, last = (
+        min(map(list, rows)),
+        max(map(list, rows)),
+    )  # tokens shared by the first and last row in order are shared by all
     num_same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     return min(num_same, min(len(row) for row in rows) - 1)
 

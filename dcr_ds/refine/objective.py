@@ -1,6 +1,7 @@
 """The contrastive loss of a recipe, by name; the losses themselves are in dcr_kernels."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from dcr_kernels import CircleLoss, ContrastiveLoss, InfoNCELoss, NTXentLoss, SupConLoss, TripletLoss
@@ -34,8 +35,9 @@ def gathered_positives(positives: Sequence[int], lengths: Sequence[int], ranks: 
     """
     samples = range(len(lengths))
     shares = [
-        sum(forward_passes(samples, lengths, rank, ranks.world_size, batching), []) for rank in range(ranks.world_size)
+        list(chain.from_iterable(forward_passes(samples, lengths, rank, ranks.world_size, batching)))
+        for rank in range(ranks.world_size)
     ]
-    alive = [(index, row) for row, (index, is_alive) in enumerate(sum(shares, [])) if is_alive]
+    alive = [(index, row) for row, (index, is_alive) in enumerate(chain.from_iterable(shares)) if is_alive]
     gathered_row = dict(alive)
     return [gathered_row[positives[index]] if is_alive else -1 for index, is_alive in shares[ranks.rank]]

@@ -59,7 +59,7 @@ class RefineState:
 def build_refine(recipe: Recipe, source: Path, prompts: RefinePrompts, ranks: Ranks) -> RefineState:
     """Load the trunk of the source model, build its engine, and keep the original activations. All ranks."""
     stage = recipe.refine
-    engine = build_stage("refine", recipe, partial(load_trunk, source, stage.layer), stage.max_steps, ranks)
+    engine = build_stage("refine", recipe, partial(load_trunk, source, int(stage.layer)), stage.max_steps, ranks)
     group = torch.distributed.group.WORLD if ranks.world_size > 1 else None
     loss = contrastive_loss(stage, group)
     state = RefineState(engine, recipe, prompts, Batching.of(stage), ranks, loss, group)

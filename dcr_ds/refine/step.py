@@ -23,11 +23,11 @@ from dcr_ds.refine.state import RefineState
 def train_step(state: RefineState, step: int) -> dict[str, Any]:
     """Accumulate the gradients of a step, counted from 0, over its contrastive batch and retain rows. All ranks."""
     weight = state.recipe.refine.retain_weight
-    contrastive, h, labels, num_tokens = _contrastive_backward(state, step)
-    retain, num_retain_tokens = _retain_backward(state, step) if weight else (torch.zeros_like(contrastive), 0)
+    contrastive_loss, h, labels, num_tokens = _contrastive_backward(state, step)
+    retain_loss, num_retain_tokens = _retain_backward(state, step) if weight else (torch.zeros(()), 0)
     # figures are read after everything is launched: waiting between two passes would leave a GPU idle
     positive, negative = similarity_stats(h, labels, group=state.group)
-    contrastive, retain = contrastive.item(), retain.item()
+    contrastive, retain = contrastive_loss.item(), retain_loss.item()
     return {
         "loss": contrastive + weight * retain,
         "contrastive_loss": contrastive,
@@ -50,8 +50,8 @@ def _contrastive_backward(state: RefineState, step: int) -> tuple[torch.Tensor, 
     lengths = [len(row) for row in tokens]
     groups = forward_passes(range(len(batch)), lengths, ranks.rank, ranks.world_size, state.batching)
     # rows that are not alive only even out the ranks: label −1 takes no part in the loss
-    labels = [batch[index][1] if alive else -1 for group in groups for index, alive in group]
-    labels = to_device(torch.tensor(labels), ranks.device)
+    own_labels = [batch[index][1] if alive else -1 for group in groups for index, alive in group]
+    labels = to_device(torch.tensor(own_labels), ranks.device)
 
     def embed(group: Sequence[tuple[int, bool]]) -> torch.Tensor:
         rows = [tokens[index] for index, _ in group]
