@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dcr_ds.engine.distributed import is_main_process, is_peer_failure, set_environment
-from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, Stopped, UserError
+from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, RefinementFailed, RunEnded, Stopped, UserError
 from dcr_ds.recipe import DataSource, field_rows, json_schema, load_recipe
 from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
 
@@ -63,7 +63,7 @@ Fields (type; default):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 the loss diverged, 2 the user's input, 75 stopped and saved."""
+    """Run a command and return its exit code: 0 done, 1 training failed, 2 the user's input, 75 stopped and saved."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USER_ERROR)
     except Stopped as stopped:
         return _end(f"{stopped}; the same command goes on from there", EXIT_STOPPED)
-    except Diverged as error:
+    except (Diverged, RefinementFailed) as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
         if not is_peer_failure(error):
@@ -168,7 +168,7 @@ def _told_where_it_cannot_write(place: Path) -> Iterator[None]:
     """Make a full disk, or a folder that must not be written to, a UserError that names the file, or else the place."""
     try:
         yield
-    except (UserError, Stopped, Diverged):
+    except RunEnded:
         raise
     except Exception as error:
         is_one = isinstance(error, OSError) and error.errno in CANNOT_WRITE

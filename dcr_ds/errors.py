@@ -14,19 +14,27 @@ CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path leads th
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
 
 
-class UserError(Exception):
+class RunEnded(Exception):
+    """A run ends for a reason that its message explains, the same on all ranks."""
+
+
+class UserError(RunEnded):
     """An error that the user can fix. The message names the place, what is wrong and what to do.
 
     The command line prints the message without a stack trace and exits with code 2.
     """
 
 
-class Stopped(Exception):
+class Stopped(RunEnded):
     """A stop signal arrived and the state is saved; the same command continues. Exits with code 75."""
 
 
-class Diverged(Exception):
+class Diverged(RunEnded):
     """The loss is no longer finite; the message names the step and the samples. Exits with code 1."""
+
+
+class RefinementFailed(RunEnded):
+    """Stage 1 did not separate the sets, or moved general activations too far. Exits with code 1."""
 
 
 @contextmanager
@@ -34,7 +42,7 @@ def write_errors_as_user_errors(place: Path) -> Iterator[None]:
     """Turn "disk full" and "permission denied" into a UserError that names the file, or `place` where it is unknown."""
     try:
         yield
-    except (UserError, Stopped, Diverged):
+    except RunEnded:
         raise
     except Exception as error:
         is_write_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE

@@ -21,7 +21,7 @@ data:
   toxic: {data}/toxic.jsonl
   general: {data}/general.jsonl
   refusals: {data}/refusals.jsonl
-refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 1}}
+refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 1, on_failure: continue}}
 align: {{global_batch: 12}}
 evaluate:
   models: [aligned]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.errors import Diverged, Stopped, UserError
+from dcr_ds.errors import RunEnded
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def joined() -> Iterator[Ranks]:
     try:
         yield ranks
     except Exception as error:
-        if ranks.world_size == 1 or isinstance(error, UserError | Stopped | Diverged):
+        if ranks.world_size == 1 or isinstance(error, RunEnded):
             close()
         raise
     close()

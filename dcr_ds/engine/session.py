@@ -25,6 +25,7 @@ from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
 from dcr_ds.engine.profile import Profile
+from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.engine.watch.spikes import SpikeDetector
 from dcr_ds.engine.watch.stop import StopFlag
@@ -120,8 +121,11 @@ class Session:
         self._log.write(row)
         self._profile.step()
 
-    def save_or_stop(self, is_last: bool) -> None:
+    def save_or_stop(self, is_last: bool, snapshot: Snapshot | None = None) -> None:
         """Save where a checkpoint is due or a stop was asked for.
+
+        Args:
+            snapshot: earlier weights that the checkpoint keeps as well.
 
         Raises:
             Stopped: a stop was asked for, the state is saved, and this was not the last step.
@@ -129,7 +133,7 @@ class Session:
         self.state["seconds"] = time.monotonic() - self._started
         stopping = self._stop.agreed(self._seconds_needed())
         if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
-            self.checkpoints.save(self.step, self.state)
+            self.checkpoints.save(self.step, self.state, snapshot)
         if stopping and not is_last:
             self.checkpoints.wait_until_saved()
             raise Stopped(f"{self.stage}: stopped at step {self.step}, saved in {self.checkpoints.folder}")

@@ -8,16 +8,21 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.build import trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.session import Session
+from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.models.adapters import write_trained
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.recipe import Recipe, RefineSection
 from dcr_ds.recipe.layout import StageFolder
 from dcr_ds.refine.measure import measure
+from dcr_ds.refine.outcome import outcome
 from dcr_ds.refine.prompts import encode_refine_prompts
+from dcr_ds.refine.selection import Bounds, better, out_of_patience
 from dcr_ds.refine.state import RefineState, build_refine
 from dcr_ds.refine.step import train_step
 
@@ -39,16 +44,13 @@ def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ran
     for note in prompts.notes:
         print_on_main(ranks, note)
     state = build_refine(recipe, source, prompts, ranks)
+    snapshot = Snapshot(state.engine, ranks)  # of the best weights, where they are not the current ones
     with Session("refine", recipe, state.engine, folder.folder, stage.max_steps, ranks, started) as session:
         progress = session.state
         if session.is_new:
-            start = measure(state)
-            progress |= {"best_gap": start["gap"], "best_step": 0, "start": start}
-            print_on_main(
-                ranks,
-                f"refine: layer {stage.layer}, held-out gap {start['gap']:.3f}, AUC {start['auc']:.3f} "
-                "before the first step",
-            )
+            start_progress(progress, measure(state), state)
+        else:
+            restore_best(progress, session.step, snapshot, session.checkpoints.path(session.step))
         while "stopped_because" not in progress:
             samples = state.sample_ids(session.step)
             row = train_step(state, session.step)
@@ -57,32 +59,61 @@ def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ran
                 row |= measure(state)
             session.log(row)
             note_progress(progress, row, stage)
-            session.save_or_stop(is_last="stopped_because" in progress)
+            is_last = "stopped_because" in progress
+            if progress["best_step"] == session.step and not is_last:
+                snapshot.take()
+            is_behind = 0 < progress["best_step"] < session.step
+            session.save_or_stop(is_last, snapshot if is_behind else None)
     print_on_main(ranks, f"refine: {progress['stopped_because']}")
-    export(state, source, folder)
-    session.finish({"layer": stage.layer, "final": progress["last"]})
+    result = outcome(progress, session.step, Bounds(stage.max_drift))
+    for warning in result["warnings"]:
+        print_on_main(ranks, f"WARNING: {warning}")
+    is_current = result["exported_step"] == session.step
+    weights = trained_weights(state.engine, ranks) if is_current else snapshot.gather(folder.folder)
+    export(state, weights, source, folder)
+    session.finish({"layer": stage.layer} | result)
+
+
+def start_progress(progress: dict[str, Any], start: dict[str, float], state: RefineState) -> None:
+    """Note the figures before the first step."""
+    progress |= {"start": start, "best": start, "best_step": 0}
+    print_on_main(
+        state.ranks,
+        f"refine: layer {state.recipe.refine.layer}, held-out gap {start['gap']:.3f}, AUC {start['auc']:.3f} "
+        "before the first step",
+    )
+
+
+def restore_best(progress: dict[str, Any], step: int, snapshot: Snapshot, checkpoint: Path) -> None:
+    """Bring the best weights back after a checkpoint was loaded. All ranks."""
+    if "best" not in progress:  # saved by a version that did not keep them
+        progress |= {"best": progress["start"], "best_step": 0}
+    if progress["best_step"] == step:
+        snapshot.take()
+    elif progress["best_step"]:
+        snapshot.read(checkpoint)
 
 
 def note_progress(progress: dict[str, Any], row: dict[str, Any], stage: RefineSection) -> None:
-    """Keep the best gap, and set `stopped_because` at the target, at the end, or when the gap stopped growing."""
+    """Note the best step, and set `stopped_because` at the target, at the end, or when patience runs out."""
     step = row["step"]
     if "gap" in row:
-        progress["last"] = {name: row[name] for name in ("gap", "auc", "within", "across", "drift")}
-        if row["gap"] > progress["best_gap"]:
-            progress["best_gap"], progress["best_step"] = row["gap"], step
+        last = {name: row[name] for name in ("gap", "auc", "within", "across", "drift")}
+        progress["last"] = last
+        if better(last, progress["best"], progress["start"], Bounds(stage.max_drift)):
+            progress |= {"best": last, "best_step": step}
         if row["gap"] >= stage.target_gap:
             progress["stopped_because"] = f"the held-out gap reached {row['gap']:.3f} (target {stage.target_gap})"
-        elif step - progress["best_step"] >= stage.patience:
+        elif out_of_patience(step, progress["best_step"], stage.patience, stage.min_steps):
             progress["stopped_because"] = (
-                f"the gap has not grown since step {progress['best_step']} ({progress['best_gap']:.3f})"
+                f"no step was better than step {progress['best_step']} (gap {progress['best']['gap']:.3f})"
             )
     if step == stage.max_steps and "stopped_because" not in progress:
         progress["stopped_because"] = f"max_steps = {stage.max_steps} reached at gap {row['gap']:.3f}"
 
 
-def export(state: RefineState, source: Path, folder: StageFolder) -> None:
-    """Write the trained model, and with LoRA the adapter. All ranks."""
-    weights = trained_weights(state.engine, state.ranks)
+def export(state: RefineState, weights: dict[str, torch.Tensor], source: Path, folder: StageFolder) -> None:
+    """Write the model with the given trained weights, and with LoRA the adapter. All ranks."""
     if state.ranks.is_main:
         write_trained(state.engine.module, weights, source, folder, prefix="model.")
     barrier(state.ranks)

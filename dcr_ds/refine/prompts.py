@@ -1,5 +1,6 @@
 """The prompts of stage 1 as tokens: training rows, held-out rows, and the general conversations of the retain term."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import num_shared_tokens
 
 DRIFT_ROWS = 16  # held-out general conversations whose drift is measured
+MEASURED_PROMPTS = 256  # held-out prompts per set that are measured, at most: a measurement must not outweigh a step
 
 
 class HeldOut(NamedTuple):
@@ -71,6 +73,8 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         HeldOut(tokens[label, row.id], label, numbers.setdefault(row.pair, len(numbers)) if row.pair else -index - 1)
         for index, (row, label) in enumerate(labelled)
     ]
+    if (measured := limit_held_out(held_out, MEASURED_PROMPTS, recipe.seed)) is not held_out:
+        notes.append(f"{len(measured)} of {len(held_out)} held-out prompts are measured")
     assert data.general is not None  # load_data reads it with the stage
     general = [encode_conversation(tokenizer, row.messages).ids for row in data.general.rows]
     fitting = [ids for ids in general if len(ids) <= limit]
@@ -87,8 +91,27 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         sampler=sampler,
         tokens=tokens,
         num_shared=num_shared_tokens(list(tokens.values())),
-        held_out=held_out,
+        held_out=measured,
         general=[fitting[index] for index in order[num_held_out:]],
         held_out_general=[fitting[index] for index in order[:num_held_out]],
         notes=notes + sampler.notes,
     )
+
+
+def limit_held_out(held_out: list[HeldOut], limit: int, seed: int) -> list[HeldOut]:
+    """At most `limit` prompts per label, sampled by pair so that twins stay together; all of them if they are fewer."""
+    counts = Counter(row.label for row in held_out)
+    if max(counts.values()) <= limit:
+        return held_out
+    labels_by_pair: dict[int, Counter[int]] = {}
+    for row in held_out:
+        labels_by_pair.setdefault(row.pair, Counter())[row.label] += 1
+    pairs = list(labels_by_pair)
+    kept: set[int] = set()
+    counts = Counter()
+    for index in draw(f"{seed}/measured prompts", len(pairs), 0, len(pairs)):
+        labels = labels_by_pair[pairs[index]]
+        if all(counts[label] + labels[label] <= limit for label in labels):
+            counts += labels
+            kept.add(pairs[index])
+    return [row for row in held_out if row.pair in kept]

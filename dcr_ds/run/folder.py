@@ -114,7 +114,7 @@ def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: Sequence[str])
     return [
         f"  {name}: {old} there, {new} now"
         for name, old, new in _differences(saved, values)
-        if name.partition(".")[0] not in free and not name.endswith((".micro_batch", ".packed_length"))
+        if name.partition(".")[0] not in free and not name.endswith((".micro_batch", ".packed_length", ".on_failure"))
     ]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.config import read_config
-from dcr_ds.errors import UserError
+from dcr_ds.errors import RefinementFailed, UserError
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import Recipe
@@ -56,6 +56,14 @@ def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks) -> None:
         from dcr_ds.refine.loop import refine
 
         refine(recipe, source, data, folder.stage("refine"), ranks)
+    if "refine" in recipe.stages or "align" in recipe.stages:
+        from dcr_ds.refine.outcome import check_outcome
+
+        try:
+            check_outcome(recipe, folder.stage("refine"), ranks)
+        except RefinementFailed:
+            _write_report(folder, ranks)
+            raise
     if "align" in recipe.stages and not _done(recipe, "align", ranks):
         from dcr_ds.align.loop import align
 
@@ -74,6 +82,10 @@ def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks) -> None:
         there = {name: path for name, path in models.items() if path.is_dir()}
         dtype = DTYPES[recipe.model.dtype]
         evaluate_models(recipe, folder.folder, there, data, ranks, dtype, recipe.model.attention)
+    _write_report(folder, ranks)
+
+
+def _write_report(folder: RunFolder, ranks) -> None:
     if ranks.is_main:
         from dcr_ds.report import terminal_table, write_report
 

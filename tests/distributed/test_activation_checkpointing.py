@@ -45,7 +45,14 @@ def recipe(tmp_path_factory) -> Path:
         "stages": ["refine", "align"],
         "model": {"source": str(make_model(folder / "model", tied=True))},
         "data": {"general": {"rows": 12}, "refusals": {"rows": 8}},
-        "refine": {"layer": 2, "global_batch": 4, "max_steps": STEPS, "retain_batch": 2, "learning_rate": 1e-3},
+        "refine": {
+            "layer": 2,
+            "global_batch": 4,
+            "max_steps": STEPS,
+            "retain_batch": 2,
+            "learning_rate": 1e-3,
+            "on_failure": "continue",
+        },
         "align": {"global_batch": 7, "learning_rate": 1e-3, "adapter": "lora"},
         "output": str(folder / "runs"),
     }

@@ -27,7 +27,8 @@ def options(model) -> list[str]:
     values = {
         "name": "tiny", "model.source": model, "stages": "[refine, align]", "checkpoint.every_steps": 1,
         "data.general.rows": 24, "data.refusals.rows": 16, "refine.layer": LAYER, "refine.global_batch": 8,
-        "refine.retain_batch": 3, "refine.max_steps": STEPS["refine"], "refine.patience": 99, "align.global_batch": 12,
+        "refine.retain_batch": 3, "refine.max_steps": STEPS["refine"], "refine.patience": 99,
+        "refine.on_failure": "continue", "align.global_batch": 12,
         "align.epochs": 0.9, "align.max_length": 512,
     }  # fmt: skip
     return ["recipes/smollm2-135m-qlora.yaml", *(str(word) for name in values for word in (f"--{name}", values[name]))]

@@ -19,6 +19,7 @@ def test_a_trace_and_a_table_of_the_steps(tmp_path):
         "profile_steps": 1,
         "refine.layer": 1,
         "refine.max_steps": 4,
+        "refine.on_failure": "continue",
         "refine.patience": 9,
         "refine.target_gap": 2,
         "refine.global_batch": 4,

@@ -21,6 +21,7 @@ import torch
 from dcr_ds.engine.checkpoint.manifest import Manifest, seal, verify
 from dcr_ds.engine.checkpoint.universal import LAYOUTS, convert
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
+from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.errors import UserError
 from dcr_ds.files import flush, write_atomically
 
@@ -44,8 +45,11 @@ class Checkpoints:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._sealing: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], snapshot: Snapshot | None = None) -> None:
         """Save the engine and a small JSON-able `state` as step-N; nothing where step N was just saved or loaded.
+
+        Args:
+            snapshot: earlier weights that the checkpoint keeps as well; `snapshot.read(path(step))` reads them.
 
         Returns as soon as training may go on; `wait_until_saved` waits until the checkpoint is whole.
 
@@ -57,14 +61,17 @@ class Checkpoints:
             return
         self.wait_until_saved()
         started = time.monotonic()
-        final = self.folder / f"step-{step:08d}"
+        final = self.path(step)
         partial = self.folder / f"{final.name}.partial"
-        fault = broadcast_from_main(self._make_room(partial) if self.ranks.is_main else None, self.ranks)
+        needed = self.expected_bytes + (snapshot.num_bytes if snapshot else 0)
+        fault = broadcast_from_main(self._make_room(partial, needed) if self.ranks.is_main else None, self.ranks)
         if fault:
             raise UserError(fault)
         self.engine.save_checkpoint(
             str(self.folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=True
         )
+        if snapshot:
+            snapshot.write(partial)
         if self.ranks.local_rank == 0:  # what this node has written, before an older checkpoint may go
             for file in sorted(partial.rglob("*"), reverse=True):
                 flush(file)
@@ -72,6 +79,10 @@ class Checkpoints:
         if self.ranks.is_main:
             self._sealing = self._thread.submit(self._seal, partial, final, step, deepcopy(state), started)
         self._last_step = step
+
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.folder / f"step-{step:08d}"
 
     @property
     def expected_seconds(self) -> float:

@@ -30,7 +30,7 @@ from torch.distributed import TCPStore
 
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, is_peer_failure
 from dcr_ds.engine.watch.progress import heartbeat, progress
-from dcr_ds.errors import Diverged, Stopped, UserError
+from dcr_ds.errors import RunEnded
 
 POLL_SECONDS = 2.0
 GONE_SECONDS = 60.0
@@ -87,7 +87,7 @@ class Watchdog:
         self._over.set()
         for thread in self._threads:
             thread.join(2 * POLL_SECONDS)
-        is_fault = isinstance(error, Exception) and not isinstance(error, UserError | Stopped | Diverged)
+        is_fault = isinstance(error, Exception) and not isinstance(error, RunEnded)
         if is_fault and not is_peer_failure(error) and self._store is not None:
             with suppress(RuntimeError):
                 _tell(self._store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))

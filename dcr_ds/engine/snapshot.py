@@ -1,0 +1,77 @@
+"""A copy of the weights under training as they were at an earlier step, kept on the CPUs of all ranks.
+
+Each trainable parameter is kept whole by one rank, in turn, so that memory and copying are spread evenly whatever the
+ZeRO stage, and the files of a snapshot can be read by any number of ranks.
+"""
+
+from pathlib import Path
+
+import deepspeed
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dcr_ds.engine.distributed import Ranks, barrier
+
+PATTERN = "snapshot-*.safetensors"
+
+
+class Snapshot:
+    """Every method: all ranks."""
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks):
+        self._ranks = ranks
+        named = engine.module.named_parameters()
+        self._trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+        self._weights: dict[str, torch.Tensor] = {}  # the part of this rank
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the files of all ranks."""
+        return sum(_numel(parameter) * parameter.element_size() for _, parameter in self._trained)
+
+    def take(self) -> None:
+        """Copy the current weights."""
+        for index, (name, parameter) in enumerate(self._trained):
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                if self._is_owner(index):
+                    self._copy(name, parameter)
+
+    def write(self, folder: Path) -> None:
+        """Write one file per rank into a folder."""
+        save_file(self._weights, folder / PATTERN.replace("*", f"{self._ranks.rank:05d}"))
+        barrier(self._ranks)
+
+    def read(self, folder: Path) -> None:
+        """Read what `write` wrote, under any number of ranks."""
+        own = {name for index, (name, _) in enumerate(self._trained) if self._is_owner(index)}
+        self._weights = {}
+        for file in sorted(folder.glob(PATTERN)):
+            with safe_open(file, "pt") as stream:
+                self._weights |= {name: stream.get_tensor(name) for name in stream.keys() if name in own}
+        if missing := own - self._weights.keys():
+            raise RuntimeError(f"{folder}: the snapshot has no {sorted(missing)[0]}")
+
+    def gather(self, folder: Path) -> dict[str, torch.Tensor]:
+        """All weights by name on rank 0, through files in a folder; empty on other ranks."""
+        if self._ranks.world_size == 1:
+            return self._weights
+        self.write(folder)
+        gathered: dict[str, torch.Tensor] = {}
+        if self._ranks.is_main:
+            for file in sorted(folder.glob(PATTERN)):
+                gathered |= load_file(file)
+                file.unlink()
+        return gathered
+
+    def _is_owner(self, index: int) -> bool:
+        return index % self._ranks.world_size == self._ranks.rank
+
+    def _copy(self, name: str, parameter: torch.Tensor) -> None:
+        if name not in self._weights:
+            self._weights[name] = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+        self._weights[name].copy_(parameter.detach())
+
+
+def _numel(parameter: torch.Tensor) -> int:
+    return parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel()

@@ -1,0 +1,49 @@
+"""The outcome of stage 1: whether its weights are sound, what its summary says, and what a run does with a failure."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dcr_ds.engine.distributed import Ranks, broadcast_from_main
+from dcr_ds.errors import RefinementFailed
+from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import StageFolder
+from dcr_ds.refine.selection import Bounds, failures
+
+
+def outcome(progress: Mapping[str, Any], last_step: int, bounds: Bounds) -> dict[str, Any]:
+    """What summary.json says of the exported weights.
+
+    Those of the best step are exported, or those of the last step if no measured step was sound.
+
+    Returns:
+        final: figures of the last step. best: figures of the exported weights. exported_step. failures: why they are
+        not sound; empty if they are. warnings: sentences for log and report.
+    """
+    last, reasons = progress["last"], failures(progress["start"], progress["last"], bounds)
+    result = {"final": last, "best": progress["best"], "exported_step": progress["best_step"], "failures": []}
+    warnings = []
+    if not progress["best_step"]:
+        result |= {"best": last, "exported_step": last_step, "failures": reasons}
+        warnings.append(f"refine failed: {'; '.join(reasons)}. No measured step was better; the last one was exported")
+    elif reasons:
+        warnings.append(
+            f"refine: the weights of step {progress['best_step']} were exported, not those of step {last_step}: "
+            f"{'; '.join(reasons)}"
+        )
+    return result | {"warnings": warnings}
+
+
+def check_outcome(recipe: Recipe, folder: StageFolder, ranks: Ranks) -> None:
+    """Raise RefinementFailed if a finished stage 1 failed, unless `refine.on_failure` is continue. All ranks."""
+    reasons = None
+    if ranks.is_main and folder.is_done:
+        reasons = json.loads(folder.summary.read_text(encoding="utf-8")).get("failures")
+    reasons = broadcast_from_main(reasons, ranks)
+    if reasons and recipe.refine.on_failure == "stop":
+        raise RefinementFailed(
+            f"refine: failed: {'; '.join(reasons)}. Repeat it with other settings (--redo refine): for the gap and AUC "
+            "another refine.layer, a lower refine.scale, a higher refine.learning_rate or more refine.max_steps; for "
+            "drift a higher refine.retain_weight or a lower refine.learning_rate. Or continue with these weights: "
+            "--refine.on_failure continue"
+        )
