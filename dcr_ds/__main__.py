@@ -1,4 +1,4 @@
-"""`python -m dcr_ds …` is `dcr-ds …`, where the installed command is not on the path."""
+"""`python -m dcr_ds …`: the same as `dcr-ds …`, for when the installed command is not on the PATH."""
 
 import sys
 

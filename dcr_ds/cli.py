@@ -1,92 +1,73 @@
-"""The command line: `train.py` and `dcr-ds`. The one place where errors become messages and exit codes."""
+"""The command line, `train.py` and `dcr-ds`: runs a subcommand and turns errors into messages and exit codes."""
 
-import errno
+import difflib
 import importlib
-import json
+import logging
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+from dcr_ds.commands.parser import show
 from dcr_ds.engine.distributed import is_main_process, is_peer_failure, set_environment
-from dcr_ds.errors import EXIT_STOPPED, EXIT_USER_ERROR, Diverged, RefinementFailed, RunEnded, Stopped, UserError
-from dcr_ds.recipe import DataSource, field_rows, json_schema, load_recipe
-from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
+from dcr_ds.errors import (
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    Diverged,
+    RefinementFailed,
+    Stopped,
+    UserError,
+    write_errors_as_user_errors,
+)
 
-CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
-CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path goes through a file, or is a folder
-# how torch and safetensors word a write that failed; neither raises OSError
-CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
-RANK_0_SPEAKS_SECONDS = 10
-
-# What each command's module offers is `run(arguments) -> exit code`; imported only when it is asked for.
+# Subcommand → one line for the overview. `a-b` is run by `dcr_ds.commands.a_b.run(arguments) -> exit code`.
 COMMANDS = {
-    "evaluate": "dcr_ds.commands.evaluate",
-    "judge": "dcr_ds.commands.judge",
-    "ability": "dcr_ds.commands.ability",
-    "compare-quality": "dcr_ds.evaluate.quality",
-    "report": "dcr_ds.commands.report",
-    "export": "dcr_ds.commands.export",
-    "plan": "dcr_ds.commands.plan",
-    "slurm": "dcr_ds.commands.slurm",
+    "train": "refine, align and evaluate a model as a recipe says; the same as train.py",
+    "recipes": "list the shipped recipes; copy one to edit it",
+    "plan": "memory and time of a recipe, and the ZeRO stage and micro-batch size that fit",
+    "slurm": "submit a run to SLURM: one job, one job per stage, or a sweep",
+    "evaluate": "evaluate any models on benchmarks: folder, hub id, adapter or endpoint",
+    "judge": "label the answers of a file, and compare labels",
+    "ability": "general ability with lm-eval: MMLU, ARC, OpenBookQA, PIQA",
+    "compare-quality": "which of two models answers better, judged by a language model",
+    "report": "report of runs: Markdown, HTML, figures; seeds combined",
+    "export": "safetensors for transformers and vLLM, from a run or a checkpoint",
+    "schema": "JSON schema of recipes, for editors",
 }
-
-USAGE = f"""\
-Usage:
-  deepspeed train.py [RECIPE] [--field value …]     also: torchrun train.py, python train.py, dcr-ds train
-  dcr-ds evaluate MODEL… --suite quick --out DIR    any models on benchmarks: folder, hub id, adapter, endpoint
-  dcr-ds judge FILE --judge NAME --out FILE         label the answers of a csv or jsonl file
-  dcr-ds ability RUN|MODEL…                         general ability (lm-eval): MMLU, ARC, OpenBookQA, PIQA
-  dcr-ds compare-quality A B --judge-url URL …      which of two models answers better, by a language model
-  dcr-ds report RUN… [--out FILE]                   Markdown, one page, figures; seeds of a recipe combined
-  dcr-ds plan [RECIPE] --gpus N [--field …]         memory, time, and the ZeRO stage and micro-batch that fit
-  dcr-ds slurm [--dry-run] [RECIPE] [--field …]     submit a run to SLURM: one job, a chain of stages, a sweep
-  dcr-ds export RUN|CHECKPOINT|ADAPTER --out DIR    safetensors for transformers and vLLM; --merge, --push HUB_ID
-  dcr-ds schema                                     JSON schema of recipes, for editors
-
-Each but train and schema explains itself with --help.
-
-RECIPE is a YAML file (default {DEFAULT_RECIPE}); every field of it can be set on the command line by
-its dotted name, e.g. --refine.layer 14 --data.toxic prompts.csv --align.adapter lora.
-
-Options:
-  --dry-run        print the resolved recipe, parameter counts, steps and tokens; load no weight
-  --redo STAGE     do refine, align, evaluate or all again, with the stages after it
-  --help           this text
-
-Fields (type; default):
-"""
+MAIN_RANK_FIRST_SECONDS = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 training failed, 2 the user's input, 75 stopped and saved."""
+    """Run a subcommand. Returns 0 (done), 1 (training failed), 2 (error of the user) or 75 (stopped and saved)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(arguments)
+    except SystemExit as done:  # argparse, after --help
+        return int(done.code or 0)
     except UserError as error:
         return _fail(str(error), EXIT_USER_ERROR)
     except Stopped as stopped:
-        return _end(f"{stopped}; the same command goes on from there", EXIT_STOPPED)
+        return _end(f"{stopped}; the same command continues from there", EXIT_STOPPED)
     except (Diverged, RefinementFailed) as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
         if not is_peer_failure(error):
             raise
-        time.sleep(RANK_0_SPEAKS_SECONDS)  # the rank that ended tells why, and the launcher ends this one
-        return _fail(f"another rank ended before this one; what it says tells why ({str(error)[:200]})", 1)
+        time.sleep(MAIN_RANK_FIRST_SECONDS)  # the rank that failed prints the reason, and the launcher ends this one
+        return _fail(f"another rank ended before this one; its message has the reason ({str(error)[:200]})", 1)
     except KeyboardInterrupt:
-        return _end("interrupted; the same command goes on from the last checkpoint", 128 + 2)
+        return _end("interrupted; the same command continues from the last checkpoint", 128 + 2)
 
 
 def train_as_rank() -> None:
-    """`train` with this process's arguments, and its end: what train.py is.
+    """Run `train` with the arguments of this process and exit; the body of train.py.
 
-    A rank that fails ends at once. The clean-up of torch may wait for ranks that are gone, and takes seconds in which
-    the launcher lets the others run.
+    A rank that fails exits at once: torch's clean-up may wait for ranks that are gone, or take seconds in which the
+    launcher lets the other ranks run.
     """
     try:
         code = main(["train", *sys.argv[1:]])
@@ -100,62 +81,8 @@ def train_as_rank() -> None:
     os._exit(code)
 
 
-def _dispatch(arguments: list[str]) -> int:
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command == "train":
-        return _train(rest)
-    if command == "schema":
-        _show(json.dumps(json_schema(), indent=1))
-        return 0
-    if command in ("--help", "-h", "help"):
-        _show(help_text())
-        return 0
-    if command not in COMMANDS:
-        raise UserError(f"unknown command {command!r}; there are train, schema, {', '.join(COMMANDS)}")
-    set_environment()
-    _quiet()
-    with _told_where_it_cannot_write(Path.cwd()):
-        return importlib.import_module(COMMANDS[command]).run(rest)
-
-
-def _train(arguments: list[str]) -> int:
-    if "--help" in arguments or "-h" in arguments:
-        _show(help_text())
-        return 0
-    recipe_path, options, dry_run, redo = parse_train(arguments)
-    recipe = load_recipe(recipe_path, options)
-    set_environment()
-    _quiet()
-    from dcr_ds.run.pipeline import run
-
-    with _told_where_it_cannot_write(recipe.folder):
-        run(recipe, redo=redo, dry_run=dry_run)
-    return 0
-
-
-def _show(text: str) -> None:
-    """Print a text whose reader may close before its end, as `head` does."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tells of it at its end
-
-
-def help_text() -> str:
-    """Usage and every field of the schema."""
-    lines = []
-    for name, kind, default, sentence in field_rows():
-        lines.append(f"  --{name}  ({kind}; {default})\n        {sentence}")
-    lines.append("\n  A data set is a source, or has fields: --data.toxic.rows 500, --data.toxic.where.label")
-    lines.append("  unsafe, --data.toxic.columns.prompt goal; all of them: " + ", ".join(DataSource.model_fields))
-    return USAGE + "\n".join(lines)
-
-
-def _quiet() -> None:
-    """Leave the console to the project's own lines; warnings of the libraries still show."""
-    import logging
-    import warnings
-
+def quiet_libraries() -> None:
+    """Silence the progress and information lines of libraries; their warnings still show."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -163,23 +90,35 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-@contextmanager
-def _told_where_it_cannot_write(place: Path) -> Iterator[None]:
-    """Make a full disk, or a folder that must not be written to, a UserError that names the file, or else the place."""
-    try:
-        yield
-    except RunEnded:
-        raise
-    except Exception as error:
-        is_one = isinstance(error, OSError) and error.errno in CANNOT_WRITE
-        if not is_one and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
-            raise
-        file, reason = getattr(error, "filename", None) or place, getattr(error, "strerror", None) or str(error)[:200]
-        raise UserError(f"{file}: cannot be written ({reason}); free some space, or write elsewhere") from error
+def _dispatch(arguments: list[str]) -> int:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        show(_overview())
+        return 0
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {command!r}; {hint} See dcr-ds --help")
+    set_environment()
+    quiet_libraries()
+    module = importlib.import_module(f"dcr_ds.commands.{command.replace('-', '_')}")
+    with write_errors_as_user_errors(Path.cwd()):
+        return module.run(rest)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    return (
+        "Usage: dcr-ds COMMAND [arguments]\n\n"
+        "Train language models that refuse harmful prompts without refusing harmless ones.\n\n"
+        f"Commands:\n{lines}\n\n"
+        "dcr-ds COMMAND --help lists the options of a command."
+    )
 
 
 def _end(message: str, code: int) -> int:
-    """Say on rank 0 why a run ends before it is done, through no error."""
+    """Print, on rank 0 only, why a run ends early without an error."""
     _keep_exit_code(code)
     if is_main_process():
         print(message, file=sys.stderr, flush=True)
@@ -187,19 +126,19 @@ def _end(message: str, code: int) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    """Print an error: once, on rank 0, where all ranks meet the same one.
+    """Print an error; only rank 0 prints it when all ranks have the same one.
 
-    A launcher ends all ranks as soon as one has failed, so the others let rank 0 speak first. Who is still there after
-    that has met an error of its own (a file that is missing on one node, say), and tells it.
+    A launcher ends all ranks soon after one has failed, so the other ranks wait for rank 0 to print first. A rank that
+    is still running after that has an error of its own (for example a file that is missing on one node).
     """
     _keep_exit_code(code)
     if not is_main_process():
-        time.sleep(RANK_0_SPEAKS_SECONDS)
+        time.sleep(MAIN_RANK_FIRST_SECONDS)
         message = f"rank {os.environ['RANK']}: {message}"
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 
 
 def _keep_exit_code(code: int) -> None:
-    """End with this code also where a launcher terminates this rank, because another one has ended a moment before."""
+    """Exit with this code even when a launcher terminates this rank because another one ended a moment before."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))

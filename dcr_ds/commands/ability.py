@@ -4,32 +4,33 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from dcr_ds.errors import UserError
+from dcr_ds.commands.parser import comma_separated, command_parser, output_file, positive_int
 from dcr_ds.evaluate.ability import TASKS, measure_ability
 from dcr_ds.files import hash_of, read_json, write_json
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
 
-USAGE = "dcr-ds ability RUN|MODEL… [--tasks arc_easy,piqa] [--local-data DIR] [--limit N] [--batch-size N] [--out FILE]"
+DESCRIPTION = """\
+Measure general ability with lm-eval: zero-shot accuracy on multiple-choice tasks. The results of a run go into its
+folder, where `dcr-ds report` finds them; what was measured before with the same settings is not measured again.
+
+  dcr-ds ability runs/smollm2-135m
+  dcr-ds ability HuggingFaceTB/SmolLM2-135M-Instruct --tasks arc_easy,piqa --limit 200
+"""
 
 
 def run(arguments: list[str]) -> int:
-    """Measure each model and print a table; a run's figures go into its folder, where the report finds them.
+    """Measure each model and print a table.
 
     Raises:
-        UserError: wrong usage, a model or data that is not to be had, lm-eval missing.
+        UserError: wrong usage, a model or data set that cannot be read, or lm-eval is not installed.
     """
     options = _parse(arguments)
     measured = {}
-    for title, model, file in (found for target in options.targets for found in _models(Path(target), target)):
-        settings = _settings(options, model)
-        result = read_json(file) if file else None
-        if not result or result["settings"] != settings:
-            result = {"settings": settings, "tasks": _measure(options, model)}
-            if file:
-                write_json(file, result)
-        measured[title] = result["tasks"]
+    for target in options.targets:
+        for title, model, file in _models(Path(target), target):
+            measured[title] = _measure_once(options, model, file)
     if options.out:
         write_json(options.out, measured)
     print(_table(measured, options.tasks))
@@ -37,29 +38,31 @@ def run(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="dcr-ds ability", usage=USAGE, exit_on_error=False)
-    parser.add_argument("targets", nargs="+")
-    parser.add_argument("--tasks", type=lambda text: text.split(","), default=list(TASKS))
-    parser.add_argument("--local-data", type=Path)
-    parser.add_argument("--limit", type=int)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--chat-template")
-    parser.add_argument("--out", type=Path)
-    parser.error = _refuse
-    options = parser.parse_args(arguments)
-    for name in ("limit", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            _refuse(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    return options
+    parser = command_parser("ability", DESCRIPTION)
+    add = parser.add_argument
+    add("targets", nargs="+", metavar="RUN|MODEL", help="run folders, model folders or hub ids")
+    add("--tasks", type=comma_separated, default=list(TASKS), metavar="NAME,…", help=f"of {', '.join(TASKS)} (all)")
+    add("--local-data", type=Path, metavar="DIR", help="folder of DIR/TASK*.jsonl files (default: the hub)")
+    add("--limit", type=positive_int, metavar="N", help="questions per task (default: all)")
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="questions per forward pass (default: 8)")
+    add("--chat-template", metavar="FILE", help="Jinja file, or the name of a shipped template")
+    add("--out", type=output_file, metavar="FILE", help="write the results as JSON, too")
+    return parser.parse_args(arguments)
 
 
-def _refuse(message: str) -> None:
-    raise UserError(f"ability: {message}\nusage: {USAGE}")
+def _measure_once(options: argparse.Namespace, model: ModelSection, file: Path | None) -> dict[str, dict]:
+    """Results by task: those in `file` if they were measured with the same settings, else new ones."""
+    settings = _settings(options, model)
+    result = read_json(file) if file else None
+    if not result or result["settings"] != settings:
+        result = {"settings": settings, "tasks": _measure(options, model)}
+        if file:
+            write_json(file, result)
+    return result["tasks"]
 
 
 def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path | None]]:
-    """Title, model and the file for its figures: base and aligned of a run, or the one model that was named."""
+    """Title, model and results file: the base and aligned models of a run, or the one model that was named."""
     run = RunFolder(target)
     if not run.is_run:
         yield source, ModelSection(source=source), None
@@ -73,7 +76,7 @@ def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path
 
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
-    """What the figures depend on beside the code: a figure made under the same is not made again."""
+    """What the results depend on, apart from the code."""
     from dcr_ds.models.locate import prepare_source
 
     local = sorted(options.local_data.glob("*.jsonl")) if options.local_data else []
@@ -103,11 +106,11 @@ def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict
 def _table(measured: dict[str, dict[str, dict]], tasks: list[str]) -> str:
     width = max(map(len, measured))
     lines = [" " * width + "".join(f"  {task:>20}" for task in tasks)]
-    for title, figures in measured.items():
-        cells = (figures[task] for task in tasks)
+    for title, results in measured.items():
+        cells = (results[task] for task in tasks)
         lines.append(f"{title:<{width}}" + "".join(f"  {_cell(cell):>20}" for cell in cells))
     return "\n".join(lines)
 
 
-def _cell(figure: dict) -> str:
-    return f"{figure['value']:.1%} ({100 * figure['low']:.1f}–{100 * figure['high']:.1f})"
+def _cell(result: dict) -> str:
+    return f"{result['value']:.1%} ({100 * result['low']:.1f}–{100 * result['high']:.1f})"

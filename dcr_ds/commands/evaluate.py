@@ -1,4 +1,4 @@
-"""`dcr-ds evaluate`: models that exist already answer benchmarks, each into a run folder that `dcr-ds report` reads."""
+"""`dcr-ds evaluate`: evaluate existing models on benchmarks, each into its own run folder for `dcr-ds report`."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from dcr_ds.commands.parser import auto_or_positive_int, comma_separated, command_parser, positive_int, refuse
 from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
@@ -22,25 +23,29 @@ MODEL = ALIGNED  # the place under evaluate/ in which a report of several runs l
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 DESCRIPTION = """\
-Let models answer benchmarks, judge the answers, and lay out a run folder a model under --out, for `dcr-ds report`.
-A killed evaluation goes on with the same command. Several GPUs: torchrun --no-python dcr-ds evaluate …
+Let models answer benchmarks, judge the answers, and write one run folder per model under --out, for `dcr-ds report`.
+An interrupted evaluation continues with the same command. On several GPUs: torchrun --no-python dcr-ds evaluate …
+
+  dcr-ds evaluate HuggingFaceTB/SmolLM2-135M-Instruct --suite quick --out runs
+  dcr-ds evaluate dcr=runs/smollm2-135m/align/model stl=other/model --suite quick --out runs
+  dcr-ds evaluate https://api.example.com/v1#big --benchmarks xstest-safe --limit 100 --out runs
 """
 
 
 class LocalModel(NamedTuple):
-    """A checkpoint on this machine, and an adapter to merge in."""
+    """A model folder on this machine, and an adapter to merge into it."""
 
     source: Path
     adapter: Path | None
 
 
 def run(arguments: list[str]) -> int:
-    """Evaluate the models of a command line. All ranks.
+    """Evaluate models. Called on all ranks.
 
-    Names, benchmarks, model files and chat templates are checked for all models before the first one is loaded.
+    Names, benchmarks, model files and chat templates of all models are checked before the first model is loaded.
 
     Raises:
-        UserError: anything that the user can put right.
+        UserError: wrong usage, or a model, benchmark or judge that cannot be used.
     """
     options = _parse(arguments)
     process.set_environment()  # before torch is imported, as below
@@ -68,54 +73,44 @@ def run(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("dcr-ds evaluate", description=DESCRIPTION, formatter_class=layout)
-    parser.error = _refuse
+    parser = command_parser("evaluate", DESCRIPTION)
     add = parser.add_argument
-    add(
-        "models",
-        nargs="+",
-        metavar="[NAME=]MODEL",
-        help="model or adapter folder, hub id, GGUF file, smollm2-135m, URL#MODEL",
-    )
-    add("--benchmarks", default="", metavar="NAME,…", help="benchmarks and suites (docs/BENCHMARK_SETS.md)")
+    help_models = "model or adapter folder, hub id, GGUF file, smollm2-135m, or URL#MODEL of an endpoint"
+    add("models", nargs="+", metavar="[NAME=]MODEL", help=help_models)
+    add("--benchmarks", type=comma_separated, default=[], metavar="NAME,…", help="see docs/BENCHMARK_SETS.md")
     add("--suite", choices=tuple(suites()), help="a suite of benchmarks")
-    add("--local-data", metavar="DIR", help="folder of local copies of the benchmarks (default: read them online)")
-    add(
-        "--judge", action="append", metavar="NAME", help="who judges, a name or mapping as in a recipe; may be repeated"
-    )
-    add("--max-new-tokens", metavar="N", default="auto", help="longest answer (default: as each benchmark's authors)")
-    add("--batch-size", metavar="N", help="prompts generated together")
-    add("--limit", metavar="ROWS", help="at most this many prompts of each benchmark, drawn with seed 0")
-    add("--chat-template", metavar="FILE", help="Jinja file, or a shipped template by name, for models without one")
-    add("--dtype", help="float32 or bfloat16 (default: bfloat16 on a GPU)")
+    add("--local-data", metavar="DIR", help="folder of local copies of the benchmarks (default: the hub)")
+    add("--judge", action="append", metavar="NAME", help="a judge, as in a recipe; may be repeated")
+    help_length = "longest answer, in tokens (default: as each benchmark's authors)"
+    add("--max-new-tokens", type=auto_or_positive_int, default="auto", metavar="N", help=help_length)
+    add("--batch-size", type=positive_int, metavar="N", help="prompts generated together (default: 32)")
+    add("--limit", type=positive_int, metavar="ROWS", help="prompts per benchmark, sampled with seed 0 (default: all)")
+    help_template = "Jinja file, or the name of a shipped template, for models without one"
+    add("--chat-template", metavar="FILE", help=help_template)
+    add("--dtype", choices=("float32", "bfloat16"), help="precision (default: bfloat16 on a GPU, else float32)")
     add("--out", required=True, metavar="DIR", help="folder of the run folders")
     options = parser.parse_args(arguments)
     if not options.benchmarks and not options.suite:
-        _refuse("name --benchmarks, or a --suite")
+        refuse("evaluate", "name --benchmarks or a --suite")
     return options
 
 
-def _refuse(message: str) -> None:
-    raise UserError(f"evaluate: {message}; dcr-ds evaluate --help lists the options")
-
-
 def _named(models: list[str]) -> dict[str, str]:
-    """Name → model: the name given, or what the model itself is called."""
+    """Models by name: NAME of NAME=MODEL, else a name made from the model."""
     named: dict[str, str] = {}
     for text in models:
-        given = NAMED.fullmatch(text)
-        name, model = given.groups() if given else (_name_of(text), text)
+        match = NAMED.fullmatch(text)
+        name, model = match.groups() if match else (_name_of(text), text)
         if name in named:
             raise UserError(
-                f"two models are called {name!r}: {named[name]} and {model}; name them: one={named[name]} other={model}"
+                f"two models have the name {name!r}: {named[name]} and {model}; name them: a={named[name]} b={model}"
             )
         named[name] = model
     return named
 
 
 def _name_of(model: str) -> str:
-    """The last part of a path, hub id or endpoint's model; a stage's model folder is called after run and stage."""
+    """The last part of a path, hub id or endpoint's model; for a stage of a run, `<run>-<stage>`."""
     remote = ENDPOINT.fullmatch(model)
     parts = Path(remote[2] if remote else model).parts or ("model",)
     is_of_a_stage = len(parts) > 2 and parts[-1] in ("model", "adapter") and parts[-2] in STAGES
@@ -124,9 +119,8 @@ def _name_of(model: str) -> str:
 
 
 def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
-    """The recipe of a run that only evaluates one model."""
-    names = [name.strip() for name in options.benchmarks.split(",") if name.strip()]
-    names += [options.suite] if options.suite else []
+    """A recipe that only evaluates one model."""
+    names = [*options.benchmarks, *([options.suite] if options.suite else [])]
     fields = {
         "name": name,
         "output": options.out,
@@ -135,7 +129,7 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "model.chat_template": options.chat_template,
         "model.dtype": options.dtype,
         "evaluate.models": [MODEL],
-        "evaluate.benchmarks": [{"name": each} | ({"rows": options.limit} if options.limit else {}) for each in names],
+        "evaluate.benchmarks": [{"name": name, "rows": options.limit} for name in names],
         "evaluate.local_data": options.local_data,
         "evaluate.max_new_tokens": options.max_new_tokens,
         "evaluate.batch_size": options.batch_size,
@@ -147,16 +141,16 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
 
 
 def _locate(model: ModelSection) -> LocalModel | Endpoint:
-    """Where a model is: a folder with all its files and a chat template, or an endpoint that has its key."""
+    """Locate a model and check that it is complete: weights and chat template, or the key of an endpoint."""
     if remote := ENDPOINT.fullmatch(model.source):
         return Endpoint(remote[1], remote[2])
     if re.match(r"https?://", model.source):
-        raise UserError(f"{model.source}: an endpoint is named with its model: {model.source}#MODEL")
+        raise UserError(f"{model.source}: name the endpoint with its model: {model.source}#MODEL")
     from dcr_ds.models.chat import load_tokenizer
 
-    found = _locate_files(model)
-    load_tokenizer(tokenizer_folder(*found), model.chat_template)
-    return found
+    local = _locate_files(model)
+    load_tokenizer(tokenizer_folder(*local), model.chat_template)
+    return local
 
 
 def _locate_files(model: ModelSection) -> LocalModel:
@@ -168,8 +162,8 @@ def _locate_files(model: ModelSection) -> LocalModel:
         source = prepare_source(model.model_copy(update={"source": base, "revision": None}))
     except UserError as error:
         raise UserError(
-            f"{folder}: an adapter for the model {base!r}, which cannot be used ({error}); adapter_config.json names "
-            "it as base_model_name_or_path"
+            f"{folder}: the adapter's base model {base!r} cannot be used ({error}); adapter_config.json names it as "
+            "base_model_name_or_path"
         ) from None
     check_base(source, folder)
     return LocalModel(source, folder)
@@ -178,13 +172,13 @@ def _locate_files(model: ModelSection) -> LocalModel:
 def _open(recipe: Recipe) -> Recipe:
     if trained := [stage for stage in TRAINING_STAGES if RunFolder(recipe.folder).stage(stage).folder.exists()]:
         raise UserError(
-            f"{recipe.folder}: holds a run with {trained[0]}; set --out elsewhere, or name the model otherwise"
+            f"{recipe.folder}: holds a training run ({trained[0]}); use another --out, or another NAME=MODEL"
         )
     return open_run(recipe, None)
 
 
 def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks) -> Recipe:
-    """The recipe with precision and attention resolved for this device; an endpoint has its own."""
+    """The recipe with precision and attention resolved for this device; unchanged for an endpoint."""
     if not isinstance(model, LocalModel):
         return recipe
     from dcr_ds.engine.machine import Machine
@@ -210,11 +204,13 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
 
 
 def _environment(ranks: process.Ranks, data: RunData) -> dict:
-    """What environment.json says; what there is to note of the data is said once, too."""
+    """The contents of environment.json. Prints the notes on the data."""
     from dcr_ds.evaluate.run import device_name
 
     summary = data.summary()
-    notes = summary["notes"] + [f"{name}: {note}" for name, one in summary["sets"].items() for note in one["notes"]]
+    notes = summary["notes"] + [
+        f"{name}: {note}" for name, data_set in summary["sets"].items() for note in data_set["notes"]
+    ]
     for note in notes:
         process.print_on_main(ranks, note)
     described = {"data": summary["sets"], "notes": notes, "overlaps": []}

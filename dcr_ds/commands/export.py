@@ -1,46 +1,37 @@
-"""The command `dcr-ds export`."""
+"""`dcr-ds export`: models and adapters for transformers, peft and vLLM, from runs and checkpoints."""
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+import argparse
 from pathlib import Path
 
+from dcr_ds.commands.parser import command_parser
 from dcr_ds.errors import UserError
 from dcr_ds.recipe.layout import TRAINING_STAGES
 
 DESCRIPTION = """\
-Write a model or an adapter into a folder of safetensors that transformers, peft and vLLM load. No GPU, no ranks.
+Write a model or an adapter as safetensors that transformers, peft and vLLM load. Needs one process and no GPU.
 
-  dcr-ds export runs/smollm2-135m --out model                    the last stage's: its adapter with LoRA, else its model
-  dcr-ds export runs/smollm2-135m --merge --out model            always a whole model
-  dcr-ds export runs/x/align/checkpoints/step-00000050 --out m   from DeepSpeed's checkpoint, of any ZeRO stage
-  dcr-ds export runs/x/align/adapter --merge --out model         an adapter merged into its base's own weights
+  dcr-ds export runs/x --out model                               last stage: adapter or model
+  dcr-ds export runs/x --merge --out model                       always a whole model
+  dcr-ds export runs/x/align/checkpoints/step-00000050 --out m   a checkpoint of any ZeRO stage
+  dcr-ds export runs/x/align/adapter --merge --out model         an adapter merged into its base
 
-DeepSpeed's checkpoints are pickles, which can run code: export your own only.
+DeepSpeed checkpoints are pickles, which can run code: export only checkpoints that you trust.
 """
 
 
 def run(arguments: list[str]) -> int:
-    """Export, and push where asked; returns the exit code.
+    """Export, and push to the hub with --push.
 
     Raises:
-        UserError: the arguments are wrong, there is nothing to export, or the hub refuses it.
+        UserError: wrong usage, nothing to export, or the hub refuses the upload.
     """
-    parser = ArgumentParser(prog="dcr-ds export", description=DESCRIPTION, formatter_class=RawDescriptionHelpFormatter)
-    parser.error = _refuse
-    parser.add_argument("what", type=Path, metavar="RUN|CHECKPOINT|ADAPTER", help="folder of one of them")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--stage", choices=TRAINING_STAGES, help="of a run (default: the last that trained)")
-    parser.add_argument("--merge", action="store_true", help="a whole model where an adapter was trained")
-    told = "the base's folder or hub id, where it is no longer what the run or adapter names"
-    parser.add_argument("--base", metavar="MODEL", help=told)
-    told = "upload it to this hub repository (made private where it is new), with the run's model card; wants HF_TOKEN"
-    parser.add_argument("--push", metavar="HUB_ID", help=told)
-    options = parser.parse_args(arguments)
+    options = _parse(arguments)
     if not options.what.is_dir():
         raise UserError(f"{options.what}: no such folder")
     from dcr_ds.export.write import Wanted, export
 
-    told = export(options.what, options.out, Wanted(options.merge, options.stage, options.base))
-    print(f"{options.out}: {told}")
+    exported = export(options.what, options.out, Wanted(options.merge, options.stage, options.base))
+    print(f"{options.out}: {exported}")
     if options.push:
         from dcr_ds.export.push import push
 
@@ -48,5 +39,15 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _refuse(message: str) -> None:
-    raise UserError(f"export: {message}, e.g. dcr-ds export runs/smollm2-135m --out model")
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = command_parser("export", DESCRIPTION)
+    add = parser.add_argument
+    add("what", type=Path, metavar="RUN|CHECKPOINT|ADAPTER", help="folder of a run, a checkpoint or an adapter")
+    add("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    add("--stage", choices=TRAINING_STAGES, help="stage of a run (default: the last one that was trained)")
+    add("--merge", action="store_true", help="merge a trained adapter into its base model")
+    help_base = "folder or hub id of the base model, where the run or adapter no longer names the right one"
+    add("--base", metavar="MODEL", help=help_base)
+    help_push = "upload to this hub repository with the run's model card; a new one is private. Needs HF_TOKEN"
+    add("--push", metavar="HUB_ID", help=help_push)
+    return parser.parse_args(arguments)

@@ -1,153 +1,121 @@
-"""`dcr-ds plan`: memory, time and what fits, before a run."""
+"""`dcr-ds plan`: memory and time of a recipe on a machine, before the run."""
 
+import argparse
 import json
-import math
 import os
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from dataclasses import fields
 
-from dcr_ds.errors import UserError
+from dcr_ds.commands.parser import (
+    comma_separated,
+    command_parser,
+    fraction,
+    fraction_below_one,
+    output_file,
+    positive_int,
+    positive_number,
+    refuse,
+)
 from dcr_ds.files import write_atomically
 from dcr_ds.models.locate import prepare_source
-from dcr_ds.plan.measure import Calibration, learn, take_steps
-from dcr_ds.plan.options import gpus_of, machine_of, mean_tokens, nodes_of, split_options
+from dcr_ds.plan.clock import GPUS
+from dcr_ds.plan.measure import learn, take_steps
+from dcr_ds.plan.options import MEAN_TOKENS, PlanOptions
 from dcr_ds.plan.shapes import find_shape
-from dcr_ds.recipe import Recipe, load_recipe
+from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.arguments import parse_train
 
-TRAINING = ("refine", "align")
 DESCRIPTION = """\
-Usage: dcr-ds plan [RECIPE] [options] [--field value …]
-
-Memory on each GPU by part, time, and the ZeRO stage and micro-batch that fit, for each training stage of a recipe; for
-stage 1 also what it would cost without the cut. No weight is loaded, nothing downloaded, no GPU needed: the model is
-built without memory and the steps are rehearsed on it. Memory is that of rows as long as max_length allows.
+Plan the training stages of a recipe: memory per GPU by part, time, and the ZeRO stage and micro-batch size that fit;
+for stage 1 also the cost without the cut. Needs no GPU, loads no weights and downloads nothing: the model is built
+without memory and its steps are rehearsed. Memory is that of rows of max_length tokens.
 
   dcr-ds plan recipes/llama-3-8b.yaml --gpus 8
   dcr-ds plan recipes/qwen2.5-7b-qlora.yaml --gpus 1 --gpu rtx4090
   dcr-ds plan recipes/llama-3-8b.yaml --model.source llama-3.1-70b --nodes 1,8,128
   dcr-ds plan recipes/smollm2-135m.yaml --measure
-
-Options:
-  --gpus N             GPUs, one rank each (default 1)
-  --gpu NAME           its rates and memory: h100, h200, a100, rtx4090 (default h100)
-  --gpu-memory GIB     memory of a GPU, where it is another
-  --nodes N[,N…]       nodes instead of --gpus; several: how a step scales, with --rows-per-gpu
-  --gpus-per-node M    (default 8)
-  --rows-per-gpu B     rows of a step on each GPU when several node counts are compared (default 8)
-  --mfu SHARE          share of the GPU's bfloat16 rate that is reached, recomputation counted as work (default 0.4)
-  --link-share SHARE   share of the links' rates that is reached (default 0.8)
-  --node-link GB/S --network GB/S --storage GB/S
-                       links inside a node and between nodes, a GPU and direction; a node's rate to storage
-  --reserve SHARE      memory left to driver, allocator and NCCL (default 0.1)
-  --refine-tokens T    mean tokens of a prompt, for the time (default 64)
-  --align-tokens T     mean tokens of a conversation, for the time (default 256)
-  --steps N            steps of stage 2, where they cannot be told from the recipe
-  --measure            load the model, take two steps of each stage here, on one rank, on random tokens; plan for
-                       this device with the rate that they reach and the memory that they take; --gpu names the links
-  --json FILE          the figures, too
 """
 
 
 def run(arguments: list[str]) -> int:
-    """Plan a recipe.
+    """Print the plan of a recipe, or a comparison of node counts.
 
     Raises:
-        UserError: an option, the recipe or the model cannot be.
+        UserError: wrong usage, a recipe without training, or a model of unknown shape.
     """
-    if "--help" in arguments or "-h" in arguments:
-        print(DESCRIPTION)
-        return 0
-    options, rest = split_options(arguments)
-    path, overrides, *_ = parse_train(rest)
-    recipe = load_recipe(path, overrides)
-    if not set(recipe.stages) & set(TRAINING):
-        raise UserError("plan: the recipe has neither refine nor align among its stages; there is nothing to plan")
-    nodes = nodes_of(options)
+    namespace, recipe = _parse(arguments)
+    options = PlanOptions(**{field.name: getattr(namespace, field.name) for field in fields(PlanOptions)})
     steps = {}
-    if options.get("measure"):
+    if namespace.measure:
         folder, origin = prepare_source(recipe.model), "its weights"
-        steps = take_steps(recipe, folder, mean_tokens(recipe, options), gpus_of(options))
+        steps = take_steps(recipe, folder, options.mean_tokens(recipe), options.total_gpus)
     else:
         folder, origin = find_shape(recipe.model)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing runs on a GPU here, and DeepSpeed would tell of its search
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing runs on a GPU here; without it DeepSpeed logs a search
     measured = {stage: learn(stage, *taken) for stage, taken in steps.items()}
-    for one in measured.values():
-        print(f"{one.told}\n")
-    if len(nodes) > 1:
+    for calibration in measured.values():
+        print(f"{calibration.told}\n")
+    if len(options.nodes) > 1:
         from dcr_ds.plan.scaling import scaling
 
-        text, figures = scaling(recipe, folder, origin, nodes, options, measured)
+        text, figures = scaling(recipe, folder, origin, options, measured)
     else:
-        text, figures = _plan(recipe, folder, origin, options, measured)
+        from dcr_ds.plan.stages import plan_stages
+
+        text, figures = plan_stages(recipe, folder, origin, options, measured)
     print(text)
-    if "json" in options:
-        write_atomically(Path(options["json"]), json.dumps(figures, indent=1) + "\n")
+    if namespace.json:
+        write_atomically(namespace.json, json.dumps(figures, indent=1) + "\n")
     return 0
 
 
-def _plan(
-    recipe: Recipe, folder: Path, origin: str, options: dict[str, Any], measured: dict[str, Calibration]
-) -> tuple[str, dict[str, Any]]:
-    from dcr_ds.plan.choose import Lengths, Stage, planned
-    from dcr_ds.plan.tables import describe, prose, rates_in_words
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
+    options, words = _parser().parse_known_args(arguments)
+    given = parse_train(words)
+    if given.dry_run or given.redo:
+        refuse("plan", "--dry-run and --redo are options of train")
+    if options.measure and options.mfu:
+        refuse("plan", "--measure finds --mfu; leave one of them out")
+    recipe = given.load()
+    if not set(recipe.stages) & set(TRAINING_STAGES):
+        refuse("plan", "the recipe's stages have neither refine nor align, so there is nothing to plan")
+    return options, recipe
 
-    gpus = gpus_of(options)
-    names = [name for name in TRAINING if name in recipe.stages]
-    machines = {name: machine_of(gpus, name, options, measured) for name in names}
-    machine = machines[names[0]]
-    lengths = Lengths(**mean_tokens(recipe, options))
-    recipe = planned(recipe, folder, machine.on_gpu)
-    sections, figures = [], {}
-    for name in names:
-        stage = Stage(recipe, folder, name, machines[name], lengths)
-        steps = recipe.refine.max_steps if name == "refine" else _align_steps(recipe, options)
-        text, chosen = describe(stage, steps)
-        sections.append(f"{prose(_heading(stage))}\n\n{text}")
-        figures[name] = _figures(chosen, steps) if chosen else None
-    head = (
-        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {gpus} × "
-        f"{machine.unit} of {machine.memory_gib:.4g} GiB, "
-        f"{machine.reserve:.0%} kept free. Assumed: {rates_in_words(machine.rates, bool(measured))}; "
-        f"time for prompts of {lengths.refine} tokens and conversations of {lengths.align}, memory for rows of "
-        f"max_length ({recipe.refine.max_length}, {recipe.align.max_length})"
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("plan", DESCRIPTION, usage="[RECIPE] [options] [--FIELD VALUE …]")
+    defaults = PlanOptions()
+    machine = parser.add_argument_group("the machine")
+    rates = parser.add_argument_group("its rates")
+    work = parser.add_argument_group("the work")
+
+    def add(group, name: str, kind, metavar: str, text: str) -> None:
+        default = getattr(defaults, name.strip("-").replace("-", "_"))
+        group.add_argument(name, type=kind, metavar=metavar, default=default, help=text)
+
+    add(machine, "--gpus", positive_int, "N", "GPUs, one rank each (default: 1)")
+    machine.add_argument("--gpu", choices=tuple(GPUS), default="h100", help="kind of GPU (default: h100)")
+    add(machine, "--gpu-memory", positive_number, "GIB", "memory per GPU (default: that of the kind)")
+    add(machine, "--nodes", _node_counts, "N[,N…]", "nodes, instead of --gpus; several: compare them by time per step")
+    add(machine, "--gpus-per-node", positive_int, "N", "GPUs per node (default: 8)")
+    add(machine, "--reserve", fraction_below_one, "SHARE", "memory left to driver, allocator and NCCL (default: 0.1)")
+    add(rates, "--mfu", fraction, "SHARE", "part of the GPU's bfloat16 rate that is reached (default: 0.4)")
+    add(rates, "--link-share", fraction, "SHARE", "part of the links' rates that is reached (default: 0.8)")
+    add(rates, "--node-link", positive_number, "GB/S", "links inside a node, per GPU and direction")
+    add(rates, "--network", positive_number, "GB/S", "links between nodes, per GPU and direction")
+    add(rates, "--storage", positive_number, "GB/S", "from a node to storage")
+    add(work, "--rows-per-gpu", positive_int, "N", "rows per GPU and step when node counts are compared (default: 8)")
+    for stage, row in (("refine", "prompt"), ("align", "conversation")):
+        text = f"mean tokens of a {row}, for the time (default: {MEAN_TOKENS[stage]})"
+        add(work, f"--{stage}-tokens", positive_int, "N", text)
+    add(work, "--steps", positive_int, "N", "steps of stage 2, where the recipe does not determine them")
+    help_measure = (
+        "load the model and take two steps of each stage here, on one rank and random tokens; plan for this device "
+        "with the rate and memory measured. --gpu then only gives the links"
     )
-    return "\n\n".join([prose(head), *sections]), figures
+    parser.add_argument("--measure", action="store_true", help=help_measure)
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
+    return parser
 
 
-def _heading(stage) -> str:
-    section, recipe = stage.section, stage.recipe
-    where = f"refine: blocks 1 to {section.layer}" if stage.name == "refine" else f"align ({section.method})"
-    adapter = f", {section.adapter} r {section.lora.rank}" if section.adapter != "none" else ""
-    extras = [name for name, on in (("nf4", recipe.model.quantize == "nf4"), ("packed", section.packing)) if on]
-    extras += ["activations recomputed"] if recipe.model.activation_checkpointing else []
-    return (
-        f"{where}{adapter}{''.join(f', {extra}' for extra in extras)}; {section.optimizer}; {section.global_batch} "
-        f"rows a step; {stage.trained / 1e9:.3f}e9 parameters trained of {stage.loaded / 1e9:.3f}e9 loaded"
-    )
-
-
-def _figures(chosen, steps: int | None) -> dict[str, Any]:
-    return {
-        "zero_stage": chosen.zero.stage,
-        "micro_batch": chosen.micro_batch,
-        "peak_bytes": chosen.memory.peak,
-        "host_bytes": chosen.memory.host,
-        "parts": chosen.memory.parts(),
-        "step_seconds": [chosen.time.overlapped, chosen.time.serial],
-        "steps": steps,
-        "traffic": [asdict(one) for one in chosen.traffic],
-    }
-
-
-def _align_steps(recipe: Recipe, options: dict) -> int | None:
-    """Steps of stage 2 by the rows that the recipe names."""
-    if "steps" in options:
-        return options["steps"]
-    data = recipe.data
-    sets = [data.preferences] if recipe.align.method == "dpo" else [data.general, data.refusals]
-    if recipe.align.safe_ratio != "auto" or not all(one.rows for one in sets):
-        return None
-    rows = sum(one.rows for one in sets)
-    return max(1, math.ceil(recipe.align.epochs * rows / recipe.align.global_batch))
+def _node_counts(text: str) -> tuple[int, ...]:
+    return tuple(positive_int(word) for word in comma_separated(text))

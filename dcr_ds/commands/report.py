@@ -1,36 +1,28 @@
-"""The command `dcr-ds report`."""
+"""`dcr-ds report`: reports of runs as Markdown, HTML and figures."""
 
-from argparse import ArgumentParser
+import argparse
 from pathlib import Path
 
-from dcr_ds.errors import UserError
+from dcr_ds.commands.parser import command_parser
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report.write import terminal_table, write_report
 
 DESCRIPTION = """\
-Write the report of run folders (Markdown, one self-contained page, a figure) and print its table of results. The report
-of one run writes the cards of its models too.
+Write the report of run folders (Markdown, one self-contained HTML page, figures) and print its table of results. The
+report of a single run also writes the model cards. Runs that differ only in the seed are combined.
+
+  dcr-ds report runs/smollm2-135m
+  dcr-ds report runs/smollm2-135m-stl runs/smollm2-135m --out compare.md
 """
 
 
 def run(arguments: list[str]) -> int:
-    """Write a report; returns the exit code.
+    """Write a report.
 
     Raises:
-        UserError: the arguments or a run folder are wrong.
+        UserError: wrong usage, or a folder that is not a run.
     """
-    parser = ArgumentParser(prog="dcr-ds report", description=DESCRIPTION)
-    parser.error = _refuse
-    told = "run folders, first the one to compare with; those that differ in nothing but the seed are combined"
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help=told)
-    told = (
-        "the Markdown file; the page and figures/ go beside it (default: RUN/report/report.md, of several runs "
-        "report/report.md beside the first)"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help=told)
-    options = parser.parse_args(arguments)
-    if not options.runs:
-        _refuse("name one or more run folders")
+    options = _parse(arguments)
     home = options.runs[0] if len(options.runs) == 1 else options.runs[0].parent
     out = options.out or RunFolder(home).report
     write_report(options.runs, out)
@@ -38,5 +30,12 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _refuse(message: str) -> None:
-    raise UserError(f"report: {message}, e.g. dcr-ds report runs/smollm2-135m")
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = command_parser("report", DESCRIPTION)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is the control")
+    help_out = (
+        "the Markdown file; the HTML page and figures/ go next to it (default: RUN/report/report.md; with several "
+        "runs report/report.md next to the first)"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help=help_out)
+    return parser.parse_args(arguments)

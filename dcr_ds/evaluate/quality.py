@@ -6,8 +6,6 @@ with the order is a tie. Judges also prefer length. AlpacaEval 2 corrects for it
 of many models, which two are not; here the mean lengths, and how often the longer answer won, stand beside the rate.
 """
 
-import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_jsonl, write_json, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_jsonl, write_jsonl
 from dcr_ds.judges.llm import ask, last_label
 from dcr_ds.models.endpoint import Completion, Endpoint
 from dcr_ds.statistics import rate
@@ -39,24 +37,6 @@ class Pair(NamedTuple):
     prompt: str
     a: str
     b: str
-
-
-def run(arguments: list[str]) -> int:
-    """`dcr-ds compare-quality A.jsonl B.jsonl --judge-url URL --model NAME --out FILE.jsonl`."""
-    options = _parse(arguments)
-    pairs = read_pairs(options.a, options.b)
-    endpoint = Endpoint(
-        options.judge_url,
-        options.model,
-        key_env=options.key_env,
-        concurrency=options.concurrency,
-        timeout=options.timeout_seconds,
-    )
-    rows = compare(pairs, endpoint, options.out)
-    summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
-    write_json(options.out.with_suffix(".json"), summary)
-    print(json.dumps(summary, indent=2, ensure_ascii=False))
-    return 0
 
 
 def read_pairs(a: Path, b: Path) -> list[Pair]:
@@ -190,30 +170,3 @@ def _read_generations(file: Path) -> dict[str, dict]:
     if not rows:
         raise UserError(f"{file}: holds no row")
     return rows
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("dcr-ds compare-quality", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.error = _refuse
-    parser.add_argument("a", type=Path, metavar="A.jsonl", help="generations of the model that is asked about")
-    parser.add_argument("b", type=Path, metavar="B.jsonl", help="generations of the model it is compared with")
-    parser.add_argument("--judge-url", required=True, help="base address of the judge's endpoint")
-    parser.add_argument("--model", required=True, help="the judge's name at the endpoint")
-    parser.add_argument("--out", required=True, type=Path, help="rows, as .jsonl; the summary is beside it as .json")
-    parser.add_argument("--key-env", default="OPENAI_API_KEY", help="environment variable with the endpoint's key")
-    parser.add_argument("--concurrency", type=int, default=8, help="requests under way at once")
-    parser.add_argument(
-        "--timeout-seconds", type=float, default=60.0, help="retry a request that is silent for so long"
-    )
-    options = parser.parse_args(arguments)
-    if options.out.suffix != ".jsonl":
-        _refuse(f"--out: {options.out} does not end in .jsonl")
-    if options.out in (options.a, options.b):
-        _refuse(f"--out: {options.out} is what is read; name another file")
-    if options.concurrency < 1 or options.timeout_seconds <= 0:
-        _refuse("--concurrency and --timeout-seconds: want more than 0")
-    return options
-
-
-def _refuse(message: str) -> None:
-    raise UserError(f"compare-quality: {message}; dcr-ds compare-quality --help lists the options")

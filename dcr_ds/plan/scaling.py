@@ -1,6 +1,7 @@
 """How a step scales with the number of nodes, the rows of each GPU the same: what is sent by which collective, the
 time, and the checkpoint. Under ZeRO-3 of the recipe, or of ds_configs/zero3.json."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.plan.choose import Lengths, Option, Stage, planned, zero_of
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
-from dcr_ds.plan.options import machine_of, mean_tokens
+from dcr_ds.plan.options import PlanOptions
 from dcr_ds.plan.rehearsal import Kind
 from dcr_ds.plan.states import MASTER, MOMENTS, Zero
 from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table
@@ -26,12 +27,7 @@ COLLECTIVES = ("all-gather, forward", "all-gather, backward", "reduce-scatter", 
 
 
 def scaling(
-    recipe: Recipe,
-    folder: Path,
-    origin: str,
-    nodes: list[int],
-    options: dict[str, Any],
-    measured: dict[str, Calibration],
+    recipe: Recipe, folder: Path, origin: str, options: PlanOptions, measured: Mapping[str, Calibration]
 ) -> tuple[str, dict[str, Any]]:
     """The tables, and their figures, of one recipe on several numbers of nodes.
 
@@ -40,19 +36,19 @@ def scaling(
     """
     if recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
         raise UserError(
-            f"plan: --nodes: several are compared under ZeRO-3, and model.quantize: {recipe.model.quantize} is not "
-            "trained under it; plan one number of nodes, or say --model.quantize none"
+            f"dcr-ds plan: --nodes: node counts are compared under ZeRO-3, under which model.quantize: "
+            f"{recipe.model.quantize} is not trained; plan one node count, or set --model.quantize none"
         )
-    per_node, rows = options["gpus-per-node"], options["rows-per-gpu"]
+    nodes, rows = options.nodes, options.rows_per_gpu
     kinds = [kind for kind in TITLES if SECTION[kind] in recipe.stages]
     machines = {
-        (kind, count): machine_of(count * per_node, SECTION[kind], options, measured)
+        (kind, count): options.machine(count * options.gpus_per_node, SECTION[kind], measured)
         for kind in kinds
         for count in nodes
     }
     first = machines[kinds[0], nodes[0]]
     recipe = planned(recipe, folder, first.on_gpu)
-    lengths = Lengths(**mean_tokens(recipe, options))
+    lengths = Lengths(**options.mean_tokens(recipe))
     own = Zero.of(read_config(recipe))
     zero = own if own.stage == 3 else zero_of(3)
     texts = [_assumptions(recipe, origin, rows, lengths, first.rates, bool(measured))]

@@ -5,6 +5,7 @@ what cannot work, naming the field, where it was set and the way out. Nothing he
 """
 
 from dcr_ds.recipe.changes import change_recipe, find_recipe
+from dcr_ds.recipe.describe import FieldRow, SectionRow, field_rows, section_rows
 from dcr_ds.recipe.evaluation import (
     AnyBenchmark,
     AnyJudge,
@@ -16,7 +17,6 @@ from dcr_ds.recipe.evaluation import (
 )
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
-from dcr_ds.recipe.messages import field_rows
 from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe
 from dcr_ds.recipe.schema import (
     AlignSection,
@@ -45,6 +45,7 @@ __all__ = [
     "NamedBenchmark",
     "DpoSection",
     "EvaluateSection",
+    "FieldRow",
     "GuardJudge",
     "LlmJudge",
     "LoraSection",
@@ -53,6 +54,7 @@ __all__ = [
     "Recipe",
     "RefineSection",
     "Section",
+    "SectionRow",
     "StageSection",
     "change_recipe",
     "dump_recipe",
@@ -61,6 +63,7 @@ __all__ = [
     "find_recipe",
     "json_schema",
     "load_recipe",
+    "section_rows",
     "shipped_file",
     "shipped_files",
     "source_checkout",

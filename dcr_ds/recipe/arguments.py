@@ -1,40 +1,64 @@
 """The arguments of a run: a recipe, fields set by their dotted names, and what to do with it."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import STAGES
+from dcr_ds.recipe import STAGES, Recipe, load_recipe
 
 DEFAULT_RECIPE = "recipes/smollm2-135m.yaml"
 
 
-def parse_train(arguments: Sequence[str]) -> tuple[str, list[tuple[str, str]], bool, str | None]:
-    """The recipe's path, (field, text) pairs, whether it is a dry run, and the stage to do again."""
+class TrainArguments(NamedTuple):
+    """The arguments of `train`."""
+
+    recipe: str
+    overrides: list[tuple[str, str]]  # (dotted field name, text), in order
+    dry_run: bool
+    redo: str | None  # a stage, or all
+
+    def load(self) -> Recipe:
+        return load_recipe(self.recipe, self.overrides)
+
+
+def parse_train(arguments: Sequence[str]) -> TrainArguments:
+    """Parse `[RECIPE] [--field value | --field=value]… [--dry-run] [--redo STAGE]`.
+
+    Not argparse: field names are not known here, and their values may start with a dash.
+
+    Raises:
+        UserError: a second recipe, an option without a value, or an unknown stage.
+    """
     recipe: str | None = None
-    options: list[tuple[str, str]] = []
+    overrides: list[tuple[str, str]] = []
     dry_run, redo = False, None
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        name, has_value, value = word.removeprefix("--").partition("=")
         if word == "--dry-run":
             dry_run = True
             continue
         if not word.startswith("--"):
             if recipe is not None:
-                raise UserError(f"two recipes: {recipe} and {word}; a field's value follows its --name")
+                raise UserError(f"two recipes: {recipe} and {word}; the value of a field follows its --name")
             recipe = word
             continue
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
-                raise UserError(f"--{name}: needs a value")
-            value = rest.pop(0)
-        if name in ("local_rank", "local-rank"):  # DeepSpeed's launcher adds it; the environment says the same
-            continue
+        value = value if has_value else _next_value(name, words)
         if name == "redo":
-            if value not in (*STAGES, "all"):
-                raise UserError(f"--redo: {value!r} is no stage; use refine, align, evaluate or all")
-            redo = value
-            continue
-        options.append((name, value))
-    return recipe or DEFAULT_RECIPE, options, dry_run, redo
+            redo = _stage(value)
+        elif name not in ("local_rank", "local-rank"):  # added by DeepSpeed's launcher; LOCAL_RANK says the same
+            overrides.append((name, value))
+    return TrainArguments(recipe or DEFAULT_RECIPE, overrides, dry_run, redo)
+
+
+def _next_value(name: str, words: list[str]) -> str:
+    if not words or (words[0].startswith("--") and len(words[0]) > 2):
+        raise UserError(f"--{name}: needs a value")
+    return words.pop(0)
+
+
+def _stage(text: str) -> str:
+    if text not in (*STAGES, "all"):
+        raise UserError(f"--redo: {text!r} is not a stage; use {', '.join(STAGES)} or all")
+    return text

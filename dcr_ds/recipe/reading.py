@@ -1,4 +1,4 @@
-"""Recipe files: read, laid over one another, overridden from the command line, and written."""
+"""Read recipe files, merge them, override fields from the command line, and write them."""
 
 from pathlib import Path
 from typing import Any
@@ -7,19 +7,18 @@ import yaml
 from pydantic import ValidationError
 
 from dcr_ds.errors import UserError
-from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.shipped import shipped_file, shipped_files
 
 
 def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None) -> Recipe:
-    """Read a recipe file, lay dotted overrides over it, and check the whole.
+    """Read a recipe file, apply dotted overrides, and check the result.
 
     Args:
-        path: a YAML file; None: the defaults of the schema.
-        overrides: (dotted name, text) pairs in order; the text is read as YAML, a plain value where a data set
-            is wanted is its source.
+        path: a YAML file; None for the defaults of the schema.
+        overrides: (dotted name, text) pairs, applied in order. The text is parsed as YAML; a plain value for a data
+            set is its source.
 
     Raises:
         UserError: naming the field, where it was set (file and line, or command line) and what to do.
@@ -43,7 +42,10 @@ def dump_recipe(recipe: Recipe) -> str:
 def json_schema() -> dict[str, Any]:
     """The JSON schema of recipe files, for editors."""
     schema = Recipe.model_json_schema()
-    schema["properties"]["extends"] = {"type": "string", "description": "a recipe beside this file to start from"}
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "recipe to start from: next to this file, or a shipped one",
+    }
     return schema
 
 
@@ -54,9 +56,9 @@ def find_file(name: str) -> Path | None:
 
 
 def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, str]]:
-    """The mapping in a YAML file, and the place (file and line) of each of its dotted names.
+    """The mapping in a YAML file, and the origin (file and line) of each of its dotted names.
 
-    A file may start from another one, named by `extends` from its own folder.
+    `extends` names another recipe to start from: relative to the file's folder, else one that comes with the project.
     """
     found = find_file(path)
     if found is None:
@@ -74,19 +76,21 @@ def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, s
     if values is None or node is None:
         return {}, {}
     if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a mapping of fields, this is a {type(values).__name__}")
-    places: dict[str, str] = {}
-    _note_places(node, path, "", places)
+        raise UserError(f"{path}: a recipe must be a mapping of fields, this is a {type(values).__name__}")
+    origins: dict[str, str] = {}
+    _add_origins(node, path, "", origins)
     if base := values.pop("extends", None):
         if not isinstance(base, str) or path in seen:
-            raise UserError(f"{path}: extends: wants the name of another recipe, got {base!r}")
-        base_values, base_places = _read_yaml(str(found.parent / base), (*seen, path))
-        values, places = _merge(base_values, values), base_places | places
-    return values, places
+            raise UserError(f"{path}: extends: must name another recipe, got {base!r}")
+        neighbour = found.parent / base
+        base_path = base if not neighbour.exists() and shipped_file(base) else str(neighbour)
+        base_values, base_origins = _read_yaml(base_path, (*seen, path))
+        values, origins = _merge(base_values, values), base_origins | origins
+    return values, origins
 
 
 def _merge(base: dict, over: dict) -> dict:
-    """`over` laid over `base`, mapping by mapping."""
+    """`base` with the values of `over`, recursively."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(merged.get(key), dict) and isinstance(value, dict)
@@ -94,11 +98,11 @@ def _merge(base: dict, over: dict) -> dict:
     return merged
 
 
-def _note_places(node: yaml.Node, path: str, prefix: str, places: dict[str, str]) -> None:
+def _add_origins(node: yaml.Node, path: str, prefix: str, origins: dict[str, str]) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            places[prefix + key.value] = f"{path}, line {key.start_mark.line + 1}"
-            _note_places(value, path, f"{prefix}{key.value}.", places)
+            origins[prefix + key.value] = f"{path}, line {key.start_mark.line + 1}"
+            _add_origins(value, path, f"{prefix}{key.value}.", origins)
 
 
 def _parse(name: str, text: str) -> Any:
@@ -111,7 +115,7 @@ def _parse(name: str, text: str) -> Any:
 
 
 def put_field(values: dict, keys: list[str], value: Any) -> None:
-    """Set a nested value; a data set given as a plain source becomes a mapping when a field of it is set."""
+    """Set a nested value. A data set given as a plain source becomes a mapping when one of its fields is set."""
     for key in keys[:-1]:
         inner = values.get(key)
         if not isinstance(inner, dict):
@@ -119,6 +123,6 @@ def put_field(values: dict, keys: list[str], value: Any) -> None:
         values[key] = inner
         values = inner
     old = values.get(keys[-1])
-    if isinstance(old, dict) and isinstance(value, str) and "source" in DataSource.model_fields and "source" in old:
+    if isinstance(old, dict) and isinstance(value, str) and "source" in old:
         value = {**old, "source": value}
     values[keys[-1]] = value

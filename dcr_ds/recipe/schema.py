@@ -169,16 +169,16 @@ class Recipe(Section):
         "none",
         description="stl: also run the same alignment from the base model, without refine, and evaluate it alongside",
     )
-    model: ModelSection = ModelSection()
-    data: DataSection = DataSection()
+    model: ModelSection = Field(ModelSection(), description="the model, its precision and kernels")
+    data: DataSection = Field(DataSection(), description="data sets for training, and the held-out part")
     allow_leakage: bool = Field(
         False, description="go on although training and evaluation data overlap; it is reported"
     )
-    refine: RefineSection = RefineSection()
-    align: AlignSection = AlignSection()
-    evaluate: EvaluateSection = EvaluateSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    watchdog: WatchdogSection = WatchdogSection()
+    refine: RefineSection = Field(RefineSection(), description="stage 1: contrastive refinement of blocks 1…ℓ")
+    align: AlignSection = Field(AlignSection(), description="stage 2: safety fine-tuning, SFT or DPO")
+    evaluate: EvaluateSection = Field(EvaluateSection(), description="benchmarks, judges and generation")
+    checkpoint: CheckpointSection = Field(CheckpointSection(), description="checkpoints within a stage")
+    watchdog: WatchdogSection = Field(WatchdogSection(), description="ranks that hang and losses that spike")
     deepspeed: str | dict[str, Any] = Field(
         "ds_configs/zero2.json", description="DeepSpeed config: a file or a mapping"
     )

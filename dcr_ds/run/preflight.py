@@ -26,7 +26,7 @@ from typing import Any
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.recipe import Recipe, load_recipe
+from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.arguments import parse_train
 from dcr_ds.run.environment import package_versions
 
@@ -217,8 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     recipe: Recipe | None = None
     mistake = ""
     try:
-        path, overrides, _, _ = parse_train(rest)
-        recipe = load_recipe(path, overrides)
+        recipe = parse_train(rest).load()
     except UserError as error:
         mistake = str(error)
         if place.rank == 0:

@@ -94,7 +94,7 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], ["name one or more run folders"]),
+        ([], ["dcr-ds report: the following arguments are required: RUN"]),
         (["{run}", "--out"], ["--out: expected one argument"]),
         (["{here}/nowhere"], ["{here}/nowhere: no such folder", "<output>/<name>"]),
         (["{here}"], ["{here}", "no run folder"]),

@@ -1,4 +1,4 @@
-"""A recipe that cannot work is refused: what is wrong, where it was set, and the way out."""
+"""Bad recipes and options: the message says what is wrong, where it was set, and what to do."""
 
 import pytest
 
@@ -78,12 +78,12 @@ def test_bad_recipe_file(refused, tmp_path, case):
     assert all(word.lower() in message.lower() for word in wanted), message
 
 
-def test_all_that_is_wrong_is_told_at_once(refused):
+def test_all_problems_are_reported_at_once(refused):
     message = refused("--refine.margin", "7", "--align.epochs", "-1", "--seed", "x")
     assert [line.split(": ")[1] for line in message.splitlines()] == ["refine.margin", "align.epochs", "seed"]
 
 
-def test_recipe_file_that_is_not_there(refused):
+def test_missing_recipe_file(refused):
     message = refused(start_from="recipes/nowhere.yaml")
     assert message.startswith("recipes/nowhere.yaml: ") and "recipes/smollm2-135m.yaml" in message
 
@@ -103,4 +103,4 @@ def test_recipe_file_that_is_binary(refused, tmp_path):
 
 def test_unknown_command(capsys):
     assert main(["tarin"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown command 'tarin'; there are train")
+    assert capsys.readouterr().err.startswith("error: unknown command 'tarin'; did you mean train?")

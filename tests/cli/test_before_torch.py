@@ -1,4 +1,4 @@
-"""The recipe and the data are checked before torch is imported: a mistake is told in a second, on any machine."""
+"""The recipe and the data are checked before torch is imported: errors appear within a second, on any machine."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("what", MISTAKES)
-def test_mistake_is_told_before_torch_is_imported(recipe, what):
+def test_error_before_torch_is_imported(recipe, what):
     command = [sys.executable, "-c", SCRIPT, recipe, *MISTAKES[what]]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=one_thread_environment())
     assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr

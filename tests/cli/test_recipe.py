@@ -1,8 +1,6 @@
-"""The schema of recipes: overrides, defaults, what is saved reads back, and what is shipped is valid."""
+"""Recipes: overrides, defaults, saving and loading, and the shipped recipes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,7 @@ from pydantic import BaseModel
 
 from dcr_ds.cli import main
 from dcr_ds.engine.config import read_config, resolve_config
-from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe
+from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe, section_rows
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -103,7 +101,7 @@ def test_shipped_deepspeed_config(path, dtype):
 
 
 def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every field of the schema, found through an instance of its defaults."""
+    """Every field of the schema, through an instance of its defaults."""
     names = []
     for name, value in model():
         is_section = isinstance(value, BaseModel) and not isinstance(value, DataSource)
@@ -111,30 +109,17 @@ def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def test_field_rows_are_every_field_with_its_sentence():
+def test_field_rows_are_every_field_with_its_description():
     rows = field_rows()
-    assert [name for name, *_ in rows] == leaves(Recipe)
-    for name, kind, _, sentence in rows:
-        assert kind and sentence, name
+    assert [row.name for row in rows] == leaves(Recipe)
+    for row in rows:
+        assert row.type and row.description, row.name
 
 
-def test_help_names_every_field(capsys):
-    assert main(["train", "--help"]) == 0
-    text = capsys.readouterr().out
-    for name, _, default, sentence in field_rows():
-        assert f"--{name}  (" in text and sentence in text and default in text, name
-    assert text.rstrip().endswith("all of them: " + ", ".join(DataSource.model_fields))
-    assert "deepspeed train.py" in text and "--dry-run" in text and "--redo" in text
-
-
-def test_help_may_be_cut_off():
-    """As by `head`: the reader goes before there is a word, and that is no error."""
-    train = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    train.stdout.close()
-    assert (train.wait(60), train.stderr.read()) == (0, b"")
-    train.stderr.close()
+def test_sections_have_descriptions():
+    sections = section_rows()
+    assert {row.name.rpartition(".")[0] for row in field_rows()} == {"", *(section.name for section in sections)}
+    assert all(section.description for section in sections)
 
 
 def test_schema_is_json_with_every_field(capsys):

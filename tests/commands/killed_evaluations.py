@@ -1,10 +1,10 @@
-"""Run as a script: evaluate, kill -9 at random moments and go on, until so many kills have met a living process.
+"""Script: evaluate, kill -9 at random moments and continue, until KILLS kills have hit a running process.
 
     python killed_evaluations.py KILLS SEED OUT ARGUMENT…
 
-What `dcr-ds evaluate` imports is imported once; every evaluation is a process of its own, forked from here. The first,
-into OUT/undisturbed, tells how long one takes; the others go into OUT/0, OUT/1, …, a new folder whenever one is done.
-For each kill it prints how many answers were there.
+The imports of `dcr-ds evaluate` are done once; each evaluation is a process forked from here. The first one writes to
+OUT/undisturbed and sets the time scale; the others write to OUT/0, OUT/1, …, a new folder after each finished one. For
+each kill, the number of answers written so far is printed.
 """
 
 import os
@@ -26,7 +26,7 @@ from dcr_ds.commands.evaluate import run
 
 
 def start(arguments: list[str], out: Path) -> int:
-    """The process id of an evaluation."""
+    """Fork an evaluation; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -39,7 +39,7 @@ def start(arguments: list[str], out: Path) -> int:
 
 
 def finish(child: int) -> bool:
-    """Whether a process ended well; False if it was killed."""
+    """Wait for a process: True if it finished with exit code 0, False if it was killed."""
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -49,7 +49,7 @@ def finish(child: int) -> bool:
 
 
 def main() -> None:
-    assert deepspeed.ops.__compatible_ops__  # the first look probes for a second
+    assert deepspeed.ops.__compatible_ops__  # the first access takes a second
     kills, seed, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     arguments = sys.argv[4:]
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`dcr-ds evaluate`: run folders of existing models, killed or not; models and names that are not in order."""
+"""`dcr-ds evaluate`: run folders of existing models, with and without kills; bad models and names."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from dcr_ds.recipe.layout import ModelFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["--suite", "builtin", "--limit", "10", "--max-new-tokens", "12", "--batch-size", "2"]
-OF_EACH = {
+FILES = {
     "log_odds.jsonl",
     "scores.json",
     "generations.jsonl",
@@ -42,7 +42,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory):
-    """An adapter that changes the answers, in peft's format; peft writes the base model's folder into it."""
+    """An adapter in peft's format that changes the answers. Its configuration names the folder of the base model."""
     torch.manual_seed(1)
     base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)
     wrapped = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
@@ -53,7 +53,7 @@ def adapter(model, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch):
-    """The command fills in the environment of a single process; nothing of that stays."""
+    """Restore the environment: the command sets the variables of a single process."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -63,7 +63,7 @@ def own_environment(monkeypatch):
 
 @pytest.fixture(scope="module")
 def killed(model, tmp_path_factory):
-    """Folders of evaluations: one undisturbed, the others killed ten times between them."""
+    """Folders of evaluations: one undisturbed, the others killed ten times in total; and the answers at each kill."""
     out = tmp_path_factory.mktemp("killed")
     script = [sys.executable, Path(__file__).with_name("killed_evaluations.py"), "10", "0", out]
     done = subprocess.run(
@@ -78,7 +78,7 @@ def killed(model, tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What must not depend on being killed; cost is what was really spent."""
+    """The files that must not depend on kills, by name. The cost of a killed evaluation is really higher."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -86,7 +86,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_an_evaluation_killed_ten_times_ends_with_the_rows_of_an_undisturbed_one(killed):
+def test_an_evaluation_killed_ten_times_writes_the_same_rows(killed):
     out, answers_at_kills = killed
     undisturbed = contents(out / "undisturbed")
     assert sum(name.endswith("generations.jsonl") for name in undisturbed) == 4
@@ -96,7 +96,7 @@ def test_an_evaluation_killed_ten_times_ends_with_the_rows_of_an_undisturbed_one
         assert contents(folder) == undisturbed
 
 
-def test_the_run_folder_is_one_that_reports_read(killed, model):
+def test_files_of_the_run_folder(killed, model):
     folder = killed[0] / "undisturbed" / "tiny"
     recipe = load_recipe(str(folder / "recipe.yaml"))
     assert (recipe.name, recipe.stages, recipe.model.source) == ("tiny", ["evaluate"], str(model))
@@ -108,7 +108,7 @@ def test_the_run_folder_is_one_that_reports_read(killed, model):
     benchmarks = {path.name for path in home.iterdir() if path.is_dir()}
     assert benchmarks == {"builtin-seemingly-toxic", "builtin-toxic-twins", "builtin-toxic", "builtin-general"}
     for benchmark in benchmarks:
-        assert {path.name for path in (home / benchmark).iterdir()} == OF_EACH
+        assert {path.name for path in (home / benchmark).iterdir()} == FILES
         rows = read_jsonl(home / benchmark / "generations.jsonl")
         assert len({row["id"] for row in rows}) == 10
         assert {len(row["template_hash"]) for row in rows} == {16} and len({row["settings_hash"] for row in rows}) == 1
@@ -139,13 +139,13 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):
     (adapter / "adapter_config.json").write_text(json.dumps(config))
 
 
-def test_an_adapter_of_another_model_is_refused(tmp_path, adapter):
+def test_an_adapter_of_another_model(tmp_path, adapter):
     other = make_model(tmp_path / "other", hidden_size=64)
     with pytest.raises(UserError, match="does not fit the model .*other"):
         subject(tmp_path, other, adapter).load_model(ONE.device)
 
 
-def test_the_longest_answer_is_the_authors_unless_the_recipe_says():
+def test_the_longest_answer_is_the_authors_unless_the_recipe_sets_it():
     [xstest] = [one for one in read_benchmarks(EvaluateSection(benchmarks=["builtin-toxic"]))]
     for own, asked, longest in ((None, "auto", 256), (9, "auto", 9), (9, 40, 40), (None, 40, 40)):
         settings = EvaluateSection(max_new_tokens=asked)
@@ -158,21 +158,21 @@ def message(*arguments) -> str:
     return str(error.value)
 
 
-def test_usage_errors_name_the_way_out(tmp_path, model):
+def test_usage_errors(tmp_path, model):
     out = ["--out", tmp_path / "out"]
     assert "--out" in message(model, "--suite", "quick")
     assert "--help" in message(model, "--suite", "fast", *out)
-    assert "name --benchmarks, or a --suite" in message(model, *out)
+    assert "name --benchmarks or a --suite" in message(model, *out)
     assert "Did you mean xstest-safe?" in message(model, "--benchmarks", "xstest-saf", *out)
-    assert "evaluate.benchmarks.0.rows" in message(model, "--suite", "quick", "--limit", "few", *out)
+    assert "--limit: 'few' is not a whole number above 0" in message(model, "--suite", "quick", "--limit", "few", *out)
     assert "did you mean xstest_strings?" in message(model, "--suite", "builtin", "--judge", "xtest_strings", *out)
-    assert "one=" in message(model, tmp_path / "elsewhere" / "model", "--suite", "builtin", *out)
+    assert "name them: a=" in message(model, tmp_path / "elsewhere" / "model", "--suite", "builtin", *out)
     assert not (tmp_path / "out").exists()
 
 
-def test_models_that_cannot_be_evaluated_are_refused_before_any_is_loaded(tmp_path, model, adapter):
+def test_models_that_cannot_be_evaluated(tmp_path, model, adapter):
     options = ["--suite", "builtin", "--out", tmp_path / "out"]
-    assert "not a model folder" in message(model, f"b={tmp_path / 'nowhere'}", *options)
+    assert "nowhere is not a model folder" in message(model, f"b={tmp_path / 'nowhere'}", *options)
     assert "http://127.0.0.1:1/v1#MODEL" in message("http://127.0.0.1:1/v1", *options)
     base = make_model(tmp_path / "base")
     tokenizer = make_tokenizer()
@@ -189,7 +189,7 @@ def test_models_that_cannot_be_evaluated_are_refused_before_any_is_loaded(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_is_called_after_itself(tmp_path):
+def test_default_names_of_models(tmp_path):
     options = ["--suite", "builtin", "--out", tmp_path / "out"]
     for models, name in (
         (["runs/a/align/model", "other/a/align/model/"], "a-align"),
@@ -197,15 +197,15 @@ def test_a_model_is_called_after_itself(tmp_path):
         (["http://localhost:8000/v1#org/big", "http://localhost:9000/v1#big"], "big"),
         (["x=one", "x=two"], "x"),
     ):
-        assert f"two models are called {name!r}" in message(*models, *options)
+        assert f"two models have the name {name!r}" in message(*models, *options)
 
 
-def test_a_training_run_is_not_written_into(tmp_path, model):
+def test_a_training_run_is_not_overwritten(tmp_path, model):
     (tmp_path / "model" / "align").mkdir(parents=True)
-    assert "holds a run with align" in message(model, "--suite", "builtin", "--out", tmp_path)
+    assert "holds a training run (align)" in message(model, "--suite", "builtin", "--out", tmp_path)
 
 
-def test_a_key_that_is_missing_is_found_before_anything_is_asked(tmp_path, monkeypatch):
+def test_a_missing_key_is_an_error_before_any_request(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    said = message("https://api.example.com/v1#big", "--suite", "builtin", "--out", tmp_path / "out")
-    assert "OPENAI_API_KEY" in said
+    error = message("https://api.example.com/v1#big", "--suite", "builtin", "--out", tmp_path / "out")
+    assert "OPENAI_API_KEY" in error

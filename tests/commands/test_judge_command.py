@@ -32,7 +32,7 @@ def answers(tmp_path):
     return write_csv(tmp_path / "answers.csv", ROWS)
 
 
-def test_one_judge_writes_the_file_that_was_named(answers, tmp_path, capsys):
+def test_one_judge_writes_the_named_file(answers, tmp_path, capsys):
     assert run([answers, "--judge", "rules", "--out", str(tmp_path / "v.jsonl")]) == 0
     rows = read_jsonl(tmp_path / "v.jsonl")
     assert [(row["id"], row["label"], row["type"]) for row in rows] == [
@@ -44,21 +44,21 @@ def test_one_judge_writes_the_file_that_was_named(answers, tmp_path, capsys):
     assert "rules: 3 answers: 1 compliance, 1 full_refusal, 1 degenerate." in capsys.readouterr().out
 
 
-def test_several_judges_write_a_file_each(answers, tmp_path):
+def test_several_judges_write_one_file_each(answers, tmp_path):
     run([answers, "--judge", "rules", "--judge", "xstest_strings", "--out", str(tmp_path / "v.jsonl")])
     by_judge = {name: read_jsonl(tmp_path / f"v.{name}.jsonl") for name in ("rules", "xstest_strings")}
     assert [row["label"] for row in by_judge["xstest_strings"]] == ["compliance", "compliance", "degenerate"]
     assert not (tmp_path / "v.jsonl").exists()
 
 
-def test_rows_without_ids_have_their_numbers(tmp_path):
+def test_rows_without_ids_are_numbered(tmp_path):
     rows = [{"prompt": row["prompt"], "completion": row["completion"]} for row in ROWS]
     for file in (write_jsonl(tmp_path / "a.jsonl", rows), write_csv(tmp_path / "a.csv", rows)):
         run([file, "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
         assert [row["id"] for row in read_jsonl(tmp_path / "v.jsonl")] == ["1", "2", "3"]
 
 
-def test_how_an_answer_ended_is_heeded(tmp_path):
+def test_an_answer_cut_at_its_length_limit(tmp_path):
     rows = [{"prompt": "How?", "completion": "Well, I", "finish": finish} for finish in ("length", "stop")]
     run([write_jsonl(tmp_path / "a.jsonl", rows), "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
     assert [(row["label"], row["finish"]) for row in read_jsonl(tmp_path / "v.jsonl")] == [
@@ -67,7 +67,7 @@ def test_how_an_answer_ended_is_heeded(tmp_path):
     ]
 
 
-def test_people_and_judges_are_compared(answers, tmp_path, capsys):
+def test_agreement_of_people_and_judges(answers, tmp_path, capsys):
     run([answers, "--judge", "rules", "--judge", "xstest_strings", "--out", str(tmp_path / "v.jsonl")])
     people = [
         {"id": "a", "human_label": "1_full_compliance"},
@@ -76,14 +76,14 @@ def test_people_and_judges_are_compared(answers, tmp_path, capsys):
     ]
     files = [write_csv(tmp_path / "people.csv", people), *(str(p) for p in sorted(tmp_path.glob("v.*.jsonl")))]
     assert run([answers, "--compare", *files, "--out", str(tmp_path / "agreement.md")]) == 0
-    found = read_json(tmp_path / "agreement.json")
-    assert [(each["first"], each["second"]) for each in found] == [
+    pairs = read_json(tmp_path / "agreement.json")
+    assert [(pair["first"], pair["second"]) for pair in pairs] == [
         ("people.csv", "v.rules.jsonl"),
         ("people.csv", "v.xstest_strings.jsonl"),
         ("v.rules.jsonl", "v.xstest_strings.jsonl"),
     ]
-    assert found[0]["counts"] == {"compliance": {"compliance": 1, "degenerate": 1}, "full_refusal": {"full_refusal": 1}}
-    assert (found[0]["f1"], found[1]["recall"]) == (1, 0)
+    assert pairs[0]["counts"] == {"compliance": {"compliance": 1, "degenerate": 1}, "full_refusal": {"full_refusal": 1}}
+    assert (pairs[0]["f1"], pairs[1]["recall"]) == (1, 0)
     text = (tmp_path / "agreement.md").read_text(encoding="utf-8")
     assert "## people.csv and v.rules.jsonl" in text and "I’m sorry, but I can’t help with that." in text
     assert "agreement.json" in capsys.readouterr().out
@@ -108,7 +108,7 @@ def test_files_that_cannot_be_judged(tmp_path, rows, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_arguments_that_make_no_sense(answers, tmp_path):
+def test_bad_arguments(answers, tmp_path):
     out = ["--out", str(tmp_path / "v.jsonl")]
     (tmp_path / "guard.yaml").write_text("kind: guards\nname: g\n")
     (tmp_path / "torn.yaml").write_text("kind: [llm\n")
@@ -124,14 +124,14 @@ def test_arguments_that_make_no_sense(answers, tmp_path):
         ([answers, "--judge", "rules", "--judge", "rules", *out], "two judges have the same name"),
         ([answers, "--judge", "nothing.yaml", *out], "nothing.yaml: cannot be read"),
         ([answers, "--judge", str(tmp_path / "guard.yaml"), *out], "unknown kind of judge: 'guards'"),
-        ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "is no YAML"),
+        ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "is not valid YAML"),
         ([str(tmp_path / "nothing.csv"), "--judge", "rules", *out], "no such file"),
-        ([answers, "--judge", "rules", "--out", answers], "is what is read"),
+        ([answers, "--judge", "rules", "--out", answers], "is one of the input files"),
         ([answers, "--compare", labels, *out], "two or more"),
-        ([answers, "--compare", labels, labels, *out], "has a label of 'zzz'"),
+        ([answers, "--compare", labels, labels, *out], "has a label for 'zzz'"),
         ([answers, "--compare", odd, odd, *out], "contains the unknown label 'refused'"),
         ([answers, "--compare", none, none, *out], "no column 'label' or 'human_label'; columns: id, verdict"),
-        ([answers, "--compare", refusal, harm, *out], "one is of refusal, the other of harm"),
+        ([answers, "--compare", refusal, harm, *out], "one labels refusal, the other harm"),
     ]:
         with pytest.raises(UserError, match=message):
             run(arguments)

@@ -1,4 +1,4 @@
-"""`dcr-ds plan` from end to end: shipped shapes, what fits, what does not and what to do, bad input."""
+"""`dcr-ds plan` end to end: shipped shapes, what fits, what does not fit and what to do, bad input."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_zero_3_is_not_recommended_for_a_frozen_base(plan):
     assert next(line for line in out.splitlines() if "<- chosen" in line).startswith("ZeRO-0")
 
 
-def test_a_model_too_large_gets_a_way_out(plan):
+def test_a_model_that_does_not_fit_gets_a_suggestion(plan):
     out = plan("recipes/qwen2.5-7b.yaml", "--gpu", "rtx4090", "--stages", "[refine]")
     assert "Nothing fits" in out and "With model.activation_checkpointing: true, refine.adapter: lora" in flat(out)
 
@@ -63,23 +63,23 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (["--gpus", "no"], "--gpus: 'no' is no whole number"),
-        (["--gpus", "0"], "--gpus: 0 is out of range"),
-        (["--mfu", "1.5"], "--mfu: 1.5 is a share"),
-        (["--gpu", "abacus"], "there are h100"),
-        (["--nodes", "1,x"], "whole numbers above 0"),
+        (["--gpus", "no"], "--gpus: 'no' is not a whole number above 0; see dcr-ds plan --help"),
+        (["--gpus", "0"], "--gpus: '0' is not a whole number above 0"),
+        (["--mfu", "1.5"], "--mfu: 1.5 is out of range; it is a fraction"),
+        (["--gpu", "abacus"], "--gpu: invalid choice: 'abacus'"),
+        (["--nodes", "1,x"], "--nodes: 'x' is not a whole number above 0"),
         (["--model.source", "nobody/nothing"], "no shipped shape"),
         (["--refine.layr", "3"], "unknown field"),
         (["--model.source", "/nowhere"], "no model folder"),
-        (["--gpu-memory", "inf"], "--gpu-memory: inf is no number"),
+        (["--gpu-memory", "inf"], "--gpu-memory: inf is not a finite number"),
         (["--refine-tokens", "9999"], "--refine-tokens: 9999 is above refine.max_length = 512"),
         (["--json", "docs"], "--json: docs is a folder"),
-        (["--json", "--gpus"], "--json: needs a value"),
-        (["--measure", "--mfu", "0.3"], "--mfu: is what --measure finds out"),
-        (["--measure=no"], "--measure: takes no value"),
-        (["--dry-run"], "--dry-run: is an option of train.py"),
+        (["--json", "--gpus"], "--json: expected one argument"),
+        (["--measure", "--mfu", "0.3"], "--measure finds --mfu"),
+        (["--measure=no"], "--measure: ignored explicit argument 'no'"),
+        (["--dry-run"], "--dry-run and --redo are options of train"),
         (
             [
                 "--nodes",
@@ -93,16 +93,16 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
                 "--deepspeed",
                 "ds_configs/zero2.json",
             ],
-            "not trained under it",
+            "model.quantize: nf4 is not trained",
         ),
     ],
 )
-def test_bad_input(plan, arguments, told):
-    assert told in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
+def test_bad_input(plan, arguments, message):
+    assert message in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
 
 
-def test_a_plan_learns_from_measured_steps(plan, tmp_path):
-    """Both stages are run; the plan is for the device that they ran on, at their rates and with their memory."""
+def test_a_plan_uses_the_rates_and_memory_of_measured_steps(plan, tmp_path):
+    """Both stages run; the plan is for the device that they ran on."""
     folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
     options = {"model.source": folder, "refine.layer": 2, "refine.global_batch": 4, "refine.retain_batch": 1}
     options |= {"align.global_batch": 2, "align.max_length": 512, "json": file}
@@ -116,14 +116,14 @@ def test_a_plan_learns_from_measured_steps(plan, tmp_path):
     assert step > 10 * json.loads(file.read_text())["align"]["step_seconds"][1]  # as an H100 would take, at 40 %
 
 
-def test_an_odd_number_of_rows_is_made_even(plan, tmp_path):
+def test_an_odd_number_of_rows_is_rounded_up_to_even(plan, tmp_path):
     folder = make_model(tmp_path / "tiny", tied=False)
     arguments = ("--model.source", str(folder), "--refine.layer", "2", "--stages", "[refine]")
     assert "stage 1, cut trunk" in plan(*arguments, "--nodes", "1,3", "--gpus-per-node", "1", "--rows-per-gpu", "5")
 
 
-def test_packed_rows_take_the_time_of_their_samples(plan, tmp_path):
-    """A packed row of two samples is as many operations as both."""
+def test_a_packed_row_takes_the_time_of_its_samples(plan, tmp_path):
+    """A packed row of two samples costs as many operations as both samples."""
     folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
     seconds = []
     for packing in ("false", "true"):
@@ -133,10 +133,10 @@ def test_packed_rows_take_the_time_of_their_samples(plan, tmp_path):
     assert seconds[0] == pytest.approx(seconds[1], rel=0.01)
 
 
-def test_steps_that_cannot_be_run_are_told(plan, tmp_path):
+def test_steps_that_cannot_run_are_an_error(plan, tmp_path):
     folder = make_model(tmp_path / "tiny", tied=False)
-    told = plan("--measure", "--model.source", str(folder), "--refine.layer", "9", code=2)
-    assert told.startswith("error: plan: --measure: ") and "refine.layer: 9 is out of range" in told
+    message = plan("--measure", "--model.source", str(folder), "--refine.layer", "9", code=2)
+    assert message.startswith("error: plan: --measure: ") and "refine.layer: 9 is out of range" in message
 
 
 def test_a_recipe_without_training_is_refused(plan):

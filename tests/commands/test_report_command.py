@@ -5,15 +5,15 @@ from dcr_ds.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        ([], "report: name one or more run folders, e.g. dcr-ds report"),
+        ([], "dcr-ds report: the following arguments are required: RUN; see dcr-ds report --help"),
         (["run", "--out"], "expected one argument"),
         (["run", "--nothing"], "unrecognized arguments: --nothing"),
         (["no/run"], "no/run: no such folder"),
     ],
 )
-def test_wrong_usage_is_told_in_one_line(arguments, said):
+def test_wrong_usage_is_one_line(arguments, message):
     with pytest.raises(UserError) as error:
         report(arguments)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -6,11 +6,11 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from dcr_ds.cli import _quiet
+from dcr_ds.cli import quiet_libraries
 from dcr_ds.engine.distributed import set_environment
 
 set_environment()
-_quiet()
+quiet_libraries()
 
 import deepspeed
 import torch

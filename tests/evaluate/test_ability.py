@@ -72,9 +72,9 @@ def test_command_measures_every_task_and_keeps_the_figures(model_folder, local, 
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([], ["ability", "usage"]),
+        ([], ["dcr-ds ability", "--help"]),
         (["--tasks", "arc_eazy"], ["unknown task 'arc_eazy'", "arc_easy"]),
-        (["--limit", "0"], ["--limit", "at least 1"]),
+        (["--limit", "0"], ["--limit", "above 0"]),
         (["--tasks", "mmlu", "--local-data", "EMPTY"], ["no mmlu*.jsonl"]),
         (["--tasks", "piqa", "--local-data", "BROKEN"], ["piqa_test.jsonl, line 2", "choices"]),
         (["--tasks", "piqa"], ["piqa", "not to be had", "--local-data"]),

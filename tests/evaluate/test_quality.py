@@ -11,8 +11,9 @@ import pytest
 from chat_server import HangUp, asked, says, serving
 from tiny import one_thread_environment
 
+from dcr_ds.commands.compare_quality import run
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.quality import Pair, read_pairs, run, summarise, winner
+from dcr_ds.evaluate.quality import Pair, read_pairs, summarise, winner
 from dcr_ds.files import read_jsonl, write_jsonl
 from dcr_ds.models import endpoint as endpoint_module
 
@@ -138,7 +139,7 @@ def test_a_server_that_dies_half_way(files, tmp_path):
 def test_killed_at_any_moment_it_ends_as_undisturbed(files, tmp_path):
     compare(files, tmp_path / "undisturbed.jsonl", by_content)
     out, seen_by_all = tmp_path / "q.jsonl", []
-    script = "import sys; from dcr_ds.evaluate.quality import run; sys.exit(run(sys.argv[1:]))"
+    script = "import sys; from dcr_ds.commands.compare_quality import run; sys.exit(run(sys.argv[1:]))"
     for kill_at in (3, 9, None):
         child: list[subprocess.Popen] = []
 
@@ -177,9 +178,11 @@ def test_bad_options(files, tmp_path):
     assert "--judge-url, --model, --out" in refused(*files)
     assert "--modle" in refused(*files, *judge, "--out", "q.jsonl", "--modle", "x")
     assert "q.json does not end in .jsonl" in refused(*files, *judge, "--out", "q.json")
-    assert "is what is read" in refused(*files, *judge, "--out", files[1])
+    assert "is one of the input files" in refused(*files, *judge, "--out", files[1])
     assert "--concurrency" in refused(*files, *judge, "--out", "q.jsonl", "--concurrency", "0")
-    assert "invalid int" in refused(*files, *judge, "--out", "q.jsonl", "--concurrency", "many")
+    assert "'many' is not a whole number above 0" in refused(
+        *files, *judge, "--out", "q.jsonl", "--concurrency", "many"
+    )
 
 
 def test_files_that_cannot_be_compared(files, tmp_path):

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import changed, damaged, examples, scalars, values
 
-from dcr_ds.cli import parse_train
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import Recipe, dump_recipe, field_rows, load_recipe
+from dcr_ds.recipe.arguments import parse_train
 
 VALID = Recipe().model_dump(mode="json")
 VALID["evaluate"]["benchmarks"] = [
@@ -77,7 +77,6 @@ def test_overrides(overrides):
 @given(words=st.lists(NAMES.map("--{}".format) | TEXTS | st.sampled_from(["--redo", "--dry-run", "--="]), max_size=6))
 def test_command_lines(words):
     def read():
-        _, options, _, _ = parse_train(words)
-        return load_recipe(None, options)
+        return load_recipe(None, parse_train(words).overrides)
 
     is_read_or_refused(read)

@@ -1,0 +1,60 @@
+"""`dcr-ds compare-quality`: which of two models gives the better answers, judged by a language model."""
+
+import argparse
+import json
+from pathlib import Path
+
+from dcr_ds.commands.parser import command_parser, positive_int, positive_number, refuse, refuse_overwriting
+from dcr_ds.evaluate.quality import compare, read_pairs, summarise
+from dcr_ds.files import write_json
+from dcr_ds.models.endpoint import Endpoint
+
+DESCRIPTION = """\
+Ask an LLM judge which of two models answers each prompt better. Each pair is judged in both orders; a preference that
+changes with the order counts as a tie. Both files are generations.jsonl of the same benchmark. A comparison that was
+interrupted continues with the same command.
+
+  dcr-ds compare-quality A/generations.jsonl B/generations.jsonl --out quality.jsonl \\
+      --judge-url http://localhost:8000/v1 --model NAME
+"""
+
+
+def run(arguments: list[str]) -> int:
+    """Compare two files of generations and print the summary.
+
+    Raises:
+        UserError: wrong usage, a file that cannot be compared, or an endpoint that fails.
+    """
+    options = _parse(arguments)
+    pairs = read_pairs(options.a, options.b)
+    endpoint = Endpoint(
+        options.judge_url,
+        options.model,
+        key_env=options.key_env,
+        concurrency=options.concurrency,
+        timeout=options.timeout_seconds,
+    )
+    rows = compare(pairs, endpoint, options.out)
+    summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
+    write_json(options.out.with_suffix(".json"), summary)
+    print(json.dumps(summary, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = command_parser("compare-quality", DESCRIPTION)
+    add = parser.add_argument
+    add("a", type=Path, metavar="A.jsonl", help="generations of model A; the win rate is that of A over B")
+    add("b", type=Path, metavar="B.jsonl", help="generations of model B")
+    add("--judge-url", required=True, metavar="URL", help="base URL of the judge's OpenAI-compatible endpoint")
+    add("--model", required=True, metavar="NAME", help="name of the judge model at the endpoint")
+    add("--out", required=True, type=Path, metavar="FILE", help="verdicts (.jsonl); the summary goes to FILE.json")
+    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the endpoint's key")
+    add("--concurrency", type=positive_int, default=8, metavar="N", help="requests in flight (default: 8)")
+    help_timeout = "retry a request after this many seconds without a reply (default: 60)"
+    add("--timeout-seconds", type=positive_number, default=60.0, metavar="S", help=help_timeout)
+    options = parser.parse_args(arguments)
+    if options.out.suffix != ".jsonl":
+        refuse("compare-quality", f"--out: {options.out} does not end in .jsonl")
+    refuse_overwriting("compare-quality", options.out, (options.a, options.b))
+    return options

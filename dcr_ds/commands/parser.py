@@ -1,0 +1,120 @@
+"""What all subcommands share: one parser, one way to refuse bad usage, the kinds of option values, and long texts."""
+
+import math
+import os
+import shutil
+import sys
+import textwrap
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from dcr_ds.errors import UserError
+
+WIDTH = 100
+
+
+def command_parser(command: str, description: str, usage: str | None = None) -> ArgumentParser:
+    """A parser for `dcr-ds COMMAND` whose errors are UserErrors.
+
+    Prose in the description is wrapped; indented lines are kept. `parse_known_args` leaves a recipe and its fields for
+    `parse_train`.
+    """
+    parser = ArgumentParser(
+        prog=f"dcr-ds {command}",
+        usage=usage and f"dcr-ds {command} {usage}",
+        description=_reflowed(description),
+        formatter_class=partial(RawDescriptionHelpFormatter, width=_width(), max_help_position=28),
+        allow_abbrev=False,
+    )
+    parser.error = partial(refuse, command)
+    parser.print_help = lambda file=None: show(parser.format_help())
+    return parser
+
+
+def refuse(command: str, message: str) -> NoReturn:
+    """Raise the UserError for wrong usage: names the command, what is wrong, and where the options are listed."""
+    raise UserError(f"dcr-ds {command}: {message.removeprefix('argument ')}; see dcr-ds {command} --help")
+
+
+def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output file that is one of the inputs."""
+    for path in inputs:
+        if out.exists() and path.exists() and out.samefile(path):
+            refuse(command, f"--out: {out} is one of the input files; name another file")
+
+
+def show(text: str) -> None:
+    """Print a text; a reader that closes the pipe early, such as `head`, is not an error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
+
+
+# Kinds of option values, for `type=`
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    value = _finite(text)
+    if value <= 0:
+        raise ArgumentTypeError(f"{text} is out of range; it must be above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """A number above 0 and at most 1."""
+    value = positive_number(text)
+    if value > 1:
+        raise ArgumentTypeError(f"{text} is out of range; it is a fraction, so at most 1")
+    return value
+
+
+def fraction_below_one(text: str) -> float:
+    """A number of at least 0 and below 1."""
+    value = _finite(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text} is out of range; it must be at least 0 and below 1")
+    return value
+
+
+def auto_or_positive_int(text: str) -> int | str:
+    return text if text == "auto" else positive_int(text)
+
+
+def comma_separated(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def output_file(text: str) -> Path:
+    if Path(text).is_dir():
+        raise ArgumentTypeError(f"{text} is a folder; name a file")
+    return Path(text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ArgumentTypeError(f"{text} is not a finite number")
+    return value
+
+
+def _reflowed(text: str) -> str:
+    """Prose wrapped to the width; paragraphs with indented lines, such as examples, as they are."""
+    paragraphs = text.split("\n\n")
+    return "\n\n".join(p if "\n " in f"\n{p}" else textwrap.fill(p, _width()) for p in paragraphs)
+
+
+def _width() -> int:
+    return min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)

@@ -1,0 +1,81 @@
+"""A plan of each training stage of a recipe on one machine: as text, and as figures."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dcr_ds.plan.choose import Lengths, Option, Stage, planned
+from dcr_ds.plan.measure import Calibration
+from dcr_ds.plan.options import PlanOptions
+from dcr_ds.plan.tables import describe, prose, rates_in_words
+from dcr_ds.recipe import TRAINING_STAGES, Recipe
+
+
+def plan_stages(
+    recipe: Recipe, folder: Path, origin: str, options: PlanOptions, measured: Mapping[str, Calibration]
+) -> tuple[str, dict[str, Any]]:
+    """Memory, time and the choice of ZeRO stage and micro-batch for each training stage of the recipe.
+
+    Args:
+        folder: the model's configuration.
+        origin: where its shape comes from, for the text.
+    """
+    names = [name for name in TRAINING_STAGES if name in recipe.stages]
+    machines = {name: options.machine(options.total_gpus, name, measured) for name in names}
+    machine = machines[names[0]]
+    lengths = Lengths(**options.mean_tokens(recipe))
+    recipe = planned(recipe, folder, machine.on_gpu)
+    sections, figures = [], {}
+    for name in names:
+        stage = Stage(recipe, folder, name, machines[name], lengths)
+        steps = recipe.refine.max_steps if name == "refine" else _align_steps(recipe, options)
+        text, chosen = describe(stage, steps)
+        sections.append(f"{prose(_heading(stage))}\n\n{text}")
+        figures[name] = _figures(chosen, steps) if chosen else None
+    head = (
+        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {machine.gpus} × "
+        f"{machine.unit} of {machine.memory_gib:.4g} GiB, "
+        f"{machine.reserve:.0%} kept free. Assumed: {rates_in_words(machine.rates, bool(measured))}; "
+        f"time for prompts of {lengths.refine} tokens and conversations of {lengths.align}, memory for rows of "
+        f"max_length ({recipe.refine.max_length}, {recipe.align.max_length})"
+    )
+    return "\n\n".join([prose(head), *sections]), figures
+
+
+def _heading(stage: Stage) -> str:
+    section, recipe = stage.section, stage.recipe
+    title = f"refine: blocks 1 to {section.layer}" if stage.name == "refine" else f"align ({section.method})"
+    adapter = f", {section.adapter} r {section.lora.rank}" if section.adapter != "none" else ""
+    extras = [name for name, on in (("nf4", recipe.model.quantize == "nf4"), ("packed", section.packing)) if on]
+    extras += ["activations recomputed"] if recipe.model.activation_checkpointing else []
+    return (
+        f"{title}{adapter}{''.join(f', {extra}' for extra in extras)}; {section.optimizer}; {section.global_batch} "
+        f"rows per step; {stage.trained / 1e9:.3f}e9 parameters trained of {stage.loaded / 1e9:.3f}e9 loaded"
+    )
+
+
+def _figures(chosen: Option, steps: int | None) -> dict[str, Any]:
+    return {
+        "zero_stage": chosen.zero.stage,
+        "micro_batch": chosen.micro_batch,
+        "peak_bytes": chosen.memory.peak,
+        "host_bytes": chosen.memory.host,
+        "parts": chosen.memory.parts(),
+        "step_seconds": [chosen.time.overlapped, chosen.time.serial],
+        "steps": steps,
+        "traffic": [asdict(collective) for collective in chosen.traffic],
+    }
+
+
+def _align_steps(recipe: Recipe, options: PlanOptions) -> int | None:
+    """Steps of stage 2: as the options say, else from the rows that the recipe names; None where it names none."""
+    if options.steps:
+        return options.steps
+    data = recipe.data
+    sets = [data.preferences] if recipe.align.method == "dpo" else [data.general, data.refusals]
+    if recipe.align.safe_ratio != "auto" or not all(source.rows for source in sets):
+        return None
+    rows = sum(source.rows for source in sets)
+    return max(1, math.ceil(recipe.align.epochs * rows / recipe.align.global_batch))
