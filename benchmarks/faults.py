@@ -40,6 +40,7 @@ RECIPE = {
     "stages": list(STAGES),
     "data": {"general": {"rows": 40}, "refusals": {"rows": 40}},
     "refine": {"layer": 2, "global_batch": 8, "max_steps": 10, "retain_batch": 3, "patience": 99, "target_gap": 2,
+               "on_failure": "continue",
                "learning_rate": 1e-3, "measure_every": 5},
     "align": {"global_batch": 4, "learning_rate": 1e-3},
     "checkpoint": {"every_steps": 2},

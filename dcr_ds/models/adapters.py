@@ -1,4 +1,4 @@
-"""LoRA adapters, through peft: add one, save it with the base it belongs to, merge it into a whole checkpoint."""
+"""LoRA adapters through peft: add an adapter, save it with a record of its base, merge it into a checkpoint."""
 
 import copy
 import json
@@ -26,10 +26,10 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     """Wrap a model, whole or a trunk, with a LoRA adapter in the model's dtype; only the adapter trains.
 
     Args:
-        field: the section of the recipe that asks for it, as `align.lora`.
+        field: the section of the recipe, such as `align.lora`.
 
     Raises:
-        UserError: its targets name no module of the model.
+        UserError: the targets match no module of the model.
     """
     config = LoraConfig(
         r=lora.rank,
@@ -38,7 +38,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         target_modules=lora.targets,
     )
     try:
-        # DeepSpeed keeps fp32 masters of what trains; peft would cast the adapter itself, behind ZeRO-3's back
+        # DeepSpeed keeps fp32 masters; peft would cast the adapter without ZeRO-3 knowing
         return get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"{field}.targets: {str(error).splitlines()[0][:200]}") from None
@@ -51,13 +51,13 @@ def write_trained(
     stage: StageFolder,
     prefix: str = "",
 ) -> None:
-    """Write what a stage trained: `stage.model`, whole, and with LoRA `stage.adapter` in peft's format. Rank 0.
+    """Write the trained model to `stage.model`, and with LoRA the adapter to `stage.adapter`. Rank 0.
 
     Args:
         model: the trained model, whole or a trunk, with or without an adapter; its own weights are not read.
-        trained: its trainable parameters by name, whole, on the CPU.
+        trained: its trainable parameters by name, not partitioned, on the CPU.
         source: the checkpoint that the stage started from.
-        prefix: what the source puts before the model's names: "model." for a trunk, nothing for a whole model.
+        prefix: prefix of the model's parameter names in the source: "model." for a trunk, none for a whole model.
     """
     if isinstance(model, PeftModel):
         save_lora(model, trained, source, stage.adapter, prefix)
@@ -67,17 +67,17 @@ def write_trained(
 
 
 def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = "") -> None:
-    """Save an adapter in peft's format for the whole source, from its whole (gathered) tensors. Rank 0.
+    """Save an adapter of the source model in peft's format, from its gathered tensors. Rank 0.
 
     `base.json` next to it records the hash of the base's weights, so that it is never merged into another model.
     """
-    found = get_peft_model_state_dict(model, state_dict=trained)
-    tensors = {ROOT + prefix + name.removeprefix(ROOT): tensor.contiguous() for name, tensor in found.items()}
+    own = get_peft_model_state_dict(model, state_dict=trained)
+    tensors = {ROOT + prefix + name.removeprefix(ROOT): tensor.contiguous() for name, tensor in own.items()}
     config = copy.copy(model.peft_config["default"])
     config.task_type = "CAUSAL_LM"
     config.inference_mode = True
     config.base_model_name_or_path = str(source.resolve())
-    if not config.target_parameters:  # which fused experts have; peft names them in its own way
+    if not config.target_parameters:  # fused experts have them; peft names those in its own way
         config.target_modules = sorted({_module_of(name) for name in tensors})  # a trunk's adapter ends at its layer
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -90,11 +90,11 @@ def merge_lora(source: Path, adapter: Path, target: Path) -> None:
     """Write a copy of the source checkpoint with an adapter merged in, from the source's own weights and dtype. Rank 0.
 
     Raises:
-        UserError: the adapter is damaged, no LoRA adapter, or was trained on another base.
+        UserError: the adapter is damaged, not a LoRA adapter, or was trained on another base.
     """
     check_base(source, adapter)
     names = _adapted_weights(adapter)
-    merged = load_with_adapter(source, adapter, "auto", "eager", torch.device("cpu"))  # eager: every model has it
+    merged = load_with_adapter(source, adapter, "auto", "eager", torch.device("cpu"))  # eager: supported by every model
     weights = {name: weight.detach() for name, weight in merged.named_parameters() if names is None or name in names}
     splice(merged, weights, source, target)
 
@@ -116,14 +116,14 @@ def load_with_adapter(
 
 
 def _adapted_weights(adapter: Path) -> set[str] | None:
-    """Names of the base's weights that a LoRA adapter changes; None where it is on fused experts: any may be."""
+    """Names of the base weights that a LoRA adapter changes; None with an adapter on fused experts: any of them."""
     try:
         with safe_open(adapter / WEIGHTS, "pt") as stream:
             names = list(stream.keys())
     except (OSError, SafetensorError) as error:
         raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
     if others := [name for name in names if ".lora_" not in name]:
-        raise UserError(f"{adapter}: holds {others[0]}, which is not LoRA's; only LoRA adapters are merged")
+        raise UserError(f"{adapter}: holds {others[0]}, which is not a LoRA weight; only LoRA adapters can be merged")
     if PeftConfig.from_pretrained(str(adapter)).target_parameters:
         return None
     return {f"{_module_of(name)}.weight" for name in names}

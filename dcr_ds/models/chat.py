@@ -1,8 +1,8 @@
 """Chat templates: the one module that turns messages into token ids.
 
-Every prompt the project trains on, embeds or answers is rendered here, by the template of the tokenizer, so that
-the three cannot differ. What can go wrong with templates in general (a doubled BOS, a prompt that is no prefix of
-the conversation, an answer without an end) is checked on every sample and is an error.
+Every prompt that the project trains on, embeds or answers is rendered here with the chat template of the tokenizer.
+Common errors of templates are checked on every sample: a doubled BOS, a prompt that is not a prefix of the
+conversation, an answer without an end-of-turn token.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Encoded:
 
 
 def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer with a chat template: its own, a Jinja file, or a shipped one by name."""
+    """Load a tokenizer with a chat template: its own, a Jinja file, or the name of a shipped template."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -43,7 +43,7 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     if tokenizer.chat_template is None:
         raise UserError(
             f"{folder}: this tokenizer has no chat template (a base model?); set model.chat_template to a Jinja "
-            "file (dcr-ds evaluate: --chat-template FILE) or to a shipped one: "
+            "file (dcr-ds evaluate: --chat-template FILE) or to a shipped template: "
             f"{', '.join(sorted(path.stem for path in TEMPLATES.glob('*.jinja')))}"
         )
     if tokenizer.pad_token_id is None:
@@ -52,37 +52,37 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
-    """Token ids of a prompt up to where the answer begins."""
+    """Token ids of a prompt, up to the start of the answer."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return _render(tokenizer, messages, add_generation_prompt=True)
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
-    """Token ids of a conversation, cut after the end-of-turn token of its last answer, the first that follows it.
+    """Token ids of a conversation, cut after the first end-of-turn token of its last answer.
 
     Raises:
-        UserError: the prompt is no token prefix of the conversation, or the template ends the answer with no
+        UserError: the prompt is not a token prefix of the conversation, or the template ends the answer without a
             special token, so that a model trained on it would never learn to stop.
     """
     prompt = encode_prompt(tokenizer, messages[:-1])
     full = _render(tokenizer, list(messages), add_generation_prompt=False)
     if full[: len(prompt)] != prompt:
         raise UserError(
-            "model.chat_template: the prompt is not a token prefix of the conversation, so the answer cannot be "
-            f"told from it; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
+            "model.chat_template: the prompt is not a token prefix of the conversation, so where "
+            f"the answer starts is unknown; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
         )
     ends = set(turn_end_ids(tokenizer))
     end = next((i for i in range(len(prompt), len(full)) if full[i] in ends), None)
     if end is None:
         raise UserError(
             "model.chat_template: no end-of-turn token follows the answer, so the model would never learn to stop; "
-            f"wanted one of {tokenizer.convert_ids_to_tokens(sorted(ends))}"
+            f"expected one of {tokenizer.convert_ids_to_tokens(sorted(ends))}"
         )
     return Encoded(full[: end + 1], len(prompt))
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids that end a turn: EOS, and the special token the template writes after an answer."""
+    """Ids that end a turn: EOS, and the special token that the template writes after an answer."""
     ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     closing = next((token for token in _after_answer(tokenizer) if token in special), None)
@@ -95,17 +95,17 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _after_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the template writes after an answer, whatever it is: conversations with unlike answers end alike in it.
+    """What the template writes after any answer: the common end of two conversations that differ in their answers.
 
-    Special tokens before the answer, such as an empty <think> block, are none of it.
+    Special tokens before the answer, such as an empty <think> block, are not part of it.
     """
     question = {"role": "user", "content": "a"}
-    one, other = (
+    first, second = (
         _render(tokenizer, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False)[::-1]
         for answer in ("b", "c")
     )
-    num_alike = next((i for i, (first, second) in enumerate(zip(one, other, strict=False)) if first != second), 0)
-    return one[:num_alike][::-1]
+    num_same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+    return first[:num_same][::-1]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
@@ -113,21 +113,21 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_p
         ids = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
         )
-    except TemplateError as error:  # it is not valid Jinja, or raises on such messages (no system role, say)
-        raise UserError(f"model.chat_template: it cannot render these messages: {error}") from None
+    except TemplateError as error:  # invalid Jinja, or it rejects these messages (a system role, for example)
+        raise UserError(f"model.chat_template: cannot render these messages: {error}") from None
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
-        raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must write one")
+        raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must start with one")
     return list(ids)
 
 
 def _read_template(name: str) -> str:
     shipped = TEMPLATES / f"{name}.jinja"
-    found = shipped if shipped.is_file() else find_file(name)
-    if found is None:
+    path = shipped if shipped.is_file() else find_file(name)
+    if path is None:
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
         raise UserError(f"model.chat_template: no such file {name!r}, and no shipped template of that name ({known})")
-    return found.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 def _first_line(error: Exception) -> str:

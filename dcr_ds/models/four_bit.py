@@ -1,7 +1,7 @@
 """Base weights in 4 bits: NF4 with double quantisation (QLoRA, arXiv 2305.14314), through bitsandbytes.
 
-The linear layers of the blocks are quantised as they are loaded, block after block; embeddings, norms and the head stay
-in the training dtype (transformers computes a norm in float32 whatever its weight's dtype). Only adapters train.
+The linear layers are quantised while they are loaded, block by block; embeddings, norms and the head stay in the
+training dtype (transformers computes norms in float32 whatever the dtype of their weights). Only adapters train.
 """
 
 import importlib.metadata
@@ -15,15 +15,18 @@ from dcr_ds.errors import UserError
 
 OLDEST = (0, 50)  # the first whose CPU kernels train a 4-bit model
 EXTRA = "pip install 'dcr-ds[qlora]'"
-BLOCK = 64  # weights that share one scale
-FUSED_EXPERTS = ("qwen3_moe", "mixtral")  # transformers keeps their experts as one tensor, no linear layers
+BLOCK = 64  # weights per quantisation block, which share a scale
+FUSED_EXPERTS = ("qwen3_moe", "mixtral")  # transformers stores their experts as one tensor instead of linear layers
 
 
 def import_bitsandbytes(field: str) -> ModuleType:
-    """bitsandbytes, new enough.
+    """Import bitsandbytes.
+
+    Args:
+        field: the field of the recipe that needs it.
 
     Raises:
-        UserError: missing or too old; names the field that asked for it.
+        UserError: it is missing or too old.
     """
     try:
         version = importlib.metadata.version("bitsandbytes")
@@ -37,25 +40,25 @@ def import_bitsandbytes(field: str) -> ModuleType:
 
 
 def check_four_bit(model_type: str, device: torch.device) -> None:
-    """Raise UserError unless a model of this type can be trained in 4 bits on this device: a few numbers are tried."""
+    """Raise UserError unless a model of this type can be trained in 4 bits on this device; tries a few numbers."""
     if model_type in FUSED_EXPERTS:
         raise UserError(
-            f"model.quantize: nf4 would leave the experts of {model_type} as they are: transformers keeps them as one "
-            "tensor, which bitsandbytes does not quantise; say none"
+            f"model.quantize: nf4 would not quantise the experts of {model_type}, which transformers stores as one "
+            "tensor that bitsandbytes cannot quantise; set it to none"
         )
     functional = import_bitsandbytes("model.quantize").functional
     try:
         numbers = torch.linspace(-1, 1, 512, device=device).view(8, 64)
         functional.dequantize_4bit(*functional.quantize_4bit(numbers, compress_statistics=True, quant_type="nf4"))
-    except Exception as error:  # what a missing library raises differs from device to device
+    except Exception as error:  # a missing library raises different errors on different devices
         raise UserError(
             f"model.quantize: bitsandbytes cannot quantise on {device} ({' '.join(str(error).split())[:200]}); install "
-            f"a build of it for this device ({EXTRA}), or say none"
+            f"a build of it for this device ({EXTRA}), or set it to none"
         ) from None
 
 
 def loading_options(quantize: str, dtype: torch.dtype | str, device: torch.device | None) -> dict[str, Any]:
-    """What `from_pretrained` is told beside the dtype, for `model.quantize`; the model then stands on the device."""
+    """Options of `from_pretrained` for `model.quantize`; a quantised model is loaded onto the device."""
     if quantize == "none":
         return {}
     import_bitsandbytes("model.quantize")
@@ -64,16 +67,17 @@ def loading_options(quantize: str, dtype: torch.dtype | str, device: torch.devic
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head"],  # said, not found by transformers: a trunk has no head to find
+        llm_int8_skip_modules=["lm_head"],  # transformers would look for the head, which a trunk does not have
     )
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def settle(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a model that was loaded in 4 bits act the same everywhere, and keep its frozen part out of checkpoints.
+def finish_four_bit(model: PreTrainedModel) -> PreTrainedModel:
+    """Finish a model that was loaded in 4 bits: the same results on every CPU, and no frozen weights in checkpoints.
 
     Raises:
-        UserError: it is on a CPU, where bitsandbytes 0.50 dequantises wrongly what is no multiple of 64 wide.
+        UserError: it is on a CPU, where bitsandbytes 0.50 dequantises layers wrongly unless their width is a multiple
+            of 64.
     """
     linear = import_bitsandbytes("model.quantize").nn.Linear4bit
     for name, module in model.named_modules():
@@ -81,16 +85,16 @@ def settle(model: PreTrainedModel) -> PreTrainedModel:
             continue
         if module.weight.device.type == "cpu" and module.in_features % BLOCK:
             raise UserError(
-                f"model.quantize: nf4 on a CPU wants layers as wide as a multiple of {BLOCK}, and {name} is "
-                f"{module.in_features} wide; use a GPU, or say none"
+                f"model.quantize: nf4 on a CPU needs layer widths that are a multiple of {BLOCK}, and {name} is "
+                f"{module.in_features} wide; use a GPU, or set it to none"
             )
-        # in eval mode on some CPUs it rounds its own scales to bfloat16, for good
+        # otherwise, in eval mode on some CPUs, it rounds its scales to bfloat16 for good
         module.support_avx512bf16_for_cpu = False
     model.register_state_dict_post_hook(_drop_statistics)
     return model
 
 
 def _drop_statistics(_: torch.nn.Module, state: dict[str, Any], *__: Any) -> None:
-    """Take the scales of 4-bit weights (`….weight.absmax` and so on), which are no parameters, out of a state dict."""
+    """Remove the scales of 4-bit weights (`….weight.absmax` etc.), which are not parameters, from a state dict."""
     for name in [name for name in state if ".weight." in name]:
         del state[name]

@@ -1,6 +1,6 @@
-"""Fused kernels in a model's blocks on a GPU: liger-kernel's norms, rotations and gated MLPs.
+"""Fused kernels in the blocks of a model on a GPU: liger-kernel's norms, rotary embeddings and gated MLPs.
 
-They are memory-bound operations of several passes each, in one pass; what a block keeps for its backward pass shrinks.
+These operations are memory-bound. Fused, each is one pass instead of several and keeps less for the backward pass.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 
-FUSED = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # the dense models whose blocks liger-kernel knows
+FUSED = ("llama", "mistral", "qwen2", "qwen3", "phi3")  # dense models that liger-kernel supports
 
 
 def liger_problem(device: torch.device) -> str:
@@ -39,10 +39,10 @@ def resolve_kernels(asked: str, model_type: str, problem: str) -> tuple[str, str
 
 
 def fuse_blocks(model: PreTrainedModel, kernels: str) -> None:
-    """Put the fused kernels into a model's blocks, in place, before it is wrapped or trained.
+    """Put the fused kernels into the blocks of a model, in place, before it is wrapped or trained.
 
-    The rotation is a function that transformers keeps once for all models of a type: it is replaced for those of this
-    process. The classes of norms and MLPs, which liger-kernel would replace as well, stay as they are.
+    transformers has one rotary function per model type, so it is replaced for all models of the type in this process.
+    The classes of norms and MLPs, which liger-kernel would also replace, are restored.
     """
     if kernels == "none":
         return
@@ -51,7 +51,7 @@ def fuse_blocks(model: PreTrainedModel, kernels: str) -> None:
     decoder = model.get_decoder()
     module = sys.modules[type(decoder).__module__]
     classes = {name: value for name, value in vars(module).items() if isinstance(value, type)}
-    is_trunk = isinstance(decoder.norm, torch.nn.Identity)  # liger-kernel takes it for a norm
+    is_trunk = isinstance(decoder.norm, torch.nn.Identity)  # liger-kernel would treat it as a norm
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)
     if is_trunk:
         decoder.norm = torch.nn.Identity()

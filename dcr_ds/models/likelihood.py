@@ -1,8 +1,8 @@
-"""How likely a model finds given tokens, without ever holding the logits of a whole batch.
+"""Log-likelihood of given tokens under a model, without holding the logits of a whole batch.
 
-Logits are tokens × vocabulary: of 8,192 tokens and 150,000 words, in float32, 4.6 GiB, and as much again for their
-gradient. Here the head's product with the hidden states and the cross-entropy are one function that works through some
-rows at a time, at the supervised positions only: in PyTorch, or by liger-kernel's Triton kernels on a GPU.
+Logits are tokens × vocabulary: for 8,192 tokens and a vocabulary of 150,000, 4.6 GiB in float32, and the same again for
+their gradient. Here the LM head and the cross-entropy are one function over chunks of the supervised positions: in
+PyTorch, or with liger-kernel's Triton kernels on a GPU.
 
 Legend: n supervised tokens, c of them in a chunk, D width, V vocabulary.
 """
@@ -17,7 +17,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.batches import to_device, token_batch
 from dcr_ds.models.chat import Encoded
 
-IGNORED = -100  # as a target: this token weighs nothing
+IGNORED = -100  # target of a token that does not count
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
 Reduction = Literal["sum", "none"]
 Backend = Literal["liger", "chunked"]
@@ -36,13 +36,13 @@ def resolve_loss_backend(asked: Literal["auto"] | Backend, problem: str) -> tupl
 
 
 class Likelihood(torch.nn.Module):
-    """A causal language model that gives −log π of tokens instead of logits.
+    """A causal language model that returns −log π of tokens instead of logits.
 
-    The head is called as a module of its own, so that ZeRO-3 gathers it where it is used, forward and backward, and
-    only then. `model`, with or without an adapter, is left with a head that gives no logits any more.
+    The head is a module of its own, so that ZeRO-3 gathers it only while it is used. The head of `model`, which may
+    have an adapter, is replaced: it returns no logits any more.
 
     Raises:
-        UserError: an adapter is on the head itself.
+        UserError: the head itself has an adapter.
     """
 
     def __init__(self, model, backend: Backend):
@@ -50,7 +50,7 @@ class Likelihood(torch.nn.Module):
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise UserError(f"align.lora.targets: the output head ({type(head).__name__}) cannot have an adapter")
-        # only Gemma caps its final logits, and only its config has the field
+        # only Gemma caps its final logits and has this field in its config
         softcap = getattr(model.config, "final_logit_softcapping", None)
         model.set_output_embeddings(LikelihoodHead(head, softcap, backend))
         self.model = model
@@ -62,7 +62,7 @@ class Likelihood(torch.nn.Module):
 
         Args:
             where: positions [n] in the flattened hidden states [B · T, D] whose output predicts a target.
-            targets: token ids [n]; IGNORED weighs nothing.
+            targets: token ids [n]; IGNORED gives 0.
             inputs: of the decoder: input_ids, attention_mask, position_ids, …
         """
         hidden = self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state
@@ -108,7 +108,7 @@ def supervised_positions(
 
 
 class LikelihoodHead(torch.nn.Module):
-    """A language model's head, with its parameters, that gives −log π of targets."""
+    """The head of a language model, with its parameters, that returns −log π of targets."""
 
     def __init__(self, head: torch.nn.Linear, softcap: float | None, backend: Backend):
         super().__init__()
@@ -131,7 +131,8 @@ def linear_nll(
     """−log softmax(s·tanh((W h + b) / s))[target] of each row [n], or their sum, in float32; s = softcap, if any.
 
     Products are in the dtype of `hidden`, everything after them and the gradients of weight and bias accumulate in
-    float32. A sum knows its gradient on the way forward; single values need their logits a second time.
+    float32. The gradient of a sum is computed in the forward pass; for single values the backward pass recomputes the
+    logits.
 
     Args:
         hidden: [n, D]; weight: [V, D]; targets: [n], where IGNORED gives 0 and no gradient; bias: [V].
@@ -152,7 +153,7 @@ class _SummedNll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        scaled = [None if each is None else each.mul_(upstream).to(ctx.dtype) for each in ctx.saved_tensors]
+        scaled = [None if gradient is None else gradient.mul_(upstream).to(ctx.dtype) for gradient in ctx.saved_tensors]
         return *scaled, None, None
 
 
@@ -171,12 +172,12 @@ class _TokenNll(torch.autograd.Function):
     def backward(ctx, upstream):
         hidden, weight, bias, targets = ctx.saved_tensors
         _, gradients = _gradients(hidden, weight, bias, targets, ctx.softcap, upstream, ctx.needs_input_grad)
-        return *(None if each is None else each.to(weight.dtype) for each in gradients), None, None
+        return *(None if gradient is None else gradient.to(weight.dtype) for gradient in gradients), None, None
 
 
-def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[torch.Tensor, Gradients]:
-    """The values [n], and the gradients of Σ scale · value at hidden, weight and bias; None where not wanted."""
-    of_hidden, of_weight, of_bias, *_ = wanted
+def _gradients(hidden, weight, bias, targets, softcap, scale, needed) -> tuple[torch.Tensor, Gradients]:
+    """The values [n], and the gradients of Σ scale · value at hidden, weight and bias; None where not needed."""
+    of_hidden, of_weight, of_bias, *_ = needed
     nll = hidden.new_empty(len(hidden), dtype=torch.float32)
     at_hidden = torch.empty_like(hidden) if of_hidden else None
     at_weight = torch.zeros_like(weight, dtype=torch.float32) if of_weight else None
@@ -185,7 +186,7 @@ def _gradients(hidden, weight, bias, targets, softcap, scale, wanted) -> tuple[t
         nll[rows], slope = _nll_and_slope(hidden[rows], weight, bias, targets[rows], softcap)
         alive = targets[rows] != IGNORED
         weights = alive.float() if scale is None else scale[rows] * alive
-        # one pass over [c, V]: weighed, and rounded to the dtype of the products
+        # one pass over [c, V]: weighted, and rounded to the dtype of the products
         slope = torch.mul(slope, weights[:, None], out=torch.empty_like(slope, dtype=hidden.dtype))
         if at_hidden is not None:
             at_hidden[rows] = slope @ weight
@@ -210,9 +211,9 @@ def _logits(hidden, weight, bias, softcap: float | None) -> torch.Tensor:
 
 
 def _nll_and_slope(hidden, weight, bias, targets, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values [c], and their slope at W h + b [c, V]: softmax less one at the target, through the cap.
+    """The values [c], and their slope at W h + b [c, V]: softmax minus one at the target, through the cap.
 
-    The slope of an IGNORED token is no use: the caller weighs it with zero.
+    The slope of an IGNORED token is meaningless: the caller gives it weight 0.
     """
     logits = _logits(hidden, weight, bias, softcap)
     log_p = logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Load whole models, with the attention kernel and precision resolved."""
+"""Load whole causal language models, and resolve the attention kernel."""
 
 import importlib.metadata
 from pathlib import Path
@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.four_bit import loading_options, settle
+from dcr_ds.models.four_bit import finish_four_bit, loading_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_GPU = "no GPU"
 FLASH_ATTN = "2.7"
-NO_SDPA = ("gemma2",)  # caps its attention logits, which sdpa cannot; flash-attn and eager can
+NO_SDPA = ("gemma2",)  # their capped attention logits need flash-attn or eager
 
 
 def resolve_attention(attention: str, model_type: str, dtype: str, problem: str) -> tuple[str, str]:
@@ -51,29 +51,29 @@ def flash_attention_problem(device: torch.device) -> str:
 
 def _flash_attn_missing() -> str:
     """Why the package flash-attn cannot be used, "" where it can."""
-    wanted = f"pip install -U 'flash-attn>={FLASH_ATTN}' --no-build-isolation"
+    install = f"pip install -U 'flash-attn>={FLASH_ATTN}' --no-build-isolation"
     try:
         version = importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:
-        return f"flash-attn is not installed ({wanted})"
+        return f"flash-attn is not installed ({install})"
     if Version(version) < Version(FLASH_ATTN):
-        return f"flash-attn {version} is too old ({wanted})"
+        return f"flash-attn {version} is too old ({install})"
     return "" if is_flash_attn_2_available() else f"flash-attn {version} does not work with this transformers"
 
 
 def load_causal_lm(
     folder: Path, dtype: torch.dtype | str, attention: str, device: torch.device | None, quantize: str = "none"
 ) -> PreTrainedModel:
-    """Load a whole causal language model in eval mode on one device; None leaves it where it was loaded.
+    """Load a whole causal language model in eval mode on one device; None: where transformers loads it.
 
     Under ZeRO-3 (a live HfDeepSpeedConfig) transformers partitions the parameters as it loads them.
 
     Args:
-        dtype: "auto" is the checkpoint's own.
-        quantize: `nf4` loads its linear layers in 4 bits, all but the head; the device is then needed.
+        dtype: "auto": that of the checkpoint.
+        quantize: `nf4` loads the linear layers except the head in 4 bits, and needs a device.
     """
     options = loading_options(quantize, dtype, device)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options).eval()
     if quantize != "none":
-        return settle(model)
+        return finish_four_bit(model)
     return model if device is None else model.to(device)

@@ -1,8 +1,8 @@
 """The trunk: a model cut after block ℓ, and the way back into the whole checkpoint.
 
-Stage 1 trains blocks 1…ℓ and reads h, the output of block ℓ (HF `hidden_states[ℓ]`, 1 ≤ ℓ < L, before any final
-norm). The tail (blocks above ℓ, final norm, head, and input embeddings tied to the head) is frozen, so it is never
-loaded: the trunk is built with ℓ blocks, and `splice` writes the trained ones into a copy of the source checkpoint.
+Stage 1 trains blocks 1…ℓ and reads h, the output of block ℓ (`hidden_states[ℓ]` in transformers, 1 ≤ ℓ < L, before any
+final norm). The tail (blocks above ℓ, final norm, head, and input embeddings tied to the head) is frozen and never
+loaded: the trunk has ℓ blocks, and `splice` writes the trained tensors into a copy of the source checkpoint.
 """
 
 import shutil
@@ -15,22 +15,22 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.checkpoint_files import FILES, weight_files
-from dcr_ds.models.four_bit import loading_options, settle
+from dcr_ds.models.four_bit import finish_four_bit, loading_options
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
 
 def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
-    """The config of the trunk: ℓ blocks, and no dropout, since its forward pass may run twice a step.
+    """The config of the trunk: ℓ blocks, and no dropout, since the forward pass may run twice per step.
 
     Raises:
-        UserError: `layer` is not inside 1 … L − 1.
+        UserError: `layer` is not in 1 … L − 1.
     """
     config = AutoConfig.from_pretrained(folder)
     blocks = config.num_hidden_layers
     if not 1 <= layer < blocks:
         raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
-    if getattr(config, "layer_types", None):  # one entry a block: sliding or full attention
+    if getattr(config, "layer_types", None):  # one entry per block: sliding or full attention
         config.layer_types = config.layer_types[:layer]
     config.num_hidden_layers = layer
     config.use_cache = False
@@ -53,13 +53,13 @@ def load_trunk(
     Under ZeRO-3 (a live HfDeepSpeedConfig) transformers partitions the parameters as it loads them.
 
     Args:
-        quantize: `nf4` loads the linear layers in 4 bits: those of the tail are neither read nor quantised.
-        device: where a quantised trunk is loaded to.
+        quantize: `nf4` loads the linear layers in 4 bits; those of the tail are not read.
+        device: where a quantised trunk is loaded; without quantisation it is not moved.
     """
     config = trunk_config(folder, layer)
     options = loading_options(quantize, dtype, device)
     trunk = AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention, **options)
-    return freeze_tail(trunk if quantize == "none" else settle(trunk))
+    return freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk))
 
 
 def freeze_tail(trunk: PreTrainedModel) -> PreTrainedModel:
@@ -75,16 +75,16 @@ def splice(
 ) -> None:
     """Write a copy of the source checkpoint with a model's trained tensors in it. Rank 0.
 
-    Shard by shard, in the source's dtypes and file layout, written aside and renamed; every other tensor keeps its
-    bytes, and the result is opened again to prove it.
+    Written shard by shard, in the dtypes and file layout of the source, into a temporary folder that is renamed at the
+    end. Every other tensor keeps its bytes; the result is read back and verified.
 
     Args:
         model: the trunk, or a whole model.
-        trained: its trainable parameters by name, whole, on the CPU.
-        prefix: what the source puts before the model's names: "model." for a trunk, nothing for a whole model.
+        trained: its trainable parameters by name, not partitioned, on the CPU.
+        prefix: prefix of the model's parameter names in the source: "model." for a trunk, none for a whole model.
 
     Raises:
-        RuntimeError: a trained tensor has no place in the source, or the file read back differs.
+        RuntimeError: the source has no tensor for a trained one, or the file read back differs.
     """
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -105,7 +105,7 @@ def splice(
 
 
 def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], folder: Path, prefix: str) -> dict:
-    """Trained tensors under the names of a checkpoint: save_pretrained undoes what loading fused (MoE experts)."""
+    """Trained tensors by their names in a checkpoint; save_pretrained splits what loading fused (MoE experts)."""
     model.save_pretrained(folder, state_dict=trained)
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
@@ -131,11 +131,11 @@ def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor]) 
 def _verify_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor]) -> None:
     with safe_open(source, "pt") as before, safe_open(target, "pt") as after:
         if set(before.keys()) != set(after.keys()):
-            raise RuntimeError(f"{target}: read back with other tensors than {source}")
+            raise RuntimeError(f"{target}: has other tensors than {source} when read back")
         for name in before.keys():
             old, new = before.get_tensor(name), after.get_tensor(name)
-            wanted = replaced[name].to(old.dtype) if name in replaced else old
-            if new.dtype != old.dtype or not _same_bytes(new, wanted):
+            expected = replaced[name].to(old.dtype) if name in replaced else old
+            if new.dtype != old.dtype or not _same_bytes(new, expected):
                 raise RuntimeError(f"{target}: {name} read back differs from what was written")
 
 

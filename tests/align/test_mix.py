@@ -81,8 +81,8 @@ def test_the_ratio_is_kept_as_near_as_rows_allow(general, refusals, ratio):
 def test_samples_and_ids_are_in_one_order():
     mix = mix_of(30, 30, 0.3)
     data = {row.id: row for row in talks("g", 30).rows + talks("r", 30).rows}
-    assert mix.samples == [encode_conversation(TOKENIZER, data[each].messages) for each in mix.ids]
-    assert [each[0] for each in mix.ids] == ["g"] * counts(mix)[0] + ["r"] * counts(mix)[1]
+    assert mix.samples == [encode_conversation(TOKENIZER, data[row_id].messages) for row_id in mix.ids]
+    assert [row_id[0] for row_id in mix.ids] == ["g"] * counts(mix)[0] + ["r"] * counts(mix)[1]
 
 
 def test_no_row_is_drawn_twice():
@@ -110,7 +110,7 @@ def test_the_ratio_counts_what_is_left():
 
 
 @pytest.mark.parametrize(("long", "name"), [((5, 0), "general"), ((0, 5), "refusals")])
-def test_nothing_left_of_a_set_is_a_users_error(long, name):
+def test_an_empty_set_is_a_user_error(long, name):
     with pytest.raises(UserError, match=f"data.{name}: no conversation has at most align.max_length = 200 tokens"):
         mix_of(5, 5, long=long)
 

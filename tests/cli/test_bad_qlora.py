@@ -38,4 +38,4 @@ def test_targets_that_match_no_module(failing, tmp_path, stage):
 def test_a_full_parameter_stage_that_does_not_run_may_stay_so(failing, tmp_path):
     """Alignment alone, in 4 bits: stage 1's adapter says nothing; and this model is too narrow for a CPU's kernels."""
     message = failing("--output", tmp_path, *QUANTISED, "--align.adapter", "lora", "--stages", "[align]")
-    assert message.startswith("model.quantize: nf4 on a CPU wants layers as wide as a multiple of 64")
+    assert message.startswith("model.quantize: nf4 on a CPU needs layer widths that are a multiple of 64")

@@ -1,6 +1,6 @@
-"""The losses of three short runs, full-parameter, LoRA and QLoRA, are those that were kept in losses.json.
+"""The losses of three short runs (full-parameter, LoRA, QLoRA) equal those recorded in losses.json.
 
-A change that moves them on purpose keeps the new ones, and says why in its commit:
+A change that moves them on purpose records new ones and says why in its commit message:
 
     python tests/golden/test_golden_losses.py
 """
@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-KEPT = HERE / "losses.json"
+RECORDED = HERE / "losses.json"
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parent))
-    import conftest  # noqa: F401  one thread, and where the helpers are
+    import conftest  # noqa: F401  one thread, and the path of the helpers
 
 from small_runs import write_recipe
 from tiny import make_model
@@ -32,7 +32,7 @@ STEPS = {
 
 
 def losses(name: str, folder: Path) -> dict[str, list[float]]:
-    """The loss of every step of both stages of a run, from a model and data that are the same everywhere."""
+    """The loss of every step of both stages of a run, from the same model and data everywhere."""
     model = make_model(
         folder / "model", layers=2, tied=False, hidden_size=64, intermediate_size=128, head_dim=16,
         initializer_range=0.05,
@@ -45,17 +45,17 @@ def losses(name: str, folder: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_losses_are_those_kept(name, tmp_path):
-    kept, found = json.loads(KEPT.read_text())[name], losses(name, tmp_path)
-    assert {stage: len(each) for stage, each in kept.items()} == {"refine": 4, "align": 4}
-    for stage, each in kept.items():
-        assert found[stage] == pytest.approx(each, rel=1e-4), stage
-        assert max(each) > 1.01 * min(each)  # the runs do learn
+def test_losses_equal_those_recorded(name, tmp_path):
+    expected, measured = json.loads(RECORDED.read_text())[name], losses(name, tmp_path)
+    assert {stage: len(values) for stage, values in expected.items()} == {"refine": 4, "align": 4}
+    for stage, values in expected.items():
+        assert measured[stage] == pytest.approx(values, rel=1e-4), stage
+        assert max(values) > 1.01 * min(values)  # the losses change, so that the comparison means something
 
 
 if __name__ == "__main__":
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: losses(name, Path(folder) / name) for name in RUNS}
-    KEPT.write_text(json.dumps(found, indent=1) + "\n")
+        recorded = {name: losses(name, Path(folder) / name) for name in RUNS}
+    RECORDED.write_text(json.dumps(recorded, indent=1) + "\n")

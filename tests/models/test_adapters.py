@@ -170,7 +170,7 @@ def test_an_adapter_of_another_kind_is_not_merged(refined):
     source, _, folder = refined
     file = folder / "adapter" / "adapter_model.safetensors"
     save_file(load_file(file) | {"base_model.model.model.norm.weight": torch.ones(64)}, file)
-    with pytest.raises(UserError, match="model.norm.weight, which is not LoRA's"):
+    with pytest.raises(UserError, match="model.norm.weight, which is not a LoRA weight"):
         merge_lora(source, folder / "adapter", folder / "merged")
 
 

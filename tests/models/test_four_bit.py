@@ -93,7 +93,7 @@ def test_widths_that_bitsandbytes_gets_wrong_on_a_cpu_are_refused(tmp_path):
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral"])
 def test_fused_experts_are_refused(model_type):
-    with pytest.raises(UserError, match=f"model.quantize: nf4 would leave the experts of {model_type}.*say none"):
+    with pytest.raises(UserError, match=f"model.quantize: nf4 would not quantise the experts of {model_type}.*to none"):
         check_four_bit(model_type, CPU)
 
 

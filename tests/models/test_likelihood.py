@@ -128,7 +128,7 @@ def test_liger_agrees(reduction, softcap, frozen):
     """In Triton's interpreter where there is no GPU."""
     pytest.importorskip("liger_kernel")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    hidden, weight, targets, _ = (each if each is None else each.detach().to(device) for each in inputs())
+    hidden, weight, targets, _ = (value if value is None else value.detach().to(device) for value in inputs())
     hidden.requires_grad_(), weight.requires_grad_(not frozen)
     leaves = [hidden] if frozen else [hidden, weight]
     arguments = (hidden, weight, targets, None, softcap, reduction)

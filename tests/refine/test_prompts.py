@@ -1,5 +1,7 @@
 """Stage 1 trains on no held-out prompt, and leaves out what is too long, with a count."""
 
+from collections import Counter
+
 import pytest
 from tiny import make_tokenizer
 
@@ -8,7 +10,7 @@ from dcr_ds.data.records import Conversation, ConversationSet, Prompt, PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, encode_prompt
 from dcr_ds.recipe import Recipe, load_recipe
-from dcr_ds.refine.prompts import DRIFT_ROWS, encode_refine_prompts
+from dcr_ds.refine.prompts import DRIFT_ROWS, HeldOut, encode_refine_prompts, limit_held_out
 
 TOKENIZER = make_tokenizer()
 LONG = "at great length " * 20
@@ -44,7 +46,7 @@ def test_held_out_prompts_are_never_trained_on(data, pairs):
     else:
         of, sets = recipe(pairs=pairs), made_up()
     prompts = encode_refine_prompts(of, sets, TOKENIZER)
-    held_out = {tuple(each.ids) for each in prompts.held_out}
+    held_out = {tuple(row.ids) for row in prompts.held_out}
     trained, trained_pairs = set(), set()
     for step in range(60):
         for prompt, label in prompts.sampler.batch(step):
@@ -108,7 +110,7 @@ def test_what_is_too_long_is_left_out_and_counted():
     ]
 
 
-def test_nothing_too_long_is_no_note():
+def test_without_long_samples_there_is_no_note():
     assert encode_refine_prompts(recipe(max_length=1000), made_up(num_long=3), TOKENIZER).notes == []
 
 
@@ -120,7 +122,7 @@ def test_nothing_too_long_is_no_note():
         (made_up(num_talks=1), "data.general: 1 conversations"),
     ],
 )
-def test_too_little_left_is_a_users_error(data, field):
+def test_too_little_left_is_a_user_error(data, field):
     with pytest.raises(UserError, match=field):
         encode_refine_prompts(recipe(), data, TOKENIZER)
 
@@ -132,3 +134,15 @@ def test_the_split_depends_on_the_seed_alone():
 
     assert held_out(0) == held_out(0)
     assert held_out(0) != held_out(1)
+
+
+def test_measured_prompts_are_limited_by_pair():
+    rows = [HeldOut([index], label, index) for label in (0, 1) for index in range(50)]
+    rows += [HeldOut([100 + index], 1, -1 - index) for index in range(30)]
+    limited = limit_held_out(rows, 20, seed=0)
+    counts = Counter(row.label for row in limited)
+    assert counts[1] == 20 and 0 < counts[0] < 20
+    twins = [{row.pair for row in limited if row.label == label and row.pair >= 0} for label in (0, 1)]
+    assert twins[0] == twins[1]
+    assert limited == limit_held_out(rows, 20, seed=0) != limit_held_out(rows, 20, seed=1)
+    assert limit_held_out(rows, 80, seed=0) is rows
