@@ -122,7 +122,7 @@ def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvou
     ranks = _join(rank, world_size, rendezvous)
     model, tokenizer = load(folder)
     encoded = [encode_conversation(tokenizer, conversation.messages) for conversation in CONVERSATIONS]
-    result = general_loss(model, encoded, 2, tokenizer.pad_token_id, ranks)
+    result = general_loss(model, encoded, 2, ranks)
     if rank == 0:
         out.write_text(f"{result['loss']!r} {result['tokens']} {result['n']}")
 

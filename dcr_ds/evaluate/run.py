@@ -225,7 +225,7 @@ def _answer_and_measure(
         _read_log_odds(subject, replace(log_odds, files=files), model, settings.batch_size, cost, ranks)
     if unmeasured:
         print_on_main(ranks, f"evaluate {subject.name}: loss on {len(general.conversations)} general conversations")
-        _measure(general, model, tokenizer, settings.batch_size, cost, ranks)
+        _measure(general, model, settings.batch_size, cost, ranks)
     barrier(ranks)
     del model
     gc.collect()  # one model in memory at a time: the next is loaded after this
@@ -291,13 +291,12 @@ def _note_tokens(cost: Cost, questions: Questions) -> None:
 def _measure(
     general: GeneralAnswers,
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
     batch_size: int,
     cost: Cost,
     ranks: Ranks,
 ) -> None:
     start = time.perf_counter()
-    result = general_loss(model, general.conversations, batch_size, tokenizer.pad_token_id, ranks)
+    result = general_loss(model, general.conversations, batch_size, ranks)
     if general.too_long:
         print_on_main(ranks, f"general loss: {general.too_long} conversations longer than the model's context left out")
     if ranks.is_main:

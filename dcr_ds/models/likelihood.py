@@ -8,10 +8,12 @@ Legend: n supervised tokens, c of them in a chunk, D width, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.batches import to_device, token_batch
@@ -67,6 +69,16 @@ class Likelihood(torch.nn.Module):
         """
         hidden = self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state
         return self.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, where), targets, reduction)
+
+
+@contextmanager
+def as_likelihood(model: PreTrainedModel) -> Iterator[Likelihood]:
+    """A model as a Likelihood for a while; afterwards it returns logits again."""
+    head = model.get_output_embeddings()
+    try:
+        yield Likelihood(model, "chunked")
+    finally:
+        model.set_output_embeddings(head)
 
 
 def answer_nll(

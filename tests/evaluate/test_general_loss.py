@@ -27,9 +27,10 @@ def expected(tiny, encoded):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 9])
 def test_loss_is_the_mean_over_all_supervised_tokens_whatever_the_batches(tiny, encoded, expected, batch_size):
-    result = general_loss(tiny[0], encoded, batch_size, tiny[1].pad_token_id, ONE)
+    result = general_loss(tiny[0], encoded, batch_size, ONE)
     assert result["loss"] == pytest.approx(expected[0], rel=1e-6)
     assert (result["tokens"], result["n"]) == (expected[1], len(encoded))
+    assert tiny[0](torch.tensor([[5, 6]])).logits.shape[-1] == tiny[0].config.vocab_size  # the model is as it was
 
 
 def test_two_ranks_measure_the_loss_of_one(model_folder, expected, tmp_path):
