@@ -1,7 +1,7 @@
 """Time and memory of the eNTK, compared with computing it column by column and with materialised Jacobians.
 
     python benchmarks/entk.py --csv benchmarks/results/entk.csv
-    python benchmarks/entk.py --shape smollm2-135m --prompts 8 --csv benchmarks/results/entk.csv
+    python benchmarks/entk.py --shape smollm2-135m --prompts 4 --columns 3 --csv benchmarks/results/entk.csv
 
 Providers, for N prompts, k logits per prompt and all parameters:
 
