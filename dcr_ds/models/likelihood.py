@@ -188,7 +188,10 @@ class _TokenNll(torch.autograd.Function):
 
 
 def _gradients(hidden, weight, bias, targets, softcap, scale, needed) -> tuple[torch.Tensor, Gradients]:
-    """The values [n], and the gradients of Σ scale · value at hidden, weight and bias; None where not needed."""
+    """The values [n], and the gradients of Σ scale · value at hidden, weight and bias; None where not needed.
+
+    Its seven parameters are those of the autograd functions above.
+    """
     of_hidden, of_weight, of_bias, *_ = needed
     nll = hidden.new_empty(len(hidden), dtype=torch.float32)
     at_hidden = torch.empty_like(hidden) if of_hidden else None

@@ -1,14 +1,13 @@
-"""The losses in memory linear in the batch, in plain PyTorch: the pairs exist only a tile of rows at a time.
+"""The losses in memory linear in the batch, in plain PyTorch: pairs are computed for one tile of rows at a time.
 
-Two things make it short and fast. The rows are sorted by label, so the partners that share a label with any row of
-a tile are one range of columns (the block), and outside of it every pair is negative. And a tile holds rows of one
-label where the label has enough of them, so that inside of its block every pair is positive and nothing needs a
-mask.
+The rows are sorted by label, so the partners that share a label with any row of a tile are one range of columns (the
+block), and outside of it every pair is negative. A label with enough rows gets tiles of its own, inside whose block
+every pair is positive and no mask is needed.
 
 Two passes over the tiles, each of rows of this rank against the rows of all ranks: the first for the statistics of
 the rows, the second recomputes the tile and takes the gradient of this rank's rows, as anchors and as partners.
 That costs no more multiplications than keeping the tile, because the matrix is symmetric: 2N²D for the statistics,
-2N²D again, 2N²D for the gradient. Where all rows are this rank's, the second pass recomputes only the columns from the
+2N²D again, 2N²D for the gradient. On a single rank the second pass recomputes only the columns from the
 tile on, N²D, and gives each tile to its rows and, transposed, to its columns.
 
 Shapes: N live rows of all ranks sorted by label, n rows of this rank, C rows in a tile, K columns in its block, D
@@ -37,11 +36,11 @@ _MIN_TILE_ROWS = 128
 class Tile(NamedTuple):
     rows: Tensor  # [C] places of the rows in the sorted batch
     block: slice  # the K columns that share a label with any of them
-    same: Tensor | None  # [C, K] which do with which row; None: all with all
+    same: Tensor | None  # [C, K] which rows share a label; None: all of them
 
 
 class ChunkedPairs:
-    """The pairs of a batch, a tile of this rank's rows at a time."""
+    """The pairs of a batch, computed for one tile of this rank's rows at a time."""
 
     def __init__(self, batch: Batch, inverse_length: Tensor):
         live = (batch.labels >= 0).nonzero().squeeze(1)
@@ -53,12 +52,12 @@ class ChunkedPairs:
         self.batch = batch
         self.local = self.order - batch.own.start  # [N] place in the sorted batch -> row of this rank
         self.num_own = batch.own.stop - batch.own.start
-        self.is_whole = batch.group is None  # then the rows of the tiles are all rows, one after the other
+        self.is_whole = batch.group is None  # then the tiles cover all rows in order
 
     def statistics(self, loss: Loss) -> tuple[Tensor, Tensor | None]:
         """The statistics [S, n] of this rank's rows and, for batch-hard triplets, the rows [2, n] they are from."""
         result = self.unit.new_zeros(loss.num_statistics, self.num_own)
-        result[: loss.num_bounds] = -math.inf  # where a dead row stays
+        result[: loss.num_bounds] = -math.inf  # dead rows keep it
         chosen = self.order.new_zeros(2, self.num_own) if isinstance(loss, Triplet) else None
         for tile in self.tiles:
             positive, negative = self._logits(loss, tile)
@@ -104,7 +103,7 @@ class ChunkedPairs:
             inside.copy_(torch.where(tile.same[:, hidden:], inside, between))
         for outside in _around(block):
             _pull_negative_(loss, pull[:, outside], row, _columns(column, outside))
-        pull[torch.arange(len(pull), device=pull.device), tile.rows - first] = 0  # a row is no partner of itself
+        pull[torch.arange(len(pull), device=pull.device), tile.rows - first] = 0  # a row is not its own partner
         return pull
 
     def through_length(self, toward: Tensor, inverse_length: Tensor, factor: float) -> Tensor:
@@ -153,7 +152,7 @@ def _cuts(first: list[int], height: int) -> Iterator[int]:
     label_start = 0
     for end in range(1, len(first) + 1):
         if end < len(first) and first[end] == first[end - 1]:
-            continue  # the label goes on
+            continue  # the label continues
         if end - label_start >= _MIN_TILE_ROWS:
             if start < label_start:
                 yield label_start
@@ -196,7 +195,7 @@ def _statistics(loss: Loss, positive: Tensor, negative: list[Tensor]) -> tuple[T
     if isinstance(loss, Circle):
         return positive.logsumexp(dim=1), bound
     if isinstance(loss, InfoNCE):
-        return (bound,)  # the given positive is no matter of a tile
+        return (bound,)  # the given positive is handled outside of the tiles
     missing = positive == -math.inf
     count = (~missing).sum(dim=1).to(positive.dtype)
     if isinstance(loss, SupCon):
@@ -211,7 +210,7 @@ def _hardest(positive: Tensor, negative: list[Tensor], tile: Tile, num_rows: int
 
     Where there is no pair the logit is −∞ and the place any.
     """
-    places = torch.arange(num_rows + 1, device=positive.device)  # one more, for rows without a negative
+    places = torch.arange(num_rows + 1, device=positive.device)  # one extra for rows without a negative
     between = [] if tile.same is None else [places[tile.block]]
     negative_places = torch.cat([places[: tile.block.start], *between, places[tile.block.stop :]]) % num_rows
     farthest, in_block = positive.max(dim=1)

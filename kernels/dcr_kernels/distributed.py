@@ -1,4 +1,4 @@
-"""The batch of all ranks: agreed on, gathered, or refused by all of them together.
+"""The batch of all ranks: checked, gathered, or rejected by all of them together.
 
 Shapes: n rows of this rank, N rows of all ranks with the padding between them, D width, R ranks of the group.
 """
@@ -23,10 +23,10 @@ class Batch(NamedTuple):
 
     h: Tensor  # [N, D]
     labels: Tensor  # [N], negative: dead
-    own: slice  # where the n rows of this rank lie
+    own: slice  # the n rows of this rank
     group: dist.ProcessGroup | None
     num_ranks: int
-    positives: Tensor | None = None  # [N] the row given to each as its positive, −1 for none
+    positives: Tensor | None = None  # [N] the given positive of each row, −1 for none
 
 
 def gather_batch(
@@ -46,7 +46,7 @@ def gather_batch(
     if wants_positives != (positives is not None):
         problem = TypeError, "InfoNCE, and no other loss, is given positives [N]: for each row another of its label"
     elif problem is None and positives is not None:
-        positives = positives.masked_fill(labels < 0, -1)  # a dead row names nobody
+        positives = positives.masked_fill(labels < 0, -1)  # a dead row has no positive
     if group is None:
         if problem is not None:
             error, message = problem
@@ -72,7 +72,7 @@ def gather_batch(
 
 
 def gather_columns(values: Tensor, batch: Batch) -> Tensor:
-    """Put the columns [k, n] of all ranks side by side as the rows of the batch are: [k, N]."""
+    """Concatenate the columns [k, n] of all ranks in the order of the batch: [k, N]."""
     if batch.group is None:
         return values
     longest = len(batch.h) // batch.num_ranks
@@ -92,7 +92,7 @@ def _place(row: Tensor, num_rows: list[int]) -> Tensor:
 
 
 def _check_positives(batch: Batch, positives: Tensor) -> None:
-    """Refuse a given positive that is none; all ranks see the same batch, so all raise or none."""
+    """Reject invalid positives; all ranks see the same batch, so all raise or none."""
     given = positives.clamp(0, len(batch.labels) - 1)
     row = torch.arange(len(given), device=given.device)
     wrong = (positives >= len(given)) | (batch.labels[given] != batch.labels) | (given == row)
@@ -108,7 +108,7 @@ def _check_positives(batch: Batch, positives: Tensor) -> None:
 def find_problem(
     h: Tensor, labels: Tensor, check_values: bool = False, positives: Tensor | None = None
 ) -> Problem | None:
-    """Say what is wrong with a rank's own inputs, as the kind of error to raise and its message, or None.
+    """Return what is wrong with a rank's own inputs, as exception type and message, or None.
 
     No exception object: a frame that holds the exception it raises is a cycle. It would keep h alive, and the
     process group, whose threads then abort the exit of a rank.

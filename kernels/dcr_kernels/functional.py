@@ -29,22 +29,22 @@ def circle_loss(
     (arXiv 2603.03323). `Circle` in losses.py has the formulas.
 
     Args:
-        h: [N, D] float32, float64, bfloat16 or float16; pooled hidden states as they come, not normalised.
+        h: [N, D] float32, float64, bfloat16 or float16; pooled hidden states, not normalised.
             Arithmetic is float32 (float64 for float64), under autocast too.
-        labels: [N] int64. A negative label marks a dead row: padding that takes no part and gets gradient 0.
+        labels: [N] int64. A negative label marks a dead row: padding that is ignored and gets gradient 0.
         margin: m, in [0, 1).
         scale: γ, above 0.
         form: "anchor", every row is an anchor with its own loss, or "global", one loss over all pairs.
         reduction: what the sum over anchors is divided by. "valid": the anchors with a positive and a negative
             partner. "nonzero": those of loss above 0, as pytorch-metric-learning does. The global form is one
-            term, so either choice leaves it as it is.
+            term, so this has no effect.
         group: ranks whose rows form one batch; called by all of them, shares may differ in size. The value is
             the loss of the whole batch, the same on all ranks. The gradient at h is R · ∂L/∂h with R the size
-            of the group, so that an engine which averages parameter gradients over R ranks arrives at the
-            true one. None: the local rows are the batch (in torch.distributed None means all ranks).
+            of the group, so that engines which average parameter gradients over R ranks compute the
+            true gradient. None: the local rows are the batch (in torch.distributed None means all ranks).
         backend: "chunked" and "triton" need memory O(N·D); "reference" is the readable O(N²) definition, whose
             backward must run outside autocast. "auto" is triton on a GPU where it is installed, else chunked,
-            and says so once in the log `dcr_kernels`.
+            which is logged once under `dcr_kernels`.
         check_values: raise ValueError naming the first live row with a NaN or an infinity; costs a device
             synchronisation. Without it such a row makes the loss NaN.
 
@@ -82,9 +82,9 @@ def infonce_loss(
     backend: Backend = "auto",
     check_values: bool = False,
 ) -> Tensor:
-    """InfoNCE (van den Oord et al., arXiv 1807.03748) with one given positive a row, on cosines over τ.
+    """InfoNCE (van den Oord et al., arXiv 1807.03748) with one given positive per row, on cosines over τ.
 
-    The negatives of a row are the rows with another label; the other rows of its label take no part in its term.
+    The negatives of a row are the rows with another label; the other rows of its label are ignored in its term.
 
     Args:
         positives: [N] int64, for each row another row of its label, or −1 where it has none. With `group`, rows

@@ -1,9 +1,9 @@
-"""What each loss is: its options, and all of it that needs no pairs, only numbers of rows.
+"""The definition of each loss: its options, and everything that needs per-row statistics instead of pairs.
 
-Every backend goes the same way. It takes a few statistics of each row over the row's partners; `reduce` turns the
+Every backend works in the same way. It computes a few statistics per row over the row's partners; `reduce` turns the
 statistics of all rows into the scalar; autograd gives ∂L/∂statistics; `coefficients` turns that into at most three
-numbers a row, with which the backend goes over the pairs again for the gradient. So only numbers of rows are kept
-and sent between ranks, never a pair.
+numbers per row, with which the backend recomputes the pairs for the gradient. Only per-row numbers are kept and sent
+between ranks, never pairs.
 
 Shapes: N rows of all ranks. P_i are the other rows with the label of row i, N_i the rows with another label, s_ij
 the cosine of rows i and j and x_ij their logit. kernels/README.md has the formulas in one table.
@@ -24,7 +24,7 @@ class Coefficients(NamedTuple):
              positive partner                         negative partner
     circle   −α exp(x − positive)                     α exp(x − negative)
     supcon   exp(x − positive) + constant             exp(x − negative)
-    infonce  0 in a tile; the given one is apart      exp(x − negative)
+    infonce  0 in a tile; the given one is separate    exp(x − negative)
     ntxent   constant · sigmoid(positive − x)         exp(x − negative)
     """
 
@@ -112,7 +112,7 @@ class SupCon:
 
 @dataclass(frozen=True)
 class InfoNCE:
-    """InfoNCE with one given positive a row and the rows of other labels as negatives. x = s / τ."""
+    """InfoNCE with one given positive per row and the rows of other labels as negatives. x = s / τ."""
 
     temperature: float = 0.1
     reduction: str = "valid"

@@ -1,4 +1,4 @@
-"""The losses as modules: `CircleLoss(scale=8.0, group=group)(h, labels)` and its siblings."""
+"""The losses as modules: `CircleLoss(scale=8.0, group=group)(h, labels)` and the other losses."""
 
 from collections.abc import Callable
 
@@ -31,7 +31,7 @@ class ContrastiveLoss(nn.Module):
         self.register_buffer("degenerate_batches", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, h: Tensor, labels: Tensor, positives: Tensor | None = None) -> Tensor:
-        """The loss of h [N, D] with labels [N]; InfoNCE, and it alone, needs `positives` [N]."""
+        """The loss of h [N, D] with labels [N]; only InfoNCE needs `positives` [N]."""
         value, anchors = contrastive_loss(h, labels, self.loss, self.group, self.backend, self.check_values, positives)
         if self.training:
             self.degenerate_batches = self.degenerate_batches.to(anchors.device) + (anchors == 0)

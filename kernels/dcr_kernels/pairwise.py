@@ -1,6 +1,6 @@
-"""From rows to the loss and its gradient: what all losses and both fast backends share.
+"""From rows to the loss and its gradient: shared by all losses and both fast backends.
 
-Shapes: N rows of all ranks, n of this rank, D width, S statistics, E chosen partners a row (one given positive, or
+Shapes: N rows of all ranks, n of this rank, D width, S statistics, E chosen partners per row (one given positive, or
 the hardest positive and negative).
 """
 
@@ -48,7 +48,7 @@ def contrastive_loss(
 
 
 def choose_backend(h: Tensor, backend: str) -> str:
-    """Resolve "auto" by device and dtype and say so once; refuse a Triton that cannot run."""
+    """Resolve "auto" by device and dtype and log it once; raise if Triton is asked for and cannot run."""
     if backend == "triton":
         if h.dtype == torch.float64:
             raise ValueError("backend triton computes in float32; for a float64 h use chunked or reference")
@@ -70,7 +70,7 @@ def choose_backend(h: Tensor, backend: str) -> str:
 
 
 class PairwiseLoss(torch.autograd.Function):
-    """Compute the loss and, where one is wanted, its gradient in the forward; the backward only scales it."""
+    """Compute the loss and, if needed, its gradient in the forward pass; the backward pass only scales it."""
 
     @staticmethod
     def forward(ctx, h: Tensor, batch: Batch, loss: Loss, backend: str, wants_gradient: bool) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def add_chosen(toward: Tensor, batch: Batch, inverse_length: Tensor, partner: Te
     The partners of a row as a target are summed in a fixed order: sorted, then segment by segment, no atomics.
     """
     row = torch.arange(len(batch.h), device=partner.device).expand_as(partner)
-    partner = torch.where(weight == 0, row, partner)  # nothing to add: keep what a dead row holds to itself
+    partner = torch.where(weight == 0, row, partner)  # nothing to add: a dead row's content must not reach the others
     target, source = (torch.cat(ends).flatten() for ends in ((row, partner), (partner, row)))
     weight = torch.cat([weight, weight]).flatten() * inverse_length[source]
     order = target.argsort(stable=True)
@@ -154,7 +154,7 @@ def _attach(h: Tensor, batch: Batch) -> Tensor:
     """Put the local rows h [n, D], with their history, in their place among the rows of all ranks [N, D]."""
     if batch.group is None:
         return h
-    local = h.view_as(h)  # a tensor of its own: the hook must not stay on the caller's
+    local = h.view_as(h)  # a separate tensor, so that the hook is not left on the caller's
     if local.requires_grad:
         local.register_hook(lambda gradient: gradient * batch.num_ranks)
     return torch.cat([batch.h[: batch.own.start], local, batch.h[batch.own.stop :]])

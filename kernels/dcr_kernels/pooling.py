@@ -1,4 +1,4 @@
-"""One vector per sequence out of its hidden states.
+"""Pool hidden states to one vector per sequence.
 
 Shapes: B sequences, T tokens (of the longest sequence, or of all together when packed), D width.
 """
@@ -46,7 +46,7 @@ def pool(
         The row length |h| is in the same working precision, without gradient.
 
     The gradient can be taken once (not twice differentiable by the kernels and by "last"). That of "last" is B
-    rows: where `hidden` has another consumer, they are added to its gradient, and no dense one is made of them.
+    rows: if `hidden` has another consumer, they are added to its gradient without a dense tensor of their own.
 
     A sequence without a real token is a ValueError that names its row.
     """
@@ -169,15 +169,15 @@ def _pool_last(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, l
     h, row_norm = _Last.apply(hidden, mask, cu_seqlens, last, rows)
     handle = hidden.register_hook(rows.add_to)
     hooks = hidden._backward_hooks
-    assert hooks is not None  # register_hook has just made it
+    assert hooks is not None  # created by register_hook
     for other in [key for key in hooks if key != handle.id]:
-        hooks[other] = hooks.pop(other)  # behind ours: they are to see the whole gradient
-    weakref.finalize(h.grad_fn, handle.remove).atexit = False  # a leaf would gather a hook with each step
+        hooks[other] = hooks.pop(other)  # after ours: they must see the whole gradient
+    weakref.finalize(h.grad_fn, handle.remove).atexit = False  # otherwise a leaf would collect one hook per step
     return h, row_norm
 
 
 class _Last(torch.autograd.Function):
-    """Gather rows. The backward keeps their gradients for a hook on `hidden` and sends it a 0 of no memory.
+    """Gather rows. The backward keeps their gradients for a hook on `hidden` and sends it a 0 that needs no memory.
 
     The 0 is not superfluous. Where there is no gradient, a hook cannot bring one. And autograd adds the 0 to the
     gradients of other consumers of `hidden`, in place if it is their only owner and else into new memory: what the

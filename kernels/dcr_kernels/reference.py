@@ -1,4 +1,4 @@
-"""The definitions in plain PyTorch: N×N memory, autograd gradient, nothing clever.
+"""The definitions in plain PyTorch: N×N memory, gradients by autograd.
 
 Every other backend is tested against these in float64.
 
@@ -18,8 +18,8 @@ from .unit import unit_rows
 def reference_loss(h: Tensor, labels: Tensor, loss: Loss, positives: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The loss of raw rows h [N, D] with labels [N], and its number of anchors.
 
-    Rows with a negative label are dead: they take no part at all. `positives` [N] are the rows that InfoNCE is
-    given, −1 where a row has none.
+    Rows with a negative label are dead: they are ignored. `positives` [N] are the given positives of InfoNCE, −1 for
+    rows without one.
     """
     live = labels >= 0
     labels = labels[live]
@@ -34,7 +34,7 @@ def reference_loss(h: Tensor, labels: Tensor, loss: Loss, positives: Tensor | No
 
 
 def row_statistics(cosine: Tensor, positive: Tensor, negative: Tensor, loss: Loss, positives: Tensor | None) -> Tensor:
-    """What `loss.reduce` asks for, one row a statistic [S, N], from cosines s and masks of either kind, all [N, N]."""
+    """The statistics [S, N] that `loss.reduce` needs, from cosines and masks of positives and negatives, all [N, N]."""
     if isinstance(loss, Circle):
         # sg(·) of the weights is detach(): the gradient of Circle loss holds them constant
         to_positive = (1 + loss.margin - cosine).clamp(min=0).detach()
@@ -55,7 +55,7 @@ def row_statistics(cosine: Tensor, positive: Tensor, negative: Tensor, loss: Los
     if isinstance(loss, NTXent):
         distance = (bound[:, None] - x).where(positive, -math.inf)
         return torch.stack([bound, F.softplus(distance).sum(dim=1), distance.sigmoid().sum(dim=1), count])
-    # batch-hard triplets: max, not amax, so that one of equals gets the gradient
+    # batch-hard triplets: max, not amax, so that only one of several equal values gets the gradient
     return torch.stack([_max_where(positive, -cosine), _max_where(negative, cosine)])
 
 

@@ -19,7 +19,7 @@ def similarity_stats(
     labels: Tensor,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean cosine of the pairs with one label and that of the pairs with two, as 0-dim tensors.
+    """Return the mean cosine of pairs within a label and of pairs across labels, as 0-dim tensors.
 
     The positive pairs of all labels are pooled, so a label counts by its number of pairs. A row is no pair
     with itself; rows with a negative label are left out. NaN where there is no such pair. With `group`,

@@ -2,12 +2,12 @@
 
 All of them recompute tiles of cosines from the raw rows: the dot is of h as it comes out of the model, the lengths
 enter its float32 result. Rounding unit vectors to bfloat16 instead would cost up to a third of the gradient where
-few dimensions dominate. Each output has one writer, so there are no atomics and a second run is equal bit for bit.
+few dimensions dominate. Each output has one writer: there are no atomics, and repeated runs are equal bit for bit.
 
 Prefixes: i_ program ids, o_ offsets, m_ masks, p_ pointers, b_ values of a block. Suffixes: _m of the rows of a
 tile [BM], _n of its columns [BN], none: of its pairs [BM, BN]. N rows of all ranks, n of this rank from `first` on,
 D width. h is contiguous, its dead rows are 0. `slope` is γ or 1/τ, times log₂ e: exponentials are powers of two.
-Comparisons are written so that a NaN stays one.
+Comparisons are written so that NaN propagates.
 """
 
 import triton
@@ -68,7 +68,7 @@ def _sigmoid(b_x):
     return tl.where(b_x < 0.0, b_small, 1.0) / (1.0 + b_small)
 
 
-@triton.jit(do_not_specialize=["first", "num_own", "num_rows", "columns_a_split"])
+@triton.jit(do_not_specialize=["first", "num_own", "num_rows", "columns_per_split"])
 def statistics_kernel(
     p_h,  # [N, D]
     p_inverse,  # [N] 1 / |h|
@@ -76,7 +76,7 @@ def statistics_kernel(
     p_bound,  # [n] B of the own rows, for ntxent_terms
     p_out,  # [splits, S, n]
     p_chosen,  # [splits, 2, n] rows, for triplet
-    first, num_own, num_rows, columns_a_split,
+    first, num_own, num_rows, columns_per_split,
     margin, slope,
     KIND: tl.constexpr, S: tl.constexpr, D: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
@@ -109,8 +109,8 @@ def statistics_kernel(
     if KIND == "ntxent_terms":
         b_bound = tl.load(p_bound + o_own, mask=m_m, other=-INFINITY)
 
-    start = i_split * columns_a_split
-    for o_start in range(start, tl.minimum(start + columns_a_split, num_rows), BN):
+    start = i_split * columns_per_split
+    for o_start in range(start, tl.minimum(start + columns_per_split, num_rows), BN):
         o_n = (o_start + tl.arange(0, BN)).to(tl.int64)
         m_n = o_n < num_rows
         b_inverse_n = tl.load(p_inverse + o_n, mask=m_n, other=0.0)
@@ -130,7 +130,7 @@ def statistics_kernel(
             b_new_p = tl.maximum(b_max_p, tl.max(tl.where(m_positive, b_x, -INFINITY), axis=1))
             b_new_n = tl.maximum(b_max_n, tl.max(tl.where(m_negative, b_x, -INFINITY), axis=1))
             b_shift_p, b_shift_n = _shifted(b_new_p), _shifted(b_new_n)
-            # one exponential a pair: each is of one kind
+            # one exponential per pair, which is either positive or negative
             b_shift = tl.where(m_same, b_shift_p[:, None], b_shift_n[:, None])
             b_exp = tl.where(m_pair, tl.exp2(tl.where(m_pair, b_x - b_shift, 0.0)), 0.0)
             b_sum_p = b_sum_p * tl.exp2(b_max_p - b_shift_p) + tl.sum(tl.where(m_same, b_exp, 0.0), axis=1)
@@ -207,7 +207,7 @@ def _pulls(b_cosine, o_m, o_n, m_m, m_n, p_labels, p_positive, p_negative, p_con
         b_as_column = tl.where(m_same, b_positive_n[None, :], b_negative_n[None, :])
     else:
         b_as_row, b_as_column = b_negative_m[:, None], b_negative_n[None, :]
-    # a pair that is none may overflow: its logit may lie far above both normalisers
+    # masked pairs may overflow: their logit can be far above both normalisers
     b_pull = tl.exp2(tl.where(m_pair, b_x - b_as_row * LOG2E, -INFINITY))
     b_pull += tl.exp2(tl.where(m_pair, b_x - b_as_column * LOG2E, -INFINITY))
     if KIND == "circle":

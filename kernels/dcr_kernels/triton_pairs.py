@@ -16,7 +16,7 @@ from .losses import Coefficients, Loss, NTXent, Triplet
 
 # Weights of pairs that wait for their matrix product: this much stays in the L2 of a large GPU (H200: 60 MB).
 _WEIGHT_BYTES = 32 * 2**20
-# With few rows everything is launch time: one kernel that needs no product beats two launches a chunk.
+# With few rows launch time dominates: one kernel without a library product beats two launches per chunk.
 _TOWARD_KERNEL_ROWS = 512
 _PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
 
@@ -39,7 +39,7 @@ def blocks_for(dtype: torch.dtype, num_rows: int) -> Blocks:
 
 
 class TritonPairs:
-    """The pairs of a batch, recomputed on the device a tile at a time. No call synchronises with the host."""
+    """The pairs of a batch, recomputed tile by tile on the device. No call synchronises with the host."""
 
     def __init__(self, batch: Batch, inverse_length: Tensor, blocks: Blocks | None = None, splits: int | None = None):
         # A dead row may hold anything, and 0 · NaN in a matrix product would reach the others.
@@ -107,9 +107,9 @@ class TritonPairs:
         """Partial statistics [splits, S, n], and the rows [splits, 2, n] of a triplet's."""
         blocks = self.blocks
         row_blocks, column_blocks = triton.cdiv(self.num_own, blocks.m), triton.cdiv(self.num_rows, blocks.n)
-        wanted = self.splits or (1 if self.interpreted else triton.cdiv(_PROGRAMS, row_blocks))
-        columns_a_split = triton.cdiv(column_blocks, min(wanted, column_blocks)) * blocks.n
-        splits = triton.cdiv(self.num_rows, columns_a_split)
+        num_splits = self.splits or (1 if self.interpreted else triton.cdiv(_PROGRAMS, row_blocks))
+        columns_per_split = triton.cdiv(column_blocks, min(num_splits, column_blocks)) * blocks.n
+        splits = triton.cdiv(self.num_rows, columns_per_split)
         partial = self.h.new_empty(splits, num_statistics, self.num_own, dtype=torch.float32)
         chosen = self.labels.new_empty(splits, 2, self.num_own if kind == "triplet" else 0)
         kernels.statistics_kernel[(row_blocks, splits)](
@@ -122,7 +122,7 @@ class TritonPairs:
             self.first,
             self.num_own,
             self.num_rows,
-            columns_a_split,
+            columns_per_split,
             *_slope(loss),
             KIND=kind,
             S=num_statistics,

@@ -1,4 +1,4 @@
-"""Lengths of raw rows, the gradient through them, and the precision everything is computed in.
+"""Lengths of rows, the gradient through normalisation, and the working precision.
 
 Shapes: N rows, D width.
 """
@@ -29,7 +29,7 @@ def inverse_lengths(h: Tensor) -> Tensor:
 
 def unit_rows(h: Tensor) -> Tensor:
     """Divide each row of h [N, D] by its length, in working precision; a row without direction becomes 0."""
-    h = h.to(working_dtype(h.dtype))  # once: two uses of a bfloat16 h would round its gradient twice
+    h = h.to(working_dtype(h.dtype))  # cast once: two uses of a bfloat16 h would round its gradient twice
     return h * inverse_lengths(h)[:, None]
 
 
