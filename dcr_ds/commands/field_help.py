@@ -73,7 +73,7 @@ def _fields(rows: Sequence[FieldRow]) -> str:
 def _field(row: FieldRow, dashes: str = "") -> str:
     default = f"; default: {row.default}" if row.default else ""
     head = textwrap.wrap(f"{dashes}{row.name}  ({row.type}{default})", WIDTH - 4, subsequent_indent="    ")
-    description = textwrap.wrap(row.description, WIDTH - 8)
+    description = textwrap.wrap(row.description, WIDTH - 8, break_on_hyphens=False)
     return "\n".join([*(f"  {line}" for line in head), *(f"      {line}" for line in description)])
 
 
@@ -82,6 +82,6 @@ def _table(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     lines = []
     for name, description in rows:
-        first, *rest = textwrap.wrap(description, WIDTH - width - 4) or [""]
+        first, *rest = textwrap.wrap(description, WIDTH - width - 4, break_on_hyphens=False) or [""]
         lines += [f"  {name:<{width}}  {first}", *(" " * (width + 4) + line for line in rest)]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""The recipe: the one typed description of a run.
+"""Recipes: the typed description of a run.
 
-A recipe is a YAML file of the sections of schema.py. `load_recipe` reads it, lays dotted overrides over it and refuses
-what cannot work, naming the field, where it was set and the way out. Nothing here imports torch.
+A recipe is a YAML file with the sections of schema.py. `load_recipe` reads it, applies overrides and checks the result;
+its errors name the field, where it was set and what to do. Nothing here imports torch.
 """
 
 from dcr_ds.recipe.changes import change_recipe, find_recipe

