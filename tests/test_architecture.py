@@ -86,6 +86,16 @@ def test_reports_are_made_of_files_alone():
         assert rooms <= {"report", "errors", "files", "recipe", "statistics", "discernment"}, file
 
 
+def test_reports_are_composed_in_order():
+    """numbers know nothing of render, render nothing of sections, and sections nothing of the whole report."""
+    order = ["numbers", "render", "sections", "compose", "card", "write"]
+    for file in (ROOT / "dcr_ds" / "report").rglob("*.py"):
+        room = file.relative_to(ROOT / "dcr_ds" / "report").with_suffix("").parts[0]
+        parts = {name.split(".")[2] for name in imports(file) if name.startswith("dcr_ds.report.")}
+        later = {part for part in parts - {room} if room in order and order.index(part) > order.index(room)}
+        assert not later, f"{module_of(file)} imports {later}"
+
+
 @pytest.mark.parametrize(
     "room", ["errors.py", "files.py", "statistics.py", "ranking.py", "discernment", "recipe", "data"]
 )

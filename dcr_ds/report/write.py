@@ -1,4 +1,4 @@
-"""Write the report of run folders: Markdown, a page, figures, and the model cards of a single run."""
+"""Write the report of run folders: Markdown, an HTML page, figures, and the model cards of a single run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,27 +8,33 @@ from textwrap import wrap
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
 from dcr_ds.report.card import write_cards
-from dcr_ds.report.compose import Comparison, compare, compose, missing
+from dcr_ds.report.compose import compose
+from dcr_ds.report.numbers.comparison import Comparison, compare
 from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.render.html import html_page
 from dcr_ds.report.render.markdown import markdown_text, table_rows
 from dcr_ds.report.render.png import can_draw, draw_categories, draw_tradeoff
 from dcr_ds.report.render.tables import text_table
+from dcr_ds.report.sections.categories import category_tables
 from dcr_ds.report.sections.discernment import TERMINAL_ROWS, measures_table
 from dcr_ds.report.sections.headline import headline
-from dcr_ds.report.sections.results import category_tables
+from dcr_ds.report.sections.results import missing, results_table
+
+TERMINAL_WIDTH = 100
 
 
 def write_report(folders: Sequence[Path], out: Path) -> str:
-    """Write the report of run folders to the file `out`, with .html and figures/ beside it; returns the Markdown.
+    """Write the report of run folders to `out`, with the HTML page and figures/ next to it; returns the Markdown.
 
-    The report of a single run writes the cards of its models too.
+    For a single run, also write the cards of its models.
 
     Raises:
-        UserError: a folder is no run folder, a file in it is broken, or two runs have no prompt in common.
+        UserError: a folder is not a run folder, a file in it is broken, or two runs have no prompt in common.
     """
     if out.suffix == ".html":
-        raise UserError(f"--out {out}: names the Markdown file, the page is written beside it; say {out.stem}.md")
+        raise UserError(
+            f"--out {out}: must name the Markdown file, such as {out.stem}.md; the HTML page is written next to it"
+        )
     comparison = compare([read_run(folder) for folder in folders])
     command = f"dcr-ds report {' '.join(quote(str(folder)) for folder in folders)} --out {quote(str(out))}"
     document = compose(comparison, command, _draw(comparison, out))
@@ -41,7 +47,7 @@ def write_report(folders: Sequence[Path], out: Path) -> str:
 
 
 def _draw(comparison: Comparison, out: Path) -> str | None:
-    """Draw what there is to draw into figures/; returns the path of the trade-off, None where it is not there."""
+    """Draw the figures into figures/; returns the path of the trade-off, None if it was not drawn."""
     if not can_draw():
         return None
     for table in category_tables(comparison.columns, comparison.benchmarks):
@@ -56,13 +62,18 @@ def _draw(comparison: Comparison, out: Path) -> str | None:
 def terminal_table(folders: Sequence[Path]) -> str:
     """The measures of discernment, the table of results and the headline of run folders, at most 100 columns wide."""
     comparison = compare([read_run(folder) for folder in folders])
-    rows = table_rows(comparison.results)
+    rows = table_rows(results_table(comparison.columns, comparison.benchmarks))
     if len(rows) < 2:
-        return missing(comparison.runs)
-    parts = [text_table(rows)]
-    for entry in reversed(comparison.discernment):
+        return missing(comparison.unevaluated)
+    parts = []
+    for entry in comparison.discernment:
         table = measures_table(comparison.columns, entry, TERMINAL_ROWS)
-        parts.insert(0, "\n".join([*wrap(table.caption, 100), "", text_table(table_rows(table))]))
-    if said := headline(comparison.columns, comparison.benchmarks, comparison.discernment):
-        parts.append("\n".join(wrap(said, 100)))
+        parts.append(f"{_wrapped(table.caption)}\n\n{text_table(table_rows(table))}")
+    parts.append(text_table(rows))
+    if summary := headline(comparison.columns, comparison.benchmarks, comparison.discernment):
+        parts.append(_wrapped(summary))
     return "\n\n".join(parts)
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(wrap(text, TERMINAL_WIDTH))

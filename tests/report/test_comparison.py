@@ -9,13 +9,15 @@ from run_folders import write, write_benchmark, write_run
 from small_runs import write_rows
 
 from dcr_ds.errors import UserError
-from dcr_ds.report.compose import compare
+from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.differences import difference, mean_difference, pareto_front
 from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.render.markdown import table_rows, written
 from dcr_ds.report.sections.agreement import agreement
+from dcr_ds.report.sections.categories import category_differences_table, category_tables
+from dcr_ds.report.sections.differences import differences_table
 from dcr_ds.report.sections.headline import headline
-from dcr_ds.report.sections.results import category_differences_table, category_tables, differences_table
+from dcr_ds.report.sections.results import results_table
 
 STL = ("align", "evaluate")
 
@@ -102,7 +104,7 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
     assert 0 <= rate.low < 0.85 < rate.high <= 1
     found = difference(seeming, len(comparison.columns) - 1, len(comparison.columns) - 2)
     assert found.value == pytest.approx(0.35) and found.p is None and found.low < 0.35 < found.high
-    assert "DCR (2 seeds)" in written(comparison.results)
+    assert "DCR (2 seeds)" in written(results_table(comparison.columns, comparison.benchmarks))
 
 
 def test_a_run_twice_is_no_second_seed(pair):
@@ -166,8 +168,10 @@ def test_general_ability_shows_with_its_interval(pair):
     for folder, value in zip(pair, (0.25, 0.5), strict=True):
         score = {"metric": "acc_norm", "value": value, "low": value - 0.1, "high": value + 0.1, "n": 200}
         write(folder / "evaluate/aligned/ability.json", {"settings": {}, "tasks": {"arc_easy": score}})
-    assert "arc_easy: acc_norm ↑" in written(compared(pair).results)
-    assert "**50.0%** (40.0–60.0)" in written(compared(pair).results)
+    comparison = compared(pair)
+    table = written(results_table(comparison.columns, comparison.benchmarks))
+    assert "arc_easy: acc_norm ↑" in table
+    assert "**50.0%** (40.0–60.0)" in table
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from small_runs import write_rows
 
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report import terminal_table, write_report
-from dcr_ds.report.compose import compare
+from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.discernment import GRID
 from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.sections.discernment import sentence

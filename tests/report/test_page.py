@@ -7,8 +7,9 @@ from run_folders import write_benchmark, write_run
 
 from dcr_ds.errors import UserError
 from dcr_ds.report import write_report
+from dcr_ds.report.numbers.tradeoff import ModelPoint
 from dcr_ds.report.render import png
-from dcr_ds.report.render.figures import ModelPoint, tradeoff_figure
+from dcr_ds.report.sections.tradeoff import tradeoff_figure
 
 ATTACKS = [
     '<script>alert(1)</script><img src=x onerror="alert(2)">',
@@ -153,5 +154,5 @@ def test_labels_of_models_that_are_alike_do_not_cover_each_other():
 
 
 def test_the_report_names_the_page_for_itself(attacked, tmp_path):
-    with pytest.raises(UserError, match=r"--out .*report\.html: names the Markdown file"):
+    with pytest.raises(UserError, match=r"--out .*report\.html: must name the Markdown file"):
         write_report([attacked], tmp_path / "report.html")

@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.report.numbers.tradeoff import ModelPoint, pareto_line
 from dcr_ds.report.render.document import Table
-from dcr_ds.report.render.figures import NUM_STYLES, ModelPoint, colour, is_labelled_below, pareto_line
+from dcr_ds.report.render.figures import NUM_STYLES, colour, is_labelled_below
 
 COLOURS = ("#4d4d4d", "#b34700", "#005fa3", "#00734f", "#9c3d78", "#7a5c00")  # as in the page's light theme
 MARKERS, HATCHES = "os^DvP", ("", "//", "..", "xx", "\\\\", "--")
