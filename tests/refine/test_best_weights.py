@@ -19,12 +19,10 @@ FIELDS = {
     "stages": "[refine]", "refine.learning_rate": 1e-3, "refine.target_gap": 2, "refine.patience": 9,
     "refine.max_drift": 0.35, "refine.max_steps": 4, "refine.on_failure": "stop", "checkpoint.every_steps": 1,
 }  # fmt: skip
-LORA = {"refine.adapter": "lora", "refine.lora.rank": 4, "refine.max_drift": 0.1}
+ZERO3 = {"deepspeed": "ds_configs/zero3.json"}
 ARMS = {
     "full": {},
-    "lora": LORA,
-    "zero3": {"deepspeed": "ds_configs/zero3.json"},
-    "zero3 lora": {**LORA, "deepspeed": "ds_configs/zero3.json"},
+    "lora, ZeRO-3": ZERO3 | {"refine.adapter": "lora", "refine.lora.rank": 4, "refine.max_drift": 0.1},
 }
 KILLED = """
 import os, sys
@@ -90,6 +88,28 @@ def test_the_exported_weights_are_those_of_the_best_step_also_after_a_kill(recip
     assert main(words) == 0
     assert summary_of(tmp_path / "killed")["best"] == summary["best"]
     assert same(weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole"))
+
+
+def test_two_ranks_share_the_copy_and_one_rank_resumes_from_it(recipe, tmp_path):
+    """Killed on two ranks under ZeRO-3 and resumed on one, the exported weights are those of two undisturbed ranks."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+    words = {name: words_of(recipe, tmp_path / name, **ZERO3) for name in ("whole", "killed")}
+    (script := tmp_path / "killed.py").write_text(KILLED.format(paths=paths, words=words["killed"]))
+    codes = {}
+    for name, command in (("whole", ["train.py", *words["whole"][1:]]), ("killed", [str(script)])):
+        done = subprocess.run([*launch, *command], cwd=ROOT, env=one_thread_environment(), timeout=200)
+        codes[name] = done.returncode
+    assert codes["whole"] == 0 != codes["killed"]
+    checkpoint = tmp_path / "killed/run/refine/checkpoints/step-00000003"
+    assert len(list(checkpoint.glob("snapshot-*.safetensors"))) == 2
+    assert main(words["killed"]) == 0
+    whole, killed = summary_of(tmp_path / "whole"), summary_of(tmp_path / "killed")
+    assert 0 < whole["exported_step"] == killed["exported_step"] < whole["steps"]
+    expected, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
+    for name in expected:
+        torch.testing.assert_close(resumed[name], expected[name], rtol=1e-3, atol=1e-4)
+    assert not list(tmp_path.rglob("snapshot*"))
 
 
 def test_only_measured_steps_can_be_the_best(recipe, tmp_path):
