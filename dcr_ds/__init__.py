@@ -9,13 +9,23 @@ run.table()
 
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.errors import Diverged, Stopped, UserError
+from dcr_ds.errors import Diverged, RefinementFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from dcr_ds.api import Run, change_recipe, load_recipe, train
 
 __version__ = "0.1.0"
-__all__ = ["Diverged", "Run", "Stopped", "UserError", "__version__", "change_recipe", "load_recipe", "train"]
+__all__ = [
+    "Diverged",
+    "RefinementFailed",
+    "Run",
+    "Stopped",
+    "UserError",
+    "__version__",
+    "change_recipe",
+    "load_recipe",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

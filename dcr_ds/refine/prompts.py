@@ -20,7 +20,7 @@ MEASURED_PROMPTS = 256  # held-out prompts per set that are measured, at most: a
 
 
 class HeldOut(NamedTuple):
-    """A held-out prompt: its tokens, its label, and the number of its pair (its own where it has no twin)."""
+    """A held-out prompt: tokens, label, and the number of its pair (unique for a prompt without a twin)."""
 
     ids: list[int]
     label: int
@@ -29,7 +29,7 @@ class HeldOut(NamedTuple):
 
 @dataclass
 class RefinePrompts:
-    """Everything stage 1 reads, rendered once.
+    """The rendered data of stage 1.
 
     `tokens` maps (label, id) of a prompt to its ids, of which the first `num_shared` are the same in all; `general` and
     `held_out_general` are token rows of whole conversations, prompt and answer.
@@ -45,10 +45,10 @@ class RefinePrompts:
 
 
 def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> RefinePrompts:
-    """Render, filter by length and split the sets of stage 1.
+    """Render the sets of stage 1, filter them by length and split them.
 
     Raises:
-        UserError: too little is left of a set to train on or to hold out.
+        UserError: too few rows of a set are left to train on or to hold out.
     """
     notes: list[str] = []
     limit = recipe.refine.max_length

@@ -1,4 +1,4 @@
-"""How far apart the two sets are at layer ℓ, on held-out prompts.
+"""Separation of the two sets at layer ℓ, on held-out prompts.
 
 Legend: n prompts, D width.
 """
@@ -13,7 +13,7 @@ def separation(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -> di
     """Cosine gap and AUC of held-out embeddings h [n, D], labels [n] (0 seemingly toxic, 1 toxic), pair numbers [n].
 
     The gap is the mean cosine within the two sets minus the mean cosine across them; within is the mean of the two
-    sets' means, so that a larger set does not weigh more.
+    sets' means, so that a larger set has no more weight.
     """
     within = [similarity_stats(h[labels == label], labels[labels == label])[0] for label in (0, 1)]
     _, across = similarity_stats(h, labels)
@@ -26,11 +26,11 @@ def separation(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -> di
 
 
 def class_mean_auc(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -> float:
-    """How often the direction between the class means ranks a toxic prompt above a seemingly toxic one.
+    """AUC of the direction between the class means, toxic above seemingly toxic.
 
-    Each couple of prompts is scored by the class means of the prompts of all other pairs, so that the figure is not
-    flattered by the prompts it is measured on, nor reversed by their twins. Ties count half; a couple for which a class
-    has no other pair is not counted, and the figure is NaN if no couple is counted.
+    Each couple of a toxic and a seemingly toxic prompt is scored with the class means of all other pairs, so that
+    neither these prompts nor their twins bias the result. Ties count half. Couples for which a class has no other pair
+    are left out; the AUC is NaN if none remains.
     """
     exact = h.detach().cpu()
     exact = exact if exact.dtype == torch.float64 else exact.float()  # numpy has no bfloat16

@@ -1,4 +1,4 @@
-"""DPO is its formula, on whole models' logits; the reference is computed once and kept as long as it fits."""
+"""DPO equals its formula on full logits; the reference is computed once and reused while model and data match."""
 
 import copy
 
@@ -113,7 +113,7 @@ def reference_of(model, pairs, source, folder, **section):
     return reference_log_probs(model, pairs, Batching(2), StageFolder(folder).reference, key, ALONE)
 
 
-def test_the_reference_is_kept_as_long_as_model_and_data_are_the_same(likelihood, pairs, source, tmp_path, capsys):
+def test_the_reference_is_reused_while_model_and_data_are_the_same(likelihood, pairs, source, tmp_path, capsys):
     first = reference_of(likelihood, pairs, source, tmp_path)
     with torch.no_grad():
         for parameter in likelihood.parameters():
@@ -127,7 +127,7 @@ def test_the_reference_is_kept_as_long_as_model_and_data_are_the_same(likelihood
     assert not torch.equal(reference_of(likelihood, pairs, source, tmp_path, dtype="bfloat16"), first)
 
 
-def test_a_damaged_file_is_computed_anew(likelihood, pairs, source, tmp_path):
+def test_a_damaged_file_is_computed_again(likelihood, pairs, source, tmp_path):
     first = reference_of(likelihood, pairs, source, tmp_path)
     (StageFolder(tmp_path).reference).write_bytes((StageFolder(tmp_path).reference).read_bytes()[:40])
     assert torch.equal(reference_of(likelihood, pairs, source, tmp_path), first)

@@ -1,4 +1,4 @@
-"""The SFT loss is the cross-entropy of the answers' tokens, whatever they are batched with."""
+"""The SFT loss is the cross-entropy of the answer tokens, however they are batched."""
 
 import copy
 from dataclasses import replace
@@ -50,14 +50,14 @@ def loss_of(model, samples, alive=None, packed=False):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_loss_is_that_of_each_answer_by_hand(plain, model, samples, packed):
+def test_the_loss_equals_a_plain_loop(plain, model, samples, packed):
     expected = [by_hand(plain, sample) for sample in samples]
     assert loss_of(model, samples, packed=packed).item() == pytest.approx(sum(expected), rel=1e-5)
     for sample, own in zip(samples, expected, strict=True):
         assert loss_of(model, [sample]).item() == pytest.approx(own, rel=1e-5)
 
 
-def test_of_many_turns_the_last_answer_is_supervised(samples):
+def test_only_the_last_answer_of_a_conversation_is_supervised(samples):
     tokenizer = make_tokenizer()
     assert [tokenizer.decode(sample.ids[-sample.num_supervised :]) for sample in samples] == [
         f"{turns[-1][1]}<|im_end|>" for turns in TURNS
@@ -66,12 +66,12 @@ def test_of_many_turns_the_last_answer_is_supervised(samples):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("alive", [[True, False, True, False], [False, True, False, False]])
-def test_dead_rows_weigh_nothing(plain, model, samples, alive, packed):
+def test_rows_that_are_not_alive_have_no_weight(plain, model, samples, alive, packed):
     expected = sum(by_hand(plain, sample) for sample, is_alive in zip(samples, alive, strict=True) if is_alive)
     assert loss_of(model, samples, alive, packed).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_batch_of_dead_rows_has_a_loss_and_gradient_of_zero(model, samples):
+def test_a_batch_without_live_rows_has_zero_loss_and_gradient(model, samples):
     loss = loss_of(model, samples[:2], [False, False])
     loss.backward()
     assert loss.item() == 0.0
@@ -79,8 +79,8 @@ def test_a_batch_of_dead_rows_has_a_loss_and_gradient_of_zero(model, samples):
     model.zero_grad()
 
 
-def test_an_answer_that_holds_what_pads_is_supervised_in_it(plain, model, samples):
-    """As where EOS pads: the end of the answer must not be taken for padding."""
+def test_padding_tokens_inside_an_answer_are_supervised(plain, model, samples):
+    """As with EOS as the padding token: the end of the answer is not padding."""
     ends_alike = [replace(sample, ids=[*sample.ids[:-1], 0]) for sample in samples]
     expected = sum(by_hand(plain, sample) for sample in ends_alike)
     assert loss_of(model, ends_alike).item() == pytest.approx(expected, rel=1e-5)

@@ -90,6 +90,7 @@ def test_the_exported_weights_are_those_of_the_best_step_also_after_a_kill(recip
     assert same(weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole"))
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_copy_and_one_rank_resumes_from_it(recipe, tmp_path):
     """Killed on two ranks under ZeRO-3 and resumed on one, the exported weights are those of two undisturbed ranks."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -1,4 +1,4 @@
-"""Embeddings of all prompts are those of each prompt alone."""
+"""Batched embeddings equal those of each prompt alone."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def test_mean_leaves_out_the_shared_tokens(trunk, shared, batching):
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_is_that_of_the_rows(trunk):
+def test_embeddings_are_in_the_order_of_the_rows(trunk):
     h = embed_all(trunk, ROWS, "last", 0, Batching(4), ONE)
     backwards = embed_all(trunk, ROWS[::-1], "last", 0, Batching(3), ONE)
     torch.testing.assert_close(backwards.flip(0), h, rtol=1e-4, atol=1e-5)
@@ -64,7 +64,7 @@ def test_padded_or_packed_the_trunk_has_the_same_gradient(trunk, how):
     [
         ([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 9, 9]], 2),
         ([[7, 1], [8, 1]], 0),
-        ([[1, 2, 3], [1, 2, 3]], 2),  # a prompt keeps a token of its own
+        ([[1, 2, 3], [1, 2, 3]], 2),  # at least one token of a prompt is not shared
         ([[1, 2], [1, 2, 3]], 1),
         ([[4]], 0),
         ([[1, 2, 9], [1, 3], [1, 2, 4]], 1),
@@ -77,7 +77,7 @@ def test_shared_tokens_are_counted(rows, shared):
 @pytest.mark.parametrize("batching", [Batching(2), Batching(2, 12)])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 5])
 def test_shards_of_all_ranks_are_all_rows_once(world_size, batching):
-    each = [shards(ROWS, batching, Ranks(rank, world_size, 0, CPU)) for rank in range(world_size)]
-    alive = sorted(index for rank in each for shard in rank for index, is_alive in shard if is_alive)
+    per_rank = [shards(ROWS, batching, Ranks(rank, world_size, 0, CPU)) for rank in range(world_size)]
+    alive = sorted(index for rank in per_rank for shard in rank for index, is_alive in shard if is_alive)
     assert alive == list(range(len(ROWS)))
-    assert len({len(rank) for rank in each}) == 1
+    assert len({len(rank) for rank in per_rank}) == 1

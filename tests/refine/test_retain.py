@@ -50,10 +50,10 @@ def distances(original, perturbed, row):
     return [float((b - a).norm() / a.norm()) for a, b in zip(before, after, strict=True)]
 
 
-def test_the_original_model_is_at_no_distance(original, anchors):
+def test_the_original_model_has_distance_zero(original, anchors):
     assert retain_loss(original, ROWS, ALIVE, anchors, False, CPU).item() == 0.0
     assert drift(original, ROWS, anchors, Batching(5), ONE) == 0.0
-    assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # other shapes round otherwise
+    assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # other shapes round differently
     assert drift(original, ROWS, anchors, Batching(5, 30), ONE) < 1e-5
 
 
@@ -76,14 +76,14 @@ def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors, 
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_dead_copies_weigh_nothing(perturbed, anchors, packed):
+def test_rows_that_are_not_alive_have_no_weight(perturbed, anchors, packed):
     alone = retain_loss(perturbed, ROWS, [(2, True)], anchors, packed, CPU)
     with_dead = retain_loss(perturbed, ROWS, [(2, True), (4, False), (2, False)], anchors, packed, CPU)
     assert with_dead.item() == pytest.approx(alone.item(), rel=1e-5)
     assert retain_loss(perturbed, ROWS, [(1, False), (3, False)], anchors, packed, CPU).item() == 0.0
 
 
-def test_a_small_step_down_the_gradient_comes_nearer(perturbed, anchors):
+def test_a_small_gradient_step_reduces_the_loss(perturbed, anchors):
     before = retain_loss(perturbed, ROWS, ALIVE, anchors, False, CPU)
     before.backward()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_the_distance_is_relative_to_each_token():
     assert relative_distance_squared(moved.bfloat16(), original.bfloat16()).dtype == torch.float32
 
 
-def test_anchors_come_in_the_order_asked_for(original, anchors):
+def test_anchors_are_returned_in_the_given_order(original, anchors):
     assert [len(anchors.states[index]) for index in ALL] == [len(row) for row in ROWS]
     expected = torch.cat([anchors.states[index] for index in (4, 0, 2)])
     assert torch.equal(anchors.of([4, 0, 2], CPU), expected)
