@@ -1,27 +1,36 @@
-"""Ranks: who this process is, and what all of them do together.
+"""Ranks: which of the processes this one is, and collectives over small values.
 
-One process a rank, however launched: `python`, `deepspeed`, `torchrun` or one `srun` task a rank. The environment
-is the one place the answer is read from; `set_environment` fills it in where no launcher did.
+One process per rank, however it was launched: `python`, `deepspeed`, `torchrun` or one `srun` task per rank. Launchers
+describe the ranks in environment variables; `set_environment` checks them, and sets them for a single process.
 """
 
 import os
+import platform
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from dcr_ds.errors import RunEnded
+from dcr_ds.engine.watch.joining import interruptible_join
+from dcr_ds.errors import RunEnded, UserError
 
 if TYPE_CHECKING:
     import torch
 
-# Longer than rank 0 ever judges or exports alone while the others wait. The watchdog ends what hangs long before.
+Value = TypeVar("Value")
+
+# Longer than rank 0 ever judges or exports while the others wait. The watchdog ends a run that hangs long before.
 LONGEST_COLLECTIVE = timedelta(hours=6)
-# how gloo and NCCL word that another rank is gone
-LOST_RANK_WORDS = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
+VISIBLE_SECONDS = 60.0  # network file systems cache what a folder holds for up to this long
+# how gloo and NCCL report that another rank is gone
+PEER_FAILURES = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -37,35 +46,67 @@ class Ranks:
 
 
 def set_environment() -> None:
-    """Prepare the process environment; call before torch is imported.
+    """Check and complete the environment variables of this process; call before torch is imported.
 
-    Threads a rank are cores / ranks on this node, waiting passively: spinning OpenMP threads on a shared core
-    made a step seven times slower. A single process gets a world of one and a free port (DeepSpeed would look
-    for MPI otherwise, and its launcher's default port is often taken).
+    Each rank gets cores / ranks-per-node threads, which wait passively: spinning OpenMP threads on a shared core made a
+    step seven times slower. A single process gets a world size of 1 and a free port (without them DeepSpeed looks for
+    MPI, and the default port of its launcher is often taken).
+
+    Raises:
+        UserError: the variables of a launcher are incomplete or contradict each other.
     """
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    _check_launcher_variables()
+    ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     cores = len(os.sched_getaffinity(0))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks_here)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks_per_node)))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # on some CPUs bitsandbytes, which peft imports, fetches this kernel as it is imported: code nobody asked for
+    # on some CPUs bitsandbytes, which peft imports, downloads and runs this kernel as it is imported
     os.environ.setdefault("LOCAL_KERNELS", "kernels-community/quantization-bitsandbytes=/dev/null")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun listens on its own
+    if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun has its own port
         os.environ["MASTER_PORT"] = str(_free_port())
 
 
+def _check_launcher_variables() -> None:
+    """Raise UserError where the variables describe no process group; variables that are set but empty are removed."""
+    for name in {*LAUNCHER_VARIABLES, *NUMBERS}:
+        if not os.environ.get(name, "unset").strip():
+            del os.environ[name]
+    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
+    described = " ".join(f"{name}={os.environ[name]}" for name in present)
+    way_out = (
+        f"a launcher sets all of {', '.join(LAUNCHER_VARIABLES)}; to run a single process: unset {' '.join(present)}"
+    )
+    for name in NUMBERS:
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserError(f"{name}={os.environ[name]} in the environment is not a number; {way_out}")
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if rank >= max(1, world_size):
+        raise UserError(f"the environment has {described}: ranks go from 0 to WORLD_SIZE - 1; {way_out}")
+    missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
+    if world_size > 1 and missing:
+        raise UserError(
+            f"the environment has {described}, so this process would wait for {world_size - 1} more, and lacks "
+            f"{', '.join(missing)}; {way_out}"
+        )
+
+
 def is_main_process() -> bool:
-    """Whether this is rank 0, before torch is imported."""
-    return os.environ.get("RANK", "0") == "0"
+    """Return whether this is rank 0; can be called before torch is imported."""
+    return os.environ.get("RANK", "0").strip() in ("", "0")
 
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """A process group, left at the end; not after a fault of this rank, since leaving may wait for the others."""
-    ranks = start()
+    """Join the process group and leave it at the end.
+
+    After an unexpected error of this rank the group is not left, since leaving may wait for the other ranks.
+    """
+    with interruptible_join():
+        ranks = start()
     try:
         yield ranks
     except Exception as error:
@@ -76,7 +117,7 @@ def joined() -> Iterator[Ranks]:
 
 
 def start() -> Ranks:
-    """Join the process group: NCCL where there is a GPU, gloo on a CPU. All ranks."""
+    """Join the process group, with NCCL on GPUs and gloo on CPUs. All ranks."""
     import deepspeed.ops
     import torch
 
@@ -87,14 +128,14 @@ def start() -> Ranks:
         backend = "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-        # DeepSpeed compiles a shared-memory all-reduce at every start on a CPU; only its inference uses it.
+        # DeepSpeed compiles a shared-memory all-reduce at every start on a CPU, which only its inference uses
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=LONGEST_COLLECTIVE, verbose=False)
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, device)
 
 
 def close() -> None:
-    """Leave the process group, if one was joined; DeepSpeed forgets its groups with it, and another can be joined."""
+    """Leave the process group, if one was joined; another one can be joined after it."""
     import deepspeed.comm
 
     if deepspeed.comm.is_initialized():
@@ -102,7 +143,7 @@ def close() -> None:
 
 
 def barrier(ranks: Ranks) -> None:
-    """All ranks wait for each other; nothing for a single process."""
+    """Wait until all ranks are here; does nothing for a single process."""
     import torch.distributed
 
     if ranks.world_size > 1:
@@ -110,7 +151,7 @@ def barrier(ranks: Ranks) -> None:
 
 
 def sum_over_ranks(value: "torch.Tensor", ranks: Ranks) -> "torch.Tensor":
-    """The sum of a tensor over all ranks, in place. All ranks."""
+    """Sum a tensor over all ranks, in place. All ranks."""
     import torch.distributed
 
     if ranks.world_size > 1:
@@ -119,7 +160,7 @@ def sum_over_ranks(value: "torch.Tensor", ranks: Ranks) -> "torch.Tensor":
 
 
 def broadcast_from_main(value: Any, ranks: Ranks) -> Any:
-    """Rank 0's value of a small object, on all ranks."""
+    """Return rank 0's value of a small object on all ranks."""
     import torch.distributed
 
     if ranks.world_size == 1:
@@ -130,7 +171,7 @@ def broadcast_from_main(value: Any, ranks: Ranks) -> Any:
 
 
 def gather_objects(value: Any, ranks: Ranks) -> list:
-    """The small objects of all ranks, by rank, on all ranks. All ranks."""
+    """Return the small objects of all ranks, in order of rank, on all ranks."""
     import torch.distributed
 
     if ranks.world_size == 1:
@@ -140,13 +181,55 @@ def gather_objects(value: Any, ranks: Ranks) -> list:
     return gathered
 
 
+def decide_on_main(decide: Callable[[], Value], ranks: Ranks) -> Value:
+    """Call a function on rank 0 and return its value on all ranks. All ranks.
+
+    For whatever depends on the file system, the clock or the memory of a node, so that ranks cannot disagree.
+
+    Raises:
+        UserError, OSError: rank 0 raised it; all ranks raise the same, so that none waits for another.
+    """
+    value, error = None, None
+    if ranks.is_main:
+        try:
+            value = decide()
+        except (UserError, OSError) as raised:
+            error = raised
+    value, error = broadcast_from_main((value, error), ranks)
+    if error is not None:
+        raise error
+    return value
+
+
+def wait_until_visible(paths: list[Path], ranks: Ranks) -> None:
+    """Wait until every rank sees the paths that rank 0 sees. All ranks.
+
+    Args:
+        paths: only rank 0's are used.
+
+    Raises:
+        UserError: some rank does not see them after `VISIBLE_SECONDS`; raised on all ranks.
+    """
+    if ranks.world_size == 1:
+        return
+    paths = broadcast_from_main(paths, ranks)
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while (missing := [path for path in paths if not path.exists()]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    problem = f"rank {ranks.rank} on node {platform.node()} does not see {missing[0]}" if missing else ""
+    if problems := list(filter(None, gather_objects(problem, ranks))):
+        raise UserError(
+            f"{problems[0]}, which rank 0 sees; all nodes must share the run folder: set --output to a shared file system"
+        )
+
+
 def is_peer_failure(error: BaseException | None) -> bool:
-    """Whether a collective failed because another rank is no longer there."""
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in LOST_RANK_WORDS)
+    """Return whether a collective failed because another rank is gone."""
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_FAILURES)
 
 
 def print_on_main(ranks: Ranks, text: str) -> None:
-    """Print on rank 0."""
+    """Print to stderr on rank 0."""
     if ranks.is_main:
         print(text, file=sys.stderr, flush=True)
 

@@ -123,7 +123,7 @@ def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
     run = RunFolder(recipe.folder)
     saved = _saved_recipe(run) if run.has_results else None
     if saved:
-        # a run that goes on with fewer stages (print_on_main, evaluate alone) is still the run that it was
+        # a run that goes on with fewer stages (say, evaluate alone) is still the run that it was
         stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
         recipe = recipe.model_copy(update={"stages": stages})
         if run.environment.is_file():

@@ -1,0 +1,88 @@
+"""Leftover variables of a launcher: a message says what is wrong or waited for, and Ctrl-C works."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny import one_thread_environment
+
+from dcr_ds.engine.distributed import LAUNCHER_VARIABLES, set_environment
+from dcr_ds.errors import UserError
+
+JOIN = """
+import dcr_ds.engine.watch.joining as joining
+from dcr_ds.engine import distributed
+joining.REPORT_SECONDS = 0.5
+distributed.set_environment()
+with distributed.joined():
+    print("joined")
+"""
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    """Set the launcher's variables to these alone."""
+
+    def set_variables(**variables: str) -> None:
+        for name in (*LAUNCHER_VARIABLES, "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID"):
+            monkeypatch.setenv(name, "")  # so that it is restored after the test
+            monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_variables
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "wait for 1 more, and lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
+        ({"RANK": "1"}, "RANK=1: ranks go from 0 to WORLD_SIZE - 1"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "ranks go from 0 to WORLD_SIZE - 1"),
+    ],
+)
+def test_incomplete_launcher_variables_are_refused_and_named(launcher, variables, wanted):
+    launcher(**variables)
+    with pytest.raises(UserError) as error:
+        set_environment()
+    assert wanted in str(
+        error.value
+    ) and f"unset {' '.join(name for name in LAUNCHER_VARIABLES if name in variables)}" in (str(error.value))
+
+
+def test_empty_launcher_variables_mean_a_single_process(launcher):
+    launcher(WORLD_SIZE="", RANK="", LOCAL_RANK="", LOCAL_WORLD_SIZE="")
+    set_environment()
+    assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("0", "1", "0")
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_waiting_for_ranks_that_nobody_started_is_reported_and_can_be_interrupted(rank):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    variables = {
+        "RANK": rank,
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOIN], stderr=subprocess.PIPE, text=True, env=one_thread_environment() | variables
+    )
+    try:
+        line = next(line for line in process.stderr if "has waited" in line)
+        assert f"127.0.0.1:{port}" in line and "unset RANK WORLD_SIZE MASTER_ADDR MASTER_PORT LOCAL_RANK" in line
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+        assert process.returncode == 75 and "stopped by SIGINT while waiting" in stderr
+        assert time.monotonic() - started < 5
+    finally:
+        process.kill()
