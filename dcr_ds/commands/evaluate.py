@@ -17,7 +17,8 @@ from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import STAGES, ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_environment
-from dcr_ds.run.folder import open_run, save_run
+from dcr_ds.run.folder import prepare_folder, save_run
+from dcr_ds.run.opening import open_run
 
 MODEL = ALIGNED  # the place under evaluate/ in which a report of several runs looks for the model of each
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")
@@ -56,17 +57,14 @@ def run(arguments: list[str]) -> int:
     models = [_locate(recipe.model) for recipe in recipes]
     check_judges(recipes[0].evaluate)
     recipes = [_open(recipe) for recipe in recipes]
-    ranks = process.start()
-    try:
+    hang_minutes = recipes[0].watchdog.hang_minutes
+    with open_run([recipe.folder for recipe in recipes], hang_minutes) as ranks:
         recipes = [_resolve(recipe, model, ranks) for recipe, model in zip(recipes, models, strict=True)]
         environment = _environment(ranks, data)
         for recipe, model in zip(recipes, models, strict=True):
             if ranks.is_main:
                 save_run(recipe, environment)
             _evaluate(recipe, model, data, ranks)
-        process.barrier(ranks)
-    finally:
-        process.close()
     if ranks.is_main:
         _print_results([recipe.folder for recipe in recipes])
     return 0
@@ -174,7 +172,7 @@ def _open(recipe: Recipe) -> Recipe:
         raise UserError(
             f"{recipe.folder}: holds a training run ({trained[0]}); use another --out, or another NAME=MODEL"
         )
-    return open_run(recipe, None)
+    return prepare_folder(recipe, None)
 
 
 def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks) -> Recipe:

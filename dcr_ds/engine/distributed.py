@@ -219,7 +219,8 @@ def wait_until_visible(paths: list[Path], ranks: Ranks) -> None:
     problem = f"rank {ranks.rank} on node {platform.node()} does not see {missing[0]}" if missing else ""
     if problems := list(filter(None, gather_objects(problem, ranks))):
         raise UserError(
-            f"{problems[0]}, which rank 0 sees; all nodes must share the run folder: set --output to a shared file system"
+            f"{problems[0]}, which rank 0 sees; all nodes must share the run folder: "
+            "set --output to a shared file system"
         )
 
 

@@ -1,7 +1,7 @@
 """The layout of a run folder: where a run keeps each of its files. No other module spells these names.
 
 <output>/<name>/
-  recipe.yaml  environment.json  .lock
+  recipe.yaml  environment.json  redo.json  .lock
   refine/  align/  control/           a StageFolder each: metrics.jsonl, summary.json, model/, …
   evaluate/<model>/                   a ModelFolder each: general_loss.json, cost.json, openings.json, …
   evaluate/<model>/<benchmark>/       a BenchmarkFolder each: generations.jsonl, verdicts.<judge>.jsonl, …
@@ -59,6 +59,11 @@ class StageFolder:
     def exports(self) -> tuple[Path, ...]:
         """The folders of trained weights that exist."""
         return tuple(folder for folder in (self.model, self.adapter) if folder.is_dir())
+
+    @property
+    def identity(self) -> Path:
+        """What the stage depends on, by content: model, tokenizer, chat template, data."""
+        return self.folder / "identity.json"
 
     @property
     def profile(self) -> Path:
@@ -155,6 +160,11 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.folder / ".lock"
+
+    @property
+    def redo(self) -> Path:
+        """Records a --redo from its beginning until the run is done."""
+        return self.folder / "redo.json"
 
     @property
     def report(self) -> Path:

@@ -1,9 +1,10 @@
-"""Where a run happens: versions, commit, hardware, SLURM job; what environment.json records."""
+"""What environment.json records of each attempt: versions, commit, hardware, SLURM job."""
 
 import importlib.metadata
 import os
 import platform
 import subprocess
+from datetime import UTC, datetime
 from typing import Any
 
 from dcr_ds.recipe import source_checkout
@@ -19,13 +20,14 @@ PACKAGES = (
     "flash-attn",
     "bitsandbytes",
 )
-# the variables of the environment that are recorded; no other is read: one of them may hold a secret
+GIT_SECONDS = 30
+# the environment variables that are recorded; no others are, since they may hold secrets
 SLURM = {"job": "SLURM_JOB_ID", "array_job": "SLURM_ARRAY_JOB_ID", "array_task": "SLURM_ARRAY_TASK_ID"}
 SLURM |= {"nodes": "SLURM_JOB_NODELIST", "restarts": "SLURM_RESTART_COUNT"}
 
 
 def describe_environment(device: str, world_size: int) -> dict[str, Any]:
-    """Versions, commit, hardware, and in a SLURM job its id, nodes and restarts; never a secret."""
+    """Describe versions, commit, hardware and, in a SLURM job, its id, nodes and restarts; never a secret."""
     return {
         "device": device,
         "world_size": world_size,
@@ -34,12 +36,17 @@ def describe_environment(device: str, world_size: int) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "packages": package_versions(),
         "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain")),
+        "uncommitted_changes": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
     } | ({"slurm": job} if (job := slurm_job()) else {})
 
 
+def describe_software() -> dict[str, str | None]:
+    """Return the versions of Python and the packages, and the commit of the project; None where it is unknown."""
+    return {"python": platform.python_version(), **package_versions(), "commit": _git("rev-parse", "HEAD")}
+
+
 def package_versions() -> dict[str, str]:
-    """Version of each package that the project stands on, of those that are installed."""
+    """Return the versions of the packages that results depend on, as far as they are installed."""
     versions = {}
     for name in PACKAGES:
         try:
@@ -50,12 +57,32 @@ def package_versions() -> dict[str, str]:
 
 
 def slurm_job() -> dict[str, str]:
-    """Id, nodes and restarts of the SLURM job that this process belongs to; empty where there is none."""
+    """Return id, nodes and restarts of the SLURM job of this process; empty outside a job."""
     return {name: os.environ[variable] for name, variable in SLURM.items() if os.environ.get(variable)}
 
 
+def record_attempt(environment: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Return what environment.json holds after another attempt: this one at the top level, all of them in `attempts`.
+
+    Args:
+        before: what environment.json held; {} for a new run. Files of older versions have no `attempts`.
+    """
+    merged = dict(environment)
+    merged["data"] = (before.get("data") or {}) | environment["data"]
+    for name in ("notes", "overlaps"):
+        merged[name] = list(dict.fromkeys([*(before.get(name) or []), *environment[name]]))
+    facts = {name: value for name, value in environment.items() if name not in ("data", "notes", "overlaps")}
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return merged | {"attempts": [*(before.get("attempts") or []), {"started": started} | facts]}
+
+
 def _git(*arguments: str) -> str | None:
+    """Return what git prints; None without a checkout or without git."""
     if (checkout := source_checkout()) is None:
         return None
-    done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True)
+    command = ["git", "-C", str(checkout), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):  # no git on the PATH, or a checkout on a file system that hangs
+        return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -1,23 +1,19 @@
-"""The run folder: opened, checked against the recipe, and described."""
+"""The run folder: created or reopened, checked against the recipe, described, and cleared for a redo."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
-from dcr_ds.engine.distributed import Ranks, broadcast_from_main
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_atomically
+from dcr_ds.files import hash_of, read_json, write_atomically, write_json
 from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe
 from dcr_ds.recipe.layout import RunFolder
+from dcr_ds.run.environment import record_attempt
 
-LOCK_SECONDS = 60
-# what may differ between the run in a folder and a run that goes on there: it changes no weight
+# fields that change no weight, so they may change when a run is resumed
 FREE = (
     "output",
     "stages",
@@ -29,29 +25,37 @@ FREE = (
     "checkpoint",
     "watchdog",
 )
+# fields of a stage that may change, too: how batches are split, and what happens after a refinement that failed
+FREE_IN_STAGES = (".micro_batch", ".packed_length", ".on_failure")
 
 
-def open_run(recipe: Recipe, redo: str | None) -> Recipe:
-    """Make or reopen the run folder, and return the recipe with each `auto` that an earlier run resolved.
+def prepare_folder(recipe: Recipe, redo: str | None) -> Recipe:
+    """Create or check the run folder; return the recipe with each `auto` as an earlier attempt resolved it.
+
+    Nothing that exists is changed, so this can be called before a run is opened, and again under its lock.
 
     Args:
-        redo: a stage to do again, with the stages after it, or `all`; `clear_stages` removes their outputs.
+        redo: a stage to do again, with the stages after it, or `all`; see `begin_redo`.
 
     Raises:
-        UserError: the folder cannot be made, or it holds another recipe's run.
+        UserError: the folder cannot be created, or it holds the run of another recipe.
     """
     folder = recipe.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{folder}: the run folder cannot be made ({error.strerror}); set --output elsewhere") from None
+        raise UserError(
+            f"{folder}: the run folder cannot be created ({error.strerror}); set --output elsewhere"
+        ) from None
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
-    redone = _redone(redo)
     run = RunFolder(folder)
+    redone = _stages_to_redo(recipe, redo)
     trained = [stage for stage in TRAINING_STAGES if stage not in redone and run.stage(stage).has_results]
-    saved = _saved_recipe(run) if trained else None
-    if saved and (different := _what_differs(saved, recipe, trained)):
+    keeps_control = "control" not in redone and run.stage("control").has_results  # trained as align says
+    kept = {*trained, *(["align"] if keeps_control else [])}
+    saved = _saved_recipe(run) if kept else None
+    if saved and (different := _what_differs(saved, recipe, kept)):
         raise UserError(
             f"{folder}: holds another recipe's run:\n" + "\n".join(different) + "\nGive this one another --name or "
             "--output, or do the stages again with --redo refine, --redo align or --redo all"
@@ -59,80 +63,124 @@ def open_run(recipe: Recipe, redo: str | None) -> Recipe:
     if "refine" in recipe.stages and trained == ["align"]:
         raise UserError(
             f"{run.stage('align').folder}: was aligned without refine; give this run another --name or --output, or "
-            "run stage 2 again with --redo align"
+            "do stage 2 again with --redo align"
         )
     return _keep_resolved(recipe, saved) if saved else recipe
 
 
-@contextmanager
-def run_alone(recipe: Recipe, ranks: Ranks) -> Iterator[None]:
-    """Hold the run folder against a second run in it. All ranks; the lock ends with rank 0's process, however it ends.
+def begin_redo(recipe: Recipe, redo: str | None) -> str | None:
+    """Remove the outputs of the stages to do again, once: a redo that was begun is resumed by the same command. Rank 0.
+
+    The run folder records the redo until `end_redo`. With another recipe it is another redo and begins again.
+
+    Returns:
+        What was decided, to be printed; None without a redo.
 
     Raises:
-        UserError: another run is still there after `LOCK_SECONDS`; the ranks of one that was killed end within them.
+        UserError: an output cannot be removed.
     """
-    lock = FileLock(RunFolder(recipe.folder).lock, timeout=LOCK_SECONDS)
-    taken = True
-    if ranks.is_main:
-        try:
-            lock.acquire()
-        except Timeout:
-            taken = False
-    if not broadcast_from_main(taken, ranks):
-        raise UserError(
-            f"{recipe.folder}: another run is under way in this folder; wait for it, end it, or give this one another "
-            "--name"
-        )
-    try:
-        yield
-    finally:
-        lock.release()
+    run = RunFolder(recipe.folder)
+    record: Any = read_json(run.redo)
+    if redo is None:
+        if isinstance(record, dict) and record.get("cleared") is False:  # interrupted while it removed
+            for stage in record["stages"]:
+                _clear(run.stage(stage).folder)
+            write_json(run.redo, record | {"cleared": True})
+            return f"removed what an interrupted --redo had left of {', '.join(record['stages'])}"
+        return None
+    if not _stages_to_redo(recipe, redo):
+        return f"--redo {redo} has begun before and is continued; to begin it again, remove {run.redo}"
+    # written before anything is removed: a redo that is interrupted while it removes must not resume what is left
+    write_json(run.redo, _redo_record(recipe, redo) | {"cleared": False})
+    for stage in _redo_stages(redo):
+        _clear(run.stage(stage).folder)
+    write_json(run.redo, _redo_record(recipe, redo) | {"cleared": True})
+    return f"--redo {redo}: removed the earlier results of {', '.join(_redo_stages(redo))}"
 
 
-def clear_stages(recipe: Recipe, redo: str | None) -> None:
-    """Remove the outputs of the stages that are done again; after every check. Rank 0."""
-    # the control depends on align alone, so that it stays when refine is done again
-    control = ("control",) if redo in ("align", "all") else ()
-    for stage in (*_redone(redo), *control):
-        shutil.rmtree(RunFolder(recipe.folder).stage(stage).folder, ignore_errors=True)
+def end_redo(recipe: Recipe) -> None:
+    """Record that all stages are done: the next --redo begins again. Rank 0."""
+    RunFolder(recipe.folder).redo.unlink(missing_ok=True)
 
 
-def _redone(redo: str | None) -> tuple[str, ...]:
-    return STAGES if redo == "all" else STAGES[STAGES.index(redo) :] if redo else ()
+def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
+    """Write recipe.yaml, from which the same run can be started again, and environment.json. Rank 0.
+
+    environment.json describes the latest attempt, and lists all attempts in `attempts`.
+    """
+    run = RunFolder(recipe.folder)
+    saved = _saved_recipe(run) if run.has_results else None
+    before: Any = read_json(run.environment) if saved else None
+    if saved:
+        # a run that is resumed with fewer stages (only evaluate, for example) still has its earlier stages
+        stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
+        recipe = recipe.model_copy(update={"stages": stages})
+    write_json(run.environment, record_attempt(environment, before if isinstance(before, dict) else {}))
+    write_atomically(run.recipe, dump_recipe(recipe))
 
 
 def has_control(recipe: Recipe) -> bool:
-    """Whether a run trains a control: it aligns, and what it aligns was refined."""
+    """Return whether a run trains a control: it aligns a model that was refined."""
     refines = "refine" in recipe.stages or RunFolder(recipe.folder).stage("refine").is_done
     return recipe.control == "stl" and "align" in recipe.stages and refines
 
 
-def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: Sequence[str]) -> list[str]:
-    """A line for every field that differs and may not; those of a stage that is still to be trained may."""
-    free = {*FREE, *STAGES} - set(trained)
+def redo_of(stage: str) -> str:
+    """Return the value of --redo that does a stage again."""
+    return "align" if stage == "control" else stage
+
+
+def _redo_stages(redo: str | None) -> tuple[str, ...]:
+    """The stages whose results a redo removes."""
+    if redo is None:
+        return ()
+    stages = STAGES if redo == "all" else STAGES[[str(stage) for stage in STAGES].index(redo) :]
+    # the control depends on align alone: it stays when only refine is done again
+    return (*stages, "control") if redo in ("align", "all") else stages
+
+
+def _stages_to_redo(recipe: Recipe, redo: str | None) -> tuple[str, ...]:
+    """The stages whose results the redo still has to remove; none where it did so before it was interrupted."""
+    record: Any = read_json(RunFolder(recipe.folder).redo)
+    has_begun = redo is not None and record == _redo_record(recipe, redo) | {"cleared": True}
+    return () if has_begun else _redo_stages(redo)
+
+
+def _redo_record(recipe: Recipe, redo: str) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json", exclude=set(FREE))
+    return {"stages": list(_redo_stages(redo)), "recipe": hash_of(values)}
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder; of a symbolic link to a folder, everything in that folder.
+
+    Raises:
+        UserError: something is left.
+    """
+    try:
+        if folder.is_symlink() and folder.is_dir():
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        elif folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder}: cannot be removed for --redo ({error.strerror}); remove {folder} yourself, "
+            "or give this run another --name"
+        ) from None
+
+
+def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: set[str]) -> list[str]:
+    """Describe each field that must not differ and does; the fields of stages without results may differ."""
+    free = {*FREE, *STAGES} - trained
     values = recipe.model_dump(mode="json")
     return [
         f"  {name}: {old} there, {new} now"
         for name, old, new in _differences(saved, values)
-        if name.partition(".")[0] not in free and not name.endswith((".micro_batch", ".packed_length", ".on_failure"))
+        if name.partition(".")[0] not in free and not name.endswith(FREE_IN_STAGES)
     ]
-
-
-def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
-    """Write recipe.yaml, from which the same run starts again, and environment.json. Rank 0."""
-    run = RunFolder(recipe.folder)
-    saved = _saved_recipe(run) if run.has_results else None
-    if saved:
-        # a run that goes on with fewer stages (say, evaluate alone) is still the run that it was
-        stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
-        recipe = recipe.model_copy(update={"stages": stages})
-        if run.environment.is_file():
-            before = json.loads(run.environment.read_text(encoding="utf-8"))
-            environment["data"] = before["data"] | environment["data"]
-            for name in ("notes", "overlaps"):
-                environment[name] = list(dict.fromkeys([*before[name], *environment[name]]))
-    write_atomically(run.environment, json.dumps(environment, indent=1, ensure_ascii=False))
-    write_atomically(run.recipe, dump_recipe(recipe))
 
 
 def _saved_recipe(run: RunFolder) -> dict[str, Any] | None:
@@ -140,15 +188,19 @@ def _saved_recipe(run: RunFolder) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump(mode="json")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not values:  # a recipe of defaults is not empty either: all fields are written
+            raise ValueError("it is empty")
+        return Recipe.model_validate(values).model_dump(mode="json")
     except (ValueError, yaml.YAMLError):
         raise UserError(
-            f"{path}: not a recipe this version reads; give this run another --name, or remove the folder"
+            f"{path}: not a recipe that this version can read; restore it, give this run another --name, or remove the "
+            "folder"
         ) from None
 
 
 def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Fields that differ, except where the one asked for is `auto`, which means what was resolved before."""
+    """Fields that differ; an `auto` that is asked for means what was resolved before, and never differs."""
     if isinstance(saved, dict) and isinstance(asked, dict):
         names = [name for name in asked if name in saved]
         return [row for name in names for row in _differences(saved[name], asked[name], f"{prefix}{name}.")]
@@ -156,7 +208,7 @@ def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, An
 
 
 def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
-    """Each `auto` as it was resolved before, except how batches are cut, which depends on ranks and device."""
+    """Replace each `auto` by its resolved value, except how batches are split, which depends on ranks and device."""
     values = recipe.model_dump()
     for section, name in (("model", "dtype"), ("model", "attention"), ("model", "kernels"), ("refine", "layer")):
         if values[section][name] == "auto":

@@ -1,17 +1,22 @@
-"""A run from recipe to report: everything cheap is checked first, then stage after stage."""
+"""A run from recipe to report: everything cheap is checked first, then the stages run one after the other."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 from dcr_ds.data.load import RunData, load_data
-from dcr_ds.engine import distributed as process
 from dcr_ds.engine.config import read_config
+from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main, wait_until_visible
 from dcr_ds.errors import RefinementFailed, UserError
-from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.files import read_json
+from dcr_ds.models.checkpoint_files import check_checkpoint, model_config
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import Recipe
-from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, REFINED, RunFolder
+from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
 from dcr_ds.run.environment import describe_environment
-from dcr_ds.run.folder import clear_stages, has_control, open_run, run_alone, save_run
+from dcr_ds.run.folder import begin_redo, end_redo, has_control, prepare_folder, redo_of, save_run
+from dcr_ds.run.identity import check_identity
+from dcr_ds.run.opening import open_run
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -23,108 +28,229 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     data = load_data(recipe)
     source = prepare_source(recipe.model)
     _check_layer(recipe, source)
-    if not dry_run:
-        recipe = open_run(recipe, redo)
+    if dry_run:
+        with open_run([], recipe.watchdog.hang_minutes) as ranks:
+            _describe_only(recipe, source, data, ranks)
+        return
+    prepare_folder(recipe, redo)
+    with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
+        asked = recipe
+        # again, under the lock: another run may have ended just now
+        recipe = decide_on_main(lambda: prepare_folder(asked, redo), ranks)
+        recipe, reasons = _resolve(recipe, source, ranks)
+        if message := decide_on_main(lambda: begin_redo(asked, redo), ranks):
+            print_on_main(ranks, message)
+        for note in decide_on_main(lambda: _check_resumed(recipe, source, data), ranks):
+            print_on_main(ranks, note)
+        _describe(recipe, reasons, data, ranks)
+        _run_stages(recipe, source, data, ranks)
+        if ranks.is_main:
+            _report(recipe)
+            end_redo(recipe)
 
+
+def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
+    run = RunFolder(recipe.folder)
+    if "refine" in recipe.stages:
+        if _is_to_train(recipe, "refine", source, data, ranks):
+            from dcr_ds.refine.loop import refine
+
+            refine(recipe, source, data, run.stage("refine"), ranks)
+        _check_refinement(recipe, ranks)
+    if "align" in recipe.stages:
+        start = _model_to_align(recipe, source, ranks)
+        _check_refinement(recipe, ranks)
+        if _is_to_train(recipe, "align", start, data, ranks):
+            from dcr_ds.align.loop import align
+
+            align(recipe, start, data, run.stage("align"), ranks)
+    if decide_on_main(lambda: has_control(recipe), ranks) and _is_to_train(recipe, "control", source, data, ranks):
+        from dcr_ds.align.loop import align
+
+        print_on_main(ranks, "control: the same alignment from the base model, without refine")
+        align(recipe, source, data, run.stage("control"), ranks)
+    if "evaluate" in recipe.stages:
+        _evaluate(recipe, source, data, ranks)
+
+
+def _check_refinement(recipe: Recipe, ranks: Ranks) -> None:
+    """Report and raise RefinementFailed if stage 1 is done and failed. All ranks."""
+    from dcr_ds.refine.outcome import check_outcome
+
+    try:
+        check_outcome(recipe, RunFolder(recipe.folder).stage("refine"), ranks)
+    except RefinementFailed:
+        if ranks.is_main:
+            _report(recipe)
+        raise
+
+
+def _check_resumed(recipe: Recipe, source: Path, data: RunData) -> list[str]:
+    """Check the identity of each stage that has results, before anything is written. Rank 0.
+
+    Returns:
+        Notes to print: what differs and is no reason to refuse.
+
+    Raises:
+        UserError: a stage began with another model or other data.
+    """
+    notes = []
+    run = RunFolder(recipe.folder)
+    refined = run.stage("refine")
+    starts = {"refine": source, "align": refined.model if refined.has_results else source, "control": source}
+    for stage, start in starts.items():
+        is_asked = stage in recipe.stages or (stage == "control" and has_control(recipe))
+        if is_asked and run.stage(stage).has_results and start.is_dir():
+            notes += check_identity(recipe, stage, start, data)
+    return notes
+
+
+def _is_to_train(recipe: Recipe, stage: str, start: Path, data: RunData, ranks: Ranks) -> bool:
+    """Return whether a stage still has to be trained from `start`, after checking what is there of it. All ranks."""
+    folder = RunFolder(recipe.folder).stage(stage)
+
+    def is_done() -> bool:
+        check_identity(recipe, stage, start, data)
+        return _is_done(folder, stage)
+
+    if not decide_on_main(is_done, ranks):
+        return True
+    print_on_main(ranks, f"{stage}: already done in {folder.folder} (--redo {redo_of(stage)} does it again)")
+    return False
+
+
+def _is_done(folder: StageFolder, stage: str) -> bool:
+    """Return whether a stage is done, and complete what an interrupted end of it left undone. Rank 0.
+
+    Raises:
+        UserError: it is done, and its summary or its model is missing or damaged.
+    """
+    if not folder.is_done:
+        return False
+    summary = read_json(folder.summary)
+    if not isinstance(summary, dict) or "steps" not in summary:
+        if not any(folder.checkpoints.glob("step-*")):
+            raise UserError(
+                f"{folder.summary}: damaged; restore it, or do the stage again with --redo {redo_of(stage)}"
+            )
+        folder.summary.unlink()  # the stage resumes from its last checkpoint and ends again
+        return False
+    _check_model(folder, stage)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)  # left where a run ended just after the summary was written
+    return True
+
+
+def _check_model(folder: StageFolder, stage: str) -> None:
+    """Raise UserError unless the model of a finished stage is complete."""
+    try:
+        check_checkpoint(folder.model)
+    except UserError as error:
+        raise UserError(
+            f"{folder.model}: {stage} is done, and its model is missing or incomplete ({error}); restore it, or do the "
+            f"stage again with --redo {redo_of(stage)}"
+        ) from None
+
+
+def _model_to_align(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
+    """Return the refined model if this run has a stage 1, else the source. All ranks.
+
+    Raises:
+        UserError: stage 1 has begun and is not done, or its model is incomplete.
+    """
+    folder = RunFolder(recipe.folder).stage("refine")
+
+    def is_refined() -> bool:
+        if not folder.has_results:
+            return False
+        if not _is_done(folder, "refine"):
+            raise UserError(
+                f"{folder.folder}: refine has begun and is not done; finish it first (--stages [refine,align]), or "
+                "give this run another --name"
+            )
+        return True
+
+    if not decide_on_main(is_refined, ranks):
+        return source  # of this node: its cache need not be shared
+    wait_until_visible(_files(folder.model), ranks)
+    return folder.model
+
+
+def _evaluate(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
+    from dcr_ds.evaluate.run import evaluate_models
+    from dcr_ds.models.load import DTYPES
+
+    run = RunFolder(recipe.folder)
+    trained = {name: run.stage(stage) for name, stage in STAGE_OF_MODEL.items()}
+
+    def existing() -> list[str]:
+        for name, folder in trained.items():
+            if folder.is_done and name in recipe.evaluate.models:
+                _check_model(folder, STAGE_OF_MODEL[name])
+        return [name for name, folder in trained.items() if folder.model.is_dir()]
+
+    names = decide_on_main(existing, ranks)
+    models = {BASE: source} | {name: trained[name].model for name in names}
+    for name in names:
+        wait_until_visible(_files(models[name]), ranks)
+    dtype = DTYPES[recipe.model.dtype]
+    evaluate_models(recipe, recipe.folder, models, data, ranks, dtype, recipe.model.attention)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _report(recipe: Recipe) -> None:
+    from dcr_ds.report import terminal_table, write_report
+
+    folder = RunFolder(recipe.folder)
+    write_report([folder.folder], folder.report)
+    print(f"\n{terminal_table([folder.folder])}\n\nReport: {folder.report}", flush=True)
+
+
+def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[str, str]]:
+    """Return the recipe as rank 0 resolves it, and the reasons. All ranks; each checks its own device."""
     from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import check_device, resolve
-    from dcr_ds.engine.watch.stop import raise_on_stop_signal
-    from dcr_ds.engine.watch.watchdog import Watchdog
 
-    with Watchdog(recipe.watchdog.hang_minutes) as watchdog, raise_on_stop_signal(), process.joined() as ranks:
-        watchdog.join(ranks)
-        config = model_config(source)
-        recipe, reasons = resolve(recipe, config, Machine.detect(ranks))
-        check_device(recipe, config["model_type"], ranks.device)
-        if dry_run:
-            from dcr_ds.run.dry_run import describe_run
-
-            process.print_on_main(ranks, describe_run(recipe, reasons, source, data, ranks.world_size))
-            return
-        with run_alone(recipe, ranks):
-            if ranks.is_main:
-                clear_stages(recipe, redo)
-            _describe(recipe, reasons, data, ranks)
-            _run_stages(recipe, source, data, ranks)
-            process.barrier(ranks)
+    config = model_config(source)
+    resolved, reasons = decide_on_main(lambda: resolve(recipe, config, Machine.detect(ranks)), ranks)
+    check_device(resolved, config["model_type"], ranks.device)
+    return resolved, reasons
 
 
-def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks) -> None:
-    folder = RunFolder(recipe.folder)
-    refined, aligned = folder.stage("refine").model, folder.stage("align").model
-    if "refine" in recipe.stages and not _done(recipe, "refine", ranks):
-        from dcr_ds.refine.loop import refine
+def _describe_only(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
+    from dcr_ds.run.dry_run import describe_run
 
-        refine(recipe, source, data, folder.stage("refine"), ranks)
-    if "refine" in recipe.stages or "align" in recipe.stages:
-        from dcr_ds.refine.outcome import check_outcome
-
-        try:
-            check_outcome(recipe, folder.stage("refine"), ranks)
-        except RefinementFailed:
-            _write_report(folder, ranks)
-            raise
-    if "align" in recipe.stages and not _done(recipe, "align", ranks):
-        from dcr_ds.align.loop import align
-
-        align(recipe, refined if refined.is_dir() else source, data, folder.stage("align"), ranks)
-    if has_control(recipe) and not _done(recipe, "control", ranks):
-        from dcr_ds.align.loop import align
-
-        process.print_on_main(ranks, "control: the same alignment from the base model, without refine")
-        align(recipe, source, data, folder.stage("control"), ranks)
-    if "evaluate" in recipe.stages:
-        from dcr_ds.evaluate.run import evaluate_models
-        from dcr_ds.models.load import DTYPES
-
-        control = folder.stage("control").model
-        models: dict[str, Path] = {BASE: source, CONTROL: control, REFINED: refined, ALIGNED: aligned}
-        there = {name: path for name, path in models.items() if path.is_dir()}
-        dtype = DTYPES[recipe.model.dtype]
-        evaluate_models(recipe, folder.folder, there, data, ranks, dtype, recipe.model.attention)
-    _write_report(folder, ranks)
+    recipe, reasons = _resolve(recipe, source, ranks)
+    print_on_main(ranks, describe_run(recipe, reasons, source, data, ranks.world_size))
 
 
-def _write_report(folder: RunFolder, ranks) -> None:
-    if ranks.is_main:
-        from dcr_ds.report import terminal_table, write_report
-
-        write_report([folder.folder], folder.report)
-        print(f"\n{terminal_table([folder.folder])}\n\nReport: {folder.report}", flush=True)
-
-
-def _done(recipe: Recipe, stage: str, ranks) -> bool:
-    """Whether a stage is done already; said, since a run then does less than its recipe names."""
-    folder = RunFolder(recipe.folder).stage(stage)
-    done = process.broadcast_from_main(folder.is_done, ranks)
-    if done:
-        redo = "align" if stage == "control" else stage
-        process.print_on_main(ranks, f"{stage}: done already in {folder.folder} (--redo {redo} does it again)")
-    return done
-
-
-def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks) -> None:
-    """Print what was resolved and noted, and write recipe.yaml and environment.json."""
+def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ranks) -> None:
+    """Print what was resolved and noted, and write recipe.yaml and environment.json. All ranks."""
     import torch
 
     for name, reason in reasons.items():
         section, _, field = name.partition(".")
-        process.print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
+        print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
+    described = _describe_data(data)
+    for note in described["notes"]:
+        print_on_main(ranks, note)
+    on_gpu = ranks.device.type == "cuda"
+    device = torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads per rank"
+    decide_on_main(lambda: save_run(recipe, describe_environment(device, ranks.world_size) | described), ranks)
+
+
+def _describe_data(data: RunData) -> dict[str, Any]:
+    """What environment.json says of the data."""
     summary = data.summary()
-    notes = summary["notes"] + [f"{name}: {note}" for name, one in summary["sets"].items() for note in one["notes"]]
-    for note in notes:
-        process.print_on_main(ranks, note)
-    if ranks.is_main:
-        on_gpu = ranks.device.type == "cuda"
-        device = (
-            torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads a rank"
-        )
-        overlaps = [
-            f"{one.kind}: {one.training_set} {one.training_id} and {one.evaluation_set} {one.evaluation_id}"
-            for one in data.overlaps
-        ]
-        described = {"data": summary["sets"], "notes": notes, "overlaps": overlaps}
-        save_run(recipe, describe_environment(device, ranks.world_size) | described)
+    notes = summary["notes"] + [f"{name}: {note}" for name, facts in summary["sets"].items() for note in facts["notes"]]
+    overlaps = [
+        f"{overlap.kind}: {overlap.training_set} {overlap.training_id} and {overlap.evaluation_set} "
+        f"{overlap.evaluation_id}"
+        for overlap in data.overlaps
+    ]
+    return {"data": summary["sets"], "notes": notes, "overlaps": overlaps}
 
 
 def _check_layer(recipe: Recipe, source: Path) -> None:

@@ -11,14 +11,14 @@ from dcr_ds.cli import main
 def test_output_under_a_file(failing, tmp_path):
     (tmp_path / "file").write_text("")
     message = failing("--output", tmp_path / "file")
-    assert message.startswith(f"{tmp_path}/file/run: the run folder cannot be made") and "--output" in message
+    assert message.startswith(f"{tmp_path}/file/run: the run folder cannot be created") and "--output" in message
     assert (tmp_path / "file").read_text() == ""
 
 
 def test_a_file_where_the_run_folder_goes(failing, tmp_path):
     (tmp_path / "run").write_text("")
     message = failing("--output", tmp_path)
-    assert message.startswith(f"{tmp_path}/run: the run folder cannot be made") and "--output" in message
+    assert message.startswith(f"{tmp_path}/run: the run folder cannot be created") and "--output" in message
 
 
 @pytest.mark.parametrize("redo", [[], ["--redo", "align"]], ids=["", "redo align"])

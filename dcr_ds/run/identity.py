@@ -1,0 +1,135 @@
+"""The identity of a run: a stage is resumed only with the model, tokenizer, chat template and data that it began with.
+
+Each stage records them by content in identity.json. Versions of packages and the commit of the project are recorded,
+too, but a difference is only reported: a run must survive an upgrade or a bug fix, which may change rounding.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from dcr_ds.data.load import RunData
+from dcr_ds.errors import UserError
+from dcr_ds.files import hash_of, read_json, write_json
+from dcr_ds.models.checkpoint_files import model_config, weight_files, weights_hash
+from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import RunFolder
+from dcr_ds.run.environment import describe_software
+from dcr_ds.run.folder import redo_of
+
+STAGE_DATA = {
+    "refine": ("data.seemingly_toxic", "data.toxic", "data.general"),
+    "align": ("data.general", "data.refusals", "data.preferences"),
+    "control": ("data.general", "data.refusals", "data.preferences"),
+}
+# template and special tokens are part of these; the template is compared as it is used, by `template_hash`
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+
+
+def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData) -> list[str]:
+    """Record what a stage depends on if it is new, else compare it with the record. Rank 0.
+
+    Args:
+        start: the folder of the model that the stage trains.
+
+    Returns:
+        Notes to print: versions that differ.
+
+    Raises:
+        UserError: the stage has results, and began with another model, tokenizer, chat template or data.
+    """
+    folder = RunFolder(recipe.folder).stage(stage)
+    saved: Any = read_json(folder.identity) if folder.has_results else None
+    saved = saved if isinstance(saved, dict) else {}
+    current = _describe(recipe, stage, start, data, known=saved.get("weights"))
+    if different := _what_differs(saved, current):
+        raise UserError(
+            f"{folder.folder}: {stage} began with something else:\n" + "\n".join(different) + "\nRestore what it began "
+            f"with, give this run another --name or --output, or do the stage again with --redo {redo_of(stage)}"
+            + _about_redo(recipe)
+        )
+    notes = [
+        f"{stage} began with {name} {before}, and now has {now}: results may differ in rounding"
+        for name, before, now in _changes(saved.get("software"), current["software"])
+    ]
+    if folder.has_results and not saved:
+        notes = [f"{stage} began before identities were recorded: its model and data are not compared"]
+    record = current | {"software": saved.get("software", current["software"])}  # of the attempt that began the stage
+    if record != saved:
+        write_json(folder.identity, record)
+    return notes
+
+
+def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any) -> dict[str, Any]:
+    from dcr_ds.models.chat import load_tokenizer, template_hash
+
+    return {
+        "weights": _describe_weights(start, known),
+        "config": hash_of(model_config(start)),
+        "tokenizer": _tokenizer_hash(start),
+        "chat_template": template_hash(load_tokenizer(start, recipe.model.chat_template)),
+        "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in STAGE_DATA[stage]},
+        "software": describe_software(),
+    }
+
+
+def _describe_weights(folder: Path, known: Any) -> dict[str, Any]:
+    """Hash of a model's weights. Files that have not been touched since they were hashed are not read again.
+
+    A file that was replaced, or written to, has another inode or change time, which no program can set.
+    """
+    files = {}
+    for file in weight_files(folder):
+        status = file.stat()
+        files[file.name] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    if isinstance(known, dict) and known.get("files") == files and known.get("folder") == str(folder.absolute()):
+        return known
+    return {"folder": str(folder.absolute()), "sha256": weights_hash(folder), "files": files}
+
+
+def _tokenizer_hash(folder: Path) -> str:
+    """Hash of the tokenizer files of a model folder; JSON by its values, without the chat template."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}):
+        content = path.read_bytes()
+        if path.suffix == ".json" and isinstance(values := json.loads(content), dict):
+            values.pop("chat_template", None)
+            content = json.dumps(values, sort_keys=True).encode()
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+def _what_differs(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    if not saved:
+        return []
+    pairs = {
+        f"weights of the model in {current['weights']['folder']}": (
+            _of(saved.get("weights"), "sha256"),
+            current["weights"]["sha256"],
+        ),
+        "config.json of the model": (saved.get("config"), current["config"]),
+        "tokenizer": (saved.get("tokenizer"), current["tokenizer"]),
+        "chat template": (saved.get("chat_template"), current["chat_template"]),
+    }
+    pairs |= {f"rows of {name}": (_of(saved.get("data"), name), value) for name, value in current["data"].items()}
+    return [
+        f"  {name}: {before[:16]} there, {now[:16]} now"
+        for name, (before, now) in pairs.items()
+        if isinstance(before, str) and before != now
+    ]
+
+
+def _of(values: Any, name: str) -> Any:
+    return values.get(name) if isinstance(values, dict) else None
+
+
+def _changes(before: Any, now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    if not isinstance(before, dict):
+        return []
+    return [(name, before.get(name), now.get(name)) for name in now if before.get(name) != now[name]]
+
+
+def _about_redo(recipe: Recipe) -> str:
+    redo = RunFolder(recipe.folder).redo
+    return f" (after removing {redo}, which records a redo that has begun)" if redo.exists() else ""

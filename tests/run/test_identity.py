@@ -1,0 +1,116 @@
+"""A run is resumed only with the model, tokenizer, template and data that it began with; anything else is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def change_weights(place):
+    file = place / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], 2.0)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def change_json(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_config(place):
+    change_json(place / "model" / "config.json", rms_norm_eps=1e-3)
+
+
+def change_data(place):
+    path = place / "general.jsonl"
+    path.write_text(path.read_text().replace("Here it is.", "There it is."))
+
+
+def change_template(place):
+    path = place / "model" / "chat_template.jinja"
+    if path.exists():
+        path.write_text(path.read_text() + "{# other #}")
+    else:
+        config = place / "model" / "tokenizer_config.json"
+        change_json(config, chat_template=json.loads(config.read_text())["chat_template"] + "{# other #}")
+
+
+def change_tokenizer(place):
+    change_json(place / "model" / "tokenizer_config.json", model_max_length=77)
+
+
+CHANGES = {
+    change_weights: "weights of the model in",
+    change_config: "config.json of the model",
+    change_data: "rows of data.general",
+    change_template: "chat template",
+    change_tokenizer: "tokenizer",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_resume_with_something_else_is_refused(train, refused, place, run_folder, change):
+    train("--stages", "[refine]", stop=True)
+    before = run_folder.environment.read_text()
+    change(place)
+    message = refused("--stages", "[refine]")
+    assert message.startswith(f"{run_folder.stage('refine').folder}: refine began with something else:")
+    assert CHANGES[change] in message and "--redo refine" in message and "--name" in message
+    assert len(message.splitlines()) == 3  # what differs, and nothing else
+    assert json.loads(run_folder.environment.read_text())["data"] == json.loads(before)["data"]
+
+
+def test_stage_can_be_done_again_with_other_data(train, place, run_folder):
+    train("--stages", "[refine]", stop=True)
+    change_data(place)
+    train("--stages", "[refine]", "--redo", "refine")
+    assert run_folder.stage("refine").is_done
+
+
+def test_finished_stage_is_not_reported_as_done_with_other_data(train, refused, place):
+    train("--stages", "[refine]")
+    change_data(place)
+    assert "rows of data.general" in refused("--stages", "[refine]")
+
+
+def test_refined_model_that_was_replaced_while_align_had_begun_is_refused(train, refused, run_folder):
+    train("--stages", "[refine]")
+    train("--stages", "[align]", "--align.epochs", "3", stop=True)
+    change_weights(run_folder.stage("refine").folder)
+    message = refused("--stages", "[align]", "--align.epochs", "3")
+    assert "align began with something else" in message and "weights of the model" in message
+
+
+def test_same_model_in_another_file_is_the_same(train, place):
+    train("--stages", "[refine]", stop=True)
+    file = place / "model" / "model.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+    train("--stages", "[refine]")
+
+
+def test_other_versions_are_reported_and_the_run_continues(train, run_folder):
+    train("--stages", "[refine]", stop=True)
+    identity = json.loads(run_folder.stage("refine").identity.read_text())
+    identity["software"]["torch"] = "1.0"
+    run_folder.stage("refine").identity.write_text(json.dumps(identity))
+    message = train("--stages", "[refine]")
+    assert "refine began with torch 1.0, and now has" in message
+    assert json.loads(run_folder.stage("refine").identity.read_text())["software"]["torch"] == "1.0"
+
+
+def test_run_of_an_older_version_is_resumed_with_a_note(train, run_folder):
+    train("--stages", "[refine]", stop=True)
+    run_folder.stage("refine").identity.unlink()
+    assert "began before identities were recorded" in train("--stages", "[refine]")
+
+
+def test_each_attempt_is_recorded(train, run_folder):
+    train("--stages", "[refine]", stop=True)
+    train("--stages", "[refine]")
+    environment = json.loads(run_folder.environment.read_text())
+    assert len(environment["attempts"]) == 2
+    for attempt in environment["attempts"]:
+        assert attempt["packages"] == environment["packages"] and attempt["started"]
