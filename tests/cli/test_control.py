@@ -58,7 +58,7 @@ def test_a_finished_run_gets_a_control_later(recipe, capsys):
     assert main(["train", recipe, "--name", "later"]) == 0
     assert main(["train", recipe, "--name", "later", "--control", "stl"]) == 0
     run = RunFolder(Path(recipe).parent / "runs" / "later")
-    assert run.stage("control").is_done and "refine: done already" in capsys.readouterr().err
+    assert run.stage("control").is_done and "refine: already done" in capsys.readouterr().err
 
 
 def test_a_run_without_refine_is_its_own_control(recipe):
