@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from dcr_ds.diagnose.openings import Openings
 from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.diagnose.tree_pass import TreePass
+from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.models.likelihood import LikelihoodHead
 
@@ -64,6 +65,7 @@ def refusal_log_odds(
     with _evaluation_mode(model):
         run = TreePass(model.get_decoder(), tree, with_lead)
         for batch in _batches([len(prompt) for prompt in with_lead], batch_size, run.tokens):
+            heartbeat("reading refusal log-odds")
             readings = reader.read(run([with_lead[index] for index in batch]))
             for index, reading in zip(batch, readings, strict=True):
                 rows[index] = _row(ids[index], reading, openings)

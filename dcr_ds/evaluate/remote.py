@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dcr_ds.data import Benchmark
 from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
@@ -49,6 +50,7 @@ def ask_questions(
             row = answer_row(questions, missing[number], reply.text.strip(), reply.completion_tokens, reply.finish)
             out.write(json_line(row).encode())
             out.flush()
+            heartbeat(f"{questions.name}, an answer of {endpoint.model}")
             spend(time.perf_counter() - start)
             start = time.perf_counter()
     finish(questions)

@@ -32,7 +32,7 @@ def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
 
     with Watchdog(hang_minutes) as watchdog, raise_on_stop_signal(), joined() as ranks, ExitStack() as locks:
         watchdog.join(ranks)
-        for folder in folders:
+        for folder in sorted(set(folders)):  # in one order, so that two runs never wait for each other
             locks.enter_context(_lock(folder, ranks))
             _check_shared(folder, ranks)
         yield ranks
