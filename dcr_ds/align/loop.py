@@ -5,8 +5,10 @@ It starts from the refined model, or from the base model without stage 1 (the ST
 
 import time
 from pathlib import Path
+from typing import Any
 
 from dcr_ds.align.objective import encode_objective
+from dcr_ds.align.refusals import build_probe, stops_alignment
 from dcr_ds.align.state import AlignState, build_align
 from dcr_ds.align.step import train_step
 from dcr_ds.data.load import RunData
@@ -31,20 +33,38 @@ def align(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, rank
     """
     started = time.monotonic()
     folder.folder.mkdir(parents=True, exist_ok=True)
-    objective = encode_objective(recipe, data, load_tokenizer(source, recipe.model.chat_template))
+    tokenizer = load_tokenizer(source, recipe.model.chat_template)
+    objective = encode_objective(recipe, data, tokenizer)
+    probe = build_probe(recipe, data, tokenizer) if recipe.align.measure_every else None
     for note in objective.data.notes:
         print_on_main(ranks, note)
     state = build_align(recipe, source, objective, ranks)
     objective.prepare(state.engine, state.batching, source, folder.reference, ranks)
     with Session("align", recipe, state.engine, folder.folder, state.total_steps, ranks, started) as session:
-        while session.step < state.total_steps:
+        if probe and session.is_new:
+            session.state["start"] = probe.measure(state.model, ranks)
+        while "stopped_because" not in session.state:
             samples = state.sample_ids(session.step)
             row = train_step(state, session.step)
             session.take_step(row, samples)
+            if probe and state.is_measured(session.step):
+                row |= probe.measure(state.model, ranks)
             session.log(row)
-            session.save_or_stop(is_last=session.step == state.total_steps)
+            note_progress(session.state, row, state)
+            session.save_or_stop(is_last="stopped_because" in session.state)
     export(state, source, folder)
-    session.finish(objective.data.counts | {"stopped_because": f"{recipe.align.epochs:g} epochs done"})
+    session.finish(objective.data.counts)
+
+
+def note_progress(progress: dict[str, Any], row: dict[str, Any], state: AlignState) -> None:
+    """Keep the last refusal figures, and set `stopped_because` at the wanted refusal or at the last step."""
+    stage = state.recipe.align
+    if figures := {name: value for name, value in row.items() if name.startswith(("log_odds_", "refused_"))}:
+        progress["final"] = figures
+    if reason := stops_alignment(row, stage.target_refusal):
+        progress["stopped_because"] = reason
+    elif row["step"] == state.total_steps:
+        progress["stopped_because"] = f"{stage.epochs:g} epochs done"
 
 
 def export(state: AlignState, source: Path, folder: StageFolder) -> None:

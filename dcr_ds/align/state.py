@@ -26,6 +26,15 @@ class AlignState:
     ranks: Ranks
     total_steps: int
 
+    @property
+    def model(self):
+        """The causal language model inside the engine."""
+        return self.engine.module.model
+
+    def is_measured(self, step: int) -> bool:
+        """Whether the refusal log-odds are measured after a step."""
+        return step % self.recipe.align.measure_every == 0 or step == self.total_steps
+
     def rows(self, step: int) -> list[int]:
         """Indices of the samples of a step, counted from 0."""
         batch = self.recipe.align.global_batch

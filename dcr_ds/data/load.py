@@ -81,6 +81,9 @@ def load_data(recipe: Recipe) -> RunData:
         data.toxic = read_prompts(recipe.data.toxic, "toxic")
         _refuse_common_prompts(data.seemingly_toxic, data.toxic)
         _check_contrast(recipe, data.seemingly_toxic, data.toxic, data.notes)
+    elif "align" in recipe.stages and recipe.align.measure_every:  # their held-out prompts are measured
+        data.seemingly_toxic = read_prompts(recipe.data.seemingly_toxic, "seemingly_toxic")
+        data.toxic = read_prompts(recipe.data.toxic, "toxic")
     by_preferences = "align" in recipe.stages and recipe.align.method == "dpo"
     by_demonstrations = "align" in recipe.stages and not by_preferences
     if "refine" in recipe.stages or by_demonstrations:

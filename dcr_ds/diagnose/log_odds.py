@@ -113,7 +113,8 @@ class _Reader:
 
     def split(self, hidden: torch.Tensor, children: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """log p of each child token [n, children] and of all other tokens together [n], in float64, on the CPU."""
-        rows = max(1, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // len(self.head.weight))
+        vocabulary = getattr(self.head.weight, "ds_shape", self.head.weight.shape)[0]  # of ZeRO-3: the whole one
+        rows = max(1, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // vocabulary)
         log_p, others = [], []
         for some in hidden.split(rows):
             logits = self.logits(some)

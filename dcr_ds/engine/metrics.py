@@ -14,7 +14,8 @@ from dcr_ds.engine.distributed import Ranks
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import StageFolder
 
-SHOWN = ("gap", "auc", "drift", "margin", "accuracy")  # of a stage's own figures, on the console line
+# figures of a stage that are on the console line
+SHOWN = ("gap", "auc", "drift", "margin", "accuracy", "refused_seemingly_toxic", "refused_toxic")
 
 
 class MetricsLog:

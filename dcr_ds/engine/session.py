@@ -32,7 +32,7 @@ from dcr_ds.engine.watch.stop import StopFlag
 from dcr_ds.errors import Diverged, Stopped
 from dcr_ds.files import flush, write_atomically
 from dcr_ds.recipe import Recipe
-from dcr_ds.recipe.layout import StageFolder
+from dcr_ds.recipe.layout import CONTROL, StageFolder
 
 MARGIN = 1.5
 MARGIN_SECONDS = 5.0  # until the process has ended
@@ -62,7 +62,8 @@ class Session:
         Args:
             started: time.monotonic() when the stage began; the time before its first step counts, too.
         """
-        self.stage, self.recipe, self.engine, self.ranks = stage, recipe, engine, ranks
+        self.recipe, self.engine, self.ranks = recipe, engine, ranks
+        self.stage, self.label = stage, CONTROL if folder.name == CONTROL else stage  # the control is aligned, too
         self.folder = StageFolder(folder)
         self.section = getattr(recipe, stage)
         self.total_steps = total_steps
@@ -80,7 +81,7 @@ class Session:
             self._stop = opened.enter_context(StopFlag(self.ranks))
             self._log = opened.enter_context(
                 MetricsLog(
-                    self.stage, self.folder, self.step, self.total_steps, recipe.log_every, self.ranks,
+                    self.label, self.folder, self.step, self.total_steps, recipe.log_every, self.ranks,
                     recipe.tensorboard,
                 )
             )  # fmt: skip
@@ -105,7 +106,7 @@ class Session:
         row["learning_rate"] = self.engine.get_lr()[0]
         self.engine.step()
         self.step += 1
-        heartbeat(f"{self.stage} step {self.step}, {self.samples} samples")
+        heartbeat(f"{self.label} step {self.step}, {self.samples} samples")
         self.state["tokens"] += row["step_tokens"]
         self.state.setdefault("loss_first", row["loss"])
         self.state["loss_last"] = row["loss"]
@@ -136,7 +137,7 @@ class Session:
             self.checkpoints.save(self.step, self.state, snapshot)
         if stopping and not is_last:
             self.checkpoints.wait_until_saved()
-            raise Stopped(f"{self.stage}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
+            raise Stopped(f"{self.label}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the stage as done with its summary.json; its checkpoints are not needed any more."""
@@ -173,13 +174,13 @@ class Session:
         kept = f"Checkpoints before it are kept in {self.checkpoints.folder}"
         if not math.isfinite(loss):
             raise Diverged(
-                f"{self.stage}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {kept}; "
+                f"{self.label}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {kept}; "
                 f"lower {self.stage}.learning_rate, or look at the data"
             )
         usual = self._spikes.note(loss)
         if usual is None or reaction == "off":
             return
-        told = f"{self.stage}: the loss jumps to {loss:.4g} at step {step}, where {usual:.4g} is usual"
+        told = f"{self.label}: the loss jumps to {loss:.4g} at step {step}, where {usual:.4g} is usual"
         if reaction == "stop":
             raise Diverged(
                 f"{told}; no weight was changed by it. {samples}. {kept}; lower {self.stage}.learning_rate, look at "

@@ -159,6 +159,12 @@ class AlignSection(StageSection):
         "auto",
         description="implementation of the cross-entropy at the LM head; auto: chunked; liger needs a GPU",
     )
+    measure_every: int = Field(
+        0, ge=0, description="measure the refusal log-odds of held-out prompts every this many steps; 0: never"
+    )
+    target_refusal: float | None = Field(
+        None, gt=0, le=1, description="stop at this share of held-out toxic prompts refused; needs align.measure_every"
+    )
     adapter: Literal["none", "lora"] = Field(
         "none", description="none: train all weights; lora: train a LoRA adapter (peft)"
     )
@@ -243,6 +249,8 @@ class Recipe(Section):
                     f"{name}.packed_length: {stage.packed_length} is less than {longest}: a sample of that length fits "
                     "in no row; raise it, use auto, or lower max_length"
                 )
+        if self.align.target_refusal is not None and not self.align.measure_every:
+            raise ValueError("align.target_refusal: needs align.measure_every above 0, which says how often to measure")
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
         if len(names) != len(set(names)):
             raise ValueError("evaluate.benchmarks: two benchmarks have the same name")

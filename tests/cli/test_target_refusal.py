@@ -1,0 +1,89 @@
+"""Refusal log-odds during alignment: curves in the metrics, and a stop at the wanted amount of refusal."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import TOPICS, write_rows
+from tiny import one_thread_environment
+
+from dcr_ds.cli import main
+from dcr_ds.recipe.layout import RunFolder
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+# 12 refusals and general answers in an epoch, all of them in every step: refusals are learnt in a few steps
+OPTIONS = {
+    "stages": "[align]", "align.measure_every": 2, "align.epochs": 40, "align.learning_rate": 3e-3,
+    "align.schedule": "constant",
+}  # fmt: skip
+
+
+def arguments(recipe, name, **more) -> list[str]:
+    refusals = Path(recipe).with_name("sorry.jsonl")
+    write_rows(refusals, [{"prompt": f"burn {topic}", "response": "Sorry."} for topic in TOPICS])
+    options = (
+        OPTIONS
+        | {"name": name, "data.refusals": refusals}
+        | {key.replace("__", "."): value for key, value in more.items()}
+    )
+    return [recipe, *(str(part) for key, value in options.items() for part in (f"--{key}", value))]
+
+
+def rows(recipe, name, stage="align") -> list[dict]:
+    run = RunFolder(Path(recipe).parent / "runs" / name)
+    return [json.loads(line) for line in run.stage(stage).metrics.read_text().splitlines()]
+
+
+def summary(recipe, name, stage="align") -> dict:
+    return json.loads(RunFolder(Path(recipe).parent / "runs" / name).stage(stage).summary.read_text())
+
+
+@pytest.fixture(scope="module")
+def measured(recipe) -> str:
+    assert main(["train", *arguments(recipe, "curve")]) == 0
+    return "curve"
+
+
+def test_every_measured_step_has_the_figures_of_each_category(recipe, measured):
+    table = rows(recipe, measured)
+    assert [row["step"] for row in table if "log_odds_toxic" in row] == list(range(2, 41, 2))
+    start, final = summary(recipe, measured)["start"], summary(recipe, measured)["final"]
+    for category in ("toxic", "seemingly_toxic"):
+        assert 0 <= final[f"refused_{category}"] <= 1
+        assert final[f"log_odds_{category}"] > start[f"log_odds_{category}"]  # it learns to refuse
+    assert "40 epochs done" in summary(recipe, measured)["stopped_because"]
+
+
+def test_measuring_changes_no_weight(recipe, measured):
+    assert main(["train", *arguments(recipe, "plain", **{"align__measure_every": 0})]) == 0
+    assert [row["loss"] for row in rows(recipe, "plain")] == [row["loss"] for row in rows(recipe, measured)]
+
+
+def test_alignment_stops_at_the_wanted_refusal(recipe, measured, capsys):
+    reached = next(row["step"] for row in rows(recipe, measured) if row.get("refused_toxic") == 1)
+    assert reached < 40
+    assert main(["train", *arguments(recipe, "target", **{"align__target_refusal": 1})]) == 0
+    assert len(rows(recipe, "target")) == reached
+    assert summary(recipe, "target")["stopped_because"].startswith("100% of the held-out toxic prompts")
+
+
+def test_two_ranks_under_zero3_measure_the_same(recipe, measured, tmp_path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    more = {"align__epochs": 4, "deepspeed": "ds_configs/zero3.json"}
+    command = [*launcher, str(TRAIN), *arguments(recipe, "zero3", **more)]
+    done = subprocess.run(command, capture_output=True, text=True, env=one_thread_environment(), timeout=240)
+    assert done.returncode == 0, done.stderr
+    for ours, theirs in zip(rows(recipe, "zero3"), rows(recipe, measured), strict=False):
+        for name, value in ours.items():
+            if name.startswith("log_odds_"):
+                assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-3)
+
+
+def test_a_target_without_measurements_is_refused(failing):
+    assert "align.target_refusal: needs align.measure_every" in failing("--align.target_refusal", 0.9)
