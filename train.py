@@ -5,7 +5,7 @@
     torchrun --nproc_per_node 8 train.py recipes/qwen2.5-7b.yaml
     python train.py recipes/smollm2-135m.yaml --refine.layer 20            one process
 
-`python train.py --help` lists every field.
+`python train.py --help` lists the options and the sections of fields, `--help refine` the fields of a section.
 """
 
 from dcr_ds.cli import train_as_rank

@@ -4,24 +4,22 @@ import argparse
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from dcr_ds.commands.parser import auto_or_positive_int, comma_separated, command_parser, positive_int, refuse
 from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.errors import UserError
-from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, model_config, tokenizer_folder
+from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, locate_target
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.locate import prepare_source
-from dcr_ds.recipe import STAGES, ModelSection, Recipe, load_recipe
+from dcr_ds.recipe import STAGES, Recipe, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_environment
 from dcr_ds.run.folder import prepare_folder, save_run
 from dcr_ds.run.opening import open_run
 
 MODEL = ALIGNED  # the place under evaluate/ in which a report of several runs looks for the model of each
-ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 DESCRIPTION = """\
 Let models answer benchmarks, judge the answers, and write one run folder per model under --out, for `dcr-ds report`.
@@ -31,13 +29,6 @@ An interrupted evaluation continues with the same command. On several GPUs: torc
   dcr-ds evaluate dcr=runs/smollm2-135m/align/model stl=other/model --suite quick --out runs
   dcr-ds evaluate https://api.example.com/v1#big --benchmarks xstest-safe --limit 100 --out runs
 """
-
-
-class LocalModel(NamedTuple):
-    """A model folder on this machine, and an adapter to merge into it."""
-
-    source: Path
-    adapter: Path | None
 
 
 def run(arguments: list[str]) -> int:
@@ -54,7 +45,7 @@ def run(arguments: list[str]) -> int:
 
     recipes = [_recipe(name, model, options) for name, model in _named(options.models).items()]
     data = load_data(recipes[0])  # the models differ, the benchmarks do not
-    models = [_locate(recipe.model) for recipe in recipes]
+    models = [locate_target(recipe.model) for recipe in recipes]
     check_judges(recipes[0].evaluate)
     recipes = [_open(recipe) for recipe in recipes]
     hang_minutes = recipes[0].watchdog.hang_minutes
@@ -136,35 +127,6 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
     if options.judge:
         overrides.append(("evaluate.judges", f"[{', '.join(options.judge)}]"))
     return load_recipe(None, overrides)
-
-
-def _locate(model: ModelSection) -> LocalModel | Endpoint:
-    """Locate a model and check that it is complete: weights and chat template, or the key of an endpoint."""
-    if remote := ENDPOINT.fullmatch(model.source):
-        return Endpoint(remote[1], remote[2])
-    if re.match(r"https?://", model.source):
-        raise UserError(f"{model.source}: name the endpoint with its model: {model.source}#MODEL")
-    from dcr_ds.models.chat import load_tokenizer
-
-    local = _locate_files(model)
-    load_tokenizer(tokenizer_folder(*local), model.chat_template)
-    return local
-
-
-def _locate_files(model: ModelSection) -> LocalModel:
-    folder = Path(model.source).expanduser()
-    base = base_of_adapter(folder)
-    if base is None:
-        return LocalModel(prepare_source(model), None)
-    try:
-        source = prepare_source(model.model_copy(update={"source": base, "revision": None}))
-    except UserError as error:
-        raise UserError(
-            f"{folder}: the adapter's base model {base!r} cannot be used ({error}); adapter_config.json names it as "
-            "base_model_name_or_path"
-        ) from None
-    check_base(source, folder)
-    return LocalModel(source, folder)
 
 
 def _open(recipe: Recipe) -> Recipe:

@@ -1,0 +1,53 @@
+"""Models that exist already, as targets of an evaluation: a folder, an adapter, a hub id or an endpoint."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, tokenizer_folder
+from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.locate import prepare_source
+from dcr_ds.recipe import ModelSection
+
+ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")  # URL#MODEL
+
+
+class LocalModel(NamedTuple):
+    """A model folder on this machine, and an adapter to merge into it."""
+
+    source: Path
+    adapter: Path | None
+
+
+def locate_target(model: ModelSection) -> LocalModel | Endpoint:
+    """Locate a model and check that it is complete: weights and chat template, or the key of an endpoint.
+
+    Raises:
+        UserError: what is missing, and where.
+    """
+    if remote := ENDPOINT.fullmatch(model.source):
+        return Endpoint(remote[1], remote[2])
+    if re.match(r"https?://", model.source):
+        raise UserError(f"{model.source}: name the endpoint with its model: {model.source}#MODEL")
+    from dcr_ds.models.chat import load_tokenizer
+
+    local = _locate_files(model)
+    load_tokenizer(tokenizer_folder(*local), model.chat_template)
+    return local
+
+
+def _locate_files(model: ModelSection) -> LocalModel:
+    folder = Path(model.source).expanduser()
+    base = base_of_adapter(folder)
+    if base is None:
+        return LocalModel(prepare_source(model), None)
+    try:
+        source = prepare_source(model.model_copy(update={"source": base, "revision": None}))
+    except UserError as error:
+        raise UserError(
+            f"{folder}: the adapter's base model {base!r} cannot be used ({error}); adapter_config.json names it as "
+            "base_model_name_or_path"
+        ) from None
+    check_base(source, folder)
+    return LocalModel(source, folder)
