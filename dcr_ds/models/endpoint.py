@@ -153,7 +153,8 @@ class Endpoint:
                     under_way[pool.submit(self.complete, messages, max_tokens, abandoned=abandoned)] = index
                 if not under_way:
                     break
-                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                done = wait(under_way, return_when=FIRST_COMPLETED).done
+                for future in sorted(done, key=under_way.__getitem__):
                     index = under_way.pop(future)
                     if isinstance(error := future.exception(), UserError):
                         failure = failure or error
