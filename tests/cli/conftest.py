@@ -1,4 +1,4 @@
-"""A tiny model, a recipe of it and small data, a finished run; and what a command that fails must look like."""
+"""A tiny model, a recipe with small data, a finished run, and helpers for commands that fail."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -19,20 +19,20 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory, model) -> str:
-    """A recipe of the tiny model and data whose run takes a second; it writes into `<its folder>/runs/run`."""
+    """A recipe with the tiny model and data. A run takes a second and writes to `<its folder>/runs/run`."""
     return str(write_recipe(tmp_path_factory.mktemp("recipe"), model))
 
 
 @pytest.fixture(scope="session")
 def finished_run(recipe) -> Path:
-    """The run folder of the recipe, both stages done."""
+    """The run folder of the recipe after both stages."""
     assert main(["train", recipe]) == 0
     return Path(recipe).parent / "runs" / "run"
 
 
 @pytest.fixture
 def failing(recipe, capsys) -> Callable[..., str]:
-    """Run `train RECIPE` with more arguments, and give its error message; it must end with the code."""
+    """Run `train RECIPE` with more arguments, check the exit code, and return the error message."""
 
     def run(*arguments: object, code: int = 2, start_from: str = recipe) -> str:
         capsys.readouterr()
@@ -44,7 +44,7 @@ def failing(recipe, capsys) -> Callable[..., str]:
 
 @pytest.fixture
 def refused(failing, finished_run) -> Callable[..., str]:
-    """As `failing`, and the finished run of the recipe is not touched."""
+    """As `failing`, and check that the finished run of the recipe does not change."""
 
     def run(*arguments: object, start_from: str | None = None) -> str:
         before = snapshot(finished_run)
@@ -57,7 +57,7 @@ def refused(failing, finished_run) -> Callable[..., str]:
 
 @pytest.fixture
 def disk_full():
-    """While entered, no file can grow beyond so many bytes; writing more fails as on a full disk."""
+    """A context in which no file can grow beyond a number of bytes: writing more fails as on a full disk."""
 
     @contextmanager
     def limit(largest_bytes: int) -> Iterator[None]:

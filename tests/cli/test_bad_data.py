@@ -1,4 +1,4 @@
-"""Data that cannot be used is refused before anything is loaded: field, file, line, column, and the way out."""
+"""Bad data is an error before any model is loaded: field, file, line, column, and what to do."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_bad_data_file(refused, tmp_path, case):
     assert all(word in message for word in wanted), message
 
 
-def test_data_file_that_is_not_there(refused, tmp_path):
+def test_missing_data_file(refused, tmp_path):
     write_rows(tmp_path / "prompts.jsonl", [])
     message = refused("--data.toxic", tmp_path / "promts.jsonl")
     assert message.startswith(
@@ -73,7 +73,7 @@ def test_too_few_rows_for_the_file(refused):
 
 
 def test_training_data_in_a_benchmark(failing, recipe, tmp_path):
-    """Refused, and named; with --allow_leakage the run goes on and its folder says so."""
+    """An error that names the overlap; with --allow_leakage the run continues and records it in its folder."""
     path = write_rows(tmp_path / "leaky.jsonl", [*ROWS["general"], {"prompt": "COUNT apples", "response": "One."}])
     options = ["--data.general", path, "--stages", "[align, evaluate]", "--output", tmp_path, "--name", "leaky"]
     message = failing(*options)

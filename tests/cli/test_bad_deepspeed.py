@@ -45,7 +45,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_config_that_contradicts(refused, tmp_path, case):
+def test_config_that_contradicts_the_recipe(refused, tmp_path, case):
     config, options, wanted = CONFIGS[case]
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(config))
@@ -55,7 +55,7 @@ def test_config_that_contradicts(refused, tmp_path, case):
 
 
 @pytest.mark.parametrize("case", TEXTS)
-def test_config_that_is_not_to_be_read(refused, tmp_path, case):
+def test_config_that_cannot_be_read(refused, tmp_path, case):
     content, wanted = TEXTS[case]
     path = tmp_path / "ds.json"
     path.write_bytes(content)
@@ -64,7 +64,7 @@ def test_config_that_is_not_to_be_read(refused, tmp_path, case):
     assert all(word in message for word in wanted), message
 
 
-def test_config_that_is_not_there(refused):
+def test_missing_config(refused):
     message = refused("--deepspeed", "ds_configs/zero7.json")
     assert "ds_configs/zero7.json" in message and "ds_configs/zero0.json" in message
 
@@ -75,6 +75,6 @@ def test_config_in_the_recipe_itself(refused):
 
 
 def test_field_that_deepspeed_refuses(failing, tmp_path):
-    """DeepSpeed's own checks run when the engine is built; their verdict is a message too."""
+    """DeepSpeed checks its own fields when the engine is built; its error becomes a message, too."""
     message = failing("--deepspeed", "{zero_optimization: {stage: 2, reduce_bucket_size: many}}", "--output", tmp_path)
     assert message.startswith("deepspeed: ") and "reduce_bucket_size" in message

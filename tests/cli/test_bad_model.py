@@ -1,4 +1,4 @@
-"""A model that cannot be used is refused: the folder, the file, and the way out."""
+"""Models that cannot be used: the message names the folder, the file and what to do."""
 
 import json
 import shutil
@@ -106,12 +106,12 @@ def test_hub_model_without_network(refused):
 
 
 @pytest.mark.parametrize("source", ["/nowhere/model", "./nowhere", "no-such-model", "model.gguf"])
-def test_model_that_is_not_there(refused, source):
+def test_missing_model(refused, source):
     message = refused("--model.source", source)
     assert message.startswith("model.source: ") and source.removeprefix("./") in message
 
 
-def test_gguf_that_is_none(refused, tmp_path, monkeypatch):
+def test_file_that_is_not_gguf(refused, tmp_path, monkeypatch):
     monkeypatch.setenv("DCR_DS_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF and no more")
@@ -125,7 +125,7 @@ def test_no_tokenizer(failing, broken, tmp_path):
 
 
 def test_no_chat_template(failing, broken, recipe, tmp_path):
-    """The way out that the message names is one: the same command with a template goes through."""
+    """The suggestion of the message works: the same command succeeds with a template."""
     options = ["--model.source", str(broken(remove("chat_template.jinja"))), "--output", str(tmp_path)]
     message = failing(*options)
     assert message.startswith(f"{tmp_path}/model: this tokenizer has no chat template")
@@ -133,7 +133,7 @@ def test_no_chat_template(failing, broken, recipe, tmp_path):
     assert main(["train", recipe, *options, "--model.chat_template", "instruction"]) == 0
 
 
-def test_chat_template_that_is_not_there(failing, tmp_path):
+def test_missing_chat_template(failing, tmp_path):
     message = failing("--model.chat_template", "nowhere.jinja", "--output", tmp_path)
     assert message.startswith("model.chat_template: no such file 'nowhere.jinja'") and "instruction" in message
 

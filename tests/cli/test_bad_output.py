@@ -1,4 +1,4 @@
-"""An output folder that cannot be used: the message names it, and what was there before stays as it was."""
+"""An output folder that cannot be used: the message names it, and its contents do not change."""
 
 import shutil
 
@@ -23,7 +23,7 @@ def test_a_file_where_the_run_folder_goes(failing, tmp_path):
 
 @pytest.mark.parametrize("redo", [[], ["--redo", "align"]], ids=["", "redo align"])
 def test_folder_with_another_recipes_run(refused, finished_run, redo):
-    """Refused before anything is removed: stage 1 would stay another recipe's if stage 2 alone were done again."""
+    """An error before anything is removed: with only stage 2 repeated, stage 1 would be of another recipe."""
     message = refused("--refine.margin", "0.4", *redo)
     assert message.startswith(f"{finished_run}: holds another recipe's run:\n  refine.margin: 0.25 there, 0.4 now")
     assert "--name" in message and "--redo refine" in message
@@ -48,7 +48,7 @@ def test_folder_with_a_recipe_that_cannot_be_read(failing, finished_run, tmp_pat
 
 
 def test_run_that_failed_before_its_first_checkpoint_may_be_changed(failing, recipe, tmp_path):
-    """The way out of an error is often another value; the folder of the failed run must not stand in its way."""
+    """Errors are often fixed with another value, so the folder of the failed run must accept a changed recipe."""
     options = ["--output", str(tmp_path), "--stages", "[align]"]
     assert "align.max_length = 3 tokens" in failing(*options, "--align.max_length", "3")
     assert main(["train", recipe, *options, "--seed", "5"]) == 0
@@ -56,7 +56,7 @@ def test_run_that_failed_before_its_first_checkpoint_may_be_changed(failing, rec
 
 
 def test_stage_1_after_stage_2_was_done_without_it(failing, finished_run, tmp_path):
-    """Else the report would call a model refined and aligned that was aligned from the base."""
+    """Otherwise the report would present a model that was aligned from the base as refined and aligned."""
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/refine")
     before = snapshot(tmp_path)
@@ -66,7 +66,7 @@ def test_stage_1_after_stage_2_was_done_without_it(failing, finished_run, tmp_pa
 
 
 def test_disk_full_at_the_first_file(failing, finished_run, tmp_path, disk_full):
-    """A run that is started again with no space left keeps its recipe and its models."""
+    """A run that is started again without free space keeps its recipe and its models."""
     shutil.copytree(finished_run, tmp_path / "run")
     before = snapshot(tmp_path)
     with disk_full(100):
@@ -79,7 +79,7 @@ def test_disk_full_at_the_first_file(failing, finished_run, tmp_path, disk_full)
 @pytest.mark.parametrize("stage", ["refine", "align"])
 @pytest.mark.parametrize("what", ["checkpoint", "model"])
 def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
-    """The message says so; no half of a checkpoint or model is taken for a whole one, and the run goes on later."""
+    """An error; no incomplete checkpoint or model is used, and the run continues once there is space."""
     options = ["--output", tmp_path, "--stages", f"[{stage}]"]
     options += ["--checkpoint.every_steps", 1 if what == "checkpoint" else 9]
     with disk_full(20_000):

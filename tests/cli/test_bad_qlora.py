@@ -1,4 +1,4 @@
-"""What cannot be trained in 4 bits, or through an adapter, is refused with the field and the way out."""
+"""Settings that cannot be trained in 4 bits or with an adapter: the message names the field and what to do."""
 
 import pytest
 
@@ -19,7 +19,7 @@ CASES = {
         ["--deepspeed", "ds_configs/zero3_offload.json", "--align.optimizer", "adamw8bit"],
         "offload_optimizer runs the optimizer on the CPU, and align.optimizer: adamw8bit is made for a GPU",
     ),
-    "an optimizer that is none": (["--align.optimizer", "adamw4bit"], "align.optimizer: input should be 'adamw', "),
+    "an unknown optimizer": (["--align.optimizer", "adamw4bit"], "align.optimizer: input should be 'adamw', "),
 }
 
 
@@ -35,7 +35,7 @@ def test_targets_that_match_no_module(failing, tmp_path, stage):
     assert message.startswith(f"{stage}.lora.targets: ") and "no_such_proj" in message
 
 
-def test_a_full_parameter_stage_that_does_not_run_may_stay_so(failing, tmp_path):
-    """Alignment alone, in 4 bits: stage 1's adapter says nothing; and this model is too narrow for a CPU's kernels."""
+def test_the_adapter_of_a_stage_that_does_not_run_does_not_matter(failing, tmp_path):
+    """Alignment alone, in 4 bits, passes the check of stage 1's adapter; this model is then too narrow for a CPU."""
     message = failing("--output", tmp_path, *QUANTISED, "--align.adapter", "lora", "--stages", "[align]")
     assert message.startswith("model.quantize: nf4 on a CPU needs layer widths that are a multiple of 64")

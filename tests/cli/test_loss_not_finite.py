@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run before the step is taken: exit code 1, the step, the samples, the way out."""
+"""A loss that is not finite stops the run before the optimizer step: exit code 1, step, samples, what to do."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_model_that_is_not_finite(failing, with_weight, tmp_path, stage, value):
 
 
 def test_loss_that_is_not_finite_at_a_later_step(failing, with_weight, model, tmp_path):
-    """The checkpoint of the step before stays as it is, and the run goes on from it, as often as it is tried."""
+    """The last checkpoint does not change, and each further attempt continues from it."""
     token = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(RARE)
     folder = with_weight("model.embed_tokens.weight", math.nan, row=token)
     count = len(ROWS["general"])

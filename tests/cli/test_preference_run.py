@@ -1,4 +1,4 @@
-"""A run by preferences through `train`: it learns, goes on where it was stopped, and refuses data that cannot teach."""
+"""DPO through `train`: the loss falls, an interrupted run resumes, and bad data is an error."""
 
 import json
 import os
@@ -20,7 +20,7 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def command(recipe, tmp_path_factory) -> list[str]:
-    """A run of stage 2 by DPO on six pairs, two a step, a checkpoint every other step."""
+    """A run of stage 2 with DPO on six pairs, two per step, with a checkpoint every second step."""
     path = write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", PAIRS)
     options = {
         "stages": "[align]", "align.method": "dpo", "data.preferences": path, "align.global_batch": 2,
@@ -40,7 +40,7 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_prefers_the_better_answers_more_and_more(undisturbed):
+def test_the_chosen_answers_become_more_likely(undisturbed):
     rows = metrics(undisturbed)
     assert len(rows) == STEPS
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and rows[0]["margin"] == pytest.approx(0, abs=1e-3)
@@ -53,7 +53,7 @@ def test_it_prefers_the_better_answers_more_and_more(undisturbed):
     AutoModelForCausalLM.from_pretrained(undisturbed / "model")
 
 
-def test_stopped_it_goes_on_bit_for_bit_with_the_reference_it_has(command, undisturbed, tmp_path, capsys):
+def test_an_interrupted_run_resumes_bit_for_bit_with_its_reference(command, undisturbed, tmp_path, capsys):
     folder = tmp_path / "run" / "align"
 
     def stop_after_three_steps():
@@ -75,14 +75,14 @@ def test_stopped_it_goes_on_bit_for_bit_with_the_reference_it_has(command, undis
     assert all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_equal_answers_are_refused_with_their_lines(command, failing, tmp_path):
+def test_equal_answers_are_an_error_that_names_their_lines(command, failing, tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}])
     message = failing(*command[2:], "--data.preferences", path, "--output", tmp_path)
     assert message.startswith(f"data.preferences: {path}, line 7: chosen and rejected are the same answer in 1 of 7")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_pair_of_an_evaluated_prompt_is_refused(command, failing, tmp_path):
+def test_a_pair_with_an_evaluated_prompt_is_an_error(command, failing, tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "prompt": "count apples"}])
     message = failing(*command[2:], "--data.preferences", path, "--output", tmp_path, "--stages", "[align, evaluate]")
     assert "overlap" in message and "data.preferences" in message
@@ -91,4 +91,4 @@ def test_a_pair_of_an_evaluated_prompt_is_refused(command, failing, tmp_path):
 def test_packed_rows_must_hold_a_pair(command, failing, tmp_path):
     packed = ["--align.packing", "true", "--align.packed_length", "600", "--output", tmp_path]
     message = failing(*command[2:], *packed)
-    assert "align.packed_length: 600 is under twice align.max_length (512), the longest pair" in message
+    assert "align.packed_length: 600 is less than twice align.max_length (512), the longest pair" in message
