@@ -18,7 +18,10 @@ from dcr_ds.recipe.describe import DATA_SET
 from dcr_ds.recipe.messages import did_you_mean
 
 # Fields that are lists of mappings → the kinds of mappings.
-MAPPINGS = {"evaluate.benchmarks": (NamedBenchmark, OwnBenchmark), "evaluate.judges": (LlmJudge, GuardJudge)}
+MAPPINGS: dict[str, tuple[type[Section], ...]] = {
+    "evaluate.benchmarks": (NamedBenchmark, OwnBenchmark),
+    "evaluate.judges": (LlmJudge, GuardJudge),
+}
 DATA_SET_HELP = (
     "A data set is a source, or a mapping with the fields below. On the command line:\n"
     "--data.toxic prompts.csv --data.toxic.rows 500 --data.toxic.columns.prompt goal\n"

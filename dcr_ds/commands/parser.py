@@ -9,7 +9,7 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dcr_ds.errors import UserError
 
@@ -22,16 +22,21 @@ def command_parser(command: str, description: str, usage: str | None = None) -> 
     Prose in the description is wrapped; indented lines are kept. `parse_known_args` leaves a recipe and its fields for
     `parse_train`.
     """
-    parser = ArgumentParser(
+    return _CommandParser(
         prog=f"dcr-ds {command}",
         usage=usage and f"dcr-ds {command} {usage}",
         description=_reflowed(description),
         formatter_class=partial(RawDescriptionHelpFormatter, width=_width(), max_help_position=28),
         allow_abbrev=False,
     )
-    parser.error = partial(refuse, command)
-    parser.print_help = lambda file=None: show(parser.format_help())
-    return parser
+
+
+class _CommandParser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        refuse(self.prog.removeprefix("dcr-ds "), message)
+
+    def print_help(self, file: Any = None) -> None:
+        show(self.format_help())
 
 
 def refuse(command: str, message: str) -> NoReturn:

@@ -4,14 +4,17 @@ import argparse
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from dcr_ds.commands.parser import command_parser, refuse
 from dcr_ds.errors import UserError
 from dcr_ds.recipe.arguments import parse_train
+from dcr_ds.recipe.shipped import shipped_root, source_checkout
 
 DESCRIPTION = """\
-Submit a run to SLURM from the project's folder. The settings of the cluster are in slurm/settings.sh: source it first.
+Submit a run to SLURM. The jobs start in the working folder: the project's folder or, if dcr-ds was installed without
+it, any folder that all nodes share. The settings of the cluster are in slurm/settings.sh: source it first.
 
   dcr-ds slurm --dry-run recipes/llama-3-8b.yaml
   dcr-ds slurm --kind pipeline recipes/llama-3-8b.yaml --seed 1
@@ -22,7 +25,8 @@ kinds:
   pipeline   one job per stage, each of its own size; each job waits for the one before
   sweep      an array of jobs, one per combination of values; fields after -- are set in all
 """
-SCRIPTS = {"dcr": "slurm/dcr.sh", "pipeline": "slurm/pipeline.sh", "sweep": "slurm/sweep.sh"}
+KINDS = ("dcr", "pipeline", "sweep")
+PYTHON_SETTINGS = ("DCR_DS_PYTHON", "DCR_DS_MODULES", "DCR_DS_CONDA", "DCR_DS_VENV", "DCR_DS_CONTAINER")
 
 
 def run(arguments: list[str]) -> int:
@@ -32,7 +36,9 @@ def run(arguments: list[str]) -> int:
         UserError: wrong usage or recipe, not the project's folder, or no sbatch.
     """
     options, words = _parse(arguments)
-    if options.print_stages:
+    if options.print_settings:
+        print((shipped_root() / "slurm" / "settings.sh").read_text(encoding="utf-8"), end="")
+    elif options.print_stages:
         print(*parse_train(words).load().stages)
     elif options.check_points:
         for line in options.check_points.read_text(encoding="utf-8").splitlines():
@@ -45,9 +51,11 @@ def run(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The options of this command, and the words for the scripts; everything after `--` is theirs."""
     parser = command_parser("slurm", DESCRIPTION, usage="[options] [RECIPE] [--FIELD VALUE …]")
-    parser.add_argument("--kind", choices=tuple(SCRIPTS), default="dcr", help="what to submit (default: dcr)")
+    parser.add_argument("--kind", choices=KINDS, default="dcr", help="what to submit (default: dcr)")
     help_dry_run = "print the settings, the commands and the job script; submit nothing"
     parser.add_argument("--dry-run", action="store_true", help=help_dry_run)
+    help_settings = "print slurm/settings.sh, to edit a copy of it"
+    parser.add_argument("--print-settings", action="store_true", help=help_settings)
     scripts = parser.add_argument_group("used by slurm/pipeline.sh and slurm/sweep.sh")
     scripts.add_argument("--print-stages", action="store_true", help="print the stages of the recipe")
     help_points = "check the recipe with the fields of each line (separated by tabs)"
@@ -58,9 +66,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _submit(options: argparse.Namespace, words: list[str]) -> int:
-    script = SCRIPTS[options.kind]
-    if not Path(script).is_file() or not Path("train.py").is_file():
-        refuse("slurm", f"{Path.cwd()} is not the project's folder, in which the jobs start; cd there first")
+    scripts = _scripts()
+    script = f"{scripts}/{options.kind}.sh"
     if options.kind == "dcr":
         parse_train(words).load()
         command = ["sbatch", *shlex.split(os.environ.get("DCR_DS_SBATCH", "")), script, *words]
@@ -73,8 +80,24 @@ def _submit(options: argparse.Namespace, words: list[str]) -> int:
         print(shlex.join(command))
     elif code := _call(command):
         return code
-    print(f"\n# --- {SCRIPTS['dcr']}, which each of these jobs runs\n{Path(SCRIPTS['dcr']).read_text()}", end="")
+    job_script = Path(f"{scripts}/dcr.sh")
+    print(f"\n# --- {job_script}, which each of these jobs runs\n{job_script.read_text(encoding='utf-8')}", end="")
     return 0
+
+
+def _scripts() -> str:
+    """The folder of the scripts: slurm/ of the project, or the one in the package, which jobs find by DCR_DS_SCRIPTS.
+
+    Without the project, jobs use the interpreter that runs this command, unless the settings name another one.
+    """
+    if Path("slurm/dcr.sh").is_file() and Path("train.py").is_file():
+        return "slurm"
+    if source_checkout() is not None:
+        refuse("slurm", f"{Path.cwd()} is not the project's folder, in which the jobs start; cd there first")
+    os.environ["DCR_DS_SCRIPTS"] = str(shipped_root() / "slurm")
+    if not any(os.environ.get(name) for name in PYTHON_SETTINGS):
+        os.environ["DCR_DS_PYTHON"] = sys.executable
+    return os.environ["DCR_DS_SCRIPTS"]
 
 
 def _print_settings() -> None:

@@ -74,4 +74,4 @@ class Snapshot:
 
 
 def _numel(parameter: torch.Tensor) -> int:
-    return parameter.ds_numel if hasattr(parameter, "ds_id") else parameter.numel()
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -27,7 +27,8 @@ def plan_stages(
     machine = machines[names[0]]
     lengths = Lengths(**options.mean_tokens(recipe))
     recipe = planned(recipe, folder, machine.on_gpu)
-    sections, figures = [], {}
+    sections: list[str] = []
+    figures: dict[str, Any] = {}
     for name in names:
         stage = Stage(recipe, folder, name, machines[name], lengths)
         steps = recipe.refine.max_steps if name == "refine" else _align_steps(recipe, options)
@@ -75,7 +76,8 @@ def _align_steps(recipe: Recipe, options: PlanOptions) -> int | None:
         return options.steps
     data = recipe.data
     sets = [data.preferences] if recipe.align.method == "dpo" else [data.general, data.refusals]
-    if recipe.align.safe_ratio != "auto" or not all(source.rows for source in sets):
+    counts = [source.rows for source in sets if source.rows]
+    if recipe.align.safe_ratio != "auto" or len(counts) < len(sets):
         return None
-    rows = sum(source.rows for source in sets)
+    rows = sum(counts)
     return max(1, math.ceil(recipe.align.epochs * rows / recipe.align.global_batch))
