@@ -11,6 +11,7 @@ from dcr_ds.recipe import (
     LlmJudge,
     NamedBenchmark,
     OwnBenchmark,
+    Section,
     field_rows,
     section_rows,
 )

@@ -16,13 +16,13 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import TrainingStage
 
 TIMEOUT_SECONDS = 3600
-TrainingStage = Literal["refine", "align"]
 FEWEST: dict[TrainingStage, int] = {"refine": 4, "align": 1}  # rows of a step: two of each class
 ROWS_FOLLOWED = 4  # at once where the memory is followed: enough to compare, and little where there is little of it
 

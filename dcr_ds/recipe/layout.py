@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Literal
 
 Stage = Literal["refine", "align", "evaluate"]
-TRAINING_STAGES: tuple[Stage, ...] = ("refine", "align")
+TrainingStage = Literal["refine", "align"]
+TRAINING_STAGES: tuple[TrainingStage, ...] = ("refine", "align")
 STAGES: tuple[Stage, ...] = (*TRAINING_STAGES, "evaluate")
 ModelName = Literal["base", "control", "refined", "aligned"]
 BASE: ModelName = "base"
