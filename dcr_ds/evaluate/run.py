@@ -259,11 +259,20 @@ def _prepare_log_odds(
     if openings is None:
         print_on_main(ranks, f"evaluate {subject.name}: no refusal log-odds: {problem}")
         return None
+    compared = _compared_sets(data.benchmarks)
     files = [
         log_odds_file(subject.home.benchmark(each.name).log_odds, each.prompts, each.ids, openings, facts)
         for each in questions
+        if each.name in compared
     ]
     return LogOdds(openings, files)
+
+
+def _compared_sets(benchmarks: Sequence[Benchmark]) -> set[str]:
+    """The benchmarks that discernment is measured on: those with a counterpart, else all of them."""
+    names = {benchmark.name for benchmark in benchmarks}
+    pairs = [(benchmark.name, benchmark.counterpart) for benchmark in benchmarks if benchmark.counterpart in names]
+    return {name for pair in pairs for name in pair if name} or names
 
 
 def _read_log_odds(

@@ -70,8 +70,8 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A decimal number, or a dash where there is none."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    """A decimal number with a true minus, or a dash where there is none."""
+    return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def count(value: float | None) -> str:

@@ -9,7 +9,7 @@ from dcr_ds.report.numbers.discernment import JUDGED, JUDGED_AUC, ColumnDiscernm
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, points, signed
 
-AGREEMENT = "agreement with the judged answers, AUC"
+AGREEMENT = "agreement with answers, AUC"
 # measure → name of its row, and whether it is a share of prompts
 ROWS = {
     "auc": ("AUC, refusal log-odds ↑", False),
@@ -105,7 +105,13 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
         if name == JUDGED or (ours.is_headline and theirs.is_headline)
     ]
     said = [clause for clause in clauses if clause]
-    return f"{columns[place].title} on {entry.pair.title}: {'; '.join(said)}." if said else ""
+    if not said:
+        return ""
+    unquoted = [
+        columns[i].title for i, found in ((at, theirs), (place, ours)) if found.agreement and not found.is_headline
+    ]
+    caveat = f" The log-odds are not quoted: they agree too little with the answers of {' and '.join(unquoted)}."
+    return f"{columns[place].title} on {entry.pair.title}: {'; '.join(said)}.{caveat if unquoted else ''}"
 
 
 def _clause(ours: ColumnDiscernment, theirs: ColumnDiscernment, name: str, template: str) -> str:
@@ -133,7 +139,16 @@ def _cell(result: Result | None, is_share: bool) -> Cell:
     value = percent(result["value"]) if is_share else number(result["value"])
     if low is None or high is None:
         return Cell(value)
-    return Cell(value, (f"{100 * low:.0f}–{100 * high:.0f}" if is_share else f"{number(low, 2)} to {number(high, 2)}",))
+    return Cell(
+        value,
+        (
+            f"{100 * low:.0f}–{100 * high:.0f}"
+            if is_share
+            else f"{number(low, 2)}–{number(high, 2)}"
+            if low >= 0
+            else f"{number(low, 2)} to {number(high, 2)}",
+        ),
+    )
 
 
 def _difference_cell(result: Result | None, is_share: bool) -> Cell:
