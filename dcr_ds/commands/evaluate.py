@@ -66,7 +66,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     help_models = "model or adapter folder, hub id, GGUF file, smollm2-135m, or URL#MODEL of an endpoint"
     add("models", nargs="+", metavar="[NAME=]MODEL", help=help_models)
-    add("--benchmarks", type=comma_separated, default=[], metavar="NAME,…", help="see docs/BENCHMARK_SETS.md")
+    add("--benchmarks", type=comma_separated, default=[], metavar="NAME,…", help="see docs/benchmark-sets.md")
     add("--suite", choices=tuple(suites()), help="a suite of benchmarks")
     add("--local-data", metavar="DIR", help="folder of local copies of the benchmarks (default: the hub)")
     add("--judge", action="append", metavar="NAME", help="a judge, as in a recipe; may be repeated")

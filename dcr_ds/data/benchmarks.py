@@ -4,7 +4,7 @@ From declaration to results: `OwnBenchmark` or `NamedBenchmark` (recipe) → `Be
 model's answers) → verdicts (of each judge) → scores.
 
 A declaration is a small YAML file: online source and local copy, columns, which rows count, the wanted behaviour, the
-answer length its authors use, licence and citation. docs/BENCHMARK_SETS.md lists all of them.
+answer length its authors use, licence and citation. docs/benchmark-sets.md lists all of them.
 """
 
 import difflib

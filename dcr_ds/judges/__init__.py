@@ -1,4 +1,4 @@
-"""Judges label answers: refusal or compliance, harmful or harmless. docs/JUDGES.md says which to trust when."""
+"""Judges label answers: refusal or compliance, harmful or harmless. docs/judges.md says which to trust when."""
 
 from dcr_ds.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer, Judge, Verdict, verdicts
 from dcr_ds.judges.rules.judge import rules_judge

@@ -27,7 +27,7 @@ class OwnBenchmark(Section):
 
 
 class NamedBenchmark(Section):
-    """A benchmark or suite that docs/BENCHMARK_SETS.md lists. A plain string in its place is its `name`."""
+    """A benchmark or suite that docs/benchmark-sets.md lists. A plain string in its place is its `name`."""
 
     name: str = Field(description="xstest-safe, or-bench-hard, … or a suite: builtin, quick, paper")
     source: str | None = Field(None, description="a copy of it: file, URL or hub id (default: evaluate.local_data)")
@@ -138,7 +138,7 @@ class EvaluateSection(Section):
     benchmarks: list[AnyBenchmark] = Field(
         ["builtin"],  # type: ignore[list-item]  # validated like any other value: becomes a NamedBenchmark
         min_length=1,
-        description="names of benchmarks or suites (docs/BENCHMARK_SETS.md), or mappings",
+        description="names of benchmarks or suites (docs/benchmark-sets.md), or mappings",
     )
     local_data: str | None = Field(
         None, description="folder of local copies of the named benchmarks (default: the hub)"

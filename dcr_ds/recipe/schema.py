@@ -28,9 +28,9 @@ class ModelSection(Section):
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     quantize: Literal["none", "nf4"] = Field(
-        "none", description="nf4: base weights in 4 bits, for stages with an adapter (QLoRA; docs/QLORA.md)"
+        "none", description="nf4: base weights in 4 bits, for stages with an adapter (QLoRA; docs/qlora.md)"
     )
-    quantize_zero3: bool = Field(False, description="quantize under ZeRO-3 all the same (docs/QLORA.md)")
+    quantize_zero3: bool = Field(False, description="quantize under ZeRO-3 all the same (docs/qlora.md)")
 
 
 class DataSection(Section):
@@ -108,7 +108,7 @@ class RefineSection(StageSection):
     target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this value")
     patience: PositiveInt = Field(5, description="stop when no measurement was better for this many steps")
     min_steps: int = Field(10, ge=0, description="patience starts after this many steps")
-    # on SmolLM2 a drift of 0.42 came with 13 % more loss on general answers, one of 0.17 with 4 % (docs/BENCHMARKS.md)
+    # on SmolLM2 a drift of 0.42 came with 13 % more loss on general answers, one of 0.17 with 4 % (docs/benchmarks.md)
     max_drift: float = Field(
         0.4,
         gt=0,
@@ -138,7 +138,7 @@ class DpoSection(Section):
         0.1, gt=0, description="β: strength of the KL penalty towards the reference model; about 5 for sigmoid_norm"
     )
     loss: Literal["sigmoid", "sigmoid_norm"] = Field(
-        "sigmoid", description="DPO's, or of log-ratios divided by the answer's length (docs/PREFERENCES.md)"
+        "sigmoid", description="DPO's, or of log-ratios divided by the answer's length (docs/preferences.md)"
     )
 
 
@@ -224,7 +224,7 @@ class Recipe(Section):
     log_every: PositiveInt = Field(1, description="steps between console lines (metrics.jsonl has every step)")
     tensorboard: bool = Field(False, description="write TensorBoard events next to metrics.jsonl")
     profile_steps: int = Field(
-        0, ge=0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/PLAN.md)"
+        0, ge=0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/plan.md)"
     )
 
     @model_validator(mode="after")

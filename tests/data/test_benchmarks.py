@@ -68,7 +68,7 @@ def write_form(folder: Path, name: str) -> Path:
 
 
 def test_every_declaration_is_whole_and_documented():
-    document = (ROOT / "docs" / "BENCHMARK_SETS.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "benchmark-sets.md").read_text(encoding="utf-8")
     assert len(PUBLIC) == 19 and {name for name in PUBLIC if DECLARED[name].wanted == "comply"} == OVER_REFUSAL
     for name, declared in DECLARED.items():
         assert declared.title and declared.licence and declared.citation

@@ -10,7 +10,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe import GuardJudge, LlmJudge, dump_recipe, json_schema, load_recipe
 
 LLM = "{kind: llm, name: big, url: 'http://node1:8000/v1', model: big-70b}"
-DOCS = Path(__file__).parents[2] / "docs" / "LLM_JUDGES.md"
+DOCS = Path(__file__).parents[2] / "docs" / "llm-judges.md"
 GUARD = "{kind: guard, name: guard, guard: wildguard, judges: harm}"
 
 

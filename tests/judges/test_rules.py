@@ -1,4 +1,4 @@
-"""The judge `rules` on answers written for this test; docs/JUDGES.md has the table on answers of real models."""
+"""The judge `rules` on answers written for this test; docs/judges.md has the table on answers of real models."""
 
 import json
 import time

@@ -3,7 +3,7 @@
     lm_eval run --include_path dcr_ds/evaluate/lm_eval_tasks --tasks over_refusal --apply_chat_template \\
         --model hf --model_args pretrained=MODEL --metadata '{"local_data": "DIR"}'
 
-Without `local_data`, a folder of local copies laid out as docs/BENCHMARK_SETS.md says, prompts are read online; `rows`
+Without `local_data`, a folder of local copies laid out as docs/benchmark-sets.md says, prompts are read online; `rows`
 draws at most so many of each benchmark. The chat template is a must: without it a model completes, and answers nothing.
 """
 
