@@ -1,6 +1,6 @@
 """The report of one run or several, composed of its sections."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dcr_ds.report.numbers.columns import seed_groups
 from dcr_ds.report.numbers.comparison import Comparison
@@ -8,26 +8,28 @@ from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Block, Document, Section
 from dcr_ds.report.sections import stages
 from dcr_ds.report.sections.agreement import agreement
+from dcr_ds.report.sections.alignment import alignment
 from dcr_ds.report.sections.categories import categories
 from dcr_ds.report.sections.differences import differences
 from dcr_ds.report.sections.discernment import discernment
 from dcr_ds.report.sections.examples import examples
 from dcr_ds.report.sections.headline import headline
 from dcr_ds.report.sections.results import results
-from dcr_ds.report.sections.tradeoff import tradeoff_figure
+from dcr_ds.report.sections.tradeoff import TRADEOFF, tradeoff_figure
+from dcr_ds.report.sections.warnings import warnings
 
 CONTENT_NOTE = "This report quotes requests for harmful acts and the answers of models to them, to measure refusals."
 
 
-def compose(comparison: Comparison, command: str, png: str | None) -> Document:
+def compose(comparison: Comparison, command: str, drawings: Mapping[str, str]) -> Document:
     """The whole report; sections without content are left out.
 
     Args:
         command: the command that writes this report.
-        png: file of the trade-off figure, relative to the report; None if it was not drawn.
+        drawings: PNG files, relative to the report, by the name of the figure.
     """
     runs, columns, benchmarks = comparison.runs, comparison.columns, comparison.benchmarks
-    figure = tradeoff_figure(comparison.points, png)
+    figure = tradeoff_figure(comparison.points, drawings.get(TRADEOFF))
     sections: dict[str, Sequence[Block]] = {
         "Discernment": discernment(columns, comparison.discernment),
         "Compliance against safety": [figure] if figure else [],
@@ -38,6 +40,7 @@ def compose(comparison: Comparison, command: str, png: str | None) -> Document:
         "Judges": agreement(columns, benchmarks),
         "Examples": examples(columns),
         "Refinement": stages.refinement(runs),
+        "Alignment": alignment(runs, drawings),
         "Cost": stages.cost(runs),
         "Data": stages.data(runs),
         "Settings": stages.settings(runs),
@@ -48,6 +51,7 @@ def compose(comparison: Comparison, command: str, png: str | None) -> Document:
         f"DCR report: {_names(runs)}",
         headline(columns, benchmarks, comparison.discernment),
         CONTENT_NOTE,
+        warnings(runs),
         [Section(title, blocks) for title, blocks in sections.items() if blocks],
     )
 

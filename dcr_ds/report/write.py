@@ -9,16 +9,20 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
 from dcr_ds.report.card import write_cards
 from dcr_ds.report.compose import compose
+from dcr_ds.report.numbers.alignment import refusal_curves
 from dcr_ds.report.numbers.comparison import Comparison, compare
 from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.render.html import html_page
 from dcr_ds.report.render.markdown import markdown_text, table_rows
-from dcr_ds.report.render.png import can_draw, draw_categories, draw_tradeoff
+from dcr_ds.report.render.png import can_draw, draw_categories, draw_curves, draw_tradeoff
 from dcr_ds.report.render.tables import text_table
+from dcr_ds.report.sections.alignment import figure_name
 from dcr_ds.report.sections.categories import category_tables
 from dcr_ds.report.sections.discernment import TERMINAL_ROWS, measures_table
 from dcr_ds.report.sections.headline import headline
 from dcr_ds.report.sections.results import missing, results_table
+from dcr_ds.report.sections.tradeoff import TRADEOFF
+from dcr_ds.report.sections.warnings import warnings
 
 TERMINAL_WIDTH = 100
 
@@ -46,26 +50,32 @@ def write_report(folders: Sequence[Path], out: Path) -> str:
     return text
 
 
-def _draw(comparison: Comparison, out: Path) -> str | None:
-    """Draw the figures into figures/; returns the path of the trade-off, None if it was not drawn."""
+def _draw(comparison: Comparison, out: Path) -> dict[str, str]:
+    """Draw the figures into figures/; returns the files by the name of the figure, relative to the report."""
     if not can_draw():
-        return None
+        return {}
+    home, drawings = out.parent / "figures", {}
     for table in category_tables(comparison.columns, comparison.benchmarks):
         benchmark = table.caption.partition(":")[0]
-        draw_categories(table, out.parent / "figures" / f"{out.stem}-{benchmark}.png")
-    if len(comparison.points) < 2:
-        return None
-    draw_tradeoff(comparison.points, out.parent / "figures" / f"{out.stem}-tradeoff.png")
-    return f"figures/{out.stem}-tradeoff.png"
+        draw_categories(table, home / f"{out.stem}-{benchmark}.png")
+    if len(comparison.points) > 1:
+        drawings[TRADEOFF] = f"figures/{out.stem}-{TRADEOFF}.png"
+        draw_tradeoff(comparison.points, out.parent / drawings[TRADEOFF])
+    for number, run in enumerate(comparison.runs):
+        if curves := refusal_curves(run):
+            name = figure_name(number)
+            drawings[name] = f"figures/{out.stem}-{name}.png"
+            draw_curves(curves, out.parent / drawings[name])
+    return drawings
 
 
 def terminal_table(folders: Sequence[Path]) -> str:
-    """The measures of discernment, the table of results and the headline of run folders, at most 100 columns wide."""
+    """Warnings, measures of discernment, results and headline of run folders, at most 100 columns wide."""
     comparison = compare([read_run(folder) for folder in folders])
     rows = table_rows(results_table(comparison.columns, comparison.benchmarks))
+    parts = [_wrapped(f"warning: {warning}") for warning in warnings(comparison.runs)]
     if len(rows) < 2:
-        return missing(comparison.unevaluated)
-    parts = []
+        return "\n\n".join([*parts, missing(comparison.unevaluated)])
     for entry in comparison.discernment:
         table = measures_table(comparison.columns, entry, TERMINAL_ROWS)
         parts.append(f"{_wrapped(table.caption)}\n\n{text_table(table_rows(table))}")

@@ -37,20 +37,20 @@ def result_columns(runs: Sequence[Run]) -> list[Column]:
     if len(runs) == 1:
         run = runs[0]
         trained = run.kind is not None or len(run.models) > 1
-        titles = _titles_with_control(run) if CONTROL in run.models else {}
+        titles = trained_titles(run) if CONTROL in run.models else {}
         return [Column(titles.get(model, model if trained else run.name), model, (run,)) for model in run.models]
     base = next((run for run in runs if BASE in run.models), None)
     groups = seed_groups(runs)
     columns = [Column(BASE, BASE, (base,))] if base else []
     for title, group in zip(group_titles(groups), groups, strict=True):
         if any(CONTROL in run.models for run in group):
-            columns.append(Column(f"{_titles_with_control(group[0])[CONTROL]}, control of {title}", CONTROL, group))
+            columns.append(Column(f"{trained_titles(group[0])[CONTROL]}, control of {title}", CONTROL, group))
         columns.append(Column(title, ALIGNED, group))
     return columns
 
 
-def _titles_with_control(run: Run) -> dict[str, str]:
-    """The control is named after its method, the aligned model after that of the run."""
+def trained_titles(run: Run) -> dict[str, str]:
+    """Titles of the control, named after its method, and of the aligned model, named after that of the run."""
     control = "DPO" if run.recipe.get("align", {}).get("method") == "dpo" else "STL"
     return {CONTROL: control, ALIGNED: run.kind or ALIGNED}
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from dcr_ds.errors import UserError
-from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder
+from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
 
 SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", "n", "degenerate", "unparsed")
 
@@ -62,13 +62,15 @@ class ModelResults:
     general_loss: dict | None
     ability: dict[str, dict]  # by task of lm-eval
     cost: dict | None
+    openings: dict | None  # the refusal openings that its log-odds are read from
 
 
 @dataclass(frozen=True)
 class Run:
     """A run folder; a stage or model of which there is nothing yet is None or missing.
 
-    `control` is the same alignment from the base model, without refine.
+    refine, control, align: summaries of the stages; control is the same alignment from the base model, without refine.
+    control_refusals, align_refusals: metrics rows of these stages with refusal log-odds, the start as step 0.
     """
 
     folder: Path
@@ -79,6 +81,8 @@ class Run:
     control: dict[str, Any] | None
     align: dict[str, Any] | None
     models: dict[str, ModelResults]
+    control_refusals: list[dict[str, Any]]
+    align_refusals: list[dict[str, Any]]
 
     @property
     def has_refine(self) -> bool:
@@ -102,15 +106,18 @@ def read_run(folder: Path) -> Run:
     """
     recipe = _read_recipe(folder)
     files = RunFolder(folder)
+    control, align = (_read_json(files.stage(stage).summary) for stage in ("control", "align"))
     return Run(
         folder=folder,
         name=recipe["name"],
         recipe=recipe,
         environment=_read_json(files.environment) or {},
         refine=_read_json(files.stage("refine").summary),
-        control=_read_json(files.stage("control").summary),
-        align=_read_json(files.stage("align").summary),
-        models={name: found for name in MODELS if (found := _read_model(files.model(name)))},
+        control=control,
+        align=align,
+        models={name: results for name in MODELS if (results := _read_model(files.model(name)))},
+        control_refusals=_read_refusals(files.stage("control"), control),
+        align_refusals=_read_refusals(files.stage("align"), align),
     )
 
 
@@ -136,7 +143,17 @@ def _read_model(home: ModelFolder) -> ModelResults | None:
     if not benchmarks and not ability and general_loss is None:
         return None
     cost = _read_json(home.cost, ("seconds", "generated_tokens", "parts", "device"))
-    return ModelResults(benchmarks, general_loss, ability, cost)
+    openings = _read_json(home.openings, ("openings", "first_tokens", "refusals_covered", "ordinary_covered"))
+    return ModelResults(benchmarks, general_loss, ability, cost, openings)
+
+
+def _read_refusals(stage: StageFolder, summary: dict | None) -> list[dict[str, Any]]:
+    """The metrics rows of a finished stage with refusal log-odds, after those of its start."""
+    if summary is None:
+        return []
+    start = {"step": 0, **(summary.get("start") or {})}
+    rows = [start, *_read_rows(stage.metrics, ("step",))]
+    return [row for row in rows if any(name.startswith("log_odds_") for name in row)]
 
 
 def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:

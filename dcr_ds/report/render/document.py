@@ -51,9 +51,13 @@ class Commands:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing, inline as SVG and as a PNG file (relative to the report); its alternative tells what it shows."""
+    """A drawing, inline as SVG and as a PNG file (relative to the report; None: not drawn).
+
+    name: prefix of the ids in the drawing, unique in the page. alternative: what it shows, in words.
+    """
 
     kind: ClassVar[str] = "figure"
+    name: str
     caption: str
     alternative: str
     svg: str
@@ -102,7 +106,8 @@ class Section:
 class Document:
     title: str
     headline: str
-    warning: str  # about content, before anything else
+    content_note: str  # before anything else
+    warnings: list[str] = field(default_factory=list)  # what makes the results doubtful, above the sections
     sections: list[Section] = field(default_factory=list)
 
 

@@ -9,8 +9,9 @@ MAX_EXAMPLE = 300  # characters of a prompt or an answer; the page has the rest
 
 
 def markdown_text(document: Document) -> str:
-    blocks = [f"# {literal(document.title)}", f"Content note: {literal(document.warning)}"]
+    blocks = [f"# {literal(document.title)}", f"Content note: {literal(document.content_note)}"]
     blocks += [f"**{literal(document.headline)}**"] if document.headline else []
+    blocks += [f"**Warning:** {literal(warning)}" for warning in document.warnings]
     for section in document.sections:
         blocks += [f"## {section.title}", *(written(block) for block in section.blocks)]
     return "\n\n".join(blocks) + "\n"
@@ -63,8 +64,8 @@ def _marked_cell(cell: Cell) -> str:
 
 @written.register
 def _(block: Figure) -> str:
-    told = literal(block.alternative)
-    return f"{f'![{told}]({block.png})' if block.png else told}\n\n{literal(block.caption)}"
+    alternative = literal(block.alternative)
+    return f"{f'![{alternative}]({block.png})' if block.png else alternative}\n\n{literal(block.caption)}"
 
 
 @written.register

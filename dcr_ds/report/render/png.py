@@ -5,9 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.report.numbers.alignment import RefusalCurve
 from dcr_ds.report.numbers.tradeoff import ModelPoint, pareto_line
 from dcr_ds.report.render.document import Table
 from dcr_ds.report.render.figures import NUM_STYLES, colour, is_labelled_below
+from dcr_ds.report.render.tables import words
 
 COLOURS = ("#4d4d4d", "#b34700", "#005fa3", "#00734f", "#9c3d78", "#7a5c00")  # as in the page's light theme
 MARKERS, HATCHES = "os^DvP", ("", "//", "..", "xx", "\\\\", "--")
@@ -38,6 +40,25 @@ def draw_tradeoff(points: Sequence[ModelPoint], file: Path) -> None:
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set(xlabel="refusal of harmful prompts, % →", ylabel="compliance with harmless prompts, % →")
     axes.grid(alpha=0.3)
+    _save(drawing, file)
+
+
+def draw_curves(curves: Sequence[RefusalCurve], file: Path) -> None:
+    """Refusal log-odds over the steps of alignment: a colour per category, the first of several models dashed."""
+    categories = list(dict.fromkeys(curve.category for curve in curves))
+    models = list(dict.fromkeys(curve.model for curve in curves))
+    drawing = _drawing(6, 4.5)
+    axes = drawing.add_subplot()
+    axes.axhline(0, color="0.5", linewidth=1)
+    for curve in curves:
+        number = categories.index(curve.category)
+        style = {"marker": MARKERS[number % NUM_STYLES], "color": COLOURS[number % 3 + 1], "markersize": 4}
+        line = "--" if len(models) > 1 and curve.model == models[0] else "-"
+        label = _literal(f"{curve.model}, {words(curve.category)}")
+        axes.plot(*zip(*curve.points, strict=True), line, label=label, **style)
+    axes.set(xlabel="step of the alignment", ylabel="mean refusal log-odds")
+    axes.grid(alpha=0.3)
+    drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     _save(drawing, file)
 
 

@@ -1,4 +1,4 @@
-"""What the stages of runs did and cost, on what data and under which settings, as tables."""
+"""Sections on the stages: what they did and cost, on which data and with which settings."""
 
 from collections.abc import Sequence
 from shlex import quote
@@ -7,18 +7,21 @@ from typing import Any
 from dcr_ds.report.numbers.columns import run_titles
 from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Block, Bullets, Commands, Paragraph, plain_table
-from dcr_ds.report.render.tables import NOTHING, count, duration, gibibytes, number, shortened
+from dcr_ds.report.render.tables import NOTHING, count, duration, gibibytes, number, percent, shortened
 from dcr_ds.report.sections.results import loss_change
+from dcr_ds.report.sections.warnings import is_confound
 
-# Fields of the recipe that the numbers depend on; the refine ones only show where a run has that stage.
+# Fields of the recipe that the numbers depend on; those of refine are shown only if a run has that stage.
 SETTINGS = (
-    "stages", "model.source", "model.revision", "model.dtype", "model.attention", "model.chat_template",
+    "stages", "control", "model.source", "model.revision", "model.dtype", "model.attention", "model.chat_template",
     "refine.layer", "refine.loss", "refine.form", "refine.margin", "refine.scale", "refine.temperature",
     "refine.pooling", "refine.pairs",
     "refine.global_batch", "refine.learning_rate", "refine.max_steps", "refine.target_gap", "refine.patience",
+    "refine.min_steps", "refine.max_drift",
     "refine.retain_weight", "refine.retain_batch",
     "align.method", "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio", "align.max_length",
-    "align.adapter", "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
+    "align.target_refusal", "align.adapter",
+    "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
 )  # fmt: skip
 MAX_OVERLAPS = 20  # listed of one run
 MAX_NOTE = 400  # characters
@@ -36,7 +39,7 @@ def refinement(runs: Sequence[Run]) -> list[Block]:
     for label, key in (("cosine gap", "gap"), ("AUC", "auc"), ("drift", "drift")):
         rows.append([f"{label}, start → final", *(_start_to_final(summary, key) for summary in summaries)])
     rows += [
-        ["loss, first → last", *(_arrow(each.get("loss_first"), each.get("loss_last")) for each in summaries)],
+        ["loss, first → last", *(_arrow(entry.get("loss_first"), entry.get("loss_last")) for entry in summaries)],
         ["loss on held-out answers", *(_refined_loss(run) for _, run, _ in refined)],
         ["steps", *(count(summary.get("steps")) for summary in summaries)],
         ["prompts seen", *(count(summary.get("samples")) for summary in summaries)],
@@ -47,8 +50,9 @@ def refinement(runs: Sequence[Run]) -> list[Block]:
         if summary.get("stopped_because")
     ]
     explanation = (
-        "Measured on held-out prompts at the refined layer: the cosine gap is the mean similarity within the "
-        "sets less that across them, AUC how well the two are told apart, drift how far h has moved."
+        "Measured on held-out prompts at the refined layer ℓ. Cosine gap: mean similarity within the sets minus that "
+        "across them. AUC: how well the activations separate the two sets. Drift: change of the activations of general "
+        "prompts, relative to their length."
     )
     return [plain_table("What the refine stage did.", rows), *stops, Paragraph(explanation)]
 
@@ -58,7 +62,7 @@ def cost(runs: Sequence[Run]) -> list[Block]:
     for run, title in zip(runs, run_titles(runs), strict=True):
         prefix = f"{title}: " if len(runs) > 1 else ""
         device = str(run.environment.get("device", NOTHING))
-        for stage, summary in (("refine", run.refine), ("align", run.align)):
+        for stage, summary in (("refine", run.refine), ("control", run.control), ("align", run.align)):
             if summary:
                 rows.append(_stage_cost(prefix + stage, summary, device))
         for name, model in run.models.items():
@@ -66,8 +70,8 @@ def cost(runs: Sequence[Run]) -> list[Block]:
                 rows.append(_evaluation_cost(f"{prefix}evaluate {name}", model.cost))
     if len(rows) == 1:
         return []
-    told = "Tokens of an evaluation are those generated; its wall time is without loading."
-    return [plain_table("Time, tokens and memory of each stage.", rows), Paragraph(told)]
+    explanation = "Tokens of an evaluation are the generated ones; its wall time excludes loading the model."
+    return [plain_table("Time, tokens and memory of each stage.", rows), Paragraph(explanation + _log_odds_cost(runs))]
 
 
 def data(runs: Sequence[Run]) -> list[Block]:
@@ -87,9 +91,9 @@ def leakage(runs: Sequence[Run]) -> list[Block]:
         overlaps = run.environment.get("overlaps", [])
         if overlaps:
             more = [f"and {len(overlaps) - MAX_OVERLAPS} more"] if len(overlaps) > MAX_OVERLAPS else []
-            told = "training prompts give an evaluation prompt away, and allow_leakage let the run go on:"
-            blocks.append(Paragraph(f"{run.name}: {len(overlaps)} {told}"))
-            blocks.append(Bullets([*(shortened(each, MAX_NOTE) for each in overlaps[:MAX_OVERLAPS]), *more]))
+            text = "training rows overlap with evaluation prompts (the run continued because of allow_leakage):"
+            blocks.append(Paragraph(f"{run.name}: {len(overlaps)} {text}"))
+            blocks.append(Bullets([*(shortened(overlap, MAX_NOTE) for overlap in overlaps[:MAX_OVERLAPS]), *more]))
     return blocks
 
 
@@ -97,26 +101,32 @@ def settings(runs: Sequence[Run]) -> list[Block]:
     refines = any(run.has_refine for run in runs)
     rows = [["", *(run.name for run in runs)]]
     for name in SETTINGS:
-        if refines or not name.startswith("refine."):
+        known = any(_has_field(run.recipe, name) for run in runs)
+        if known and (refines or not name.startswith("refine.")):
             rows.append([name, *(_setting(run, name) for run in runs)])
     return [plain_table("Fields of the recipes that the numbers depend on.", rows)]
 
 
 def reproduction(runs: Sequence[Run], command: str) -> list[Block]:
-    """The commands that make the runs and this report again, and with what they were made."""
+    """The commands that repeat the runs and this report, and the versions they were made with."""
     made = [line for run in runs if (line := _made_with(run))]
     commands = [f"python train.py {quote(str(run.folder / 'recipe.yaml'))} --output again" for run in runs]
     return [
-        Paragraph("A run's resolved recipe starts the same run again; the last command makes this report."),
+        Paragraph("The resolved recipe of a run repeats it; the last command writes this report."),
         Commands([*commands, command]),
         *([Bullets(made)] if made else []),
     ]
 
 
 def notes(runs: Sequence[Run]) -> list[Block]:
-    """What was left out or resolved on the way; a note of several runs is listed once."""
-    found = dict.fromkeys(shortened(note, MAX_NOTE) for run in runs for note in run.environment.get("notes", []))
-    return [Bullets(list(found))] if found else []
+    """What was left out or chosen automatically; a note of several runs is listed once."""
+    lines = dict.fromkeys(
+        shortened(note, MAX_NOTE)
+        for run in runs
+        for note in run.environment.get("notes", [])
+        if not is_confound(note)  # these are among the warnings
+    )
+    return [Bullets(list(lines))] if lines else []
 
 
 def _start_to_final(summary: dict, key: str) -> str:
@@ -148,6 +158,22 @@ def _evaluation_cost(name: str, spent: dict) -> list[str]:
     return [name, duration(spent["seconds"]), NOTHING, tokens, count(speed), NOTHING, str(spent["device"])]
 
 
+def _log_odds_cost(runs: Sequence[Run]) -> str:
+    """What part of the evaluations reading the log-odds was; empty if none were read."""
+    costs = [model.cost for run in runs for model in run.models.values() if model.cost]
+    log_odds = sum(cost["parts"].get("log_odds", {}).get("seconds", 0.0) for cost in costs)
+    if not log_odds:
+        return ""
+    total = sum(cost["seconds"] for cost in costs)
+    return f" Refusal log-odds took {duration(log_odds)}, {percent(log_odds / total)} of all evaluation."
+
+
+def _has_field(recipe: dict, name: str) -> bool:
+    """Whether a recipe has a field; that of an earlier version may lack some."""
+    section, _, field = name.rpartition(".")
+    return field in (recipe.get(section) or {} if section else recipe)
+
+
 def _setting(run: Run, name: str) -> str:
     section, _, _ = name.partition(".")
     if section == "refine" and not run.has_refine:
@@ -158,7 +184,7 @@ def _setting(run: Run, name: str) -> str:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     if isinstance(value, dict):
-        value = "written in the recipe"
+        value = "see recipe.yaml"
     return NOTHING if value is None else shortened(str(value), MAX_SETTING)
 
 

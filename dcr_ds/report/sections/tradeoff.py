@@ -7,9 +7,11 @@ from dcr_ds.report.render.document import Figure
 from dcr_ds.report.render.figures import tradeoff_svg
 from dcr_ds.report.render.tables import percent
 
+TRADEOFF = "tradeoff"  # name of the figure
+
 
 def tradeoff_figure(points: Sequence[ModelPoint], png: str | None) -> Figure | None:
-    """The figure, or None where there is no more than one point."""
+    """The figure, or None with fewer than two points."""
     if len(points) < 2:
         return None
     described = "; ".join(
@@ -23,9 +25,9 @@ def tradeoff_figure(points: Sequence[ModelPoint], png: str | None) -> Figure | N
             f"{axes}; up and to the right is better. A mark is a model's judged answers with 95% intervals; its line "
             "is what other amounts of refusal would give, from its refusal log-odds on the same prompts."
         )
-        return Figure(caption, f"{described}.", tradeoff_svg(points), png)
+        return Figure(TRADEOFF, caption, f"{described}.", tradeoff_svg(points), png)
     caption = (
         f"{axes}, each the mean over benchmarks with its 95% interval; up and to the right is better. The dashed line "
         f"joins the Pareto front: models that no other beats in both ({front})."
     )
-    return Figure(caption, f"{described}. On the Pareto front: {front}.", tradeoff_svg(points), png)
+    return Figure(TRADEOFF, caption, f"{described}. On the Pareto front: {front}.", tradeoff_svg(points), png)
