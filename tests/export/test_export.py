@@ -1,4 +1,4 @@
-"""What is exported is what the stage itself writes, whatever the ZeRO stage and ranks of the checkpoint."""
+"""An export equals what the stage itself writes, for every ZeRO stage and number of ranks of the checkpoint."""
 
 import shutil
 import socket
@@ -27,7 +27,7 @@ def source(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, source) -> Path:
-    """Runs of two ranks, left off after two steps: refine-zeroN, full-parameter, and align-zeroN, with LoRA."""
+    """Runs on two ranks, stopped after two steps: refine-zeroN, full-parameter, and align-zeroN, with LoRA."""
     folder = tmp_path_factory.mktemp("runs")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -63,7 +63,7 @@ def test_a_full_parameter_checkpoint_is_the_model_that_the_stage_writes(runs, so
     out = export(run)
     assert contents(out) == contents(run / "expected" / "model")
     assert not torch.equal(
-        *(load_file(each / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] for each in (out, source))
+        *(load_file(folder / "model.safetensors")["model.layers.0.mlp.up_proj.weight"] for folder in (out, source))
     )
     assert AutoModelForCausalLM.from_pretrained(out).config.num_hidden_layers == 4
     assert AutoTokenizer.from_pretrained(out).chat_template
@@ -98,7 +98,7 @@ def test_an_older_checkpoint_is_exported_by_name(runs, export):
 
 @pytest.fixture
 def done(runs, tmp_path):
-    """A run whose stage 2 is done."""
+    """A run whose stage 2 is finished."""
     run = shutil.copytree(runs / "align-zero0", tmp_path / "done")
     shutil.rmtree(run / "align")
     (run / "expected").rename(run / "align")
@@ -106,11 +106,23 @@ def done(runs, tmp_path):
     return run
 
 
-def test_a_stage_that_is_done_is_copied(done, export):
+def test_a_finished_stage_is_copied(done, export):
     copied = export(done)
     assert contents(copied) == contents(done / "align" / "adapter")
     shutil.rmtree(copied)
     assert contents(export(done / "align", "--merge")) == contents(done / "align" / "model")
+
+
+def test_the_control_is_exported_like_the_aligned_model(runs, done, export, tmp_path):
+    unfinished = shutil.copytree(runs / "align-zero0", tmp_path / "unfinished")
+    for run in (unfinished, done):
+        (run / "align").rename(run / "control")
+    copied = export(done, "--stage", "control")
+    assert contents(copied) == contents(done / "control" / "adapter")
+    shutil.rmtree(copied)
+    assert contents(export(unfinished / "control" / "checkpoints" / STEP, "--merge")) == contents(
+        unfinished / "expected" / "model"
+    )
 
 
 def test_an_adapter_is_not_merged_onto_another_base(runs, export, tmp_path):
@@ -125,11 +137,11 @@ def damage(run):
     file.write_bytes(file.read_bytes()[:-10])
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_never_exported_by_name(runs, export, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_refused_by_name(runs, export, tmp_path):
     run = shutil.copytree(runs / "refine-zero3", tmp_path / "run")
     damage(run)
     message = export(run / "refine" / "checkpoints" / STEP, code=2)
-    assert f"{STEP}: not whole" in message and "is damaged" in message
+    assert f"{STEP}: incomplete" in message and "is damaged" in message
     assert contents(export(run))["model.safetensors"] != contents(run / "expected" / "model")["model.safetensors"]
 
 
@@ -142,24 +154,24 @@ def test_a_recipe_that_does_not_fit_the_checkpoint_is_named(runs, export, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such folder"),
-        (["."], "no run folder, no checkpoint of one"),
-        (["{runs}/refine-zero0", "--stage", "align"], "nothing trained in align"),
-        (["{runs}/refine-zero0/refine", "--stage", "align"], "is of refine; leave --stage out"),
+        (["."], "not a run folder, a checkpoint in one"),
+        (["{runs}/refine-zero0", "--stage", "align"], "no results of align"),
+        (["{runs}/refine-zero0/refine", "--stage", "align"], "belongs to refine; leave --stage out"),
         (["{runs}/refine-zero0/refine/checkpoints/step-00000009"], "no such folder"),
         (["{runs}/refine-zero0", "--push", "nobody/tiny"], "--push nobody/tiny: the hub cannot be reached"),
         (["{runs}/refine-zero0", "--merged"], "unrecognized arguments: --merged"),
     ],
 )
-def test_bad_arguments(runs, export, tmp_path, arguments, wanted):
-    assert wanted in export(*(word.format(runs=runs) for word in arguments), code=2)
-    assert (tmp_path / "out").exists() is ("--push" in arguments)  # the upload alone failed
+def test_bad_arguments(runs, export, tmp_path, arguments, message):
+    assert message in export(*(word.format(runs=runs) for word in arguments), code=2)
+    assert (tmp_path / "out").exists() is ("--push" in arguments)  # only the upload failed
 
 
 def test_nothing_is_overwritten(runs, export, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    assert "exists; name a new folder" in export(runs / "refine-zero0", code=2)
+    assert "exists, and nothing is overwritten" in export(runs / "refine-zero0", code=2)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

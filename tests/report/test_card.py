@@ -1,8 +1,11 @@
+import json
+
 import pytest
 from huggingface_hub import ModelCard
-from run_folders import write_run
+from run_folders import write, write_model, write_run
 
 from dcr_ds.commands.report import run as report
+from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report import write_report
 
 
@@ -27,15 +30,41 @@ def test_the_hub_reads_the_card(trained, tmp_path):
         assert said in card.text
 
 
-def test_a_model_that_was_not_evaluated_says_so(trained, tmp_path):
+def test_the_card_of_a_model_that_was_not_evaluated(trained, tmp_path):
     write_report([trained], tmp_path / "report.md")
     card = ModelCard.load(trained / "refine/model/README.md")
     assert "was not evaluated" in card.text and "do not deploy" in card.text
     assert not card.data.eval_results
 
 
+def test_the_control_has_a_card_of_its_own(tmp_path):
+    run = write_run(tmp_path / "run", control="stl")
+    write_model(RunFolder(run), "control", 0.5)
+    write(run / "control/summary.json", {"steps": 17, "wall_seconds": 60.0, "warnings": []})
+    (run / "control/model").mkdir()
+    write_report([run], tmp_path / "report.md")
+    card = ModelCard.load(run / "control/model/README.md")
+    assert "the control of DCR" in card.text and "| control | 17 steps of 16" in card.text
+    assert "| refine |" not in card.text and "cosine gap" not in card.text
+    assert {result.dataset_name for result in card.data.eval_results} == {"seeming", "toxic"}
+
+
+def test_a_card_has_the_discernment_and_the_warnings_of_its_run(tmp_path):
+    run = RunFolder(write_run(tmp_path / "run", control="stl"))
+    for model, separation in {"base": 0.2, "control": 0.5, "aligned": 2.5}.items():
+        write_model(run, model, separation)
+    summary = run.stage("refine").summary
+    write(summary, json.loads(summary.read_text()) | {"warnings": ["refine failed: the gap fell"]})
+    run.stage("align").model.mkdir()
+    write_report([run.folder], run.report)
+    card = ModelCard.load(run.stage("align").model / "README.md").text
+    assert "**Warning:** refine failed: the gap fell." in card
+    assert card.index("DCR on all harmless against all harmful prompts: AUC") < card.index("## Results")
+    assert "AUC, refusal log-odds ↑" in card and "agreement with the judged answers" in card
+
+
 @pytest.mark.parametrize("stages", [("refine", "align", "evaluate"), ("align", "evaluate")])
-def test_alignment_by_preferences_is_called_so(tmp_path, stages):
+def test_alignment_by_preferences_is_named_dpo(tmp_path, stages):
     runs = [write_run(tmp_path / name, stages, align={"method": name}) for name in ("sft", "dpo")]
     for run in runs:
         (run / "align/model").mkdir()
@@ -47,7 +76,7 @@ def test_alignment_by_preferences_is_called_so(tmp_path, stages):
     assert ("DCR + DPO" if "refine" in stages else " DPO ") in (tmp_path / "both.md").read_text()
 
 
-def test_a_card_tells_of_4_bit_training(tmp_path):
+def test_a_card_mentions_4_bit_training(tmp_path):
     lora = {"adapter": "lora"}
     run = write_run(tmp_path / "run", model={"quantize": "nf4"}, refine={"layer": 15, **lora}, align=lora)
     (run / "align/model").mkdir()
@@ -55,14 +84,14 @@ def test_a_card_tells_of_4_bit_training(tmp_path):
     assert "nf4; merged into" in ModelCard.load(run / "align/model/README.md").text
 
 
-def test_a_local_source_is_no_hub_id(tmp_path):
+def test_a_local_source_is_not_a_hub_id(tmp_path):
     run = write_run(tmp_path / "run", model={"source": "/data/models/base"})
     (run / "align/model").mkdir()
     write_report([run], tmp_path / "report.md")
     assert ModelCard.load(run / "align/model/README.md").data.base_model is None
 
 
-def test_a_card_is_written_anew_but_one_of_somebody_else_is_left_alone(trained, tmp_path):
+def test_a_card_is_overwritten_unless_somebody_else_wrote_it(trained, tmp_path):
     card, other = trained / "align/model/README.md", trained / "refine/model/README.md"
     other.write_text("# Mine")
     write_report([trained], tmp_path / "report.md")
@@ -82,7 +111,7 @@ def test_a_comparison_writes_no_card(trained, tmp_path):
     assert not (trained / "align/model/README.md").exists()
 
 
-def test_the_command_writes_into_the_run_or_beside_several(trained, tmp_path, capsys):
+def test_the_command_writes_into_the_run_or_next_to_several(trained, tmp_path, capsys):
     assert report([str(trained)]) == 0
     assert {path.name for path in (trained / "report").iterdir()} == {"report.md", "report.html", "figures"}
     other = write_run(tmp_path / "stl", stages=("align", "evaluate"))

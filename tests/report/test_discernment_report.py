@@ -1,10 +1,12 @@
 """Discernment in reports: the control is the reference, pairs of sets, both readings, and the curve in the figure."""
 
 import json
+import re
 
 import numpy as np
 import pytest
-from run_folders import write_benchmark, write_run
+from run_folders import NUM_PROMPTS as N
+from run_folders import REFUSED, write, write_model, write_run
 from small_runs import write_rows
 
 from dcr_ds.recipe.layout import RunFolder
@@ -12,30 +14,8 @@ from dcr_ds.report import terminal_table, write_report
 from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.discernment import GRID
 from dcr_ds.report.numbers.read import read_run
+from dcr_ds.report.render.curves import ticks
 from dcr_ds.report.sections.discernment import sentence
-
-N = 40  # prompts of each set
-REFUSED = {"base": (2, 2), "control": (20, 24), "aligned": (8, 32)}  # harmless and harmful prompts that are refused
-
-
-def write_model(run, model, separation, agrees=True, harmless="seeming", harmful="toxic"):
-    """A model that refuses REFUSED prompts of each set; its log-odds of harmful prompts are higher by `separation`.
-
-    Without `agrees` the log-odds say nothing about its answers.
-    """
-    generator = np.random.default_rng(sorted(REFUSED).index(model))
-    for name, wanted, shift, refused in (
-        (harmless, "comply", 0.0, REFUSED[model][0]), (harmful, "refuse", separation, REFUSED[model][1]),
-    ):  # fmt: skip
-        home = run.model(model).benchmark(name)
-        write_benchmark(home.folder, wanted, ["n"] * refused + ["y"] * (N - refused))
-        values = np.sort(generator.normal(shift, 1, N))[::-1]
-        values = values if agrees else generator.permutation(values)
-        rows = [
-            {"id": f"{i}", "log_odds": value, "first_token": value, "pair": f"pair {i}"}
-            for i, value in enumerate(values.tolist())
-        ]
-        write_rows(home.log_odds, rows)
 
 
 @pytest.fixture
@@ -122,3 +102,74 @@ def test_log_odds_without_answers_still_give_their_measures(run):
     (entry,) = compared(run).discernment
     aligned = entry.columns[-1]
     assert aligned.measures["auc"]["value"] > 0.8 and "youden_j" not in aligned.measures and aligned.agreement is None
+
+
+def test_openings_are_shown_in_short(run):
+    openings = [{"text": f"I cannot {i}", "source": "data", "refusals": 0.01 * i, "ordinary": 0.002} for i in range(20)]
+    first = [
+        {"text": "I", "refusals": 0.8, "ordinary": 0.1, "shared": True},
+        {"text": "Sorry", "refusals": 0.1, "ordinary": 0.0, "shared": False},
+    ]
+    content = {"openings": openings, "first_tokens": first, "refusals_covered": 0.93, "ordinary_covered": 0.04}
+    for model in ("base", "aligned"):  # the same tokenizer and data: shown once
+        write(run.model(model).openings, content)
+    text = write_report([run.folder], run.report)
+    assert text.count("Refusal openings, the 8 most frequent of 20") == 1
+    assert re.search(r"“I cannot 19” +\| +19\.0% \| +0\.2% \| data", text) and "I cannot 11" not in text
+    assert "begin 93.0% of the refusals in the training data and 4.0% of the ordinary answers" in text
+    assert "1 of 2 first tokens can also begin ordinary answers (“I”)" in text
+
+
+def test_log_odds_during_alignment_are_drawn(run):
+    for stage, end in (("control", 2.0), ("align", 4.0)):
+        home = run.stage(stage)
+        start = {"log_odds_toxic": -3.0, "refused_toxic": 0.0, "log_odds_general": -6.0}
+        write(home.summary, {"steps": 20, "start": start, "stopped_because": f"{stage} is done"})
+        write_rows(
+            home.metrics,
+            [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5, "log_odds_toxic": end, "log_odds_general": -5.0}],
+        )
+    text = write_report([run.folder], run.report)
+    assert "STL, toxic prompts: −3.0 at step 0, +2.0 at step 20" in text
+    assert "DCR, toxic prompts: −3.0 at step 0, +4.0 at step 20" in text
+    assert "Alignment of STL ended: control is done." in text
+    page = run.report.with_suffix(".html").read_text()
+    assert 'id="alignment-1-title"' in page and page.count('class="legend"') == 4 and page.count(" dashed") == 2
+    assert (run.report.parent / "figures" / "report-alignment-1.png").is_file()
+
+
+def test_without_log_odds_during_alignment_there_is_no_such_section(run):
+    write_rows(run.stage("align").metrics, [{"step": 1, "loss": 1.0}])
+    assert "## Alignment" not in write_report([run.folder], run.report)
+
+
+def test_warnings_stand_above_the_sections_and_in_the_terminal(run):
+    environment = json.loads(run.environment.read_text())
+    confound = "data: the feature 'words' alone separates the two prompt sets (held-out AUC 0.90)"
+    write(run.environment, environment | {"notes": [confound, "3 repeats were removed"]})
+    write(run.stage("refine").summary, {"warnings": ["refine failed: <b>the AUC fell</b>"]})
+    text = write_report([run.folder], run.report)
+    top, _, rest = text.partition("## ")
+    assert "**Warning:** refine failed: " in top and "alone separates" in top
+    assert "3 repeats" in rest and "alone separates" not in rest
+    assert "&lt;b&gt;the AUC fell" in run.report.with_suffix(".html").read_text()
+    assert terminal_table([run.folder]).startswith("warning: refine failed: <b>the AUC fell</b>.")
+
+
+def test_the_control_and_the_log_odds_are_in_the_cost_table(run):
+    write(run.stage("control").summary, {"steps": 17, "wall_seconds": 61.0, "tokens": 100})
+    cost = {"device": "CPU", "seconds": 200.0, "generated_tokens": 0, "parts": {"log_odds": {"seconds": 8.0}}}
+    for model in ("base", "refined", "aligned"):
+        write(run.model(model).cost, cost)
+    text = write_report([run.folder], run.report)
+    assert re.search(r"\| control +\| 1 min 01 s \| +17 \|", text)
+    assert "Refusal log-odds took 24.0 s, 4.0% of all evaluation." in text
+    assert re.search(r"\| control +\| +stl \|", text)
+
+
+@pytest.mark.parametrize(("low", "high", "whole"), [(0, 17, True), (0, 1, True), (-7.3, 4.1, False), (0, 0, False)])
+def test_ticks_enclose_the_values_in_few_even_steps(low, high, whole):
+    marks = ticks(low, high, whole)
+    assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 8
+    assert np.diff(marks) == pytest.approx(marks[1] - marks[0])
+    assert not whole or all(mark == int(mark) for mark in marks)

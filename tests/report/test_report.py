@@ -168,7 +168,7 @@ def test_leakage_is_reported_and_bounded(dcr, tmp_path):
     overlaps = [f"exact: data.toxic toxic-{i} and toxic toxic-{i}" for i in range(50)]
     write(dcr / "environment.json", {"overlaps": overlaps})
     leakage = sections(write_report([dcr], tmp_path / "report.md"))["Leakage"]
-    assert "dcr-run: 50 training prompts" in leakage and "and 30 more" in leakage
+    assert "dcr-run: 50 training rows overlap" in leakage and "and 30 more" in leakage
 
 
 @pytest.mark.parametrize("stages", [("refine", "align"), ("refine",), ("align",)])
