@@ -1,4 +1,4 @@
-"""Small files that are whole or absent, also after a crash: written aside, flushed to the disk, renamed."""
+"""Atomic writes of small files, and JSON helpers: written to a temporary file, flushed to disk, renamed."""
 
 import errno
 import hashlib
@@ -10,45 +10,45 @@ from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file, making its folder; a reader finds the old content or the new, never a part."""
+    """Write a text file atomically, creating its folder: readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8", newline="\n") as stream:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())  # a rename may reach the disk before the content does
-    aside.replace(path)
+    partial.replace(path)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # some file systems have no such call
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():  # not supported by all file systems
             raise
     finally:
         os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is either wholly there or as it was before."""
+    """Write a JSON file atomically."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """Write a file of JSON lines that is either wholly there or as it was before."""
+    """Write a JSON Lines file atomically."""
     write_atomically(path, "".join(json_line(row) for row in rows))
 
 
 def json_line(row: dict) -> str:
-    """One row as a line of its own."""
+    """Return a row as a line of JSON."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file; None where there is none, or it is not JSON."""
+    """Return the content of a JSON file; None if it does not exist or is not valid JSON."""
     try:
         return json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -56,7 +56,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The whole rows of a file of JSON lines; a line torn by a killed writer is left out."""
+    """Return the rows of a JSON Lines file; a line that was torn when its writer was killed is left out."""
     rows = []
     # Not str.splitlines: it also splits at U+2028 and the like, which models do write.
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
@@ -70,6 +70,6 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def hash_of(value: Any) -> str:
-    """Short hash of a JSON value."""
+    """Return a short hash of a JSON value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -77,7 +77,7 @@ def sharded_loading(config: dict[str, Any], quantize: str = "none") -> Iterator[
     """
     from transformers.integrations import HfDeepSpeedConfig
 
-    # transformers keeps a weak reference: it looks for ZeRO-3 only as long as this object lives
+    # transformers keeps only a weak reference, so this object must stay alive
     partitions = config["zero_optimization"]["stage"] == 3 and quantize == "none"
     keep_alive = HfDeepSpeedConfig(config) if partitions else None
     try:

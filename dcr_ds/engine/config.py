@@ -1,6 +1,6 @@
-"""The DeepSpeed configuration: read, checked against the recipe, and its `auto` values filled in. In one place.
+"""Read the DeepSpeed configuration, check it against the recipe, and fill in its `auto` values.
 
-`read_config` needs neither torch nor DeepSpeed, so a contradiction is found before either is imported.
+`read_config` needs neither torch nor DeepSpeed, so errors are found before either is imported.
 """
 
 import difflib
@@ -37,10 +37,10 @@ SECTIONS = (
 
 
 def read_config(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's DeepSpeed configuration as a mapping, checked.
+    """Return the DeepSpeed configuration of a recipe as a checked mapping.
 
     Raises:
-        UserError: not to be read, or it sets what the recipe decides, or asks for what is not supported.
+        UserError: it cannot be read, sets what the recipe decides, or asks for something that is not supported.
     """
     if isinstance(recipe.deepspeed, dict):
         config, place = recipe.deepspeed, "deepspeed"
@@ -48,7 +48,7 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
         config, place = _read_json(recipe.deepspeed), recipe.deepspeed
     for key, field in DECIDED_BY_RECIPE.items():
         if config.get(key, "auto") != "auto":
-            raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or say "auto"')
+            raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or use "auto"')
     for key in config:
         if key not in SECTIONS and (near := difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.75)):
             raise UserError(f"{place}: unknown field {key!r}, which DeepSpeed would ignore; did you mean {near[0]}?")
@@ -58,7 +58,7 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     bf16 = _section(config, "bf16", place).get("enabled", "auto")
     if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):
         raise UserError(
-            f'{place}: bf16.enabled is {bf16}, model.dtype is {recipe.model.dtype}; say "auto", and set model.dtype'
+            f'{place}: bf16.enabled is {bf16}, model.dtype is {recipe.model.dtype}; use "auto", and set model.dtype'
         )
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
@@ -69,13 +69,13 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
         raise UserError(
             f"{place}: ZeRO-3 with model.quantize: {recipe.model.quantize}: every rank loads the whole 4-bit model "
             "before it is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
-            "model.quantize_zero3: true to do it all the same"
+            "model.quantize_zero3: true to do it anyway"
         )
     for name in recipe.stages:
         if zero.get("offload_optimizer") and name != "evaluate" and getattr(recipe, name).optimizer != "adamw":
             raise UserError(
                 f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
-                f"{getattr(recipe, name).optimizer} is made for a GPU's memory; say adamw, or remove offload_optimizer"
+                f"{getattr(recipe, name).optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"
             )
     if stage < 2 and zero.get("offload_optimizer"):
         raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
@@ -85,7 +85,7 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _section(config: dict[str, Any], name: str, place: str) -> dict[str, Any]:
-    """A section of the configuration, empty where there is none."""
+    """Return a section of the configuration; empty if it is missing."""
     section = config.get(name)
     if section is not None and not isinstance(section, dict):
         raise UserError(f"{place}: {name} must be an object, this is {section!r}")
@@ -93,7 +93,7 @@ def _section(config: dict[str, Any], name: str, place: str) -> dict[str, Any]:
 
 
 def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int, dtype: str, on_gpu: bool) -> dict:
-    """The configuration of one stage with every `auto` filled in.
+    """Return the configuration of one stage with every `auto` filled in.
 
     DeepSpeed does not count micro-batches: `engine.step()` ends a step, however many backward passes it had.
     """

@@ -1,4 +1,4 @@
-"""Metrics of a training stage: one row a step in metrics.jsonl, one console line a log step. Rank 0 writes."""
+"""Metrics of a training stage: a row per step in metrics.jsonl, and console lines. Rank 0 writes."""
 
 import json
 import resource
@@ -14,12 +14,12 @@ from dcr_ds.engine.distributed import Ranks
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import StageFolder
 
-# figures of a stage that are on the console line
+# metrics of a stage that the console line shows
 SHOWN = ("gap", "auc", "drift", "margin", "accuracy", "refused_seemingly_toxic", "refused_toxic")
 
 
 class MetricsLog:
-    """Writes the rows of one stage; on resume the rows after the resumed step are dropped first."""
+    """Writes the rows of one stage; when it is resumed, rows after the resumed step are dropped first."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class MetricsLog:
                 sink.close()
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Add seconds, tokens a second and memory to a row {step, samples, tokens, step_tokens, loss, …}; write it."""
+        """Write a row {step, samples, step_tokens, loss, …} with seconds, tokens per second and memory added."""
         now = time.monotonic()
         seconds, self.last = now - self.last, now
         row |= {
@@ -87,14 +87,14 @@ class MetricsLog:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory of this process so far: allocated on its GPU, or resident on a CPU."""
+    """Return the peak memory of this process: allocated on its GPU, or resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a jsonl file; a last line cut off by a crash is left out."""
+    """Read the rows of a JSON Lines file; a last line that was torn by a crash is left out."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -1,4 +1,4 @@
-"""The optimizers of a stage: torch's AdamW, and bitsandbytes' with their state in 8 bits or in pageable memory."""
+"""Optimizers: torch's AdamW, and those of bitsandbytes with 8-bit or pageable state."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ FROM_BITSANDBYTES = {
     "paged_adamw8bit": "PagedAdamW8bit",
     "paged_adamw32bit": "PagedAdamW32bit",
 }
-PROBE_SIZE = 4096  # bitsandbytes keeps the state of smaller tensors in 32 bits
+PROBE_SIZE = 4096  # elements; bitsandbytes keeps the state of smaller tensors in 32 bits
 
 
 def build_optimizer(parameters: list[torch.nn.Parameter], stage: StageSection, fused: bool) -> torch.optim.Optimizer:
     """AdamW over the parameters, with the stage's learning rate and weight decay.
 
-    torch's rather than DeepSpeed's: it needs no compiler.
+    torch's AdamW rather than DeepSpeed's, which needs a compiler.
     """
     options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
     if stage.optimizer == "adamw":
@@ -29,7 +29,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], stage: StageSection, f
 
 
 def check_optimizer(stage: StageSection, field: str, device: torch.device) -> None:
-    """Raise UserError unless the stage's optimizer can take a step on this device: it takes one."""
+    """Raise UserError unless the optimizer can run on this device; a step on a probe tensor is tried."""
     if stage.optimizer == "adamw":
         return
     import_bitsandbytes(field)
@@ -37,8 +37,8 @@ def check_optimizer(stage: StageSection, field: str, device: torch.device) -> No
         parameter = torch.nn.Parameter(torch.zeros(PROBE_SIZE, device=device))
         parameter.grad = torch.ones_like(parameter)
         build_optimizer([parameter], stage, fused=False).step()
-    except Exception as error:  # what a missing library raises differs from device to device
+    except Exception as error:  # the error of a missing library depends on the device
         raise UserError(
             f"{field}: {stage.optimizer} of bitsandbytes cannot run on {device} "
-            f"({' '.join(str(error).split())[:200]}); install a build of it for this device ({EXTRA}), or say adamw"
+            f"({' '.join(str(error).split())[:200]}); install a build of it for this device ({EXTRA}), or use adamw"
         ) from None

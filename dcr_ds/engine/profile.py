@@ -1,4 +1,4 @@
-"""Where the time of a step goes: a trace of some steps, and a table of its parts. Rank 0, on a switch, else nothing."""
+"""Profile training steps: a trace and a table of where the time goes. Rank 0; off by default."""
 
 import time
 from collections import defaultdict
@@ -48,7 +48,7 @@ class Profile:
             self.profiler.__exit__(*error)
 
     def step(self) -> None:
-        """Note that a step is over."""
+        """Record the end of a step."""
         if not self.steps:
             return
         self.done += 1
@@ -73,20 +73,18 @@ class Profile:
 
     def _write(self, profiler: profile) -> None:
         if self.done < WARM_UP + self.steps:
-            return  # the stage ended before
+            return  # the stage ended too early
         self.folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self.folder / "trace.json"))
         events = [event for event in profiler.key_averages() if event.key.startswith(COLLECTIVES)]
         collectives = sum(max(event.cpu_time_total, event.device_time_total) for event in events) / 1e6
         write_atomically(self.folder / "table.txt", self._table(collectives))
-        print_on_main(
-            self.ranks, f"profile of {self.steps} steps: {self.folder / 'table.txt'} and trace.json beside it"
-        )
+        print_on_main(self.ranks, f"profile of {self.steps} steps: {self.folder / 'table.txt'} and trace.json")
 
     def _table(self, collectives: float) -> str:
         rest = self.total - sum(self.seconds.values())
         rows = [*((part, self.seconds[part]) for part in PARTS.values()), ("data, loss and the rest", rest)]
-        lines = [f"{'part':24}{'s a step':>10}{'share':>8}"]
-        for part, seconds in [*rows, ("a step", self.total), ("collectives, inside", collectives)]:
+        lines = [f"{'part':24}{'s / step':>10}{'share':>8}"]
+        for part, seconds in [*rows, ("total", self.total), ("collectives, inside", collectives)]:
             lines.append(f"{part:24}{seconds / self.steps:10.4f}{seconds / self.total:8.1%}")
         return "\n".join(lines) + "\n"

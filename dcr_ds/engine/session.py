@@ -1,9 +1,9 @@
-"""A training stage under way: what both loops do around the gradients of a step.
+"""The session of a training stage: what both stages do around the gradients of a step.
 
 with Session("align", recipe, engine, folder, total_steps, ranks, started) as session:
     while session.step < total_steps:
         row = …                                  the gradients of the step
-        session.take_step(row, sample_ids)       the weights move; a loss that is not finite ends the run before
+        session.take_step(row, sample_ids)       updates the weights; raises before if the loss is not finite
         session.log(row)
         session.save_or_stop(session.step == total_steps)
 session.finish({…})
@@ -39,12 +39,12 @@ MARGIN_SECONDS = 5.0  # until the process has ended
 
 
 class Session:
-    """The steps of one stage, from its newest checkpoint on. All ranks, for every method.
+    """The steps of one stage, from its newest checkpoint on. All methods are called on all ranks.
 
     Attributes:
-        step: optimizer steps taken, those of earlier runs of the stage included.
-        state: what goes into each checkpoint beside the engine, and into summary.json; small and JSON-able.
-        is_new: nothing was loaded; the loop adds to `state` what it starts from.
+        step: optimizer steps taken, including those of earlier attempts.
+        state: what is saved in each checkpoint next to the engine, and in summary.json; small and JSON-serialisable.
+        is_new: no checkpoint was loaded; the loop adds its initial values to `state`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Session:
         """Load the newest checkpoint in `folder`/checkpoints.
 
         Args:
-            started: time.monotonic() when the stage began; the time before its first step counts, too.
+            started: time.monotonic() when the stage began; the time before its first step is included.
         """
         self.recipe, self.engine, self.ranks = recipe, engine, ranks
         self.stage, self.label = stage, CONTROL if folder.name == CONTROL else stage  # the control is aligned, too
@@ -94,10 +94,10 @@ class Session:
         self.checkpoints.close()
 
     def take_step(self, row: dict[str, Any], sample_ids: Sequence[str]) -> None:
-        """Let the optimizer take the step whose gradients are accumulated, and complete its row.
+        """Take the optimizer step for the accumulated gradients, and complete its row of metrics.
 
         Args:
-            row: `loss` and `step_tokens`, both over all ranks, and the stage's own figures.
+            row: `loss` and `step_tokens`, both over all ranks, and the stage's own metrics.
 
         Raises:
             Diverged: the loss is not finite; no weight was changed.
@@ -123,13 +123,13 @@ class Session:
         self._profile.step()
 
     def save_or_stop(self, is_last: bool, snapshot: Snapshot | None = None) -> None:
-        """Save where a checkpoint is due or a stop was asked for.
+        """Save if a checkpoint is due or a stop was requested.
 
         Args:
             snapshot: earlier weights that the checkpoint keeps as well.
 
         Raises:
-            Stopped: a stop was asked for, the state is saved, and this was not the last step.
+            Stopped: a stop was requested, the state is saved, and this was not the last step.
         """
         self.state["seconds"] = time.monotonic() - self._started
         stopping = self._stop.agreed(self._seconds_needed())
@@ -140,7 +140,7 @@ class Session:
             raise Stopped(f"{self.label}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Mark the stage as done with its summary.json; its checkpoints are not needed any more."""
+        """Write summary.json, which marks the stage as done, and remove its checkpoints."""
         self.checkpoints.wait_until_saved()
         summary = {name: value for name, value in self.state.items() if name != "recent_losses"} | summary
         summary |= {
@@ -162,28 +162,28 @@ class Session:
         return self.step * self.section.global_batch
 
     def _seconds_needed(self) -> float:
-        """What must be left before a deadline at this boundary: another step, a save, and half as much again."""
+        """Seconds needed before a deadline: another step and a save, plus half of that."""
         now = time.monotonic()
         self._longest_step, self._boundary = max(self._longest_step, now - self._boundary), now
         return MARGIN * (self._longest_step + self.checkpoints.expected_seconds) + MARGIN_SECONDS
 
     def _check_loss(self, loss: float, sample_ids: Sequence[str]) -> None:
-        """Raise before the step is taken, the same on all ranks: the loss is of all of them."""
+        """Raise before the step is taken; the same on all ranks, since the loss is over all of them."""
         step, reaction = self.step + 1, self.recipe.watchdog.loss_spike
         samples = f"Samples of the step: {', '.join(sample_ids)}"
         kept = f"Checkpoints before it are kept in {self.checkpoints.folder}"
         if not math.isfinite(loss):
             raise Diverged(
                 f"{self.label}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {kept}; "
-                f"lower {self.stage}.learning_rate, or look at the data"
+                f"lower {self.stage}.learning_rate, or check the data"
             )
         usual = self._spikes.note(loss)
         if usual is None or reaction == "off":
             return
-        told = f"{self.label}: the loss jumps to {loss:.4g} at step {step}, where {usual:.4g} is usual"
+        message = f"{self.label}: the loss jumps to {loss:.4g} at step {step}; recent losses are around {usual:.4g}"
         if reaction == "stop":
             raise Diverged(
-                f"{told}; no weight was changed by it. {samples}. {kept}; lower {self.stage}.learning_rate, look at "
-                "the data, or go on past it with --watchdog.loss_spike warn"
+                f"{message}; no weight was changed by it. {samples}. {kept}; lower {self.stage}.learning_rate, look at "
+                "the data, or continue past it with --watchdog.loss_spike warn"
             )
-        print_on_main(self.ranks, f"{told}. {samples}")
+        print_on_main(self.ranks, f"{message}. {samples}")

@@ -11,7 +11,7 @@ from peft import PeftConfig
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from dcr_ds.engine.checkpoint.checkpoints import newest_whole
+from dcr_ds.engine.checkpoint.checkpoints import newest_complete
 from dcr_ds.engine.checkpoint.consolidate import consolidated_weights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
@@ -135,7 +135,7 @@ def _export_trained(path: Path, out: Path, options: ExportOptions) -> str:
     if below == (folder.model.name,):
         _copy(folder.model, out)
         return f"the model of {folder.folder}"
-    name = below[1] if len(below) == 2 else newest_whole(folder.checkpoints)[0]
+    name = below[1] if len(below) == 2 else newest_complete(folder.checkpoints)[0]
     checkpoint = folder.checkpoints / name
     if not name or below[:1] not in ((), (folder.checkpoints.name,)):
         raise UserError(

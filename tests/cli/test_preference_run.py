@@ -69,7 +69,7 @@ def test_an_interrupted_run_resumes_bit_for_bit_with_its_reference(command, undi
     capsys.readouterr()
     assert main([*command, "--output", str(tmp_path)]) == 0
     said = capsys.readouterr().err
-    assert "reference: 6 pairs, read from" in said and "going on from" in said
+    assert "reference: 6 pairs, read from" in said and "resuming from" in said
     assert [row["loss"] for row in metrics(folder)] == [row["loss"] for row in metrics(undisturbed)]
     ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (folder, undisturbed))
     assert all((ours[name] == theirs[name]).all() for name in ours)

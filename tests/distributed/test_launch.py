@@ -132,7 +132,7 @@ def test_killed_run_goes_on_bit_for_bit(two_ranks, recipe, tmp_path, stage, step
     kill_after(process, tmp_path / "tiny", stage, step, signal.SIGKILL)
     process.communicate()
     output = finish(start(command))
-    assert "going on from" in output
+    assert "resuming from" in output
     assert losses(tmp_path / "tiny", "refine") == losses(two_ranks, "refine")
     assert losses(tmp_path / "tiny", "align") == losses(two_ranks, "align")
     for each in ("refine", "align"):
@@ -151,7 +151,7 @@ def test_run_goes_on_with_another_number_of_ranks(two_ranks, recipe, tmp_path, s
     process.communicate()
     output = finish(start(launch(*options, ranks=loaded_by)))
     assert f"saved by {saved_by} ranks under ZeRO stage {zero}; converting it for {loaded_by}" in output
-    assert "going on from" in output
+    assert "resuming from" in output
     assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=1e-5)
 
 

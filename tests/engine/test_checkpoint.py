@@ -49,7 +49,7 @@ def assert_falls_back(engine, folder, ranks, saved, capsys, step=2):
     assert all(torch.equal(weights[name], saved[1][step][name]) for name in weights)
     told = capsys.readouterr().err
     assert told.count("looking for an older one") == 3 - step
-    assert f"going on from {folder / f'step-{step:08d}'}" in told
+    assert f"resuming from {folder / f'step-{step:08d}'}" in told
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
@@ -147,14 +147,14 @@ def test_two_damaged_checkpoints_are_passed_over(saved, folder, engine, ranks, c
 def test_none_whole_is_an_error_and_no_fresh_start(folder, engine, ranks):
     for manifest in folder.rglob(MANIFEST):
         manifest.unlink()
-    with pytest.raises(UserError, match=f"{folder}: no whole checkpoint is left; remove the folder"):
+    with pytest.raises(UserError, match=f"{folder}: no complete checkpoint is left; remove the folder"):
         load_newest(engine, folder, ranks)
 
 
 def test_a_save_that_was_interrupted_is_passed_over(saved, folder, engine, ranks, capsys):
     (folder / "step-00000003").rename(folder / "step-00000003.partial")
     assert load_newest(engine, folder, ranks)[0] == 2
-    assert "not whole" not in capsys.readouterr().err
+    assert "incomplete" not in capsys.readouterr().err
     save_checkpoint(engine, folder, 3, {"tokens": 300}, keep=3, ranks=ranks)  # and is no hindrance to the next
     assert load_newest(engine, folder, ranks)[0] == 3
     assert not list(folder.glob("*.partial"))
@@ -177,7 +177,7 @@ def test_another_layout_of_the_files_is_refused(folder, engine, ranks):
     newest = folder / "step-00000003"
     (newest / MANIFEST).unlink()
     seal(newest, 3, world_size=4, zero_stage=3, state={})
-    with pytest.raises(UserError, match="saved under ZeRO stage 3, which stage 0 cannot load; go on with"):
+    with pytest.raises(UserError, match="saved under ZeRO stage 3, which stage 0 cannot load; use a --deepspeed of"):
         load_newest(engine, folder, ranks)
 
 

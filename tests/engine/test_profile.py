@@ -36,4 +36,4 @@ def test_a_trace_and_a_table_of_the_steps(tmp_path):
     table = {line[:24].strip(): float(line[24:34]) for line in (folder / "table.txt").read_text().splitlines()[1:]}
     parts = [table[part] for part in ("forward", "backward", "optimizer", "data, loss and the rest")]
     assert all(seconds > 0 for seconds in parts)
-    assert abs(sum(parts) - table["a step"]) < 1e-3
+    assert abs(sum(parts) - table["total"]) < 1e-3

@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_ends_the_stage_before_the_step(undisturbed, r
 
 @pytest.mark.parametrize("reaction", ["stop", "warn", "off"])
 def test_a_loss_spike(undisturbed, ranks, tmp_path, capsys, monkeypatch, reaction):
-    """Told with its samples before its step is taken; the same command with `warn` goes on past it."""
+    """Reported with its samples before the step is taken; the same command with `warn` continues past it."""
     monkeypatch.setattr("dcr_ds.engine.watch.spikes.NUM_NEEDED", 3)
 
     def spiked(step, row):
@@ -88,7 +88,7 @@ def test_a_loss_spike(undisturbed, ranks, tmp_path, capsys, monkeypatch, reactio
 
     recipe = RECIPE.model_copy(update={"watchdog": WatchdogSection(loss_spike=reaction)})
     if reaction == "stop":
-        with pytest.raises(Diverged, match="the loss jumps to 10.* at step 5, .* Samples of the step: sample 4.*warn"):
+        with pytest.raises(Diverged, match="the loss jumps to 10.* at step 5; .* Samples of the step: sample 4.*warn"):
             run(tmp_path, ranks, disturb=spiked, recipe=recipe)
         assert losses(tmp_path) == losses(undisturbed)[:4]
         recipe = RECIPE.model_copy(update={"watchdog": WatchdogSection(loss_spike="warn")})

@@ -109,7 +109,7 @@ def test_without_a_deadline_nothing_is_late(monkeypatch, text):
 
 def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
     monkeypatch.setenv("DCR_DS_DEADLINE", "12:30")
-    with pytest.raises(UserError, match="DCR_DS_DEADLINE=12:30: wants unix seconds"):
+    with pytest.raises(UserError, match="DCR_DS_DEADLINE=12:30: must be unix seconds"):
         StopFlag(ONE)
 
 

@@ -70,7 +70,7 @@ def test_a_rank_that_fails_ends_the_other_which_tells_why(launch):
 def test_a_hang_is_told_with_the_place_of_each_rank_and_every_thread(launch):
     first, second = launch("rank 1 sleeps", hang_minutes=0.05)
     code, stderr = ended(first)
-    assert code == 1 and "no rank has gone on for 0.05 minutes" in stderr, stderr
+    assert code == 1 and "no rank has made progress for 0.05 minutes" in stderr, stderr
     assert all(f"{place}: {node}" in stderr for node, place in (at(0), at(1))), stderr
     assert "most recent call first" in stderr and "barrier" in stderr
     assert ended(second)[0] == 1
@@ -79,11 +79,11 @@ def test_a_hang_is_told_with_the_place_of_each_rank_and_every_thread(launch):
 def test_a_single_process_that_hangs_is_ended(launch):
     (process,) = launch("rank 0 sleeps", world_size=1, hang_minutes=0.05)
     code, stderr = ended(process)
-    assert code == 1 and f"error: {', at '.join(at(0))}: nothing has gone on for" in stderr
+    assert code == 1 and f"error: {', at '.join(at(0))}: no progress for" in stderr
 
 
 def test_ranks_that_wait_for_one_that_goes_on_do_not_hang(launch):
-    assert [ended(process) for process in launch("rank 0 goes on", hang_minutes=0.25)] == [(0, ""), (0, "")]
+    assert [ended(process) for process in launch("rank 0 makes progress", hang_minutes=0.25)] == [(0, ""), (0, "")]
 
 
 def test_ranks_whose_launcher_was_killed_end(launch, tmp_path):

@@ -16,7 +16,7 @@ from dcr_ds.engine.watch import watchdog
 from dcr_ds.engine.watch.progress import heartbeat
 
 mode, hang_minutes = sys.argv[1], float(sys.argv[2])
-watchdog.POLL_SECONDS, watchdog.GONE_SECONDS, watchdog.OTHERS_SPEAK_SECONDS = 0.3, 4.0, 1.0
+watchdog.POLL_SECONDS, watchdog.GONE_SECONDS, watchdog.REPORT_SECONDS = 0.3, 4.0, 1.0
 watchdog.LOST_SECONDS, watchdog.STORE_TIMEOUT = 1.5, timedelta(seconds=2)
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 with watchdog.Watchdog(hang_minutes) as dog:
@@ -27,7 +27,7 @@ with watchdog.Watchdog(hang_minutes) as dog:
     print("ready", flush=True)
     if mode == "rank 1 fails" and rank == 1:
         raise MemoryError("nothing left")
-    if mode == "rank 0 goes on" and rank == 0:  # the others wait for it, longer than a hang may last
+    if mode == "rank 0 makes progress" and rank == 0:  # the others wait for it, longer than a hang may last
         for number in range(20):
             time.sleep(1)
             heartbeat(f"judge {number}")

@@ -15,7 +15,7 @@ def test_stopped_job_is_requeued_and_goes_on_by_itself(cluster, recipe, rows, tm
     told = cluster.end(job, "COMPLETED", 400)
     assert (told["Restarts"], told["ExitCode"]) == ("1", "0:0")
     log = "\n".join(line for line in cluster.log(job).splitlines() if not line.startswith("refine "))
-    assert "stopped and saved; requeued" in log and "going on from" in log, log
+    assert "stopped and saved; requeued" in log and "resuming from" in log, log
     assert [row["step"] for row in rows(metrics)] == list(range(1, 101))
     assert (run / "evaluate/aligned/asked/scores.json").is_file() and (run / "report/report.html").is_file()
     environment = json.loads((run / "environment.json").read_text())

@@ -1,11 +1,11 @@
-"""Checkpoints of a stage: whole or absent.
+"""Atomic checkpoints of a training stage.
 
-A checkpoint is written aside, flushed to the disk, hashed into a manifest, renamed, and `latest` is moved last; only
-then are older ones removed. DeepSpeed's files are written while the training waits, since the weights must not move;
-hash, rename and rotation follow in a thread of rank 0 while it goes on, for one checkpoint at a time. Before anybody
-loads, rank 0 verifies the hashes and tells all ranks the verdict: an error caught on one rank alone would hang the
-rest. The newest whole checkpoint is taken; where there are some and none is whole, that is an error, never a silent
-start from scratch.
+A checkpoint is written to a temporary folder, flushed to disk, hashed into a manifest and renamed; `latest` is
+updated last, and only then are older checkpoints removed. Training waits while DeepSpeed writes its files, since the
+weights must not change; hashing, renaming and rotation follow in a thread of rank 0 while training continues, for one
+checkpoint at a time. Before any rank loads, rank 0 verifies the hashes and broadcasts the result: an error on one
+rank alone would leave the others waiting. The newest complete checkpoint is loaded. If there are checkpoints and none
+is complete, that is an error, never a silent start from scratch.
 """
 
 import shutil
@@ -25,9 +25,9 @@ from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.errors import UserError
 from dcr_ds.files import flush, write_atomically
 
-BYTES_A_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
-SLOW_DISK = 100e6  # bytes a second
-SPARE = 1.05  # of the bytes a checkpoint is expected to take: its small files, and blocks that are not full
+BYTES_PER_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
+SLOW_DISK = 100e6  # bytes per second
+SPARE = 1.05  # expected size of a checkpoint relative to the last one: small files, blocks that are not full
 
 
 class Checkpoints:
@@ -36,12 +36,12 @@ class Checkpoints:
     def __init__(self, engine: deepspeed.DeepSpeedEngine, folder: Path, keep: int, ranks: Ranks):
         """
         Args:
-            keep: so many of the newest are kept.
+            keep: number of checkpoints to keep, the newest.
         """
         self.engine, self.folder, self.keep, self.ranks = engine, folder, keep, ranks
-        self._seconds: float | None = None  # of the last save, from its beginning until it was whole; rank 0
-        self.expected_bytes = int(BYTES_A_WEIGHT * num_trained(engine.module))
-        self._last_step: int | None = None  # of the one saved or loaded last, which is whole
+        self._seconds: float | None = None  # that the last save took until it was complete; rank 0
+        self.expected_bytes = int(BYTES_PER_WEIGHT * num_trained(engine.module))
+        self._last_step: int | None = None  # of the checkpoint that was saved or loaded last
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._sealing: Future[None] | None = None
 
@@ -64,15 +64,15 @@ class Checkpoints:
         final = self.path(step)
         partial = self.folder / f"{final.name}.partial"
         needed = self.expected_bytes + (snapshot.num_bytes if snapshot else 0)
-        fault = broadcast_from_main(self._make_room(partial, needed) if self.ranks.is_main else None, self.ranks)
-        if fault:
-            raise UserError(fault)
+        problem = broadcast_from_main(self._make_room(partial, needed) if self.ranks.is_main else None, self.ranks)
+        if problem:
+            raise UserError(problem)
         self.engine.save_checkpoint(
             str(self.folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=True
         )
         if snapshot:
             snapshot.write(partial)
-        if self.ranks.local_rank == 0:  # what this node has written, before an older checkpoint may go
+        if self.ranks.local_rank == 0:  # files of this node, before an older checkpoint is removed
             for file in sorted(partial.rglob("*"), reverse=True):
                 flush(file)
         barrier(self.ranks)
@@ -86,51 +86,54 @@ class Checkpoints:
 
     @property
     def expected_seconds(self) -> float:
-        """How long a save takes: as long as the last one took on rank 0, or else at a slow disk's speed."""
+        """Expected duration of a save: that of the last one on rank 0, else an estimate for a slow disk."""
         return self.expected_bytes / SLOW_DISK if self._seconds is None else self._seconds
 
     def wait_until_saved(self) -> None:
-        """Wait until the last save is whole and on the disk; an error of its thread is raised on all ranks."""
+        """Wait until the last save is complete and on disk; an error of its thread is raised on all ranks."""
         error = self._sealing.exception() if self._sealing else None
         self._sealing = None
         if error := broadcast_from_main(error, self.ranks):
             raise error
 
     def close(self) -> None:
-        """Wait for the thread; an error of it is left untold. On one rank alone."""
+        """Wait for the thread and drop its error. Not a collective."""
         self._thread.shutdown()
 
     def load_newest(self) -> tuple[int, dict[str, Any]] | None:
-        """Load the newest whole checkpoint into the engine: (step, state), or None where none was ever saved.
+        """Load the newest complete checkpoint into the engine.
 
-        One saved by another number of ranks is converted first, into a folder beside it that is removed again.
+        A checkpoint of another number of ranks is converted first, into a temporary folder next to it.
+
+        Returns:
+            Step and state, or None if no checkpoint was ever saved.
 
         Raises:
-            UserError: there are checkpoints and none is whole, or it cannot be loaded under this ZeRO stage.
+            UserError: there are checkpoints and none is complete, or it cannot be loaded under this ZeRO stage.
         """
         name, manifest, broken = broadcast_from_main(
-            newest_whole(self.folder) if self.ranks.is_main else None, self.ranks
+            newest_complete(self.folder) if self.ranks.is_main else None, self.ranks
         )
-        for each, fault in broken:
-            print_on_main(self.ranks, f"{self.folder / each}: not whole ({fault}); looking for an older one")
+        for path, problem in broken:
+            print_on_main(self.ranks, f"{self.folder / path}: incomplete ({problem}); looking for an older one")
         if manifest is None:
             if broken:
                 raise UserError(
-                    f"{self.folder}: no whole checkpoint is left; remove the folder to start this stage anew"
+                    f"{self.folder}: no complete checkpoint is left; remove the folder to start this stage again"
                 )
             return None
         zero_stage = self.engine.zero_optimization_stage()
         if LAYOUTS[manifest.zero_stage] != LAYOUTS[zero_stage]:
             raise UserError(
                 f"{self.folder / name}: saved under ZeRO stage {manifest.zero_stage}, which stage {zero_stage} cannot "
-                f"load; go on with a --deepspeed of stage {manifest.zero_stage}, or start the stage anew with --redo"
+                f"load; use a --deepspeed of stage {manifest.zero_stage}, or start the stage again with --redo"
             )
         as_saved = (manifest.world_size, manifest.zero_stage) == (self.ranks.world_size, zero_stage)
-        if as_saved or zero_stage == 0:  # without ZeRO every rank has the whole state
+        if as_saved or zero_stage == 0:  # without ZeRO every rank has the full state
             self._load(name)
         else:
             self._load_converted(name, manifest)
-        print_on_main(self.ranks, f"going on from {self.folder / name}")
+        print_on_main(self.ranks, f"resuming from {self.folder / name}")
         self.expected_bytes, self._last_step = int(SPARE * manifest.num_bytes), manifest.step
         return manifest.step, manifest.state
 
@@ -146,12 +149,14 @@ class Checkpoints:
             f"converting it for {self.ranks.world_size}",
         )
         universal = self.folder / f"{name}.universal"
-        fault = None
+        problem = None
         if self.ranks.is_main:
-            fault = self._make_room(universal, manifest.num_bytes) or convert(self.folder / name, universal)
-        if fault := broadcast_from_main(fault, self.ranks):
-            raise UserError(f"{fault}; or launch with {manifest.world_size} ranks, as it was saved")
-        self.engine._config.load_universal_checkpoint = True  # as its configuration says it, before it is known
+            problem = self._make_room(universal, manifest.num_bytes) or convert(self.folder / name, universal)
+        if problem := broadcast_from_main(problem, self.ranks):
+            raise UserError(f"{problem}; or launch with {manifest.world_size} ranks, as it was saved")
+        self.engine._config.load_universal_checkpoint = (
+            True  # usually set in the configuration, before it is known here
+        )
         self._load(universal.name)
         self.engine._config.load_universal_checkpoint = False
         barrier(self.ranks)
@@ -159,7 +164,7 @@ class Checkpoints:
             shutil.rmtree(universal, ignore_errors=True)
 
     def _make_room(self, partial: Path, needed: int | None = None) -> str:
-        """Remove what an earlier attempt left; "", or why there is no room for another. Rank 0."""
+        """Remove what an earlier attempt left; return "" or why there is too little space. Rank 0."""
         needed = self.expected_bytes if needed is None else needed
         shutil.rmtree(partial, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -167,43 +172,43 @@ class Checkpoints:
         if free >= needed:
             return ""
         return (
-            f"{partial}: needs {_gigabytes(needed)} and the disk has {_gigabytes(free)} left; the checkpoints before "
-            "it are kept: free some space, and the same command goes on from them"
+            f"{partial}: needs {_gigabytes(needed)} and the disk has {_gigabytes(free)} left. Earlier checkpoints are "
+            "kept: free some space and run the same command again"
         )
 
     def _seal(self, partial: Path, final: Path, step: int, state: dict[str, Any], started: float) -> None:
-        """Make a folder of written files a checkpoint, and remove the ones it replaces. Rank 0, in the thread."""
+        """Turn a folder of written files into a checkpoint and remove those it replaces. Rank 0, in the thread."""
         manifest = seal(partial, step, self.ranks.world_size, self.engine.zero_optimization_stage(), state)
-        shutil.rmtree(final, ignore_errors=True)  # only one that was found damaged, and trained past again
+        shutil.rmtree(final, ignore_errors=True)  # exists only if it was damaged and training has passed it again
         partial.rename(final)
         write_atomically(self.folder / "latest", final.name)
         flush(self.folder)
         saved = _steps(self.folder)
-        kept = [path for path in saved if path.name <= final.name][: self.keep]  # a later one was passed by as damaged
+        kept = [path for path in saved if path.name <= final.name][: self.keep]  # a later one was skipped as damaged
         for path in set(saved) - set(kept):
             shutil.rmtree(path, ignore_errors=True)
         self.expected_bytes, self._seconds = int(SPARE * manifest.num_bytes), time.monotonic() - started
 
 
-def newest_whole(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:
-    """The newest whole checkpoint of a folder and its manifest, and those passed over, each with what is wrong."""
+def newest_complete(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:
+    """Return name and manifest of the newest complete checkpoint, and the skipped ones with their problems."""
     broken: list[tuple[str, str]] = []
     for path in _steps(folder):
-        manifest, fault = verify(path)
+        manifest, problem = verify(path)
         if manifest:
             return path.name, manifest, broken
-        broken.append((path.name, fault))
+        broken.append((path.name, problem))
     return "", None, broken
 
 
 def num_trained(module: torch.nn.Module) -> int:
-    """Trainable weights of a model, those of other ranks' partitions included."""
+    """Count the trainable weights of a model, including the partitions of other ranks."""
     trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
     return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
 
 
 def _steps(folder: Path) -> list[Path]:
-    """Finished checkpoints, the newest first."""
+    """Return the finished checkpoints, newest first."""
     return sorted((path for path in folder.glob("step-????????") if path.is_dir()), reverse=True)
 
 

@@ -1,4 +1,4 @@
-"""What a stage trained, out of a DeepSpeed checkpoint: on a CPU, in one process, whatever the ranks and ZeRO stage."""
+"""Read the trained weights from a DeepSpeed checkpoint, on a CPU in one process, for any ranks and ZeRO stage."""
 
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -11,13 +11,13 @@ WHOLE = "mp_rank_00_model_states.pt"
 
 
 def consolidated_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The trained parameters of a checkpoint by name, whole; under ZeRO 1 to 3 the fp32 masters.
+    """Return the full trained parameters of a checkpoint by name; under ZeRO 1 to 3 the fp32 masters.
 
-    DeepSpeed's files are pickles: only for checkpoints that come from nobody else.
+    DeepSpeed's files are pickles, which can run code: only load checkpoints of your own.
     """
-    if not any(checkpoint.glob("*_optim_states.pt")):  # ZeRO-0: every rank had everything
+    if not any(checkpoint.glob("*_optim_states.pt")):  # ZeRO-0: every rank has the full state
         return torch.load(checkpoint / WHOLE, map_location="cpu", weights_only=False, mmap=True)["module"]
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it tells its way
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
         return get_fp32_state_dict_from_zero_checkpoint(
             str(checkpoint.parent), tag=checkpoint.name, exclude_frozen_parameters=True
         )

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it holds, by hash, and where its run stood. It covers itself."""
+"""The manifest of a checkpoint: hashes of its files, the state of the run, and a hash of the manifest itself."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.files import write_atomically
 
 MANIFEST = "manifest.json"
-HASHING_THREADS = 4  # hashlib lets other threads run; more would take the data from the training they run beside
+HASHING_THREADS = 4  # hashlib releases the GIL; more threads would slow down training
 
 
 class FileFacts(BaseModel):
@@ -23,7 +23,7 @@ class FileFacts(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A checkpoint's step, the layout of its files, the loop's state, and every file."""
+    """Step, layout, state of the training loop, and every file of a checkpoint."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     step: int
@@ -50,7 +50,7 @@ def seal(checkpoint: Path, step: int, world_size: int, zero_stage: int, state: d
 
 
 def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
-    """The manifest of a checkpoint, and "" where every file is as it says; else None and what is wrong."""
+    """Return the manifest and "" if every file matches it, else None and the problem."""
     try:
         values = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if values.pop("sha256") != _hash_of(values):
@@ -66,7 +66,7 @@ def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
                 return None, f"{file.relative_to(checkpoint)} is damaged"
     except FileNotFoundError as error:
         return None, f"{Path(error.filename).name} is missing"
-    except OSError as error:  # raised on rank 0 alone, it would leave the others waiting
+    except OSError as error:  # raised on rank 0 alone it would leave the other ranks waiting
         return None, str(error)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None, f"{MANIFEST} is damaged"

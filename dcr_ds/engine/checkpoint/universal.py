@@ -1,4 +1,4 @@
-"""A checkpoint for another number of ranks: DeepSpeed's universal form, one file a parameter and moment."""
+"""Convert a checkpoint for another number of ranks to DeepSpeed's universal format: a file per parameter and moment."""
 
 import shutil
 import subprocess
@@ -7,32 +7,32 @@ from pathlib import Path
 
 from dcr_ds.engine.watch.progress import heartbeat
 
-# Which ZeRO stages load each other's universal checkpoints. Stage 0 has none: each rank holds, and loads, everything.
+# ZeRO stages with the same layout can load each other's universal checkpoints. Stage 0 needs none.
 LAYOUTS = {0: "whole", 1: "parts of the optimizer", 2: "parts of the optimizer", 3: "parts of everything"}
 WORKERS = 4
 HEARTBEAT_SECONDS = 30
 
 
 def convert(checkpoint: Path, universal: Path) -> str:
-    """Write the universal form of a checkpoint into a folder: "", or what went wrong. Rank 0.
+    """Write the universal format of a checkpoint into a folder; return "" or the problem. Rank 0.
 
-    In a process of its own: DeepSpeed's converter forks workers, which a process that uses a GPU must not.
+    Runs in a subprocess: DeepSpeed's converter forks workers, which a process that uses a GPU must not do.
     """
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--input_folder", str(checkpoint)]
     command += ["--output_folder", str(universal), "--inject_missing_state"]
     command += ["--num_extract_workers", str(WORKERS), "--num_merge_workers", str(WORKERS)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        told = _wait(process, f"converting {checkpoint}")
+        stderr = _wait(process, f"converting {checkpoint}")
     (universal.parent / "latest_universal").unlink(missing_ok=True)
     if process.returncode == 0:
         return ""
     shutil.rmtree(universal, ignore_errors=True)
-    reason = (told.strip() or "no reason given").splitlines()[-1]
+    reason = (stderr.strip() or "no reason given").splitlines()[-1]
     return f"{checkpoint}: cannot be converted for another number of ranks ({reason})"
 
 
 def _wait(process: subprocess.Popen, place: str) -> str:
-    """What a process says on stderr until it ends; this rank goes on meanwhile."""
+    """Return what a process prints to stderr until it ends, with heartbeats meanwhile."""
     while True:
         heartbeat(place)
         try:

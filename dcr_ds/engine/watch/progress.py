@@ -1,4 +1,4 @@
-"""How far this process is, for the watchdog. There is one run a process."""
+"""The progress of this process, for the watchdog. There is one run per process."""
 
 import time
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 @dataclass
 class Progress:
     place: str = "the start"
-    since: float = 0.0  # time.monotonic() when it last went on
+    since: float = 0.0  # time.monotonic() of the last progress
 
 
 progress = Progress()
 
 
 def heartbeat(place: str) -> None:
-    """Note that this rank goes on, and where it is, in words."""
+    """Record that this rank makes progress, and where it is, in words."""
     progress.place, progress.since = place, time.monotonic()

@@ -1,4 +1,4 @@
-"""Stop requests: a signal or a deadline sets a flag, which all ranks agree on at a step boundary."""
+"""Stop requests: a signal or a deadline sets a flag, on which all ranks agree at a step boundary."""
 
 import os
 import signal
@@ -19,10 +19,10 @@ DEADLINE = "DCR_DS_DEADLINE"  # unix seconds by which the job ends; slurm/dcr.sh
 
 
 class StopFlag:
-    """While entered, SIGTERM, SIGINT and SIGUSR1 ask for a stop instead of ending the process; so does the deadline.
+    """While entered, SIGTERM, SIGINT, SIGUSR1 and the deadline request a stop instead of ending the process.
 
-    Ctrl-C once more has its usual effect, after `AGAIN_SECONDS`: launchers pass on at once what the terminal has sent
-    to the ranks already, and repeat SIGTERM while they wait.
+    A second Ctrl-C after `AGAIN_SECONDS` has its usual effect. Earlier ones are ignored: launchers forward what the
+    terminal has already sent to the ranks, and repeat SIGTERM while they wait.
     """
 
     def __init__(self, ranks: Ranks):
@@ -47,10 +47,10 @@ class StopFlag:
             os.kill(os.getpid(), number)
 
     def agreed(self, seconds_needed: float = 0.0) -> bool:
-        """Whether any rank has been asked to stop. All ranks, at a step boundary.
+        """Return whether any rank was asked to stop. All ranks, at a step boundary.
 
         Args:
-            seconds_needed: what this rank must have left before the deadline to take another step and save.
+            seconds_needed: seconds that this rank needs before the deadline to take another step and save.
         """
         late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
         flag = torch.tensor(float(self.received_at is not None or late), device=self.ranks.device)
@@ -59,9 +59,9 @@ class StopFlag:
 
 @contextmanager
 def raise_on_stop_signal() -> Iterator[None]:
-    """While entered, and where no StopFlag is, the same signals raise Stopped: nothing there needs to be saved.
+    """While entered, stop signals raise Stopped, except inside a StopFlag.
 
-    Models that are loading, exports and evaluations go on from what is on the disk.
+    For loading, export and evaluation, which need not save anything: they resume from what is on disk.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -80,4 +80,4 @@ def _deadline() -> float | None:
     try:
         return float(text) if text else None
     except ValueError:
-        raise UserError(f"{DEADLINE}={text}: wants unix seconds, as `date +%s` prints them") from None
+        raise UserError(f"{DEADLINE}={text}: must be unix seconds, as printed by `date +%s`") from None

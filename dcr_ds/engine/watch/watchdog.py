@@ -1,14 +1,14 @@
-"""The watchdog: a run that no longer goes on is ended on all ranks, and what is known of it is told.
+"""The watchdog ends a run that makes no progress, on all ranks, and reports what is known about it.
 
-A thread of each rank notes in a store where its rank is and that it lives. The thread of rank 0 looks at all of them:
+On each rank a thread writes signs of life and the rank's place to a store. The thread of rank 0 watches all of them:
 
-- a rank that gave no sign for `GONE_SECONDS` is gone: killed, frozen, or its node is down;
-- where no rank has gone on for `hang_minutes`, the run hangs: in a collective that one rank never joined, say.
-  One rank that goes on keeps the others waiting: rank 0 judges and exports alone.
+- A rank without a sign of life for `GONE_SECONDS` is gone: killed, frozen, or its node is down.
+- If no rank has made progress for `hang_minutes`, the run hangs, for example in a collective that one rank never
+  joined. Progress of one rank is enough: the others wait while rank 0 judges or exports.
 
-A rank that fails says so itself. A rank whose launcher was killed ends, or it would go on beside the run that takes its
-place. Every one of these ends the process by `os._exit`: no clean-up may wait for a rank that never comes. Checkpoints
-are whole or absent, so the same command goes on from the last one.
+A rank that fails reports it itself. A rank whose launcher was killed ends, or it would run next to the run that
+replaces it. In all cases the process ends by `os._exit`: no clean-up may wait for a rank that never comes.
+Checkpoints are atomic, so the same command resumes from the last one.
 """
 
 import faulthandler
@@ -34,15 +34,15 @@ from dcr_ds.errors import RunEnded
 
 POLL_SECONDS = 2.0
 GONE_SECONDS = 60.0
-LOST_SECONDS = 3 * POLL_SECONDS  # once a collective has failed, since then some rank is known to be gone
+LOST_SECONDS = 3 * POLL_SECONDS  # after a collective has failed, when some rank is known to be gone
 STORE_TIMEOUT = timedelta(seconds=30)
-OTHERS_SPEAK_SECONDS = 5.0  # what fails on one rank mostly fails on all, and rank 0 then tells it
+REPORT_SECONDS = 5.0  # an error of one rank is often an error of all, which rank 0 reports
 LAUNCHERS = ("deepspeed", "torchrun", "deepspeed.launcher.launch", "torch.distributed.run", "torch.distributed.launch")
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What a rank last said of itself, and when it was heard."""
+    """The last sign of life of a rank, and when it was received."""
 
     count: int
     node: str
@@ -53,7 +53,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a run ends, the same on all ranks."""
+    """Why the run ends; the same on all ranks."""
 
     text: str
     kind: Literal["gone", "failed", "hang"]
@@ -83,14 +83,16 @@ class Watchdog:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if is_peer_failure(error):
             self.gone_seconds = LOST_SECONDS
-            self._over.wait(LOST_SECONDS + 3 * POLL_SECONDS)  # time to see who it is, and to end this process
+            self._over.wait(
+                LOST_SECONDS + 3 * POLL_SECONDS
+            )  # time to find the rank that is gone, and to end this process
         self._over.set()
         for thread in self._threads:
             thread.join(2 * POLL_SECONDS)
         is_fault = isinstance(error, Exception) and not isinstance(error, RunEnded)
         if is_fault and not is_peer_failure(error) and self._store is not None:
             with suppress(RuntimeError):
-                _tell(self._store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
+                _publish(self._store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
 
     def join(self, ranks: Ranks) -> None:
         """Watch all ranks together, once they have joined the process group. All ranks."""
@@ -117,22 +119,22 @@ class Watchdog:
             elif self._ranks is None:
                 silent = time.monotonic() - progress.since
                 if silent > self.hang_seconds:
-                    _end(f"{self._me()}: nothing has gone on for {silent / 60:.3g} minutes", is_hang=True)
-            elif gone := self._who_is_gone([0]):
+                    _end(f"{self._me()}: no progress for {silent / 60:.3g} minutes", is_hang=True)
+            elif gone := self._describe_gone([0]):
                 _end(gone)
             elif verdict := self._verdict:
-                patience = OTHERS_SPEAK_SECONDS if verdict.kind == "failed" else 0
+                patience = REPORT_SECONDS if verdict.kind == "failed" else 0
                 if not self._over.wait(patience):
                     _end(verdict.text if self._ranks.is_main else "", is_hang=verdict.kind == "hang")
 
     def _keep_exchanging(self, store: TCPStore, ranks: Ranks) -> None:
-        """In a thread of its own: where rank 0 is frozen, a question to its store waits for ever."""
-        with suppress(RuntimeError):  # the store's process is dead; asked again, it would print a trace each time
+        """In a separate thread: if rank 0 is frozen, a request to its store never returns."""
+        with suppress(RuntimeError):  # the store's process is dead; each further request would print a trace
             while self._verdict is None and not self._over.wait(POLL_SECONDS):
                 self._verdict = self._exchange(store, ranks)
 
     def _exchange(self, store: TCPStore, ranks: Ranks) -> Verdict | None:
-        """Give a sign, take note of the others', and see what follows from them."""
+        """Send a sign of life, receive those of the watched ranks, and return a verdict if there is one."""
         self._count += 1
         silent = time.monotonic() - progress.since
         sign = [self._count, platform.node(), progress.place, silent]
@@ -142,33 +144,33 @@ class Watchdog:
         for rank in self._watched:
             self._listen(store, rank)
         verdict = None
-        if gone := self._who_is_gone(self._watched):
+        if gone := self._describe_gone(self._watched):
             verdict = Verdict(gone, "gone")
         elif ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
-            text = f"no rank has gone on for {self.hang_seconds / 60:g} minutes: {self._places()}"
+            text = f"no rank has made progress for {self.hang_seconds / 60:g} minutes: {self._places()}"
             verdict = Verdict(text, "hang")
         if verdict and ranks.is_main:
-            _tell(store, verdict)
+            _publish(store, verdict)
         return verdict
 
     def _listen(self, store: TCPStore, rank: int) -> None:
-        """Take note of a rank's sign, where it is a new one."""
+        """Receive a rank's sign of life if it is new."""
         if store.check([f"rank/{rank}"]):
             count, node, place, silent = json.loads(store.get(f"rank/{rank}"))
             if count > self._signs[rank].count:
                 self._signs[rank] = Sign(count, node, place, silent, time.monotonic())
 
-    def _who_is_gone(self, ranks: Iterable[int]) -> str:
+    def _describe_gone(self, ranks: Iterable[int]) -> str:
         now = time.monotonic()
         return "; ".join(
-            f"rank {rank} on node {self._signs[rank].node} is gone: no sign of it for {self.gone_seconds:g} seconds, "
+            f"rank {rank} on node {self._signs[rank].node} is gone: no sign of life for {self.gone_seconds:g} seconds, "
             f"last at {self._signs[rank].place}"
             for rank in ranks
             if now - self._signs[rank].heard > self.gone_seconds
         )
 
     def _places(self) -> str:
-        """Where the ranks stand; who stands apart is the one to look at."""
+        """List the places of the ranks; a rank apart from the others is the one to look at."""
         by_place: dict[str, list[str]] = {}
         for rank, sign in sorted(self._signs.items()):
             by_place.setdefault(sign.place, []).append(f"{rank} on node {sign.node}")
@@ -178,21 +180,21 @@ class Watchdog:
         return f"rank {os.environ.get('RANK', '0')} on node {platform.node()}, at {progress.place}"
 
 
-def _tell(store: TCPStore, verdict: Verdict) -> None:
+def _publish(store: TCPStore, verdict: Verdict) -> None:
     store.set("verdict", json.dumps([verdict.text, verdict.kind]))
 
 
 def _end(text: str, is_hang: bool = False) -> None:
-    """End this process at once; a text is told, and of a hang where every thread is."""
+    """Print a text, in a hang also the stack of every thread, and end this process at once."""
     if text:
-        print(f"error: {text}. The same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print(f"error: {text}. The same command resumes from the last checkpoint", file=sys.stderr, flush=True)
     if is_hang:
         faulthandler.dump_traceback(sys.stderr)
     os._exit(1)
 
 
 def _launchers() -> list[int]:
-    """The processes above this one that are launchers of deepspeed or torch, where /proc tells."""
+    """Return the ancestors of this process that are launchers of deepspeed or torch, where /proc lists them."""
     found, pid = [], os.getppid()
     with suppress(OSError):
         while pid > 1:
@@ -205,7 +207,7 @@ def _launchers() -> list[int]:
 
 
 def _is_alive(pid: int) -> bool:
-    """Whether a process is there, and no zombie that its parent has not asked for."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return _stat(pid)[0] != "Z"
     except OSError:
@@ -213,5 +215,5 @@ def _is_alive(pid: int) -> bool:
 
 
 def _stat(pid: int) -> list[str]:
-    """State, parent and the rest of what /proc tells of a process, after its name."""
+    """Return the fields of /proc/PID/stat after the name: state, parent, …"""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
