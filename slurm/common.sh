@@ -81,7 +81,7 @@ ranks() { # options of srun … -- command …: become srun, one task a rank, in
     if ((cores > 0)); then
         options+=(--cpus-per-task="$cores" --cpu-bind=cores)
     else
-        say "$SLURM_CPUS_ON_NODE cores for $ranks_per_node ranks a node: slow; ask for more (SBATCH_CPUS_PER_GPU)"
+        say "$SLURM_CPUS_ON_NODE cores for $ranks_per_node ranks per node: slow; request more (SBATCH_CPUS_PER_GPU)"
         options+=(--overcommit)
     fi
     if [[ -n ${DCR_DS_CONTAINER:-} ]]; then
@@ -108,14 +108,14 @@ requeue() { # why, nodes to leave out …: the job starts again by itself; code 
         exit 75
     fi
     if ((attempt >= ${DCR_DS_MAX_REQUEUES:-100})); then
-        say "$reason; not requeued: it was $attempt times already (DCR_DS_MAX_REQUEUES)"
+        say "$reason; not requeued: it already was $attempt times (DCR_DS_MAX_REQUEUES)"
         exit 75
     fi
     excluded=$(job_field ExcNodeList)
     [[ $excluded != "(null)" ]] || excluded=
     say "$reason; requeued${1:+ without $*}"
     if ! scontrol requeue "$job"; then
-        say "SLURM does not requeue it; the same command goes on from the last checkpoint"
+        say "SLURM does not requeue it; the same command resumes from the last checkpoint"
         exit 75
     fi
     if (($# > 0)); then

@@ -1,4 +1,4 @@
-"""--dry-run: what a run would do, from headers, configs and tokens alone; no weight is loaded."""
+"""--dry-run: describe a run from headers, configurations and tokens; no weights are loaded."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from dcr_ds.run.folder import has_control
 
 
 def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: RunData, world_size: int) -> str:
-    """The resolved recipe with its reasons, parameters, steps and tokens of each stage, as text."""
+    """Return the resolved recipe with its reasons, and parameters, steps and tokens of each stage, as text."""
     lines = [dump_recipe(recipe)]
     lines += [f"auto: {name}: {reason}" for name, reason in reasons.items()]
     zero_stage = read_config(recipe).get("zero_optimization", {}).get("stage", 0)
@@ -36,11 +36,11 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
         lines.append(_parameters("refine", *_counts(trunk), not_loaded))
         prompts = encode_refine_prompts(recipe, data, tokenizer)
         stage = recipe.refine
-        a_step = stage.global_batch * _mean(prompts.tokens.values())
-        a_step += stage.retain_batch * _mean(prompts.general) if stage.retain_weight else 0
+        step_tokens = stage.global_batch * _mean(prompts.tokens.values())
+        step_tokens += stage.retain_batch * _mean(prompts.general) if stage.retain_weight else 0
         lines.append(
-            f"refine: up to {stage.max_steps} steps of {stage.global_batch} prompts, {a_step:,.0f} tokens a step; "
-            f"{len(prompts.held_out)} prompts held out"
+            f"refine: up to {stage.max_steps} steps of {stage.global_batch} prompts, "
+            f"{step_tokens:,.0f} tokens per step; {len(prompts.held_out)} prompts held out"
         )
     if "align" in recipe.stages:
         model = add_lora(whole, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else whole
@@ -48,8 +48,8 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
         samples = encode_objective(recipe, data, tokenizer).data
         lengths = [samples.num_tokens(row) for row in range(len(samples.samples))]
         steps = num_steps(recipe.align.epochs, len(lengths), recipe.align.global_batch)
-        a_step = recipe.align.global_batch * sum(lengths) / len(lengths)
-        lines += [*samples.notes, f"align: {steps} steps, about {steps * a_step:,.0f} tokens"]
+        step_tokens = recipe.align.global_batch * sum(lengths) / len(lengths)
+        lines += [*samples.notes, f"align: {steps} steps, about {steps * step_tokens:,.0f} tokens"]
         if has_control(recipe):
             lines.append("control: the same steps again, from the base model")
     if "evaluate" in recipe.stages:

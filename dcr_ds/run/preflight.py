@@ -1,11 +1,11 @@
-"""Whether every node of a job can do what is asked of it, before the job begins; the nodes that cannot are named.
+"""Check every node of a job before training starts, and name the nodes that cannot be used.
 
     srun --ntasks-per-node=8 bash slurm/rank.sh python -m dcr_ds.run.preflight --verdict FILE [RECIPE] [overrides…]
 
-Every rank looks at itself (recipe, free disk, GPU) and reports to rank 0 through a key-value store, which is no
-collective: a node that does not answer is waited for once, and hangs nobody. Only when all are well, and of the same
-versions, they all-reduce a small tensor. Rank 0 writes the verdict, for slurm/dcr.sh: `good`, `bad` or `user` (the
-recipe is wrong, and no node is), then a line `bad NODE` for each node to leave out.
+Every rank checks itself (recipe, free disk space, GPU) and reports to rank 0 through a key-value store. That is not a
+collective: a node that does not answer costs one timeout and blocks no other rank. If all ranks are fine and have the
+same versions, they all-reduce a small tensor. Rank 0 writes the verdict for slurm/dcr.sh: `good`, `bad` or `user` (the
+recipe is wrong, not a node), then a line `bad NODE` for each node to exclude.
 """
 
 import json
@@ -31,12 +31,12 @@ from dcr_ds.recipe.arguments import parse_train
 from dcr_ds.run.environment import package_versions
 
 GIB = 2**30
-LEAVE_SECONDS = 5.0  # the store ends with rank 0: the others have read what they wait for
+LEAVE_SECONDS = 5.0  # the store ends with rank 0, so the others must have read their keys before
 
 
 @dataclass(frozen=True)
 class Place:
-    """A rank of the job, as slurm/dcr.sh and slurm/rank.sh describe it in the environment."""
+    """A rank of the job, as described in the environment by slurm/dcr.sh and slurm/rank.sh."""
 
     rank: int
     world_size: int
@@ -64,8 +64,8 @@ Report = dict[str, Any]  # of a rank: `problems`, `versions`
 Verdict = dict[str, str]  # node → what is wrong with it
 
 
-def look_at_self(place: Place, folder: Path, free_gib: float) -> Report:
-    """What this rank finds wrong with its node, and the versions it runs."""
+def check_this_rank(place: Place, folder: Path, free_gib: float) -> Report:
+    """Return the problems of this rank's node, and its versions."""
     problems = []
     if place.local_rank == 0:
         problems += [problem for path in (folder, Path(tempfile.gettempdir())) if (problem := _disk(path, free_gib))]
@@ -99,7 +99,7 @@ def _gpu(place: Place) -> str | None:
 
 
 def judge(place: Place, reports: dict[int, Report]) -> Verdict:
-    """The nodes that are to be left out: those with a problem or no answer, else those of other versions than most."""
+    """Return the nodes to exclude: with a problem or without an answer, else with versions unlike the majority."""
     bad: Verdict = {}
     for rank in range(place.world_size):
         node = place.node_of(rank)
@@ -123,7 +123,7 @@ def _odd_versions(place: Place, reports: dict[int, Report]) -> Verdict:
 
 
 def gather(store: Any, key: str, world_size: int, seconds: float) -> dict[int, Any]:
-    """What each rank has put under `key/<rank>` within the time, by rank; who has not is missing. Rank 0."""
+    """Return by rank what each rank has stored under `key/<rank>` within the time. Rank 0."""
     names = {rank: f"{key}/{rank}" for rank in range(world_size)}
     found: dict[int, Any] = {}
     deadline = time.monotonic() + seconds
@@ -135,7 +135,7 @@ def gather(store: Any, key: str, world_size: int, seconds: float) -> dict[int, A
 
 
 def all_reduce(store: Any, place: Place, seconds: float) -> None:
-    """Sum 1 MiB over all ranks and check it; then say so under `reduced/<rank>`. All ranks."""
+    """Sum 1 MiB over all ranks and check the result; then set `reduced/<rank>`. All ranks."""
     import torch
     import torch.distributed as distributed
 
@@ -155,7 +155,7 @@ def all_reduce(store: Any, place: Place, seconds: float) -> None:
 
 
 def within(seconds: float, work: Callable[[], None]) -> str | None:
-    """Do something that may hang, in a thread that is left behind if it does; None if it was done, else why not."""
+    """Run something that may hang, in a thread that is abandoned if it does; return None, or the problem."""
     failed: list[str] = []
 
     def attempt() -> None:
@@ -171,7 +171,7 @@ def within(seconds: float, work: Callable[[], None]) -> str | None:
 
 
 def run_rank_0(store: Any, place: Place, seconds: float, verdict: Path) -> bool:
-    """Gather the reports, judge, all-reduce if all are well, and write and tell the verdict."""
+    """Gather the reports, judge them, all-reduce if all are fine, and write and publish the verdict."""
     bad = judge(place, gather(store, "report", place.world_size, seconds))
     store.set("go", "false" if bad else "true")
     reduced = None
@@ -184,10 +184,10 @@ def run_rank_0(store: Any, place: Place, seconds: float, verdict: Path) -> bool:
     for node, problem in bad.items():
         print(f"preflight: {node}: {problem}", file=sys.stderr, flush=True)
     if reduced and not bad:
-        told = (
+        hint = (
             "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the network between the nodes; NCCL_DEBUG=INFO tells more"
         )
-        print(f"preflight: the all-reduce failed on every node ({reduced}); {told}", file=sys.stderr, flush=True)
+        print(f"preflight: the all-reduce failed on every node ({reduced}); {hint}", file=sys.stderr, flush=True)
     good = not bad and not reduced
     write_atomically(verdict, "\n".join(["good" if good else "bad", *(f"bad {node}" for node in bad)]) + "\n")
     store.set("end", "true")
@@ -204,11 +204,13 @@ def run_other(store: Any, place: Place, seconds: float) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Look, report, judge; returns the exit code: 0 all is well, 1 a node is bad, 2 the recipe is wrong. All ranks."""
+    """Check, report and judge; return the exit code: 0 fine, 1 a bad node, 2 a wrong recipe. All ranks."""
     parser = ArgumentParser(prog="python -m dcr_ds.run.preflight", allow_abbrev=False)
     parser.add_argument("--verdict", type=Path, required=True, help="file that rank 0 writes")
-    parser.add_argument("--seconds", type=float, default=180, help="wait so long for each step")
-    parser.add_argument("--free-gib", type=float, default=5, help="free disk asked for, for output and temporary files")
+    parser.add_argument("--seconds", type=float, default=180, help="timeout of each step")
+    parser.add_argument(
+        "--free-gib", type=float, default=5, help="free disk space required for output and temporary files"
+    )
     options, rest = parser.parse_known_args(arguments)
     try:
         place = Place.from_environment()
@@ -229,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         store = TCPStore(host, port, None, place.rank == 0, timedelta(seconds=options.seconds), wait_for_workers=False)
-        report = look_at_self(place, recipe.folder if recipe else Path(), options.free_gib)
+        report = check_this_rank(place, recipe.folder if recipe else Path(), options.free_gib)
         report["problems"] += [mistake] if mistake else []
         store.set(f"report/{place.rank}", json.dumps(report))
         if place.rank == 0:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import one_thread_environment
 
-from dcr_ds.run.preflight import Place, judge, look_at_self, within
+from dcr_ds.run.preflight import Place, check_this_rank, judge, within
 
 NODES = ["alpha", "beta", "gamma"]
 PLACE = Place(rank=0, world_size=6, local_rank=0, ranks_per_node=2, gpus_per_node=0, nodes=NODES)
@@ -112,4 +112,4 @@ def test_a_gpu_that_is_not_there_is_named():
     if Path("/dev/nvidia0").exists():
         pytest.skip("there are GPUs here")
     place = Place(rank=0, world_size=1, local_rank=0, ranks_per_node=1, gpus_per_node=1, nodes=["alpha"])
-    assert "0 GPUs visible" in look_at_self(place, Path(os.curdir), 0)["problems"][0]
+    assert "0 GPUs visible" in check_this_rank(place, Path(os.curdir), 0)["problems"][0]
