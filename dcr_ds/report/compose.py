@@ -14,6 +14,7 @@ from dcr_ds.report.sections.differences import differences
 from dcr_ds.report.sections.discernment import discernment
 from dcr_ds.report.sections.examples import examples
 from dcr_ds.report.sections.headline import headline
+from dcr_ds.report.sections.openings import openings
 from dcr_ds.report.sections.results import results
 from dcr_ds.report.sections.tradeoff import TRADEOFF, tradeoff_figure
 from dcr_ds.report.sections.warnings import warnings
@@ -38,6 +39,7 @@ def compose(comparison: Comparison, command: str, drawings: Mapping[str, str]) -
         "Leakage": stages.leakage(runs),
         "Categories": categories(columns, benchmarks),
         "Judges": agreement(columns, benchmarks),
+        "Refusal openings": openings(columns),
         "Examples": examples(columns),
         "Refinement": stages.refinement(runs),
         "Alignment": alignment(runs, drawings),

@@ -7,6 +7,7 @@ from textwrap import wrap
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
+from dcr_ds.recipe.layout import CONTROL, REFINED
 from dcr_ds.report.card import write_cards
 from dcr_ds.report.compose import compose
 from dcr_ds.report.numbers.alignment import refusal_curves
@@ -72,7 +73,7 @@ def _draw(comparison: Comparison, out: Path) -> dict[str, str]:
 def terminal_table(folders: Sequence[Path]) -> str:
     """Warnings, measures of discernment, results and headline of run folders, at most 100 columns wide."""
     comparison = compare([read_run(folder) for folder in folders])
-    rows = table_rows(results_table(comparison.columns, comparison.benchmarks))
+    rows = _results_rows(comparison)
     parts = [_wrapped(f"warning: {warning}") for warning in warnings(comparison.runs)]
     if len(rows) < 2:
         return "\n\n".join([*parts, missing(comparison.unevaluated)])
@@ -83,6 +84,16 @@ def terminal_table(folders: Sequence[Path]) -> str:
     if summary := headline(comparison.columns, comparison.benchmarks, comparison.discernment):
         parts.append(_wrapped(summary))
     return "\n\n".join(parts)
+
+
+def _results_rows(comparison: Comparison) -> list[list[str]]:
+    """The table of results; next to a control without the number of prompts and the refined model, to fit the width."""
+    columns = comparison.columns
+    rows = table_rows(results_table(columns, comparison.benchmarks))
+    if not any(column.model == CONTROL for column in columns):
+        return rows
+    shown = [i for i, column in enumerate(columns) if column.model != REFINED or column.is_judged]
+    return [[row[0], *(row[2 + i] for i in shown)] for row in rows]
 
 
 def _wrapped(text: str) -> str:

@@ -1,6 +1,8 @@
 """The page: whatever a model wrote shows as text, nothing is fetched, and the structure serves a screen reader."""
 
+import re
 from html.parser import HTMLParser
+from itertools import combinations
 
 import pytest
 from run_folders import write_benchmark, write_run
@@ -9,6 +11,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.report import write_report
 from dcr_ds.report.numbers.tradeoff import ModelPoint
 from dcr_ds.report.render import png
+from dcr_ds.report.render.labels import Label
 from dcr_ds.report.sections.tradeoff import tradeoff_figure
 
 ATTACKS = [
@@ -145,12 +148,29 @@ def test_categories_are_drawn_too(tmp_path):
     assert (tmp_path / "figures/report-seeming.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_labels_of_models_that_are_alike_do_not_cover_each_other():
-    alike = [ModelPoint(f"model {i}", 0.9, 0.98, (0.85, 0.95), (0.9, 1.0), True) for i in range(8)]
-    page = Page(tradeoff_figure(alike, None).svg)
-    heights = sorted(float(each["y"]) for each in page.all("text") if "paint-order" in each)
-    assert len(heights) == 8 and all(b - a >= 14 for a, b in zip(heights, heights[1:], strict=False))
-    assert all(0 < height < 400 for height in heights)
+POINTS = {
+    "all alike": [(0.9, 0.98)] * 8,
+    "close": [(0.13, 0.9), (0.78, 0.51), (0.86, 0.54)],  # those of base, STL and DCR in a demo
+    "corners": [(0, 0), (0, 1), (1, 0), (1, 1)],
+}
+
+
+@pytest.mark.parametrize("case", POINTS)
+def test_labels_cover_neither_each_other_nor_marks(case):
+    points = [ModelPoint(f"model {i}", x, y, (x, x), (y, y), True) for i, (x, y) in enumerate(POINTS[case])]
+    page = Page(tradeoff_figure(points, None).svg)
+    texts = [element for element in page.all("text") if "paint-order" in element]
+    boxes = [
+        Label(0, 0, text["text-anchor"]).box((float(text["x"]), float(text["y"])), point.title)
+        for text, point in zip(texts, points, strict=True)
+    ]
+    assert all(box.left >= 0 and box.top >= 0 and box.right <= 400 and box.bottom <= 400 for box in boxes)
+    assert not any(box.overlap(other) for box, other in combinations(boxes, 2))
+    marks = [
+        re.match(r"translate\((\S+) (\S+)\)", path["transform"]) for path in page.all("path") if "transform" in path
+    ]
+    assert len(marks) == len(points)
+    assert not any(box.contains((float(mark[1]), float(mark[2]))) for box in boxes for mark in marks)
 
 
 def test_the_report_names_the_page_for_itself(attacked, tmp_path):

@@ -1,4 +1,4 @@
-"""What a report is made of, before it is written as Markdown or HTML: sections of blocks, all text unescaped."""
+"""The content of a report before it is written as Markdown or HTML: sections of blocks, all text unescaped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Cell:
-    """A value in a table; `details` (its interval, say) are written smaller, `share` from 0 to 1 is drawn as a bar."""
+    """A value in a table; `details`, such as its interval, are in smaller print; `share` (0 to 1) is drawn as a bar."""
 
     text: str
     details: tuple[str, ...] = ()
@@ -23,12 +23,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by group, a group's title empty where there is only one; `header` names the columns after the first."""
+    """Rows by group; the title of a single group is empty. `header` names the columns after the first.
+
+    is_folded: the page shows only the caption until the table is opened.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
     header: list[str]
     groups: list[tuple[str, list[Row]]]
+    is_folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reply:
-    """What one model answered, and each judge's label of it."""
+    """The answer of one model, with the label of each judge."""
 
     model: str
     labels: list[str]
@@ -81,7 +85,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of one kind of change; answers to harmful prompts are hidden until asked for."""
+    """Examples of one kind of change; answers to harmful prompts are folded in the page."""
 
     kind: ClassVar[str] = "examples"
     title: str

@@ -4,20 +4,21 @@ Colours come from CSS variables of the page, so that the drawing follows the the
 labelled. Coordinates are in units of the viewBox, about one pixel on a phone.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from dcr_ds.report.numbers.tradeoff import ModelPoint, pareto_line
+from dcr_ds.report.render.labels import Box, Label, place_labels
 from dcr_ds.report.render.templating import render
 
 SIZE = 400  # width and height of the drawing
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 44  # margins around the axes
-LABEL_HEIGHT = 15
 NUM_STYLES = 6  # colours and shapes; a seventh model has the first shape in the second colour
 
 
 def tradeoff_svg(points: Sequence[ModelPoint]) -> str:
-    """Points with their intervals and curves, labelled so that no label covers another."""
-    front = pareto_line(points)
+    """Points with their intervals and curves, each with a label."""
     marks = [
         {
             "title": point.title,
@@ -28,32 +29,47 @@ def tradeoff_svg(points: Sequence[ModelPoint]) -> str:
             "y": _down(point.y),
             "bar_x": [_across(value) for value in point.x_interval],
             "bar_y": [_down(value) for value in point.y_interval],
-            "label_x": _across(point.x) + (-8 if is_labelled_below(point) else 8),
-            "anchor": "end" if is_labelled_below(point) else "start",
+            "label_x": _across(point.x) + label.dx,
+            "label_y": _down(point.y) + label.dy,
+            "anchor": label.anchor,
         }
-        for i, point in enumerate(points)
+        for i, (point, label) in enumerate(zip(points, tradeoff_labels(points), strict=True))
     ]
-    heights = [_down(point.y) + (18 if is_labelled_below(point) else -9) for point in points]
-    for mark, y in zip(marks, _spread(heights), strict=True):
-        mark["label_y"] = y
     ticks = [
         {"label": f"{tick}", "x": _across(tick / 100), "y": _down(tick / 100)} for tick in (0, 20, 40, 60, 80, 100)
     ]
     box = {"left": LEFT, "right": SIZE - RIGHT, "top": TOP, "bottom": SIZE - BOTTOM, "size": SIZE}
-    return render("tradeoff.svg.jinja", marks=marks, ticks=ticks, front=_polyline(front), box=box)
+    return render("tradeoff.svg.jinja", marks=marks, ticks=ticks, front=_polyline(pareto_line(points)), box=box)
+
+
+def tradeoff_labels(points: Sequence[ModelPoint]) -> list[Label]:
+    """Where the title of every point is written, in units of the drawing."""
+    shares = [line for point in points for line in _lines(point)]
+    ink = [(_across(x), _down(y)) for line in shares for x, y in _spaced(line)]
+    at = [((_across(point.x), _down(point.y)), point.title) for point in points]
+    return place_labels(at, ink, Box(LEFT, TOP, SIZE - RIGHT, SIZE - BOTTOM))
+
+
+def _lines(point: ModelPoint) -> list[Sequence[tuple[float, float]]]:
+    """The curve and both intervals of a point."""
+    (left, right), (low, high) = point.x_interval, point.y_interval
+    return [point.curve, [(left, point.y), (right, point.y)], [(point.x, low), (point.x, high)]]
+
+
+def _spaced(line: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+    """Points on a line of straight pieces, about 1 % of the axes apart."""
+    for (x, y), (next_x, next_y) in pairwise(line):
+        number = max(1, round(100 * math.hypot(next_x - x, next_y - y)))
+        for i in range(number):
+            yield x + (next_x - x) * i / number, y + (next_y - y) * i / number
 
 
 def _polyline(line: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{_across(x):.1f},{_down(y):.1f}" for x, y in line)
 
 
-def is_labelled_below(point: ModelPoint) -> bool:
-    """Labels are above on the right or, where that has no room, below on the left: the front passes by neither."""
-    return point.x > 0.55
-
-
 def colour(place: int) -> int:
-    """The colour of the model at a place; its shape is the place itself, in a circle."""
+    """The colour of the model at an index; the shape repeats with the index, the colours shift with each repetition."""
     return (place + place // NUM_STYLES) % NUM_STYLES
 
 
@@ -63,13 +79,3 @@ def _across(share: float) -> float:
 
 def _down(share: float) -> float:
     return SIZE - BOTTOM - share * (SIZE - TOP - BOTTOM)
-
-
-def _spread(heights: Sequence[float]) -> list[float]:
-    """Heights of labels moved apart so that none covers another, from the top down, inside the axes."""
-    placed = list(heights)
-    last = float(TOP)
-    for i in sorted(range(len(placed)), key=lambda i: placed[i]):
-        placed[i] = last = max(placed[i], last + LABEL_HEIGHT)
-    overflow = max([0.0, *(height - (SIZE - BOTTOM - 4) for height in placed)])
-    return [height - overflow for height in placed]

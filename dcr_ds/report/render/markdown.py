@@ -10,8 +10,8 @@ MAX_EXAMPLE = 300  # characters of a prompt or an answer; the page has the rest
 
 def markdown_text(document: Document) -> str:
     blocks = [f"# {literal(document.title)}", f"Content note: {literal(document.content_note)}"]
-    blocks += [f"**{literal(document.headline)}**"] if document.headline else []
     blocks += [f"**Warning:** {literal(warning)}" for warning in document.warnings]
+    blocks += [f"**{literal(document.headline)}**"] if document.headline else []
     for section in document.sections:
         blocks += [f"## {section.title}", *(written(block) for block in section.blocks)]
     return "\n\n".join(blocks) + "\n"

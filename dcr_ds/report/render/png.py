@@ -8,12 +8,13 @@ from typing import Any
 from dcr_ds.report.numbers.alignment import RefusalCurve
 from dcr_ds.report.numbers.tradeoff import ModelPoint, pareto_line
 from dcr_ds.report.render.document import Table
-from dcr_ds.report.render.figures import NUM_STYLES, colour, is_labelled_below
+from dcr_ds.report.render.figures import NUM_STYLES, colour, tradeoff_labels
 from dcr_ds.report.render.tables import words
 
 COLOURS = ("#4d4d4d", "#b34700", "#005fa3", "#00734f", "#9c3d78", "#7a5c00")  # as in the page's light theme
 MARKERS, HATCHES = "os^DvP", ("", "//", "..", "xx", "\\\\", "--")
 BAR_INCHES = 0.16
+ALIGNED = {"start": "left", "middle": "center", "end": "right"}
 
 
 def can_draw() -> bool:
@@ -26,7 +27,7 @@ def draw_tradeoff(points: Sequence[ModelPoint], file: Path) -> None:
     axes = drawing.add_subplot()
     if front := [(100 * x, 100 * y) for x, y in pareto_line(points)]:
         axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1, zorder=1)
-    for i, point in enumerate(points):
+    for i, (point, place) in enumerate(zip(points, tradeoff_labels(points), strict=True)):
         style = {"fmt": MARKERS[i % NUM_STYLES], "color": COLOURS[colour(i)], "markersize": 8, "elinewidth": 1}
         reach = [_reach(point.x, point.x_interval), _reach(point.y, point.y_interval)]
         if point.curve:
@@ -34,9 +35,8 @@ def draw_tradeoff(points: Sequence[ModelPoint], file: Path) -> None:
             axes.plot(*zip(*line, strict=True), color=COLOURS[colour(i)], linewidth=1.2, zorder=1)
         at = (100 * point.x, 100 * point.y)
         axes.errorbar(*at, xerr=reach[0], yerr=reach[1], **style)
-        shift, side = ((-8, -16), "right") if is_labelled_below(point) else ((8, 8), "left")
-        label = {"textcoords": "offset points", "ha": side, "color": COLOURS[colour(i)]}
-        axes.annotate(_literal(point.title), at, shift, **label)
+        label = {"textcoords": "offset points", "ha": ALIGNED[place.anchor], "color": COLOURS[colour(i)]}
+        axes.annotate(_literal(point.title), at, (0.8 * place.dx, -0.8 * place.dy), **label)
     axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     axes.set(xlabel="refusal of harmful prompts, % →", ylabel="compliance with harmless prompts, % →")
     axes.grid(alpha=0.3)

@@ -37,7 +37,7 @@ def category_tables(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) 
                 Row(f"{words(name)} ({_size(scores, name)})", [_category_cell(scores[i].get(name)) for i in shown])
                 for name in names
             ]
-            tables.append(Table(benchmark.title, [columns[i].title for i in shown], [("", rows)]))
+            tables.append(Table(benchmark.title, [columns[i].title for i in shown], [("", rows)], is_folded=True))
     return tables
 
 
@@ -59,7 +59,7 @@ def category_differences_table(columns: Sequence[Column], benchmark: Benchmark) 
         for name in changes[shown[0]]
     ]
     caption = f"{benchmark.title}, difference to {reference.title} in percentage points"
-    return Table(caption, [columns[i].title for i in shown], [("", rows)])
+    return Table(caption, [columns[i].title for i in shown], [("", rows)], is_folded=True)
 
 
 def _category_scores(column: Column, benchmark: Benchmark) -> dict[str, dict]:

@@ -32,7 +32,7 @@ def differences_table(columns: Sequence[Column], benchmarks: Sequence[Benchmark]
     if reference is None:
         return None
     at = list(columns).index(reference)
-    others = [i for i, column in enumerate(columns) if column.results and i != at]
+    others = [i for i, column in enumerate(columns) if column.is_judged and i != at]
     cells = {i: _cells_by_title(benchmarks, i, at) for i in others}
     groups = []
     for behaviour, title in GROUPS.items():

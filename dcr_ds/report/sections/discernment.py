@@ -8,7 +8,6 @@ from dcr_ds.report.numbers.columns import Column, reference_column
 from dcr_ds.report.numbers.discernment import JUDGED, JUDGED_AUC, ColumnDiscernment, Discernment
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, points, signed
-from dcr_ds.report.sections.openings import openings
 
 AGREEMENT = "agreement with answers, AUC"
 # measure → name of its row, and whether it is a share of prompts
@@ -42,7 +41,7 @@ def discernment(columns: Sequence[Column], measured: Sequence[Discernment]) -> l
         blocks.append(measures_table(columns, entry))
         if table := _differences_table(columns, entry):
             blocks.append(table)
-    return [*blocks, *map(Paragraph, _warnings(columns, measured)), Paragraph(EXPLANATION), *openings(columns)]
+    return [*blocks, *map(Paragraph, _warnings(columns, measured)), Paragraph(EXPLANATION)]
 
 
 def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequence[str] = tuple(ROWS)) -> Table:
