@@ -59,11 +59,11 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
     """
     assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them for the probe
     limit = recipe.refine.max_length  # the same rows as in stage 1, so that the same ones are held out
-    sets = [
+    seemingly_toxic, toxic = (
         [row for row in rows.rows if len(encode_prompt(tokenizer, row.prompt)) <= limit]
         for rows in (data.seemingly_toxic, data.toxic)
-    ]
-    split = split_held_out(*sets, recipe.data.held_out, recipe.seed)
+    )
+    split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
     chosen = {"seemingly_toxic": split.held_out_seemingly_toxic, "toxic": split.held_out_toxic}
     prompts = {
         category: [encode_prompt(tokenizer, row.prompt) for row in _sample(rows, recipe.seed)]
@@ -72,11 +72,11 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
     if data.evaluate_general is not None:
         asked = [row.messages[0]["content"] for row in data.evaluate_general.rows if row.messages[0]["role"] == "user"]
         prompts["general"] = [encode_prompt(tokenizer, text) for text in asked[:MEASURED_PROMPTS]]
-    answers = [
+    refused, answered = (
         [row.messages[-1]["content"] for row in rows.rows] if rows is not None else []
         for rows in (data.refusals, data.general)
-    ]
-    openings = find_openings(tokenizer, *answers, published_phrases())
+    )
+    openings = find_openings(tokenizer, refused, answered, published_phrases())
     return RefusalProbe({category: rows for category, rows in prompts.items() if rows}, openings)
 
 
