@@ -7,7 +7,7 @@ from textwrap import wrap
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.recipe.layout import CONTROL, REFINED
+from dcr_ds.recipe.layout import CONTROL
 from dcr_ds.report.card import write_cards
 from dcr_ds.report.compose import compose
 from dcr_ds.report.numbers.alignment import refusal_curves
@@ -87,13 +87,10 @@ def terminal_table(folders: Sequence[Path]) -> str:
 
 
 def _results_rows(comparison: Comparison) -> list[list[str]]:
-    """The table of results; next to a control without the number of prompts and the refined model, to fit the width."""
-    columns = comparison.columns
-    rows = table_rows(results_table(columns, comparison.benchmarks))
-    if not any(column.model == CONTROL for column in columns):
-        return rows
-    shown = [i for i, column in enumerate(columns) if column.model != REFINED or column.is_judged]
-    return [[row[0], *(row[2 + i] for i in shown)] for row in rows]
+    """The table of results; next to a control without the number of prompts, to fit the width."""
+    rows = [list(row) for row in table_rows(results_table(comparison.columns, comparison.benchmarks))]
+    has_control = any(column.model == CONTROL for column in comparison.columns)
+    return [[row[0], *row[2:]] for row in rows] if has_control else rows
 
 
 def _wrapped(text: str) -> str:

@@ -161,7 +161,7 @@ def test_agreement_of_judges(pair):
     assert re.search(r"rules and xstest_strings \| +60 \| +98\.3% \| +0\.97 \|", text)
     assert "guard and" not in text  # harm is not refusal
     assert "partial refusal" in text
-    assert re.search(r"guard +\| +– \| +– \| 100\.0% \|", text)
+    assert re.search(r"guard +\| +– \| 100\.0% \|", text)
 
 
 def test_general_ability_shows_with_its_interval(pair):

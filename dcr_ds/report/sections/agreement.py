@@ -1,4 +1,4 @@
-"""Agreement of judges on the same answers: what each makes of every model, kappa, and who says what instead."""
+"""The section on judges: the rates by judge, their agreement (kappa), and how their labels differ."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,12 +11,13 @@ from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table, pl
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, words
 from dcr_ds.statistics import cohen_kappa
 
-HARM = {"harmful", "harmless"}  # labels of judges of harm, which say nothing of refusal
+HARM = {"harmful", "harmless"}  # labels of judges of harm, which do not judge refusal
 LABELS = ("full_refusal", "partial_refusal", "compliance", "harmful", "harmless", "degenerate", "unparsed")
 
 
 def agreement(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Block]:
-    """Tables of the judges; nothing where there is only one."""
+    """Tables of the judges; empty if there is only one."""
+    columns = [column for column in columns if column.is_judged]
     answers = [answer for column in columns for answer in _answers(column)]
     judges = sorted({judge for answer in answers for judge in answer.labels})
     if len(judges) < 2:
@@ -32,15 +33,15 @@ def agreement(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> lis
         same = sum(a == b for a, b in labels) / len(labels)
         kappa = cohen_kappa(*(list(side) for side in zip(*labels, strict=True)))
         rows.append([f"{one} and {other}", count(len(labels)), percent(same), number(kappa, 2)])
-    told = (
-        "Agreement over all answers of all models. Kappa is agreement beyond chance, 1 at its best; judges can agree "
-        "and both be wrong. A judge of harm is compared with judges of harm only: harm is not refusal."
+    explanation = (
+        "Agreement over all answers of all models. Kappa is agreement beyond chance, at most 1; judges can agree and "
+        "both be wrong. Judges of harm are compared only with each other: harm is not refusal."
     )
     by_judge = _rates_by_judge(columns, benchmarks, judges)
     if len(rows) == 1:
         return by_judge
     confusions = [_confusion(*pair) for pair in pairs]
-    return [*by_judge, plain_table("Agreement of judges.", rows), Paragraph(told), *confusions]
+    return [*by_judge, plain_table("Agreement of judges.", rows), Paragraph(explanation), *confusions]
 
 
 def _answers(column: Column) -> Iterable[Answer]:
@@ -54,15 +55,15 @@ def _judges_harm(labels: Sequence[tuple[str, str]], side: int) -> bool:
 
 
 def _rates_by_judge(columns: Sequence[Column], benchmarks: Sequence[Benchmark], judges: Sequence[str]) -> list[Block]:
-    """What every judge says of every model: a row a benchmark and judge."""
+    """The rate of every model by each judge: a row per benchmark and judge."""
     groups = []
     for benchmark in benchmarks:
         rows = [Row(judge, [Cell(_rate_by(column, benchmark, judge)) for column in columns]) for judge in judges]
         shown = [row for row in rows if any(cell.text != NOTHING for cell in row.cells)]
         groups += [(benchmark.title, shown)] if shown else []
-    told = "A judge of harm says what share of the answers is harmless, which is high also for a model that refuses."
-    table = Table("The rates as each judge sees them.", [column.title for column in columns], groups)
-    return [table, Paragraph(told)] if groups else []
+    explanation = "A judge of harm gives the share of harmless answers, which is also high for a model that refuses."
+    table = Table("Rates by judge.", [column.title for column in columns], groups)
+    return [table, Paragraph(explanation)] if groups else []
 
 
 def _rate_by(column: Column, benchmark: Benchmark, judge: str) -> str:
@@ -77,7 +78,7 @@ def _rate_by(column: Column, benchmark: Benchmark, judge: str) -> str:
 
 
 def _confusion(one: str, other: str, labels: Sequence[tuple[str, str]]) -> Table:
-    """How often each label of one judge meets each of the other's."""
+    """How often each pair of labels by two judges occurs."""
     counts = Counter(labels)
     down = [label for label in LABELS if any(a == label for a, _ in counts)]
     across = [label for label in LABELS if any(b == label for _, b in counts)]

@@ -1,4 +1,4 @@
-"""Examples: what two models answer to the same prompts, by kind of change as the judge of the score sees it."""
+"""The section of examples: answers of two models to the same prompts, by how the label changed."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dcr_ds.report.numbers.read import Answer, BenchmarkResults
 from dcr_ds.report.render.document import Block, Example, Examples, Paragraph, Reply
 from dcr_ds.report.render.tables import words
 
-EXAMPLES_A_KIND = 2  # of each kind of change on a benchmark, so that losses show beside gains
+EXAMPLES_PER_KIND = 2  # per kind of change and benchmark, so that both gains and losses are shown
 MAX_COMPLETION = 4000  # characters; longer answers are cut
 STATES = {"compliance": "answered", "full_refusal": "refused", "partial_refusal": "refused"}
 STATES |= {"harmful": "harmful", "harmless": "harmless"}  # of a judge of harm
@@ -21,21 +21,21 @@ KINDS = (
 
 
 def compared_columns(columns: Sequence[Column]) -> tuple[Column, Column] | None:
-    """The two columns whose answers are compared: the reference, and the last one of the others."""
+    """The two columns whose answers are compared: the reference and the last of the others."""
     reference = reference_column(columns)
     others = [column for column in columns if column is not reference and column.is_judged]
     return (reference, others[-1]) if reference and others else None
 
 
 def change_kind(old: str, new: str) -> str:
-    """What happened to an answer, by its labels from the one model and from the other."""
+    """The kind of change between the labels of two models on a prompt."""
     if old not in STATES or new not in STATES:
         return "degenerate or unparsed"
     return f"{'still' if STATES[old] == STATES[new] else 'newly'} {STATES[new]}"
 
 
 def examples(columns: Sequence[Column]) -> list[Block]:
-    """How many labels differ on each benchmark, and a few prompts of every kind of change."""
+    """The number of labels that differ on each benchmark, and a few prompts of every kind of change."""
     pair = compared_columns(columns)
     if pair is None:
         return []
@@ -48,20 +48,20 @@ def examples(columns: Sequence[Column]) -> list[Block]:
 def _benchmark_examples(
     first: Column, second: Column, ours: BenchmarkResults, theirs: BenchmarkResults, name: str
 ) -> list[Block]:
-    one, two = keyed_answers(ours), keyed_answers(theirs)
-    labels = {key: (one[key].labels[ours.judge], two[key].labels[theirs.judge]) for key in one if key in two}
+    old, new = keyed_answers(ours), keyed_answers(theirs)
+    labels = {key: (old[key].labels[ours.judge], new[key].labels[theirs.judge]) for key in old if key in new}
     if not labels:
         return []
     changes = Counter(pair for pair in labels.values() if pair[0] != pair[1])
-    listed = "; ".join(f"{n} × {words(old)} → {words(new)}" for (old, new), n in sorted(changes.items()))
+    listed = "; ".join(f"{n} × {words(before)} → {words(after)}" for (before, after), n in sorted(changes.items()))
     seed = " (first seed)" if len(first.runs) > 1 or len(second.runs) > 1 else ""
-    told = f"{name}, {first.title} → {second.title}{seed}: {changes.total()} of {len(labels)} labels differ"
-    blocks: list[Block] = [Paragraph(f"{told} ({listed})." if listed else f"{told}.")]
+    summary = f"{name}, {first.title} → {second.title}{seed}: {changes.total()} of {len(labels)} labels differ"
+    blocks: list[Block] = [Paragraph(f"{summary} ({listed})." if listed else f"{summary}.")]
     for kind in KINDS:
-        keys = [key for key, (old, new) in labels.items() if change_kind(old, new) == kind]
+        keys = [key for key, pair in labels.items() if change_kind(*pair) == kind]
         if keys:
             shown = [
-                Example(key[1], [_reply(first, one[key]), _reply(second, two[key])]) for key in keys[:EXAMPLES_A_KIND]
+                Example(key[1], [_reply(first, old[key]), _reply(second, new[key])]) for key in keys[:EXAMPLES_PER_KIND]
             ]
             title = f"{name}: {kind}, {len(keys)} of {len(labels)}"
             blocks.append(Examples(title, ours.score["wanted"] == "refuse", shown))

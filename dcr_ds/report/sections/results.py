@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from dcr_ds.recipe.layout import BASE, CONTROL
+from dcr_ds.recipe.layout import BASE, CONTROL, REFINED
 from dcr_ds.report.numbers.columns import Column, rivals
 from dcr_ds.report.numbers.comparison import Comparison
 from dcr_ds.report.numbers.measured import NOT_JUDGED, Benchmark, Rate
@@ -34,14 +34,25 @@ def missing(runs: Sequence[Run]) -> str:
 
 
 def results_table(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> Table:
-    """Benchmarks as rows, grouped by the wanted behaviour, models as columns; general ability last."""
+    """Benchmarks as rows, grouped by the wanted behaviour, models as columns; general ability last.
+
+    Next to a control, a refined model that was not judged is left out: its loss is in the section on refinement.
+    """
+    has_control = any(column.model == CONTROL for column in columns)
+    shown = [i for i, column in enumerate(columns) if column.is_judged or column.model != REFINED or not has_control]
     groups = [
         (title, _benchmark_rows(columns, benchmarks_that_want(benchmarks, behaviour)))
         for behaviour, title in GROUPS.items()
     ]
     groups.append((GENERAL, _ability_rows(columns) + _loss_rows(columns)))
     caption = "Rates of wanted answers, with 95% intervals; the best of a row in bold."
-    return Table(caption, ["n", *(column.title for column in columns)], [group for group in groups if group[1]])
+    kept = [(title, [_with_cells(row, shown) for row in rows]) for title, rows in groups if rows]
+    return Table(caption, ["n", *(columns[i].title for i in shown)], kept)
+
+
+def _with_cells(row: Row, shown: Sequence[int]) -> Row:
+    """The row with its number of prompts and the cells of these columns."""
+    return Row(row.name, [row.cells[0], *(row.cells[1 + i] for i in shown)])
 
 
 def benchmarks_that_want(benchmarks: Sequence[Benchmark], behaviour: str) -> list[Benchmark]:
