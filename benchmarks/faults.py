@@ -7,7 +7,7 @@ Launches the public entry point (deepspeed and torchrun in turn) on a tiny rando
 does something to it: kill -9 of a rank, of all processes or of the launcher, at a random moment of a step or of the
 start; the same at a random byte of a checkpoint being saved; after a kill, a file of the newest checkpoint cut or one
 bit of it turned; a full disk (a small tmpfs; needs root); a rank frozen by SIGSTOP. Several faults meet one run, each
-time the same command resumes it, until it is done. Then its losses, step by step, must equal those of an undisturbed run
+time the same command resumes it, until it is done. Then its losses, step by step, must equal an undisturbed run's
 bit for bit, and so must the exported models, by hash.
 """
 
