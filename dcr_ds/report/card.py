@@ -140,8 +140,8 @@ def _facts(run: Run, model: str) -> list[tuple[str, str]]:
     facts = [("base model", _source(run)), ("revision", str(recipe.get("model", {}).get("revision") or "not pinned"))]
     if (quantized := recipe.get("model", {}).get("quantize", "none")) != "none":
         facts.append(("base weights during training", f"{quantized}; merged into those of the base model itself"))
-    stages_of_model = {CONTROL: ("control",), REFINED: ("refine",)}.get(model, TRAINING_STAGES)
-    for stage in stages_of_model:
+    stages_of_model: dict[str, tuple[str, ...]] = {CONTROL: ("control",), REFINED: ("refine",)}
+    for stage in stages_of_model.get(model, TRAINING_STAGES):
         if summary := getattr(run, stage):
             facts.append((stage, _stage_fact(summary, recipe.get("align" if stage == "control" else stage, {}))))
     if run.refine and "final" in run.refine and "refine" in stages_of_model:

@@ -42,8 +42,9 @@ class Label:
 
 
 ROWS = sorted((*range(-9, -135, -15), *range(18, 138, 15)), key=abs)  # baselines above and below the point
+SIDES: tuple[tuple[int, Anchor], ...] = ((1, "start"), (-1, "end"))
 CANDIDATES = [
-    *(Label(side * 9, dy, anchor) for dy in ROWS for side, anchor in ((1, "start"), (-1, "end"))),
+    *(Label(side * 9, dy, anchor) for dy in ROWS for side, anchor in SIDES),
     *(Label(0, dy, "middle") for dy in (-13, 23)),
 ]
 
@@ -56,7 +57,9 @@ def place_labels(points: Sequence[tuple[Point, str]], ink: Iterable[Point], fram
         ink: points on curves and intervals, evenly spaced, which are better not covered.
     """
     marks = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for (x, y), _ in points]
-    ink, taken, labels = list(ink), [], []
+    ink = list(ink)
+    taken: list[Box] = []
+    labels: list[Label] = []
     for at, text in points:
 
         def cost(label: Label, at: Point = at, text: str = text) -> float:
