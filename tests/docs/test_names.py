@@ -1,0 +1,69 @@
+"""Recipe fields, options, recipes and configurations that the pages name exist."""
+
+import re
+
+import pytest
+import yaml
+from pages import PAGES, ROOT, blocks, inline_code, name_of
+
+from dcr_ds.recipe import DataSource, Recipe, field_rows, load_recipe, section_rows
+from dcr_ds.recipe.describe import DATA_SET
+
+FIELDS = {row.name for row in field_rows()}
+SETS = {row.name for row in field_rows() if row.type == DATA_SET}
+SECTIONS = {row.name for row in section_rows()}
+FILES = (".py", ".md", ".json", ".jsonl", ".yaml", ".safetensors", ".sh", ".txt", ".csv", ".png", ".gguf")
+FIELD = re.compile(r"(?:--)?((?:%s)\.[a-z0-9_.]+)" % "|".join(name for name in sorted(SECTIONS) if "." not in name))
+OPTION = re.compile(r"(?<!\S)--[a-z][a-z_-]+")
+# Options of programs that are not part of dcr-ds: sbatch, srun, deepspeed, pytest.
+FOREIGN = {"--kill-on-bad-exit", "--gpus-per-node", "--gpus-per-task", "--ntasks-per-node", "--nodes", "--hostfile"}
+FOREIGN |= {"--num_gpus", "--nproc_per_node", "--no-python", "--signal", "--full-kernels"}
+
+
+def is_field(name: str) -> bool:
+    """Whether a dotted name is a field, a section, or a field of a data set."""
+    if name in FIELDS | SECTIONS | SETS:
+        return True
+    return any(name.startswith(f"{data}.") and name.split(".")[2] in DataSource.model_fields for data in SETS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_fields_exist(page):
+    for code in inline_code(page):
+        for name in FIELD.findall(code) if not code.endswith(FILES) else ():
+            assert is_field(name.rstrip(".")), f"{name_of(page)}: no field {name} (in `{code}`)"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_options_exist(page):
+    known = known_options()
+    for code in inline_code(page):
+        for option in OPTION.findall(code):
+            name = option.removeprefix("--")
+            assert option in known or is_field(name), f"{name_of(page)}: no option {option} (in `{code}`)"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_yaml_blocks_are_recipes(page, tmp_path):
+    for block in blocks(page, "yaml"):
+        fields = yaml.safe_load(block)
+        if not isinstance(fields, dict):  # a list of judges
+            fields = {"evaluate": {"judges": fields}}
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(fields))
+        assert isinstance(load_recipe(str(file), []), Recipe)
+
+
+def test_every_shipped_recipe_is_in_the_guide():
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    missing = [file.stem for file in (ROOT / "recipes").glob("*.yaml") if f"`{file.stem}`" not in text]
+    assert not missing
+
+
+def known_options() -> set[str]:
+    """The options of every command of dcr-ds, of train, and of the scripts in benchmarks/."""
+    options = {"--help", "--dry-run", "--redo", *FOREIGN}
+    sources = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "dcr_ds" / "commands").glob("*.py")]
+    for file in sources:
+        options |= set(re.findall(r'"(--[a-z][a-z0-9_-]+)"', file.read_text(encoding="utf-8")))
+    return options
