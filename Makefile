@@ -5,19 +5,14 @@ BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo compare test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint clean
+.PHONY: help demo test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint clean
 
 help:  ## print this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
 	    printf '  make %-18s %s\n' "$$target" "$$text"; done
 
-demo: $(BIN)/.dcr-ds  ## install and run the default recipe: a 135M model, both stages, evaluation and a report
+demo: $(BIN)/.dcr-ds  ## install and run the default recipe: a 135M model, both stages, the control, a report
 	deepspeed train.py
-
-compare: $(BIN)/.dcr-ds  ## train with and without stage 1 (DCR and STL) and write one report of both
-	deepspeed train.py recipes/smollm2-135m-stl.yaml
-	deepspeed train.py recipes/smollm2-135m.yaml
-	dcr-ds report runs/smollm2-135m-stl runs/smollm2-135m --out runs/compare.md
 
 test: $(BIN)/.dcr-ds-dev  ## run the quick test suite on the CPU
 	python -m pytest -m "not slow" -n 2 --dist loadfile

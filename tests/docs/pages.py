@@ -48,11 +48,14 @@ def commands(page: Path) -> Iterator[Command]:
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             if LOOP.match(line.strip()):
                 continue
-            words = shlex.split(re.sub(r"\$(?!PWD|HOME)\w+", "0", line), comments=True)
-            while words and ASSIGNMENT.fullmatch(words[0]):
-                words.pop(0)
-            if words:
-                yield Command(name_of(page), tuple(words))
+            line = re.sub(r"(^|\s)#.*", "", line)
+            line = re.sub(r"\$(?!PWD|HOME)\w+", "0", line)
+            for part in line.split(" && "):
+                words = shlex.split(part)
+                while words and ASSIGNMENT.fullmatch(words[0]):
+                    words.pop(0)
+                if words:
+                    yield Command(name_of(page), tuple(words))
 
 
 def prose(page: Path) -> str:

@@ -13,11 +13,20 @@ FIELDS = {row.name for row in field_rows()}
 SETS = {row.name for row in field_rows() if row.type == DATA_SET}
 SECTIONS = {row.name for row in section_rows()}
 FILES = (".py", ".md", ".json", ".jsonl", ".yaml", ".safetensors", ".sh", ".txt", ".csv", ".png", ".gguf")
-FIELD = re.compile(r"(?:--)?((?:%s)\.[a-z0-9_.]+)" % "|".join(name for name in sorted(SECTIONS) if "." not in name))
+FIELD = re.compile(rf"(?:--)?((?:{'|'.join(name for name in sorted(SECTIONS) if '.' not in name)})\.[a-z0-9_.]+)")
 OPTION = re.compile(r"(?<!\S)--[a-z][a-z_-]+")
-# Options of programs that are not part of dcr-ds: sbatch, srun, deepspeed, pytest.
+# Options of programs that are not part of dcr-ds: sbatch, srun, py-spy, deepspeed, pytest.
 FOREIGN = {"--kill-on-bad-exit", "--gpus-per-node", "--gpus-per-task", "--ntasks-per-node", "--nodes", "--hostfile"}
-FOREIGN |= {"--num_gpus", "--nproc_per_node", "--no-python", "--signal", "--full-kernels"}
+FOREIGN |= {
+    "--num_gpus",
+    "--nproc_per_node",
+    "--no-python",
+    "--signal",
+    "--jobid",
+    "--overlap",
+    "--pid",
+    "--full-kernels",
+}
 
 
 def is_field(name: str) -> bool:
@@ -58,6 +67,13 @@ def test_every_shipped_recipe_is_in_the_guide():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     missing = [file.stem for file in (ROOT / "recipes").glob("*.yaml") if f"`{file.stem}`" not in text]
     assert not missing
+
+
+def test_wrong_names_are_found():
+    assert FIELD.findall("`--refine.layers 3` and refine.layer") == ["refine.layers", "refine.layer"]
+    assert not is_field("refine.layers") and not is_field("data.toxic.colums.prompt")
+    assert is_field("data.toxic.columns.prompt") and is_field("align.lora.rank") and is_field("align.lora")
+    assert "--dry-runs" not in known_options()
 
 
 def known_options() -> set[str]:
