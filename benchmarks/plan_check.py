@@ -38,10 +38,10 @@ from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_conf
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.checkpoint_files import model_config
-from dcr_ds.plan.choose import Lengths, Machine, Stage
+from dcr_ds.plan.choose import Cluster, Lengths, Stage
 from dcr_ds.plan.clock import GPUS
 from dcr_ds.plan.live_bytes import LiveBytes
-from dcr_ds.plan.rehearsal import freeze_above
+from dcr_ds.plan.passes import freeze_above
 from dcr_ds.plan.states import Zero
 from dcr_ds.plan.trial import TRIALS, Rows
 from dcr_ds.recipe import load_recipe
@@ -245,8 +245,8 @@ def whole_trial(recipe, folder: Path, rows: Rows, ranks):
 
 def predict(case: Case, folder: Path, recipe, ranks: int) -> dict[str, int]:
     """What the plan says of a case."""
-    machine = Machine(ranks, ranks, 64, GPUS["h100"], on_gpu=False)
-    stage = Stage(recipe, folder, case.stage.replace("dpo", "align"), machine, Lengths(case.tokens, case.tokens))
+    cluster = Cluster(ranks, ranks, 64, GPUS["h100"], on_gpu=False)
+    stage = Stage(recipe, folder, case.stage.replace("dpo", "align"), cluster, Lengths(case.tokens, case.tokens))
     planned = stage.at(Zero.of(recipe.deepspeed), stage.section.micro_batch)
     state = planned.memory.states
     return {

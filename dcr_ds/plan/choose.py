@@ -1,4 +1,4 @@
-"""Which ZeRO stage and micro-batch fit, how long their step takes, and what to change where nothing fits."""
+"""Which ZeRO stage and micro-batch fit, how long a step takes, and what to change if nothing fits."""
 
 import json
 from dataclasses import dataclass
@@ -9,16 +9,20 @@ from typing import Literal
 from transformers import AutoConfig
 
 from dcr_ds.engine.config import read_config
-from dcr_ds.models.load import DTYPES, NO_SDPA
+from dcr_ds.engine.machine import Machine
+from dcr_ds.engine.resolve import resolve
+from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.models.load import DTYPES
 from dcr_ds.plan.clock import Rates, StepTime, step_time
 from dcr_ds.plan.memory import Memory, memory, rows_of, share_of, tensors_of
-from dcr_ds.plan.rehearsal import Kind, Work, rehearse
+from dcr_ds.plan.passes import Kind, Work
+from dcr_ds.plan.rehearsal import rehearse
 from dcr_ds.plan.states import Zero
 from dcr_ds.plan.traffic import Collective, Passes, traffic
-from dcr_ds.recipe import Recipe, shipped_file
+from dcr_ds.recipe import TRAINING_STAGES, Recipe, shipped_file
 
 GIB = 2**30
-# tried in this order where nothing fits, each with what went before it
+# tried in this order if nothing fits, each in addition to the ones before
 REMEDIES = (
     ("model.activation_checkpointing: true", {"model": {"activation_checkpointing": True}}),
     ("{stage}.adapter: lora", {"{stage}": {"adapter": "lora"}}),
@@ -27,12 +31,12 @@ REMEDIES = (
 
 
 @dataclass(frozen=True)
-class Machine:
-    """The GPUs of a plan, or processes on a CPU.
+class Cluster:
+    """The GPUs of a plan with their links, or processes on a CPU.
 
     Attributes:
-        reserve: share of memory left to the driver, the allocator's gaps and NCCL.
-        memory_factor: how many times the rehearsed memory was taken where steps were measured.
+        reserve: share of memory left to the driver, fragmentation and NCCL.
+        memory_factor: ratio of measured to rehearsed memory; 1 without measurement.
     """
 
     gpus: int
@@ -45,17 +49,28 @@ class Machine:
 
     @property
     def unit(self) -> str:
-        """What one rank has."""
+        """What one rank runs on."""
         return "GPU" if self.on_gpu else "process"
 
     @property
     def usable(self) -> int:
         return int(self.memory_gib * GIB * (1 - self.reserve))
 
+    @property
+    def machine(self) -> Machine:
+        """The description that training resolves `auto` with: GPUs that compute in bfloat16, no optional kernels."""
+        return Machine(
+            on_gpu=self.on_gpu,
+            memory_bytes=int(self.memory_gib * GIB),
+            ranks=self.gpus,
+            nodes=max(1, self.gpus // self.per_node),
+            bf16=self.on_gpu,
+        )
+
 
 @dataclass(frozen=True)
 class Lengths:
-    """Mean tokens of a row, which set the time; the memory is that of rows as long as they may be."""
+    """Mean tokens per row, for the time; memory is planned for rows of max_length."""
 
     refine: int
     align: int
@@ -63,7 +78,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Option:
-    """A stage under one ZeRO stage, with the largest micro-batch that fits; one row, where none does."""
+    """A training stage under one ZeRO stage, with the largest micro-batch that fits; one row if none does."""
 
     zero: Zero
     micro_batch: int
@@ -77,32 +92,32 @@ class Option:
         return self.memory.peak <= self.usable
 
 
-def planned(recipe: Recipe, folder: Path, on_gpu: bool = True) -> Recipe:
-    """The recipe with each `auto` as it would be resolved on a GPU that computes in bfloat16, without extra kernels.
+def planned(recipe: Recipe, folder: Path, cluster: Cluster) -> Recipe:
+    """The recipe with `auto` resolved as by training on the cluster, except micro_batch and packed_length.
 
-    flash-attn and liger-kernel, where they are installed, need a little less than is planned.
+    Optional kernels (flash-attn, liger-kernel) need slightly less memory than planned, so they are planned without.
     """
-    config = AutoConfig.from_pretrained(folder)
     values = recipe.model_dump()
-    if values["refine"]["layer"] == "auto":
-        values["refine"]["layer"] = config.num_hidden_layers // 2
-    if values["model"]["dtype"] == "auto":
-        values["model"]["dtype"] = "bfloat16" if on_gpu else "float32"
-    if values["model"]["attention"] in ("auto", "flash_attention_2"):
-        values["model"]["attention"] = "eager" if config.model_type in NO_SDPA else "sdpa"
-    values["deepspeed"] = read_config(recipe)
+    if values["model"]["attention"] == "flash_attention_2":
+        values["model"]["attention"] = "auto"
+    values["model"]["kernels"] = values["align"]["loss_backend"] = "auto"
+    resolved, _ = resolve(Recipe.model_validate(values), model_config(folder), cluster.machine)
+    values = resolved.model_dump()
+    for stage in TRAINING_STAGES:
+        section = getattr(recipe, stage)
+        values[stage] |= {"micro_batch": section.micro_batch, "packed_length": section.packed_length}
     return Recipe.model_validate(values)
 
 
 class Stage:
-    """One training stage of a planned recipe on a machine.
+    """One training stage of a planned recipe on a cluster.
 
     Args:
-        kind: refine, align, or whole: stage 1 on the whole model, as it would be without the cut.
+        kind: refine, align, or whole: stage 1 on the whole model, without the cut.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, kind: Kind, machine: Machine, lengths: Lengths):
-        self.recipe, self.folder, self.machine, self.lengths = recipe, folder, machine, lengths
+    def __init__(self, recipe: Recipe, folder: Path, kind: Kind, cluster: Cluster, lengths: Lengths):
+        self.recipe, self.folder, self.cluster, self.lengths = recipe, folder, cluster, lengths
         self.name: Literal["refine", "align"] = "align" if kind == "align" else "refine"
         self.kind: Kind = "dpo" if kind == "align" and recipe.align.method == "dpo" else kind
         self.section = getattr(recipe, self.name)
@@ -120,57 +135,57 @@ class Stage:
         return sum(tensor.elements for tensor in self.tensors)
 
     def options(self) -> list[Option]:
-        """One for each ZeRO stage that the model can train under; and the recipe's own where it offloads."""
+        """One per ZeRO stage that the model can train under; offloading only as in the recipe's own configuration."""
         own = Zero.of(read_config(self.recipe))
         stages = [0, 1, 2] if self.recipe.model.quantize != "none" else [0, 1, 2, 3]
         zeros = [own if own.stage == stage else zero_of(stage) for stage in stages]
         return [self.option(zero) for zero in zeros]
 
     def option(self, zero: Zero) -> Option:
-        """The largest micro-batch that fits: the recipe's, where it names one, halved until it does."""
-        at_most = share_of(self.recipe, self.name, self.machine.gpus, self.section.global_batch)
-        wanted = self.section.micro_batch
-        at_once = at_most.micro_batch if wanted == "auto" else wanted
+        """The largest micro-batch that fits: that of the recipe, or else the whole share, halved until it fits."""
+        largest = share_of(self.recipe, self.name, self.cluster.gpus, self.section.global_batch)
+        micro_batch = self.section.micro_batch
+        micro_batch = largest.micro_batch if micro_batch == "auto" else micro_batch
         while True:
-            option = self.at(zero, at_once)
-            if option.fits or at_once == 1 or self.section.packing:
+            option = self.at(zero, micro_batch)
+            if option.fits or micro_batch == 1 or self.section.packing:
                 return option
-            at_once = max(1, at_once // 2)
+            micro_batch = max(1, micro_batch // 2)
 
     def at(self, zero: Zero, micro_batch: int) -> Option:
-        """What a ZeRO stage and a micro-batch need."""
-        machine = self.machine
+        """Memory, time and traffic with a ZeRO stage and a micro-batch."""
+        cluster = self.cluster
         if self.kind != "align":
             zero = zero.without_reuse()
-        share = share_of(self.recipe, self.name, machine.gpus, micro_batch)
-        held = memory(self.recipe, self.folder, self.kind, zero, machine.gpus, share, self.tensors, machine.on_gpu)
-        held = held.calibrated(machine.memory_factor)
+        share = share_of(self.recipe, self.name, cluster.gpus, micro_batch)
+        held = memory(self.recipe, self.folder, self.kind, zero, cluster.gpus, share, self.tensors, cluster.on_gpu)
+        held = held.calibrated(cluster.memory_factor)
         extra = share.micro_batches if self.name == "refine" and share.micro_batches > 1 else 0
         retain = -(-share.retain_rows // share.micro_batch)
         passes = Passes(extra, share.micro_batches + retain, self.recipe.model.activation_checkpointing)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
-        sent = traffic(self.tensors, zero, machine.gpus, passes, embeddings, self.kind == "whole")
+        sent = traffic(self.tensors, zero, cluster.gpus, passes, embeddings, self.kind == "whole")
         flops = self._flops(zero, extra > 0)
-        time = step_time(flops, sent, machine.gpus, machine.per_node, machine.rates)
-        return Option(zero, share.micro_batch, held, time, sent, machine.usable)
+        time = step_time(flops, sent, cluster.gpus, cluster.per_node, cluster.rates)
+        return Option(zero, share.micro_batch, held, time, sent, cluster.usable)
 
     def _flops(self, zero: Zero, embeds_first: bool) -> int:
-        """Floating-point operations of a rank's step, rows of mean length."""
+        """Floating-point operations of one step on one rank, for rows of mean length."""
         tokens = getattr(self.lengths, self.name)
-        samples, retain = rows_of(self.recipe, self.name, self.machine.gpus)
+        samples, retain = rows_of(self.recipe, self.name, self.cluster.gpus)
         rows = min(8, samples)
-        one = rehearse(self.recipe, self.folder, Work(self.kind, rows, tokens), zero.stage, self._device)
-        flops = (one.flops + embeds_first * one.forward_flops) * samples / rows
+        rehearsal = rehearse(self.recipe, self.folder, Work(self.kind, rows, tokens), zero.stage, self._device)
+        flops = (rehearsal.flops + embeds_first * rehearsal.forward_flops) * samples / rows
         if retain:
             kind: Kind = "retain" if self.kind == "refine" else self.kind
             work = Work(kind, rows, self.lengths.align)
-            kept = rehearse(self.recipe, self.folder, work, zero.stage, self._device)
-            flops += kept.flops * retain / rows
+            rehearsal = rehearse(self.recipe, self.folder, work, zero.stage, self._device)
+            flops += rehearsal.flops * retain / rows
         return int(flops)
 
     @property
     def _device(self) -> str:
-        return "cuda" if self.machine.on_gpu else "cpu"
+        return "cuda" if self.cluster.on_gpu else "cpu"
 
     def _embedding_bytes(self) -> int:
         config = AutoConfig.from_pretrained(self.folder)
@@ -178,14 +193,14 @@ class Stage:
 
 
 def zero_of(stage: int) -> Zero:
-    """A ZeRO stage as ds_configs/ has it."""
+    """A ZeRO stage as configured in ds_configs/."""
     path = shipped_file(f"ds_configs/zero{stage}.json")
     assert path is not None, f"ds_configs/zero{stage}.json comes with the project"
     return Zero.of(json.loads(path.read_text(encoding="utf-8")))
 
 
 def best(options: list[Option]) -> Option | None:
-    """The fastest that fits, by its slower time; of equals the lower stage. Within 2 % the lower stage wins, too."""
+    """The fastest option that fits, by its slower time; within 2 % the lowest ZeRO stage."""
     fitting = [option for option in options if option.fits]
     if not fitting:
         return None
@@ -194,16 +209,16 @@ def best(options: list[Option]) -> Option | None:
 
 
 def remedy(stage: Stage) -> tuple[str, Option] | None:
-    """The first change of the recipe, of REMEDIES, with which a stage fits, and what it then needs."""
-    values, said = stage.recipe.model_dump(), []
+    """The first change of the recipe (of REMEDIES) with which a stage fits, and the resulting option."""
+    values, changes = stage.recipe.model_dump(), []
     for text, change in REMEDIES:
         for section, fields in change.items():
             values[section.format(stage=stage.name)] |= fields
-        said.append(text.format(stage=stage.name))
+        changes.append(text.format(stage=stage.name))
         if values["model"]["quantize"] != "none":
-            values["stages"] = [stage.name]  # the other stage need not train in 4 bits for this one to be asked about
+            values["stages"] = [stage.name]  # the other stage might not be trainable in 4 bits
         recipe = Recipe.model_validate(values)
-        changed = Stage(recipe, stage.folder, stage.name, stage.machine, stage.lengths)
+        changed = Stage(recipe, stage.folder, stage.name, stage.cluster, stage.lengths)
         if (option := best(changed.options())) is not None:
-            return ", ".join(said), option
+            return ", ".join(changes), option
     return None

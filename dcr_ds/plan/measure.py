@@ -124,15 +124,15 @@ def learn(stage: str, rate: Taken, followed: Taken) -> Calibration:
 def _planned(taken: Taken):
     """What is planned for a step that was taken."""
     from dcr_ds.engine.config import read_config
-    from dcr_ds.plan.choose import Lengths, Machine, Stage, planned
+    from dcr_ds.plan.choose import Cluster, Lengths, Stage, planned
     from dcr_ds.plan.clock import Rates
     from dcr_ds.plan.states import Zero
 
     request, one_a_second = taken.request, Rates(flops=1, node_link=1, network=1, mfu=1)
     recipe, source = Recipe.model_validate(request.recipe), Path(request.source)
-    machine = Machine(1, 1, taken.memory / 2**30, one_a_second, on_gpu=taken.on_gpu)
+    cluster = Cluster(1, 1, taken.memory / 2**30, one_a_second, on_gpu=taken.on_gpu)
     lengths = Lengths(request.tokens, request.tokens)
-    stage = Stage(planned(recipe, source, taken.on_gpu), source, request.stage, machine, lengths)
+    stage = Stage(planned(recipe, source, cluster), source, request.stage, cluster, lengths)
     return stage.at(Zero.of(read_config(recipe)), stage.section.micro_batch)
 
 

@@ -8,7 +8,8 @@ from transformers import AutoConfig
 
 from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.load import DTYPES
-from dcr_ds.plan.rehearsal import Kind, Rehearsal, Work, build_model, rehearse
+from dcr_ds.plan.passes import Kind, Work, build_model
+from dcr_ds.plan.rehearsal import Rehearsal, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe
 

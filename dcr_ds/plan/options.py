@@ -1,4 +1,4 @@
-"""What a plan assumes: the options of `dcr-ds plan`, and the machine that they describe."""
+"""The options of `dcr-ds plan`, and the cluster that they describe."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from dcr_ds.plan.measure import Calibration
 from dcr_ds.recipe import Recipe
 
 if TYPE_CHECKING:
-    from dcr_ds.plan.choose import Machine
+    from dcr_ds.plan.choose import Cluster
 
 MEAN_TOKENS = {"refine": 64, "align": 256}
 
@@ -57,18 +57,18 @@ class PlanOptions:
             tokens[stage] = chosen or min(usual, longest)
         return tokens
 
-    def machine(self, gpus: int, stage: str, measured: Mapping[str, Calibration]) -> "Machine":
-        """The machine that a stage is planned for: as the options say, or as measured on this device."""
-        from dcr_ds.plan.choose import Machine
+    def cluster(self, gpus: int, stage: str, measured: Mapping[str, Calibration]) -> "Cluster":
+        """What a stage is planned for: as described by the options, or as measured on this device."""
+        from dcr_ds.plan.choose import Cluster
 
         rates, per_node = self._rates(), min(gpus, self.gpus_per_node)
         if stage not in measured:
-            return Machine(gpus, per_node, self.gpu_memory or MEMORY_GIB[self.gpu], rates, self.reserve)
+            return Cluster(gpus, per_node, self.gpu_memory or MEMORY_GIB[self.gpu], rates, self.reserve)
         calibration = measured[stage]
         sharing = 1 if calibration.on_gpu else per_node  # ranks share a CPU, which the measured process had alone
         rates = replace(rates, flops=calibration.flops / sharing, mfu=1.0)
         memory = self.gpu_memory or calibration.memory_gib / sharing
-        return Machine(gpus, per_node, memory, rates, self.reserve, calibration.on_gpu, calibration.memory_factor)
+        return Cluster(gpus, per_node, memory, rates, self.reserve, calibration.on_gpu, calibration.memory_factor)
 
     def _rates(self) -> Rates:
         changes = {

@@ -12,7 +12,7 @@ from dcr_ds.plan.choose import Lengths, Option, Stage, planned, zero_of
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
 from dcr_ds.plan.options import PlanOptions
-from dcr_ds.plan.rehearsal import Kind
+from dcr_ds.plan.passes import Kind
 from dcr_ds.plan.states import MASTER, MOMENTS, Zero
 from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table
 from dcr_ds.recipe import Recipe
@@ -41,13 +41,13 @@ def scaling(
         )
     nodes, rows = options.nodes, options.rows_per_gpu
     kinds = [kind for kind in TITLES if SECTION[kind] in recipe.stages]
-    machines = {
-        (kind, count): options.machine(count * options.gpus_per_node, SECTION[kind], measured)
+    clusters = {
+        (kind, count): options.cluster(count * options.gpus_per_node, SECTION[kind], measured)
         for kind in kinds
         for count in nodes
     }
-    first = machines[kinds[0], nodes[0]]
-    recipe = planned(recipe, folder, first.on_gpu)
+    first = clusters[kinds[0], nodes[0]]
+    recipe = planned(recipe, folder, first)
     lengths = Lengths(**options.mean_tokens(recipe))
     own = Zero.of(read_config(recipe))
     zero = own if own.stage == 3 else zero_of(3)
@@ -56,11 +56,11 @@ def scaling(
     for kind in kinds:
         lines = []
         for count in nodes:
-            machine = machines[kind, count]
-            stage = Stage(_with_rows(recipe, rows, machine.gpus), folder, kind, machine, lengths)
+            cluster = clusters[kind, count]
+            stage = Stage(_with_rows(recipe, rows, cluster.gpus), folder, kind, cluster, lengths)
             option = stage.at(zero, rows)
             lines.append(_line(stage, option, count))
-            figures.setdefault(kind, {})[machine.gpus] = _figures(stage, option, count)
+            figures.setdefault(kind, {})[cluster.gpus] = _figures(stage, option, count)
         names = [name for name in COLLECTIVES if kind != "align" or not name.startswith("contrastive")]
         head = ["GPUs", "peak GiB", *(SHORT[name] for name in names), "step s", "saved GiB", "save"]
         texts.append(f"{TITLES[kind]} ({stage.trained / 1e9:.1f}e9 of {stage.loaded / 1e9:.1f}e9 parameters train)")
@@ -109,12 +109,12 @@ def _line(stage: Stage, option: Option, nodes: int) -> list[str]:
     names = [name for name in COLLECTIVES if stage.name != "align" or not name.startswith("contrastive")]
     size = checkpoint_bytes(stage)
     return [
-        str(stage.machine.gpus),
+        str(stage.cluster.gpus),
         gib(option.memory.peak) + ("" if option.fits else "*"),
         *(gib(sent.get(name, 0)) for name in names),
         f"{option.time.overlapped:.3g}–{option.time.serial:.3g}",
         gib(size),
-        duration(size / (stage.machine.rates.storage * nodes)),
+        duration(size / (stage.cluster.rates.storage * nodes)),
     ]
 
 
@@ -126,5 +126,5 @@ def _figures(stage: Stage, option: Option, nodes: int) -> dict[str, Any]:
         "traffic": [asdict(one) for one in option.traffic],
         "step_seconds": [option.time.overlapped, option.time.serial],
         "checkpoint_bytes": size,
-        "save_seconds": size / (stage.machine.rates.storage * nodes),
+        "save_seconds": size / (stage.cluster.rates.storage * nodes),
     }

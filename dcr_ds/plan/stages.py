@@ -23,22 +23,22 @@ def plan_stages(
         origin: where its shape comes from, for the text.
     """
     names = [name for name in TRAINING_STAGES if name in recipe.stages]
-    machines = {name: options.machine(options.total_gpus, name, measured) for name in names}
-    machine = machines[names[0]]
+    clusters = {name: options.cluster(options.total_gpus, name, measured) for name in names}
+    cluster = clusters[names[0]]
     lengths = Lengths(**options.mean_tokens(recipe))
-    recipe = planned(recipe, folder, machine.on_gpu)
+    recipe = planned(recipe, folder, cluster)
     sections: list[str] = []
     figures: dict[str, Any] = {}
     for name in names:
-        stage = Stage(recipe, folder, name, machines[name], lengths)
+        stage = Stage(recipe, folder, name, clusters[name], lengths)
         steps = recipe.refine.max_steps if name == "refine" else _align_steps(recipe, options)
         text, chosen = describe(stage, steps)
         sections.append(f"{prose(_heading(stage))}\n\n{text}")
         figures[name] = _figures(chosen, steps) if chosen else None
     head = (
-        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {machine.gpus} × "
-        f"{machine.unit} of {machine.memory_gib:.4g} GiB, "
-        f"{machine.reserve:.0%} kept free. Assumed: {rates_in_words(machine.rates, bool(measured))}; "
+        f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {cluster.gpus} × "
+        f"{cluster.unit} of {cluster.memory_gib:.4g} GiB, "
+        f"{cluster.reserve:.0%} kept free. Assumed: {rates_in_words(cluster.rates, bool(measured))}; "
         f"time for prompts of {lengths.refine} tokens and conversations of {lengths.align}, memory for rows of "
         f"max_length ({recipe.refine.max_length}, {recipe.align.max_length})"
     )

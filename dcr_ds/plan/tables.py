@@ -80,7 +80,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
     lines = [options_table(options, chosen)]
     columns = {f"{NAMES[stage.name]}, ZeRO-{shown.zero.stage}": (shown.micro_batch, shown.memory)}
     if stage.name == "refine":
-        whole = Stage(stage.recipe, stage.folder, "whole", stage.machine, stage.lengths)
+        whole = Stage(stage.recipe, stage.folder, "whole", stage.cluster, stage.lengths)
         uncut = whole.at(shown.zero, shown.micro_batch)
         columns["whole model"] = (uncut.micro_batch, uncut.memory)
         lines.append(
@@ -88,13 +88,13 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
             f"{uncut.time.serial / shown.time.serial:.2f} times as long and "
             f"{uncut.memory.peak / shown.memory.peak:.2f} times the memory."
         )
-    lines.insert(1, memory_table(columns, stage.machine.unit))
+    lines.insert(1, memory_table(columns, stage.cluster.unit))
     lines.append(_why(stage, options, chosen))
     if chosen and steps:
         low, high = steps * chosen.time.overlapped, steps * chosen.time.serial
-        hours = " to ".join(f"{seconds * stage.machine.gpus / 3600:.3g}" for seconds in (low, high))
+        hours = " to ".join(f"{seconds * stage.cluster.gpus / 3600:.3g}" for seconds in (low, high))
         lines.append(
-            f"{steps} steps: {duration(low)} to {duration(high)}, {hours} {stage.machine.unit}-hours "
+            f"{steps} steps: {duration(low)} to {duration(high)}, {hours} {stage.cluster.unit}-hours "
             "(all traffic behind the computation, or none)."
         )
     elif chosen:
@@ -103,7 +103,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
 
 
 def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:
-    usable = stage.machine.usable / GIB
+    usable = stage.cluster.usable / GIB
     if chosen is None:
         least = min(options, key=lambda option: option.memory.peak)
         told = (

@@ -4,7 +4,8 @@ import pytest
 from tiny import make_model
 
 from dcr_ds.plan import rehearsal
-from dcr_ds.plan.rehearsal import Work, rehearse
+from dcr_ds.plan.passes import Work
+from dcr_ds.plan.rehearsal import rehearse
 from dcr_ds.recipe import load_recipe
 
 
