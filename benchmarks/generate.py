@@ -6,7 +6,7 @@
     python benchmarks/generate.py --tiny                                     a smoke test
 
 sorted: batches of like length, longest first, as `evaluate.generate` makes them; unsorted: the same prompts in the
-order of their files, in batches of the same size; single: one prompt at a time. All three go through `answer_batch`,
+order of their files, in batches of the same size; single: one prompt at a time. All three use `generate_batch`,
 greedily and left-padded. They take turns, a batch's worth of prompts each, so that a drift of the machine meets all; on
 a CPU the time is CPU seconds of the process. Padding changes the last bits of logits, so that an answer may tip over at
 a near tie: answers are compared with those of single prompts, and the rows that differ are listed.
@@ -26,11 +26,11 @@ from pathlib import Path
 import torch
 from record import ROOT, append, cpu_name, provenance
 
-from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.data.benchmarks import Benchmark, read_benchmarks
 from dcr_ds.data.conversations import read_conversations
-from dcr_ds.data.records import Prompt
-from dcr_ds.evaluate.answers import Questions
-from dcr_ds.evaluate.generate import answer_batch, make_batches, prepare_questions
+from dcr_ds.data.records import Prompt, PromptSet, digest
+from dcr_ds.evaluate.generate import Decoding, generate_batch, make_batches, prepare_generations
+from dcr_ds.evaluate.generations import Generations
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.locate import prepare_source
@@ -48,11 +48,10 @@ def main() -> None:
         model = load_causal_lm(source, torch.bfloat16 if device.type == "cuda" else torch.float32, "sdpa", device)
         tokenizer = load_tokenizer(source)
     prompts = mixed_prompts(options.rows) if options.mixed else read_prompts(options)
-    questions = prepare_questions(
-        "generate", Path(), prompts, tokenizer,
-        max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, model_facts={},
-    )  # fmt: skip
-    answers, seconds = measure(questions, lambda batch: answer_batch(questions, batch, model, tokenizer), device)
+    benchmark = Benchmark("generate", "comply", PromptSet("generate", options.benchmarks, prompts, digest(prompts)))
+    decoding = Decoding(options.max_new_tokens, options.batch_size)
+    generations = prepare_generations(benchmark, Path(), tokenizer, decoding, {})
+    answers, seconds = measure(generations, lambda batch: generate_batch(generations, batch, model, tokenizer), device)
     row = provenance("torch", "transformers") | {
         "model": "tiny" if options.tiny else options.model,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
@@ -115,11 +114,11 @@ def mixed_prompts(rows: int | None) -> list[Prompt]:
 
 
 def measure(
-    questions: Questions, answer: Callable[[Sequence[int]], list[dict]], device: torch.device
+    generations: Generations, answer: Callable[[Sequence[int]], list[dict]], device: torch.device
 ) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
     """Completions by id and seconds, each by arrangement."""
-    size, count = questions.batch_size, len(questions.prompts)
-    lengths = [len(ids) for ids in questions.ids]
+    size, count = generations.batch_size, len(generations.prompts)
+    lengths = [len(ids) for ids in generations.ids]
     arrangements = {
         "sorted": make_batches(lengths, size),
         "unsorted": [list(range(start, min(start + size, count))) for start in range(0, count, size)],

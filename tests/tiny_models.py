@@ -1,4 +1,4 @@
-"""A tiny random model with a chat template, and child processes that answer with it (and may be killed)."""
+"""A tiny random model with a chat template, and child processes that generate with it (and may be killed)."""
 
 import multiprocessing
 import os
@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dcr_ds.data import Conversation, Prompt
+from dcr_ds.data import Benchmark, Conversation, Prompt, PromptSet
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate import generate
 from dcr_ds.evaluate.general_loss import general_loss
@@ -76,11 +76,11 @@ def load(folder: Path) -> tuple:
     return load_causal_lm(folder, torch.float32, "sdpa", ONE.device), load_tokenizer(folder)
 
 
-def questions_for(tokenizer, file: Path, prompts=PROMPTS, batch_size: int = 3, max_new_tokens: int = 12):
-    return generate.prepare_questions(
-        "tiny", file, prompts, tokenizer,
-        max_new_tokens=max_new_tokens, batch_size=batch_size, model_facts={"content": "tiny"},
-    )  # fmt: skip
+def generations_for(tokenizer, file: Path, prompts=PROMPTS, batch_size: int = 3, max_new_tokens: int = 12):
+    benchmark = Benchmark("tiny", "comply", PromptSet("tiny", "test", prompts, "0" * 64))
+    return generate.prepare_generations(
+        benchmark, file, tokenizer, generate.Decoding(max_new_tokens, batch_size), {"content": "tiny"}
+    )
 
 
 def run_children(target, world_size: int, *arguments) -> list[int]:
@@ -115,7 +115,7 @@ def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendez
         os.replace = lambda aside, path: _kill_self() if batches_done else replace(aside, path)
     if kill == "at unlink":  # the finished file is there, its parts are too
         Path.unlink = lambda path, missing_ok=False: _kill_self()
-    generate.answer_questions(questions_for(tokenizer, file), model, tokenizer, ranks, spend)
+    generate.generate_missing(generations_for(tokenizer, file), model, tokenizer, ranks, spend)
 
 
 def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:

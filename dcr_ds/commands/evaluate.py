@@ -148,17 +148,18 @@ def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks)
 
 
 def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks: process.Ranks) -> None:
-    from dcr_ds.evaluate.run import Subject, evaluate_endpoint, evaluate_model
+    from dcr_ds.evaluate.model import EvaluatedModel
+    from dcr_ds.evaluate.run import evaluate_endpoint, evaluate_model
     from dcr_ds.models.load import DTYPES
 
     home = RunFolder(recipe.folder).model(MODEL)
     if isinstance(model, LocalModel):
         section = recipe.model
         dtype = DTYPES[section.dtype]
-        subject = Subject(
+        evaluated = EvaluatedModel(
             recipe.name, home, model.source, dtype, section.attention, section.chat_template, model.adapter
         )
-        evaluate_model(subject, data, recipe.evaluate, ranks)
+        evaluate_model(evaluated, data, recipe.evaluate, ranks)
     elif ranks.is_main:
         evaluate_endpoint(model, home, data.benchmarks, recipe.evaluate, ranks)
 

@@ -1,4 +1,4 @@
-"""Cost: what the evaluation of one model took."""
+"""What the evaluation of one model costs: seconds and tokens."""
 
 from pathlib import Path
 
@@ -6,17 +6,21 @@ from dcr_ds.files import read_json, write_json
 
 
 class Cost:
-    """Seconds and tokens of each part of a model's evaluation, on disk while it goes on.
+    """Seconds and tokens of each part of a model's evaluation, written to disk after every batch.
 
-    Seconds are rank 0's wall time without loading the model, written after every batch, so that those of a
-    killed run count; a part made anew under other settings starts at nought. Rank 0 only.
+    Seconds are rank 0's wall time without loading the model, so they include those of killed runs; a part that is
+    measured again under other settings starts from zero.
+
+    Args:
+        is_writer: whether this rank writes the file; only rank 0 does.
     """
 
-    def __init__(self, file: Path, device: str, world_size: int) -> None:
+    def __init__(self, file: Path, device: str, world_size: int, is_writer: bool = True) -> None:
         self.file = file
         self.device = device
         self.world_size = world_size
-        self.parts: dict[str, dict] = (read_json(file) or {}).get("parts", {})
+        self.is_writer = is_writer
+        self.parts: dict[str, dict] = (read_json(file) or {}).get("parts", {}) if is_writer else {}
 
     def spend(self, part: str, settings_hash: str, seconds: float) -> None:
         """Add seconds to a part."""
@@ -24,9 +28,9 @@ class Cost:
         entry["seconds"] += seconds
         self._write()
 
-    def finish(self, part: str, settings_hash: str, **tokens: int) -> None:
-        """Note how many tokens a part had in the end."""
-        self._entry(part, settings_hash).update(tokens)
+    def finish(self, part: str, settings_hash: str, **counts: int) -> None:
+        """Record the final counts of a part, such as its tokens."""
+        self._entry(part, settings_hash).update(counts)
         self._write()
 
     def _entry(self, part: str, settings_hash: str) -> dict:
@@ -35,6 +39,8 @@ class Cost:
         return self.parts[part]
 
     def _write(self) -> None:
+        if not self.is_writer:
+            return
         write_json(
             self.file,
             {

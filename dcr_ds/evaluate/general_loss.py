@@ -1,16 +1,69 @@
-"""General loss: the cross-entropy of held-out general answers."""
+"""General loss: how well a model predicts held-out general answers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dcr_ds.data import Conversation
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.engine.watch.progress import heartbeat
-from dcr_ds.models.chat import Encoded
+from dcr_ds.errors import UserError
+from dcr_ds.files import hash_of, read_json
+from dcr_ds.models.chat import Encoded, encode_conversation, template_hash
 from dcr_ds.models.likelihood import answer_nll, as_likelihood
 
 MAX_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True)
+class GeneralLoss:
+    """The file of a model's general loss, and the encoded conversations that it is measured on."""
+
+    file: Path
+    conversations: list[Encoded]
+    too_long: int  # conversations that exceed the model's context
+    settings_hash: str
+
+    @property
+    def is_complete(self) -> bool:
+        return (read_json(self.file) or {}).get("settings_hash") == self.settings_hash
+
+
+def prepare_general_loss(
+    file: Path,
+    conversations: Sequence[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    model_identity: dict[str, str],
+    context: int | None,
+) -> GeneralLoss:
+    """Encode the conversations; those that exceed the context are left out.
+
+    Raises:
+        UserError: none fits the context, or one cannot be encoded.
+    """
+    encoded = [_encode(tokenizer, conversation) for conversation in conversations]
+    fitting = [conversation for conversation in encoded if context is None or len(conversation.ids) <= context]
+    if not fitting:
+        raise UserError(
+            f"evaluate.general: none of the {len(encoded)} conversations fits the model's context of {context} tokens; "
+            "use shorter ones"
+        )
+    settings = {
+        "model": model_identity,
+        "template": template_hash(tokenizer),
+        "ids": [[conversation.ids, conversation.prompt_tokens] for conversation in fitting],
+    }
+    return GeneralLoss(file, fitting, len(encoded) - len(fitting), hash_of(settings))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
+    try:
+        return encode_conversation(tokenizer, conversation.messages)
+    except UserError as error:
+        raise UserError(f"evaluate.general, row {conversation.id}: {error}") from None
 
 
 @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Refusal log-odds of the prompts of benchmarks: one file per benchmark, next to the model's answers.
 
 A row is {id, pair, log_odds, first_token, openings, settings_hash}; dcr_ds.diagnose.log_odds defines the figures. The
-openings are in openings.json of the model's folder. A model that cannot be read this way is evaluated without them.
+openings are in openings.json of the model's folder. A model for which they cannot be computed is evaluated without.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.engine.distributed import Ranks, gather_objects
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, read_jsonl, write_jsonl
 from dcr_ds.judges.strings import published_phrases
 
@@ -29,7 +30,7 @@ class LogOddsFile:
     settings_hash: str
 
     @property
-    def is_measured(self) -> bool:
+    def is_complete(self) -> bool:
         rows = read_jsonl(self.file)
         return [row["id"] for row in rows] == [prompt.id for prompt in self.prompts] and all(
             row.get("settings_hash") == self.settings_hash for row in rows
@@ -38,7 +39,7 @@ class LogOddsFile:
 
 @dataclass(frozen=True)
 class LogOdds:
-    """What is read of one model: the openings, and a file per benchmark."""
+    """The refusal openings of one model, and a file of log-odds per benchmark."""
 
     openings: Openings
     files: Sequence[LogOddsFile]
@@ -47,7 +48,7 @@ class LogOdds:
 def openings_of(
     tokenizer: PreTrainedTokenizerBase, refusals: ConversationSet, ordinary: ConversationSet
 ) -> tuple[Openings | None, str]:
-    """The refusal openings of a model, or None and the reason where there are none.
+    """The refusal openings of a model, or None and the reason why there are none.
 
     Args:
         refusals, ordinary: conversations whose last message is a refusal, or an ordinary answer.
@@ -60,21 +61,26 @@ def openings_of(
 
 
 def log_odds_file(
-    file: Path, prompts: Sequence[Prompt], ids: Sequence[list[int]], openings: Openings, model_facts: dict[str, str]
+    file: Path, generations: Generations, openings: Openings, model_identity: dict[str, str]
 ) -> LogOddsFile:
-    """Describe the file of one benchmark; nothing is measured yet."""
-    read = [[opening.text, opening.tokens] for opening in openings.openings]
-    settings = {"model": model_facts, "openings": read, "lead": openings.lead, "ids": ids}
-    settings["prompts"] = [[prompt.id, prompt.pair] for prompt in prompts]
+    """Describe the file of the prompts that a model answers; nothing is measured yet."""
+    prompts, ids = generations.prompts, generations.ids
+    settings = {
+        "model": model_identity,
+        "openings": [[opening.text, opening.tokens] for opening in openings.openings],
+        "lead": openings.lead,
+        "ids": ids,
+        "prompts": [[prompt.id, prompt.pair] for prompt in prompts],
+    }
     return LogOddsFile(file, prompts, ids, hash_of(settings))
 
 
 def measure_log_odds(
     model: PreTrainedModel, target: LogOddsFile, openings: Openings, batch_size: int, ranks: Ranks
 ) -> str | None:
-    """Measure and write the file; returns why this model cannot be read, or None. All ranks; each has the whole model.
+    """Measure and write the file; returns why the model does not allow it, or None. All ranks; each has the full model.
 
-    The file depends neither on the number of ranks nor on the batch size, up to rounding.
+    Up to rounding, the file depends neither on the number of ranks nor on the batch size.
     """
     mine = range(ranks.rank, len(target.prompts), ranks.world_size)
     rows, problem = [], None
@@ -88,13 +94,13 @@ def measure_log_odds(
     if problems := [problem for _, problem in gathered if problem]:
         return problems[0]
     if ranks.is_main:
-        found = {row["id"]: row for rows, _ in gathered for row in rows}
-        write_jsonl(target.file, [_row(prompt, found[prompt.id], target) for prompt in target.prompts])
+        by_id = {row["id"]: row for rows, _ in gathered for row in rows}
+        write_jsonl(target.file, [_row(prompt, by_id[prompt.id], target) for prompt in target.prompts])
     return None
 
 
-def _row(prompt: Prompt, found: dict, target: LogOddsFile) -> dict:
-    return {"id": prompt.id, "pair": prompt.pair, **found, "settings_hash": target.settings_hash}
+def _row(prompt: Prompt, figures: dict, target: LogOddsFile) -> dict:
+    return {"id": prompt.id, "pair": prompt.pair, **figures, "settings_hash": target.settings_hash}
 
 
 def openings_as_json(openings: Openings) -> dict:

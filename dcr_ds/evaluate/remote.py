@@ -1,7 +1,7 @@
-"""Generation behind an OpenAI-compatible endpoint (vLLM, llama.cpp, a hosted model): same questions, same rows.
+"""Generation with an OpenAI-compatible endpoint (vLLM, llama.cpp, a hosted model): same prompts, same rows.
 
-The server renders the prompts by a template of its own and batches them as it likes, so an answer may differ in a later
-run; what is there is not asked again.
+The server renders prompts with its own template and chooses its own batches, so answers may differ between runs.
+Existing answers are not requested again.
 """
 
 import time
@@ -11,46 +11,46 @@ from pathlib import Path
 from dcr_ds.data import Benchmark
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.watch.progress import heartbeat
-from dcr_ds.evaluate.answers import Questions, answer_row, collect, finish
+from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
 
 
-def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Questions:
-    """The prompts of a benchmark as an endpoint gets them: one user message each."""
+def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Generations:
+    """Describe the answers of an endpoint to a benchmark; every prompt is sent as one user message."""
     prompts = benchmark.prompts.rows
     settings = {
         "decoding": {"greedy": True, "max_new_tokens": max_new_tokens},
         "endpoint": [endpoint.url, endpoint.model],
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
     }
-    return Questions(benchmark.name, file, prompts, max_new_tokens, hash_of(settings))
+    return Generations(benchmark.name, file, prompts, max_new_tokens, hash_of(settings))
 
 
-def ask_questions(
-    questions: Questions,
+def generate_remote(
+    generations: Generations,
     endpoint: Endpoint,
     ranks: Ranks,
     spend: Callable[[float], None] = lambda seconds: None,
 ) -> None:
-    """Ask for the answers that are missing and finish the file. Rank 0.
+    """Request the missing answers and complete the file. Rank 0.
 
     Args:
-        spend: called with the seconds since the last answer as soon as one is on disk.
+        spend: called after each answer is on disk, with the seconds since the last one.
 
     Raises:
-        UserError: the endpoint refuses, or is down; what was answered is kept.
+        UserError: the endpoint refuses a request or is down; received answers are kept.
     """
-    done = set(collect(questions, [[index] for index in range(len(questions.prompts))], ranks))
-    missing = [index for index in range(len(questions.prompts)) if index not in done]
-    conversations = [[{"role": "user", "content": questions.prompts[index].prompt}] for index in missing]
+    done = set(generations.resume([[index] for index in range(len(generations.prompts))], ranks))
+    missing = [index for index in range(len(generations.prompts)) if index not in done]
+    conversations = [[{"role": "user", "content": generations.prompts[index].prompt}] for index in missing]
     start = time.perf_counter()
-    with questions.file.open("ab") as out:
-        for number, reply in endpoint.complete_all(conversations, questions.max_new_tokens):
-            row = answer_row(questions, missing[number], reply.text.strip(), reply.completion_tokens, reply.finish)
+    with generations.file.open("ab") as out:
+        for number, reply in endpoint.complete_all(conversations, generations.max_new_tokens):
+            row = generations.row(missing[number], reply.text.strip(), reply.completion_tokens, reply.finish)
             out.write(json_line(row).encode())
             out.flush()
-            heartbeat(f"{questions.name}, an answer of {endpoint.model}")
+            heartbeat(f"{generations.benchmark}, an answer of {endpoint.model}")
             spend(time.perf_counter() - start)
             start = time.perf_counter()
-    finish(questions)
+    generations.finish()

@@ -177,7 +177,6 @@ def _model_to_align(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
 
 def _evaluate(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
     from dcr_ds.evaluate.run import evaluate_models
-    from dcr_ds.models.load import DTYPES
 
     run = RunFolder(recipe.folder)
     trained = {name: run.stage(stage) for name, stage in STAGE_OF_MODEL.items()}
@@ -192,8 +191,7 @@ def _evaluate(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None
     models = {BASE: source} | {name: trained[name].model for name in names}
     for name in names:
         wait_until_visible(_files(models[name]), ranks)
-    dtype = DTYPES[recipe.model.dtype]
-    evaluate_models(recipe, recipe.folder, models, data, ranks, dtype, recipe.model.attention)
+    evaluate_models(recipe, models, data, ranks)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -16,7 +16,8 @@ from dcr_ds.commands.evaluate import run
 from dcr_ds.data import ConversationSet, RunData
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.run import Subject, evaluate_model, longest_answer
+from dcr_ds.evaluate.model import EvaluatedModel
+from dcr_ds.evaluate.run import evaluate_model, longest_answer
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.models.load import load_causal_lm
@@ -117,33 +118,33 @@ def test_files_of_the_run_folder(killed, model):
     assert read_json(home / "general_loss.json")["n"] == 47
 
 
-def subject(home, source, adapter=None):
-    return Subject("it", ModelFolder(home), source, torch.float32, "sdpa", adapter=adapter)
+def evaluated(home, source, adapter=None):
+    return EvaluatedModel("it", ModelFolder(home), source, torch.float32, "sdpa", adapter=adapter)
 
 
 def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):
     benchmarks = read_benchmarks(EvaluateSection(benchmarks=[{"name": "builtin-toxic", "rows": 4}]))
     data = RunData(benchmarks=benchmarks, evaluate_general=ConversationSet("general", "test", [], "0" * 64))
-    with pytest.raises(UserError, match="none of its 0 conversations"):
-        evaluate_model(subject(tmp_path / "none", model), data, EvaluateSection(max_new_tokens=4), ONE)
-    whole = subject(tmp_path, model, adapter).load_model(ONE.device)
+    with pytest.raises(UserError, match="none of the 0 conversations"):
+        evaluate_model(evaluated(tmp_path / "none", model), data, EvaluateSection(max_new_tokens=4), ONE)
+    whole = evaluated(tmp_path, model, adapter).load(ONE.device)
     ids = torch.arange(5, 25)[None]
     base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)
     with torch.no_grad():
         assert not torch.allclose(whole(ids).logits, base(ids).logits, atol=1e-3)
     assert type(whole) is type(base)
-    with_adapter, without = subject(tmp_path, model, adapter).facts(), subject(tmp_path, model).facts()
+    with_adapter, without = evaluated(tmp_path, model, adapter).identity(), evaluated(tmp_path, model).identity()
     assert with_adapter["content"] == f"{without['content']}+{model_hash(adapter)}"
     config = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
-    assert subject(tmp_path, model, adapter).facts() != with_adapter
+    assert evaluated(tmp_path, model, adapter).identity() != with_adapter
     (adapter / "adapter_config.json").write_text(json.dumps(config))
 
 
 def test_an_adapter_of_another_model(tmp_path, adapter):
     other = make_model(tmp_path / "other", hidden_size=64)
     with pytest.raises(UserError, match="does not fit the model .*other"):
-        subject(tmp_path, other, adapter).load_model(ONE.device)
+        evaluated(tmp_path, other, adapter).load(ONE.device)
 
 
 def test_the_longest_answer_is_the_authors_unless_the_recipe_sets_it():

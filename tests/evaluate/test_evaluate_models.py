@@ -1,12 +1,12 @@
 import json
 
 import pytest
-import torch
 from tiny_models import CONVERSATIONS, ONE, PROMPTS, save_tiny_model
 
 from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, RunData
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import log_odds, run
+from dcr_ds.evaluate import model as evaluated
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import Recipe
@@ -17,7 +17,8 @@ SOURCES = {"benchmarks": [{"name": "seeming", "prompts": "a.csv", "wanted": "com
 
 def recipe(**evaluate):
     settings = {"max_new_tokens": 6, "batch_size": 4, "judges": ["xstest_strings"]}
-    return Recipe.model_validate({"evaluate": SOURCES | settings | evaluate})
+    fixed = {"dtype": "float32", "attention": "sdpa"}
+    return Recipe.model_validate({"model": fixed, "evaluate": SOURCES | settings | evaluate})
 
 
 @pytest.fixture
@@ -41,7 +42,8 @@ def models(model_folder, tmp_path_factory):
 
 
 def evaluate(settings, folder, models, data):
-    run.evaluate_models(settings, folder, models, data, ONE, torch.float32, "sdpa")
+    settings = settings.model_copy(update={"output": str(folder.parent), "name": folder.name})
+    run.evaluate_models(settings, models, data, ONE)
 
 
 def test_every_model_is_measured_and_the_named_ones_answer(tmp_path, models, data):
@@ -76,10 +78,10 @@ def test_what_is_done_is_not_done_again(tmp_path, models, data, monkeypatch, cap
     def no_model(*arguments):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(run, "load_causal_lm", no_model)
+    monkeypatch.setattr(evaluated, "load_causal_lm", no_model)
     evaluate(recipe(), tmp_path, models, data)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
-    assert "done before" in capsys.readouterr().err
+    assert "already done" in capsys.readouterr().err
 
 
 def test_only_what_is_missing_is_done(tmp_path, models, data, capsys):
@@ -97,7 +99,7 @@ def test_another_model_in_the_same_place_is_evaluated_anew(tmp_path, models, dat
     evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
     first = read_json(tmp_path / "evaluate/base/general_loss.json")
     evaluate(recipe(models=["base"]), tmp_path, {"base": models["aligned"]}, data)
-    assert "generated anew" in capsys.readouterr().err
+    assert "generating again" in capsys.readouterr().err
     assert read_json(tmp_path / "evaluate/base/general_loss.json")["loss"] != first["loss"]
     cost = read_json(tmp_path / "evaluate/base/cost.json")
     assert set(cost["parts"]) == {"seeming", "toxic", "general_loss"}
@@ -118,12 +120,12 @@ def test_conversations_beyond_the_context_are_left_out_and_counted(tmp_path, mod
     evaluate(recipe(), tmp_path, {"refined": models["refined"]}, data)
     result = read_json(tmp_path / "evaluate/refined/general_loss.json")
     assert (result["n"], result["too_long"]) == (len(CONVERSATIONS), 1)
-    assert "1 conversations longer" in capsys.readouterr().err
+    assert "1 conversations left out" in capsys.readouterr().err
 
 
 def test_no_conversation_within_the_context_is_an_error(tmp_path, models, data):
     data.evaluate_general = ConversationSet("general", "test", [TOO_LONG], "1" * 64)
-    with pytest.raises(UserError, match="evaluate.general: none of its 1 conversations fits"):
+    with pytest.raises(UserError, match="evaluate.general: none of the 1 conversations fits"):
         evaluate(recipe(), tmp_path, {"refined": models["refined"]}, data)
 
 

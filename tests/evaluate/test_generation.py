@@ -2,14 +2,13 @@ import json
 
 import pytest
 import torch
-from tiny_models import ONE, PROMPTS, answer_in_child, questions_for, run_children
+from tiny_models import ONE, PROMPTS, answer_in_child, generations_for, run_children
 from transformers import GenerationConfig
 
-from dcr_ds.data import Prompt
+from dcr_ds.data import Benchmark, Prompt, PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import generate
-from dcr_ds.evaluate.answers import are_answered
-from dcr_ds.evaluate.generate import answer_questions, check_context, make_batches, prepare_questions
+from dcr_ds.evaluate.generate import Decoding, check_context, generate_missing, make_batches, prepare_generations
 from dcr_ds.files import read_jsonl
 from dcr_ds.models.chat import encode_prompt, turn_end_ids
 
@@ -18,9 +17,9 @@ from dcr_ds.models.chat import encode_prompt, turn_end_ids
 def undisturbed(tiny, tmp_path_factory):
     """The bytes of the finished file of a run nobody disturbed."""
     model, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path_factory.mktemp("undisturbed") / "generations.jsonl")
-    answer_questions(questions, model, tokenizer, ONE)
-    return questions.file.read_bytes()
+    generations = generations_for(tokenizer, tmp_path_factory.mktemp("undisturbed") / "generations.jsonl")
+    generate_missing(generations, model, tokenizer, ONE)
+    return generations.file.read_bytes()
 
 
 def test_rows_say_what_was_asked_and_answered(tiny, undisturbed):
@@ -53,63 +52,63 @@ def test_batched_answers_equal_greedy_steps_one_prompt_at_a_time(tiny, undisturb
 def test_sampling_defaults_of_the_model_folder_play_no_part(tiny, undisturbed, tmp_path):
     model, tokenizer = tiny
     model.generation_config = GenerationConfig(repetition_penalty=3.0, do_sample=True, temperature=9.0)
-    questions = questions_for(tokenizer, tmp_path / "generations.jsonl")
-    answer_questions(questions, model, tokenizer, ONE)
-    assert questions.file.read_bytes() == undisturbed
+    generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
+    generate_missing(generations, model, tokenizer, ONE)
+    assert generations.file.read_bytes() == undisturbed
 
 
 def test_a_finished_file_is_recognised(tiny, undisturbed, tmp_path):
     _, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path / "generations.jsonl")
-    assert not are_answered(questions)
-    questions.file.write_bytes(undisturbed)
-    assert are_answered(questions)
-    questions.file.write_bytes(b"\n".join(undisturbed.splitlines()[:-1]) + b"\n")
-    assert not are_answered(questions)
+    generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
+    assert not generations.is_complete
+    generations.file.write_bytes(undisturbed)
+    assert generations.is_complete
+    generations.file.write_bytes(b"\n".join(undisturbed.splitlines()[:-1]) + b"\n")
+    assert not generations.is_complete
 
 
 @pytest.mark.parametrize("share", [0.001, 0.13, 0.37, 0.62, 0.88, 0.999])
 def test_a_file_torn_at_any_byte_ends_up_the_same(tiny, undisturbed, tmp_path, share):
     model, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path / "generations.jsonl")
-    questions.file.write_bytes(undisturbed[: int(len(undisturbed) * share)])
-    answer_questions(questions, model, tokenizer, ONE)
-    assert questions.file.read_bytes() == undisturbed
+    generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
+    generations.file.write_bytes(undisturbed[: int(len(undisturbed) * share)])
+    generate_missing(generations, model, tokenizer, ONE)
+    assert generations.file.read_bytes() == undisturbed
 
 
 def test_only_missing_batches_are_generated_and_as_the_same_batch(tiny, undisturbed, tmp_path, monkeypatch):
     model, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path / "generations.jsonl")
-    batches = make_batches([len(ids) for ids in questions.ids], 3)
+    generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
+    batches = make_batches([len(ids) for ids in generations.ids], 3)
     lines = undisturbed.splitlines(keepends=True)
     there = [
         *batches[0],
         *batches[1],
         *batches[3][:-1],
     ]  # of batch 3 one row is missing: all of it is done again
-    questions.file.write_bytes(b"".join(lines[index] for index in there))
-    asked, original = [], generate._generate
+    generations.file.write_bytes(b"".join(lines[index] for index in there))
+    asked, original = [], generate._new_tokens
 
-    def noted(questions, batch, *rest):
+    def noted(generations, batch, *rest):
         asked.append(batch)
-        return original(questions, batch, *rest)
+        return original(generations, batch, *rest)
 
-    monkeypatch.setattr(generate, "_generate", noted)
-    answer_questions(questions, model, tokenizer, ONE)
+    monkeypatch.setattr(generate, "_new_tokens", noted)
+    generate_missing(generations, model, tokenizer, ONE)
     assert asked == [batches[2], batches[3], batches[4]]
-    assert questions.file.read_bytes() == undisturbed
+    assert generations.file.read_bytes() == undisturbed
 
 
 @pytest.mark.parametrize("change", [{"max_new_tokens": 5}, {"batch_size": 4}])
 def test_other_settings_make_the_file_anew_and_say_so(tiny, undisturbed, tmp_path, capsys, change):
     model, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path / "generations.jsonl", **change)
-    questions.file.write_bytes(undisturbed)
-    assert not are_answered(questions)
-    answer_questions(questions, model, tokenizer, ONE)
-    assert "generated anew" in capsys.readouterr().err
-    rows = read_jsonl(questions.file)
-    assert len(rows) == len(PROMPTS) and are_answered(questions)
+    generations = generations_for(tokenizer, tmp_path / "generations.jsonl", **change)
+    generations.file.write_bytes(undisturbed)
+    assert not generations.is_complete
+    generate_missing(generations, model, tokenizer, ONE)
+    assert "generating again" in capsys.readouterr().err
+    rows = read_jsonl(generations.file)
+    assert len(rows) == len(PROMPTS) and generations.is_complete
     assert all(row["settings_hash"] != json.loads(undisturbed.splitlines()[0])["settings_hash"] for row in rows)
 
 
@@ -118,9 +117,8 @@ def test_settings_hash_covers_model_prompts_and_template_but_not_the_path(tiny, 
 
     def hash_with(file="a", prompts=PROMPTS, facts=None):
         facts = facts or {"content": "x"}
-        return prepare_questions(
-            "b", tmp_path / file, prompts, tokenizer, max_new_tokens=8, batch_size=2, model_facts=facts
-        ).settings_hash
+        benchmark = Benchmark("b", "comply", PromptSet("b", "test", prompts, "0" * 64))
+        return prepare_generations(benchmark, tmp_path / file, tokenizer, Decoding(8, 2), facts).settings_hash
 
     assert hash_with() == hash_with(file="elsewhere")
     assert hash_with() != hash_with(facts={"content": "y"})
@@ -139,25 +137,25 @@ def test_batches_hold_every_prompt_once_longest_first():
 
 def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tiny, tmp_path):
     _, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path / "g.jsonl")
-    longest = max(map(len, questions.ids))
-    check_context(questions, longest + 12)
-    check_context(questions, None)
+    generations = generations_for(tokenizer, tmp_path / "g.jsonl")
+    longest = max(map(len, generations.ids))
+    check_context(generations, longest + 12)
+    check_context(generations, None)
     with pytest.raises(UserError, match="benchmark tiny: prompt p.*max_new_tokens=12"):
-        check_context(questions, longest + 11)
+        check_context(generations, longest + 11)
 
 
 @pytest.mark.parametrize("kill", ["after 1", "after 4", "at rename"])
 def test_kill_9_then_going_on_ends_with_the_same_rows(tiny, model_folder, undisturbed, tmp_path, kill):
     model, tokenizer = tiny
-    questions = questions_for(tokenizer, tmp_path / "generations.jsonl")
-    assert run_children(answer_in_child, 1, model_folder, questions.file, tmp_path / "r", kill) == [-9]
-    assert not are_answered(questions)
+    generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
+    assert run_children(answer_in_child, 1, model_folder, generations.file, tmp_path / "r", kill) == [-9]
+    assert not generations.is_complete
     if kill == "after 4":  # and torn in the middle of the fifth batch
-        with questions.file.open("ab") as file:
+        with generations.file.open("ab") as file:
             file.write(undisturbed[:70])
-    answer_questions(questions, model, tokenizer, ONE)
-    assert questions.file.read_bytes() == undisturbed
+    generate_missing(generations, model, tokenizer, ONE)
+    assert generations.file.read_bytes() == undisturbed
 
 
 def test_two_ranks_write_the_rows_of_one(model_folder, undisturbed, tmp_path):
@@ -173,6 +171,6 @@ def test_two_killed_ranks_are_gone_on_by_one(tiny, model_folder, undisturbed, tm
     file = tmp_path / "generations.jsonl"
     assert -9 in run_children(answer_in_child, 2, model_folder, file, tmp_path / "r", kill)
     assert len(list(tmp_path.glob("generations.rank*.jsonl"))) == 2
-    answer_questions(questions_for(tokenizer, file), model, tokenizer, ONE)
+    generate_missing(generations_for(tokenizer, file), model, tokenizer, ONE)
     assert file.read_bytes() == undisturbed
     assert not list(tmp_path.glob("generations.rank*"))

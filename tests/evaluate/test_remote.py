@@ -6,8 +6,7 @@ from tiny_models import ONE, PROMPTS
 
 from dcr_ds.data import Benchmark, PromptSet
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.answers import are_answered
-from dcr_ds.evaluate.remote import ask_questions, prepare_remote
+from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.run import evaluate_endpoint
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.endpoint import Endpoint
@@ -29,10 +28,10 @@ def endpoint(server, retries: int = 0) -> Endpoint:
 
 def test_rows_are_those_of_a_local_model_without_a_template(tmp_path):
     with serving(answers) as server:
-        questions = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
-        ask_questions(questions, endpoint(server), ONE)
-    rows = read_jsonl(questions.file)
-    assert are_answered(questions) and [row["id"] for row in rows] == [prompt.id for prompt in PROMPTS]
+        generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
+        generate_remote(generations, endpoint(server), ONE)
+    rows = read_jsonl(generations.file)
+    assert generations.is_complete and [row["id"] for row in rows] == [prompt.id for prompt in PROMPTS]
     assert all(row["completion"] == row["prompt"] and row["template_hash"] is None for row in rows)
     assert {row["finish"] for row in rows} == {"length", "stop"}
     assert all(row["tokens"] == len(row["prompt"].split()) for row in rows)
@@ -42,19 +41,19 @@ def test_rows_are_those_of_a_local_model_without_a_template(tmp_path):
 
 def test_a_server_that_dies_half_way_is_asked_only_for_the_rest(tmp_path):
     with serving(lambda number, request: answers(number, request) if number < 6 else refuses(503, "down")) as server:
-        questions = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
+        generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
         with pytest.raises(UserError, match="are left, and the same command goes on"):
-            ask_questions(questions, endpoint(server), ONE)
-        kept = read_jsonl(questions.file)
+            generate_remote(generations, endpoint(server), ONE)
+        kept = read_jsonl(generations.file)
         assert 0 < len(kept) <= 6
         url = server.url
     with serving(answers) as server:
         again = endpoint(server)
         again.url = url + "/chat/completions"  # the same address as far as the settings are concerned
-        questions = prepare_remote(BENCHMARK, questions.file, 8, again)
-        ask_questions(questions, endpoint(server), ONE)
+        generations = prepare_remote(BENCHMARK, generations.file, 8, again)
+        generate_remote(generations, endpoint(server), ONE)
     assert len(server.requests) == len(PROMPTS) - len(kept)
-    assert all(row in read_jsonl(questions.file) for row in kept) and are_answered(questions)
+    assert all(row in read_jsonl(generations.file) for row in kept) and generations.is_complete
 
 
 def test_an_endpoint_gets_scores_and_its_cost(tmp_path):

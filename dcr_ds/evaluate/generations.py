@@ -1,0 +1,104 @@
+"""The answers of one model to one benchmark: a file of rows that survives being killed, however they are generated.
+
+A row is {id, category, prompt, completion, tokens, finish, template_hash, settings_hash}. `category` is that of the
+benchmark, or null; `tokens` counts the generated tokens including the end of the turn; `finish` is "stop" if the model
+ended its turn and "length" if the answer was cut off.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcr_ds.data import Prompt
+from dcr_ds.engine.distributed import Ranks, print_on_main
+from dcr_ds.files import read_jsonl, write_jsonl
+
+
+@dataclass(frozen=True)
+class Generations:
+    """A file of answers and the settings they are generated under.
+
+    `settings_hash` covers everything the answers depend on. Behind an endpoint the server renders the prompts: there
+    are no `ids` and no `template_hash`.
+    """
+
+    benchmark: str
+    file: Path
+    prompts: Sequence[Prompt]
+    max_new_tokens: int
+    settings_hash: str
+    batch_size: int = 1
+    ids: Sequence[list[int]] = ()  # token ids of the prompts
+    template_hash: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file contains every row, in the order of the prompts, generated under these settings."""
+        rows = read_jsonl(self.file)
+        return (
+            [row["id"] for row in rows] == [prompt.id for prompt in self.prompts]
+            and all(row.get("settings_hash") == self.settings_hash for row in rows)
+            and not self._part_files()
+        )
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all answers in the file."""
+        return sum(row["tokens"] for row in read_jsonl(self.file))
+
+    def row(self, index: int, completion: str, tokens: int, finish: str | None) -> dict:
+        """The row of the answer to a prompt."""
+        prompt = self.prompts[index]
+        return {
+            "id": prompt.id,
+            "category": prompt.category,
+            "prompt": prompt.prompt,
+            "completion": completion,
+            "tokens": tokens,
+            "finish": finish,
+            "template_hash": self.template_hash,
+            "settings_hash": self.settings_hash,
+        }
+
+    def resume(self, batches: Sequence[Sequence[int]], ranks: Ranks) -> list[int]:
+        """Gather the rows of earlier runs in one file; returns the numbers of the complete batches. Rank 0.
+
+        Args:
+            batches: indices of the prompts that are generated together; rows of incomplete batches are dropped.
+        """
+        parts = self._part_files()
+        earlier = [row for file in [self.file, *parts] for row in read_jsonl(file)]
+        usable = [row for row in earlier if row.get("settings_hash") == self.settings_hash]
+        rows = {row["id"]: row for row in usable}
+        if len(usable) < len(earlier):
+            print_on_main(ranks, f"{self.file}: generated with another model or other settings; generating again")
+        done = [
+            number for number, batch in enumerate(batches) if all(self.prompts[index].id in rows for index in batch)
+        ]
+        kept = [rows[self.prompts[index].id] for number in done for index in batches[number]]
+        if kept:
+            print_on_main(ranks, f"{self.file}: resuming after {len(kept)} of {len(self.prompts)} answers")
+        write_jsonl(self.file, kept)
+        for part in parts:
+            part.unlink()
+        return done
+
+    def part_file(self, ranks: Ranks) -> Path:
+        """The file a rank appends its rows to: the file itself with a single rank, else a part that rank 0 merges."""
+        if ranks.world_size == 1:
+            return self.file
+        return self.file.with_name(f"{self.file.stem}.rank{ranks.rank:04d}{self.file.suffix}")
+
+    def finish(self) -> None:
+        """Write the complete file, in the order of the prompts, and remove the parts. Rank 0."""
+        parts = self._part_files()
+        rows = {row["id"]: row for file in [self.file, *parts] for row in read_jsonl(file)}
+        missing = [prompt.id for prompt in self.prompts if prompt.id not in rows]
+        if missing:  # a lost answer must never shrink a benchmark silently
+            raise RuntimeError(f"{self.file}: {len(missing)} answers were not written, the first is {missing[0]}")
+        write_jsonl(self.file, [rows[prompt.id] for prompt in self.prompts])
+        for part in parts:
+            part.unlink()
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))

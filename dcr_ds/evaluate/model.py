@@ -1,0 +1,46 @@
+"""A model under evaluation: where it is, how it is loaded, and what identifies it."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from dcr_ds.models.adapters import load_with_adapter
+from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.recipe.layout import ModelFolder
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model under evaluation: its name in messages, the folder of its results, and how it is loaded."""
+
+    name: str
+    folder: ModelFolder
+    source: Path
+    dtype: torch.dtype
+    attention: str
+    chat_template: str | None = None
+    adapter: Path | None = None  # in peft's format; merged into the source
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(tokenizer_folder(self.source, self.adapter), self.chat_template)
+
+    @property
+    def context(self) -> int | None:
+        """Longest input plus output in tokens; None for architectures without a fixed context."""
+        return getattr(AutoConfig.from_pretrained(self.source), "max_position_embeddings", None)
+
+    def load(self, device: torch.device) -> PreTrainedModel:
+        if self.adapter is None:
+            return load_causal_lm(self.source, self.dtype, self.attention, device)
+        return load_with_adapter(self.source, self.adapter, self.dtype, self.attention, device)
+
+    def identity(self) -> dict[str, str]:
+        """What its answers depend on, by content: the same model in another folder is the same model."""
+        content = model_hash(self.source) + (f"+{model_hash(self.adapter)}" if self.adapter else "")
+        return {"content": content, "dtype": str(self.dtype).removeprefix("torch."), "attention": self.attention}
