@@ -36,10 +36,17 @@ WORD = re.compile(r"\w+")
 class Row(Protocol):
     """What is read of a prompt; `pair` and `category` are None where there are none."""
 
-    id: str
-    prompt: str
-    pair: str | None
-    category: str | None
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def pair(self) -> str | None: ...
+
+    @property
+    def category(self) -> str | None: ...
 
 
 @dataclass(frozen=True)
