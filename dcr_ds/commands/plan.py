@@ -18,7 +18,7 @@ from dcr_ds.commands.parser import (
 from dcr_ds.files import write_atomically
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.plan.clock import GPUS
-from dcr_ds.plan.measure import learn, take_steps
+from dcr_ds.plan.measure import calibrate, measure_steps
 from dcr_ds.plan.options import MEAN_TOKENS, PlanOptions
 from dcr_ds.plan.shapes import find_shape
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
@@ -47,13 +47,13 @@ def run(arguments: list[str]) -> int:
     steps = {}
     if namespace.measure:
         folder, origin = prepare_source(recipe.model), "its weights"
-        steps = take_steps(recipe, folder, options.mean_tokens(recipe), options.total_gpus)
+        steps = measure_steps(recipe, folder, options.mean_tokens(recipe), options.total_gpus)
     else:
         folder, origin = find_shape(recipe.model)
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing runs on a GPU here; without it DeepSpeed logs a search
-    measured = {stage: learn(stage, *taken) for stage, taken in steps.items()}
+    measured = {stage: calibrate(stage, *pair) for stage, pair in steps.items()}
     for calibration in measured.values():
-        print(f"{calibration.told}\n")
+        print(f"{calibration.summary}\n")
     if len(options.nodes) > 1:
         from dcr_ds.plan.scaling import scaling
 

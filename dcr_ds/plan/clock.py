@@ -1,4 +1,4 @@
-"""Seconds from operations and bytes, by stated rates."""
+"""Convert operations and bytes to seconds with stated rates."""
 
 import math
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ from dcr_ds.plan.traffic import Collective
 
 @dataclass(frozen=True)
 class Rates:
-    """Per GPU: dense bfloat16 operations a second, and bytes a second in one direction to GPUs of its node and beyond.
+    """Rates per GPU: dense bfloat16 operations per second, and bytes per second and direction within a node and beyond.
 
     Attributes:
-        mfu: share of `flops` that is reached, recomputed activations counted as work.
+        mfu: share of `flops` that is reached; recomputed activations count as work.
         share: share of the link rates that is reached.
-        latency: seconds that a collective takes however small, for each doubling of the ranks.
-        storage: bytes a second that a node writes to shared storage.
+        latency: seconds per collective and doubling of the ranks, independent of its size.
+        storage: bytes per second that a node writes to shared storage.
     """
 
     flops: float
@@ -27,7 +27,7 @@ class Rates:
     storage: float = 2e9
 
 
-# the makers' data sheets: dense bfloat16; NVLink in one direction; a port of InfiniBand a GPU (NDR 400, HDR 200 Gb/s)
+# vendors' data sheets: dense bfloat16; NVLink per direction; one InfiniBand port per GPU (NDR 400, HDR 200 Gb/s)
 GPUS = {
     "h100": Rates(989e12, 450e9, 50e9),
     "h200": Rates(989e12, 450e9, 50e9),
@@ -39,28 +39,28 @@ MEMORY_GIB = {"h100": 80, "h200": 141, "a100": 80, "rtx4090": 24}
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step: computing, and sending where nothing overlaps with computing."""
+    """Seconds of computation and of communication in one step."""
 
     compute: float
     traffic: float
 
     @property
     def overlapped(self) -> float:
-        """All of the traffic behind the computation, or the other way round: the least."""
+        """Computation and traffic fully overlapped: the lower bound."""
         return max(self.compute, self.traffic)
 
     @property
     def serial(self) -> float:
-        """Nothing overlaps: the most, and what ds_configs/ with overlap_comm off comes near."""
+        """No overlap: the upper bound, which ds_configs/ with overlap_comm off approach."""
         return self.compute + self.traffic
 
 
 def step_time(flops: int, collectives: Iterable[Collective], ranks: int, per_node: int, rates: Rates) -> StepTime:
-    """The time of a step on one of `ranks` GPUs, `per_node` to a node.
+    """The time of a step on `ranks` GPUs, with `per_node` GPUs per node.
 
-    A ring goes through every node, so that beyond one node the network bounds it.
+    A ring passes through every node, so with several nodes the network is the bottleneck.
     """
     link = rates.share * (rates.node_link if ranks <= per_node else rates.network)
     waits = math.log2(ranks) * rates.latency if ranks > 1 else 0.0
-    traffic = sum(one.bytes / link + one.calls * waits for one in collectives)
+    traffic = sum(collective.bytes / link + collective.calls * waits for collective in collectives)
     return StepTime(flops / (rates.flops * rates.mfu), traffic)

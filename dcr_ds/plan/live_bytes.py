@@ -1,5 +1,4 @@
-"""The bytes of all tensors alive, followed operator by operator: on a CPU, where PyTorch keeps no such count, and of
-fake tensors, which have sizes and no memory."""
+"""Count the bytes of live tensors after every operator, for CPU and fake tensors, which PyTorch does not count."""
 
 import gc
 import weakref
@@ -11,17 +10,17 @@ from torch.utils._pytree import tree_map_only
 
 
 class LiveBytes(TorchDispatchMode):
-    """While open, follows every storage that is alive on entry or that an operator returns, until it dies.
+    """Context manager that tracks every storage that exists on entry or is returned by an operator, until it is freed.
 
-    A storage counts once, however many tensors look at it, and also where only the autograd graph still holds it.
-    What an operator takes and gives back inside itself is not seen. Tensors on the meta device have no bytes.
+    A storage counts once, whatever the number of views, and also if only the autograd graph refers to it. Memory that
+    an operator allocates and frees internally is not seen. Tensors on the meta device have no bytes.
 
     Args:
-        known: the tensors alive on entry; None: all of the process.
+        known: the live tensors on entry; None: all of the process.
 
     Attributes:
-        alive: bytes alive now.
-        peak: the most bytes alive since entry; may be set to `alive` to begin anew.
+        alive: live bytes now.
+        peak: the maximum since entry; set it to `alive` to reset it.
     """
 
     def __init__(self, known: Iterable[torch.Tensor] | None = None):
@@ -53,8 +52,8 @@ class LiveBytes(TorchDispatchMode):
 
 def _all_tensors() -> Iterator[torch.Tensor]:
     gc.collect()
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):
-            yield thing
-            if thing.is_leaf and thing.grad is not None:  # no Python object until it is asked for
-                yield thing.grad
+    for item in gc.get_objects():
+        if issubclass(type(item), torch.Tensor):
+            yield item
+            if item.is_leaf and item.grad is not None:  # has no Python object until it is accessed
+                yield item.grad

@@ -1,4 +1,4 @@
-"""Memory of one rank in one stage: the states that DeepSpeed keeps, and a micro-batch's rehearsal on top of them."""
+"""Memory of one rank in one stage: the states that DeepSpeed keeps, plus a rehearsed micro-batch."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,18 +13,19 @@ from dcr_ds.plan.rehearsal import Rehearsal, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe
 
-NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes a weight: 4 bits, a byte of scale for 64, a float32 for 256 of those
+# bytes per weight: 4 bits, a 1-byte scale per 64 weights, a float32 per 256 scales
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank's device, and in its host's memory.
+    """Bytes on one rank's device, and in host memory.
 
-    The parts never all peak together: gradients grow while activations are given back.
+    The parts do not peak at the same time: gradients grow while activations are freed.
 
     Attributes:
-        unpacked: of the temporaries, a 4-bit weight as it is multiplied with.
-        backward, step: all that is there at the worst moment of the backward passes, and of the optimizer's step.
+        unpacked: part of the temporaries: a dequantised 4-bit weight.
+        backward, step: total bytes at the peak of the backward passes and of the optimizer step.
     """
 
     states: States
@@ -37,7 +38,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The worst moment of a step, at most the sum of the parts."""
+        """Peak bytes of a step, at most the sum of the parts."""
         return max(self.backward, self.step)
 
     @property
@@ -46,11 +47,11 @@ class Memory:
 
     @property
     def rehearsed(self) -> int:
-        """What a micro-batch needs that is counted in a rehearsal, and not known from sizes."""
+        """Bytes of a micro-batch that come from the rehearsal, not from known sizes."""
         return self.activations + self.temporaries - self.unpacked
 
     def calibrated(self, factor: float) -> "Memory":
-        """With so many times the memory that was rehearsed."""
+        """With the rehearsed memory multiplied by a factor."""
         return replace(
             self,
             activations=round(factor * self.activations),
@@ -59,7 +60,7 @@ class Memory:
         )
 
     def parts(self) -> dict[str, int]:
-        """By name, in the order of a table; what the state does not have is zero."""
+        """Bytes by name, in the order of a table; 0 where a part does not exist."""
         state = self.states
         return {
             "parameters": state.parameters,
@@ -75,12 +76,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Share:
-    """What a rank has to do in one step.
+    """The work of one rank in one step.
 
     Attributes:
-        rows: its share of the stage's samples, a pair of answers being two; retain_rows: of the retain term's.
-        micro_batch: rows at once.
-        tokens: of each row.
+        rows: its share of the stage's samples; a preference pair is two rows.
+        retain_rows: its share of the rows of the retain term.
+        micro_batch: rows per forward pass.
+        tokens: per row.
     """
 
     rows: int
@@ -94,12 +96,12 @@ class Share:
 
 
 def share_of(recipe: Recipe, stage: str, ranks: int, micro_batch: int | None = None) -> Share:
-    """The share of the rank that has most, with every row as long as rows may be.
+    """The largest share of any rank, with all rows of the maximum length.
 
-    Packed, a pass has one row of packed_length, and there are as many as full samples need.
+    With packing, a pass has one row of packed_length, and there are as many rows as samples of full length need.
 
     Args:
-        micro_batch: samples at once; None: the recipe's.
+        micro_batch: samples per forward pass; None: that of the recipe.
     """
     section = getattr(recipe, stage)
     rows, retain = rows_of(recipe, stage, ranks)
@@ -108,12 +110,12 @@ def share_of(recipe: Recipe, stage: str, ranks: int, micro_batch: int | None = N
         length = section.packed_length if section.packed_length != "auto" else section.longest_sample
         fit = length // section.longest_sample
         return Share(-(-samples // fit), -(-retain // fit), 1, length)
-    at_once = min(micro_batch or section.micro_batch, samples)
-    return Share(rows, retain, rows // samples * at_once, section.max_length)
+    micro_batch = min(micro_batch or section.micro_batch, samples)
+    return Share(rows, retain, rows // samples * micro_batch, section.max_length)
 
 
 def rows_of(recipe: Recipe, stage: str, ranks: int) -> tuple[int, int]:
-    """Rows of the rank that has most in one step before they are packed, a pair being two; and of the retain term."""
+    """Most rows of any rank in one step, before packing (a pair is two), and rows of the retain term."""
     section = getattr(recipe, stage)
     samples = -(-section.global_batch // ranks)
     if stage == "align":
@@ -129,13 +131,13 @@ def tensors_of(recipe: Recipe, folder: Path, kind: Kind) -> list[Tensor]:
     width = DTYPES[recipe.model.dtype].itemsize
     quantised = _quantised(model) if recipe.model.quantize == "nf4" and kind != "whole" else set()
     return [
-        Tensor(each.numel(), each.requires_grad, NF4 if each in quantised else width, bool(BLOCK.search(name)))
-        for name, each in model.named_parameters()
+        Tensor(weight.numel(), weight.requires_grad, NF4 if weight in quantised else width, bool(BLOCK.search(name)))
+        for name, weight in model.named_parameters()
     ]
 
 
 def _quantised(model: torch.nn.Module) -> set[torch.Tensor]:
-    """The weights that 4-bit loading quantises: those of the blocks' linear layers, not the head's."""
+    """The weights that 4-bit loading quantises: those of the linear layers in blocks, not the head."""
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     return {module.weight for module in linear if not module.weight.requires_grad}
 
@@ -152,57 +154,57 @@ def memory(
     section = recipe.refine if kind in ("refine", "whole") else recipe.align
     state = states(tensors, zero, ranks, on_gpu, section.optimizer)
     device = "cuda" if on_gpu else "cpu"
-    works = works_of(kind, share)
-    first, *others = (rehearse(recipe, folder, work, zero.stage, device) for work in works)
-    passes = [first, *others]
-    # bitsandbytes dequantises a weight for as long as its product takes
+    passes = [rehearse(recipe, folder, work, zero.stage, device) for work in works_of(kind, share)]
+    # bitsandbytes dequantises a weight for the duration of its product
     unpacked = max(
-        (DTYPES[recipe.model.dtype].itemsize * each.elements for each in tensors if each.width < 1), default=0
+        (DTYPES[recipe.model.dtype].itemsize * tensor.elements for tensor in tensors if tensor.width < 1), default=0
     )
     bucket = zero.reduce_bucket * DTYPES[recipe.model.dtype].itemsize
     alone = share.micro_batches == 1
-    worst = max(_peak(one, state, zero, bucket, is_first=alone and one is first) for one in passes)
+    worst = max(_peak(each, state, zero, bucket, is_first=alone and each is passes[0]) for each in passes)
     anchors = _anchor_bytes(recipe, folder, share)
-    beside = 0 if on_gpu else state.host + anchors  # on a CPU the host's memory is the rank's
-    top = max(passes, key=lambda one: one.peak())
+    on_host = 0 if on_gpu else state.host + anchors  # on a CPU the memory of the rank is that of the host
+    top = max(passes, key=lambda rehearsal: rehearsal.peak())
     return Memory(
         states=state,
         activations=top.kept,
         temporaries=top.peak() - top.kept + unpacked,
         unpacked=unpacked,
-        backward=state.resident + state.gathered + worst + unpacked + beside,
-        step=state.resident + state.gradients + state.step + beside,
+        backward=state.resident + state.gathered + worst + unpacked + on_host,
+        step=state.resident + state.gradients + state.step + on_host,
         host=state.host + anchors,
     )
 
 
 def works_of(kind: Kind, share: Share) -> list[Work]:
-    """The kinds of pass that a step has: its micro-batch, and the retain term's."""
+    """The kinds of forward pass in a step: a micro-batch, and one of the retain term."""
     works = [Work(kind, min(share.rows, share.micro_batch), share.tokens)]
     if share.retain_rows and kind == "refine":
         works.append(Work("retain", min(share.retain_rows, share.micro_batch), share.tokens))
     return works
 
 
-def _peak(one: Rehearsal, state: States, zero: Zero, bucket: int, is_first: bool) -> int:
-    """Bytes of activations, temporaries, gradients and their reduction at the worst moment of a pass, the first of a
-    step or not.
+def _peak(rehearsal: Rehearsal, state: States, zero: Zero, bucket: int, is_first: bool) -> int:
+    """Peak bytes of activations, temporaries, gradients and their reduction in a pass.
 
-    Stage 1 has its buckets from the first backward pass of a step to the step itself, stage 2 in backward passes alone.
+    ZeRO-1 holds its buckets from the first backward pass to the optimizer step, ZeRO-2 only in backward passes.
+
+    Args:
+        is_first: whether it is the first pass of a step.
     """
     before = 0 if is_first else state.gradients
     if zero.stage < 2:
         buckets = 0 if is_first else state.buckets
-        return one.peak(lambda done: state.buckets + (before or done), before + buckets)
-    if zero.stage == 2:  # a partition of its own for each pass, whole as soon as a bucket is full
+        return rehearsal.peak(lambda done: state.buckets + (before or done), before + buckets)
+    if zero.stage == 2:  # each pass has its own partition, complete as soon as a bucket is full
         whole = state.gradients
-        return one.peak(lambda done: state.buckets + before + (whole if done >= bucket else 0), before)
+        return rehearsal.peak(lambda done: state.buckets + before + (whole if done >= bucket else 0), before)
     resident = state.buckets + state.gradients
-    return one.peak(lambda done: resident, resident)
+    return rehearsal.peak(lambda done: resident, resident)
 
 
 def _anchor_bytes(recipe: Recipe, folder: Path, share: Share) -> int:
-    """The original activations of the retain term, kept on the host: of every row that a rank meets, at the most."""
+    """Original activations of the retain term in host memory: an upper bound, for every row that a rank sees."""
     config = AutoConfig.from_pretrained(folder)
     rows = recipe.refine.max_steps * share.retain_rows
     return rows * share.tokens * config.hidden_size * DTYPES[recipe.model.dtype].itemsize

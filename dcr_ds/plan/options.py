@@ -17,7 +17,7 @@ MEAN_TOKENS = {"refine": 64, "align": 256}
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """The options of a plan. None: the value of the GPU, or derived from the recipe."""
+    """The options of a plan. None: the value for the kind of GPU, or derived from the recipe."""
 
     gpus: int = 1
     gpu: str = "h100"
@@ -52,7 +52,7 @@ class PlanOptions:
             if chosen and chosen > longest:
                 raise UserError(
                     f"dcr-ds plan: --{stage}-tokens: {chosen} is above {stage}.max_length = {longest}; training "
-                    "leaves longer rows out"
+                    "skips longer rows"
                 )
             tokens[stage] = chosen or min(usual, longest)
         return tokens
@@ -65,7 +65,7 @@ class PlanOptions:
         if stage not in measured:
             return Cluster(gpus, per_node, self.gpu_memory or MEMORY_GIB[self.gpu], rates, self.reserve)
         calibration = measured[stage]
-        sharing = 1 if calibration.on_gpu else per_node  # ranks share a CPU, which the measured process had alone
+        sharing = 1 if calibration.on_gpu else per_node  # ranks share the CPU that the measured process had for itself
         rates = replace(rates, flops=calibration.flops / sharing, mfu=1.0)
         memory = self.gpu_memory or calibration.memory_gib / sharing
         return Cluster(gpus, per_node, memory, rates, self.reserve, calibration.on_gpu, calibration.memory_factor)

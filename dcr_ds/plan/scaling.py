@@ -1,5 +1,7 @@
-"""How a step scales with the number of nodes, the rows of each GPU the same: what is sent by which collective, the
-time, and the checkpoint. Under ZeRO-3 of the recipe, or of ds_configs/zero3.json."""
+"""Compare numbers of nodes with equal rows per GPU: traffic by collective, time of a step, size of a checkpoint.
+
+Under ZeRO-3, as configured by the recipe or else by ds_configs/zero3.json.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -29,15 +31,15 @@ COLLECTIVES = ("all-gather, forward", "all-gather, backward", "reduce-scatter", 
 def scaling(
     recipe: Recipe, folder: Path, origin: str, options: PlanOptions, measured: Mapping[str, Calibration]
 ) -> tuple[str, dict[str, Any]]:
-    """The tables, and their figures, of one recipe on several numbers of nodes.
+    """The tables of one recipe on several numbers of nodes, and their figures.
 
     Raises:
-        UserError: the recipe's weights are in 4 bits, which are not trained under ZeRO-3.
+        UserError: the recipe trains on 4-bit weights, which ZeRO-3 does not support.
     """
     if recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
         raise UserError(
-            f"dcr-ds plan: --nodes: node counts are compared under ZeRO-3, under which model.quantize: "
-            f"{recipe.model.quantize} is not trained; plan one node count, or set --model.quantize none"
+            f"dcr-ds plan: --nodes: node counts are compared under ZeRO-3, which does not support model.quantize: "
+            f"{recipe.model.quantize}; plan one node count, or set --model.quantize none"
         )
     nodes, rows = options.nodes, options.rows_per_gpu
     kinds = [kind for kind in TITLES if SECTION[kind] in recipe.stages]
@@ -65,19 +67,19 @@ def scaling(
         head = ["GPUs", "peak GiB", *(SHORT[name] for name in names), "step s", "saved GiB", "save"]
         texts.append(f"{TITLES[kind]} ({stage.trained / 1e9:.1f}e9 of {stage.loaded / 1e9:.1f}e9 parameters train)")
         texts[-1] += "\n" + table(head, lines)
-    texts.append("gather, reduce, contrastive: GiB that a GPU sends in one step, by collective. * does not fit.")
+    texts.append("gather, reduce, contrastive: GiB that a GPU sends per step, by collective. * does not fit.")
     return "\n\n".join(texts), figures
 
 
 def _assumptions(recipe: Recipe, origin: str, rows: int, lengths: Lengths, rates: Rates, measured: bool) -> str:
     parts = [
         f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, layer {recipe.refine.layer}, ZeRO-3,",
-        f"{rows} rows a GPU in one micro-batch.",
+        f"{rows} rows per GPU in one micro-batch.",
         f"Assumed: {rates_in_words(rates, measured)};",
-        f"{rates.latency * 1e6:.0f} µs a collective and doubling of ranks;",
-        f"{rates.storage / 1e9:g} GB/s a node to storage;",
+        f"{rates.latency * 1e6:.0f} µs per collective and doubling of ranks;",
+        f"{rates.storage / 1e9:g} GB/s per node to storage;",
         f"prompts of {lengths.refine} tokens, conversations of {lengths.align}.",
-        "A step takes the first time where all traffic hides behind the computation, the second where none does.",
+        "Step times: with traffic fully overlapped with computation, and without overlap.",
     ]
     return prose(" ".join(parts))
 
@@ -91,7 +93,7 @@ SHORT = {
 
 
 def checkpoint_bytes(stage: Stage) -> int:
-    """A checkpoint over all ranks: trained weights in the training dtype, masters and moments; nothing frozen."""
+    """Bytes of a checkpoint over all ranks: trained weights in the training dtype, masters and moments."""
     width = next(tensor.width for tensor in stage.tensors if tensor.trains)
     return int(stage.trained * (width + MASTER + MOMENTS))
 
@@ -105,7 +107,7 @@ def _with_rows(recipe: Recipe, rows: int, gpus: int) -> Recipe:
 
 
 def _line(stage: Stage, option: Option, nodes: int) -> list[str]:
-    sent = {one.name: one.bytes for one in option.traffic}
+    sent = {collective.name: collective.bytes for collective in option.traffic}
     names = [name for name in COLLECTIVES if stage.name != "align" or not name.startswith("contrastive")]
     size = checkpoint_bytes(stage)
     return [
@@ -123,7 +125,7 @@ def _figures(stage: Stage, option: Option, nodes: int) -> dict[str, Any]:
     return {
         "peak_bytes": option.memory.peak,
         "fits": option.fits,
-        "traffic": [asdict(one) for one in option.traffic],
+        "traffic": [asdict(collective) for collective in option.traffic],
         "step_seconds": [option.time.overlapped, option.time.serial],
         "checkpoint_bytes": size,
         "save_seconds": size / (stage.cluster.rates.storage * nodes),

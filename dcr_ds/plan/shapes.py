@@ -1,4 +1,4 @@
-"""The config.json of the model that is planned for: a folder's, a shipped shape's, or one in the hub's local cache."""
+"""Find the config.json of a model: in its folder, among the shipped shapes, or in the local cache of the hub."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +13,10 @@ SHAPES = Path(__file__).parent / "configs"
 
 
 def find_shape(model: ModelSection) -> tuple[Path, str]:
-    """The folder of a config.json, and where it is from. Nothing is downloaded.
+    """The folder of a config.json, and where it comes from. Nothing is downloaded.
 
     Raises:
-        UserError: there is none, or it is of an unsupported architecture.
+        UserError: none was found, or the architecture is not supported.
     """
     folder, origin = _locate(model)
     kind = model_config(folder).get("model_type")
@@ -41,12 +41,12 @@ def _locate(model: ModelSection) -> tuple[Path, str]:
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
-        with suppress(HFValidationError):  # a path that is not there
-            found = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
-            if isinstance(found, str):
-                return Path(found).parent, "the hub's local cache"
+        with suppress(HFValidationError):  # a path that does not exist
+            cached = try_to_load_from_cache(model.source, "config.json", revision=model.revision)
+            if isinstance(cached, str):
+                return Path(cached).parent, "the local cache of the hub"
     names = ", ".join(shape["folder"] for shape in shipped())
     raise UserError(
-        f"model.source: {model.source} is no model folder, not in the hub's local cache and no shipped shape; a plan "
-        f"downloads nothing. Shapes: {names}; or give a folder with the model's config.json"
+        f"model.source: {model.source} is not a model folder, a model in the hub's local cache or a shipped shape; "
+        f"a plan downloads nothing. Use a shape ({names}) or a folder with the model's config.json"
     )

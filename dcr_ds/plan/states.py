@@ -1,26 +1,27 @@
-"""What DeepSpeed keeps of a model on one rank between and during steps, as DeepSpeed 0.19 lays it out.
+"""Memory that DeepSpeed 0.19 holds per rank for a model, between and during steps.
 
-Checked against its real tensors at 1, 2 and 4 ranks (tests/plan/). In bytes of the precision b of training (2 in
-bfloat16, 4 in float32), n trainable parameters, R ranks:
+Checked against real tensors on 1, 2 and 4 ranks (tests/plan/). In bytes, with b bytes per element in training (2 in
+bfloat16, 4 in float32), n trainable parameters and R ranks:
 
-    stage   parameters      masters   moments   gradients   in the optimizer's step, beside those
+    stage   parameters      masters   moments   gradients   additionally in the optimizer step
     0       b n             4 n *     8 n       b n         4 n *
     1       b n             4 n/R     8 n/R     b n         gradients flattened and in float32
     2       b n             4 n/R     8 n/R     b n/R       the same
     3       b n/R           4 n/R     8 n/R     b n/R       the same, a sub-group at a time
 
-    * in bfloat16. ZeRO keeps masters in float32 training, too. Frozen parameters are sharded by stage 3 alone.
+    * only in bfloat16. ZeRO keeps masters in float32 training, too. Only stage 3 shards frozen parameters.
 
-Moments are torch's AdamW's; in 8 bits they are a byte and a 64th each, and `paged_` ones lie in host memory at worst.
+Moments are those of torch's AdamW; in 8 bits they take 1 + 1/64 bytes each, and `paged_` ones are in host memory at
+worst.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-MASTER, MOMENTS = 4, 8  # bytes: a float32 copy; both moments of AdamW in float32
-EIGHT_BIT = 2 + 2 * 4 / 256  # both moments in a byte, with a float32 scale for each 256
-ALLREDUCE_BUCKET = 500_000_000  # elements that DeepSpeed all-reduces at once without ZeRO, at the step
+MASTER, MOMENTS = 4, 8  # bytes per element: a float32 copy; both moments of AdamW in float32
+EIGHT_BIT = 2 + 2 * 4 / 256  # both moments, a byte each, with a float32 scale per 256
+ALLREDUCE_BUCKET = 500_000_000  # elements per all-reduce of DeepSpeed without ZeRO, in the optimizer step
 SMALL = 4096  # bitsandbytes keeps the state of smaller tensors in 32 bits
 DEFAULTS = {
     "reduce_bucket_size": 500_000_000,
@@ -37,8 +38,8 @@ class Tensor:
     """A parameter.
 
     Attributes:
-        width: bytes of an element, less than one where quantised.
-        in_block: of one of the model's blocks, not of the embeddings, the last norm or the head.
+        width: bytes per element, below 1 if quantised.
+        in_block: whether it belongs to a block, not to embeddings, final norm or head.
     """
 
     elements: int
@@ -53,7 +54,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Zero:
-    """What a plan needs of a DeepSpeed configuration's zero_optimization."""
+    """The fields of zero_optimization in a DeepSpeed configuration that a plan needs."""
 
     stage: int
     reduce_bucket: int
@@ -83,27 +84,29 @@ class Zero:
 
     @property
     def kept(self) -> int:
-        """Elements that stage 3 leaves gathered from the forward to the backward pass: used again soon enough."""
+        """Elements that stage 3 keeps gathered between forward and backward pass, since they are reused soon."""
         return self.max_reuse // 2
 
     def without_reuse(self) -> "Zero":
-        """As it works where a pass without gradients comes first in a run, which DeepSpeed 0.19 traces as the order of
-        modules: what it released in that one it releases in all (`__params_to_release` is cached)."""
+        """The behaviour if the first pass of a run has no gradients.
+
+        DeepSpeed 0.19 traces the first pass and caches which parameters it releases (`__params_to_release`).
+        """
         return replace(self, max_reuse=0)
 
 
 @dataclass(frozen=True)
 class States:
-    """Bytes on one rank: the most that any rank has.
+    """Bytes on the rank with the most.
 
     Attributes:
-        parameters: the rank's own, whole or its shards.
-        gathered: whole parameters under ZeRO-3 at the worst moment.
-        masters, moments: float32 copies and AdamW's state.
+        parameters: those of the rank, whole or sharded.
+        gathered: whole parameters under ZeRO-3 at the peak.
+        masters, moments: float32 copies and the state of AdamW.
         gradients: those of a whole backward pass.
-        buckets: what the reduction of gradients holds while it goes on.
-        step: what the optimizer's step needs beyond all that is there between the steps and the gradients.
-        host: bytes of the above that are in host memory instead, and in none of the other figures.
+        buckets: buffers of the reduction of gradients.
+        step: additional memory of the optimizer step, besides resident states and gradients.
+        host: bytes in host memory instead, not included in the other fields.
     """
 
     parameters: int
@@ -117,12 +120,12 @@ class States:
 
     @property
     def resident(self) -> int:
-        """What is there between two steps, gathered parameters aside."""
+        """Bytes between two steps, without gathered parameters."""
         return self.parameters + self.masters + self.moments
 
 
 def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool, optimizer: str = "adamw") -> States:
-    """The states of a model on the rank that has most."""
+    """The states of a model on the rank with the most bytes."""
     state = _with_adamw(tensors, zero, ranks, on_gpu or optimizer != "adamw")
     if optimizer == "adamw" or zero.offload_optimizer:
         return state
@@ -150,7 +153,7 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool)
             moments=MOMENTS * elements,
             gradients=width * elements,
             buckets=0,
-            step=max(step, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened for it, on one rank, too
+            step=max(step, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened for it, even on one rank
         )
     if zero.stage == 3:
         return _stage_3(tensors, zero, ranks, on_gpu)
@@ -190,18 +193,18 @@ def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) ->
 
 
 def _flat_step(shard: int, width: int, on_gpu: bool) -> int:
-    """The step on a flat shard, its gradients included: flattened, in float32, and what AdamW itself makes."""
+    """The optimizer step on a flat shard, with its gradients (flattened, in float32) and AdamW's temporaries."""
     converted = MASTER * shard if width < MASTER else 0
     return width * shard + max(width * shard + converted, MASTER * shard + _adam(shard, on_gpu) - width * shard)
 
 
 def _adam(elements: int, on_gpu: bool) -> int:
-    """AdamW's own temporaries: none where it is fused, on a GPU; else two of the tensor it works on."""
+    """Temporaries of AdamW: none if fused (on a GPU), else two of the size of the tensor."""
     return 0 if on_gpu else 2 * MASTER * elements
 
 
 def _offloaded(states: States, zero: Zero) -> States:
-    """Masters, moments and the step's gradients in host memory; with offload_param the shards as well."""
+    """Masters, moments and gradients of the step in host memory; with offload_param also the shards."""
     if not zero.offload_optimizer:
         return states
     moved = states.masters + states.moments + states.step
@@ -211,12 +214,12 @@ def _offloaded(states: States, zero: Zero) -> States:
 
 
 def flat_shard(elements: int, ranks: int) -> int:
-    """Elements of a rank's share of the flat trainable parameters, stages 1 and 2: padded to two a rank."""
+    """Elements per rank of the flat trainable parameters in stages 1 and 2, padded to a multiple of two."""
     return 2 * -(-elements // (2 * ranks))
 
 
 def owned_elements(sizes: Iterable[int], ranks: int) -> list[int]:
-    """For each rank the elements of all parameters that its flat share touches, whose whole gradients stage 2 keeps."""
+    """Per rank the elements of all parameters that its flat share overlaps; stage 2 keeps their whole gradients."""
     sizes = list(sizes)
     shard = flat_shard(sum(sizes), ranks)
     owned, start = [0] * ranks, 0
@@ -228,15 +231,15 @@ def owned_elements(sizes: Iterable[int], ranks: int) -> list[int]:
 
 
 def sharded(elements: int, ranks: int) -> int:
-    """Elements of a rank's shard of one parameter under ZeRO-3."""
+    """Elements per rank of one parameter under ZeRO-3."""
     return -(-elements // ranks)
 
 
 def gathered_elements(sizes: Sequence[int], zero: Zero) -> int:
-    """Elements of whole parameters on a rank under ZeRO-3 at the worst moment: where forward turns into backward.
+    """Elements of whole parameters on a rank under ZeRO-3 at the peak, between forward and backward pass.
 
-    There are those below the persistence threshold, for good; those whose backward pass is near enough for them not to
-    be released (what lies between counts twice, forward and backward); the one at work, and the prefetched ones.
+    These are parameters below the persistence threshold, always; those reused in the backward pass soon enough not to
+    be released (the distance counts forward and backward); the one in use, and the prefetched ones.
     """
     persistent = sum(size for size in sizes if size <= zero.persistence)
     others = [size for size in sizes if size > zero.persistence]

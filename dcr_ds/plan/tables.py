@@ -11,7 +11,7 @@ NAMES = {"refine": "cut trunk", "whole": "whole model", "align": "stage 2"}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned, the first to the left and the others to the right."""
+    """Aligned columns, the first to the left and the others to the right."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     lines = []
     for row in (header, *rows):
@@ -36,28 +36,28 @@ def duration(seconds: float) -> str:
 
 
 def rates_in_words(rates: Rates, measured: bool) -> str:
-    """What a plan assumes of computing and of links."""
-    computing = "the measured rates" if measured else f"{rates.flops / 1e12:.0f} TFLOP/s a GPU at {rates.mfu:.0%}"
-    links = f"{rates.node_link / 1e9:.0f} GB/s in a node, {rates.network / 1e9:.0f} GB/s a GPU beyond"
+    """The assumed rates of computation and links."""
+    computing = "the measured rates" if measured else f"{rates.flops / 1e12:.0f} TFLOP/s per GPU at {rates.mfu:.0%}"
+    links = f"{rates.node_link / 1e9:.0f} GB/s within a node, {rates.network / 1e9:.0f} GB/s per GPU between nodes"
     return f"{computing}; links {links}, at {rates.share:.0%}"
 
 
 def memory_table(columns: dict[str, tuple[int, Memory]], unit: str) -> str:
-    """Memory by part of several layouts, each with its micro-batch."""
+    """Memory by part, a column per layout with its micro-batch."""
     parts = list(next(iter(columns.values()))[1].parts())
-    rows = [["rows at once", *(str(rows) for rows, _ in columns.values())]]
-    rows += [[part, *(gib(one.parts()[part]) for _, one in columns.values())] for part in parts]
-    rows.append(["peak of a step", *(gib(one.peak) for _, one in columns.values())])
-    rows.append(["at its", *(one.peak_phase for _, one in columns.values())])
-    rows.append(["host memory", *(gib(one.host) for _, one in columns.values())])
+    rows = [["micro-batch", *(str(rows) for rows, _ in columns.values())]]
+    rows += [[part, *(gib(memory.parts()[part]) for _, memory in columns.values())] for part in parts]
+    rows.append(["peak of a step", *(gib(memory.peak) for _, memory in columns.values())])
+    rows.append(["peak in the", *(memory.peak_phase for _, memory in columns.values())])
+    rows.append(["host memory", *(gib(memory.host) for _, memory in columns.values())])
     return table([f"GiB on each {unit}", *columns], rows)
 
 
 def options_table(options: Sequence[Option], chosen: Option | None) -> str:
-    """What each ZeRO stage needs and takes."""
+    """Memory, traffic and time per ZeRO stage."""
     rows = []
     for option in options:
-        sent = sum(one.bytes for one in option.traffic)
+        sent = _sent(option)
         verdict = "does not fit" if not option.fits else "<- chosen" if option is chosen else ""
         rows.append(
             [
@@ -69,11 +69,16 @@ def options_table(options: Sequence[Option], chosen: Option | None) -> str:
                 verdict,
             ]
         )
-    return table(["", "rows at once", "peak GiB", "sent GiB/step", "step s", ""], rows)
+    return table(["", "micro-batch", "peak GiB", "sent GiB/step", "step s", ""], rows)
+
+
+def _sent(option: Option) -> int:
+    """Bytes that a rank sends per step."""
+    return sum(collective.bytes for collective in option.traffic)
 
 
 def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
-    """A stage's part of the plan, and the option chosen."""
+    """The plan of a stage as text, and the chosen option."""
     options = stage.options()
     chosen = best(options)
     shown = chosen or min(options, key=lambda option: option.memory.peak)
@@ -84,7 +89,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
         uncut = whole.at(shown.zero, shown.micro_batch)
         columns["whole model"] = (uncut.micro_batch, uncut.memory)
         lines.append(
-            f"Without the cut (the whole model run, blocks 1 to {stage.section.layer} trained in full) a step takes "
+            f"Without the cut (the whole model, with blocks 1 to {stage.section.layer} trained in full) a step takes "
             f"{uncut.time.serial / shown.time.serial:.2f} times as long and "
             f"{uncut.memory.peak / shown.memory.peak:.2f} times the memory."
         )
@@ -95,10 +100,10 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
         hours = " to ".join(f"{seconds * stage.cluster.gpus / 3600:.3g}" for seconds in (low, high))
         lines.append(
             f"{steps} steps: {duration(low)} to {duration(high)}, {hours} {stage.cluster.unit}-hours "
-            "(all traffic behind the computation, or none)."
+            "(traffic fully overlapped with computation, or not at all)."
         )
     elif chosen:
-        lines.append("The number of steps is not known without the data: say --steps.")
+        lines.append("The number of steps is unknown without the data; set it with --steps.")
     return "\n\n".join(line if "\n" in line else prose(line) for line in lines), chosen
 
 
@@ -106,24 +111,24 @@ def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:
     usable = stage.cluster.usable / GIB
     if chosen is None:
         least = min(options, key=lambda option: option.memory.peak)
-        told = (
+        text = (
             f"Nothing fits: the least is {least.memory.peak / GIB:.3g} GiB of {usable:.3g} usable, under "
-            f"ZeRO-{least.zero.stage}, rows at once: {least.micro_batch}."
+            f"ZeRO-{least.zero.stage}, micro-batch {least.micro_batch}."
         )
-        if found := remedy(stage):
-            change, option = found
+        if change_and_option := remedy(stage):
+            change, option = change_and_option
             return (
-                f"{told} With {change} it fits: {gib(option.memory.peak)} GiB under ZeRO-{option.zero.stage}, "
-                f"{option.micro_batch} rows at once."
+                f"{text} With {change} it fits: {gib(option.memory.peak)} GiB under ZeRO-{option.zero.stage}, "
+                f"micro-batch {option.micro_batch}."
             )
-        return f"{told} Take more GPUs, GPUs with more memory, ds_configs/zero3_offload.json or a smaller model."
-    told = f"ZeRO-{chosen.zero.stage}: the fastest that fits in {usable:.1f} GiB"
+        return f"{text} Use more GPUs, GPUs with more memory, ds_configs/zero3_offload.json or a smaller model."
+    text = f"ZeRO-{chosen.zero.stage}: the fastest that fits in {usable:.1f} GiB"
     if over := [option for option in options if not option.fits and option.zero.stage < chosen.zero.stage]:
-        told += f"; ZeRO-{over[-1].zero.stage} would need {gib(over[-1].memory.peak)} GiB"
+        text += f"; ZeRO-{over[-1].zero.stage} would need {gib(over[-1].memory.peak)} GiB"
     three = next((option for option in options if option.zero.stage == 3), None)
     if three and three is not chosen and three.fits and three.traffic:
-        ratio = sum(one.bytes for one in three.traffic) / max(1, sum(one.bytes for one in chosen.traffic))
-        told += f"; ZeRO-3 sends {ratio:.1f} times the bytes" + (
-            ", the frozen base over and over" if stage.section.adapter == "lora" else ""
+        ratio = _sent(three) / max(1, _sent(chosen))
+        text += f"; ZeRO-3 sends {ratio:.1f} times the bytes" + (
+            ", because it gathers the frozen base in every pass" if stage.section.adapter == "lora" else ""
         )
-    return told + "."
+    return text + "."

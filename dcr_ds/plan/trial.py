@@ -1,6 +1,6 @@
-"""Real steps of a training stage on rows of random tokens, by the engine, the batching and the loss of a run.
+"""Real steps of a training stage on random tokens, with the engine, batching and loss of a run.
 
-`dcr-ds plan --measure` calibrates with their time and memory; benchmarks/plan_check.py compares all of their bytes.
+`dcr-ds plan --measure` calibrates with their time and memory; benchmarks/plan_check.py compares their bytes with plans.
 """
 
 import time
@@ -37,7 +37,7 @@ Backward = Callable[[int], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of random tokens: of so many tokens, or of up to `ragged` − 1 less, in turn."""
+    """Rows of random tokens, of `tokens` tokens or, in turn, of up to `ragged` − 1 fewer."""
 
     tokens: int
     ragged: int = 1
@@ -49,7 +49,7 @@ class Rows:
 
 
 def refine_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 1: its engine, and a function that accumulates the gradients of a step, counted from 0."""
+    """The engine of stage 1, and a function that accumulates the gradients of a step (numbered from 0)."""
     stage = recipe.refine
     half = [Prompt(str(index), "", pair=str(index)) for index in range(stage.global_batch // 2)]
     made = rows.of(stage.global_batch + stage.max_steps * stage.retain_batch, model_config(source)["vocab_size"])
@@ -60,7 +60,7 @@ def refine_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
 
 
 def align_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 2 by SFT, with every token of an answer but the first supervised."""
+    """Stage 2 by SFT, with all tokens of an answer but the first supervised."""
     samples = [Encoded(ids, 1) for ids in rows.of(recipe.align.global_batch, model_config(source)["vocab_size"])]
     objective = SftObjective(Mix(samples, [str(index) for index in range(len(samples))], 0))
     state = build_align(recipe, source, objective, ranks)
@@ -85,10 +85,13 @@ TRIALS: dict[str, Callable[..., tuple[DeepSpeedEngine, Backward]]] = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Attributes:
-    seconds, tokens: of the step, and what was trained on in it.
-    peak: the most bytes of tensors alive in it that were not before the engine was built; 0: not followed.
+class StepFigures:
+    """Figures of a step.
+
+    Attributes:
+        seconds: duration.
+        tokens: number of tokens trained on.
+        peak: peak bytes of live tensors beyond those before the engine was built; 0: not measured.
     """
 
     seconds: float
@@ -96,12 +99,12 @@ class Measured:
     peak: int
 
 
-def second_step(kind: str, recipe: Recipe, source: Path, rows: Rows, ranks: Ranks, follow: bool) -> Measured:
-    """Build a stage and take two steps, of which the first warms up and the second is measured.
+def second_step(kind: str, recipe: Recipe, source: Path, rows: Rows, ranks: Ranks, follow: bool) -> StepFigures:
+    """Build a stage and run two steps; the first warms up, the second is measured.
 
     Args:
         kind: refine, align or dpo.
-        follow: note the memory; on a CPU every operator is watched for it, which takes time.
+        follow: measure the memory; on a CPU this intercepts every operator, which is slow.
     """
     on_gpu = ranks.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else LiveBytes().alive if follow else 0
@@ -120,4 +123,4 @@ def second_step(kind: str, recipe: Recipe, source: Path, rows: Rows, ranks: Rank
             torch.cuda.synchronize()
     seconds = time.perf_counter() - started
     peak = torch.cuda.max_memory_allocated() if on_gpu else live.peak if live else before
-    return Measured(seconds, tokens, peak - before)
+    return StepFigures(seconds, tokens, peak - before)

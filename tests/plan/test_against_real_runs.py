@@ -1,7 +1,6 @@
-"""What is planned equals what is there: parameters, gradients and optimizer state within 2 %, peak and
-traffic within 15 %.
+"""Plans agree with real steps: parameters, gradients and optimizer state within 2 %, peak and traffic within 15 %.
 
-benchmarks/plan_check.py builds the engines, takes real steps and compares; here are small cases of it.
+benchmarks/plan_check.py builds the engines, runs real steps and compares; these tests run small cases of it.
 """
 
 import socket
@@ -27,14 +26,14 @@ def check(ranks: int, *options: str) -> str:
 
 
 def test_one_rank():
-    """All that trains on one rank, full-parameter and in 4 bits, padded and packed."""
+    """All stages on one rank, full-parameter and in 4 bits, padded and packed."""
     out = check(1, "--stages", "refine,whole,align,dpo", "--adapters", "none,qlora", "--packing", "off,on", "--zero",
                 "0", "--checkpointing", "on", "--micro-batches", "4")  # fmt: skip
     assert out.count(" zero ") == 13
 
 
 def test_two_ranks():
-    """Shards and messages: gradients in buckets, parameters gathered for every pass."""
+    """Shards and traffic: gradients in buckets, parameters gathered for every pass."""
     out = check(2, "--stages", "refine,align,dpo", "--adapters", "none", "--zero", "2,3", "--checkpointing", "off",
                 "--micro-batches", "4")  # fmt: skip
     assert out.count(" zero ") == 6

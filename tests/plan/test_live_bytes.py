@@ -1,4 +1,4 @@
-"""Storages are counted once, from birth to death, whoever holds them."""
+"""A storage is counted once from allocation to release, whatever refers to it."""
 
 import torch
 
@@ -7,11 +7,11 @@ from dcr_ds.plan.live_bytes import LiveBytes
 MEGABYTE = 1_000_000
 
 
-def test_a_storage_lives_as_long_as_the_graph_holds_it():
+def test_a_storage_counts_while_the_graph_refers_to_it():
     x = torch.ones(MEGABYTE // 4, requires_grad=True)
     with LiveBytes() as live:
         before = live.alive
-        assert before >= MEGABYTE  # x was there
+        assert before >= MEGABYTE  # x existed before
         y = x.exp()
         z = y.sin()
         views = [y.view(-1), y[1:], y.detach()]
@@ -22,7 +22,7 @@ def test_a_storage_lives_as_long_as_the_graph_holds_it():
         del z
         assert live.alive - before == MEGABYTE + 4
         loss.backward()
-        assert live.alive - before == MEGABYTE + 4  # y is gone, x.grad is there
+        assert live.alive - before == MEGABYTE + 4  # y is freed, x.grad was allocated
         assert 2 * MEGABYTE < live.peak - before <= 3 * MEGABYTE + 8
         x.grad = None
         assert live.alive - before == 4

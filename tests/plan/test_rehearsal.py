@@ -1,4 +1,4 @@
-"""A rehearsal continued from two short models equals one of the whole depth."""
+"""A rehearsal extrapolated from two short models equals that of the full depth."""
 
 import pytest
 from tiny import make_model
@@ -25,28 +25,30 @@ def recipe_of(layer: int, checkpointing: bool, adapter: str):
         ("dpo", True, "lora"),
     ],
 )
-def test_depth_is_continued(tmp_path, monkeypatch, kind, checkpointing, adapter):
+def test_depth_is_extrapolated(tmp_path, monkeypatch, kind, checkpointing, adapter):
     folder = make_model(tmp_path / "deep", layers=8, tied=False)
     recipe, work = recipe_of(4, checkpointing, adapter), Work(kind, 4, 32)
-    continued = rehearse(recipe, folder, work, device="cpu")
-    monkeypatch.setattr(rehearsal, "_REMEMBERED", {})
+    extrapolated = rehearse(recipe, folder, work, device="cpu")
+    monkeypatch.setattr(rehearsal, "_CACHE", {})
     monkeypatch.setattr(rehearsal, "_period", lambda config: config.num_hidden_layers)
     direct = rehearse(recipe, folder, work, device="cpu")
-    assert [(each.block, each.gradient) for each in continued.events] == [
-        (each.block, each.gradient) for each in direct.events
+    assert [(event.block, event.gradient) for event in extrapolated.events] == [
+        (event.block, event.gradient) for event in direct.events
     ]
-    assert [each.peak for each in continued.events] == pytest.approx([each.peak for each in direct.events], rel=0.01)
+    assert [event.peak for event in extrapolated.events] == pytest.approx(
+        [event.peak for event in direct.events], rel=0.01
+    )
     for name in ("forward", "rest", "kept", "flops", "forward_flops"):
-        assert getattr(continued, name) == pytest.approx(getattr(direct, name), rel=0.01), name
+        assert getattr(extrapolated, name) == pytest.approx(getattr(direct, name), rel=0.01), name
 
 
-def test_a_mixture_works_with_some_of_its_experts(tmp_path):
-    """More experts for each token are more operations; the experts that no token goes to are none."""
+def test_a_mixture_computes_with_the_experts_of_each_token(tmp_path):
+    """Operations grow with the experts per token; experts without tokens cost nothing."""
     counted = []
     for experts in (1, 2):
         folder = make_model(tmp_path / f"moe{experts}", "qwen3_moe", tied=False, num_experts_per_tok=experts)
         recipe = load_recipe(None, [("model.dtype", "bfloat16"), ("model.attention", "sdpa"), ("refine.layer", "2")])
         counted.append(rehearse(recipe, folder, Work("refine", 4, 32)).flops)
     width, inner, tokens, blocks = 32, 24, 4 * 32, 2
-    # an expert's gate, up and down, two operations a weight, forward and twice as many backward
+    # an expert's gate, up and down: two operations per weight forward, twice as many backward
     assert counted[1] - counted[0] == 3 * 2 * 3 * width * inner * tokens * blocks

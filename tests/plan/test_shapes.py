@@ -1,4 +1,4 @@
-"""The shipped shapes have as many parameters as the published weights, counted by the library itself."""
+"""The shipped shapes have as many parameters as the published weights, counted by transformers."""
 
 import pytest
 

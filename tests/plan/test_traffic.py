@@ -1,4 +1,4 @@
-"""What is sent follows from sizes: by hand for small ones."""
+"""Traffic computed by hand for small tensors."""
 
 from dcr_ds.plan.choose import zero_of
 from dcr_ds.plan.states import Tensor, flat_shard, gathered_elements, owned_elements, sharded
@@ -9,21 +9,21 @@ TENSORS = [Tensor(1_000_000, True, 2), Tensor(3_000_000, False, 2, in_block=True
 
 def sent(stage: int, ranks: int, recomputed: bool = False, reuse: bool = False, **options) -> dict[str, int]:
     zero = zero_of(stage) if reuse else zero_of(stage).without_reuse()
-    found = traffic(TENSORS, zero, ranks, Passes(1, 2, recomputed), **options)
-    return {one.name: one.bytes for one in found}
+    collectives = traffic(TENSORS, zero, ranks, Passes(1, 2, recomputed), **options)
+    return {collective.name: collective.bytes for collective in collectives}
 
 
 def test_zero_3_gathers_everything_in_every_pass():
-    found = sent(3, 4, embeddings=400)
-    assert found["all-gather, forward"] == 8_000_000 * 3 * 3 // 4
-    assert found["all-gather, backward"] == 8_000_000 * 2 * 3 // 4
-    assert found["reduce-scatter"] == 2_000_000 * 2 * 3 // 4
-    assert found["contrastive all-gather"] == 300
+    by_name = sent(3, 4, embeddings=400)
+    assert by_name["all-gather, forward"] == 8_000_000 * 3 * 3 // 4
+    assert by_name["all-gather, backward"] == 8_000_000 * 2 * 3 // 4
+    assert by_name["reduce-scatter"] == 2_000_000 * 2 * 3 // 4
+    assert by_name["contrastive all-gather"] == 300
     assert sent(3, 4, tail_has_no_backward=True)["all-gather, backward"] == 2_000_000 * 2 * 3 // 4
 
 
-def test_zero_3_keeps_what_the_backward_pass_needs_soon():
-    """Half of DeepSpeed's reuse distance; what is frozen in a block is released where it is recomputed."""
+def test_zero_3_keeps_parameters_that_are_used_again_soon():
+    """Half of DeepSpeed's reuse distance; frozen weights of a block are released when the block is recomputed."""
     assert zero_of(3).kept > 4_000_000
     assert sent(3, 4, reuse=True)["all-gather, backward"] == 0
     assert sent(3, 4, reuse=True)["all-gather, forward"] == sent(3, 4)["all-gather, forward"]
@@ -46,7 +46,7 @@ def test_shards_cover_everything_once():
     assert owned_elements([500, 500], 2) == [500, 500]
 
 
-def test_no_more_is_gathered_than_there_is():
+def test_gathered_elements_are_at_most_all():
     zero = zero_of(3)
     assert gathered_elements([10, 20], zero) == 30
     assert gathered_elements([10**9] * 8, zero) < 8 * 10**9
