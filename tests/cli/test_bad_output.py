@@ -97,7 +97,7 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
         ([], ["dcr-ds report: the following arguments are required: RUN"]),
         (["{run}", "--out"], ["--out: expected one argument"]),
         (["{here}/nowhere"], ["{here}/nowhere: no such folder", "<output>/<name>"]),
-        (["{here}"], ["{here}", "no run folder"]),
+        (["{here}"], ["{here}", "not a run folder"]),
         (["{run}", "--out", "{here}/file/report.md"], ["{here}/file", "cannot be written"]),
         (["{run}", "--out", "{here}"], ["{here}", "cannot be written"]),
     ],

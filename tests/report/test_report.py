@@ -201,13 +201,13 @@ def test_what_is_no_run_folder_is_a_user_error(dcr, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         write_report([tmp_path / "nothing"], tmp_path / "report.md")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no run folder, there is no recipe\.yaml"):
+    with pytest.raises(UserError, match=r"not a run folder: it has no recipe\.yaml"):
         terminal_table([dcr, tmp_path / "empty"])
     (tmp_path / "empty/recipe.yaml").write_text("[1, 2")
     with pytest.raises(UserError, match=r"recipe\.yaml: cannot be read"):
         terminal_table([tmp_path / "empty"])
     (tmp_path / "empty/recipe.yaml").write_text("a: 1")
-    with pytest.raises(UserError, match="no resolved recipe"):
+    with pytest.raises(UserError, match="not a resolved recipe"):
         terminal_table([tmp_path / "empty"])
     (dcr / "align/summary.json").write_text("{")
     with pytest.raises(UserError, match=r"align/summary\.json: is not JSON"):

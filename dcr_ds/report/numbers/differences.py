@@ -1,4 +1,4 @@
-"""Differences to the reference model on the same prompts, means over benchmarks, and who is on the Pareto front."""
+"""Differences to the reference model on the same prompts, means over benchmarks, and the Pareto front."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from dcr_ds.statistics import Interval, mcnemar_p, mean_interval, paired_bootstr
 
 @dataclass(frozen=True)
 class Difference:
-    """A rate less that of the reference model, as a share; p is McNemar's, where both are of one seed."""
+    """A rate minus that of the reference model, as a share; p of McNemar's test if both have one seed."""
 
     value: float
     low: float
@@ -28,36 +28,34 @@ class Mean:
 
 
 def difference(benchmark: Benchmark, column: int, reference: int) -> Difference | None:
-    """A column's rate less the reference's on the prompts of one benchmark; None where answers were not kept."""
-    found = mean_difference([benchmark], column, reference)
+    """Rate of a column minus that of the reference on one benchmark; None if answers were not kept."""
+    change = mean_difference([benchmark], column, reference)
     ours, theirs = benchmark.outcomes[column], benchmark.outcomes[reference]
-    if found is None or ours is None or theirs is None or _has_seeds([benchmark], column, reference):
-        return found
-    return replace(found, p=mcnemar_p(ours[0] - theirs[0]))
+    if change is None or ours is None or theirs is None or _has_seeds([benchmark], column, reference):
+        return change
+    return replace(change, p=mcnemar_p(ours[0] - theirs[0]))
 
 
 def mean_difference(benchmarks: Sequence[Benchmark], column: int, reference: int) -> Difference | None:
-    """The mean over benchmarks of a column's rate less the reference's; None where answers were not kept."""
+    """Mean over benchmarks of a column's rate minus that of the reference; None if answers were not kept."""
     ours, theirs = _kept(benchmarks, column), _kept(benchmarks, reference)
     if column == reference or not ours or not theirs:
         return None
-    value = float(np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)]))
+    value = float(np.mean([a.mean() - b.mean() for a, b in zip(ours, theirs, strict=True)]))
     if _has_seeds(benchmarks, column, reference):
         return Difference(value, *seeds_interval(ours, theirs), None)
-    return Difference(
-        value, *paired_bootstrap([one[0] - other[0] for one, other in zip(ours, theirs, strict=True)]), None
-    )
+    return Difference(value, *paired_bootstrap([a[0] - b[0] for a, b in zip(ours, theirs, strict=True)]), None)
 
 
 def category_differences(benchmark: Benchmark, column: int, reference: int) -> dict[str, Difference]:
-    """By category a column's rate less the reference's; nothing where the answers or their categories were not kept."""
+    """Rate of a column minus that of the reference, by category; empty if answers or categories were not kept."""
     names = np.array([name or "" for name in benchmark.categories])
-    found = {}
+    changes = {}
     for name in sorted({name for name in benchmark.categories if name is not None}):
-        outcomes = [one if one is None else one[:, names == name] for one in benchmark.outcomes]
-        if one := mean_difference([replace(benchmark, outcomes=outcomes)], column, reference):
-            found[name] = one
-    return found
+        outcomes = [rows if rows is None else rows[:, names == name] for rows in benchmark.outcomes]
+        if change := mean_difference([replace(benchmark, outcomes=outcomes)], column, reference):
+            changes[name] = change
+    return changes
 
 
 def mean_rate(benchmarks: Sequence[Benchmark], column: int) -> Mean | None:

@@ -78,8 +78,8 @@ class Discernment:
 
 def measured_discernment(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Discernment]:
     """Discernment on every pair of sets that at least one column has both sides of."""
-    found = (_measure(pair, columns) for pair in _pairs(columns, benchmarks))
-    return [entry for entry in found if entry is not None]
+    entries = (_measure(pair, columns) for pair in _pairs(columns, benchmarks))
+    return [entry for entry in entries if entry is not None]
 
 
 def _pairs(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[PairOfSets]:

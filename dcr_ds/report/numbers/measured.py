@@ -1,4 +1,4 @@
-"""What was measured on each benchmark: the rate of every column, and which answers were wanted, prompt by prompt."""
+"""The rate of every column on each benchmark, and per prompt whether the answer was the wanted one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,7 +43,7 @@ class Benchmark:
     rates: list[Rate | None]
     outcomes: list[np.ndarray | None] = field(repr=False)  # [seeds, prompts] of 0 and 1, prompts alike in all columns
     categories: list[str | None] = field(repr=False)  # of the prompts of `outcomes`
-    note: str | None  # what is not as one expects
+    note: str | None  # what limits the comparison
 
     @property
     def title(self) -> str:
@@ -52,7 +52,7 @@ class Benchmark:
     @property
     def n(self) -> int | None:
         """The number of prompts, if it is the same in all columns."""
-        sizes = {each.n for each in self.rates if each}
+        sizes = {rate.n for rate in self.rates if rate}
         return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -62,13 +62,13 @@ def measured_benchmarks(columns: Sequence[Column]) -> list[Benchmark]:
     Raises:
         UserError: a benchmark of two runs has no prompt in common.
     """
-    found = {
+    keys = {
         (results.score["wanted"], name): None
         for column in columns
         for model in column.results
         for name, results in model.benchmarks.items()
     }
-    return [_measure(name, wanted, columns) for wanted, name in sorted(found)]
+    return [_measure(name, wanted, columns) for wanted, name in sorted(keys)]
 
 
 def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
@@ -90,8 +90,8 @@ def _measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
     rates = [_rate(entry, subset, outcome) for entry, outcome in zip(entries, outcomes, strict=True)]
     judges = sorted({results.judge for entry in entries for results in entry})
     if len(judges) > 1:
-        told = f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable."
-        note = f"{note} {told}" if note else told
+        remark = f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable."
+        note = f"{note} {remark}" if note else remark
     metric = next(results.score["metric"] for entry in entries for results in entry)
     return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, categories, note)
 
@@ -112,7 +112,7 @@ def _common_prompts(name: str, kept: Sequence[BenchmarkResults]) -> tuple[list[K
         folders = ", ".join(dict.fromkeys(str(results.folder) for results in kept))
         raise UserError(
             f"benchmark {name} has no prompt that was asked in all of {folders}, so they cannot be compared; report "
-            "the runs apart, or evaluate them on the same prompts"
+            "the runs separately, or evaluate them on the same prompts"
         )
     sizes = ", ".join(map(str, sorted({len(keys) for keys in asked})))
     note = (

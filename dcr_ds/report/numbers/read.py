@@ -1,4 +1,4 @@
-"""Read run folders: whatever of a run is there, as plain records."""
+"""Read run folders: all results that exist, as plain records."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", 
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion and what each judge made of it."""
+    """A completion and its label by each judge."""
 
     prompt: str
     completion: str
@@ -35,7 +35,7 @@ class LogOdds:
 
 @dataclass(frozen=True)
 class BenchmarkResults:
-    """What a model did on a benchmark; answers and log-odds by id, none where only the scores were kept."""
+    """The results of a model on a benchmark; answers and log-odds by id, empty if only the scores were kept."""
 
     folder: Path
     score: dict[str, Any]
@@ -67,7 +67,7 @@ class ModelResults:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder; a stage or model of which there is nothing yet is None or missing.
+    """A run folder; stages without results are None, models without results are missing.
 
     refine, control, align: summaries of the stages; control is the same alignment from the base model, without refine.
     control_refusals, align_refusals: metrics rows of these stages with refusal log-odds, the start as step 0.
@@ -124,19 +124,19 @@ def read_run(folder: Path) -> Run:
 def _read_recipe(folder: Path) -> dict[str, Any]:
     path = RunFolder(folder).recipe
     if not path.is_file():
-        what = "no run folder, there is no recipe.yaml in it" if folder.is_dir() else "no such folder"
+        what = "not a run folder: it has no recipe.yaml" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}. A run folder is <output>/<name> of a recipe, by default runs/<name>")
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), list) or "name" not in recipe:
-        raise UserError(f"{path}: no resolved recipe, name or stages are missing; run the recipe to make one")
+        raise UserError(f"{path}: not a resolved recipe: name or stages are missing; run the recipe to write one")
     return recipe | {"name": str(recipe["name"])}
 
 
 def _read_model(home: ModelFolder) -> ModelResults | None:
-    """What there is of a model; None where nothing was measured yet."""
+    """The results of a model; None if nothing was measured yet."""
     benchmarks = {name: _read_benchmark(home.benchmark(name)) for name in home.scored_benchmarks()}
     general_loss = _read_json(home.general_loss, ("loss", "n"))
     ability = (_read_json(home.ability, ("tasks",)) or {"tasks": {}})["tasks"]
@@ -222,7 +222,7 @@ def _read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
 
 def _check_fields(content: Any, fields: tuple[str, ...], place: Any) -> None:
     if not isinstance(content, dict):
-        raise UserError(f"{place}: is no mapping; run the stage again that writes it")
+        raise UserError(f"{place}: is not a mapping; run the stage again that writes it")
     if missing := [field for field in fields if field not in content]:
         raise UserError(
             f"{place}: has no {', '.join(missing)}: another version wrote it, or something else; "

@@ -23,16 +23,16 @@ def agreement(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> lis
     if len(judges) < 2:
         return []
     pairs = [
-        (one, other, labels)
-        for one, other in combinations(judges, 2)
-        if (labels := [(a.labels[one], a.labels[other]) for a in answers if one in a.labels and other in a.labels])
+        (first, second, labels)
+        for first, second in combinations(judges, 2)
+        if (labels := [(a.labels[first], a.labels[second]) for a in answers if {first, second} <= set(a.labels)])
         and _judges_harm(labels, 0) == _judges_harm(labels, 1)
     ]
     rows = [["", "answers", "same label", "Cohen's kappa"]]
-    for one, other, labels in pairs:
+    for first, second, labels in pairs:
         same = sum(a == b for a, b in labels) / len(labels)
         kappa = cohen_kappa(*(list(side) for side in zip(*labels, strict=True)))
-        rows.append([f"{one} and {other}", count(len(labels)), percent(same), number(kappa, 2)])
+        rows.append([f"{first} and {second}", count(len(labels)), percent(same), number(kappa, 2)])
     explanation = (
         "Agreement over all answers of all models. Kappa is agreement beyond chance, at most 1; judges can agree and "
         "both be wrong. Judges of harm are compared only with each other: harm is not refusal."
@@ -77,11 +77,11 @@ def _rate_by(column: Column, benchmark: Benchmark, judge: str) -> str:
     return percent(sum(wanted) / len(wanted)) if wanted else NOTHING
 
 
-def _confusion(one: str, other: str, labels: Sequence[tuple[str, str]]) -> Table:
+def _confusion(first: str, second: str, labels: Sequence[tuple[str, str]]) -> Table:
     """How often each pair of labels by two judges occurs."""
     counts = Counter(labels)
     down = [label for label in LABELS if any(a == label for a, _ in counts)]
     across = [label for label in LABELS if any(b == label for _, b in counts)]
     rows = [["", *map(words, across)]]
     rows += [[words(a), *(count(counts[a, b]) for b in across)] for a in down]
-    return plain_table(f"Labels of {one} (down) and {other} (across).", rows)
+    return plain_table(f"Labels of {first} (down) and {second} (across).", rows)

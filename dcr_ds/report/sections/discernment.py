@@ -46,13 +46,13 @@ def discernment(columns: Sequence[Column], measured: Sequence[Discernment]) -> l
 
 def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequence[str] = tuple(ROWS)) -> Table:
     """The measures of a pair of sets, a column per model; the agreement of the two readings is in the last row."""
-    shown = [(i, found) for i, found in enumerate(entry.columns) if found]
+    shown = [(i, figures) for i, figures in enumerate(entry.columns) if figures]
     rows = [
-        Row(ROWS[name][0], [_cell(found.measures.get(name), ROWS[name][1]) for _, found in shown])
+        Row(ROWS[name][0], [_cell(figures.measures.get(name), ROWS[name][1]) for _, figures in shown])
         for name in names
-        if any(name in found.measures for _, found in shown)
+        if any(name in figures.measures for _, figures in shown)
     ]
-    rows.append(Row(AGREEMENT, [_cell(found.agreement, False) for _, found in shown]))
+    rows.append(Row(AGREEMENT, [_cell(figures.agreement, False) for _, figures in shown]))
     size = f"{count(entry.n_harmless)} harmless and {count(entry.n_harmful)} harmful prompts"
     caption = f"Discernment, {entry.pair.title} ({size}), with 95% intervals."
     return Table(caption, [columns[i].title for i, _ in shown], [("", rows)])
@@ -60,13 +60,13 @@ def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequenc
 
 def _differences_table(columns: Sequence[Column], entry: Discernment) -> Table | None:
     reference = reference_column(columns)
-    shown = [(i, found) for i, found in enumerate(entry.columns) if found and found.differences]
+    shown = [(i, figures) for i, figures in enumerate(entry.columns) if figures and figures.differences]
     if reference is None or not shown:
         return None
     rows = [
-        Row(title, [_difference_cell(found.differences.get(name), is_share) for _, found in shown])
+        Row(title, [_difference_cell(figures.differences.get(name), is_share) for _, figures in shown])
         for name, (title, is_share) in ROWS.items()
-        if any(name in found.differences for _, found in shown)
+        if any(name in figures.differences for _, figures in shown)
     ]
     caption = f"Difference to {reference.title}, {entry.pair.title}, with 95% intervals; shares in percentage points."
     return Table(caption, [columns[i].title for i, _ in shown], [("", rows)])
@@ -76,12 +76,12 @@ def _warnings(columns: Sequence[Column], measured: Sequence[Discernment]) -> lis
     """A sentence for each column whose log-odds do not agree well enough with its judged answers."""
     return [
         f"{entry.pair.title}: the log-odds of {columns[i].title} rank its refused answers above the others with an "
-        f"AUC of {number(found.agreement['value'])} (lower end of the interval {number(found.agreement['low'])}, "
+        f"AUC of {number(figures.agreement['value'])} (lower end of the interval {number(figures.agreement['low'])}, "
         f"needed {AGREEMENT_BOUND}). Some of its refusals open like ordinary answers, so its figures from the log-odds "
         "are not headlines; see Youden's J."
         for entry in measured
-        for i, found in enumerate(entry.columns)
-        if found and found.agreement and found.agreement["value"] is not None and not found.is_headline
+        for i, figures in enumerate(entry.columns)
+        if figures and figures.agreement and figures.agreement["value"] is not None and not figures.is_headline
     ]
 
 
@@ -95,7 +95,7 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
         return ""
     at = list(columns).index(reference)
     entry = max(measured, key=lambda entry: entry.n_harmless + entry.n_harmful)
-    place = max((i for i, found in enumerate(entry.columns) if found and i != at), default=None)
+    place = max((i for i, figures in enumerate(entry.columns) if figures and i != at), default=None)
     ours, theirs = (entry.columns[i] if i is not None else None for i in (place, at))
     if ours is None or theirs is None or place is None:
         return ""
@@ -108,7 +108,9 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
     if not said:
         return ""
     unquoted = [
-        columns[i].title for i, found in ((at, theirs), (place, ours)) if found.agreement and not found.is_headline
+        columns[i].title
+        for i, figures in ((at, theirs), (place, ours))
+        if figures.agreement and not figures.is_headline
     ]
     caveat = f" The log-odds are not quoted: they agree too little with the answers of {' and '.join(unquoted)}."
     return f"{columns[place].title} on {entry.pair.title}: {'; '.join(said)}.{caveat if unquoted else ''}"

@@ -15,18 +15,18 @@ def openings(columns: Sequence[Column]) -> list[Block]:
     """A table of the most frequent openings and what they cover; once per distinct set of openings."""
     distinct: list[tuple[dict, list[str]]] = []
     for column in columns:
-        for found in [model.openings for model in column.results if model.openings][:1]:
-            titles = next((titles for other, titles in distinct if other == found), None)
+        for content in [model.openings for model in column.results if model.openings][:1]:
+            titles = next((titles for other, titles in distinct if other == content), None)
             if titles is None:
-                distinct.append((found, [column.title]))
+                distinct.append((content, [column.title]))
             else:
                 titles.append(column.title)
-    return [block for found, titles in distinct for block in _openings(found, titles if len(distinct) > 1 else [])]
+    return [block for content, titles in distinct for block in _openings(content, titles if len(distinct) > 1 else [])]
 
 
-def _openings(found: dict, titles: Sequence[str]) -> list[Block]:
+def _openings(content: dict, titles: Sequence[str]) -> list[Block]:
     """The openings of one tokenizer and data set; `titles` of the models that they are of, empty for all."""
-    ordered = sorted(found["openings"], key=lambda opening: -opening["refusals"])
+    ordered = sorted(content["openings"], key=lambda opening: -opening["refusals"])
     shown = ordered[:MAX_OPENINGS]
     rows = [["", "refusals", "ordinary answers", "from"]]
     rows += [
@@ -39,10 +39,10 @@ def _openings(found: dict, titles: Sequence[str]) -> list[Block]:
         size = f"the {count(len(shown))} most frequent of {count(len(ordered))}"
     caption = f"Refusal openings{of_models}, {size}, and the share of training answers that begin with each."
     covered = (
-        f"The openings begin {percent(found['refusals_covered'])} of the refusals in the training data and "
-        f"{percent(found['ordinary_covered'])} of the ordinary answers. Log-odds see no refusal that begins otherwise."
+        f"The openings begin {percent(content['refusals_covered'])} of the refusals in the training data and "
+        f"{percent(content['ordinary_covered'])} of the ordinary answers. Log-odds miss refusals that begin otherwise."
     )
-    return [plain_table(caption, rows), Paragraph(f"{covered}{_shared(found['first_tokens'])}")]
+    return [plain_table(caption, rows), Paragraph(f"{covered}{_shared(content['first_tokens'])}")]
 
 
 def _shared(first_tokens: Sequence[dict]) -> str:
