@@ -21,7 +21,8 @@ data:
   toxic: {data}/toxic.jsonl
   general: {data}/general.jsonl
   refusals: {data}/refusals.jsonl
-refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 1, on_failure: continue}}
+refine: {{layer: 1, global_batch: 4, retain_batch: 2, max_steps: 1, on_failure: continue,
+  scale: 32, learning_rate: 2.0e-5, retain_weight: 1, patience: 5, measure_every: 1}}
 align: {{global_batch: 12}}
 evaluate:
   models: [aligned]

@@ -21,6 +21,7 @@ def build_optimizer(parameters: list[torch.nn.Parameter], stage: StageSection, f
 
     torch's AdamW rather than DeepSpeed's, which needs a compiler.
     """
+    assert stage.learning_rate != "auto"  # resolved
     options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=fused, **options)

@@ -17,6 +17,10 @@ from dcr_ds.recipe import Recipe, StageSection
 CPU_MICRO_BATCH = {"refine": 32, "align": 8}  # larger micro-batches are not faster on a CPU
 ACTIVATIONS = 0.25  # share of a GPU's memory; the rest holds weights, gradients, optimizer states and logits
 
+LAYER_SHARE = 0.8  # of the blocks: where the probe lands on the measured model
+MEASURED_RATE, MEASURED_WIDTH = 2.5e-4, 576  # of refine on SmolLM2-135M (docs/training.md)
+LORA_FACTOR = 10  # adapters take about ten times the learning rate of full-parameter training
+
 Reasons = dict[str, str]  # by field of the recipe
 
 
@@ -33,8 +37,11 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
     reasons = _resolve_model(values, model_config, machine)
     blocks = model_config["num_hidden_layers"]
     if recipe.refine.layer == "auto":
-        values["refine"]["layer"] = blocks // 2
-        reasons["refine.layer"] = f"half of the model's {blocks} blocks"
+        values["refine"]["layer"] = max(1, min(blocks - 1, round(LAYER_SHARE * blocks)))
+        reasons["refine.layer"] = f"{LAYER_SHARE} of the model's {blocks} blocks, without a layer probe"
+    if recipe.refine.learning_rate == "auto":
+        rate, reason = refine_learning_rate(model_config["hidden_size"], recipe.refine.adapter == "lora")
+        values["refine"]["learning_rate"], reasons["refine.learning_rate"] = rate, reason
     backend, reason = resolve_loss_backend(recipe.align.loss_backend, machine.liger)
     if recipe.align.loss_backend == "auto":
         values["align"]["loss_backend"] = backend
@@ -48,6 +55,15 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
             reasons[f"{name}.packing"] = f"rows are kept apart by {reason}"
     values["deepspeed"] = read_config(recipe)
     return Recipe.model_validate(values), reasons
+
+
+def refine_learning_rate(hidden_size: int, lora: bool) -> tuple[float, str]:
+    """The learning rate of stage 1 and the reason: the measured one, scaled by 1 / width for wider models."""
+    rate = MEASURED_RATE * min(1.0, MEASURED_WIDTH / hidden_size) * (LORA_FACTOR if lora else 1)
+    reason = f"{MEASURED_RATE:g}, measured at hidden size {MEASURED_WIDTH}, scaled by {MEASURED_WIDTH} / {hidden_size}"
+    if hidden_size <= MEASURED_WIDTH:
+        reason = f"as measured at hidden size {MEASURED_WIDTH}"
+    return float(f"{rate:.2g}"), reason + (f"; times {LORA_FACTOR} for LoRA" if lora else "")
 
 
 def check_device(recipe: Recipe, model_type: str, device: torch.device) -> None:

@@ -60,7 +60,7 @@ class StageSection(Section):
         False, description="concatenate samples into rows without padding; attention stays within each sample"
     )
     packed_length: Auto | PositiveInt = Field("auto", description="tokens per packed row; each row is one forward pass")
-    learning_rate: float = Field(2e-5, gt=0, le=1, description="peak learning rate")
+    learning_rate: Auto | Annotated[float, Field(gt=0, le=1)] = Field(2e-5, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay of AdamW")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up of the learning rate")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm, taken over all ranks")
@@ -81,7 +81,7 @@ class LoraSection(Section):
 
 class RefineSection(StageSection):
     layer: Auto | PositiveInt = Field(
-        "auto", description="ℓ: blocks 1…ℓ are trained; the loss is on h, the output of block ℓ"
+        "auto", description="ℓ: blocks 1…ℓ are trained; the loss is on h, the output of block ℓ; auto: by a layer probe"
     )
     loss: Literal["circle", "supcon", "infonce", "ntxent", "triplet"] = Field(
         "circle", description="contrastive loss; circle is the paper's"
@@ -90,7 +90,7 @@ class RefineSection(StageSection):
         "anchor", description="Circle loss: one term per anchor, or one over all pairs"
     )
     margin: float = Field(0.25, gt=0, lt=1, description="margin m of circle and triplet")
-    scale: float = Field(32.0, gt=0, description="scale γ of circle")
+    scale: float = Field(8.0, gt=0, description="scale γ of circle")
     temperature: float = Field(0.1, gt=0, description="temperature τ of supcon, infonce and ntxent")
     backend: Literal["auto", "reference", "chunked", "triton"] = Field(
         "auto", description="implementation of the loss; auto: triton on a GPU if it is installed, else chunked"
@@ -104,9 +104,12 @@ class RefineSection(StageSection):
     global_batch: PositiveInt = Field(
         32, description="prompts per contrastive batch and step, half from each set, over all ranks"
     )
+    learning_rate: Auto | Annotated[float, Field(gt=0, le=1)] = Field(
+        "auto", description="peak learning rate; auto: measured on a 135M model and scaled by width (docs/training.md)"
+    )
     max_steps: PositiveInt = Field(40, description="maximum number of steps")
     target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this value")
-    patience: PositiveInt = Field(5, description="stop when no measurement was better for this many steps")
+    patience: PositiveInt = Field(16, description="stop when no measurement was better for this many steps")
     min_steps: int = Field(10, ge=0, description="patience starts after this many steps")
     # on SmolLM2 a drift of 0.42 came with 13 % more loss on general answers, one of 0.17 with 4 % (docs/benchmarks.md)
     max_drift: float = Field(
@@ -117,8 +120,8 @@ class RefineSection(StageSection):
     on_failure: Literal["stop", "continue"] = Field(
         "stop", description="if no step raised the gap within max_drift: end the run, or align anyway"
     )
-    measure_every: PositiveInt = Field(1, description="steps between measurements of held-out separation and drift")
-    retain_weight: float = Field(1.0, ge=0, description="weight of the retain term; 0 turns it off")
+    measure_every: PositiveInt = Field(4, description="steps between measurements of held-out separation and drift")
+    retain_weight: float = Field(30.0, ge=0, description="weight of the retain term; 0 turns it off")
     retain_batch: PositiveInt = Field(
         8, description="general conversations per step of the retain term, over all ranks"
     )
@@ -249,6 +252,8 @@ class Recipe(Section):
                     f"{name}.packed_length: {stage.packed_length} is less than {longest}: a sample of that length fits "
                     "in no row; raise it, use auto, or lower max_length"
                 )
+        if self.align.learning_rate == "auto":
+            raise ValueError("align.learning_rate: auto is for refine; set a number")
         if self.align.target_refusal is not None and not self.align.measure_every:
             raise ValueError("align.target_refusal: needs align.measure_every above 0, which says how often to measure")
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]

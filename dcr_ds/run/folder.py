@@ -28,6 +28,8 @@ FREE = (
 # fields of a stage that may change, too: how batches are split, and what happens after a refinement that failed
 FREE_IN_STAGES = (".micro_batch", ".packed_length", ".on_failure")
 
+RESOLVED_MODEL = (("model", "dtype"), ("model", "attention"), ("model", "kernels"))
+
 
 def prepare_folder(recipe: Recipe, redo: str | None) -> Recipe:
     """Create or check the run folder; return the recipe with each `auto` as an earlier attempt resolved it.
@@ -210,7 +212,7 @@ def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, An
 def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
     """Replace each `auto` by its resolved value, except how batches are split, which depends on ranks and device."""
     values = recipe.model_dump()
-    for section, name in (("model", "dtype"), ("model", "attention"), ("model", "kernels"), ("refine", "layer")):
+    for section, name in (*RESOLVED_MODEL, ("refine", "layer"), ("refine", "learning_rate")):
         if values[section][name] == "auto":
             values[section][name] = saved[section][name]
     return Recipe.model_validate(values)

@@ -37,7 +37,9 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         asked = recipe
         # again, under the lock: another run may have ended just now
         recipe = decide_on_main(lambda: prepare_folder(asked, redo), ranks)
+        recipe, probed = _probe_layer(recipe, source, data, ranks)
         recipe, reasons = _resolve(recipe, source, ranks)
+        reasons |= probed
         if message := decide_on_main(lambda: begin_redo(asked, redo), ranks):
             print_on_main(ranks, message)
         for note in decide_on_main(lambda: _check_resumed(recipe, source, data), ranks):
@@ -215,6 +217,20 @@ def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[s
     resolved, reasons = decide_on_main(lambda: resolve(recipe, config, Machine.detect(ranks)), ranks)
     check_device(resolved, config["model_type"], ranks.device)
     return resolved, reasons
+
+
+def _probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[Recipe, dict[str, str]]:
+    """Choose `refine.layer: auto` by the layer probe, and say why; it stays `auto` if the probe cannot be run."""
+    if "refine" not in recipe.stages or recipe.refine.layer != "auto":
+        return recipe, {}
+    from dcr_ds.run.layer import probe_layer
+
+    chosen = decide_on_main(lambda: probe_layer(recipe, source, data, ranks), ranks)
+    if chosen is None:
+        return recipe, {}
+    layer, reason = chosen
+    refine = recipe.refine.model_copy(update={"layer": layer})
+    return recipe.model_copy(update={"refine": refine}), {"refine.layer": reason}
 
 
 def _describe_only(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:

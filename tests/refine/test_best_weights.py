@@ -127,7 +127,9 @@ def test_the_shipped_defaults_separate_what_is_separable(tmp_path):
     for name in ("seemingly_toxic", "toxic"):
         verb = ROWS[name][0]["prompt"].split()[0]
         write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"{verb} thing {index}"} for index in range(40)])
-    recipe.write_text("".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("refine:")))
+    recipe.write_text(
+        "".join(line for line in recipe.read_text().splitlines(True) if not line.startswith(("refine:", "  scale:")))
+    )
     assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
     summary = summary_of(tmp_path / "runs")
     assert summary["failures"] == [] and summary["best"]["gap"] > 1.5 * summary["start"]["gap"]

@@ -1,0 +1,62 @@
+"""The layer of stage 1, chosen by the layer probe before training (docs/diagnose.md)."""
+
+import gc
+from pathlib import Path
+
+import torch
+
+from dcr_ds.data.load import RunData
+from dcr_ds.data.records import Prompt
+from dcr_ds.data.sampler import draw
+from dcr_ds.data.splitting import split_held_out
+from dcr_ds.diagnose.layers import choose_layer, hidden_by_layer, probe_layers
+from dcr_ds.diagnose.prompts import labels_and_pairs
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.machine import Machine
+from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.errors import UserError
+from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.checkpoint_files import weight_files
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.recipe import Recipe
+
+MIN_PROMPTS = 40  # per set; with fewer the choice is mostly chance
+MAX_PROMPTS = 200  # per set; more no longer change the choice
+MEMORY_SHARE = 0.6  # of this device's memory, that the weights may take
+
+
+def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[int, str] | None:
+    """The layer and the reason, or None if the probe cannot be run here. Rank 0, which loads the whole model.
+
+    It reads the training prompts only: held-out prompts decide when stage 1 stops.
+    """
+    assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with the stage
+    split = split_held_out(data.seemingly_toxic.rows, data.toxic.rows, recipe.data.held_out, recipe.seed)
+    sets = [_sample(rows, recipe.seed) for rows in (split.seemingly_toxic, split.toxic)]
+    bytes_needed = sum(file.stat().st_size for file in weight_files(source)) * (2 if ranks.device.type == "cpu" else 1)
+    fits = bytes_needed <= MEMORY_SHARE * Machine.detect(ranks).memory_bytes
+    if min(map(len, sets)) < MIN_PROMPTS or recipe.model.quantize != "none" or not fits:
+        return None
+    heartbeat("refine, layer probe")
+    tokenizer = load_tokenizer(source, recipe.model.chat_template)
+    tokens = [encode_prompt(tokenizer, row.prompt) for rows in sets for row in rows]
+    labels, pairs = labels_and_pairs(*sets)
+    dtype = torch.float32 if ranks.device.type == "cpu" else torch.bfloat16
+    model = load_causal_lm(source, dtype, "sdpa", ranks.device)
+    try:
+        figures = probe_layers(hidden_by_layer(model, tokens, recipe.refine.pooling), labels, pairs)
+    except UserError:  # states that are not finite: stage 1 reports it
+        return None
+    finally:
+        del model
+        gc.collect()
+        if ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return choose_layer(figures, len(figures) + 1)
+
+
+def _sample(rows: list[Prompt], seed: int) -> list[Prompt]:
+    """At most MAX_PROMPTS rows, the same pairs in both sets."""
+    keyed = sorted(rows, key=lambda row: (row.pair or row.id, row.id))
+    order = draw(f"{seed}/layer probe", len(keyed), 0, min(MAX_PROMPTS, len(keyed)))
+    return [keyed[index] for index in sorted(order)]

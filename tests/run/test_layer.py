@@ -1,0 +1,57 @@
+"""refine.layer: auto is chosen by the layer probe before stage 1, or by a rule where the probe cannot be run."""
+
+import pytest
+import yaml
+from small_runs import write_recipe, write_rows
+from tiny import make_model
+
+from dcr_ds.cli import main
+from dcr_ds.engine.resolve import refine_learning_rate
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe of a tiny model and 60 prompts per set, whose layer is auto."""
+    path = write_recipe(tmp_path, make_model(tmp_path / "model", layers=5, tied=False))
+    for name, verb in (("seemingly_toxic", "paint"), ("toxic", "wreck")):
+        write_rows(tmp_path / f"{name}.jsonl", [{"prompt": f"{verb} item {index}"} for index in range(60)])
+    path.write_text(path.read_text().replace("layer: 1, ", "layer: auto, "))
+    return path
+
+
+def saved_layer(recipe) -> int:
+    return yaml.safe_load((recipe.parent / "runs/run/recipe.yaml").read_text())["refine"]["layer"]
+
+
+def test_the_probe_chooses_a_layer_that_separates_and_a_resumed_run_keeps_it(recipe, capsys):
+    assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
+    err = capsys.readouterr().err
+    assert "refine.layer: 2 (held-out AUC 1.000 of the class means" in err  # words differ: the smallest in range does
+    assert saved_layer(recipe) == 2
+    write_rows(recipe.parent / "changed.jsonl", [])
+    assert main(["train", str(recipe), "--stages", "[refine, align]"]) == 0
+    assert "layer probe" not in capsys.readouterr().err and saved_layer(recipe) == 2
+
+
+def test_too_few_prompts_fall_back_to_the_rule(recipe, capsys):
+    for name, verb in (("seemingly_toxic", "paint"), ("toxic", "wreck")):
+        write_rows(recipe.parent / f"{name}.jsonl", [{"prompt": f"{verb} item {index}"} for index in range(12)])
+    assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
+    assert "refine.layer: 4 (0.8 of the model's 5 blocks, without a layer probe)" in capsys.readouterr().err
+
+
+def test_a_dry_run_loads_no_weights_for_it(recipe, capsys):
+    assert main(["train", str(recipe), "--stages", "[refine]", "--dry-run"]) == 0
+    assert "0.8 of the model's 5 blocks" in capsys.readouterr().err
+
+
+def test_the_learning_rate_falls_with_the_width():
+    assert refine_learning_rate(576, lora=False)[0] == 2.5e-4
+    assert refine_learning_rate(4096, lora=False)[0] == 3.5e-5
+    assert refine_learning_rate(4096, lora=True)[0] == 3.5e-4
+    assert refine_learning_rate(64, lora=False)[0] == 2.5e-4
+
+
+def test_auto_is_for_refine_only(recipe, capsys):
+    assert main(["train", str(recipe), "--align.learning_rate", "auto"]) == 2
+    assert "align.learning_rate: auto is for refine" in capsys.readouterr().err
