@@ -29,7 +29,8 @@ def plan(capsys, monkeypatch):
 
 
 def test_a_plan_of_llama_3_8b(plan, tmp_path):
-    out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", "--stages", "[refine]", "--json", str(tmp_path / "plan.json"))
+    half = ["--stages", "[refine]", "--refine.layer", "16"]
+    out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", *half, "--json", str(tmp_path / "plan.json"))
     assert max(map(len, out[out.index("llama-3-8b:") :].splitlines())) <= 100
     assert "4.015e9 parameters trained of 4.015e9 loaded" in flat(out)  # half of the blocks, and the embeddings
     assert "<- chosen" in out and "Without the cut" in flat(out)
@@ -51,7 +52,8 @@ def test_a_model_that_does_not_fit_gets_a_suggestion(plan):
 
 def test_qlora_keeps_a_7b_trunk_in_4_bits(plan, tmp_path):
     file = tmp_path / "plan.json"
-    plan("recipes/qwen2.5-7b-qlora.yaml", "--gpus", "1", "--gpu", "rtx4090", "--json", str(file))
+    half = ["--refine.layer", "14"]
+    plan("recipes/qwen2.5-7b-qlora.yaml", "--gpus", "1", "--gpu", "rtx4090", *half, "--json", str(file))
     parts = json.loads(file.read_text())["refine"]["parts"]
     assert parts["parameters"] < 3 * 2**30  # 14 of 28 blocks in 4 bits, embeddings in 16
 

@@ -26,11 +26,10 @@ def saved_layer(recipe) -> int:
 def test_the_probe_chooses_a_layer_that_separates_and_a_resumed_run_keeps_it(recipe, capsys):
     assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
     err = capsys.readouterr().err
-    assert "refine.layer: 2 (held-out AUC 1.000 of the class means" in err  # words differ: the smallest in range does
-    assert saved_layer(recipe) == 2
-    write_rows(recipe.parent / "changed.jsonl", [])
+    layer = saved_layer(recipe)
+    assert f"refine.layer: {layer} (held-out AUC 1.000 of the class means" in err and 2 <= layer <= 4
     assert main(["train", str(recipe), "--stages", "[refine, align]"]) == 0
-    assert "layer probe" not in capsys.readouterr().err and saved_layer(recipe) == 2
+    assert "held-out AUC 1.000 of" not in capsys.readouterr().err and saved_layer(recipe) == layer
 
 
 def test_too_few_prompts_fall_back_to_the_rule(recipe, capsys):
