@@ -147,6 +147,9 @@ def memory(
 ) -> Memory:
     """Memory of a stage.
 
+    More than six parameters: `Stage.at` varies zero and share for one recipe, folder, kind and machine, and passes
+    `tensors` because they are slow to build.
+
     Args:
         kind: refine, whole (stage 1 on the whole model), align or dpo.
         tensors: of `tensors_of`.
