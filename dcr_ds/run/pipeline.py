@@ -259,12 +259,25 @@ def _describe_data(data: RunData) -> dict[str, Any]:
     """What environment.json says of the data."""
     summary = data.summary()
     notes = summary["notes"] + [f"{name}: {note}" for name, facts in summary["sets"].items() for note in facts["notes"]]
+    notes += _confounds(data)
     overlaps = [
         f"{overlap.kind}: {overlap.training_set} {overlap.training_id} and {overlap.evaluation_set} "
         f"{overlap.evaluation_id}"
         for overlap in data.overlaps
     ]
     return {"data": summary["sets"], "notes": notes, "overlaps": overlaps}
+
+
+def _confounds(data: RunData) -> list[str]:
+    """Warnings about superficial features that separate the two sets of stage 1."""
+    if data.seemingly_toxic is None or data.toxic is None:
+        return []
+    from dcr_ds.diagnose.confounds import FEWEST_PROMPTS, check_confounds
+
+    sets = (data.seemingly_toxic.rows, data.toxic.rows)
+    if min(map(len, sets)) < FEWEST_PROMPTS:
+        return [f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set"]
+    return [f"WARNING: {confound.warning}" for confound in check_confounds(*sets) if confound.warning]
 
 
 def _check_layer(recipe: Recipe, source: Path) -> None:
