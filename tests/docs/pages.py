@@ -69,7 +69,8 @@ def inline_code(page: Path) -> list[str]:
 
 def links(page: Path) -> list[str]:
     """The targets of links and images that are not URLs."""
-    return [target for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in target]
+    found = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose(page))
+    return [target for pair in found for target in pair if target and "://" not in target]
 
 
 def anchors(page: Path) -> set[str]:
