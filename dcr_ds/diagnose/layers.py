@@ -130,7 +130,7 @@ def probe_layers(
     folds = pair_folds(labels, pairs, NUM_FOLDS)
     figures = []
     for index, states in enumerate(hidden):
-        drift = None if refined is None else _drift(states, refined[index])
+        drift = None if refined is None else mean_drift(states, refined[index])
         figures.append(_figures(index + 1, states.numpy(), labels, pairs, folds, drift))
     return figures
 
@@ -184,5 +184,6 @@ def _mean_cosine(unit: np.ndarray) -> float:
     return float((np.sum(unit.sum(axis=0) ** 2) - np.sum(unit**2)) / (count * (count - 1)))
 
 
-def _drift(before: torch.Tensor, after: torch.Tensor) -> float:
+def mean_drift(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Mean of ‖after − before‖ / ‖before‖ over the prompts, for states [n, D] of one layer."""
     return float(((after - before).norm(dim=1) / before.norm(dim=1)).mean())

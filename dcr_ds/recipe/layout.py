@@ -6,6 +6,7 @@
   evaluate/<model>/                   a ModelFolder each: general_loss.json, cost.json, openings.json, …
   evaluate/<model>/<benchmark>/       a BenchmarkFolder each: generations.jsonl, verdicts.<judge>.jsonl, …
   report/report.md
+  diagnose/<diagnosis>/               figures and pictures of `dcr-ds diagnose`
 """
 
 from collections.abc import Iterator
@@ -176,6 +177,10 @@ class RunFolder:
 
     def model(self, name: str) -> ModelFolder:
         return ModelFolder(self.folder / "evaluate" / name)
+
+    def diagnosis(self, name: str) -> Path:
+        """The folder of one diagnosis: entk, layers or pca."""
+        return self.folder / "diagnose" / name
 
     @property
     def has_results(self) -> bool:

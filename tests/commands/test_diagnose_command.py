@@ -1,17 +1,30 @@
-"""`dcr-ds diagnose`: each diagnosis on a tiny model and the built-in prompts."""
+"""`dcr-ds diagnose`: each diagnosis on tiny models and the built-in prompts."""
 
 import json
 
 import pytest
+import yaml
 from small_runs import the_error, write_rows
 from tiny import make_model
 
 from dcr_ds.cli import main
+from dcr_ds.recipe.layout import RunFolder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return make_model(tmp_path_factory.mktemp("model") / "tiny", layers=3, tied=False)
+
+
+@pytest.fixture(scope="module")
+def finished_run(model, tmp_path_factory):
+    """A run folder with a base model and a refined model of other weights."""
+    run = RunFolder(tmp_path_factory.mktemp("runs") / "run")
+    run.stage("refine").folder.mkdir(parents=True)
+    make_model(run.stage("refine").model, layers=3, tied=False, seed=1)
+    run.stage("refine").summary.write_text(json.dumps({"steps": 1}))
+    run.recipe.write_text(yaml.safe_dump({"model": {"source": str(model)}, "refine": {"layer": 2}}))
+    return run
 
 
 def test_the_kernel_is_printed_and_written(model, tmp_path, capsys):
@@ -23,6 +36,23 @@ def test_the_kernel_is_printed_and_written(model, tmp_path, capsys):
     assert written["k"] == 4
 
 
+def test_the_models_of_a_run_are_compared_in_its_folder(finished_run, capsys):
+    assert main(["diagnose", "entk", str(finished_run.folder), "--prompts", "3", "--k", "2"]) == 0
+    out = capsys.readouterr().out
+    blocks = {
+        name: {
+            (block["row"], block["column"]): block["mean"]
+            for block in json.loads((finished_run.diagnosis("entk") / name / "entk.json").read_text())["blocks"]
+        }
+        for name in ("base", "refined")
+    }
+    compared = out[out.index("Blocks of seemingly toxic and toxic prompts") :].splitlines()[2:]
+    assert [line.split()[0] for line in compared] == ["base", "refined"]
+    block = ("seemingly_toxic", "toxic")
+    assert f"{blocks['refined'][block]:.3f} (" in compared[1]
+    assert f"{blocks['refined'][block] - blocks['base'][block]:+.3f} (" in compared[1]
+
+
 def test_every_layer_but_the_last_is_probed_and_one_chosen(model, tmp_path, capsys):
     assert main(["diagnose", "layers", str(model), "--prompts", "20", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
@@ -32,12 +62,42 @@ def test_every_layer_but_the_last_is_probed_and_one_chosen(model, tmp_path, caps
     assert [row["layer"] for row in written["layers"]] == [1, 2] and written["chosen"] in (1, 2)
 
 
-def test_a_confound_is_warned_of(tmp_path, capsys):
+def test_the_drift_is_that_from_the_first_model(model, finished_run, tmp_path):
+    refined = finished_run.stage("refine").model
+    words = ["diagnose", "layers", str(model), "--prompts", "10", "--out", str(tmp_path)]
+    assert main([*words, "--refined", str(refined)]) == 0
+    assert all(row["drift"] > 0.1 for row in json.loads((tmp_path / "refined" / "layers.json").read_text())["layers"])
+    assert main([*words, "--refined", str(model)]) == 0
+    assert all(row["drift"] == 0 for row in json.loads((tmp_path / "refined" / "layers.json").read_text())["layers"])
+
+
+def test_the_sets_of_a_recipe_are_checked_for_confounds(tmp_path, capsys):
     short = write_rows(tmp_path / "short.jsonl", [{"prompt": f"Name {i} cats"} for i in range(30)])
     long = write_rows(tmp_path / "long.jsonl", [{"prompt": f"Tell me about {i} cats " * 5} for i in range(30)])
-    assert main(["diagnose", "confounds", "--seemingly-toxic", str(short), "--toxic", str(long)]) == 0
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"data: {{seemingly_toxic: {short}}}")
+    assert main(["diagnose", "confounds", str(recipe), "--data.toxic", str(long), "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "characters" in out and "WARNING: the feature 'characters' alone separates" in out
+    written = json.loads((tmp_path / "confounds.json").read_text())["confounds"]
+    assert written[0]["feature"] == "characters" and written[0]["auc"]["value"] == 1
+
+
+def test_prompts_before_and_after_refine_are_drawn(finished_run, capsys):
+    assert main(["diagnose", "pca", str(finished_run.folder), "--prompts", "5"]) == 0
+    assert "layer 2, 10 prompts: the two axes explain" in capsys.readouterr().out
+    folder = finished_run.diagnosis("pca")
+    assert (folder / "pca.png").stat().st_size > 1000
+    assert len((folder / "pca.csv").read_text().splitlines()) == 11
+
+
+def test_openings_are_listed_with_what_they_cover(model, tmp_path, capsys):
+    assert main(["diagnose", "openings", str(model), "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    written = json.loads((tmp_path / "openings.json").read_text())
+    assert all(f"“{opening['text']}”" in out for opening in written["openings"][:3])
+    assert f"begin {written['refusals_covered']:.1%} of the refusals" in out
+    assert "first tokens also begin ordinary answers" in out
 
 
 @pytest.mark.parametrize(
@@ -45,10 +105,20 @@ def test_a_confound_is_warned_of(tmp_path, capsys):
     [
         (["nothing"], "unknown diagnosis 'nothing'; there are entk, layers, confounds"),
         (["layers", "MODEL", "--prompts", "4"], "layer probe: 4 seemingly toxic prompts"),
+        (["layers", "MODEL", "--prompts", "9999"], "seemingly toxic: 9999 prompts asked for, the set has 161"),
+        (["layers", "RUN", "--refined", "MODEL"], "is a run, whose models are compared anyway"),
+        (["layers", "MODEL", "--prompts", "10", "--refined", "DEEPER"], "compare a model with one that was trained"),
         (["entk", "MODEL", "--prompts", "2", "--k", "999"], "999"),
         (["entk", "/no/such/folder"], "/no/such/folder"),
+        (["entk", "http://localhost/v1#model"], "an endpoint shows neither gradients nor hidden states"),
+        (["entk", "MODEL", "MODEL"], "two models have the name 'tiny'"),
+        (["pca", "MODEL"], "not a run folder with a refined model"),
+        (["confounds", "--dry-run"], "options of train"),
     ],
 )
-def test_bad_input_is_one_message(model, arguments, message, capsys):
-    assert main(["diagnose", *(str(model) if word == "MODEL" else word for word in arguments)]) == 2
+def test_bad_input_is_one_message(model, finished_run, tmp_path, arguments, message, capsys):
+    places = {"MODEL": str(model), "RUN": str(finished_run.folder)}
+    if "DEEPER" in arguments:
+        places["DEEPER"] = str(make_model(tmp_path / "deeper", layers=4, tied=False))
+    assert main(["diagnose", *(places.get(word, word) for word in arguments)]) == 2
     assert message in the_error(capsys.readouterr().err)

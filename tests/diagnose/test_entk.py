@@ -14,7 +14,7 @@ from tiny import make_model, one_thread_environment
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.diagnose.entk import entk, write_entk
+from dcr_ds.diagnose.entk import EntkResult, difference, entk, write_entk
 from dcr_ds.diagnose.entk import products as products_module
 from dcr_ds.diagnose.entk.products import Outer, Rows, Vector, add_products
 from dcr_ds.diagnose.entk.result import block_means, bootstrap, make_result
@@ -178,6 +178,26 @@ def test_intervals_cover_the_mean_of_the_population():
         low, high = bootstrap(ratios, counts, seed)
         covered.append((low <= 0.5) & (high >= 0.5))
     assert (np.mean(covered, axis=0) > 0.85).all() and np.mean(covered) < 1
+
+
+def result_of(norms: np.ndarray, counts: dict[str, int]) -> EntkResult:
+    return EntkResult(**make_result(norms, counts, 0), k=1, parameters="all", parameter_count=1, tokens=np.zeros(0))
+
+
+def test_the_same_prompts_are_resampled_together_for_a_difference():
+    random = np.random.default_rng(0)
+    counts = {"toxic": 25, "general": 20}
+    norms = 0.5 + random.normal(0, 0.1, (45, 1)) + random.normal(0, 0.05, (1, 45))
+    np.fill_diagonal(norms, 1)
+    lower = np.where(np.eye(45, dtype=bool), 1, norms - 0.05 + random.normal(0, 0.01, (45, 45)))
+    mean, low, high = difference(result_of(norms, counts), result_of(lower, counts))
+    np.testing.assert_allclose(mean, -0.05, atol=0.005)
+    assert ((low < mean) & (mean < high) & (high < 0)).all()
+    separate = result_of(norms, counts).high - result_of(norms, counts).low
+    assert ((high - low) < separate / 2).all()
+    assert not np.any(difference(result_of(norms, counts), result_of(norms, counts)))
+    with pytest.raises(UserError, match="the same prompts"):
+        difference(result_of(norms, counts), result_of(norms, {"toxic": 20, "general": 25}))
 
 
 @pytest.mark.parametrize(

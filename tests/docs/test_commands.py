@@ -7,7 +7,6 @@
 - make targets, extras of pip, scripts and their options must exist. Programs of others must be listed in FOREIGN.
 """
 
-import argparse
 import importlib
 import importlib.util
 import os
@@ -157,26 +156,8 @@ def check_subcommand(name: str, words: list[str]) -> None:
     elif name == "slurm":
         options, fields = module._parse(words)
         check_script(f"slurm/{options.kind}.sh", fields)
-    elif name == "diagnose":
-        parse_only(module.run, words)
     elif name != "schema":
         module._parse(words)
-
-
-def parse_only(run, words: list[str]) -> None:
-    """Call a command and stop it when its parser has accepted the words."""
-
-    class Accepted(Exception):
-        pass
-
-    def parse_args(parser, arguments):
-        parse(parser, arguments)
-        raise Accepted
-
-    parse = argparse.ArgumentParser.parse_args
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Accepted):
-        patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-        run(words)
 
 
 def check_sbatch(words: list[str]) -> None:

@@ -79,7 +79,7 @@ def test_wrong_names_are_found():
 def known_options() -> set[str]:
     """The options of every command of dcr-ds, of train, and of the scripts in benchmarks/."""
     options = {"--help", "--dry-run", "--redo", *FOREIGN}
-    sources = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "dcr_ds" / "commands").glob("*.py")]
+    sources = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "dcr_ds" / "commands").rglob("*.py")]
     for file in sources:
         options |= set(re.findall(r'"(--[a-z][a-z0-9_-]+)"', file.read_text(encoding="utf-8")))
     return options

@@ -88,11 +88,28 @@ def bootstrap(ratios: np.ndarray, counts: dict[str, int], seed: int) -> tuple[np
 
     They are too narrow for few prompts: two prompts have one pair within their category, so no spread.
     """
+    low, high = np.nanquantile(block_means(resamples(counts, seed), ratios, counts), [0.025, 0.975], axis=0)
+    return low, high
+
+
+def difference(first: EntkResult, second: EntkResult, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Block means [C, C] of `second` less those of `first`, and their 95 % intervals.
+
+    Both are of the same prompts, which are resampled together, so what the prompts have in common cancels.
+    """
+    if first.counts != second.counts:
+        raise UserError("eNTK: two results can only be compared if they are of the same prompts")
+    weights = resamples(first.counts, seed)
+    before, after = (block_means(weights, result.ratios, first.counts) for result in (first, second))
+    low, high = np.nanquantile(after - before, [0.025, 0.975], axis=0)
+    return second.means - first.means, low, high
+
+
+def resamples(counts: dict[str, int], seed: int) -> np.ndarray:
+    """How often each prompt occurs in each resample [R, N]; every category keeps its number of prompts."""
     random = np.random.default_rng(seed)
     drawn = [random.multinomial(count, [1 / count] * count, size=RESAMPLES) for count in counts.values()]
-    means = block_means(np.concatenate(drawn, axis=1).astype(float), ratios, counts)
-    low, high = np.nanquantile(means, [0.025, 0.975], axis=0)
-    return low, high
+    return np.concatenate(drawn, axis=1).astype(float)
 
 
 def write_entk(result: EntkResult, folder: Path) -> None:

@@ -1,0 +1,60 @@
+"""`dcr-ds diagnose confounds`: how well superficial features of the prompts separate the two sets of stage 1."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcr_ds.commands.parser import command_parser, refuse, show
+from dcr_ds.data.prompts import read_prompts
+from dcr_ds.files import write_json
+from dcr_ds.recipe.arguments import parse_train
+
+if TYPE_CHECKING:
+    from dcr_ds.diagnose.confounds import Confound
+
+DESCRIPTION = """\
+Confound check: how well superficial features of the prompts separate data.seemingly_toxic and data.toxic of a recipe.
+A run does it, too, before it trains.
+
+  dcr-ds diagnose confounds
+  dcr-ds diagnose confounds my-recipe.yaml
+  dcr-ds diagnose confounds --data.toxic prompts.csv
+"""
+
+
+def parse(arguments: list[str]) -> Namespace:
+    parser = command_parser("diagnose confounds", DESCRIPTION, usage="[RECIPE] [--out DIR] [--FIELD VALUE …]")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write confounds.json into DIR")
+    options, words = parser.parse_known_args(arguments)
+    given = parse_train(words)
+    if given.dry_run or given.redo:
+        refuse("diagnose confounds", "--dry-run and --redo are options of train")
+    options.recipe = given.load()
+    return options
+
+
+def run(options: Namespace) -> None:
+    """Check the prompt sets of a recipe."""
+    from dcr_ds.diagnose.confounds import check_confounds
+
+    data = options.recipe.data
+    confounds = check_confounds(
+        read_prompts(data.seemingly_toxic, "seemingly_toxic").rows, read_prompts(data.toxic, "toxic").rows
+    )
+    show("\n".join(_lines(confounds)))
+    if options.out:
+        values = [
+            {"feature": row.name, "auc": row.auc._asdict(), "note": row.note, "warning": row.warning}
+            for row in confounds
+        ]
+        write_json(options.out / "confounds.json", {"confounds": values})
+
+
+def _lines(confounds: "list[Confound]") -> list[str]:
+    lines = []
+    for confound in confounds:
+        auc = confound.auc
+        lines.append(f"{confound.name:<14} AUC {auc.value:.3f} ({auc.low:.2f}–{auc.high:.2f})  {confound.note}")
+        if confound.warning:
+            lines.append(f"  WARNING: {confound.warning}")
+    return lines

@@ -1,0 +1,117 @@
+"""`dcr-ds diagnose entk`: how much training on one prompt moves the logits of another, per pair of categories."""
+
+import os
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
+from dcr_ds.commands.diagnose.prompts import PAIRED, SETS, add_prompts, encoder, read_sets
+from dcr_ds.commands.parser import command_parser, positive_int, show
+
+if TYPE_CHECKING:
+    from dcr_ds.data.records import Prompt
+    from dcr_ds.diagnose.entk import EntkResult
+    from dcr_ds.engine.distributed import Ranks
+
+DESCRIPTION = """\
+Exact empirical neural tangent kernel on the largest logits of the first answer token: mean ratios per pair of
+categories, and for several models how the first one's change. On several GPUs: torchrun --no-python dcr-ds diagnose …
+"""
+
+
+def parse(arguments: list[str]) -> Namespace:
+    parser = command_parser("diagnose entk", DESCRIPTION)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=HELP)
+    add_prompts(parser, SETS, split="held_out", count=25)
+    parser.add_argument("--k", type=positive_int, default=10, help="largest logits per prompt (default: 10)")
+    help_parameters = "all, blocks<=N, blocks>N, or a regular expression on names (default: all)"
+    parser.add_argument("--parameters", default="all", metavar="SELECTION", help=help_parameters)
+    add_out(parser, "entk.json, entk.csv and entk.png of each model")
+    return parser.parse_args(arguments)
+
+
+def run(options: Namespace) -> None:
+    """Measure each model, and compare the later ones with the first. All ranks."""
+    sets = read_sets(options, SETS)
+    targets = targets_of(options.models)
+    results = {}
+    with _ranks() as ranks:
+        for target in targets:
+            result = _measure(target, sets, options, ranks)
+            results[target.title] = result
+            if ranks is None or ranks.is_main:
+                _write(result, target, options)
+    if len(results) > 1 and (ranks is None or ranks.is_main):
+        show(_comparison(results))
+
+
+def _measure(
+    target: Target, sets: "dict[str, list[Prompt]]", options: Namespace, ranks: "Ranks | None"
+) -> "EntkResult":
+    from dcr_ds.diagnose.entk import entk
+
+    encode = encoder(target.tokenizer())
+    prompts = {name: [encode(row.prompt) for row in rows] for name, rows in sets.items()}
+    return entk(target.load(ranks and ranks.device), prompts, options.k, options.parameters)
+
+
+def _write(result: "EntkResult", target: Target, options: Namespace) -> None:
+    from dcr_ds.diagnose.entk import write_entk
+
+    if folder := folder_of(target, "entk", options.out):
+        write_entk(result, folder)
+    show(_table(target.title, result) + (f"\n{folder}" if folder else "") + "\n")
+
+
+@contextmanager
+def _ranks() -> "Iterator[Ranks | None]":
+    """The ranks of a launcher; None for a single process, which needs no process group."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield None
+        return
+    from dcr_ds.engine.distributed import joined
+
+    with joined() as ranks:
+        yield ranks
+
+
+def _table(title: str, result: "EntkResult") -> str:
+    names = list(result.counts)
+    words = [name.replace("_", " ") for name in names]
+    lines = [f"{title}: mean ‖K(x', x)‖ / ‖K(x', x')‖ of rows x' and columns x, k = {result.k}, with 95% intervals"]
+    lines.append(" " * 18 + "".join(f"{name:>22}" for name in words))
+    for i, name in enumerate(words):
+        cells = (_cell(result.means[i, j], result.low[i, j], result.high[i, j]) for j in range(len(words)))
+        lines.append(f"{name:<18}" + "".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _comparison(results: "dict[str, EntkResult]") -> str:
+    """The blocks between seemingly toxic and toxic prompts, and their differences from the first model."""
+    from dcr_ds.diagnose.entk import difference
+
+    first_title, first = next(iter(results.items()))
+    names = list(first.counts)
+    blocks = [tuple(names.index(name) for name in order) for order in (PAIRED, PAIRED[::-1])]
+    width = max(map(len, results)) + 2
+    lines = [
+        "Blocks of seemingly toxic and toxic prompts, and the change from "
+        f"{first_title} (the same prompts resampled together)",
+        " " * width + f"{'x′ seemingly toxic, x toxic':<48}x′ toxic, x seemingly toxic",
+    ]
+    for title, result in results.items():
+        cells = []
+        change = None if result is first else difference(first, result)
+        for block in blocks:
+            cell = _cell(result.means[block], result.low[block], result.high[block])
+            moved = f"  {_cell(*(values[block] for values in change), sign='+')}" if change else ""
+            cells.append(f"{cell + moved:<48}")
+        lines.append(f"{title:<{width}}" + "".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(mean: float, low: float, high: float, sign: str = "") -> str:
+    ends = (f"{low:{sign}.2f}", f"{high:{sign}.2f}")
+    return f"{mean:{sign}.3f} ({' to '.join(ends) if sign else '–'.join(ends)})"

@@ -1,0 +1,115 @@
+"""`dcr-ds diagnose layers`: how well each layer separates the two sets, and the layer that stage 1 would take."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
+from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, encoder, read_sets
+from dcr_ds.commands.parser import command_parser, refuse, show
+from dcr_ds.errors import UserError
+from dcr_ds.files import write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from dcr_ds.diagnose.layers import LayerFigures, Pooling
+
+DESCRIPTION = """\
+Layer probe: held-out separation of the two sets of stage 1 at each layer, and the layer that refine.layer: auto would
+take. For further models (those of a run, or --refined) also the drift of the states from the first model's.
+"""
+
+
+def parse(arguments: list[str]) -> Namespace:
+    parser = command_parser("diagnose layers", DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help=HELP)
+    parser.add_argument("--refined", metavar="MODEL", help="a model trained from MODEL, to compare with it")
+    add_prompts(parser, PAIRED, split="train", count=None)
+    parser.add_argument("--pooling", choices=("last", "mean"), default="last", help="of tokens (default: last)")
+    add_out(parser, "layers.json of each model")
+    return parser.parse_args(arguments)
+
+
+def run(options: Namespace) -> None:
+    """Probe each model; the first one is the reference of the drift."""
+    from dcr_ds.diagnose.layers import choose_layer, mean_drift, probe_layers
+    from dcr_ds.diagnose.prompts import labels_and_pairs
+
+    sets = read_sets(options, PAIRED)
+    labels, pairs = labels_and_pairs(*sets.values())
+    prompts = [row.prompt for rows in sets.values() for row in rows]
+    first, *others = _targets(options)
+    before = _states(first, prompts, options.pooling)
+    figures = probe_layers(before, labels, pairs)
+    _present(first, figures, choose_layer(figures, len(figures) + 1), options)
+    for target in others:
+        after = _states(target, prompts, options.pooling)
+        if after.shape != before.shape:
+            raise UserError(
+                f"{target.title}: {len(after) + 1} blocks of width {after.shape[2]}, but {first.title} has "
+                f"{len(before) + 1} of {before.shape[2]}; compare a model with one that was trained from it"
+            )
+        figures = [
+            replace(row, drift=mean_drift(*states))
+            for row, *states in zip(probe_layers(after, labels, pairs), before, after, strict=True)
+        ]
+        _present(target, figures, None, options)
+
+
+def _targets(options: Namespace) -> list[Target]:
+    targets = targets_of([options.model])
+    if options.refined is None:
+        return targets
+    if len(targets) > 1:
+        refuse(
+            "diagnose layers", f"--refined: {options.model} is a run, whose models are compared anyway; leave it out"
+        )
+    refined = targets_of([options.refined])
+    if len(refined) > 1:
+        refuse("diagnose layers", f"--refined: {options.refined} is a run; name one of its models")
+    return [*targets, replace(refined[0], title="refined")]
+
+
+def _states(target: Target, prompts: Sequence[str], pooling: "Pooling") -> "torch.Tensor":
+    from dcr_ds.diagnose.layers import hidden_by_layer
+
+    encode = encoder(target.tokenizer())
+    return hidden_by_layer(target.load(), [encode(prompt) for prompt in prompts], pooling)
+
+
+def _present(
+    target: Target, figures: "Sequence[LayerFigures]", choice: tuple[int, str] | None, options: Namespace
+) -> None:
+    """Print and write the figures of one model."""
+    lines = [_table(target.title, figures)]
+    values: dict = {"layers": [_row(row) for row in figures]}
+    if choice:
+        layer, reason = choice
+        values = {"chosen": layer, "reason": reason, **values}
+        lines.append(f"refine.layer: {layer} ({reason})")
+    if folder := folder_of(target, "layers", options.out):
+        write_json(folder / "layers.json", values)
+        lines.append(str(folder))
+    show("\n".join(lines) + "\n")
+
+
+def _row(row: "LayerFigures") -> dict:
+    aucs = {"class_mean_auc": row.class_mean_auc._asdict(), "probe_auc": row.probe_auc._asdict()}
+    return {"layer": row.layer, **aucs, "fisher": row.fisher, "within": row.within, "across": row.across} | (
+        {} if row.drift is None else {"drift": row.drift}
+    )
+
+
+def _table(title: str, figures: "Sequence[LayerFigures]") -> str:
+    has_drift = figures[0].drift is not None
+    header = "layer  AUC, class means     AUC, logistic        Fisher   within   across"
+    lines = [title, header + ("    drift" if has_drift else "")]
+    for row in figures:
+        aucs = [f"{auc.value:.3f} ({auc.low:.2f}–{auc.high:.2f})" for auc in (row.class_mean_auc, row.probe_auc)]
+        cells = (
+            f"{row.layer:>5}  {aucs[0]:<19} {aucs[1]:<19} {row.fisher:>7.4f}  {row.within:>7.4f}  {row.across:>7.4f}"
+        )
+        lines.append(cells + (f"  {row.drift:>7.3f}" if has_drift else ""))
+    return "\n".join(lines)

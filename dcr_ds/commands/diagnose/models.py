@@ -1,0 +1,95 @@
+"""The models that a command line names: all models of a run, or a single one; how they are loaded."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcr_ds.errors import UserError
+from dcr_ds.evaluate.targets import LocalModel, locate_target
+from dcr_ds.models.checkpoint_files import tokenizer_folder
+from dcr_ds.recipe import ModelSection, load_recipe
+from dcr_ds.recipe.layout import BASE, MODELS, STAGE_OF_MODEL, RunFolder
+
+if TYPE_CHECKING:
+    import torch
+
+HELP = "run folder, model or adapter folder, hub id, GGUF file or smollm2-135m"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model to diagnose.
+
+    Attributes:
+        title: in tables, and the name of its folder of results.
+        run: the run that it belongs to, if any.
+    """
+
+    title: str
+    section: ModelSection
+    files: LocalModel
+    run: RunFolder | None = None
+
+    def tokenizer(self) -> Any:
+        from dcr_ds.models.chat import load_tokenizer
+
+        return load_tokenizer(tokenizer_folder(*self.files), self.section.chat_template)
+
+    def load(self, device: "torch.device | None" = None) -> Any:
+        """The model in float32, with its adapter merged. Device: the GPU if there is one."""
+        import torch
+
+        from dcr_ds.models.adapters import load_with_adapter
+        from dcr_ds.models.load import load_causal_lm
+
+        device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.files.adapter is None:
+            return load_causal_lm(self.files.source, torch.float32, "eager", device)
+        return load_with_adapter(self.files.source, self.files.adapter, torch.float32, "eager", device)
+
+
+def targets_of(names: Sequence[str]) -> list[Target]:
+    """The models that are named, each checked to be complete; those of a run in the order base, control, refined, …
+
+    Raises:
+        UserError: a model is missing or incomplete, an endpoint, or two have the same title.
+    """
+    targets = [target for name in names for target in _targets(name, len(names) > 1)]
+    titles = [target.title for target in targets]
+    if twice := {title for title in titles if titles.count(title) > 1}:
+        raise UserError(f"two models have the name {min(twice)!r}; diagnose them one at a time")
+    return targets
+
+
+def add_out(parser: ArgumentParser, files: str) -> None:
+    text = f"write {files} into DIR (default for a run: RUN/diagnose)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+
+
+def folder_of(target: Target, what: str, out: Path | None) -> Path | None:
+    """Where the results of a model go; None: they are only printed."""
+    home = out or (target.run.diagnosis(what) if target.run else None)
+    return home and home / target.title
+
+
+def _targets(name: str, several: bool) -> list[Target]:
+    run = RunFolder(Path(name))
+    if not run.is_run:
+        return [_target(Path(name).name, ModelSection(source=name))]
+    section = load_recipe(str(run.recipe), []).model
+    sections = {BASE: section}
+    for title in MODELS[1:]:
+        folder = run.stage(STAGE_OF_MODEL[title])
+        if folder.is_done:
+            sections[title] = section.model_copy(update={"source": str(folder.model), "revision": None})
+    prefix = f"{run.folder.name}-" if several else ""
+    return [_target(f"{prefix}{title}", of_model, run) for title, of_model in sections.items()]
+
+
+def _target(title: str, section: ModelSection, run: RunFolder | None = None) -> Target:
+    files = locate_target(section)
+    if not isinstance(files, LocalModel):
+        raise UserError(f"{section.source}: an endpoint shows neither gradients nor hidden states; name a model folder")
+    return Target(title, section, files, run)

@@ -1,0 +1,67 @@
+"""The prompts of a diagnosis: built-in sets or files, sampled so that both prompts of a pair are taken."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from dcr_ds.commands.parser import positive_int
+from dcr_ds.data.conversations import read_conversations
+from dcr_ds.data.prompts import read_prompts
+from dcr_ds.data.records import Prompt
+from dcr_ds.data.sampler import draw
+from dcr_ds.errors import UserError
+from dcr_ds.recipe import DataSource
+
+SETS = ("seemingly_toxic", "toxic", "general")
+PAIRED = SETS[:2]
+
+
+def add_prompts(parser: ArgumentParser, names: Sequence[str], split: str, count: int | None) -> None:
+    """Add the options of the sets: files, split of the built-in ones, number of prompts and seed."""
+    for name in names:
+        option = f"--{name.replace('_', '-')}"
+        parser.add_argument(option, metavar="FILE", help=f"{name.replace('_', ' ')} prompts (default: built-in)")
+    help_split = f"of the built-in sets (default: {split})"
+    parser.add_argument("--split", choices=("train", "held_out"), default=split, help=help_split)
+    help_count = f"per category (default: {count or 'all'})"
+    parser.add_argument("--prompts", type=positive_int, default=count, metavar="N", help=help_count)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of prompts (default: 0)")
+
+
+def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt]]:
+    """The sampled prompts by category.
+
+    Raises:
+        UserError: a set cannot be read, or has fewer prompts than asked for.
+    """
+    sets = {name: _read(options, name) for name in names}
+    for name, rows in sets.items():
+        if options.prompts and len(rows) < options.prompts:
+            raise UserError(
+                f"{name.replace('_', ' ')}: {options.prompts} prompts asked for, the set has {len(rows)}; lower "
+                f"--prompts, or name a larger file with --{name.replace('_', '-')}"
+            )
+    return {name: _sample(rows, options.prompts, options.seed) for name, rows in sets.items()}
+
+
+def encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+    """The function from a prompt to its token ids in the chat template."""
+    from dcr_ds.models.chat import encode_prompt
+
+    return partial(encode_prompt, tokenizer)
+
+
+def _read(options: Namespace, name: str) -> list[Prompt]:
+    given = getattr(options, name)
+    source = DataSource(source=given) if given else DataSource(split=options.split)
+    if name in PAIRED:
+        return read_prompts(source, name).rows
+    rows = read_conversations(source, name).rows
+    return [Prompt(row.id, row.messages[0]["content"]) for row in rows if row.messages[0]["role"] == "user"]
+
+
+def _sample(rows: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
+    keyed = sorted(rows, key=lambda row: (row.pair or row.id, row.id))
+    order = draw(f"{seed}/diagnose", len(keyed), 0, count or len(keyed))
+    return [keyed[index] for index in sorted(order)]
