@@ -25,34 +25,45 @@ MAX_PROMPTS = 200  # per set; more no longer change the choice
 MEMORY_SHARE = 0.6  # of this device's memory, that the weights may take
 
 
-def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[int, str] | None:
-    """The layer and the reason, or None if the probe cannot be run here. Rank 0, which loads the whole model.
+def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[int | None, str]:
+    """The layer and the reason; None and why not if the probe cannot be run here. Rank 0, which loads the whole model.
 
     It reads the training prompts only: held-out prompts decide when stage 1 stops.
     """
     assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with the stage
     split = split_held_out(data.seemingly_toxic.rows, data.toxic.rows, recipe.data.held_out, recipe.seed)
     sets = [_sample(rows, recipe.seed) for rows in (split.seemingly_toxic, split.toxic)]
-    bytes_needed = sum(file.stat().st_size for file in weight_files(source)) * (2 if ranks.device.type == "cpu" else 1)
-    fits = bytes_needed <= MEMORY_SHARE * Machine.detect(ranks).memory_bytes
-    if min(map(len, sets)) < MIN_PROMPTS or recipe.model.quantize != "none" or not fits:
-        return None
+    if obstacle := _obstacle(recipe, source, sets, ranks):
+        return None, obstacle
     heartbeat("refine, layer probe")
     tokenizer = load_tokenizer(source, recipe.model.chat_template)
     tokens = [encode_prompt(tokenizer, row.prompt) for rows in sets for row in rows]
     labels, pairs = labels_and_pairs(*sets)
     dtype = torch.float32 if ranks.device.type == "cpu" else torch.bfloat16
-    model = load_causal_lm(source, dtype, "sdpa", ranks.device)
+    model = load_causal_lm(source, dtype, "eager", ranks.device)  # eager: supported by every model
     try:
         figures = probe_layers(hidden_by_layer(model, tokens, recipe.refine.pooling), labels, pairs)
-    except UserError:  # states that are not finite: stage 1 reports it
-        return None
+    except UserError as error:  # states that are not finite: stage 1 reports it
+        return None, str(error)
     finally:
         del model
         gc.collect()
         if ranks.device.type == "cuda":
             torch.cuda.empty_cache()
     return choose_layer(figures, len(figures) + 1)
+
+
+def _obstacle(recipe: Recipe, source: Path, sets: list[list[Prompt]], ranks: Ranks) -> str | None:
+    """Why the probe cannot be run, or None."""
+    if (count := min(map(len, sets))) < MIN_PROMPTS:
+        return f"{count} training prompts of a set, it needs {MIN_PROMPTS}"
+    if recipe.model.quantize != "none":
+        return f"model.quantize is {recipe.model.quantize}"
+    weights = sum(file.stat().st_size for file in weight_files(source)) * (2 if ranks.device.type == "cpu" else 1)
+    memory = Machine.detect(ranks).memory_bytes
+    if weights > MEMORY_SHARE * memory:
+        return f"the weights take {weights / 2**30:.1f} GiB, more than {MEMORY_SHARE:.0%} of {memory / 2**30:.1f} GiB"
+    return None
 
 
 def _sample(rows: list[Prompt], seed: int) -> list[Prompt]:

@@ -39,7 +39,8 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         recipe = decide_on_main(lambda: prepare_folder(asked, redo), ranks)
         recipe, probed = _probe_layer(recipe, source, data, ranks)
         recipe, reasons = _resolve(recipe, source, ranks)
-        reasons |= probed
+        if probed:
+            reasons["refine.layer"] = ": ".join(filter(None, [reasons.get("refine.layer"), probed]))
         if message := decide_on_main(lambda: begin_redo(asked, redo), ranks):
             print_on_main(ranks, message)
         for note in decide_on_main(lambda: _check_resumed(recipe, source, data), ranks):
@@ -219,18 +220,17 @@ def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[s
     return resolved, reasons
 
 
-def _probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[Recipe, dict[str, str]]:
-    """Choose `refine.layer: auto` by the layer probe, and say why; it stays `auto` if the probe cannot be run."""
+def _probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[Recipe, str | None]:
+    """Choose `refine.layer: auto` by the layer probe, and say why. It stays `auto` if the probe cannot be run."""
     if "refine" not in recipe.stages or recipe.refine.layer != "auto":
-        return recipe, {}
+        return recipe, None
     from dcr_ds.run.layer import probe_layer
 
-    chosen = decide_on_main(lambda: probe_layer(recipe, source, data, ranks), ranks)
-    if chosen is None:
-        return recipe, {}
-    layer, reason = chosen
+    layer, reason = decide_on_main(lambda: probe_layer(recipe, source, data, ranks), ranks)
+    if layer is None:
+        return recipe, reason
     refine = recipe.refine.model_copy(update={"layer": layer})
-    return recipe.model_copy(update={"refine": refine}), {"refine.layer": reason}
+    return recipe.model_copy(update={"refine": refine}), reason
 
 
 def _describe_only(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
@@ -247,7 +247,7 @@ def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ran
     for name, reason in reasons.items():
         section, _, field = name.partition(".")
         print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
-    described = _describe_data(data)
+    described = decide_on_main(lambda: _describe_data(data), ranks)  # the confound check takes a second
     for note in described["notes"]:
         print_on_main(ranks, note)
     on_gpu = ranks.device.type == "cuda"

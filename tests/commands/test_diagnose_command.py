@@ -97,7 +97,7 @@ def test_openings_are_listed_with_what_they_cover(model, tmp_path, capsys):
     written = json.loads((tmp_path / "openings.json").read_text())
     assert all(f"“{opening['text']}”" in out for opening in written["openings"][:3])
     assert f"begin {written['refusals_covered']:.1%} of the refusals" in out
-    assert "first tokens also begin ordinary answers" in out
+    assert "first tokens can also begin ordinary answers" in out
 
 
 @pytest.mark.parametrize(

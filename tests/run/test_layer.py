@@ -1,12 +1,20 @@
 """refine.layer: auto is chosen by the layer probe before stage 1, or by a rule where the probe cannot be run."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
+import torch
 import yaml
 from small_runs import write_recipe, write_rows
-from tiny import make_model
+from tiny import make_model, one_thread_environment
 
 from dcr_ds.cli import main
 from dcr_ds.engine.resolve import refine_learning_rate
+from dcr_ds.models.load import load_causal_lm
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -32,11 +40,40 @@ def test_the_probe_chooses_a_layer_that_separates_and_a_resumed_run_keeps_it(rec
     assert "held-out AUC 1.000 of" not in capsys.readouterr().err and saved_layer(recipe) == layer
 
 
+def test_the_first_layer_that_separates_is_chosen(recipe, capsys):
+    """The last token sees the prompt from block 4 on, as attention adds nothing in the blocks below."""
+    folder = make_model(recipe.parent / "model", layers=7, tied=False)
+    model = load_causal_lm(folder, torch.float32, "eager", None)
+    for block in model.model.layers[:3]:
+        block.self_attn.o_proj.weight.data.zero_()
+    model.save_pretrained(folder)
+    assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
+    assert saved_layer(recipe) == 4
+
+
+def test_two_ranks_train_the_layer_that_rank_0_chose(recipe):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "train.py", str(recipe), "--stages", "[refine]"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, env=one_thread_environment())
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("refine.layer: ") == 1
+    assert f"refine.layer: {saved_layer(recipe)} (held-out AUC 1.000 of the class means" in done.stderr
+
+
 def test_too_few_prompts_fall_back_to_the_rule(recipe, capsys):
     for name, verb in (("seemingly_toxic", "paint"), ("toxic", "wreck")):
         write_rows(recipe.parent / f"{name}.jsonl", [{"prompt": f"{verb} item {index}"} for index in range(12)])
     assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
-    assert "refine.layer: 4 (0.8 of the model's 5 blocks, without a layer probe)" in capsys.readouterr().err
+    assert (
+        "refine.layer: 4 (0.8 of the model's 5 blocks, without a layer probe: 10 training prompts of a set"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_model_that_is_too_large_falls_back_to_the_rule(recipe, capsys, monkeypatch):
+    monkeypatch.setattr("dcr_ds.run.layer.MEMORY_SHARE", 1e-9)
+    assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
+    assert "without a layer probe: the weights take" in capsys.readouterr().err
 
 
 def test_a_dry_run_loads_no_weights_for_it(recipe, capsys):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Refusal openings: the token sequences whose probabilities the refusal log-odds add up, from the tokenizer, refusals and
-ordinary answers of training data, and published phrases. Reads the tokenizer only.
+ordinary answers of training data, and published phrases. Reads the tokenizer alone.
 """
 MAX_TEXT = 40  # characters of an opening in the table
 
@@ -60,10 +60,10 @@ def _text(openings: "Openings", tokenizer) -> str:
     if openings.lead:
         lines.append(f"The chat template writes {tokenizer.decode(list(openings.lead))!r} before each answer.")
     if shared := [row for row in openings.first_tokens if row.shared]:
-        names = ", ".join(f"{_quoted(row.text)} ({row.ordinary:.1%})" for row in shared)
+        names = ", ".join(_quoted(row.text) for row in shared)
         lines.append(
-            f"{len(shared)} of {len(openings.first_tokens)} first tokens also begin ordinary answers, so a first token "
-            f"alone says little (share of the ordinary answers here): {names}"
+            f"{len(shared)} of {len(openings.first_tokens)} first tokens can also begin ordinary answers ({names}), so "
+            "the log-odds use openings of several tokens."
         )
     return "\n".join(lines)
 
