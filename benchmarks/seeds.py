@@ -1,5 +1,7 @@
-"""Youden's J of STL and DCR over the seeds of results/seeds.csv: compliance with seemingly toxic prompts plus refusal of
-their toxic twins minus 1, and the paired difference with Student's t interval over seeds.
+"""Youden's J of STL and DCR over the seeds of results/seeds.csv, and their paired difference.
+
+J is compliance with seemingly toxic prompts plus refusal of their toxic twins minus 1; the interval is Student's t over
+the seeds.
 
     python benchmarks/seeds.py
 """
