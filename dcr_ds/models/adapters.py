@@ -19,6 +19,7 @@ from dcr_ds.recipe import LoraSection
 from dcr_ds.recipe.layout import StageFolder
 
 WEIGHTS = "adapter_model.safetensors"
+TIED = ("embed_tokens", "lm_head")  # modules that share one weight in a tied model
 ROOT = "base_model.model."  # what peft puts before a module's name
 
 
@@ -29,7 +30,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         field: the section of the recipe, such as `align.lora`.
 
     Raises:
-        UserError: the targets match no module of the model.
+        UserError: the targets match no module of the model, or embeddings that are tied to the head.
     """
     config = LoraConfig(
         r=lora.rank,
@@ -39,9 +40,22 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     )
     try:
         # DeepSpeed keeps fp32 masters; peft would cast the adapter without ZeRO-3 knowing
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"{field}.targets: {str(error).splitlines()[0][:200]}") from None
+    if model.config.tie_word_embeddings:
+        _refuse_tied(adapted, field)
+    return adapted
+
+
+def _refuse_tied(model: PeftModel, field: str) -> None:
+    """Raise UserError if an adapter is on input embeddings or a head that share one weight: merged, it changes both."""
+    if tied := [name for name in model.targeted_module_names if name.split(".")[-1] in TIED]:
+        raise UserError(
+            f"{field}.targets: {tied[0]} shares its weight with the input embeddings or the head "
+            "(tie_word_embeddings in the model's config.json), and an adapter on one of them cannot be merged without "
+            f"changing the other; leave {tied[0].split('.')[-1]} out, or use a model whose head is not tied"
+        )
 
 
 def write_trained(

@@ -14,6 +14,8 @@ from dcr_ds.errors import UserError
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
 CHUNK_BYTES = 1 << 24
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantised
 BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
 # Files of a checkpoint that are downloaded and copied. No pickles.
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
@@ -49,9 +51,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint: a single file, or the shards named by its index.
 
     Raises:
-        UserError: there are none, or a shard is missing.
+        UserError: there are none, a shard is missing, or both kinds are there.
     """
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, single = folder / INDEX, folder / "model.safetensors"
+    if index.is_file() and single.is_file():
+        raise UserError(
+            f"{folder}: holds both {single.name} and {INDEX} with its shards, perhaps of different models; remove the "
+            "one that is not wanted (transformers would load the single file)"
+        )
     if index.is_file():
         try:
             files = [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
@@ -75,12 +82,31 @@ def check_checkpoint(folder: Path) -> None:
         raise UserError(f"{folder}: unsupported architecture {model_type!r}; supported: {', '.join(SUPPORTED)}")
     if not isinstance(num_blocks, int):
         raise UserError(f"{folder / 'config.json'}: num_hidden_layers must be a number, not {num_blocks!r}")
-    names = [name for file in weight_files(folder) for name in _read_header(file)]
+    names = list(read_headers(folder))
     # transformers would initialise missing blocks at random
     stored = {match[1] for name in names if (match := BLOCK.search(name))}
     if len(stored) < num_blocks:
         raise UserError(
             f"{folder}: config.json says {num_blocks} blocks, but the weights hold {len(stored)}; copy the model again"
+        )
+
+
+def check_not_quantised(folder: Path) -> None:
+    """Raise UserError if the weights of a checkpoint are quantised (bitsandbytes, GPTQ, AWQ, FP8, …)."""
+    method = None
+    config = model_config(folder).get("quantization_config") or model_config(folder).get("compression_config")
+    if config:
+        method = config.get("quant_method") if isinstance(config, dict) else None
+        method = f"config.json says {method or 'quantization_config'}"
+    else:
+        quantised = (name for name, entry in read_headers(folder).items() if entry["dtype"] not in FLOATS)
+        if name := next(quantised, None):
+            method = f"{name} is {read_headers(folder)[name]['dtype']}"
+    if method:
+        raise UserError(
+            f"{folder}: the weights are quantised already ({method}), and quantised weights can neither be trained nor "
+            "take a merged adapter; use the original checkpoint in bfloat16 or float32 (for QLoRA, model.quantize: nf4 "
+            "quantises it while loading)"
         )
 
 
@@ -98,11 +124,10 @@ def model_hash(folder: Path) -> str:
 
 def weights_hash(folder: Path) -> str:
     """SHA-256 of a checkpoint's tensors in order of name, with dtypes and shapes, however they are sharded."""
-    places = {name: (file, entry) for file in weight_files(folder) for name, entry in _read_header(file).items()}
     digest = hashlib.sha256()
-    for name, (file, entry) in sorted(places.items(), key=lambda item: item[0]):
+    for name, entry in sorted(read_headers(folder).items()):
         digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
-        with file.open("rb") as stream:
+        with entry["file"].open("rb") as stream:
             data = 8 + int.from_bytes(stream.read(8), "little")
             begin, end = (data + offset for offset in entry["data_offsets"])
             stream.seek(begin)
@@ -156,6 +181,23 @@ def check_base(source: Path, adapter: Path) -> None:
 def tokenizer_folder(source: Path, adapter: Path | None) -> Path:
     """The folder to load the tokenizer from: the adapter's if one was saved with it, else the checkpoint's."""
     return adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else source
+
+
+def read_headers(folder: Path) -> dict[str, dict]:
+    """The entry of each tensor of a checkpoint, by name: `dtype`, `shape`, `data_offsets`, and `file`.
+
+    Raises:
+        UserError: a file is damaged, or two shards hold the same tensor.
+    """
+    headers: dict[str, dict] = {}
+    for file in weight_files(folder):
+        for name, entry in _read_header(file).items():
+            if name in headers:
+                raise UserError(
+                    f"{folder}: {file.name} and {headers[name]['file'].name} both hold {name}; copy the model again"
+                )
+            headers[name] = entry | {"file": file}
+    return headers
 
 
 def _read_header(file: Path) -> dict[str, dict]:

@@ -5,6 +5,7 @@ final norm). The tail (blocks above ℓ, final norm, head, and input embeddings 
 loaded: the trunk has ℓ blocks, and `splice` writes the trained tensors into a copy of the source checkpoint.
 """
 
+import json
 import shutil
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.checkpoint_files import FILES, weight_files
+from dcr_ds.files import write_json
+from dcr_ds.models.checkpoint_files import FILES, INDEX, read_headers, weight_files
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
 
+HEAD = "lm_head.weight"
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
 
@@ -76,7 +79,8 @@ def splice(
     """Write a copy of the source checkpoint with a model's trained tensors in it. Rank 0.
 
     Written shard by shard, in the dtypes and file layout of the source, into a temporary folder that is renamed at the
-    end. Every other tensor keeps its bytes; the result is read back and verified.
+    end. Every other tensor keeps its bytes; the result is read back and verified. A tied head that the source stores a
+    second time is left out: next to changed embeddings, transformers would load the two untied.
 
     Args:
         model: the trunk, or a whole model.
@@ -93,13 +97,16 @@ def splice(
         for file in source.glob(pattern):
             shutil.copy(file, partial)
     replaced = _in_source_format(model, trained, partial / "trained", prefix)
-    used: set[str] = set()
-    for shard in weight_files(source):
-        used |= _write_shard(shard, partial / shard.name, replaced)
-    if left := set(replaced) - used:
+    names = set(read_headers(source))
+    kept = names - {HEAD} if model.config.tie_word_embeddings else names
+    if left := set(replaced) - kept:
         raise RuntimeError(f"{source} has no tensor for {sorted(left)[:3]}")
     for shard in weight_files(source):
-        _verify_shard(shard, partial / shard.name, replaced)
+        _write_shard(shard, partial / shard.name, replaced, kept)
+    if kept != names and (partial / INDEX).is_file():
+        _write_index(source / INDEX, partial / INDEX, kept)
+    for shard in weight_files(partial):
+        _verify_shard(source / shard.name, shard, replaced, kept)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 
@@ -115,24 +122,33 @@ def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], 
     return tensors
 
 
-def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor]) -> set[str]:
+def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor], kept: set[str]) -> None:
+    """Write the kept tensors of a shard, if there are any."""
     with safe_open(source, "pt") as stream:
         metadata = stream.metadata()
-        tensors = {name: stream.get_tensor(name) for name in stream.keys()}
-    used = set(tensors) & set(replaced)
-    for name in used:
+        tensors = {name: stream.get_tensor(name) for name in stream.keys() if name in kept}
+    for name in set(tensors) & set(replaced):
         if replaced[name].shape != tensors[name].shape:
             raise RuntimeError(f"{name}: {tuple(replaced[name].shape)}, the source has {tuple(tensors[name].shape)}")
         tensors[name] = replaced[name].to(tensors[name].dtype).contiguous()
-    save_file(tensors, target, metadata=metadata)
-    return used
+    if tensors:
+        save_file(tensors, target, metadata=metadata)
 
 
-def _verify_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor]) -> None:
+def _write_index(source: Path, target: Path, kept: set[str]) -> None:
+    """Write the index of the kept tensors, with their size."""
+    index = json.loads(source.read_bytes())
+    index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if name in kept}
+    offsets = (entry["data_offsets"] for name, entry in read_headers(source.parent).items() if name in kept)
+    index["metadata"] = {**(index.get("metadata") or {}), "total_size": sum(end - begin for begin, end in offsets)}
+    write_json(target, index)
+
+
+def _verify_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor], kept: set[str]) -> None:
     with safe_open(source, "pt") as before, safe_open(target, "pt") as after:
-        if set(before.keys()) != set(after.keys()):
+        if set(before.keys()) & kept != set(after.keys()):
             raise RuntimeError(f"{target}: has other tensors than {source} when read back")
-        for name in before.keys():
+        for name in after.keys():
             old, new = before.get_tensor(name), after.get_tensor(name)
             expected = replaced[name].to(old.dtype) if name in replaced else old
             if new.dtype != old.dtype or not _same_bytes(new, expected):

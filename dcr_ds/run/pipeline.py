@@ -11,7 +11,7 @@ from dcr_ds.errors import RefinementFailed, UserError
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import check_checkpoint, model_config
 from dcr_ds.models.locate import prepare_source
-from dcr_ds.recipe import Recipe
+from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
 from dcr_ds.run.environment import describe_environment
 from dcr_ds.run.folder import begin_redo, end_redo, has_control, prepare_folder, redo_of, save_run
@@ -22,17 +22,20 @@ from dcr_ds.run.opening import open_run
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     """Run the stages of a recipe that are not done yet, and report. All ranks.
 
-    Recipe, data, DeepSpeed configuration, model files and run folder are checked before torch is imported.
+    Recipe, data, DeepSpeed configuration, model files and run folder are checked before torch is imported; then the
+    model's tensors and adapters.
     """
     read_config(recipe)
     data = load_data(recipe)
     source = prepare_source(recipe.model)
     _check_layer(recipe, source)
+    if not dry_run:
+        prepare_folder(recipe, redo)
+    _check_source(recipe, source)
     if dry_run:
         with open_run([], recipe.watchdog.hang_minutes) as ranks:
             _describe_only(recipe, source, data, ranks)
         return
-    prepare_folder(recipe, redo)
     with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
         asked = recipe
         # again, under the lock: another run may have ended just now
@@ -278,6 +281,22 @@ def _confounds(data: RunData) -> list[str]:
     if min(map(len, sets)) < FEWEST_PROMPTS:
         return [f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set"]
     return [f"WARNING: {confound.warning}" for confound in check_confounds(*sets) if confound.warning]
+
+
+def _check_source(recipe: Recipe, source: Path) -> None:
+    """Check the tensors of the source checkpoint, and that the adapters of the stages fit it.
+
+    Raises:
+        UserError: see `check_model` and `add_lora`.
+    """
+    from dcr_ds.models.adapters import add_lora
+    from dcr_ds.models.check import build_on_meta, check_model
+
+    check_model(source)
+    for name in TRAINING_STAGES:
+        stage = getattr(recipe, name)
+        if name in recipe.stages and stage.adapter == "lora":
+            add_lora(build_on_meta(source), stage.lora, f"{name}.lora")
 
 
 def _check_layer(recipe: Recipe, source: Path) -> None:

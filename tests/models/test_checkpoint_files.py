@@ -27,11 +27,17 @@ def broken(model, tmp_path):
 
 def test_the_index_names_the_shards(model, tmp_path):
     AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path, max_shard_size="20KB")
-    (tmp_path / "model.safetensors").write_bytes(b"left from an earlier save")
     files = weight_files(tmp_path)
     assert len(files) > 2 and all("-of-" in file.name for file in files)
     files[1].unlink()
     with pytest.raises(UserError, match=f"{files[1].name} is missing"):
+        check_checkpoint(tmp_path)
+
+
+def test_a_single_file_next_to_shards_is_refused(model, tmp_path):
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path, max_shard_size="20KB")
+    (tmp_path / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"holds both model.safetensors and model.safetensors.index.json .*; remove"):
         check_checkpoint(tmp_path)
 
 
