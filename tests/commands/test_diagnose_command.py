@@ -46,7 +46,7 @@ def test_the_models_of_a_run_are_compared_in_its_folder(finished_run, capsys):
         }
         for name in ("base", "refined")
     }
-    compared = out[out.index("Blocks of seemingly toxic and toxic prompts") :].splitlines()[2:]
+    compared = out[out.index("x' seemingly toxic, x toxic:") :].splitlines()[1:3]
     assert [line.split()[0] for line in compared] == ["base", "refined"]
     block = ("seemingly_toxic", "toxic")
     assert f"{blocks['refined'][block]:.3f} (" in compared[1]

@@ -14,7 +14,7 @@ from tiny import make_model, one_thread_environment
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.diagnose.entk import EntkResult, difference, entk, write_entk
+from dcr_ds.diagnose.entk import EntkResult, difference, entk, symmetric, write_entk
 from dcr_ds.diagnose.entk import products as products_module
 from dcr_ds.diagnose.entk.products import Outer, Rows, Vector, add_products
 from dcr_ds.diagnose.entk.result import block_means, bootstrap, make_result
@@ -198,6 +198,16 @@ def test_the_same_prompts_are_resampled_together_for_a_difference():
     assert not np.any(difference(result_of(norms, counts), result_of(norms, counts)))
     with pytest.raises(UserError, match="the same prompts"):
         difference(result_of(norms, counts), result_of(norms, {"toxic": 20, "general": 25}))
+
+
+def test_symmetric_ratios_ignore_the_size_of_gradients():
+    random = np.random.default_rng(0)
+    gradients, sizes = random.normal(size=(9, 4)), random.uniform(0.1, 10, (9, 1))
+    counts = {"toxic": 5, "general": 4}
+    plain, scaled = (result_of(np.abs(rows @ rows.T), counts) for rows in (gradients, sizes * gradients))
+    np.testing.assert_allclose(symmetric(plain).ratios, symmetric(scaled).ratios)
+    np.testing.assert_allclose(symmetric(plain).means, symmetric(scaled).means)
+    assert np.abs(plain.means - scaled.means).max() > 0.1
 
 
 @pytest.mark.parametrize(

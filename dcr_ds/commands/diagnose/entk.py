@@ -89,27 +89,38 @@ def _table(title: str, result: "EntkResult") -> str:
 
 
 def _comparison(results: "dict[str, EntkResult]") -> str:
-    """The blocks between seemingly toxic and toxic prompts, and their differences from the first model."""
+    """The blocks of seemingly toxic and toxic prompts of each model, and their change from the first model."""
+    from dcr_ds.diagnose.entk import symmetric
+
+    first = next(iter(results))
+    names = list(results[first].counts)
+    block: tuple[int, int] = (names.index(PAIRED[0]), names.index(PAIRED[1]))
+    of_angle = {title: symmetric(result) for title, result in results.items()}
+    return "\n".join(
+        [
+            f"Blocks of seemingly toxic and toxic prompts, and the change from {first} with its 95% interval",
+            "x' seemingly toxic, x toxic:",
+            *_changes(results, block),
+            "x' toxic, x seemingly toxic:",
+            *_changes(results, block[::-1]),
+            "both, symmetric: ‖K(x', x)‖ / √(‖K(x', x')‖ ‖K(x, x)‖):",
+            *_changes(of_angle, block),
+        ]
+    )
+
+
+def _changes(results: "dict[str, EntkResult]", block: tuple[int, int]) -> list[str]:
     from dcr_ds.diagnose.entk import difference
 
-    first_title, first = next(iter(results.items()))
-    names = list(first.counts)
-    blocks = [tuple(names.index(name) for name in order) for order in (PAIRED, PAIRED[::-1])]
-    width = max(map(len, results)) + 2
-    lines = [
-        "Blocks of seemingly toxic and toxic prompts, and the change from "
-        f"{first_title} (the same prompts resampled together)",
-        " " * width + f"{'x′ seemingly toxic, x toxic':<48}x′ toxic, x seemingly toxic",
-    ]
+    width = max(map(len, results))
+    first = next(iter(results.values()))
+    lines = []
     for title, result in results.items():
-        cells = []
-        change = None if result is first else difference(first, result)
-        for block in blocks:
-            cell = _cell(result.means[block], result.low[block], result.high[block])
-            moved = f"  {_cell(*(values[block] for values in change), sign='+')}" if change else ""
-            cells.append(f"{cell + moved:<48}")
-        lines.append(f"{title:<{width}}" + "".join(cells).rstrip())
-    return "\n".join(lines)
+        line = f"  {title:<{width}}  {_cell(result.means[block], result.low[block], result.high[block])}"
+        if result is not first:
+            line += f"  {_cell(*(values[block] for values in difference(first, result)), sign='+')}"
+        lines.append(line)
+    return lines
 
 
 def _cell(mean: float, low: float, high: float, sign: str = "") -> str:

@@ -77,7 +77,9 @@ def folder_of(target: Target, what: str, out: Path | None) -> Path | None:
 def _targets(name: str, several: bool) -> list[Target]:
     run = RunFolder(Path(name))
     if not run.is_run:
-        return [_target(Path(name).name, ModelSection(source=name))]
+        path = Path(name)
+        is_of_a_stage = path.name in ("model", "adapter") and path.parent.name
+        return [_target(path.parent.name if is_of_a_stage else path.name, ModelSection(source=name))]
     section = load_recipe(str(run.recipe), []).model
     sections = {BASE: section}
     for title in MODELS[1:]:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,17 @@ def difference(first: EntkResult, second: EntkResult, seed: int = 0) -> tuple[np
     return second.means - first.means, low, high
 
 
+def symmetric(result: EntkResult, seed: int = 0) -> EntkResult:
+    """The same kernel with ratios ‖K(x', x)‖ / √(‖K(x', x')‖ ‖K(x, x)‖), which do not depend on the size of gradients.
+
+    Rows of ‖K(x', x)‖ / ‖K(x', x')‖ fall where the gradients of x' grow, whatever becomes of their directions.
+    """
+    ratios = np.sqrt(result.ratios * result.ratios.T)
+    low, high = bootstrap(ratios, result.counts, seed)
+    means = block_means(np.ones((1, len(ratios))), ratios, result.counts)[0]
+    return replace(result, ratios=ratios, means=means, low=low, high=high)
+
+
 def resamples(counts: dict[str, int], seed: int) -> np.ndarray:
     """How often each prompt occurs in each resample [R, N]; every category keeps its number of prompts."""
     random = np.random.default_rng(seed)
@@ -114,7 +125,7 @@ def resamples(counts: dict[str, int], seed: int) -> np.ndarray:
 
 def write_entk(result: EntkResult, folder: Path) -> None:
     """Write entk.json (block means), entk.csv (all pairs) and, where matplotlib is installed, entk.png."""
-    names = list(result.counts)
+    names, of_angle = list(result.counts), symmetric(result)
     blocks = [
         {
             "row": row,
@@ -122,6 +133,7 @@ def write_entk(result: EntkResult, folder: Path) -> None:
             "mean": float(result.means[i, j]),
             "low": float(result.low[i, j]),
             "high": float(result.high[i, j]),
+            "symmetric_mean": float(of_angle.means[i, j]),
         }
         for i, row in enumerate(names)
         for j, column in enumerate(names)
