@@ -221,6 +221,8 @@ def _measure_log_odds(
 ) -> None:
     print_on_main(ranks, f"evaluate {model.name}: refusal log-odds, {len(log_odds.openings.openings)} openings")
     key = hash_of([file.settings_hash for file in log_odds.files])
+    if ranks.is_main:  # first: a file of log-odds that is complete is not measured again
+        write_json(model.folder.openings, openings_as_json(log_odds.openings))
     for file in log_odds.files:
         start = time.perf_counter()
         if problem := measure_log_odds(loaded, file, log_odds.openings, batch_size, ranks):
@@ -228,7 +230,6 @@ def _measure_log_odds(
             return
         cost.spend("log_odds", key, time.perf_counter() - start)
     if ranks.is_main:
-        write_json(model.folder.openings, openings_as_json(log_odds.openings))
         cost.finish("log_odds", key, prompts=sum(len(file.prompts) for file in log_odds.files))
 
 

@@ -12,7 +12,7 @@ smollm2-135m. Results are printed, and written into --out; those of a run into R
 
   dcr-ds diagnose entk MODEL…        gradient kernel (eNTK) between prompts of three categories
   dcr-ds diagnose layers MODEL       how well each layer separates the two sets of stage 1
-  dcr-ds diagnose confounds          what length, punctuation and words alone tell about the two sets
+  dcr-ds diagnose confounds          what length, punctuation and words alone reveal of the sets
   dcr-ds diagnose pca RUN            held-out prompts before and after refine, as a picture
   dcr-ds diagnose openings MODEL     the refusal openings that log-odds are read from
 
