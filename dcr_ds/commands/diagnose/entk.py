@@ -54,7 +54,7 @@ def _measure(
 
     encode = encoder(target.tokenizer())
     prompts = {name: [encode(row.prompt) for row in rows] for name, rows in sets.items()}
-    return entk(target.load(ranks and ranks.device), prompts, options.k, options.parameters)
+    return entk(target.load(ranks.device if ranks else None), prompts, options.k, options.parameters)
 
 
 def _write(result: "EntkResult", target: Target, options: Namespace) -> None:
@@ -118,7 +118,8 @@ def _changes(results: "dict[str, EntkResult]", block: tuple[int, int]) -> list[s
     for title, result in results.items():
         line = f"  {title:<{width}}  {_cell(result.means[block], result.low[block], result.high[block])}"
         if result is not first:
-            line += f"  {_cell(*(values[block] for values in difference(first, result)), sign='+')}"
+            mean, low, high = (values[block] for values in difference(first, result))
+            line += f"  {_cell(mean, low, high, sign='+')}"
         lines.append(line)
     return lines
 
