@@ -17,8 +17,9 @@ from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint
+from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint, tokenizer_folder
 from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import RunFolder, enclosing_run
@@ -122,6 +123,8 @@ def _export_adapter(adapter: Path, out: Path, options: ExportOptions) -> str:
         return f"the adapter {adapter}"
     source = prepare_source(ModelSection(source=options.base or base))
     merge_lora(source, adapter, out)
+    if tokenizer_folder(source, adapter) == adapter:
+        keep_tokenizer(adapter, None, out)
     return f"{source} with {adapter} merged into it"
 
 
@@ -168,6 +171,7 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, optio
             merge_lora(source, adapter, out)
         finally:
             shutil.rmtree(adapter, ignore_errors=True)
+    keep_tokenizer(source, recipe.model.chat_template, out)
     return f"{stage} at step {manifest.step}, from {checkpoint}"
 
 

@@ -39,7 +39,7 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
     if chat_template is not None:
-        tokenizer.chat_template = _read_template(chat_template)
+        tokenizer.chat_template = read_template(chat_template)
     if tokenizer.chat_template is None:
         raise UserError(
             f"{folder}: this tokenizer has no chat template (a base model?); set model.chat_template to a Jinja "
@@ -121,7 +121,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_p
     return list(ids)
 
 
-def _read_template(name: str) -> str:
+def read_template(name: str) -> str:
+    """The text of a chat template: a Jinja file, or the name of a shipped template."""
     shipped = TEMPLATES / f"{name}.jinja"
     path = shipped if shipped.is_file() else find_file(name)
     if path is None:

@@ -1,0 +1,50 @@
+"""The tokenizer files of a trained model or adapter: the chat template that it was trained with, and where it stops."""
+
+import shutil
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from dcr_ds.files import read_json, write_atomically, write_json
+from dcr_ds.models.chat import read_template, turn_end_ids
+
+FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*")
+TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def keep_tokenizer(source: Path, chat_template: str | None, folder: Path) -> None:
+    """Save the tokenizer that a model or adapter was trained with into its folder, so that others render alike. Rank 0.
+
+    A model's generation_config.json gets the end-of-turn token of the template, at which it learned to stop.
+
+    Args:
+        source: the folder that the tokenizer was loaded from.
+        chat_template: `model.chat_template`; None: the tokenizer's own.
+    """
+    for file in {file for pattern in FILES for file in source.glob(pattern)}:
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    if chat_template is not None:
+        write_atomically(folder / TEMPLATE, read_template(chat_template))
+        config = read_json(folder / CONFIG)
+        if isinstance(config, dict) and config.pop(
+            "chat_template", None
+        ):  # an older template, from before .jinja files
+            write_json(folder / CONFIG, config)
+    if (folder / "config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if tokenizer.chat_template is not None:
+            _stop_at(turn_end_ids(tokenizer), folder)
+
+
+def _stop_at(ids: list[int], folder: Path) -> None:
+    """Add token ids to those at which `generate` stops."""
+    file, config = folder / "generation_config.json", read_json(folder / "config.json")
+    values = read_json(file)
+    if not isinstance(values, dict):
+        values = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
+    ends = values.get("eos_token_id")
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if missing := [token for token in ids if token not in ends]:
+        write_json(file, values | {"eos_token_id": [*ends, *missing]})
