@@ -72,7 +72,6 @@ def export(state: AlignState, source: Path, folder: StageFolder) -> None:
     weights = trained_weights(state.engine, state.ranks)
     weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
     if state.ranks.is_main:
-        write_trained(
-            state.engine.module.model, weights, source, folder, chat_template=state.recipe.model.chat_template
-        )
+        template = state.recipe.model.chat_template
+        write_trained(state.engine.module.model, weights, source, folder, chat_template=template)
     barrier(state.ranks)

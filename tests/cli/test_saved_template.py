@@ -35,9 +35,7 @@ def test_another_template_replaces_the_old_one(source, tmp_path):
     keep_tokenizer(source, str(file), trained)
     assert AutoTokenizer.from_pretrained(trained).chat_template == OTHER
     assert "chat_template" not in json.loads((trained / "tokenizer_config.json").read_text())
-    assert set(stops(trained)) == set(
-        AutoTokenizer.from_pretrained(trained).convert_tokens_to_ids(["<|pad|>", "<|im_end|>"])
-    )
+    assert sorted(stops(trained)) == [0, 2]  # <|pad|> and EOS
 
 
 def test_nothing_changes_without_another_template(source, tmp_path):
@@ -51,9 +49,10 @@ def test_nothing_changes_without_another_template(source, tmp_path):
 def test_a_model_without_generation_config_gets_one(source, tmp_path):
     (source / "generation_config.json").unlink()
     (file := tmp_path / "other.jinja").write_text(OTHER)
-    keep_tokenizer(source, str(file), source)
-    assert len(stops(source)) == 2
-    assert GenerationConfig.from_pretrained(source).bos_token_id == 1
+    trained = shutil.copytree(source, tmp_path / "trained")
+    keep_tokenizer(source, str(file), trained)
+    assert len(stops(trained)) == 2
+    assert GenerationConfig.from_pretrained(trained).bos_token_id == 1
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora"])
@@ -73,5 +72,5 @@ def test_a_run_saves_the_template_it_trained_with(recipe, model, tmp_path, capsy
         merged = tmp_path / "merged"
         assert main(["export", str(tmp_path / "out"), "--merge", "--out", str(merged)]) == 0, capsys.readouterr().err
         assert {file.name: file.read_bytes() for file in merged.iterdir()} == {
-            file.name: file.read_bytes() for file in (run / "align/model").iterdir()
+            file.name: file.read_bytes() for file in (run / "align/model").iterdir() if file.name != "README.md"
         }
