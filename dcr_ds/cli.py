@@ -34,7 +34,7 @@ COMMANDS = {
     "judge": "label the answers of a file, and compare labels",
     "ability": "general ability with lm-eval: MMLU, ARC, OpenBookQA, PIQA",
     "compare-quality": "which of two models answers better, judged by a language model",
-    "diagnose": "gradient kernel, layer probe and confound check, for models and data",
+    "diagnose": "gradient kernel, layer probe, PCA, confounds and refusal openings",
     "report": "report of runs: Markdown, HTML, figures; seeds combined",
     "export": "safetensors for transformers and vLLM, from a run or a checkpoint",
     "schema": "JSON schema of recipes, for editors",
