@@ -13,15 +13,15 @@ from dcr_ds.data.sampler import draw
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
 
-SETS = ("seemingly_toxic", "toxic", "general")
+OPTIONS = {"seemingly_toxic": "--seemingly-toxic", "toxic": "--toxic", "general": "--general"}
+SETS = tuple(OPTIONS)
 PAIRED = SETS[:2]
 
 
 def add_prompts(parser: ArgumentParser, names: Sequence[str], split: str, count: int | None) -> None:
     """Add the options of the sets: files, split of the built-in ones, number of prompts and seed."""
     for name in names:
-        option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, metavar="FILE", help=f"{name.replace('_', ' ')} prompts (default: built-in)")
+        parser.add_argument(OPTIONS[name], metavar="FILE", help=f"{name.replace('_', ' ')} prompts (default: built-in)")
     help_split = f"of the built-in sets (default: {split})"
     parser.add_argument("--split", choices=("train", "held_out"), default=split, help=help_split)
     help_count = f"per category (default: {count or 'all'})"
@@ -40,7 +40,7 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
         if options.prompts and len(rows) < options.prompts:
             raise UserError(
                 f"{name.replace('_', ' ')}: {options.prompts} prompts asked for, the set has {len(rows)}; lower "
-                f"--prompts, or name a larger file with --{name.replace('_', '-')}"
+                f"--prompts, or name a larger file with {OPTIONS[name]}"
             )
     return {name: _sample(rows, options.prompts, options.seed) for name, rows in sets.items()}
 
