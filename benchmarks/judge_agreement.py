@@ -18,11 +18,12 @@ from pathlib import Path
 
 from dcr_ds.errors import UserError
 from dcr_ds.judges import Answer, Judge, verdicts
-from dcr_ds.judges.agreement import agree, table
+from dcr_ds.judges.agreement import table
 from dcr_ds.judges.rows import read_answers, read_labels
 from dcr_ds.judges.rules.fit import fit, read_labelled, read_written
 from dcr_ds.judges.rules.judge import RulesJudge, rules_judge
 from dcr_ds.judges.strings import PRESETS, string_judge
+from dcr_ds.label_agreement import agree
 
 PUBLISHED = ("gpt4_label",)  # columns with labels of other judges
 MEASURES = ("f1", "precision", "recall", "accuracy", "kappa")

@@ -1,4 +1,4 @@
-"""Rates, their differences and their intervals; agreement of judges. All intervals are two-sided at 95%."""
+"""Rates, differences and their intervals; agreement of judges. All intervals are two-sided at 95%."""
 
 from collections.abc import Sequence
 from math import comb, sqrt
@@ -11,10 +11,10 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: float, total: int, z: float = Z_95) -> Interval:
-    """Wilson's score interval of a proportion; (0, 1) where nothing was observed.
+    """Wilson's score interval of a proportion; (0, 1) without observations.
 
-    Unlike the normal approximation it stays within [0, 1] and has a width at 0 and at 1, where refusal rates
-    of small benchmarks often lie.
+    Unlike the normal approximation it stays within [0, 1] and has a positive width at 0 and 1, where refusal rates of
+    small benchmarks often lie.
     """
     if total == 0:
         return 0.0, 1.0
@@ -22,23 +22,23 @@ def wilson_interval(successes: float, total: int, z: float = Z_95) -> Interval:
     scale = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / scale
     half = z / scale * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    # At 0 and at n the bound is exactly 0 or 1; the formula misses it by rounding.
+    # At 0 and n the bound is exactly 0 or 1; the formula deviates by rounding.
     low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == total else centre + half
     return low, high
 
 
 def rate(successes: float, total: int) -> dict[str, float | int | None]:
-    """A proportion with its Wilson interval, as it is written to files."""
+    """A proportion with its Wilson interval, as written to files."""
     low, high = wilson_interval(successes, total)
     return {"value": successes / total if total else None, "low": low, "high": high, "n": total}
 
 
 def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:
-    """The interval of the unweighted mean of independent estimates, recovered from the interval of each.
+    """The interval of the unweighted mean of independent estimates, computed from their intervals.
 
-    MOVER (Zou and Donner, Statistics in Medicine 2008): distances to the lower bounds, and to the upper ones, add
-    up in squares. With Wilson's intervals the mean, too, has a width where every rate is 0 or 1.
+    MOVER (Zou and Donner, Statistics in Medicine 2008): the squared distances to the lower bounds add up, and likewise
+    for the upper bounds. With Wilson intervals, the mean has a positive width even if every rate is 0 or 1.
     """
     mean, size = sum(values) / len(values), len(values)
     below = sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, intervals, strict=True))) / size
@@ -47,32 +47,32 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
 
 
 def paired_bootstrap(differences: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """Percentile bootstrap of the mean difference between two models that were asked the same prompts.
+    """Percentile bootstrap of the mean difference between two models that answered the same prompts.
 
-    Prompts are resampled, so both answers to a prompt stay together; each benchmark on its own, where there are
-    several, and the mean over benchmarks is taken. As a difference is −1, 0 or 1, a resample of a benchmark is one
-    multinomial draw of how many there are of each: exact, and no slower for more prompts.
+    Prompts are resampled, so both answers to a prompt stay together; each benchmark is resampled separately, and the
+    mean over benchmarks is taken. As a difference is −1, 0 or 1, a resample of a benchmark is one multinomial draw of
+    the three counts: exact, and independent of the number of prompts.
 
     Args:
-        differences: of each benchmark, wanted by the one minus wanted by the other, [n] of −1, 0, 1.
+        differences: per benchmark, outcome of the first model minus that of the second, [n] of −1, 0, 1.
     """
     rng = np.random.default_rng(seed)
     means = np.zeros(resamples)
-    for each in differences:
-        counts = np.array([np.sum(each == value) for value in (-1, 0, 1)])
-        drawn = rng.multinomial(len(each), counts / len(each), size=resamples)  # [resamples, 3]
-        means += (drawn[:, 2] - drawn[:, 0]) / len(each)
+    for benchmark in differences:
+        counts = np.array([np.sum(benchmark == value) for value in (-1, 0, 1)])
+        drawn = rng.multinomial(len(benchmark), counts / len(benchmark), size=resamples)  # [resamples, 3]
+        means += (drawn[:, 2] - drawn[:, 0]) / len(benchmark)
     low, high = np.quantile(means / len(differences), [0.025, 0.975])
     if low < high:
         return float(low), float(high)
-    # All resamples are alike, as no prompt differs or all do: the bootstrap cannot know how rare the other case is.
-    # Clopper and Pearson's bound of 0 in n does.
+    # All resamples are equal, because no prompt or every prompt differs: the bootstrap cannot tell how rare the other
+    # case is. Clopper and Pearson's bound for 0 of n can.
     unseen = 1 - 0.025 ** (1 / sum(map(len, differences)))
     return max(float(low) - unseen, -1.0), min(float(high) + unseen, 1.0)
 
 
 def mcnemar_p(differences: np.ndarray) -> float:
-    """Exact two-sided p of McNemar's test: that as many prompts change for the better as for the worse.
+    """Exact two-sided p value of McNemar's test that equally many prompts become better and worse.
 
     Args:
         differences: [n] of −1, 0, 1; only those that are not 0 count.
@@ -84,7 +84,7 @@ def mcnemar_p(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjustment of p values for having looked at all of them, in their order."""
+    """Holm's adjustment of p values for multiple comparisons, in the given order."""
     adjusted, highest = [0.0] * len(p_values), 0.0
     for place, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
         highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
@@ -93,18 +93,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seeds_interval(*models: Sequence[np.ndarray]) -> Interval:
-    """The interval of a model's rate over seeds and prompts; with two models, of the first's rate less the second's.
+    """The interval of a model's rate over seeds and prompts; with two models, of the first rate minus the second.
 
-    Seeds and prompts are both samples, crossed: every seed's model answers every prompt. The variance of the mean
-    is that of the prompts' means over the number of prompts plus, for each model, that of its seeds' means over the
-    number of seeds; what neither explains is in both, so the sum errs on the wide side (as Owen shows of the
-    pigeonhole bootstrap, Annals of Applied Statistics 2007). Student's t at Satterthwaite's degrees of freedom
-    allows for few seeds, where a bootstrap is too narrow: of three seeds it draws none more extreme than it saw.
-    Of several benchmarks it is the mean rate, all of the same weight.
+    Seeds and prompts are crossed samples: every seed's model answers every prompt. The variance of the mean is the
+    variance of the prompts' means over the number of prompts plus, per model, the variance of its seeds' means over the
+    number of seeds. The interaction is in both terms, so the sum is conservative (as Owen shows for the pigeonhole
+    bootstrap, Annals of Applied Statistics 2007). Student's t with Satterthwaite's degrees of freedom accounts for few
+    seeds, for which a bootstrap is too narrow. With several benchmarks, the rate is their unweighted mean.
 
     Args:
-        models: of each, by benchmark, whether the answer was wanted, [seeds, prompts] of 0 and 1; the same prompts in
-            the same order. What there is only one of, seed or prompt, adds nothing: its spread is not known.
+        models: per model and benchmark, whether the answer was wanted, [seeds, prompts] of 0 and 1; the same prompts in
+            the same order. A single seed or a single prompt adds no variance, as its spread is unknown.
     """
     ours, theirs = models[0], models[1] if len(models) > 1 else None
     prompts = [one.mean(axis=0) for one in ours]  # by benchmark [prompts]
@@ -133,7 +132,7 @@ def seeds_interval(*models: Sequence[np.ndarray]) -> Interval:
 
 
 def student_t(freedom: float) -> float:
-    """The two-sided 95% quantile of Student's t, for any degrees of freedom from 1.
+    """The two-sided 95% quantile of Student's t, for any real number of degrees of freedom ≥ 1.
 
     With t = √ν tan θ the density of θ is proportional to cos θ^(ν−1), on a finite range.
     """
@@ -144,13 +143,13 @@ def student_t(freedom: float) -> float:
     return sqrt(freedom) * float(np.tan(np.interp(0.95, below / below[-1], angle)))
 
 
-def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
-    """Cohen's kappa of two judges on the same answers: agreement beyond chance; None where it is not defined.
+def cohen_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
+    """Cohen's kappa of two judges on the same answers: agreement beyond chance.
 
-    It is not where there is no answer, or both judges give one and the same label throughout.
+    None (undefined) without answers, or if both judges always give the same single label.
     """
-    if not one:
+    if not first:
         return None
-    agreed = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
-    by_chance = sum(one.count(label) * other.count(label) for label in set(one)) / len(one) ** 2
+    agreed = sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+    by_chance = sum(first.count(label) * second.count(label) for label in set(first)) / len(first) ** 2
     return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; rooms named together stand on one floor
     {"dcr_kernels"},
     {"errors", "files", "statistics", "ranking"},
-    {"recipe", "discernment"},
+    {"recipe", "discernment", "label_agreement"},
     {"data", "models"},
     {"engine"},
     {"judges"},
@@ -83,7 +83,7 @@ def test_kernels_folder_is_no_package():
 def test_reports_are_made_of_files_alone():
     for file in (ROOT / "dcr_ds" / "report").rglob("*.py"):
         rooms = {room_of(name) for name in imports(file) if name.startswith("dcr_ds")}
-        assert rooms <= {"report", "errors", "files", "recipe", "statistics", "discernment"}, file
+        assert rooms <= {"report", "errors", "files", "recipe", "statistics", "discernment", "label_agreement"}, file
 
 
 def test_reports_are_composed_in_order():
@@ -97,7 +97,8 @@ def test_reports_are_composed_in_order():
 
 
 @pytest.mark.parametrize(
-    "room", ["errors.py", "files.py", "statistics.py", "ranking.py", "discernment", "recipe", "data"]
+    "room",
+    ["errors.py", "files.py", "statistics.py", "ranking.py", "label_agreement.py", "discernment", "recipe", "data"],
 )
 def test_data_is_read_without_torch(room):
     place = ROOT / "dcr_ds" / room

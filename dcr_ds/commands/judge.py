@@ -16,6 +16,7 @@ from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.agreement import Labels, as_json, as_markdown
 from dcr_ds.judges.judging import judge_rows
 from dcr_ds.judges.rows import AnswerRow, read_answers, read_labels
+from dcr_ds.label_agreement import judged_matter
 from dcr_ds.recipe import AnyJudge
 from dcr_ds.recipe.evaluation import PlainJudge
 
@@ -103,7 +104,7 @@ def _compare(rows: list[AnswerRow], files: list[str], out: Path) -> None:
             raise UserError(f"{labels.name}: has a label for {unknown!r}, but no answer has this id")
     pairs = list(combinations(all_labels, 2))
     for first, second in pairs:
-        if _judged_matter(first) != _judged_matter(second):
+        if judged_matter(list(first.by_id.values())) != judged_matter(list(second.by_id.values())):
             raise UserError(
                 f"{first.name} and {second.name}: one labels refusal, the other harm; compare labels of the same kind"
             )
@@ -112,7 +113,3 @@ def _compare(rows: list[AnswerRow], files: list[str], out: Path) -> None:
     json_file = out.with_suffix(".json")
     write_json(json_file, [as_json(*pair, answers) for pair in pairs])
     print(f"Agreement: {out} and {json_file}")
-
-
-def _judged_matter(labels: Labels) -> str:
-    return "harm" if {"harmful", "harmless"} & set(labels.by_id.values()) else "refusal"

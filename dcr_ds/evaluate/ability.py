@@ -1,8 +1,8 @@
 """General ability: multiple-choice accuracy through lm-eval, on its hub tasks or on local files.
 
-Local files are for machines without a hub, and for quick looks at a part of a set: `DIR/<task>*.jsonl` with rows of
-`question`, `choices`, `answer` (the zero-based index of the right choice), and for mmlu `subject`. The prompts are laid
-out as lm-eval's own tasks of that name do, zero-shot, so that figures differ from its own only by the rows.
+Local files serve machines without a hub, and quick measurements on part of a set: `DIR/<task>*.jsonl` with rows of
+`question`, `choices`, `answer` (zero-based index of the correct choice), and for mmlu `subject`. Prompts have the format
+of lm-eval's tasks of that name, zero-shot, so that figures differ from lm-eval's only by the rows.
 """
 
 import json
@@ -16,7 +16,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of
 from dcr_ds.statistics import rate
 
-# The paper's list. acc_norm, the score of a choice divided by its bytes, where the choices differ much in length.
+# The paper's tasks. acc_norm divides the score of a choice by its bytes, for tasks whose choices differ in length.
 TASKS = {
     "mmlu": "acc",
     "arc_easy": "acc",
@@ -39,43 +39,43 @@ def measure_ability(
     """Accuracy of a loaded model by task: metric, value, low, high (Wilson, 95 %), n, and the hash of the rows.
 
     Args:
-        local: folder of local files; None: lm-eval's own tasks, from the hub.
-        limit: first rows of each task only (of each subject, in lm-eval's mmlu).
+        local: folder of local files; None: lm-eval's own tasks from the hub.
+        limit: use only the first rows of each task (of each subject in lm-eval's mmlu).
 
     Raises:
-        UserError: lm-eval is not installed, a task is unknown or its data is not to be had.
+        UserError: lm-eval is not installed, a task is unknown, or its data is not available.
     """
     if find_spec("lm_eval") is None:
         raise UserError("general ability needs lm-eval: pip install 'dcr-ds[eval]'")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    asked = [_local_task(task, local) if local else _known(task) for task in tasks]
+    loaded = [_local_task(task, local) if local else _known(task) for task in tasks]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     try:
-        output = simple_evaluate(language_model, tasks=asked, num_fewshot=0, limit=limit, bootstrap_iters=0)
+        output = simple_evaluate(language_model, tasks=loaded, num_fewshot=0, limit=limit, bootstrap_iters=0)
     except (OSError, ConnectionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"ability: the data of {', '.join(tasks)} is not to be had ({reason}); check the network, or name a folder "
-            "of local files with --local-data"
+            f"ability: the data of {', '.join(tasks)} could not be loaded ({reason}); check the network, or set "
+            "--local-data to a folder of local files"
         ) from None
     return {task: _figures(task, output["samples"]) for task in tasks}
 
 
 def _known(task: str) -> str:
     if task not in TASKS:
-        raise UserError(f"ability: unknown task {task!r}; there are {', '.join(TASKS)}")
+        raise UserError(f"ability: unknown task {task!r}; tasks: {', '.join(TASKS)}")
     return task
 
 
 def _local_task(task: str, folder: Path) -> dict[str, Any]:
-    """A task as lm-eval takes it, over a local file."""
+    """An lm-eval task on a local file."""
     _known(task)
     files = sorted(folder.glob(f"{task}*test*.jsonl")) or sorted(folder.glob(f"{task}*.jsonl"))
     if not files:
-        raise UserError(f"{folder}: no {task}*.jsonl in it; leave out {task}, or put its rows there")
+        raise UserError(f"{folder}: contains no {task}*.jsonl; remove {task}, or put its rows there")
     _check_rows(files[0], COLUMNS | ({"subject"} if task == "mmlu" else set()))
     return {
         "task": task,
@@ -101,15 +101,15 @@ def _check_rows(file: Path, columns: set[str]) -> None:
                 raise UserError(f"{file}, line {number}: not valid JSON ({error})") from None
             if missing := sorted(columns - set(row)):
                 raise UserError(
-                    f"{file}, line {number}: no {', '.join(missing)}; a row has {', '.join(sorted(columns))}"
+                    f"{file}, line {number}: no {', '.join(missing)}; required: {', '.join(sorted(columns))}"
                 )
             choices, answer = row["choices"], row["answer"]
             if not isinstance(choices, list) or type(answer) is not int or not 0 <= answer < len(choices):
-                raise UserError(f"{file}, line {number}: answer {answer!r} is no index into its choices")
+                raise UserError(f"{file}, line {number}: answer {answer!r} is not an index into the choices")
 
 
 def _figures(task: str, samples: dict[str, list[dict]]) -> dict[str, Any]:
-    """All rows of a task weigh the same, also where lm-eval has it in parts, as mmlu in its 57 subjects."""
+    """All rows of a task have the same weight, even if lm-eval splits the task, as mmlu into its 57 subjects."""
     rows = [
         row for name, part in sorted(samples.items()) if name == task or name.startswith(f"{task}_") for row in part
     ]

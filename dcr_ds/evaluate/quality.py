@@ -1,9 +1,9 @@
 """Pairwise quality: an LLM judge says which of two models answers better, asked in both orders.
 
 The protocol is AlpacaEval's (Li et al. 2023): the win rate of A over B is the mean over prompts of 1 for a win, 0.5 for
-a tie and 0 for a loss. Judges prefer a position, so each pair is shown both ways round, and a preference that turns
-with the order is a tie. Judges also prefer length. AlpacaEval 2 corrects for it by a regression fitted over the answers
-of many models, which two are not; here the mean lengths, and how often the longer answer won, stand beside the rate.
+a tie and 0 for a loss. Judges prefer a position, so each pair is judged in both orders, and a preference that changes
+with the order is a tie. Judges also prefer longer answers. AlpacaEval 2 corrects for it with a regression over many
+models, which two models do not allow; here the mean lengths and how often the longer answer won are reported instead.
 """
 
 import sys
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, write_jsonl
-from dcr_ds.judges.llm import ask, last_label
+from dcr_ds.judges.llm import judge_request, last_label
 from dcr_ds.models.endpoint import Completion, Endpoint
 from dcr_ds.statistics import rate
 
@@ -40,16 +40,16 @@ class Pair(NamedTuple):
 
 
 def read_pairs(a: Path, b: Path) -> list[Pair]:
-    """The pairs of two files of generations.
+    """Pair the answers of two files of generations.
 
     Raises:
-        UserError: a file has no rows, a column is missing, an id is doubled, or the files are not of the same prompts.
+        UserError: a file has no rows, a column is missing, an id is repeated, or the files have different prompts.
     """
     ours, theirs = _read_generations(a), _read_generations(b)
     if only := ours.keys() ^ theirs.keys():
-        one = min(only)
+        example = min(only)
         raise UserError(
-            f"{a} and {b}: {len(only)} ids are in one of them only, such as {one!r} in {a if one in ours else b}; "
+            f"{a} and {b}: {len(only)} ids are in one file only, such as {example!r} in {a if example in ours else b}; "
             "compare two models on the same benchmark"
         )
     for key, row in ours.items():
@@ -59,50 +59,50 @@ def read_pairs(a: Path, b: Path) -> list[Pair]:
 
 
 def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
-    """Judge the pairs both ways round into rows {id, a_first, b_first, winner, key}; rows that `out` has are kept.
+    """Judge the pairs in both orders into rows {id, a_first, b_first, winner, key}; rows that exist in `out` are kept.
 
-    `a_first` and `b_first` are what the judge said with that answer in the first place. Each is written as it comes,
-    in a row of its own until the end, so that a killed comparison goes on with what is missing.
+    `a_first` and `b_first` are the judge's preferences with that answer shown first. Until the end, each is written as
+    it arrives in a separate row, so that a killed comparison resumes with the missing ones.
 
     Raises:
-        UserError: the endpoint fails; what was judged before is in the file.
+        UserError: the endpoint fails; earlier verdicts are in the file.
     """
     keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), endpoint.model, MAX_TOKENS]) for pair in pairs]
-    said: dict[tuple[Any, Any], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
+    preferences: dict[tuple[Any, Any], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
     for row in read_jsonl(out):
-        said.setdefault((row.get("id"), row.get("key")), {}).update(row)
+        preferences.setdefault((row.get("id"), row.get("key")), {}).update(row)
     todo = [
         (pair, key, order)
         for pair, key in zip(pairs, keys, strict=True)
         for order in ORDERS
-        if order not in said[pair.id, key]
+        if order not in preferences[pair.id, key]
     ]
-    write_jsonl(out, [row for row in said.values() if row])  # without a line that was torn
+    write_jsonl(out, [row for row in preferences.values() if row])  # without torn lines
     with out.open("a", encoding="utf-8", newline="\n") as stream:
         for row in _judge(todo, endpoint):
             stream.write(json_line(row))
             stream.flush()
-            said[row["id"], row["key"]].update(row)
-    rows = [_compared(said[pair.id, key]) for pair, key in zip(pairs, keys, strict=True)]
+            preferences[row["id"], row["key"]].update(row)
+    rows = [_compared(preferences[pair.id, key]) for pair, key in zip(pairs, keys, strict=True)]
     write_jsonl(out, rows)
     return rows
 
 
-def _compared(said: dict) -> dict:
-    a_first, b_first = (said[order] for order in ORDERS)
+def _compared(preferences: dict) -> dict:
+    a_first, b_first = (preferences[order] for order in ORDERS)
     return {
-        "id": said["id"],
+        "id": preferences["id"],
         "a_first": a_first,
         "b_first": b_first,
         "winner": winner(a_first, b_first),
-        "key": said["key"],
+        "key": preferences["key"],
     }
 
 
 def summarise(pairs: Sequence[Pair], rows: Sequence[dict]) -> dict:
-    """Win rate of A over the pairs with a verdict, and what it may owe to length.
+    """Win rate of A over the pairs with a verdict, and its relation to length.
 
-    The interval is Wilson's with a tie as half a win; ties vary less than wins and losses, so it errs on the wide side.
+    The interval is Wilson's with a tie as half a win; ties vary less than wins and losses, so it is conservative.
     """
     counts = Counter(row["winner"] for row in rows)
     judged = len(rows) - counts["unparsed"]
@@ -111,14 +111,14 @@ def summarise(pairs: Sequence[Pair], rows: Sequence[dict]) -> dict:
         for pair, row in zip(pairs, rows, strict=True)
         if row["winner"] in ("a", "b") and len(pair.a) != len(pair.b)
     ]
-    turned = sum(row["a_first"] == row["b_first"] != "tie" for row in rows if row["winner"] == "tie")
+    changed = sum(row["a_first"] == row["b_first"] != "tie" for row in rows if row["winner"] == "tie")
     return {
         "win_rate": rate(counts["a"] + WORTH["tie"] * counts["tie"], judged),
         "wins": counts["a"],
         "ties": counts["tie"],
         "losses": counts["b"],
         "unparsed": counts["unparsed"],
-        "turned_with_the_order": turned,
+        "turned_with_the_order": changed,
         "mean_characters": {
             "a": sum(len(pair.a) for pair in pairs) / len(pairs),
             "b": sum(len(pair.b) for pair in pairs) / len(pairs),
@@ -128,13 +128,13 @@ def summarise(pairs: Sequence[Pair], rows: Sequence[dict]) -> dict:
 
 
 def _judge(todo: Sequence[tuple[Pair, str, str]], endpoint: Endpoint) -> Iterator[dict]:
-    """Yield a row {id, key, <order>} for each pair, key and order as replies come."""
-    asked = [
+    """Yield a row {id, key, <order>} for each pair, key and order as replies arrive."""
+    requests = [
         _ask(pair.prompt, pair.a, pair.b) if order == "a_first" else _ask(pair.prompt, pair.b, pair.a)
         for pair, _, order in todo
     ]
     try:
-        for number, reply in endpoint.complete_all(asked, MAX_TOKENS):
+        for number, reply in endpoint.complete_all(requests, MAX_TOKENS):
             pair, key, order = todo[number]
             yield {"id": pair.id, "key": key, order: _preference(reply)}
     finally:
@@ -142,7 +142,7 @@ def _judge(todo: Sequence[tuple[Pair, str, str]], endpoint: Endpoint) -> Iterato
 
 
 def winner(a_first: str, b_first: str) -> str:
-    """a, b, tie or unparsed, from what was preferred with A in the first place and with B there."""
+    """a, b, tie or unparsed, from the preferences with A first and with B first."""
     if "unparsed" in (a_first, b_first):
         return "unparsed"
     votes = {"first": "a", "second": "b"}.get(a_first, "tie"), {"first": "b", "second": "a"}.get(b_first, "tie")
@@ -150,7 +150,7 @@ def winner(a_first: str, b_first: str) -> str:
 
 
 def _ask(prompt: str, first: str, second: str) -> list[dict[str, str]]:
-    return ask(RUBRIC, PREFERENCES, request=prompt, first=first, second=second)
+    return judge_request(RUBRIC, PREFERENCES, request=prompt, first=first, second=second)
 
 
 def _preference(reply: Completion) -> str:
@@ -159,14 +159,14 @@ def _preference(reply: Completion) -> str:
 
 def _read_generations(file: Path) -> dict[str, dict]:
     if not file.is_file():
-        raise UserError(f"{file}: no such file; it wants a generations.jsonl of an evaluation")
+        raise UserError(f"{file}: no such file; expected the generations.jsonl of an evaluation")
     rows: dict[str, dict] = {}
     for number, row in enumerate(read_jsonl(file), 1):
         if missing := [name for name in ("id", "prompt", "completion") if not isinstance(row.get(name), str)]:
-            raise UserError(f"{file}: row {number} has no text in {missing[0]!r}; it has {', '.join(row)}")
+            raise UserError(f"{file}: row {number} has no text in {missing[0]!r}; columns: {', '.join(row)}")
         if row["id"] in rows:
-            raise UserError(f"{file}: row {number}: the id {row['id']!r} is there twice")
+            raise UserError(f"{file}: row {number}: the id {row['id']!r} is repeated")
         rows[row["id"]] = row
     if not rows:
-        raise UserError(f"{file}: holds no row")
+        raise UserError(f"{file}: contains no rows")
     return rows

@@ -1,7 +1,7 @@
-"""Guard models: models trained to label answers, each as its declaration describes it.
+"""Guard models: models trained to label answers, used as their declarations describe.
 
-A declaration says how the guard's input is built, how its output is read, and what it can judge: harm is not refusal.
-Readings of one guard (WildGuard says both) share its replies, so that judging by both costs one pass.
+A declaration defines the guard's input, how its output is parsed, and what it can judge: harm is not refusal. Readings
+of one guard (WildGuard judges both) share its replies, so that both cost a single pass.
 """
 
 import re
@@ -30,7 +30,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
-from dcr_ds.judges.labels import UNPARSED, label_written
+from dcr_ds.judges.labels import UNPARSED, label_nonempty
 from dcr_ds.models.batches import pad_right
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
@@ -41,7 +41,7 @@ _open_models: WeakValueDictionary[tuple, "GuardModel"] = WeakValueDictionary()
 
 
 class GuardModel:
-    """A guard with what it said so far. The tokenizer is loaded at once, the weights when they are needed."""
+    """A guard and its replies so far. The tokenizer is loaded immediately, the weights when they are needed."""
 
     def __init__(self, folder: Path, declaration: Declaration, batch_size: int) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class GuardModel:
         self._replies: dict[Answer, Reply | None] = {}
 
     def replies(self, answers: Sequence[Answer]) -> Iterator[Reply | None]:
-        """Yield the replies in order, a batch at a time; None where the prompt alone is too long."""
+        """Yield the replies in order, batch by batch; None if the prompt alone is too long."""
         for start in range(0, len(answers), self.batch_size):
             batch = answers[start : start + self.batch_size]
             new = [answer for answer in dict.fromkeys(batch) if answer not in self._replies]
@@ -64,11 +64,11 @@ class GuardModel:
             self.num_left_out += len(new) - len(rows)
             self._replies.update(dict.fromkeys(new))
             if rows:
-                self._replies.update(zip(rows, self._ask(list(rows.values())), strict=True))
+                self._replies.update(zip(rows, self._replies_to(list(rows.values())), strict=True))
             yield from (self._replies[answer] for answer in batch)
 
     def encode(self, answer: Answer) -> list[int] | None:
-        """Token ids of the input, with as much of the response as there is room for; None: for nothing of it."""
+        """Token ids of the input with the response truncated to fit; None if no part of the response fits."""
         ids = self._render(answer.prompt, answer.completion)
         if len(ids) <= self._room:
             return ids
@@ -86,13 +86,13 @@ class GuardModel:
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             return encode_prompt(self.tokenizer, messages)
         texts = {"{prompt}": prompt, "{response}": response}
-        text = re.sub(r"\{prompt\}|\{response\}", lambda found: texts[found[0]], form)
+        text = re.sub(r"\{prompt\}|\{response\}", lambda match: texts[match[0]], form)
         bos = self.tokenizer.bos_token
         return self.tokenizer(text, add_special_tokens=not (bos and form.startswith(bos))).input_ids
 
     @cached_property
     def _room(self) -> int:
-        """Most tokens of an input."""
+        """Maximum number of input tokens."""
         context = getattr(AutoConfig.from_pretrained(self.folder), "max_position_embeddings", None)
         limits = [self.declaration.max_input_tokens, self.tokenizer.model_max_length]
         return min(limits + ([context - self.declaration.max_new_tokens] if context else []))
@@ -107,7 +107,7 @@ class GuardModel:
         attention, _ = resolve_attention("auto", model_type, self.dtype, flash_attention_problem(self.device))
         model = self._load(AutoModelForCausalLM, attn_implementation=attention)
         ends = model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        model.generation_config = GenerationConfig(  # replaced: what is left open is filled from the model's own
+        model.generation_config = GenerationConfig(  # replaced, because missing fields are filled from the model's own
             do_sample=False,
             max_new_tokens=self.declaration.max_new_tokens,
             eos_token_id=ends,
@@ -127,10 +127,10 @@ class GuardModel:
             raise UserError(f"{self.folder}: transformers cannot load it as {kind.__name__} ({reason})") from None
         model, info = loaded
         if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
-            raise UserError(f"{self.folder}: no {kind.__name__}: its weights have no {missing[0]}")
+            raise UserError(f"{self.folder}: not a {kind.__name__}: the weights lack {missing[0]}")
         return model.eval().to(self.device)
 
-    def _ask(self, rows: list[list[int]]) -> list[Reply]:
+    def _replies_to(self, rows: list[list[int]]) -> list[Reply]:
         if self.declaration.output == "classifier":
             return self._classify(rows)
         if self.declaration.output == "first_token":
@@ -152,7 +152,10 @@ class GuardModel:
 
     @torch.inference_mode()
     def _generate(self, rows: list[list[int]]):
-        width, pad = max(map(len, rows)), self.tokenizer.pad_token_id  # padded left: replies start at one position
+        width, pad = (
+            max(map(len, rows)),
+            self.tokenizer.pad_token_id,
+        )  # padded left: all replies start at the same position
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return cast(GenerationMixin, self._model).generate(
@@ -175,8 +178,8 @@ class ModelJudge:
         )
 
     def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Yield the verdicts with their indices; an empty answer is degenerate without asking."""
-        return label_written(answers, self._label)
+        """Yield the verdicts with their indices; empty answers are degenerate without running the model."""
+        return label_nonempty(answers, self._label)
 
     def _label(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
         model = self._model
@@ -185,15 +188,17 @@ class ModelJudge:
                 yield index, UNPARSED if reply is None else read(reply, self._reading)
         finally:
             if model.num_cut:
-                counts = f"{model.num_cut} responses were too long and cut, {model.num_left_out} of them not judged"
+                counts = (
+                    f"{model.num_cut} responses were too long and truncated, {model.num_left_out} of them not judged"
+                )
                 print(f"{self.name}: {counts}", file=sys.stderr, flush=True)
 
 
 def load_guard_judge(declared: GuardJudge) -> ModelJudge:
-    """The judge that a recipe declares. Two readings of one guard get one model.
+    """Load the judge that a recipe declares. Two readings of one guard share the model.
 
     Raises:
-        UserError: the declaration, the format, the labels or the model are not to be had, or do not fit together.
+        UserError: declaration, format, labels or model are missing or do not match.
     """
     declaration = read_declaration(declared)
     assert declaration.source is not None  # read_declaration demands it
@@ -212,29 +217,29 @@ def _check_classes(model: GuardModel, declared: GuardJudge) -> None:
     classes, labels = sorted(config.id2label.values()), model.declaration.readings[declared.judges].labels
     if config.problem_type == "multi_label_classification" or len(classes) < 2:
         raise UserError(
-            f"judge {declared.name}: {model.folder}: its classes do not exclude each other; it cannot judge"
+            f"judge {declared.name}: {model.folder}: its classes are not mutually exclusive; it cannot judge"
         )
     if sorted(labels) != classes:
         raise UserError(
-            f"judge {declared.name}: {model.folder} says {', '.join(classes)}; `labels` must name each of these "
-            f"(it names {', '.join(labels)})"
+            f"judge {declared.name}: {model.folder} has the classes {', '.join(classes)}; `labels` must map each "
+            f"of them (it maps {', '.join(labels)})"
         )
 
 
 def _check_first_tokens(model: GuardModel, declared: GuardJudge) -> None:
     tokens = first_tokens(model.tokenizer, model.declaration)
     if len(set(tokens.values())) < len(tokens):
-        raise UserError(f"judge {declared.name}: {', '.join(tokens)} begin with one token; read the reply as text")
+        raise UserError(f"judge {declared.name}: {', '.join(tokens)} begin with the same token; use output: text")
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, declaration: Declaration) -> dict[str, int]:
-    """The first token of each thing the guard might say."""
+    """The first token of each possible reply of the guard."""
     words = {word for reading in declaration.readings.values() for word in reading.labels}
     return {word: tokenizer(word, add_special_tokens=False).input_ids[0] for word in sorted(words)}
 
 
 def _locate(source: str, declared: GuardJudge) -> Path:
-    """The folder of the guard's model, downloaded where it must be; safetensors only."""
+    """The folder of the guard's model, downloaded if necessary; safetensors only."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -245,10 +250,10 @@ def _locate(source: str, declared: GuardJudge) -> Path:
         except (HfHubHTTPError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
-                f"judge {declared.name}: {source} is not to be had from the hub ({reason}); check the name, the "
-                "network, HF_TOKEN and that access was granted, or set `source` to a local folder"
+                f"judge {declared.name}: {source} could not be downloaded from the hub ({reason}); check the name, "
+                "the network, HF_TOKEN and whether access was granted, or set `source` to a local folder"
             ) from None
-    weight_files(folder)  # raises where they are missing, or pickles
+    weight_files(folder)  # raises if they are missing, or pickles
     return folder
 
 

@@ -1,8 +1,8 @@
-"""Files of answers to files of verdicts: each answer is judged once, however often a run is killed or repeated.
+"""Judge files of answers: each answer is judged once, however often a run is killed or repeated.
 
-A verdict row is {id, label, score, …, key}; its key is a hash of all that the verdict depends on: the judge's name
-and version, prompt, completion and finish. Verdicts are appended to <out>.unfinished as they come; at the end the
-rows are written in the order of the answers, whole or not at all. Both files are the cache of the next run.
+A verdict row is {id, label, score, …, key}; its key is a hash of everything the verdict depends on: the judge's name
+and version, prompt, completion and finish. Verdicts are appended to <out>.unfinished as they arrive; at the end all
+rows are written atomically in the order of the answers. Both files are the cache of the next run.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ VERDICT_FIELDS = ("id", "label", "score", "key")
 
 
 def judge_file(generations: Path, judge: Judge, out: Path) -> list[dict]:
-    """Judge a file of generations; returns the rows {id, label, score, key} it wrote, in the order of the file."""
+    """Judge a file of generations; returns the written rows {id, label, score, key}, in the order of the file."""
     rows = [
         AnswerRow(row["id"], Answer(row["prompt"], row["completion"], row.get("finish")), {})
         for row in read_jsonl(generations)
@@ -27,12 +27,12 @@ def judge_file(generations: Path, judge: Judge, out: Path) -> list[dict]:
 
 
 def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]:
-    """Judge what is not judged yet, and write one verdict a row; the rows' other columns are carried along.
+    """Judge the answers that are not judged yet, and write one verdict per row with the row's other columns.
 
-    A column that is called like a field of verdicts is carried as input_<name>.
+    A column with the name of a field of verdicts is written as input_<name>.
 
     Raises:
-        UserError: there is a file at `out` that holds no verdicts; or what the judge raises (its verdicts are kept).
+        UserError: the file at `out` does not contain verdicts; or what the judge raises (its verdicts are kept).
     """
     _refuse_other_file(out)
     unfinished = out.with_name(out.name + ".unfinished")
@@ -45,7 +45,7 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]
     answers = {_key(judge, row.answer): row.answer for row in rows}  # equal answers are judged once
     kept = {key: known[key] for key in answers if key in known}
     missing = {key: answer for key, answer in answers.items() if key not in known}
-    judged = kept | (_judge_and_note(missing, kept, judge, unfinished) if missing else {})
+    judged = kept | (_judge_missing(missing, kept, judge, unfinished) if missing else {})
     verdicts = [_verdict_row(row, key := _key(judge, row.answer), judged[key]) for row in rows]
     write_jsonl(out, verdicts)
     unfinished.unlink(missing_ok=True)
@@ -53,21 +53,21 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]
 
 
 def _refuse_other_file(out: Path) -> None:
-    """Raise if what is to be overwritten holds anything but verdicts."""
+    """Raise if the file to be overwritten contains anything but verdicts."""
     rows = read_jsonl(out)
     if not all("label" in row for row in rows) or (not rows and out.exists() and out.stat().st_size):
-        raise UserError(f"{out}: is there and holds no verdicts; name another file, or move this one away")
+        raise UserError(f"{out}: exists and does not contain verdicts; choose another file, or move this one away")
 
 
 def _key(judge: Judge, answer: Answer) -> str:
     return hash_of([judge.name, judge.version, *answer])
 
 
-def _judge_and_note(
+def _judge_missing(
     missing: dict[str, Answer], kept: dict[str, Verdict], judge: Judge, unfinished: Path
 ) -> dict[str, Verdict]:
-    """The verdicts on the missing answers, each appended to the unfinished file as it comes."""
-    # The file is written anew first: after a line torn by a kill nothing can be appended.
+    """The verdicts on the missing answers, each appended to the unfinished file as it arrives."""
+    # The file is rewritten first: nothing can be appended after a line that was torn by a kill.
     write_jsonl(unfinished, [{"key": key, **verdict._asdict()} for key, verdict in kept.items()])
     judged, keys = {}, list(missing)
     with unfinished.open("a", encoding="utf-8", newline="\n") as out:
@@ -77,7 +77,7 @@ def _judge_and_note(
             out.flush()
             judged[key] = verdict
             heartbeat(f"evaluate, judge {judge.name}, {len(judged)} of {len(missing)} verdicts")
-    if lost := len(missing) - len(judged):  # a verdict that is missing must never shrink a score silently
+    if lost := len(missing) - len(judged):  # a missing verdict must never change a score silently
         raise RuntimeError(f"{judge.name}: no verdict on {lost} of {len(missing)} answers")
     return judged
 

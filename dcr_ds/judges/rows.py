@@ -1,4 +1,4 @@
-"""Files of answers and of labels, read: csv, json, jsonl or parquet, as the project's data are."""
+"""Read files of answers and of labels: csv, json, jsonl or parquet, like the project's data sets."""
 
 from typing import Any, NamedTuple
 
@@ -6,7 +6,8 @@ from dcr_ds.data.columns import list_names, optional_text, required_text
 from dcr_ds.data.selection import refuse_missing_ids
 from dcr_ds.data.sources import read_table
 from dcr_ds.data.tables import Table
-from dcr_ds.judges.base import HARM_LABELS, REFUSAL_LABELS, Answer
+from dcr_ds.judges.base import Answer
+from dcr_ds.label_agreement import LABELS
 from dcr_ds.recipe import DataSource
 
 ANSWER_COLUMNS = ("prompt", "completion")
@@ -19,7 +20,7 @@ XSTEST_LABELS = {
 
 
 class AnswerRow(NamedTuple):
-    """An answer with its id, and the other columns of its row as they stand there."""
+    """An answer with its id, and the other columns of its row unchanged."""
 
     id: str
     answer: Answer
@@ -27,12 +28,12 @@ class AnswerRow(NamedTuple):
 
 
 def read_answers(file: str) -> list[AnswerRow]:
-    """The rows of a file with columns `prompt` and `completion`; `id` and `finish` are read where they are.
+    """Read a file with the columns `prompt` and `completion`, and optionally `id` and `finish`.
 
-    Without a column of ids a row's id is its number, counted from 1. A completion may be empty: models give some.
+    Without a column of ids, a row's id is its number, counted from 1. A completion may be empty.
 
     Raises:
-        UserError: naming the file and the row: no such file or column, a doubled or missing id, no text.
+        UserError: with file and row: no such file or column, a repeated or missing id, a cell that is not text.
     """
     table = _read(file, ANSWER_COLUMNS)
     rows = []
@@ -45,10 +46,10 @@ def read_answers(file: str) -> list[AnswerRow]:
 
 
 def read_labels(file: str, column: str | None = None) -> dict[str, str]:
-    """id → label, of a file of verdicts (`label`) or of people's labels (`human_label`; XSTest's names are known).
+    """Read id → label from a file of verdicts (`label`) or of human labels (`human_label`, also with XSTest's names).
 
     Raises:
-        UserError: as read_answers, or a label that is none.
+        UserError: as read_answers, or an unknown label.
     """
     table = _read(file, ())
     column = column or next((name for name in LABEL_COLUMNS if name in table.columns), None)
@@ -59,8 +60,8 @@ def read_labels(file: str, column: str | None = None) -> dict[str, str]:
     for row, row_id in zip(table.rows, _ids(table), strict=True):
         text = required_text(row, column)
         labels[row_id] = XSTEST_LABELS.get(text, text)
-        if labels[row_id] not in (*REFUSAL_LABELS, *HARM_LABELS):
-            known = ", ".join(dict.fromkeys((*REFUSAL_LABELS, *HARM_LABELS, *XSTEST_LABELS)))
+        if labels[row_id] not in LABELS:
+            known = ", ".join((*LABELS, *XSTEST_LABELS))
             raise row.error(f"{column!r} contains the unknown label {text!r}; labels: {known}")
     return labels
 
@@ -74,7 +75,7 @@ def _read(file: str, needed: tuple[str, ...]) -> Table:
 
 
 def _ids(table: Table) -> list[str]:
-    """The ids of all rows; two rows with one id are an error, as verdicts are known by it."""
+    """The ids of all rows; a repeated id is an error, as ids identify verdicts."""
     column = "id" if "id" in table.columns else None
     refuse_missing_ids(table, column)
     places: dict[str, str] = {}

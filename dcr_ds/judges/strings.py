@@ -1,7 +1,7 @@
-"""Judges that look for published phrases of refusal; what the papers report, and no more.
+"""Judges that search for published refusal phrases, exactly as the papers do.
 
-A preset is a file presets/<name>.json: `phrases`, or `phrases_unless` (a phrase → exceptions that undo it when they
-stand anywhere in the answer), `mode` (startswith or contains) and `case` (ignore or keep), with source and licence.
+A preset is a file presets/<name>.json: `phrases`, or `phrases_unless` (phrase → exceptions that cancel it if they occur
+anywhere in the answer), `mode` (startswith or contains) and `case` (ignore or keep), with source and licence.
 """
 
 import json
@@ -18,10 +18,10 @@ PRESETS = ("xstest_strings", "advbench_strings", "scans_strings", "refusal_direc
 
 @dataclass(frozen=True)
 class StringJudge:
-    """Full refusal where a phrase matches, else compliance: as published there is no partial refusal.
+    """Full refusal if a phrase matches, else compliance; as published, there is no partial refusal.
 
-    Typographic apostrophes do not match, as in the published scripts. One deviation: an empty answer, which they
-    call compliance, is degenerate.
+    Typographic apostrophes do not match, as in the published scripts. One deviation: empty answers, which the scripts
+    count as compliance, are degenerate.
     """
 
     name: str
@@ -52,7 +52,7 @@ class StringJudge:
 
 
 def string_judge(name: str) -> StringJudge:
-    """The judge of a preset that is shipped, one of PRESETS."""
+    """The judge of a shipped preset, one of PRESETS."""
     preset = _read_preset(name)
     if preset["case"] == "ignore":
         preset["phrases"] = [phrase.lower() for phrase in preset["phrases"]]

@@ -77,7 +77,7 @@ def test_command_measures_every_task_and_keeps_the_figures(model_folder, local, 
         (["--limit", "0"], ["--limit", "above 0"]),
         (["--tasks", "mmlu", "--local-data", "EMPTY"], ["no mmlu*.jsonl"]),
         (["--tasks", "piqa", "--local-data", "BROKEN"], ["piqa_test.jsonl, line 2", "choices"]),
-        (["--tasks", "piqa"], ["piqa", "not to be had", "--local-data"]),
+        (["--tasks", "piqa"], ["piqa", "could not be loaded", "--local-data"]),
     ],
 )
 def test_bad_input_is_named(arguments, words, model_folder, tmp_path):

@@ -123,7 +123,7 @@ def test_a_slow_server_is_given_up_on_and_asked_again():
 
 
 def test_a_server_that_stays_slow_is_an_error_that_says_so():
-    wanted = r"silent for 0.05 s; allow more, or lower the concurrency; tried 3 times"
+    wanted = r"no data for 0.05 s; increase the timeout, or lower the concurrency; gave up after 3 attempts"
     with (
         serving(lambda number, request: time.sleep(0.3) or says("late")) as seen,
         pytest.raises(UserError, match=wanted),
@@ -154,7 +154,7 @@ def test_waits_double_and_are_bounded(monkeypatch):
 
 @pytest.mark.parametrize(
     ("status", "hint"),
-    [(400, "will not take"), (401, "key is wrong"), (403, "may not"), (404, "/v1"), (422, "not take")],
+    [(400, "does not accept"), (401, "key is wrong"), (403, "may not"), (404, "/v1"), (422, "not accept")],
 )
 def test_a_refusal_is_final_and_says_what_the_server_said(status, hint):
     with serving(lambda number, request: refuses(status, "no such model, or some\nsuch thing")) as seen:
@@ -181,7 +181,7 @@ def test_a_reply_without_text_is_empty():
 def test_a_server_that_is_down():
     with serving(lambda number, request: says("fine")) as seen:
         pass
-    with pytest.raises(UserError, match=r"model judge: no connection .*is the server up\?; tried 3 times"):
+    with pytest.raises(UserError, match=r"model judge: no connection .*is the server up\?; gave up after 3 attempts"):
         Endpoint(seen.url, "judge", retries=2).complete(user("hi"), 9)
 
 

@@ -1,7 +1,8 @@
 import pytest
 
 from dcr_ds.judges import Answer
-from dcr_ds.judges.agreement import Labels, agree, as_json, as_markdown, confusion_rows, disagreements, table
+from dcr_ds.judges.agreement import Labels, as_json, as_markdown, confusion_rows, disagreements, table
+from dcr_ds.label_agreement import agree
 
 F, P, C, D = "full_refusal", "partial_refusal", "compliance", "degenerate"
 

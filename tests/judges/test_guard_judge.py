@@ -271,7 +271,7 @@ def test_what_the_recipe_leaves_out():
     assert "not shipped" in message and "https://huggingface.co/allenai/wildguard" in message and "`format`" in message
     assert "`labels`" in refused(shipped("sequence_classifier"))
     assert "`source`" in refused(shipped("sequence_classifier", labels={"x": "harmful"}))
-    assert "'full_refusal' is no label of harm" in refused(shipped("sequence_classifier", labels={"x": "full_refusal"}))
+    assert "'full_refusal' is not a label of harm" in refused(shipped("sequence_classifier", labels={"x": "full_refusal"}))
 
 
 def test_a_format_that_is_none(tmp_path):
@@ -285,8 +285,8 @@ def test_a_format_that_is_none(tmp_path):
     [
         ({"output": "speech"}, "output"),
         ({"fromat": "chat"}, "fromat"),
-        ({"readings": {"harm": {"labels": {"a": "harmful"}}}}, "a pattern goes with output text"),
-        ({"readings": {"harm": {"pattern": "no group", "labels": {}}}}, "wants one group"),
+        ({"readings": {"harm": {"labels": {"a": "harmful"}}}}, "output text requires a pattern"),
+        ({"readings": {"harm": {"pattern": "no group", "labels": {}}}}, "must have one group"),
         ({"readings": {"harm": {"pattern": "(", "labels": {}}}}, "no regular expression"),
         ({"readings": {}}, "readings"),
     ],
@@ -309,7 +309,7 @@ def test_labels_that_are_not_the_classes_of_the_model(classifier):
 def test_a_model_without_a_classification_head_is_not_given_a_random_one(causal):
     labels = {"LABEL_0": "compliance", "LABEL_1": "full_refusal"}
     judge = load_guard_judge(shipped("sequence_classifier", "refusal", source=str(causal), labels=labels))
-    with pytest.raises(UserError, match="its weights have no score.weight"):
+    with pytest.raises(UserError, match="the weights lack score.weight"):
         verdicts(judge, ANSWERS)
 
 
@@ -323,12 +323,12 @@ def test_weights_that_are_damaged(declare, tmp_path_factory):
 
 def test_words_that_begin_alike_cannot_be_told_by_their_first_token(declare, causal):
     readings = {"harm": {"labels": {"safe": "harmless", "severe": "harmful"}}}
-    assert "begin with one token" in refused(declare(causal, output="first_token", readings=readings))
+    assert "begin with the same token" in refused(declare(causal, output="first_token", readings=readings))
 
 
 def test_a_model_that_is_not_to_be_had_offline():
     message = refused(shipped("llama_guard_3"))
-    assert "meta-llama/Llama-Guard-3-8B is not to be had from the hub" in message and "local folder" in message
+    assert "meta-llama/Llama-Guard-3-8B could not be downloaded from the hub" in message and "local folder" in message
 
 
 def test_a_model_that_is_a_pickle(declare, tmp_path_factory):

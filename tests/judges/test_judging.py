@@ -151,7 +151,7 @@ def test_other_columns_are_carried_and_never_overwrite_a_verdict(tmp_path):
 def test_a_file_that_holds_something_else_is_not_overwritten(generations, tmp_path, content):
     out = tmp_path / "v.jsonl"
     out.write_text(content)
-    with pytest.raises(UserError, match="holds no verdicts"):
+    with pytest.raises(UserError, match="does not contain verdicts"):
         judge_file(generations, Counted(), out)
     assert out.read_text() == content
 

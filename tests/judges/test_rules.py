@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dcr_ds.judges import Answer, load_judge, verdicts
-from dcr_ds.judges.rules.asking import asking
 from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
+from dcr_ds.judges.rules.prompt_form import prompt_form
 
 LINES = Path(__file__).with_name("judge_examples.jsonl").read_text(encoding="utf-8").split("\n")
 EXAMPLES = [json.loads(line) for line in LINES if line]
@@ -80,8 +80,8 @@ def test_a_claim_said_again_with_the_other_sign_refuses_and_with_the_same_sign_a
     ],
 )
 def test_what_a_prompt_asks_for(prompt, form):
-    asked = asking(prompt)
-    assert [name for name in ("how", "task", "why", "what", "yes_or_no") if getattr(asked, name)] == (
+    recognised = prompt_form(prompt)
+    assert [name for name in ("how", "task", "why", "what", "yes_or_no") if getattr(recognised, name)] == (
         [form] if form else []
     )
 

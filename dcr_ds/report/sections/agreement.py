@@ -1,18 +1,14 @@
 """The section on judges: the rates by judge, their agreement (kappa), and how their labels differ."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
+from dcr_ds.label_agreement import Agreement, agree_on_pairs, confusion_labels, judged_matter
 from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.numbers.read import Answer
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table, plain_table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, words
-from dcr_ds.statistics import cohen_kappa
-
-HARM = {"harmful", "harmless"}  # labels of judges of harm, which do not judge refusal
-LABELS = ("full_refusal", "partial_refusal", "compliance", "harmful", "harmless", "degenerate", "unparsed")
 
 
 def agreement(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Block]:
@@ -23,16 +19,15 @@ def agreement(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> lis
     if len(judges) < 2:
         return []
     pairs = [
-        (first, second, labels)
+        (first, second, agree_on_pairs(labels))
         for first, second in combinations(judges, 2)
         if (labels := [(a.labels[first], a.labels[second]) for a in answers if {first, second} <= set(a.labels)])
-        and _judges_harm(labels, 0) == _judges_harm(labels, 1)
+        and judged_matter([a for a, _ in labels]) == judged_matter([b for _, b in labels])
     ]
     rows = [["", "answers", "same label", "Cohen's kappa"]]
-    for first, second, labels in pairs:
-        same = sum(a == b for a, b in labels) / len(labels)
-        kappa = cohen_kappa(*(list(side) for side in zip(*labels, strict=True)))
-        rows.append([f"{first} and {second}", count(len(labels)), percent(same), number(kappa, 2)])
+    for first, second, figures in pairs:
+        same = percent(figures.accuracy)
+        rows.append([f"{first} and {second}", count(figures.n), same, number(figures.kappa, 2)])
     explanation = (
         "Agreement over all answers of all models. Kappa is agreement beyond chance, at most 1; judges can agree and "
         "both be wrong. Judges of harm are compared only with each other: harm is not refusal."
@@ -48,10 +43,6 @@ def _answers(column: Column) -> Iterable[Answer]:
     for model in column.results:
         for results in model.benchmarks.values():
             yield from results.answers.values()
-
-
-def _judges_harm(labels: Sequence[tuple[str, str]], side: int) -> bool:
-    return any(pair[side] in HARM for pair in labels)
 
 
 def _rates_by_judge(columns: Sequence[Column], benchmarks: Sequence[Benchmark], judges: Sequence[str]) -> list[Block]:
@@ -77,11 +68,9 @@ def _rate_by(column: Column, benchmark: Benchmark, judge: str) -> str:
     return percent(sum(wanted) / len(wanted)) if wanted else NOTHING
 
 
-def _confusion(first: str, second: str, labels: Sequence[tuple[str, str]]) -> Table:
+def _confusion(first: str, second: str, figures: Agreement) -> Table:
     """How often each pair of labels by two judges occurs."""
-    counts = Counter(labels)
-    down = [label for label in LABELS if any(a == label for a, _ in counts)]
-    across = [label for label in LABELS if any(b == label for _, b in counts)]
+    down, across = confusion_labels(figures)
     rows = [["", *map(words, across)]]
-    rows += [[words(a), *(count(counts[a, b]) for b in across)] for a in down]
-    return plain_table(f"Labels of {first} (down) and {second} (across).", rows)
+    rows += [[words(a), *(count(figures.counts.get((a, b), 0)) for b in across)] for a in down]
+    return plain_table(f"Labels of {first} (rows) and {second} (columns).", rows)
