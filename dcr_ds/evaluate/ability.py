@@ -1,7 +1,7 @@
 """General ability: multiple-choice accuracy through lm-eval, on its hub tasks or on local files.
 
 Local files serve machines without a hub, and quick measurements on part of a set: `DIR/<task>*.jsonl` with rows of
-`question`, `choices`, `answer` (zero-based index of the correct choice), and for mmlu `subject`. Prompts have the format
+`question`, `choices`, `answer` (zero-based index of the correct choice), and for mmlu `subject`. Prompts have the form
 of lm-eval's tasks of that name, zero-shot, so that figures differ from lm-eval's only by the rows.
 """
 

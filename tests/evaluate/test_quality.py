@@ -191,11 +191,11 @@ def test_files_that_cannot_be_compared(files, tmp_path):
     other = tmp_path / "other.jsonl"
     assert "no such file" in refused(a, other, *OPTIONS)
     for changed, wanted in [
-        (rows[1:], "1 ids are in one of them only, such as 'p11'"),
+        (rows[1:], "1 ids are in one file only, such as 'p11'"),
         ([{**rows[0], "prompt": "else"}, *rows[1:]], "the prompt of 'p11' differs"),
-        ([*rows, rows[0]], "row 13: the id 'p11' is there twice"),
-        ([{"id": "p0", "text": "x"}], "row 1 has no text in 'prompt'; it has id, text"),
-        ([], "holds no row"),
+        ([*rows, rows[0]], "row 13: the id 'p11' is repeated"),
+        ([{"id": "p0", "text": "x"}], "row 1 has no text in 'prompt'; columns: id, text"),
+        ([], "contains no rows"),
     ]:
         write_jsonl(other, changed)
         assert wanted in refused(a, other, *OPTIONS)

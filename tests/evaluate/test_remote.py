@@ -42,7 +42,7 @@ def test_rows_are_those_of_a_local_model_without_a_template(tmp_path):
 def test_a_server_that_dies_half_way_is_asked_only_for_the_rest(tmp_path):
     with serving(lambda number, request: answers(number, request) if number < 6 else refuses(503, "down")) as server:
         generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
-        with pytest.raises(UserError, match="are left, and the same command goes on"):
+        with pytest.raises(UserError, match="are left, and the same command resumes"):
             generate_remote(generations, endpoint(server), ONE)
         kept = read_jsonl(generations.file)
         assert 0 < len(kept) <= 6

@@ -148,7 +148,7 @@ def test_a_prompt_that_is_too_long_itself_is_left_unparsed_and_counted(declare, 
     judge = load_guard_judge(declare(causal, max_input_tokens=100))
     labels = [verdict.label for verdict in verdicts(judge, [Answer("x" * 200, "a"), Answer("", "a" * 200)])]
     assert labels[0] == "unparsed" and len(labels) == 2
-    assert "2 responses were too long and cut, 1 of them not judged" in capsys.readouterr().err
+    assert "2 responses were too long and truncated, 1 of them not judged" in capsys.readouterr().err
 
 
 def test_an_empty_answer_is_degenerate_and_loads_no_weights(declare, causal):
@@ -170,7 +170,7 @@ def test_two_readings_of_a_guard_share_its_replies(declare, causal, monkeypatch)
     refusal = load_guard_judge(declared.model_copy(update={"judges": "refusal", "name": "other"}))
     assert refusal._model is harm._model and refusal.version != harm.version
     before = [verdict.label for verdict in verdicts(harm, ANSWERS)]
-    monkeypatch.setattr(guard.GuardModel, "_ask", None)  # it is not asked again
+    monkeypatch.setattr(guard.GuardModel, "_replies_to", None)  # it is not asked again
     assert len(verdicts(refusal, ANSWERS)) == len(before)
 
 
@@ -271,7 +271,8 @@ def test_what_the_recipe_leaves_out():
     assert "not shipped" in message and "https://huggingface.co/allenai/wildguard" in message and "`format`" in message
     assert "`labels`" in refused(shipped("sequence_classifier"))
     assert "`source`" in refused(shipped("sequence_classifier", labels={"x": "harmful"}))
-    assert "'full_refusal' is not a label of harm" in refused(shipped("sequence_classifier", labels={"x": "full_refusal"}))
+    refusal = shipped("sequence_classifier", labels={"x": "full_refusal"})
+    assert "'full_refusal' is not a label of harm" in refused(refusal)
 
 
 def test_a_format_that_is_none(tmp_path):
@@ -287,7 +288,7 @@ def test_a_format_that_is_none(tmp_path):
         ({"fromat": "chat"}, "fromat"),
         ({"readings": {"harm": {"labels": {"a": "harmful"}}}}, "output text requires a pattern"),
         ({"readings": {"harm": {"pattern": "no group", "labels": {}}}}, "must have one group"),
-        ({"readings": {"harm": {"pattern": "(", "labels": {}}}}, "no regular expression"),
+        ({"readings": {"harm": {"pattern": "(", "labels": {}}}}, "not a valid regular expression"),
         ({"readings": {}}, "readings"),
     ],
 )
@@ -303,7 +304,7 @@ def test_a_declaration_that_is_no_json(tmp_path):
 def test_labels_that_are_not_the_classes_of_the_model(classifier):
     labels = {"REJECTION": "full_refusal", "OTHER": "compliance"}
     message = refused(shipped("sequence_classifier", "refusal", source=str(classifier), labels=labels))
-    assert "says NORMAL, REJECTION" in message and "OTHER" in message
+    assert "has the classes NORMAL, REJECTION" in message and "OTHER" in message
 
 
 def test_a_model_without_a_classification_head_is_not_given_a_random_one(causal):
