@@ -21,7 +21,7 @@ from dcr_ds.judges.strings import published_phrases
 from dcr_ds.models.chat import encode_prompt
 from dcr_ds.recipe import Recipe
 
-MEASURED_PROMPTS = 32  # per category; a measurement must not outweigh a step
+MEASURED_PROMPTS = 32  # per category; a measurement should cost less than a step
 BATCH_SIZE = 16
 
 
@@ -81,7 +81,7 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
 
 
 def stops_alignment(figures: dict[str, Any], target: float | None) -> str | None:
-    """Why alignment stops after a measurement; None: it goes on."""
+    """The reason why alignment stops after a measurement, or None if it continues."""
     refused = figures.get("refused_toxic")
     if target is None or refused is None or refused < target:
         return None

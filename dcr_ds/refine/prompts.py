@@ -16,7 +16,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import num_shared_tokens
 
 DRIFT_ROWS = 16  # held-out general conversations whose drift is measured
-MEASURED_PROMPTS = 256  # held-out prompts per set that are measured, at most: a measurement must not outweigh a step
+MEASURED_PROMPTS = 256  # measured held-out prompts per set, at most: a measurement should cost less than a step
 
 
 class HeldOut(NamedTuple):
