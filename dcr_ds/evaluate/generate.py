@@ -22,7 +22,7 @@ from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
-from dcr_ds.models.chat import encode_prompt, template_hash, turn_end_ids
+from dcr_ds.models.chat import decode_answer, encode_prompt, template_hash, turn_end_ids
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def generate_batch(
     for index, ids in zip(batch, _new_tokens(generations, batch, model, tokenizer, ends), strict=True):
         stop = next((i for i, token in enumerate(ids) if token in ends), None)
         # Cut at the end of the turn before decoding: padding follows, and the end need not be a special token.
-        text = str(tokenizer.decode(ids[:stop], skip_special_tokens=True)).strip()
+        text = decode_answer(tokenizer, generations.ids[index], ids[:stop])
         tokens, ending = (len(ids), "length") if stop is None else (stop + 1, "stop")
         rows.append(generations.row(index, text, tokens, ending))
     return rows

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, write_jsonl
+from dcr_ds.judges.answer_text import answer_text
 from dcr_ds.judges.llm import judge_request, last_label
 from dcr_ds.models.endpoint import Completion, Endpoint
 from dcr_ds.statistics import rate
@@ -40,7 +41,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(a: Path, b: Path) -> list[Pair]:
-    """Pair the answers of two files of generations.
+    """Pair the answers of two files of generations; reasoning before an answer is left out.
 
     Raises:
         UserError: a file has no rows, a column is missing, an id is repeated, or the files have different prompts.
@@ -55,7 +56,10 @@ def read_pairs(a: Path, b: Path) -> list[Pair]:
     for key, row in ours.items():
         if row["prompt"] != theirs[key]["prompt"]:
             raise UserError(f"{a} and {b}: the prompt of {key!r} differs; compare two models on the same benchmark")
-    return [Pair(key, row["prompt"], row["completion"], theirs[key]["completion"]) for key, row in ours.items()]
+    return [
+        Pair(key, row["prompt"], answer_text(row["completion"]), answer_text(theirs[key]["completion"]))
+        for key, row in ours.items()
+    ]
 
 
 def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:

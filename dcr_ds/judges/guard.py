@@ -28,9 +28,10 @@ from transformers import (
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of
+from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
-from dcr_ds.judges.labels import UNPARSED, label_nonempty
+from dcr_ds.judges.labels import UNPARSED, label_answers
 from dcr_ds.models.batches import pad_right
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
@@ -174,12 +175,12 @@ class ModelJudge:
         described = model.declaration.model_dump(exclude={"about", "source", "licence", "format_from", "readings"})
         template = str(model.tokenizer.chat_template)
         self.version = hash_of(
-            [described, self._reading.model_dump(), template, model_hash(model.folder), model.dtype, judges]
+            [described, self._reading.model_dump(), template, model_hash(model.folder), model.dtype, judges, VERSION]
         )
 
     def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Yield the verdicts with their indices; empty answers are degenerate without running the model."""
-        return label_nonempty(answers, self._label)
+        """Yield the verdicts with their indices; no answer is degenerate without running the model."""
+        return label_answers(answers, self._label)
 
     def _label(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
         model = self._model

@@ -1,8 +1,9 @@
-"""Verdicts of judges that give a label without a probability, and of empty answers."""
+"""Verdicts of judges that give a label without a probability, and of completions without an answer."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 
+from dcr_ds.judges.answer_text import answer_text
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.label_agreement import HARM_LABELS, REFUSAL_LABELS
 
@@ -16,13 +17,17 @@ def labelled(label: str) -> Verdict:
     return Verdict(label, SCORES.get(label))
 
 
-def label_nonempty(
+def label_answers(
     answers: Sequence[Answer], label: Callable[[list[Answer]], Generator[tuple[int, Verdict], None, None]]
 ) -> Iterator[tuple[int, Verdict]]:
-    """A judge's `label` method: empty answers are degenerate, all others are given to `label`."""
-    nonempty = [index for index, answer in enumerate(answers) if answer.completion.strip()]
-    for index in sorted(set(range(len(answers))) - set(nonempty)):
+    """A judge's `label` method: completions without an answer are degenerate; the answers are given to `label`.
+
+    `label` gets each answer without its reasoning and special tokens (`answer_text`).
+    """
+    texts = [answer_text(answer.completion) for answer in answers]
+    readable = [index for index, text in enumerate(texts) if text]
+    for index in sorted(set(range(len(answers))) - set(readable)):
         yield index, Verdict("degenerate", None)
-    with closing(label([answers[index] for index in nonempty])) as labels:
+    with closing(label([answers[index]._replace(completion=texts[index]) for index in readable])) as labels:
         for number, verdict in labels:
-            yield nonempty[number], verdict
+            yield readable[number], verdict

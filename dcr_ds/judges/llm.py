@@ -11,8 +11,9 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Literal
 
 from dcr_ds.files import hash_of
+from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
-from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_nonempty, labelled
+from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_answers, labelled
 from dcr_ds.models.endpoint import Completion, Endpoint, Messages
 from dcr_ds.recipe import LlmJudge
 
@@ -62,15 +63,17 @@ class EndpointJudge:
         self._max_tokens = max_tokens
         self._labels = [label for label in LABELS_OF[judges] if label != "unparsed"]
         sample = judge_request(RUBRICS[judges], self._labels, request="", answer="")
-        self.version = hash_of([sample, JUDGED_CHARACTERS, endpoint.model, {"max_tokens": max_tokens, "seed": 0}])
+        self.version = hash_of(
+            [sample, JUDGED_CHARACTERS, endpoint.model, {"max_tokens": max_tokens, "seed": 0}, VERSION]
+        )
 
     def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        """Yield the verdicts with their indices as replies arrive; empty answers are degenerate without a request.
+        """Yield the verdicts with their indices as replies arrive; no answer is degenerate without a request.
 
         Raises:
             UserError: the endpoint fails; the verdicts on all received replies have been yielded.
         """
-        return label_nonempty(answers, self._label)
+        return label_answers(answers, self._label)
 
     def _label(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
         rubric = RUBRICS[self.judges]

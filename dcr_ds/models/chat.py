@@ -14,9 +14,11 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
+from dcr_ds.reasoning import is_reasoning_mark, open_block
 from dcr_ds.recipe import find_file
 
 TEMPLATES = Path(__file__).parent / "templates"
+PROMPT_END_TOKENS = 64  # enough for a tag and white space
 Messages = Sequence[dict[str, str]]
 
 
@@ -79,6 +81,18 @@ def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) 
             f"expected one of {tokenizer.convert_ids_to_tokens(sorted(ends))}"
         )
     return Encoded(full[: end + 1], len(prompt))
+
+
+def decode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of generated tokens, without special tokens, but with the tags around reasoning.
+
+    The tags are needed to find the answer: a tag that is a special token is kept, and one that the chat template has
+    written at the end of the prompt is repeated before the text.
+    """
+    has_marks = any(is_reasoning_mark(str(token)) for token in tokenizer.convert_ids_to_tokens(list(ids)))
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=not has_marks)).strip()
+    tag = open_block(str(tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:]))))
+    return f"{tag}\n{text}" if tag else text
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

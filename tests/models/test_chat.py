@@ -4,7 +4,14 @@ import pytest
 from tiny import TEMPLATE, make_tokenizer
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer, template_hash, turn_end_ids
+from dcr_ds.models.chat import (
+    decode_answer,
+    encode_conversation,
+    encode_prompt,
+    load_tokenizer,
+    template_hash,
+    turn_end_ids,
+)
 from dcr_ds.models.locate import cache_folder
 
 DEMO = cache_folder() / "smollm2-135m"
@@ -176,3 +183,25 @@ def test_a_missing_pad_token_is_eos(tmp_path, folder):
     tokenizer.save_pretrained(tmp_path)
     assert load_tokenizer(tmp_path).pad_token == "<|im_end|>"
     assert load_tokenizer(folder).pad_token == "<|pad|>"
+
+
+# Decoding of answers
+
+
+def decoded(tokenizer, text, prompt="<|im_start|>assistant\n"):
+    ids = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text))
+    return decode_answer(tokenizer, *ids)
+
+
+def test_special_tokens_are_left_out_of_an_answer_but_not_the_tags_of_reasoning(folder):
+    tokenizer = load_tokenizer(folder)
+    assert decoded(tokenizer, "Sure.<|im_start|>") == "Sure."
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
+    assert decoded(tokenizer, "[THINK]Why?[/THINK]Sure.") == "[THINK]Why?[/THINK]Sure."
+    assert decoded(tokenizer, "Sure.<|im_start|>") == "Sure."
+
+
+def test_a_tag_that_the_template_has_opened_is_repeated_before_the_answer(folder):
+    tokenizer = load_tokenizer(folder)
+    assert decoded(tokenizer, "Why?</think>Sure.", "<|im_start|>assistant\n<think>\n") == "<think>\nWhy?</think>Sure."
+    assert decoded(tokenizer, "Sure.", "<|im_start|>assistant\n<think>\n\n</think>\n\n") == "Sure."

@@ -7,7 +7,7 @@ else is a refusal, and a mixture is a partial refusal.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,7 +15,9 @@ from math import exp
 from typing import Literal
 
 from dcr_ds.files import hash_of
+from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
+from dcr_ds.judges.labels import label_answers
 from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
 
@@ -40,10 +42,13 @@ class RulesJudge:
 
     @property
     def version(self) -> str:
-        return hash_of([_code(), self.refusal, self.partial])
+        return hash_of([_code(), VERSION, self.refusal, self.partial])
 
     def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
-        return enumerate(map(self._label, answers))
+        return label_answers(answers, self._label_all)
+
+    def _label_all(self, answers: list[Answer]) -> Generator[tuple[int, Verdict], None, None]:
+        yield from enumerate(map(self._label, answers))
 
     def _label(self, answer: Answer) -> Verdict:
         if why_degenerate(answer):

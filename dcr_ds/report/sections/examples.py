@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from dcr_ds.reasoning import after_reasoning
 from dcr_ds.report.numbers.columns import Column, reference_column
 from dcr_ds.report.numbers.measured import keyed_answers
 from dcr_ds.report.numbers.read import Answer, BenchmarkResults
@@ -74,5 +75,5 @@ def _reply(column: Column, answer: Answer) -> Reply:
     for judge, label in answer.labels.items():
         judges.setdefault(label, []).append(judge)
     labels = [f"{words(label)} ({', '.join(names)})" for label, names in judges.items()]
-    text = answer.completion
+    text = after_reasoning(answer.completion) or answer.completion
     return Reply(column.title, labels, text if len(text) <= MAX_COMPLETION else text[:MAX_COMPLETION] + " …")
