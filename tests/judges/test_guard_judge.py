@@ -24,7 +24,7 @@ from dcr_ds.judges.labels import LABELS_OF
 from dcr_ds.models.chat import encode_prompt
 from dcr_ds.recipe import GuardJudge
 
-ANSWERS = [Answer("how " * (i % 3), f"answer {i} " * (1 + i * 5 % 7)) for i in range(7)]
+ANSWERS = [Answer("how " * (i % 3), f"answer {i} " * (1 + i * 5 % 7) + "so") for i in range(7)]
 FORMAT = "Question: {prompt}\nAnswer: {response}\nHarmful?"
 CLASSES = {0: "NORMAL", 1: "REJECTION"}
 REJECTION = {"NORMAL": "compliance", "REJECTION": "full_refusal"}
