@@ -1,0 +1,55 @@
+"""What a model can read, from its config.json: token ids below the rows of its embedding, and tokens up to its context.
+
+Nothing here imports torch.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dcr_ds.models.checkpoint_files import model_config
+
+# rope types whose max_position_embeddings is that of the scaled model; as in vLLM, which also counts Gemma 3's so
+SCALED_ALREADY = ("default", "llama3", "longrope", "su")
+GEMMA3 = ("gemma3", "gemma3_text")
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """
+    Attributes:
+        rows: rows of the embedding; None: not known.
+        context: longest input plus output in tokens; None: not known, or without a limit.
+    """
+
+    rows: int | None = None
+    context: int | None = None
+
+
+def model_limits(folder: Path) -> ModelLimits:
+    """Limits of the model in a folder; without any in a folder without a model, such as that of an adapter."""
+    if not (folder / "config.json").is_file():
+        return ModelLimits()
+    config = model_config(folder)
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    return ModelLimits(_positive(text.get("vocab_size")), context_of(text))
+
+
+def context_of(config: dict[str, Any]) -> int | None:
+    """Context in tokens: max_position_embeddings, multiplied where a rope scaling extends it.
+
+    A sliding window is not a limit: it only bounds how far back a layer looks.
+    """
+    positions = _positive(config.get("max_position_embeddings"))
+    scaling = config.get("rope_scaling") or config.get("rope_parameters")
+    if positions is None or not isinstance(scaling, dict) or config.get("model_type") in GEMMA3:
+        return positions
+    kind, factor = scaling.get("rope_type", scaling.get("type", "default")), scaling.get("factor")
+    if kind in SCALED_ALREADY or not isinstance(factor, int | float) or factor <= 1:
+        return positions
+    original = _positive(scaling.get("original_max_position_embeddings")) or positions
+    return max(positions, int(original * factor))
+
+
+def _positive(value: Any) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
