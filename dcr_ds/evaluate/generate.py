@@ -23,6 +23,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.chat import decode_answer, encode_prompt, template_hash, turn_end_ids
+from dcr_ds.models.limits import padding_id
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _new_tokens(
     """The generated tokens of each prompt; left-padded, so that all answers start at the same position."""
     prompts = [generations.ids[index] for index in batch]
     width = max(map(len, prompts))
-    pad = tokenizer.pad_token_id
+    pad = padding_id(tokenizer)
     tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     # transformers fills missing fields of a generation config from the model's own, so a repetition penalty of a chat

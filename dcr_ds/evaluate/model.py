@@ -5,11 +5,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.models.adapters import load_with_adapter
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
+from dcr_ds.models.limits import model_limits
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.recipe.layout import ModelFolder
 
@@ -28,12 +29,12 @@ class EvaluatedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(tokenizer_folder(self.source, self.adapter), self.chat_template)
+        return load_tokenizer(tokenizer_folder(self.source, self.adapter), self.chat_template, self.source)
 
     @property
     def context(self) -> int | None:
         """Longest input plus output in tokens; None for architectures without a fixed context."""
-        return getattr(AutoConfig.from_pretrained(self.source), "max_position_embeddings", None)
+        return model_limits(self.source).context
 
     def load(self, device: torch.device) -> PreTrainedModel:
         if self.adapter is None:

@@ -19,7 +19,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -33,8 +32,9 @@ from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
 from dcr_ds.judges.labels import UNPARSED, label_answers
 from dcr_ds.models.batches import pad_right
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_prompt, load_tokenizer, read_tokenizer
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
+from dcr_ds.models.limits import check_ids, model_limits, padding_id
 from dcr_ds.models.load import DTYPES, flash_attention_problem, resolve_attention
 from dcr_ds.recipe import GuardJudge
 
@@ -52,7 +52,7 @@ class GuardModel:
         self.dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         assert declaration.format is not None  # read_declaration demands it
         self.format = declaration.format
-        self.tokenizer = _load_tokenizer(folder, self.format)
+        self.tokenizer = load_tokenizer(folder) if self.format == "chat" else read_tokenizer(folder)
         self.num_cut = self.num_left_out = 0
         self._replies: dict[Answer, Reply | None] = {}
 
@@ -89,12 +89,14 @@ class GuardModel:
         texts = {"{prompt}": prompt, "{response}": response}
         text = re.sub(r"\{prompt\}|\{response\}", lambda match: texts[match[0]], form)
         bos = self.tokenizer.bos_token
-        return self.tokenizer(text, add_special_tokens=not (bos and form.startswith(bos))).input_ids
+        ids = self.tokenizer(text, add_special_tokens=not (bos and form.startswith(bos))).input_ids
+        check_ids(ids, self.tokenizer)
+        return ids
 
     @cached_property
     def _room(self) -> int:
         """Maximum number of input tokens."""
-        context = getattr(AutoConfig.from_pretrained(self.folder), "max_position_embeddings", None)
+        context = model_limits(self.folder).context
         limits = [self.declaration.max_input_tokens, self.tokenizer.model_max_length]
         return min(limits + ([context - self.declaration.max_new_tokens] if context else []))
 
@@ -102,7 +104,7 @@ class GuardModel:
     def _model(self) -> PreTrainedModel:
         if self.declaration.output == "classifier":
             model = self._load(AutoModelForSequenceClassification)
-            model.config.pad_token_id = self.tokenizer.pad_token_id
+            model.config.pad_token_id = padding_id(self.tokenizer)
             return model
         model_type = model_config(self.folder).get("model_type", "")
         attention, _ = resolve_attention("auto", model_type, self.dtype, flash_attention_problem(self.device))
@@ -112,7 +114,7 @@ class GuardModel:
             do_sample=False,
             max_new_tokens=self.declaration.max_new_tokens,
             eos_token_id=ends,
-            pad_token_id=self.tokenizer.pad_token_id,
+            pad_token_id=padding_id(self.tokenizer),
         )
         return model
 
@@ -141,7 +143,7 @@ class GuardModel:
 
     @torch.inference_mode()
     def _classify(self, rows: list[list[int]]) -> list[Reply]:
-        ids, mask = pad_right(rows, self.tokenizer.pad_token_id, self.device)
+        ids, mask = pad_right(rows, padding_id(self.tokenizer), self.device)
         logits = self._model(input_ids=ids, attention_mask=mask).logits.float().tolist()  # [B, classes]
         names: dict[int, str] = self._model.config.id2label  # type: ignore[assignment]  # its keys are integers
         return [{names[index]: value for index, value in enumerate(row)} for row in logits]
@@ -155,7 +157,7 @@ class GuardModel:
     def _generate(self, rows: list[list[int]]):
         width, pad = (
             max(map(len, rows)),
-            self.tokenizer.pad_token_id,
+            padding_id(self.tokenizer),
         )  # padded left: all replies start at the same position
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
@@ -256,15 +258,3 @@ def _locate(source: str, declared: GuardJudge) -> Path:
             ) from None
     weight_files(folder)  # raises if they are missing, or pickles
     return folder
-
-
-def _load_tokenizer(folder: Path, form: str) -> PreTrainedTokenizerBase:
-    if form == "chat":
-        return load_tokenizer(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer that transformers can load ({str(error)[:200]})") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

@@ -14,6 +14,8 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.dates import dated
+from dcr_ds.models.limits import check_ids, model_limits
 from dcr_ds.reasoning import is_reasoning_mark, open_block
 from dcr_ds.recipe import find_file
 
@@ -34,12 +36,16 @@ class Encoded:
         return len(self.ids) - self.prompt_tokens
 
 
-def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer with a chat template: its own, a Jinja file, or the name of a shipped template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
+def load_tokenizer(
+    folder: Path, chat_template: str | None = None, model: Path | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer with a chat template: its own, a Jinja file, or the name of a shipped template.
+
+    Args:
+        model: folder of the model that reads the tokens, whose limits are known to `limits_of` from then on; None: the
+            same folder.
+    """
+    tokenizer = read_tokenizer(folder, model)
     if chat_template is not None:
         tokenizer.chat_template = read_template(chat_template)
     if tokenizer.chat_template is None:
@@ -48,8 +54,18 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> PreTrained
             "file (dcr-ds evaluate: --chat-template FILE) or to a shipped template: "
             f"{', '.join(sorted(path.stem for path in TEMPLATES.glob('*.jinja')))}"
         )
+    return tokenizer
+
+
+def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokenizerBase:
+    """As `load_tokenizer`, with a chat template or without."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_limits = model_limits(model or folder)  # where `limits_of` finds it
     return tokenizer
 
 
@@ -125,13 +141,18 @@ def _after_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
     try:
         ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=False
+            messages,
+            chat_template=dated(tokenizer.get_chat_template()),
+            add_generation_prompt=add_generation_prompt,
+            tokenize=True,
+            return_dict=False,
         )
     except TemplateError as error:  # invalid Jinja, or it rejects these messages (a system role, for example)
         raise UserError(f"model.chat_template: cannot render these messages: {error}") from None
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must start with one")
+    check_ids(ids, tokenizer)
     return list(ids)
 
 

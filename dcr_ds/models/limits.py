@@ -3,11 +3,16 @@
 Nothing here imports torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dcr_ds.errors import UserError
 from dcr_ds.models.checkpoint_files import model_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # rope types whose max_position_embeddings is that of the scaled model; as in vLLM, which also counts Gemma 3's so
 SCALED_ALREADY = ("default", "llama3", "longrope", "su")
@@ -49,6 +54,30 @@ def context_of(config: dict[str, Any]) -> int | None:
         return positions
     original = _positive(scaling.get("original_max_position_embeddings")) or positions
     return max(positions, int(original * factor))
+
+
+def limits_of(tokenizer: "PreTrainedTokenizerBase") -> ModelLimits:
+    """Limits of the model that a tokenizer was loaded for."""
+    return getattr(tokenizer, "model_limits", ModelLimits())
+
+
+def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """An id for masked positions that the model's embedding has: that of the pad token, if it is one."""
+    rows = limits_of(tokenizer).rows
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in candidates if token is not None and (rows is None or token < rows)), 0)
+
+
+def check_ids(ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise UserError if the embedding of the model has no row for an id."""
+    rows = limits_of(tokenizer).rows
+    if rows is not None and (largest := max(ids, default=0)) >= rows:
+        raise UserError(
+            f"token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}) is not in the model's vocabulary, which "
+            f"ends at {rows - 1} (vocab_size in its config.json): the tokenizer has tokens that the model lacks; use "
+            "the model's own tokenizer, add the tokens to the model with resize_token_embeddings, or remove the text "
+            "that contains them"
+        )
 
 
 def _positive(value: Any) -> int | None:

@@ -9,8 +9,9 @@ from tiny import TEMPLATE, make_model, make_tokenizer, one_thread_environment
 from transformers import AutoConfig
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import TODAY, encode_prompt, limits_of, load_tokenizer, padding_id
-from dcr_ds.models.limits import ModelLimits, context_of, model_limits
+from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.dates import TODAY
+from dcr_ds.models.limits import ModelLimits, context_of, limits_of, model_limits, padding_id
 
 EXTRA = "<|extra|>"
 DATED = "{%- if not date is defined %}{%- set date = strftime_now('%d %b %Y') %}{%- endif %}Today: {{ date }}\n"
@@ -36,7 +37,7 @@ def extended(tmp_path):
 def test_a_token_that_the_model_lacks_is_named(extended):
     tokenizer = load_tokenizer(extended)
     assert encode_prompt(tokenizer, "as usual")
-    with pytest.raises(UserError, match=rf"token 259 \('<\|extra\|>'\) is not in .* ends at 258 .*resize_token_emb"):
+    with pytest.raises(UserError, match=r"token 259 \('<\|extra\|>'\) is not in .* ends at 258 .*resize_token_emb"):
         encode_prompt(tokenizer, f"what is {EXTRA}?")
 
 
@@ -101,7 +102,8 @@ def rendered_on(folder, year):
     """The prompt as another process renders it in another year."""
     script = (
         "import datetime, transformers.utils.chat_template_utils as utils\n"
-        f"class Clock(datetime.datetime):\n    now = classmethod(lambda cls, tz=None: datetime.datetime({year}, 1, 9))\n"
+        "class Clock(datetime.datetime):\n"
+        f"    now = classmethod(lambda cls, tz=None: datetime.datetime({year}, 1, 9))\n"
         "utils.datetime = Clock\n"
         "from pathlib import Path\nfrom dcr_ds.models.chat import encode_prompt, load_tokenizer\n"
         f"tokenizer = load_tokenizer(Path({str(folder)!r}))\n"

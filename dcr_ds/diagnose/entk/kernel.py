@@ -17,6 +17,7 @@ from dcr_ds.diagnose.entk.layout import Layout, frozen, read_layout
 from dcr_ds.diagnose.entk.products import Factor, Outer, Rows, Vector, add_products
 from dcr_ds.diagnose.entk.result import EntkResult, make_result
 from dcr_ds.errors import UserError
+from dcr_ds.models.limits import context_of
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # relative, of the self-check; 0.2 in other precisions
 KINDS = (Outer, Rows, Vector)
@@ -70,7 +71,7 @@ def entk(
 def check_prompts(layout: Layout, prompts_by_category: dict[str, list[list[int]]], k: int) -> None:
     """Refuse prompts and a k for which there is no result."""
     vocabulary = len(layout.head.weight)
-    longest = getattr(layout.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = context_of(layout.model.config.get_text_config().to_dict())
     if not 1 <= k <= vocabulary:
         raise UserError(f"eNTK: k is {k}; it must be between 1 and the size of the vocabulary, {vocabulary}")
     if len(prompts_by_category) < 2:
