@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -140,7 +141,7 @@ def _after_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
     try:
-        ids = tokenizer.apply_chat_template(
+        ids: Any = tokenizer.apply_chat_template(
             messages,
             chat_template=dated(tokenizer.get_chat_template()),
             add_generation_prompt=add_generation_prompt,
