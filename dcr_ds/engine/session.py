@@ -123,7 +123,10 @@ class Session:
         self._profile.step()
 
     def save_or_stop(self, is_last: bool, snapshot: Snapshot | None = None) -> None:
-        """Save if a checkpoint is due or a stop was requested.
+        """Save if a checkpoint is due, a stop was requested, or little time is left before the deadline.
+
+        Until a save has been measured, its time is an estimate that may be far too long. So the deadline is checked
+        again after the save: the run stops only if another step and a save as long as this one do not fit.
 
         Args:
             snapshot: earlier weights that the checkpoint keeps as well.
@@ -132,11 +135,15 @@ class Session:
             Stopped: a stop was requested, the state is saved, and this was not the last step.
         """
         self.state["seconds"] = time.monotonic() - self._started
+        self._longest_step = max(self._longest_step, time.monotonic() - self._boundary)
         stopping = self._stop.agreed(self._seconds_needed())
         if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
             self.checkpoints.save(self.step, self.state, snapshot)
         if stopping and not is_last:
             self.checkpoints.wait_until_saved()
+            stopping = self._stop.agreed(self._seconds_needed())
+        self._boundary = time.monotonic()  # the next step begins here; a save is not part of it
+        if stopping and not is_last:
             raise Stopped(f"{self.label}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -162,9 +169,7 @@ class Session:
         return self.step * self.section.global_batch
 
     def _seconds_needed(self) -> float:
-        """Seconds needed before a deadline: another step and a save, plus half of that."""
-        now = time.monotonic()
-        self._longest_step, self._boundary = max(self._longest_step, now - self._boundary), now
+        """Seconds needed before a deadline: another step and a save, plus half of that. Only rank 0's value counts."""
         return MARGIN * (self._longest_step + self.checkpoints.expected_seconds) + MARGIN_SECONDS
 
     def _check_loss(self, loss: float, sample_ids: Sequence[str]) -> None:

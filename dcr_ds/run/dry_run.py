@@ -42,6 +42,7 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
             f"refine: up to {stage.max_steps} steps of {stage.global_batch} prompts, "
             f"{step_tokens:,.0f} tokens per step; {len(prompts.held_out)} prompts held out"
         )
+        lines += _checkpoint_note("refine", stage.max_steps, recipe)
     if "align" in recipe.stages:
         model = add_lora(whole, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else whole
         lines.append(_parameters("align", *_counts(model), 0))
@@ -50,12 +51,22 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
         steps = num_steps(recipe.align.epochs, len(lengths), recipe.align.global_batch)
         step_tokens = recipe.align.global_batch * sum(lengths) / len(lengths)
         lines += [*samples.notes, f"align: {steps} steps, about {steps * step_tokens:,.0f} tokens"]
+        lines += _checkpoint_note("align", steps, recipe)
         if has_control(recipe):
             lines.append("control: the same steps again, from the base model")
     if "evaluate" in recipe.stages:
         num_prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
         lines.append(f"evaluate: {num_prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
     return "\n".join(lines)
+
+
+def _checkpoint_note(stage: str, num_steps: int, recipe: Recipe) -> list[str]:
+    every_steps = recipe.checkpoint.every_steps
+    if every_steps < num_steps:
+        return []
+    return [
+        f"{stage}: no checkpoint before its end (checkpoint.every_steps: {every_steps}); if killed, it starts again"
+    ]
 
 
 def _on_meta(build):

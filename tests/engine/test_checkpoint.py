@@ -1,8 +1,10 @@
 """A checkpoint is whole or absent: what is loaded goes on bit for bit, and what is damaged is never loaded."""
 
+import hashlib
 import json
 import random
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ from small_engine import load_newest, make_engine, save_checkpoint, train
 
 from dcr_ds.engine.build import trained_weights
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
-from dcr_ds.engine.checkpoint.manifest import MANIFEST, seal
+from dcr_ds.engine.checkpoint.manifest import MANIFEST, Saved, seal
 from dcr_ds.errors import UserError
 
 
@@ -176,7 +178,10 @@ def test_another_layout_of_the_files_is_refused(folder, engine, ranks):
     """One of ZeRO-3, by any number of ranks, where this run has ZeRO-0."""
     newest = folder / "step-00000003"
     (newest / MANIFEST).unlink()
-    seal(newest, 3, world_size=4, zero_stage=3, state={})
+    for rank in range(4):
+        for kind in ("model", "optim"):
+            (newest / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt").write_bytes(b"shard")
+    seal(newest, Saved(3, world_size=4, zero_stage=3, state={}, started=0.0))
     with pytest.raises(UserError, match="saved under ZeRO stage 3, which stage 0 cannot load; use a --deepspeed of"):
         load_newest(engine, folder, ranks)
 
@@ -232,3 +237,54 @@ def test_frozen_weights_are_not_saved(tmp_path, engine, ranks):
     save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
     weights = torch.load(next(tmp_path.rglob("*model_states.pt")), weights_only=False)["module"]
     assert weights.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_checkpoint_that_lacks_the_shards_of_a_rank_is_never_finished(tmp_path, ranks, zero):
+    """Written to folders that are local to nodes: the save fails, and older checkpoints stay."""
+    engine = make_engine(ranks, zero, seed=0)
+    save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
+    checkpoints = Checkpoints(engine, tmp_path, 1, ranks)
+    checkpoints.ranks = replace(ranks, world_size=2)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match="of 1 of 2 ranks are missing .rank 1"):
+        patch.setattr("dcr_ds.engine.checkpoint.checkpoints.barrier", lambda ranks: None)
+        patch.setattr("dcr_ds.engine.checkpoint.checkpoints.broadcast_from_main", lambda value, ranks: value)
+        patch.setattr("dcr_ds.engine.checkpoint.checkpoints.gather_objects", lambda value, ranks: [value])
+        checkpoints.save(2, {})
+        checkpoints.wait_until_saved()
+    assert load_newest(engine, tmp_path, ranks)[0] == 1
+
+
+def test_a_checkpoint_that_names_too_few_shards_is_incomplete(tmp_path, ranks, capsys):
+    """As versions before the check have sealed it."""
+    engine = make_engine(ranks, 3, seed=0)
+    for step in (1, 2):
+        save_checkpoint(engine, tmp_path, step, {}, keep=2, ranks=ranks)
+    manifest = tmp_path / "step-00000002" / MANIFEST
+    values = json.loads(manifest.read_text())
+    values.pop("sha256")
+    values["world_size"] = 2
+    sha256 = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps(values | {"sha256": sha256}))
+    assert load_newest(engine, tmp_path, ranks)[0] == 1
+    assert "the optim shards of 1 of 2 ranks are missing (rank 1)" in capsys.readouterr().err
+
+
+def test_the_time_of_a_save_is_kept_for_the_next_attempt(tmp_path, ranks, monkeypatch):
+    monkeypatch.setattr("dcr_ds.engine.checkpoint.checkpoints.SLOW_DISK", 1e-3)  # bytes per second
+    engine = make_engine(ranks, 2, seed=0)
+    assert Checkpoints(engine, tmp_path, 1, ranks).expected_seconds > 1000
+    save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
+    resumed = Checkpoints(engine, tmp_path, 1, ranks)
+    resumed.load_newest()
+    assert 0 < resumed.expected_seconds < 100
+
+
+def test_the_estimate_of_a_save_is_shared_by_the_nodes_that_write(tmp_path, ranks, monkeypatch):
+    """Under ZeRO every node writes its part, without it rank 0 writes alone."""
+    engines = {zero: make_engine(ranks, zero, 0) for zero in (0, 2)}
+    on_one_node = {zero: Checkpoints(engine, tmp_path, 1, ranks).expected_seconds for zero, engine in engines.items()}
+    gathered = [True, False] * 4
+    monkeypatch.setattr("dcr_ds.engine.checkpoint.checkpoints.gather_objects", lambda value, ranks: gathered)
+    on_four = {zero: Checkpoints(engine, tmp_path, 1, ranks).expected_seconds for zero, engine in engines.items()}
+    assert on_four == {0: on_one_node[0], 2: on_one_node[2] / 4}

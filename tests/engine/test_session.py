@@ -105,3 +105,23 @@ def test_a_deadline_ends_the_stage_saved(undisturbed, ranks, tmp_path, monkeypat
             run(tmp_path, ranks)
     run(tmp_path, ranks)
     assert losses(tmp_path) == losses(undisturbed)
+
+
+@pytest.mark.parametrize("slow_disk", [1e-3, 1.0])
+def test_a_deadline_is_not_judged_by_an_estimate(undisturbed, ranks, tmp_path, monkeypatch, slow_disk):
+    """An estimate of weeks, as for a large model, leads to a save that is measured, and not to a stop."""
+    monkeypatch.setattr("dcr_ds.engine.checkpoint.checkpoints.SLOW_DISK", slow_disk)
+    monkeypatch.setenv("DCR_DS_DEADLINE", str(time.time() + 600))
+    run(tmp_path, ranks)
+    assert losses(tmp_path) == losses(undisturbed)
+
+
+def test_a_clock_that_jumps_moves_no_deadline(undisturbed, ranks, tmp_path, monkeypatch):
+    monkeypatch.setenv("DCR_DS_DEADLINE", str(time.time() + 600))
+    real = time.time
+
+    def jump(step, row):
+        monkeypatch.setattr(time, "time", lambda: real() + 1e6 * (-1) ** step)
+
+    run(tmp_path, ranks, disturb=jump)
+    assert losses(tmp_path) == losses(undisturbed)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import changed, damaged, examples
 
-from dcr_ds.engine.checkpoint.manifest import MANIFEST, Manifest, seal, verify
+from dcr_ds.engine.checkpoint.manifest import MANIFEST, Manifest, Saved, seal, verify
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,9 @@ def checkpoint(tmp_path_factory):
     (folder / "zero").mkdir()
     (folder / "zero" / "optimizer.pt").write_bytes(b"moments")
     (folder / "model.pt").write_bytes(b"weights")
-    seal(folder, 3, 2, 3, {"tokens": 30, "gap": 0.1 + 0.2, "start": None})
+    (folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"shard")
+    (folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"shard")
+    seal(folder, Saved(3, 2, 2, {"tokens": 30, "gap": 0.1 + 0.2, "start": None}, started=0.0))
     return folder
 
 

@@ -3,11 +3,13 @@
 A checkpoint is written to a temporary folder, flushed to disk, hashed into a manifest and renamed; `latest` is
 updated last, and only then are older checkpoints removed. Training waits while DeepSpeed writes its files, since the
 weights must not change; hashing, renaming and rotation follow in a thread of rank 0 while training continues, for one
-checkpoint at a time. Before any rank loads, rank 0 verifies the hashes and broadcasts the result: an error on one
-rank alone would leave the others waiting. The newest complete checkpoint is loaded. If there are checkpoints and none
-is complete, that is an error, never a silent start from scratch.
+checkpoint at a time. It is complete only with the files of all ranks: a save fails, and older checkpoints stay, where
+rank 0 does not see what other nodes have written. Before any rank loads, rank 0 verifies the hashes and broadcasts the
+result: an error on one rank alone would leave the others waiting. The newest complete checkpoint is loaded. If there
+are checkpoints and none is complete, that is an error, never a silent start from scratch.
 """
 
+import platform
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +20,23 @@ from typing import Any
 import deepspeed
 import torch
 
-from dcr_ds.engine.checkpoint.manifest import Manifest, seal, verify
+from dcr_ds.engine.checkpoint.manifest import Manifest, Saved, seal, verify
 from dcr_ds.engine.checkpoint.universal import LAYOUTS, convert
-from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
+from dcr_ds.engine.distributed import (
+    VISIBLE_SECONDS,
+    Ranks,
+    barrier,
+    broadcast_from_main,
+    gather_objects,
+    print_on_main,
+    wait_until_visible,
+)
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.errors import UserError
 from dcr_ds.files import flush, write_atomically
 
 BYTES_PER_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
-SLOW_DISK = 100e6  # bytes per second
+SLOW_DISK = 100e6  # bytes per second and node
 SPARE = 1.05  # expected size of a checkpoint relative to the last one: small files, blocks that are not full
 
 
@@ -39,7 +49,9 @@ class Checkpoints:
             keep: number of checkpoints to keep, the newest.
         """
         self.engine, self.folder, self.keep, self.ranks = engine, folder, keep, ranks
-        self._seconds: float | None = None  # that the last save took until it was complete; rank 0
+        self._seconds: float | None = None  # that the last save took until it was complete; measured on rank 0
+        num_nodes = sum(gather_objects(ranks.local_rank == 0, ranks))
+        self._num_writers = num_nodes if engine.zero_optimization_stage() else 1  # without ZeRO rank 0 writes alone
         self.expected_bytes = int(BYTES_PER_WEIGHT * num_trained(engine.module))
         self._last_step: int | None = None  # of the checkpoint that was saved or loaded last
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -54,7 +66,8 @@ class Checkpoints:
         Returns as soon as training may go on; `wait_until_saved` waits until the checkpoint is whole.
 
         Raises:
-            UserError: the disk has not enough space left for it. The checkpoints before it are kept.
+            UserError: the disk has not enough space left for it, or rank 0 does not see the files of another node.
+                The checkpoints before it are kept.
             OSError: it, or the one before, cannot be written. The last whole one is kept.
         """
         if step == self._last_step:
@@ -75,9 +88,11 @@ class Checkpoints:
         if self.ranks.local_rank == 0:  # files of this node, before an older checkpoint is removed
             for file in sorted(partial.rglob("*"), reverse=True):
                 flush(file)
-        barrier(self.ranks)
+        self._check_shared(partial)
         if self.ranks.is_main:
-            self._sealing = self._thread.submit(self._seal, partial, final, step, deepcopy(state), started)
+            zero_stage = self.engine.zero_optimization_stage()
+            saved = Saved(step, self.ranks.world_size, zero_stage, deepcopy(state), started)
+            self._sealing = self._thread.submit(self._seal, partial, final, saved)
         self._last_step = step
 
     def path(self, step: int) -> Path:
@@ -86,8 +101,8 @@ class Checkpoints:
 
     @property
     def expected_seconds(self) -> float:
-        """Expected duration of a save: that of the last one on rank 0, else an estimate for a slow disk."""
-        return self.expected_bytes / SLOW_DISK if self._seconds is None else self._seconds
+        """Expected duration of a save: that of the last one, also of an earlier attempt, else a slow disk's. Rank 0."""
+        return self.expected_bytes / SLOW_DISK / self._num_writers if self._seconds is None else self._seconds
 
     def wait_until_saved(self) -> None:
         """Wait until the last save is complete and on disk; an error of its thread is raised on all ranks."""
@@ -135,9 +150,11 @@ class Checkpoints:
             self._load_converted(name, manifest)
         print_on_main(self.ranks, f"resuming from {self.folder / name}")
         self.expected_bytes, self._last_step = int(SPARE * manifest.num_bytes), manifest.step
+        self._seconds = manifest.seconds
         return manifest.step, manifest.state
 
     def _load(self, name: str) -> None:
+        wait_until_visible(_files(self.folder / name), self.ranks)
         path, _ = self.engine.load_checkpoint(str(self.folder), tag=name, load_module_strict=False)
         if path is None:
             raise RuntimeError(f"{self.folder / name}: DeepSpeed loaded nothing")
@@ -176,18 +193,25 @@ class Checkpoints:
             "kept: free some space and run the same command again"
         )
 
-    def _seal(self, partial: Path, final: Path, step: int, state: dict[str, Any], started: float) -> None:
+    def _check_shared(self, partial: Path) -> None:
+        """Raise UserError on all ranks unless rank 0 sees what every node has written. All ranks."""
+        names = [str(path.relative_to(partial)) for path in _files(partial)] if self.ranks.local_rank == 0 else []
+        written = gather_objects((platform.node(), names), self.ranks)
+        if problem := broadcast_from_main(_unseen(partial, written) if self.ranks.is_main else "", self.ranks):
+            raise UserError(problem)
+
+    def _seal(self, partial: Path, final: Path, saved: Saved) -> None:
         """Turn a folder of written files into a checkpoint and remove those it replaces. Rank 0, in the thread."""
-        manifest = seal(partial, step, self.ranks.world_size, self.engine.zero_optimization_stage(), state)
+        manifest = seal(partial, saved)
         shutil.rmtree(final, ignore_errors=True)  # exists only if it was damaged and training has passed it again
         partial.rename(final)
         write_atomically(self.folder / "latest", final.name)
         flush(self.folder)
-        saved = _steps(self.folder)
-        kept = [path for path in saved if path.name <= final.name][: self.keep]  # a later one was skipped as damaged
-        for path in set(saved) - set(kept):
+        steps = _steps(self.folder)
+        kept = [path for path in steps if path.name <= final.name][: self.keep]  # a later one was skipped as damaged
+        for path in set(steps) - set(kept):
             shutil.rmtree(path, ignore_errors=True)
-        self.expected_bytes, self._seconds = int(SPARE * manifest.num_bytes), time.monotonic() - started
+        self.expected_bytes, self._seconds = int(SPARE * manifest.num_bytes), time.monotonic() - saved.started
 
 
 def newest_complete(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:
@@ -210,6 +234,25 @@ def num_trained(module: torch.nn.Module) -> int:
 def _steps(folder: Path) -> list[Path]:
     """Return the finished checkpoints, newest first."""
     return sorted((path for path in folder.glob("step-????????") if path.is_dir()), reverse=True)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _unseen(partial: Path, written: list[tuple[str, list[str]]]) -> str:
+    """Return "" once this rank sees every file that a node has written, or which one it does not see."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    for node, names in written:
+        for name in names:
+            while not (partial / name).is_file():
+                if time.monotonic() > deadline:
+                    return (
+                        f"{partial / name}: written on node {node}, and not visible to rank 0. Earlier checkpoints are "
+                        "kept; all nodes must share the run folder: set --output to a shared file system"
+                    )
+                time.sleep(0.1)
+    return ""
 
 
 def _gigabytes(count: int) -> str:

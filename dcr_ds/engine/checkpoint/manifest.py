@@ -1,18 +1,27 @@
-"""The manifest of a checkpoint: hashes of its files, the state of the run, and a hash of the manifest itself."""
+"""The manifest of a checkpoint: hashes of its files, the state of the run, and a hash of the manifest itself.
+
+Under ZeRO every rank writes a shard set of its own, so a checkpoint is complete only with one set per rank.
+"""
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
 
 MANIFEST = "manifest.json"
+SHARD = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(model|optim)_states\.pt")  # DeepSpeed's names
+KINDS = {0: (), 1: ("optim",), 2: ("optim",), 3: ("optim", "model")}  # shards of each rank, by ZeRO stage
 HASHING_THREADS = 4  # hashlib releases the GIL; more threads would slow down training
 
 
@@ -23,30 +32,65 @@ class FileFacts(BaseModel):
 
 
 class Manifest(BaseModel):
-    """Step, layout, state of the training loop, and every file of a checkpoint."""
+    """Step, layout, state of the training loop, and every file of a checkpoint.
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    Attributes:
+        seconds: how long the save took until its files were hashed; None where the writer did not record it.
+    """
+
+    # fields of newer versions are ignored; the hash of the manifest covers them
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
     step: int
     world_size: int
     zero_stage: int
     state: dict[str, Any]
     files: dict[str, FileFacts]
+    seconds: float | None = None
 
     @property
     def num_bytes(self) -> int:
         return sum(file.bytes for file in self.files.values())
 
 
-def seal(checkpoint: Path, step: int, world_size: int, zero_stage: int, state: dict[str, Any]) -> Manifest:
-    """Hash the files of a folder and write its manifest."""
+@dataclass(frozen=True)
+class Saved:
+    """What a manifest says about a checkpoint besides its files; `started` is time.monotonic() when its save began."""
+
+    step: int
+    world_size: int
+    zero_stage: int
+    state: dict[str, Any]
+    started: float
+
+
+def seal(checkpoint: Path, saved: Saved) -> Manifest:
+    """Hash the files of a folder and write its manifest.
+
+    Raises:
+        UserError: the shards of a rank are not there.
+    """
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    by_name = {str(file.relative_to(checkpoint)): facts for file, facts in zip(files, _facts(files), strict=True)}
+    if missing := missing_shards(by_name, saved.world_size, saved.zero_stage):
+        raise UserError(f"{checkpoint}: {missing}. Earlier checkpoints are kept; all nodes must share this folder")
+    seconds = time.monotonic() - saved.started
     manifest = Manifest(
-        step=step, world_size=world_size, zero_stage=zero_stage, state=state,
-        files={str(file.relative_to(checkpoint)): facts for file, facts in zip(files, _facts(files), strict=True)},
+        step=saved.step, world_size=saved.world_size, zero_stage=saved.zero_stage, state=saved.state,
+        files=by_name, seconds=seconds,
     )  # fmt: skip
     values = manifest.model_dump()
     write_atomically(checkpoint / MANIFEST, json.dumps(values | {"sha256": _hash_of(values)}, indent=1))
     return manifest
+
+
+def missing_shards(names: Iterable[str], world_size: int, zero_stage: int) -> str:
+    """Return "" if every rank's shards are among the names of files, else which are not."""
+    present = {(int(match[1]), match[2]) for name in names if (match := SHARD.search(name))}
+    for kind in KINDS.get(zero_stage, ()):
+        if missing := sorted(set(range(world_size)) - {rank for rank, its_kind in present if its_kind == kind}):
+            ranks = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
+            return f"the {kind} shards of {len(missing)} of {world_size} ranks are missing (rank {ranks})"
+    return ""
 
 
 def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
@@ -56,6 +100,8 @@ def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
         if values.pop("sha256") != _hash_of(values):
             return None, f"{MANIFEST} is damaged"
         manifest = Manifest.model_validate(values)
+        if missing := missing_shards(manifest.files, manifest.world_size, manifest.zero_stage):
+            return None, missing
         files = [checkpoint / name for name in manifest.files]
         for file, wanted in zip(files, manifest.files.values(), strict=True):
             if file.stat().st_size != wanted.bytes:

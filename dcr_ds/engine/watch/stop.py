@@ -28,7 +28,9 @@ class StopFlag:
     def __init__(self, ranks: Ranks):
         self.ranks = ranks
         self.received_at: float | None = None
-        self.deadline = _deadline()
+        unix_deadline = _deadline()
+        # from here on by a clock that cannot be set, so that a jump of the system's clock changes nothing
+        self._deadline = None if unix_deadline is None else time.monotonic() + unix_deadline - time.time()
 
     def __enter__(self) -> "StopFlag":
         self.previous: dict[int, Any] = {number: signal.signal(number, self._receive) for number in SIGNALS}
@@ -47,12 +49,13 @@ class StopFlag:
             os.kill(os.getpid(), number)
 
     def agreed(self, seconds_needed: float = 0.0) -> bool:
-        """Return whether any rank was asked to stop. All ranks, at a step boundary.
+        """Return whether any rank was asked to stop, or rank 0 finds too little time left. All ranks.
 
         Args:
-            seconds_needed: seconds that this rank needs before the deadline to take another step and save.
+            seconds_needed: seconds that the run needs before the deadline to take another step and save; rank 0's
+                counts, which has measured the saves.
         """
-        late = self.deadline is not None and time.time() + seconds_needed >= self.deadline
+        late = self.ranks.is_main and self._deadline is not None and time.monotonic() + seconds_needed >= self._deadline
         flag = torch.tensor(float(self.received_at is not None or late), device=self.ranks.device)
         return bool(sum_over_ranks(flag, self.ranks).item())
 
