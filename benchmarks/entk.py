@@ -6,37 +6,31 @@
 Providers, for N prompts, k logits per prompt and all parameters:
 
 - ours: `dcr_ds.diagnose.entk`.
-- jvp: per prompt x and logit j, the gradient v of z_j(x) by a backward pass, then the forward-mode derivatives of the
+- jvp: per prompt x and logit j, the gradient v of z_j(x) from a backward pass, then the forward-mode derivatives of the
   logits of all prompts x' in direction v, in batches: N·N·k JVPs.
-- difference: the same with (z(θ + εv) − z(θ)) / ε in place of the JVP: a forward pass, not exact.
+- difference: the same with (z(θ + εv) − z(θ)) / ε instead of the JVP, which costs a forward pass and is not exact.
 - jacobian: the gradients of all N·k logits in memory at once, and one matrix product.
 
-Of jvp and difference only --columns columns are timed, spread evenly over the N·k, and the time is multiplied up.
-The model has random weights; a prompt has half to one and a half times --length random tokens. The error is relative
-to the columns of ours. Every provider has its own process. Times are CPU seconds of all threads.
+For jvp and difference only --columns columns are timed, spread evenly over the N·k, and the time is extrapolated.
+The model has random weights; a prompt has between 0.5 and 1.5 times --length random tokens. Errors are relative to the
+columns of ours. Every provider runs in its own process. Times are CPU seconds, summed over threads.
 """
 
 import argparse
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from record import (
-    append,
+from measuring import (
     attempt,
     cpu_clock,
-    cpu_name,
     free_bytes,
     in_lean_process,
     in_new_process,
-    number,
-    one_or_more_of,
     peak_bytes,
-    provenance,
-    rounded,
+    set_process_environment,
 )
+from record import append, cpu_name, number, one_or_more_of, option_parser, provenance, rounded
 from shapes import SHAPES, config_of
 from torch import Tensor
 from torch.func import functional_call, jvp
@@ -50,7 +44,7 @@ PROVIDERS = ("ours", "jvp", "difference", "jacobian")
 MEDIUM = {"num_hidden_layers": 6, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
 MEDIUM |= {"intermediate_size": 688, "vocab_size": 8192, "tie_word_embeddings": True, "pad_token_id": 0}
 BATCH = 8
-EPSILON = 1e-3  # norm of the step of difference
+EPSILON = 1e-3  # norm of the finite-difference step
 LINE = "{:10}  {:>9}  {:>9}  {:>8}  {:>8}  {:>9}  {}"
 
 
@@ -77,13 +71,13 @@ class Problem:
 
     @staticmethod
     def padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids [n, T], padded on the right, which causal attention does not see, and the last positions [n]."""
+        """Token ids [n, T], padded on the right (causal attention ignores that), and the last positions [n]."""
         length = max(map(len, prompts))
         ids = torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts])
         return ids, torch.tensor([len(prompt) - 1 for prompt in prompts])
 
     def at_last(self, hidden: Tensor) -> Tensor:
-        """Only the last position of each prompt reaches the head."""
+        """The hidden states of the last positions, so that the head computes only those logits."""
         return hidden[torch.arange(len(hidden)), self.last][:, None]
 
     def all_logits(self, ids: Tensor, last: Tensor, parameters: dict[str, Tensor] | None = None) -> Tensor:
@@ -103,15 +97,15 @@ class Problem:
         """The gradients of some logits of a prompt, one after the other."""
         self.model.requires_grad_(True)
         outputs = self.all_logits(*self.padded([self.prompts[prompt]]))[0]
-        wanted = list(self.parameters.values())
-        found = [
-            torch.autograd.grad(outputs[self.tokens[prompt, j]], wanted, retain_graph=j != logits[-1]) for j in logits
+        inputs = list(self.parameters.values())
+        gradients = [
+            torch.autograd.grad(outputs[self.tokens[prompt, j]], inputs, retain_graph=j != logits[-1]) for j in logits
         ]
         self.model.requires_grad_(False)
-        return [dict(zip(self.parameters, values, strict=True)) for values in found]
+        return [dict(zip(self.parameters, values, strict=True)) for values in gradients]
 
     def by_columns(self, derivative: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        """The chosen columns of the kernel [N · k, columns], from the derivative of all logits in a direction."""
+        """The timed columns of the kernel [N · k, columns]; `derivative` maps a direction to that of all logits."""
         directions = (self.gradients(column // self.k, [column % self.k])[0] for column in self.columns)
         return torch.stack([derivative(direction) for direction in directions], dim=1)
 
@@ -163,7 +157,7 @@ ACTIONS = dict(zip(PROVIDERS, (ours, by_jvp, by_difference, by_jacobian), strict
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """CPU seconds for the whole kernel, and the chosen columns."""
+    """CPU seconds for the whole kernel, and its timed columns."""
     problem, columns = Problem(options), []
     problem.gradients(0, [0])
     if name == "jvp":
@@ -185,7 +179,7 @@ COLUMNS = ("parameters", "samples", "tokens", "columns_timed", "cpu_seconds", "r
 
 
 def row_of(name: str, options: argparse.Namespace, baseline: dict[str, Any]) -> dict[str, Any]:
-    """Measure a provider; `baseline` keeps what ours measured, for ratio and error."""
+    """Measure a provider; `baseline` keeps the results of ours, for the ratio and the error."""
     result, outcome = attempt(in_new_process, measure, name, options)
     row = {"provider": name, "shape": options.shape, "prompts": 3 * options.prompts, "k": options.k}
     row |= {"threads": options.threads, "device": cpu_name()} | dict.fromkeys(COLUMNS) | {"outcome": outcome}
@@ -203,7 +197,7 @@ def row_of(name: str, options: argparse.Namespace, baseline: dict[str, Any]) -> 
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
     parser.add_argument("--providers", type=one_or_more_of(PROVIDERS), default=list(PROVIDERS), help="default: all")
     parser.add_argument("--shape", choices=("medium", *SHAPES), default="medium", help="default: %(default)s")
     parser.add_argument("--prompts", type=int, default=8, help="per category (default: %(default)s)")
@@ -211,8 +205,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=10, help="logits per prompt (default: %(default)s)")
     parser.add_argument("--columns", type=int, default=4, help="columns to time (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--csv", type=Path, help="append the rows to this file")
-    parser.add_argument("--tiny", action="store_true", help="a small problem, to try the benchmark")
     options = parser.parse_args()
     if options.tiny:
         options.shape, options.prompts, options.length, options.k = "tiny", 2, 6, 3
@@ -223,7 +215,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported where it is measured
+    set_process_environment("cpu", options.threads)
     head, baseline = provenance("torch", "transformers"), {}
     print(LINE.format("provider", "columns", "CPU s", "ratio", "MB", "error", "outcome"))
     for name in options.providers:

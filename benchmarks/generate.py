@@ -1,40 +1,36 @@
-"""Rows per second of the evaluation's generation, against unsorted batches and against one prompt at a time.
+"""Rows per second of generation in sorted batches, compared with unsorted batches and with one prompt at a time.
 
     python benchmarks/generate.py --rows 64 --csv benchmarks/results/generate.csv
     python benchmarks/generate.py MODEL --benchmarks xstest-safe,or-bench-hard --local-data DIR
     python benchmarks/generate.py --mixed --rows 48 --csv …                  short and long prompts in turn
     python benchmarks/generate.py --tiny                                     a smoke test
 
-sorted: batches of like length, longest first, as `evaluate.generate` makes them; unsorted: the same prompts in the
+sorted: batches of similar length, longest first, as `evaluate.generate` makes them; unsorted: the same prompts in the
 order of their files, in batches of the same size; single: one prompt at a time. All three use `generate_batch`,
-greedily and left-padded. They take turns, a batch's worth of prompts each, so that a drift of the machine meets all; on
-a CPU the time is CPU seconds of the process. Padding changes the last bits of logits, so that an answer may tip over at
-a near tie: answers are compared with those of single prompts, and the rows that differ are listed.
+greedily and left-padded. They take turns, a batch of prompts at a time, so that slow changes of the machine affect all
+of them. On a CPU the time is CPU time of the process. Padding changes the last bits of the logits, which can change an
+answer where two tokens are almost equally likely: answers are compared with those of single prompts, and rows that
+differ are listed.
 
---mixed: questions of the built-in general set, every second one with an excerpt of other answers of the set before it,
-up to LONGEST_EXCERPT characters of them, as prompts with and without a document are in one file.
+--mixed: the questions of the built-in general set; every second question follows an excerpt of up to LONGEST_EXCERPT
+characters from answers of the set, as in a file of prompts with and without a document.
 """
 
 import argparse
 import random
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from record import ROOT, append, cpu_name, provenance
+from measuring import seconds_now
+from named_model import columns_of, load_model, model_parser
+from record import append
 
 from dcr_ds.data.benchmarks import Benchmark, read_benchmarks
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.records import Prompt, PromptSet, digest
 from dcr_ds.evaluate.generate import Decoding, generate_batch, make_batches, prepare_generations
 from dcr_ds.evaluate.generations import Generations
-from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.locate import prepare_source
-from dcr_ds.recipe import DataSource, EvaluateSection, ModelSection
+from dcr_ds.recipe import DataSource, EvaluateSection
 
 SHOWN_CHARACTERS = 60
 LONGEST_EXCERPT = 1600  # characters, some 350 tokens
@@ -42,20 +38,15 @@ LONGEST_EXCERPT = 1600  # characters, some 350 tokens
 
 def main() -> None:
     options = parse()
-    device = torch.device(options.device)
-    with tempfile.TemporaryDirectory() as scratch:
-        source = tiny_model(Path(scratch)) if options.tiny else prepare_source(ModelSection(source=options.model))
-        model = load_causal_lm(source, torch.bfloat16 if device.type == "cuda" else torch.float32, "sdpa", device)
-        tokenizer = load_tokenizer(source)
+    model, tokenizer = load_model(options)
     prompts = mixed_prompts(options.rows) if options.mixed else read_prompts(options)
     benchmark = Benchmark("generate", "comply", PromptSet("generate", options.benchmarks, prompts, digest(prompts)))
     decoding = Decoding(options.max_new_tokens, options.batch_size)
     generations = prepare_generations(benchmark, Path(), tokenizer, decoding, {})
-    answers, seconds = measure(generations, lambda batch: generate_batch(generations, batch, model, tokenizer), device)
-    row = provenance("torch", "transformers") | {
-        "model": "tiny" if options.tiny else options.model,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "clock": "wall" if device.type == "cuda" else "cpu",
+    answers, seconds = measure(
+        generations, lambda batch: generate_batch(generations, batch, model, tokenizer), options.device
+    )
+    row = columns_of(options) | {
         "benchmarks": "mixed" if options.mixed else options.benchmarks,
         "rows": len(prompts),
         "max_new_tokens": options.max_new_tokens,
@@ -70,41 +61,30 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="smollm2-135m")
-    parser.add_argument("--tiny", action="store_true", help="a tiny random model and a few rows")
+    parser = model_parser(__doc__, max_new_tokens=32)
     parser.add_argument("--benchmarks", default="builtin", help="names, separated by commas")
     parser.add_argument("--local-data")
-    parser.add_argument("--mixed", action="store_true", help="short and long prompts, in place of --benchmarks")
-    parser.add_argument("--rows", type=int, help="at most so many of each benchmark")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=Path, help="append the row to this file")
+    parser.add_argument("--mixed", action="store_true", help="short and long prompts instead of --benchmarks")
+    parser.add_argument("--rows", type=int, help="maximum number of rows per benchmark")
     options = parser.parse_args()
     if options.tiny:
         options.rows, options.max_new_tokens, options.batch_size = 6, 6, 4
     return options
 
 
-def tiny_model(folder: Path) -> Path:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from tiny import make_model
-
-    return make_model(folder)
-
-
 def read_prompts(options: argparse.Namespace) -> list[Prompt]:
     names = [{"name": name, "rows": options.rows} for name in options.benchmarks.split(",")]
-    found = read_benchmarks(EvaluateSection(benchmarks=names, local_data=options.local_data))
-    return [Prompt(f"{benchmark.name}/{row.id}", row.prompt) for benchmark in found for row in benchmark.prompts.rows]
+    benchmarks = read_benchmarks(EvaluateSection(benchmarks=names, local_data=options.local_data))
+    return [
+        Prompt(f"{benchmark.name}/{row.id}", row.prompt) for benchmark in benchmarks for row in benchmark.prompts.rows
+    ]
 
 
 def mixed_prompts(rows: int | None) -> list[Prompt]:
-    """Questions, every second one after an excerpt; the excerpts are of all lengths up to the longest, shuffled."""
+    """Questions, every second one after an excerpt; the excerpts' lengths are evenly spaced and shuffled."""
     conversations = read_conversations(DataSource(source="builtin"), "general").rows[: rows or None]
-    questions = [one.messages[-2]["content"] for one in conversations]
-    answers = " ".join(one.messages[-1]["content"] for one in conversations)
+    questions = [row.messages[-2]["content"] for row in conversations]
+    answers = " ".join(row.messages[-1]["content"] for row in conversations)
     lengths = [LONGEST_EXCERPT * (i + 1) // len(questions) for i in range(len(questions))]
     random.Random(0).shuffle(lengths)
     return [
@@ -114,9 +94,9 @@ def mixed_prompts(rows: int | None) -> list[Prompt]:
 
 
 def measure(
-    generations: Generations, answer: Callable[[Sequence[int]], list[dict]], device: torch.device
+    generations: Generations, answer: Callable[[Sequence[int]], list[dict]], device: str
 ) -> tuple[dict[str, dict[str, str]], dict[str, float]]:
-    """Completions by id and seconds, each by arrangement."""
+    """For each arrangement, its completions by id and its seconds."""
     size, count = generations.batch_size, len(generations.prompts)
     lengths = [len(ids) for ids in generations.ids]
     arrangements = {
@@ -131,17 +111,11 @@ def measure(
         for name, batches in arrangements.items():
             share = batches[turn : turn + size] if name == "single" else batches[turn // size : turn // size + 1]
             for batch in share:
-                spent, rows = timed(lambda batch=batch: answer(batch), device)
-                seconds[name] += spent
+                started = seconds_now(device)
+                rows = answer(batch)
+                seconds[name] += seconds_now(device) - started
                 answers[name] |= {row["id"]: row["completion"] for row in rows}
     return answers, seconds
-
-
-def timed(action: Callable[[], list[dict]], device: torch.device) -> tuple[float, list[dict]]:
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    started = clock()
-    rows = action()  # its tokens are on the host at the end, so nothing is under way
-    return clock() - started, rows
 
 
 def share_identical(answers: dict[str, str], reference: dict[str, str]) -> float:
@@ -153,7 +127,7 @@ def print_row(row: dict, answers: dict[str, dict[str, str]]) -> None:
         print(f"{name:>9}: {row[f'{name}_rows_per_second']:.2f} rows/s")
     print(f"sorted over unsorted {row['sorted_over_unsorted']:.2f}, over single {row['sorted_over_single']:.2f}")
     for name in ("sorted", "unsorted"):
-        print(f"{name}: {100 * row[f'{name}_identical']:.1f}% of {row['rows']} answers as one at a time")
+        print(f"{name}: {100 * row[f'{name}_identical']:.1f}% of {row['rows']} answers equal those of single prompts")
         for key, text in answers["single"].items():
             if answers[name][key] != text:
                 print(f"  {key}: {text[:SHOWN_CHARACTERS]!r} alone, {answers[name][key][:SHOWN_CHARACTERS]!r} {name}")

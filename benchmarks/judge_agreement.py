@@ -1,11 +1,11 @@
-"""Judges that need no model against labels that people gave, one table a model whose answers were labelled.
+"""Agreement of the judges that need no model with labels by people, one table per labelled model.
 
     python benchmarks/judge_agreement.py gpt4.csv llama2orig.csv mistralguard.csv
 
-The files are csv or jsonl, one a model, with `prompt`, `completion`, `human_label` and optionally `id` and other
-judges' labels (`gpt4_label`), as XSTest publishes them. Where the shipped weights of `rules` were fitted on a file,
-`rules` is fitted anew on the other such files, so that no model's answers are judged by weights that saw them; any
-other file is judged by the shipped weights. A degenerate answer counts as no refusal, and as a wrong label.
+The files are csv or jsonl, one per model, with `prompt`, `completion`, `human_label` and optionally `id` and labels by
+other judges (`gpt4_label`), as XSTest publishes them. If the shipped weights of `rules` were fitted on a file, `rules`
+is fitted again on the other such files, so that no answers are judged by weights that were fitted on them. Any other
+file is judged with the shipped weights. A degenerate answer counts as no refusal, and as a wrong label.
 """
 
 import argparse
@@ -47,21 +47,21 @@ def main() -> int:
 
 
 def rules_for(file: str, files: Sequence[str]) -> tuple[Judge, str]:
-    """`rules` with weights that did not see the file, and in words which these are."""
+    """`rules` with weights that were not fitted on the file, and a description of them."""
     shipped = json.loads((resources.files("dcr_ds.judges.rules") / "weights.json").read_text(encoding="utf-8"))
     if Path(file).stem not in shipped["fitted_on"]:
-        return rules_judge(), "as shipped, which did not see these answers"
+        return rules_judge(), "as shipped, not fitted on these answers"
     others = [other for other in files if other != file and Path(other).stem in shipped["fitted_on"]]
     if not others:
-        raise UserError(f"{file}: rules was fitted on it; name another file that it was fitted on, to fit it on that")
+        raise UserError(f"{file}: rules was fitted on it; add another file it was fitted on, to fit it on that")
     weights = fit([*chain.from_iterable(read_labelled(other) for other in others), *read_written()])
     return RulesJudge(
         weights["refusal"], weights["partial"]
-    ), f"fitted on {', '.join(Path(o).stem for o in others)}, and answers written by hand"
+    ), f"fitted on {', '.join(Path(other).stem for other in others)}, and answers written by hand"
 
 
 def all_labels(file: str, rules: Judge) -> dict[str, dict[str, str]]:
-    """Who judged → id → label; people first."""
+    """Labels by judge and id, people first."""
     answers = {row.id: row.answer for row in read_answers(file)}
     labels = {"people": read_labels(file, "human_label"), rules.name: judged(rules, answers)}
     labels |= {name: judged(string_judge(name), answers) for name in PRESETS}
@@ -70,8 +70,8 @@ def all_labels(file: str, rules: Judge) -> dict[str, dict[str, str]]:
 
 
 def judged(judge: Judge, answers: Mapping[str, Answer]) -> dict[str, str]:
-    found = verdicts(judge, list(answers.values()))
-    return {key: verdict.label for key, verdict in zip(answers, found, strict=True)}
+    labels = [verdict.label for verdict in verdicts(judge, list(answers.values()))]
+    return dict(zip(answers, labels, strict=True))
 
 
 def rows_of(labels: Mapping[str, Mapping[str, str]]) -> list[list[str]]:

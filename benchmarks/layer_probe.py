@@ -1,12 +1,12 @@
 """The layer probe and the confound check on the built-in prompt sets: the tables of docs/diagnose.md.
 
-    python benchmarks/layer_probe.py                                       figures of each layer of the demo's model
+    python benchmarks/layer_probe.py                                       table of the layers of the demo's model
     python benchmarks/layer_probe.py --pooling mean
     python benchmarks/layer_probe.py --refined runs/smollm2-135m/refine/model --layer 24 --pca pca.png
     python benchmarks/layer_probe.py --confounds                           no model
 
-The prompts are those of the training split; with --refined those of the held-out split, as refine trained on the
-others. --pairs 32,64,100 also prints the layer that the rule chooses from so many random pairs, ten times.
+The prompts are those of the training split; with --refined those of the held-out split, because refine trained on the
+others. --pairs 32,64,100 also prints the layers that the rule chooses from that many random pairs, ten times each.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--refined", type=Path, help="folder of a refined model, for drift and PCA")
     parser.add_argument("--pooling", choices=("last", "mean"), default="last")
-    parser.add_argument("--pca", type=Path, help="picture of --layer before and after")
+    parser.add_argument("--pca", type=Path, help="picture of the hidden states at --layer before and after refine")
     parser.add_argument("--layer", type=int, default=24)
     parser.add_argument("--pairs", type=lambda text: [int(count) for count in text.split(",")], default=[])
     parser.add_argument("--confounds", action="store_true")

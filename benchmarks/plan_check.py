@@ -1,15 +1,15 @@
-"""What `dcr-ds plan` predicts of a rank's memory, against the tensors that are really there, on a CPU.
+"""Memory and traffic per rank as `dcr-ds plan` predicts them, compared with those of real steps on a CPU.
 
     python benchmarks/plan_check.py
     torchrun --nproc_per_node 2 benchmarks/plan_check.py --zero 1,2,3
     python benchmarks/plan_check.py --stages refine,align,dpo --adapters qlora --packing off,on --zero 0
     python benchmarks/plan_check.py --shape smollm2-135m --layers 15 --stages refine,whole --zero 0 --tokens 64
 
-For each case a random-weight model of the shape is built, its engine made as the stages make it, and two steps are run.
-Parameters, masters and moments are read off the engine after the first; gradients are what the second one's backward
-passes leave; the peak is the most tensor bytes alive in the second step (`LiveBytes`), and what is sent are that step's
-messages as PyTorch's dispatcher sees them, each with the bytes that a ring makes of it. Bars: 2 % for parameters,
-gradients and optimizer state, 15 % for the peak and for what is sent.
+Each case builds a random-weight model of the shape and its engine as the stages do, and runs two steps (three under
+ZeRO-3). Parameters, master weights and moments are read from the engine before the last step. Of the last step come the
+gradients (what its backward passes leave), the peak (of the bytes of live tensors, see `LiveBytes`), and the traffic
+(the collectives that PyTorch's dispatcher sees, in bytes sent by a ring algorithm). Tolerances: 2 % for parameters,
+gradients and optimizer state, 15 % for the peak and the traffic.
 """
 
 import argparse
@@ -47,22 +47,14 @@ from dcr_ds.plan.trial import TRIALS, Rows
 from dcr_ds.recipe import load_recipe
 
 SHAPES = Path(__file__).resolve().parent.parent / "dcr_ds" / "plan" / "configs"
-TINY = {
-    "model_type": "llama",
-    "num_hidden_layers": 4,
-    "hidden_size": 128,  # bitsandbytes on a CPU wants multiples of 64
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "intermediate_size": 256,
-    "vocab_size": 640,
-    "tie_word_embeddings": False,
-}
+TINY = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"hidden_size": 128, "intermediate_size": 256}  # bitsandbytes on a CPU needs multiples of 64
+TINY |= {"head_dim": 32, "vocab_size": 640, "tie_word_embeddings": False}
 BUCKETS = ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size")
-BARS = {"parameters": 0.02, "gradients": 0.02, "optimizer": 0.02, "peak": 0.15, "sent": 0.15}
+TOLERANCES = {"parameters": 0.02, "gradients": 0.02, "optimizer": 0.02, "peak": 0.15, "sent": 0.15}
 OPTIMIZERS = ("adamw", *FROM_BITSANDBYTES)
-WARM_UP = (1, 1, 1, 2)  # steps by ZeRO stage; stage 3 knows the order of the modules only after two
-RAGGED = 4  # rows of a batch differ in length by up to so many tokens: there is padding, as in real batches
+WARM_UP = (1, 1, 1, 2)  # steps by ZeRO stage; stage 3 needs two to learn the order of the modules
+RAGGED = 4  # lengths within a batch differ by up to this many tokens, so that there is padding, as in real batches
 
 
 @dataclass(frozen=True)
@@ -124,7 +116,7 @@ def overrides(case: Case, folder: Path, bucket: int, ranks: int) -> list[tuple[s
 
 
 class Messages(TorchDispatchMode):
-    """While open, counts the bytes that this rank would send on a ring, message by message."""
+    """A context that counts the bytes that this rank's collectives send, assuming ring algorithms."""
 
     def __init__(self, ranks: int):
         super().__init__()
@@ -132,17 +124,17 @@ class Messages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d":
-            sizes = [each.nbytes for each in tree_leaves(args) if isinstance(each, torch.Tensor)]
+            sizes = [leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
             if "allreduce" in func._schema.name:
-                rounds, whole = 2, sum(sizes)
-            else:  # all-gathers and reduce-scatters are given a part of the whole, too
-                rounds, whole = 1, self.ranks * min(sizes, default=0)
-            self.sent += rounds * whole * (self.ranks - 1) // self.ranks
+                rounds, total = 2, sum(sizes)
+            else:  # arguments of an all-gather or reduce-scatter include this rank's part, the smallest of them
+                rounds, total = 1, self.ranks * min(sizes, default=0)
+            self.sent += rounds * total * (self.ranks - 1) // self.ranks
         return func(*args, **(kwargs or {}))
 
 
 def measure(case: Case, folder: Path, recipe, ranks) -> dict[str, int]:
-    """Run two steps of a case and return its bytes."""
+    """Build a case, run its steps, and return the bytes of each part."""
     before = alive()
     build = whole_trial if case.stage == "whole" else TRIALS[case.stage]
     engine, backward = build(recipe, folder, Rows(case.tokens, RAGGED), ranks)
@@ -157,13 +149,8 @@ def measure(case: Case, folder: Path, recipe, ranks) -> dict[str, int]:
         engine.step()
     if case.zero == 3:
         gradients = engine.optimizer.grad_partitions_flat_buffer.nbytes
-    return {
-        "parameters": parameters,
-        "gradients": gradients,
-        "optimizer": optimizer,
-        "peak": live.peak - before,
-        "sent": messages.sent,
-    }
+    weights = {"parameters": parameters, "gradients": gradients, "optimizer": optimizer}
+    return weights | {"peak": live.peak - before, "sent": messages.sent}
 
 
 def alive() -> int:
@@ -171,41 +158,42 @@ def alive() -> int:
 
 
 def parameter_bytes(engine) -> int:
-    """The rank's own: whole parameters, or their shards."""
-    tensors = [getattr(each, "ds_tensor", each) for each in engine.module.parameters()]
-    for each in tensors:
-        if state := getattr(each, "quant_state", None):  # of a weight in 4 bits: its scales, themselves quantised
-            tensors += [state.absmax, state.state2.absmax]
-    return distinct_bytes(tensors)
+    """Bytes of this rank's parameters, or of its shards of them."""
+    tensors = [getattr(parameter, "ds_tensor", parameter) for parameter in engine.module.parameters()]
+    states = [state for tensor in tensors if (state := getattr(tensor, "quant_state", None))]
+    scales = [scale for state in states for scale in (state.absmax, state.state2.absmax)]  # of weights in 4 bits
+    return distinct_bytes(tensors + scales)
 
 
 def optimizer_bytes(engine) -> int:
-    """Float32 masters and the state of AdamW."""
+    """Bytes of the float32 master weights and of AdamW's state."""
     wrapper = engine.optimizer
     adam = getattr(wrapper, "optimizer", wrapper)
-    state = [each for one in adam.state.values() for each in one.values() if torch.is_tensor(each)]
-    masters = [each for group in adam.param_groups for each in group["params"]]
+    moments = [value for state in adam.state.values() for value in state.values() if torch.is_tensor(value)]
+    masters = [parameter for group in adam.param_groups for parameter in group["params"]]
     if engine.zero_optimization_stage() == 3:
         masters = wrapper.fp32_partitioned_groups_flat
-    own = {each.untyped_storage()._cdata for each in engine.module.parameters()}
-    return distinct_bytes(state + [each for each in masters if each.untyped_storage()._cdata not in own])
+    parameters = storages(engine.module.parameters())
+    return distinct_bytes(moments + [master for master in masters if not storages([master]).keys() & parameters.keys()])
 
 
 def bucket_bytes(engine) -> int:
-    """The buffer that ZeRO-1 and 2 keep between a backward pass and the step."""
-    buckets = getattr(engine.optimizer, "ipg_buckets", {})
-    buffers = [
-        each for bucket in buckets.values() for each in (bucket.buffer if isinstance(bucket.buffer, list) else [])
-    ]
-    return distinct_bytes(buffers)
+    """Bytes of the buffers that ZeRO-1 and 2 keep between a backward pass and the step."""
+    buckets = getattr(engine.optimizer, "ipg_buckets", {}).values()
+    return distinct_bytes([part for bucket in buckets if isinstance(bucket.buffer, list) for part in bucket.buffer])
+
+
+def storages(tensors) -> dict[int, int]:
+    """Identity → bytes of the distinct storages behind some tensors."""
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 def distinct_bytes(tensors) -> int:
-    return sum({each.untyped_storage()._cdata: each.untyped_storage().nbytes() for each in tensors}.values())
+    return sum(storages(tensors).values())
 
 
 def whole_trial(recipe, folder: Path, rows: Rows, ranks):
-    """Stage 1 on the whole model, as it is without this project."""
+    """Stage 1 on the whole model instead of the trunk, as one would write it without this project."""
     stage = recipe.refine
     config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     model = AutoModelForCausalLM.from_pretrained(
@@ -232,19 +220,19 @@ def whole_trial(recipe, folder: Path, rows: Rows, ranks):
                 hidden(start)
 
     def backward(step: int) -> None:
-        if len(starts) > 1:  # the embeddings of all come first
+        if len(starts) > 1:  # the loss needs the embeddings of all micro-batches first
             embed()
         for start in starts:
             h = hidden(start)
             engine.backward((h * torch.ones_like(h)).float().sum(), scale_wrt_gas=False)
 
     starts = range(0, share, stage.micro_batch)
-    embed()  # the held-out prompts are measured before the first step
+    embed()  # stage 1 measures the held-out prompts before the first step
     return engine, backward
 
 
 def predict(case: Case, folder: Path, recipe, ranks: int) -> dict[str, int]:
-    """What the plan says of a case."""
+    """The plan of a case."""
     cluster = Cluster(ranks, ranks, 64, GPUS["h100"], on_gpu=False)
     stage = Stage(recipe, folder, case.stage.replace("dpo", "align"), cluster, Lengths(case.tokens, case.tokens))
     planned = stage.at(Zero.of(recipe.deepspeed), stage.section.micro_batch)
@@ -254,25 +242,25 @@ def predict(case: Case, folder: Path, recipe, ranks: int) -> dict[str, int]:
         "gradients": state.gradients,
         "optimizer": state.masters + state.moments,
         "peak": planned.memory.peak,
-        "sent": sum(one.bytes for one in planned.traffic),
+        "sent": sum(message.bytes for message in planned.traffic),
     }
 
 
 def check(case: Case, folder: Path, bucket: int, ranks) -> dict[str, Any] | None:
-    """Measured on all ranks, the most of any; planned and compared by rank 0, None on the others."""
+    """Measure on all ranks and compare the maximum with the plan: a row on rank 0, None on the others."""
     recipe = load_recipe(None, overrides(case, folder, bucket, ranks.world_size))
     recipe, _ = resolve(recipe, model_config(folder), machine.Machine.detect(ranks))
     measured = measure(case, folder, recipe, ranks)
     gc.collect()
-    most = torch.tensor([measured[part] for part in BARS], dtype=torch.int64)
+    largest = torch.tensor([measured[part] for part in TOLERANCES], dtype=torch.int64)
     if ranks.world_size > 1:
-        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     if not ranks.is_main:
         return None
-    measured = dict(zip(BARS, most.tolist(), strict=True))
+    measured = dict(zip(TOLERANCES, largest.tolist(), strict=True))
     planned = predict(case, folder, recipe, ranks.world_size)
     row = asdict(case) | {"ranks": ranks.world_size}
-    for part in BARS:
+    for part in TOLERANCES:
         row |= {f"{part}_planned": planned[part], f"{part}_measured": measured[part]}
         row[f"{part}_ratio"] = planned[part] / measured[part] if measured[part] else 1.0
     return row
@@ -287,7 +275,7 @@ def random_model(shape: str, folder: Path) -> None:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", default="tiny", help="a shape of dcr_ds/plan/configs (default: a tiny one)")
+    parser.add_argument("--shape", default="tiny", help="name in dcr_ds/plan/configs (default: %(default)s)")
     parser.add_argument("--layers", type=whole_numbers, default=[2], help="layers ℓ (default: 2)")
     parser.add_argument(
         "--stages", type=one_or_more_of(("refine", "whole", "align", "dpo")), default=["refine", "whole", "align"]
@@ -298,31 +286,29 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--packing", type=one_or_more_of(("off", "on")), default=["off"])
     parser.add_argument("--optimizers", type=one_or_more_of(OPTIMIZERS), default=["adamw"])
     parser.add_argument("--dtypes", type=one_or_more_of(("float32", "bfloat16")), default=["float32"])
-    parser.add_argument("--rows", type=int, default=8, help="rows of a rank in a step (default: 8)")
-    parser.add_argument("--micro-batches", type=whole_numbers, default=[8], help="rows at once (default: 8)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of a row (default: 64)")
+    parser.add_argument("--rows", type=int, default=8, help="rows per rank and step (default: 8)")
+    parser.add_argument("--micro-batches", type=whole_numbers, default=[8], help="micro-batch sizes (default: 8)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per row (default: 64)")
     parser.add_argument("--bucket", type=int, default=20_000, help="elements of DeepSpeed's buckets (default: 20000)")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     return parser.parse_args()
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """All combinations asked for that there are: the whole model trains in full and padded, as it is without this."""
-    for stage, adapter, zero, checkpointing, packing, optimizer, dtype, micro_batch, layer in itertools.product(
-        options.stages,
-        options.adapters,
-        options.zero,
-        options.checkpointing,
-        options.packing,
-        options.optimizers,
-        options.dtypes,
-        options.micro_batches,
-        options.layers,
-    ):
-        case = Case(
-            stage, int(zero), checkpointing == "on", adapter, packing == "on", optimizer, dtype, options.rows,
-            micro_batch, options.tokens, layer,
-        )  # fmt: skip
+    """All combinations of the options; `whole` only without adapter and packing, and with plain AdamW."""
+    axes = {
+        "stage": options.stages,
+        "adapter": options.adapters,
+        "zero": map(int, options.zero),
+        "checkpointing": [word == "on" for word in options.checkpointing],
+        "packing": [word == "on" for word in options.packing],
+        "optimizer": options.optimizers,
+        "dtype": options.dtypes,
+        "micro_batch": options.micro_batches,
+        "layer": options.layers,
+    }
+    for values in itertools.product(*axes.values()):
+        case = Case(**dict(zip(axes, values, strict=True)), rows=options.rows, tokens=options.tokens)
         if case.stage == "whole" and (case.adapter != "none" or case.packing or case.optimizer != "adamw"):
             continue
         yield case
@@ -339,14 +325,14 @@ def main() -> int:
     if ranks.is_main:
         random_model(options.shape, folder)
     process.barrier(ranks)
-    failed = 0
+    failed = False
     for case in cases(options):
         row = check(case, folder, options.bucket, ranks)
         if row is None:
             continue
-        over = [part for part, bar in BARS.items() if abs(row[f"{part}_ratio"] - 1) > bar]
-        failed += bool(over)
-        ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in BARS)
+        over = [part for part, tolerance in TOLERANCES.items() if abs(row[f"{part}_ratio"] - 1) > tolerance]
+        failed |= bool(over)
+        ratios = "  ".join(f"{part} {row[f'{part}_ratio']:.3f}" for part in TOLERANCES)
         print(
             f"{case}: {ratios}; {row['peak_measured'] / 1e6:.2f} MB, sent {row['sent_measured'] / 1e6:.2f} MB"
             f"{'  OVER: ' + ', '.join(over) if over else ''}",
@@ -355,7 +341,7 @@ def main() -> int:
         if options.csv:
             append(options.csv, provenance("torch", "deepspeed", "transformers") | {"shape": options.shape} | row)
     process.close()
-    return int(failed > 0)
+    return int(failed)
 
 
 if __name__ == "__main__":

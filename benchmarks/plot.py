@@ -1,11 +1,11 @@
-"""Time and memory against N, from the rows of contrastive.py: a column of panels for each D.
+"""Time and memory against N, from the rows of contrastive.py: one column of panels per D.
 
     python benchmarks/plot.py benchmarks/results/cpu.csv --out benchmarks/results/cpu.png
     python benchmarks/plot.py benchmarks/results/h200.csv --dtype bf16 --tflops 790 --gbs 4300 --out h200.png
 
-The rate of the device (--tflops, and --gbs for the least it must move) draws the roofline; without it the rows of
-gemm3 are the floor. A cross above a panel is a size that a provider could not run. Of rows that measure the
-same, the last counts. Needs matplotlib, which is in the extra `eval`.
+--tflops, and --gbs for the minimal memory traffic, draw the roofline of the device; without them the rows of gemm3 are
+the floor. A cross above a panel marks a size that a provider could not run. If several rows measure the same, the last
+is used. Needs matplotlib, which is in the extra `eval`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ PRODUCTS = {"fwd": 2, "bwd": 4, "full": 6}
 WHAT = {"fwd": "forward", "bwd": "gradient (full − forward)", "full": "forward + backward"}
 CLOCK = {"cpu": "CPU time", "device": "GPU time"}
 FLOOR = "#444444"
-# Okabe and Ito's colours, told apart by all common kinds of colour vision; a marker each besides
+# Okabe and Ito's colours, which are distinguishable with all common kinds of colour vision; and different markers
 STYLES = {
     "pml": ("#D55E00", "o", "-"),
     "pml_fp32": ("#D55E00", "^", "--"),
@@ -39,7 +39,7 @@ STYLES = {
 
 
 def read(options: argparse.Namespace, fail: Callable[[str], None]) -> list[dict[str, str]]:
-    """The rows of one mode and one kind; what the options leave open must be the same in all of them."""
+    """The rows that match the options; a column without an option must have the same value in all of them."""
     if not options.file.is_file():
         fail(f"{options.file}: no such file")
     with options.file.open(newline="", encoding="utf-8") as stream:
@@ -47,13 +47,13 @@ def read(options: argparse.Namespace, fail: Callable[[str], None]) -> list[dict[
     if rows and not {"provider", "n", "d", "q50_ms", *CHOSEN} <= rows[0].keys():
         fail(f"{options.file}: not the rows of contrastive.py")
     for column in CHOSEN:
-        if (wanted := getattr(options, column)) is not None:
-            rows = [row for row in rows if row[column] == wanted]
+        if (value := getattr(options, column)) is not None:
+            rows = [row for row in rows if row[column] == value]
     if not rows:
-        fail(f"{options.file}: no row is left to draw")
+        fail(f"{options.file}: no row matches the options")
     for column in SAME:
-        if len(found := {row[column] for row in rows}) > 1:
-            fail(f"{options.file} holds several of {column}: {', '.join(sorted(found))}; choose one with --{column}")
+        if len(values := {row[column] for row in rows}) > 1:
+            fail(f"{options.file}: several values of {column}: {', '.join(sorted(values))}; choose one with --{column}")
     return list({(row["provider"], row["n"], row["d"]): row for row in rows}.values())
 
 
@@ -102,15 +102,15 @@ def draw(rows: list[dict[str, str]], options: argparse.Namespace) -> None:
 
 
 def draw_lines(panel, rows: list[dict[str, str]], column: str, unit: float) -> None:
-    """A line for each provider; above a size, a cross for each that could not run it."""
+    """Draw a line per provider, and a cross above each size that a provider could not run."""
     crosses: dict[int, list[str]] = {}
     for name, (color, marker, line) in STYLES.items():
-        mine = sorted((row for row in rows if row["provider"] == name), key=lambda row: int(row["n"]))
-        points = [(int(row["n"]), unit * float(row[column])) for row in mine if row[column] and float(row[column]) > 0]
+        own = sorted((row for row in rows if row["provider"] == name), key=lambda row: int(row["n"]))
+        points = [(int(row["n"]), unit * float(row[column])) for row in own if row[column] and float(row[column]) > 0]
         if points:
             label = "three products" if name == "gemm3" else name
             panel.plot(*zip(*points, strict=True), color=color, marker=marker, linestyle=line, label=label)
-        for row in mine:
+        for row in own:
             if row["outcome"] != "ok":
                 crosses.setdefault(int(row["n"]), []).append(color)
     for n, colors in crosses.items():
@@ -151,9 +151,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="the picture: .png, .svg or .pdf")
     parser.add_argument("--mode", choices=PRODUCTS, default="full")
     for column in ("commit", *SAME):
-        parser.add_argument(f"--{column}", help="only rows of this one, where the file holds several")
-    parser.add_argument("--tflops", type=float, help="rate of the device in TFLOP/s, for the roofline")
-    parser.add_argument("--gbs", type=float, help="rate of its memory in GB/s, for the roofline")
+        parser.add_argument(f"--{column}", help="use only the rows with this value")
+    parser.add_argument("--tflops", type=float, help="peak of the device in TFLOP/s, for the roofline")
+    parser.add_argument("--gbs", type=float, help="memory bandwidth in GB/s, for the roofline")
     options = parser.parse_args()
     if find_spec("matplotlib") is None:
         parser.error("this needs matplotlib: pip install -e '.[eval]'")

@@ -1,37 +1,41 @@
-"""Time, memory and accuracy of mean pooling, forward and backward, beside what one would write without it.
+"""Time, memory and accuracy of mean pooling, forward and backward, compared with plain PyTorch.
 
     python benchmarks/pooling.py --csv benchmarks/results/pooling_cpu.csv
     python benchmarks/pooling.py --device cuda --csv benchmarks/results/pooling_h200.csv      [64, 2048, 4096] in bf16
 
-eager multiplies the hidden states [B, T, D] by the mask, sums in float32 and divides; reference and triton are those
-backends of `dcr_kernels.pool`. The lengths are random. GB/s counts what any of them must move, one read of the hidden
-states and one write of their gradient, padding included. The error is that of the gradient against float64.
-Each provider has a process of its own; clocks, rounds and memory as in contrastive.py.
+eager multiplies the hidden states [B, T, D] by the mask, sums in float32 and divides; reference and triton are the
+backends of `dcr_kernels.pool`. The lengths are random. GB/s counts the minimal traffic, which is the same for all: one
+read of the hidden states and one write of their gradient, padding included. The error is the relative error of the
+gradient, against float64. Each provider runs in its own process; clocks, rounds and memory are as in contrastive.py.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from contrastive import DTYPES, MIN_ROUNDS
+from contrastive_providers import DTYPES
 from dcr_kernels import pool
-from record import (
-    DeviceClock,
-    append,
+from measuring import (
     attempt,
-    cpu_clock,
-    cpu_name,
+    clock_of,
     in_lean_process,
     in_new_process,
+    more_rounds,
+    peak_bytes,
+    quantiles_ms,
+    set_process_environment,
+)
+from record import (
+    add_round_options,
+    append,
+    check_round_options,
+    device_name,
     number,
     one_or_more_of,
-    peak_bytes,
+    option_parser,
     provenance,
     rounded,
     whole_numbers,
@@ -70,35 +74,33 @@ class Step:
         self.pool(self.hidden, self.mask).backward(self.upstream)
 
     def gradient_error(self) -> float:
-        """Relative, one sequence at a time: in float64 all of them would not fit."""
+        """Relative error of the gradient, summed one sequence at a time, as float64 needs much memory."""
         self()
-        share = self.upstream.double() / self.mask.sum(dim=1)[:, None]
+        mean_gradient = self.upstream.double() / self.mask.sum(dim=1)[:, None]
         squares = []
-        for mine, mask, row in zip(self.hidden.grad, self.mask, share, strict=True):
-            truth = mask[:, None] * row
-            squares.append(((mine - truth).square().sum(), truth.square().sum()))
-        wrong, whole = torch.tensor(squares).sum(dim=0)
-        return (wrong / whole).sqrt().item()
+        for gradient, mask, row in zip(self.hidden.grad, self.mask, mean_gradient, strict=True):
+            exact = mask[:, None] * row
+            squares.append(((gradient - exact).square().sum(), exact.square().sum()))
+        error, norm = torch.tensor(squares).sum(dim=0)
+        return (error / norm).sqrt().item()
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     step = Step(name, options)
-    result = {"device": torch.cuda.get_device_name() if options.device == "cuda" else cpu_name()}
-    result["gradient_error"] = step.gradient_error()
-    clock = DeviceClock() if options.device == "cuda" else cpu_clock
+    result = {"device": device_name(options.device), "gradient_error": step.gradient_error()}
+    clock = clock_of(options.device)
     times: list[float] = []
     started = time.monotonic()
-    while len(times) < options.repeats and (len(times) < MIN_ROUNDS or time.monotonic() - started < options.seconds):
+    while more_rounds(len(times), started, options):
         step.hidden.grad = None
         times.append(clock(step))
-    low, median, high = numpy.percentile(times, (20, 50, 80)).tolist()
+    result |= quantiles_ms(times)
     moved = 2 * step.hidden.numel() * step.hidden.element_size()
-    result |= {"rounds": len(times), "q20_ms": low, "q50_ms": median, "q80_ms": high, "gbs": moved / median / 1e6}
-    return result
+    return result | {"gbs": moved / result["q50_ms"] / 1e6}
 
 
 def peak_mb(name: str, options: argparse.Namespace) -> float:
-    """Beyond the inputs; the gradient of the hidden states is in it."""
+    """Peak memory beyond the inputs; it includes the gradient of the hidden states."""
     step = Step(name, options)
     step()
     step.hidden.grad = None
@@ -126,22 +128,14 @@ def whole_shape(text: str) -> tuple[int, ...]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = option_parser(__doc__)
+    add_round_options(parser, repeats=50, seconds=20)
     parser.add_argument("--providers", type=one_or_more_of(PROVIDERS), help="default: all that the device can run")
     parser.add_argument("--shape", type=whole_shape, help=f"B,T,D (default: {CPU_SHAPE}, on a GPU {GPU_SHAPE})")
     parser.add_argument("--dtype", choices=DTYPES, help="default: fp32, on a GPU bf16")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=50, help="rounds at most (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="for the rounds of a provider; at least 3 rounds")
-    parser.add_argument("--csv", type=Path, help="append the rows to this file")
-    parser.add_argument("--tiny", action="store_true", help="a small problem, to try the benchmark")
     options = parser.parse_args()
+    check_round_options(parser, options)
     on_gpu = options.device == "cuda"
-    if on_gpu and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no GPU that torch can use; leave it out")
-    if min(options.threads, options.repeats) < 1:
-        parser.error("--threads and --repeats: at least 1")
     options.shape = options.shape or (TINY_SHAPE if options.tiny else GPU_SHAPE if on_gpu else CPU_SHAPE)
     options.dtype = options.dtype or ("bf16" if on_gpu else "fp32")
     options.providers = options.providers or list(PROVIDERS if on_gpu else PROVIDERS[:2])
@@ -150,7 +144,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)  # read when torch is imported where it is measured
+    set_process_environment(options.device, options.threads)
     head = provenance("torch", "triton")
     print(LINE.format("provider", "ms", "q20 to q80", "GB/s", "MB", "grad. error", "outcome"))
     for name in options.providers:

@@ -1,18 +1,12 @@
-"""What the benchmarks share: rows with their origin, clocks and peak memory, new processes, failures, options."""
+"""What the benchmarks report with: rows of CSV with their origin, numbers for tables, and common options."""
 
 import argparse
 import csv
-import gc
-import multiprocessing
 import os
 import platform
 import subprocess
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
 from datetime import date
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance(*packages: str) -> dict[str, str]:
-    """Date, commit, and the versions of the packages that matter; empty where one is not installed."""
+    """Date, commit, and the versions of the named packages (empty for a package that is not installed)."""
     return {"date": date.today().isoformat(), "commit": commit()} | {name: installed(name) for name in packages}
 
 
@@ -35,16 +29,16 @@ def installed(package: str) -> str:
 
 
 def commit() -> str:
-    """The short commit, with +dirty where anything but the results differs from it.
+    """The short commit hash, with +dirty if any file outside benchmarks/results differs from it.
 
-    In a copy of the tree with another history, or none, what the variable COMMIT says.
+    The environment variable COMMIT overrides it, for a copy of the tree without its git history.
     """
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    if told := os.environ.get("COMMIT"):
-        return told
+    if name := os.environ.get("COMMIT"):
+        return name
     try:
         changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
         return git("rev-parse", "--short", "HEAD") + ("+dirty" if changed else "")
@@ -58,8 +52,12 @@ def cpu_name() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Append a row, with a header where the file is new; a file of other columns is refused before it is touched."""
+    """Append a row, after a header if the file is new. A file with other columns is an error and stays unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", newline="", encoding="utf-8") as stream:
         stream.seek(0)
@@ -73,7 +71,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with its floats to four digits."""
+    """The row with its floats rounded to four significant digits."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in row.items()}
 
 
@@ -81,89 +79,31 @@ def number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-class DeviceClock:
-    """Milliseconds of a call on the GPU, with the L2 cache flushed before, as triton.testing.do_bench does."""
-
-    def __init__(self):
-        self.cache = torch.empty(256 * 2**20, dtype=torch.int8, device="cuda")
-        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def __call__(self, action: Callable[[], Any]) -> float:
-        self.cache.zero_()
-        self.start.record()
-        action()
-        self.end.record()
-        self.end.synchronize()
-        return self.start.elapsed_time(self.end)
+def option_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that most benchmarks have: --csv and --tiny."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    parser.add_argument("--tiny", action="store_true", help="a small problem, to try the benchmark")
+    return parser
 
 
-def cpu_clock(action: Callable[[], Any]) -> float:
-    """Milliseconds of CPU time of this process, all its threads together."""
-    started = time.process_time()
-    action()
-    return 1e3 * (time.process_time() - started)
+def add_round_options(parser: argparse.ArgumentParser, repeats: int, seconds: float) -> None:
+    """Options for benchmarks that time rounds of short calls on a chosen device."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=repeats, help="maximum number of rounds (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=seconds, help="limit for all rounds (default: %(default)s)")
 
 
-def peak_bytes(action: Callable[[], Any], device: str) -> int:
-    """The most bytes in use during a call, beyond those before it; on a CPU resident ones, see `in_lean_process`."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action()
-        return torch.cuda.max_memory_allocated() - before
-    with suppress(OSError):  # where the peak may not be reset, an earlier one counts
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _kilobytes("/proc/self/status", "VmRSS")
-    action()
-    return 1024 * (_kilobytes("/proc/self/status", "VmHWM") - before)
+def check_round_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    check_device(parser, options)
+    if min(options.threads, options.repeats) < 1:
+        parser.error("--threads and --repeats: at least 1")
 
 
-def free_bytes(device: str) -> int:
-    return torch.cuda.mem_get_info()[0] if device == "cuda" else 1024 * _kilobytes("/proc/meminfo", "MemAvailable")
-
-
-def _kilobytes(path: str, name: str) -> int:
-    return int(next(line.split()[1] for line in Path(path).read_text().splitlines() if line.startswith(name)))
-
-
-def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str]:
-    """The result and ok, or None and what happened; then nothing it allocated is kept."""
-    try:
-        return function(*arguments), "ok"
-    except Exception as error:
-        text = str(error).strip().partition("\n")[0]
-        no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text
-        outcome = "oom" if no_memory else f"failed: {type(error).__name__}: {text[:200]}"
-    gc.collect()
-    with suppress(RuntimeError):  # after a crashed kernel every call fails
-        torch.cuda.empty_cache()
-    return None, outcome
-
-
-def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of a benchmark's file where nothing of an earlier measurement is alive."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def in_new_processes(calls: Sequence[tuple[Callable[..., Any], ...]]) -> list[Any]:
-    """The same of several calls (function, arguments …), one after the other; their imports are done together."""
-    with ExitStack() as stack:
-        new = partial(ProcessPoolExecutor, 1, multiprocessing.get_context("spawn"))
-        pools = [stack.enter_context(new()) for _ in calls]
-        for pool in pools:
-            pool.submit(os.getpid)  # starts its process
-        return [pool.submit(*call).result() for pool, call in zip(pools, calls, strict=True)]
-
-
-def in_lean_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The same for `peak_bytes` on a CPU: glibc gives back at once what dies, so what is resident is what is alive."""
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    try:
-        return in_new_process(function, *arguments)
-    finally:
-        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+def check_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is no GPU that torch can use; leave it out")
 
 
 def whole_numbers(text: str) -> list[int]:

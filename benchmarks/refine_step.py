@@ -1,4 +1,4 @@
-"""Time and memory of a stage-1 step, against the same step written without this project.
+"""Time and memory of a stage-1 step, compared with the same step written without this project.
 
     python benchmarks/refine_step.py --layers 8,15,23 --zero 0 --csv benchmarks/results/refine_step.csv
     python benchmarks/refine_step.py --device cuda --dtype bfloat16 --shape qwen2.5-1.5b --csv …/refine_step.csv
@@ -8,22 +8,21 @@ ours: `refine.step.train_step` without the retain term, on the trunk of `load_tr
 theirs: AutoModelForCausalLM with `output_hidden_states=True`; the tail (blocks above ℓ, final norm, head) and the
 embeddings tied to it frozen; CircleLoss of pytorch-metric-learning on the last token's hidden state of layer ℓ.
 
-Both start from the same random weights in a model's shape, with the same batch of random tokens, in an engine of
-`build_engine` with the same DeepSpeed configuration and AdamW. Before anything is timed their losses must agree to
-1e-4 and the gradient of every trunk parameter to 1e-3 (in bfloat16 to 0.05 and 0.2, since they round at other places:
-run float32 too). Our loss divides by the anchors that have partners, theirs by those of loss above zero (our
-reduction="nonzero"): here every anchor is both, else they would not agree.
+Both use the same random weights in the shape of a published model, the same batch of random tokens, and an engine of
+`build_engine` with the same DeepSpeed configuration and AdamW. Before timing, their losses must agree to 1e-4 and the
+gradients of every trunk parameter to 1e-3 (in bfloat16 to 0.05 and 0.2, since they round in different places; run
+float32 as well). Our loss averages over the anchors that have partners, theirs over the anchors with a loss above zero
+(our reduction="nonzero"); here these are all anchors, otherwise the losses would differ.
 
-The two step in turn in one process, so that a drift of the machine meets both. On a CPU the time is CPU seconds of
-the process. Peak memory is measured apart, each alone in a new process, over a whole step with parameters, gradients
-and optimizer state: by `LiveBytes` on a CPU, by CUDA's allocator on a GPU. MFU is that of each one's own FLOP, of the
-bfloat16 peak.
+The two take steps in turn in one process, so that slow changes of the machine affect both. On a CPU the time is CPU
+time of the process. Peak memory is measured separately, in a new process for each, over a whole step with parameters,
+gradients and optimizer state: by `LiveBytes` on a CPU, by CUDA's allocator on a GPU. MFU divides the FLOP that each of
+them needs by the device's bfloat16 peak.
 """
 
 import argparse
 import logging
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,8 +33,9 @@ from typing import Any
 import numpy
 import torch
 from deepspeed.utils import safe_get_full_optimizer_state
+from measuring import in_new_process, in_new_processes, set_process_environment
 from pytorch_metric_learning.losses import CircleLoss
-from record import append, cpu_name, in_new_process, in_new_processes, provenance
+from record import append, check_device, device_name, option_parser, provenance
 from shapes import SHAPES, block_flop, config_of, head_flop, mfu, save_random
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -72,7 +72,7 @@ TITLE = (
     "MFU",
 )
 LINE = "{:>3}  {:>4}  {:>26}  {:>26}  {:>5}  {:>5}  {:>9}  {:>7}  {:>9}  {:>5}  {}"
-TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 0.2)}  # of the losses, of the gradients; relative
+TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (0.05, 0.2)}  # relative, of the losses and of the gradients
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,20 @@ class Provider:
 
 
 def flop_of_step(config: PreTrainedConfig, layer: int, lengths: list[int]) -> dict[str, float]:
-    """FLOP of a step of either: ℓ blocks forward and backward; L blocks and the head forward, ℓ backward.
+    """FLOP per step: ours runs ℓ blocks forward and backward; theirs L blocks and the head forward, ℓ blocks backward.
 
-    A backward pass costs twice the forward pass. Not counted beside what `block_flop` leaves out: the loss, AdamW.
+    A backward pass costs twice the forward pass. The loss, AdamW, and what `block_flop` omits are not counted.
     """
     block, head = block_flop(config, lengths), head_flop(config, sum(lengths))
     return {"ours": 3 * layer * block, "theirs": config.num_hidden_layers * block + head + 2 * layer * block}
 
 
 def time_steps(setting: Setting, steps: int) -> dict[str, Any]:
-    """Check that the two compute the same, then time their steps in turn."""
+    """Check that losses and gradients agree, then time the steps in turn."""
     ranks = start_process(setting)
     on_gpu = ranks.device.type == "cuda"
     providers = {name: build(name, setting, ranks) for name in PROVIDERS}
-    row: dict[str, Any] = {"device": torch.cuda.get_device_name() if on_gpu else cpu_name()}
+    row: dict[str, Any] = {"device": device_name(ranks.device.type)}
     row |= compare_first_step(providers["ours"], providers["theirs"], *TOLERANCES[setting.dtype])
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in PROVIDERS}
     for _ in range(steps):
@@ -137,7 +137,7 @@ def time_steps(setting: Setting, steps: int) -> dict[str, Any]:
 
 
 def peak_bytes(setting: Setting, name: str) -> int:
-    """The most bytes alive in the second step, when AdamW's state exists."""
+    """Peak bytes in use during the second step, when AdamW's state exists."""
     ranks = start_process(setting)
     provider = build(name, setting, ranks)
     provider.step()
@@ -151,7 +151,7 @@ def peak_bytes(setting: Setting, name: str) -> int:
 
 
 def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
-    """One of the two, with its engine."""
+    """Build the engine and the step of a provider."""
     values = {
         "model.source": setting.source,
         "model.dtype": setting.dtype,
@@ -169,7 +169,7 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
     load = load_trunk if name == "ours" else load_whole
     model = load(setting.source, setting.layer, DTYPES[setting.dtype], recipe.model.attention).train()
     if name == "ours":
-        fuse_blocks(model, recipe.model.kernels)  # its fused rotation serves theirs as well, in this process
+        fuse_blocks(model, recipe.model.kernels)  # patches the rotation of theirs, too, in this process
     config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     engine = build_engine(model, stage, config, "constant", stage.max_steps, ranks)
     prompts = random_prompts(setting, model.config.vocab_size)
@@ -195,7 +195,7 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
 
 
 def load_whole(folder: Path, layer: int, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The whole model with all but blocks 1…ℓ frozen; without a cache of keys and values, which would cost memory."""
+    """The whole model, frozen except for blocks 1…ℓ; without the key-value cache, which would cost memory."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, use_cache=False)
     model.requires_grad_(False)
     model.model.layers[:layer].requires_grad_(True)
@@ -203,7 +203,7 @@ def load_whole(folder: Path, layer: int, dtype: torch.dtype, attention: str) -> 
 
 
 def random_prompts(setting: Setting, vocabulary: int) -> RefinePrompts:
-    """One batch of random tokens, half of either label."""
+    """One batch of random tokens, half with each label."""
     generator = torch.Generator().manual_seed(0)
     half = [Prompt(str(index), "") for index in range(setting.batch // 2)]
     ids = torch.randint(vocabulary, (2, len(half), setting.tokens), generator=generator).tolist()
@@ -211,8 +211,8 @@ def random_prompts(setting: Setting, vocabulary: int) -> RefinePrompts:
     return RefinePrompts(ContrastiveSampler(half, half, setting.batch, "mixed", 0), tokens, 0, [], [], [])
 
 
-def compare_first_step(ours: Provider, theirs: Provider, most_loss: float, most_gradient: float) -> dict[str, float]:
-    """Run the first step of both; it warms up. Relative differences of the losses, and of the worst gradient."""
+def compare_first_step(ours: Provider, theirs: Provider, max_loss: float, max_gradient: float) -> dict[str, float]:
+    """Run the first step of both, as a warm-up: relative differences of the losses and of the worst gradient."""
     losses, gradients = [], []
     for provider in (ours, theirs):
         losses.append(provider.backward())
@@ -221,14 +221,14 @@ def compare_first_step(ours: Provider, theirs: Provider, most_loss: float, most_
     assert gradients[0].keys() == gradients[1].keys(), sorted(gradients[0].keys() ^ gradients[1].keys())
     loss = abs(losses[0] / losses[1] - 1)
     gradient = max(
-        float((mine - gradients[1][name]).norm() / gradients[1][name].norm()) for name, mine in gradients[0].items()
+        float((gradients[0][name] - expected).norm() / expected.norm()) for name, expected in gradients[1].items()
     )
-    assert loss <= most_loss and gradient <= most_gradient, f"losses {losses}; gradients differ by {gradient:.1e}"
+    assert loss <= max_loss and gradient <= max_gradient, f"losses {losses}; gradients differ by {gradient:.1e}"
     return {"loss_difference": loss, "gradient_difference": gradient}
 
 
 def first_gradients(engine: Any) -> dict[str, torch.Tensor]:
-    """AdamW's first moments after one step: the gradients times 1 − β₁, since nothing is clipped."""
+    """AdamW's first moments after one step, which are the gradients times 1 − β₁, as nothing is clipped."""
 
     def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
         if engine.zero_optimization_stage():
@@ -259,21 +259,18 @@ def show(row: dict[str, Any]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=tuple(SHAPES), default="smollm2-135m", help="whose shape (default: SmolLM2)")
+    parser = option_parser(__doc__)
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="smollm2-135m", help="default: %(default)s")
     parser.add_argument("--layers", help="layers ℓ (default: a quarter, half and three quarters of the blocks)")
     parser.add_argument("--dtype", choices=tuple(TOLERANCES), default="float32")
     parser.add_argument("--zero", type=int, choices=(0, 1, 2), help="ZeRO stage (default: 0, in bfloat16 2)")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each (default: 5)")
-    parser.add_argument("--batch", type=int, default=64, help="prompts (default: 64)")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of a prompt (default: 64)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps (default: 5)")
+    parser.add_argument("--batch", type=int, default=64, help="prompts per step (default: 64)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per prompt (default: 64)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--csv", type=Path, help="append the rows to this file")
-    parser.add_argument("--tiny", action="store_true", help="a small shape, to try the benchmark")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is no GPU that torch can use; leave it out")
+    check_device(parser, options)
     options.shape = "tiny" if options.tiny else options.shape
     options.zero = (2 if options.dtype == "bfloat16" else 0) if options.zero is None else options.zero
     blocks = SHAPES[options.shape]["num_hidden_layers"]
@@ -286,15 +283,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    # for the processes that measure: read when torch is imported there
-    os.environ |= {
-        "OMP_NUM_THREADS": str(options.threads),
-        "DS_ACCELERATOR": options.device,
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
-    if options.device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    set_process_environment(options.device, options.threads)
     set_environment()
     head = provenance("torch", "deepspeed", "transformers", "pytorch-metric-learning")
     head |= {"shape": options.shape}
@@ -312,7 +301,7 @@ def main() -> None:
             show(row)
             if options.csv:
                 append(options.csv, row)
-    print("bar: time/FLOP at most 1.10, memory ratio at most 0.60 at layer 15")
+    print("target: time/FLOP at most 1.10; memory ratio at most 0.60 at layer 15")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Time from a checkpoint to the end of the first step after it, far into the data against at its start.
+"""Time to resume from a checkpoint and take one step: deep into the data compared with at its start.
 
     python benchmarks/resume.py --csv benchmarks/results/resume.csv
     python benchmarks/resume.py --samples 20000 --at 10000 --repeats 1     a smoke test
 
-A synthetic set of 12 million conversations (made when asked for) and stage 2 of a tiny random model: its session is
-opened on a checkpoint of sample 0 or of sample 10 million, in turn, each in a process of its own, and takes one step. A
-run that replayed the data it had passed would pay for 10 million samples; ours asks the sampler for the step it is at.
-Seconds are CPU seconds of the process, from the moment the engine is built; both draw the permutation of a whole epoch.
+Stage 2 of a tiny random model trains on a synthetic set of 12 million conversations, which are generated on access.
+In a new process each time, its session resumes from a checkpoint at sample 0 or at sample 10 million, alternately, and
+takes one step. A run that replayed its data up to the checkpoint would read 10 million samples; ours asks the sampler
+for the current step. Times are CPU seconds of the process after the engine is built; both cases compute the permutation
+of a whole epoch.
 """
 
 import argparse
 import multiprocessing
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +20,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from record import ROOT, append, cpu_name, provenance
+from named_model import tiny_model
+from record import append, cpu_name, provenance
 
 from dcr_ds.align.mix import Mix
 from dcr_ds.align.sft import SftObjective
@@ -40,7 +41,7 @@ LENGTH = 24  # tokens of a conversation
 
 
 class Synthetic(Sequence):
-    """So many conversations of which none exists until it is asked for."""
+    """`count` conversations, each generated on access."""
 
     def __init__(self, count: int):
         self.count = count
@@ -57,13 +58,13 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"start": [], "far": []}
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
-        forked(make, model)
+        forked(tiny_model, model)
         for name, sample in (("start", 0), ("far", options.at)):
             forked(save, model, Path(scratch) / name, sample // BATCH)
         for _ in range(options.repeats):
-            for name, taken in seconds.items():
-                taken.append(forked(resume, model, Path(scratch) / name, options.samples))
-                print(f"{name}: {taken[-1]:.2f} s", flush=True)
+            for name, times in seconds.items():
+                times.append(forked(resume, model, Path(scratch) / name, options.samples))
+                print(f"{name}: {times[-1]:.2f} s", flush=True)
     start, far = median(seconds["start"]), median(seconds["far"])
     row = provenance("torch", "deepspeed") | {
         "device": cpu_name(),
@@ -73,7 +74,7 @@ def main() -> None:
         "seconds_at_start": start,
         "seconds_there": far,
         "there_over_start": far / start,
-        "spread": max((max(taken) - min(taken)) / median(taken) for taken in seconds.values()),
+        "spread": max((max(times) - min(times)) / median(times) for times in seconds.values()),
     }
     print(f"first step after sample {options.at}: {far:.2f} s, after sample 0: {start:.2f} s, ratio {far / start:.3f}")
     if options.csv:
@@ -90,16 +91,9 @@ def parse() -> argparse.Namespace:
 
 
 def forked(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function where no permutation is cached; forked, since the imports would take longer than it does."""
+    """Call a function in a new process, without cached permutations; forking avoids the time of the imports."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
         return pool.submit(function, *arguments).result()
-
-
-def make(folder: Path) -> None:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from tiny import make_model
-
-    make_model(folder)
 
 
 def state_of(model: Path, samples: int) -> AlignState:
@@ -127,9 +121,9 @@ def resume(model: Path, folder: Path, samples: int) -> float:
     with Session("align", state.recipe, engine, folder, state.total_steps, ranks, time.monotonic()) as session:
         rows = state.rows(session.step)
         session.take_step(train_step(state, session.step), [str(index) for index in rows])
-    taken = time.process_time() - started
+    seconds = time.process_time() - started
     process.close()
-    return taken
+    return seconds
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shapes of published models, to be filled with random weights, and what a step of them costs in FLOP.
+"""Shapes of published models, for random weights, and the FLOP of their steps.
 
 Legend: D width, L blocks, V vocabulary.
 """
@@ -31,8 +31,8 @@ SHAPES = {
     "qwen2.5-7b": _qwen(28, 3584, 28, 4, 18944, 152064, False),
     "llama-3-8b": _llama(32, 4096, 32, 8, 14336, 128256, False, rope_theta=5e5),
 }
-TRAINED = 18  # bytes a parameter: bf16 weight and gradient, fp32 master, both moments, and a bucket's worth in flight
-PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bf16, by the vendor's data sheets (SXM parts)
+TRAINED = 18  # bytes per parameter: bf16 weight and gradient, fp32 master weight, both moments, buckets
+PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312}  # dense bf16, from the vendor's data sheets (SXM versions)
 
 
 def config_of(name: str) -> PreTrainedConfig:
@@ -55,17 +55,17 @@ def largest_that_fits(family: str, memory_bytes: int) -> str:
 
 
 def save_random(config: PreTrainedConfig, folder: Path, dtype: torch.dtype, device: str) -> None:
-    """A random model of a configuration as a checkpoint."""
+    """Save a checkpoint of a model with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
         AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
 
 
 def block_flop(config: PreTrainedConfig, lengths: Sequence[int]) -> int:
-    """FLOP of one block's forward pass over sequences, each attending to itself alone.
+    """FLOP of one block's forward pass over sequences that attend only to themselves.
 
-    2 a weight of the linear layers and token; attention's scores and weighted sum over the causal half, 2·T²·D a
-    sequence. Not counted: norms, activations, rotations.
+    Linear layers: 2 per weight and token. Attention scores and weighted sums: 2·T²·D per sequence, for the causal half.
+    Norms, activations and rotations are not counted.
     """
     width, heads = config.hidden_size, config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or width // heads
@@ -75,11 +75,11 @@ def block_flop(config: PreTrainedConfig, lengths: Sequence[int]) -> int:
 
 
 def head_flop(config: PreTrainedConfig, tokens: int) -> int:
-    """FLOP of the head's forward pass at so many tokens: 2·V·D each."""
+    """FLOP of the head's forward pass: 2·V·D per token."""
     return 2 * config.vocab_size * config.hidden_size * tokens
 
 
 def mfu(flop: float, seconds: float, device: str) -> float | None:
-    """Model FLOP utilisation: of what the device could do at most in bfloat16; None where its peak is not known."""
+    """Model FLOP utilisation, relative to the device's bfloat16 peak; None for an unknown device."""
     peak = next((tflops * 1e12 for name, tflops in PEAK_TFLOPS.items() if name in device), None)
     return flop / seconds / peak if peak else None

@@ -1,21 +1,17 @@
-"""The table of judges against people comes out of labelled files, each model judged by weights that did not see it."""
+"""The agreement of judges with people, where no model is judged with weights that were fitted on its answers."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from tiny import one_thread_environment
+from scripts import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "tests" / "judges" / "judge_examples.jsonl"
 PEOPLE = {"compliance": "1_full_compliance", "full_refusal": "2_full_refusal", "partial_refusal": "3_partial_refusal"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The examples as three models' answers; the first two are called like the files that rules was fitted on."""
+    """The examples as the answers of three models; two have the names of files that rules was fitted on."""
     home = tmp_path_factory.mktemp("labelled")
     rows = [json.loads(line) for line in EXAMPLES.read_text(encoding="utf-8").split("\n") if line]
     rows = [
@@ -24,22 +20,16 @@ def folder(tmp_path_factory):
         if row["label"] in PEOPLE
     ]
     for start, name in enumerate(("gpt4", "llama2orig", "other")):
-        mine = [{**row, "gpt4_label": row["human_label"]} for row in rows[start::3]]
-        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in mine))
+        answers = [{**row, "gpt4_label": row["human_label"]} for row in rows[start::3]]
+        (home / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     return home
 
 
 def run(*files):
-    return subprocess.run(
-        [sys.executable, "benchmarks/judge_agreement.py", *map(str, files)],
-        cwd=ROOT,
-        env=one_thread_environment(),
-        capture_output=True,
-        text=True,
-    )
+    return run_python("benchmarks/judge_agreement.py", *files)
 
 
-def test_every_judge_has_a_row_for_every_model_and_for_all(folder):
+def test_each_judge_has_a_row_per_model_and_for_all_models(folder):
     done = run(*sorted(folder.iterdir()))
     assert done.returncode == 0, done.stderr
     parts = done.stdout.split("## ")[1:]
