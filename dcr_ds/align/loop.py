@@ -14,6 +14,7 @@ from dcr_ds.align.step import train_step
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.build import trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
+from dcr_ds.engine.memory import release
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import write_trained
 from dcr_ds.models.chat import load_tokenizer
@@ -54,6 +55,7 @@ def align(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, rank
             session.save_or_stop(is_last="stopped_because" in session.state)
     export(state, source, folder)
     session.finish(objective.data.counts)
+    release(state.engine)
 
 
 def note_progress(progress: dict[str, Any], row: dict[str, Any], state: AlignState) -> None:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, get_scheduler
 
 from dcr_ds.engine.config import resolve_config
 from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.memory import reset_peak_memory
 from dcr_ds.engine.optimizers import build_optimizer
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
@@ -50,6 +51,7 @@ def build_stage(
         load: loads the model, given `dtype`, `attention`, `quantize` and `device`.
         wrap: makes of the finished model what the engine calls; None: the model itself.
     """
+    reset_peak_memory(ranks.device)
     stage, quantize = getattr(recipe, name), recipe.model.quantize
     config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     with sharded_loading(config, quantize):

@@ -1,16 +1,15 @@
 """Metrics of a training stage: a row per step in metrics.jsonl, and console lines. Rank 0 writes."""
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.memory import peak_memory_bytes
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import StageFolder
 
@@ -84,13 +83,6 @@ class MetricsLog:
             f"{row['memory_bytes'] / 2**30:.2f} GiB  left {int(left) // 60}:{int(left) % 60:02d}"
         )
         return line + "".join(f"  {name} {row[name]:.3f}" for name in SHOWN if row.get(name) is not None)
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the peak memory of this process: allocated on its GPU, or resident on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

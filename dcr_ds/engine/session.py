@@ -23,7 +23,8 @@ import deepspeed
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
-from dcr_ds.engine.metrics import MetricsLog, peak_memory_bytes
+from dcr_ds.engine.memory import peak_memory_bytes
+from dcr_ds.engine.metrics import MetricsLog
 from dcr_ds.engine.profile import Profile
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.engine.watch.progress import heartbeat

@@ -13,6 +13,7 @@ import torch
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.build import trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
+from dcr_ds.engine.memory import release
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.models.adapters import write_trained
@@ -72,6 +73,7 @@ def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ran
     weights = trained_weights(state.engine, ranks) if is_current else snapshot.gather(folder.folder)
     export(state, weights, source, folder)
     session.finish({"layer": stage.layer} | result)
+    release(state.engine)
 
 
 def start_progress(progress: dict[str, Any], start: dict[str, float], state: RefineState) -> None:
