@@ -4,6 +4,7 @@ import re
 import zlib
 
 from dcr_ds.judges.base import Answer
+from dcr_ds.judges.rules.languages import other_language
 from dcr_ds.judges.rules.wording import SEEN_CHARACTERS
 
 # The most repetitive of some 9,000 ordinary answers (surveys and tables) compress 3.8 times. A loop that fills three
@@ -11,16 +12,6 @@ from dcr_ds.judges.rules.wording import SEEN_CHARACTERS
 LOOP_COMPRESSION = 5
 SHORT_LOOP_CHARACTERS = 300  # in shorter texts, the overhead of deflate hides a loop
 CUT_OFF_WORDS = 3
-_ENGLISH = (
-    "a about all also an and are as at be but by can do for from has have how i if in is it me my no not of on or so "
-    "than that the their them they this to was we what when which who will with you your"
-)
-_OTHER_LANGUAGES = (  # German, French, Spanish, Italian, Portuguese, Dutch, Swedish; without English words
-    "de la el las que en un una por para es como le les et est dans pour qui sur une pas du der das und ist nicht ein "
-    "eine zu den mit von auf il che di sono het een van niet dat voor os uma com não se att och det som är på jag ich "
-    "sie je vous nous"
-)
-ENGLISH, OTHER_LANGUAGES = frozenset(_ENGLISH.split()), frozenset(_OTHER_LANGUAGES.split())
 ASKS_FOR_A_LANGUAGE = re.compile(
     r"translat|\b(?:arabic|bengali|chinese|mandarin|czech|danish|dutch|farsi|finnish|french|german|greek|hebrew|hindi|"
     r"indonesian|italian|japanese|korean|latin|norwegian|persian|polish|portuguese|russian|spanish|swahili|swedish|"
@@ -32,10 +23,10 @@ WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 
 
 def why_degenerate(answer: Answer) -> str | None:
-    """Why an answer is degenerate, or None: empty, cut off, loop, only the prompt, gibberish, not English.
+    """Why an answer is degenerate, or None: empty, cut off, loop, only the prompt, gibberish, other language.
 
-    A refusal that is repeated four times is a loop, not a refusal. An answer in another language is degenerate because
-    the judge cannot read it, unless the prompt asks for another language.
+    A refusal that is repeated four times is a loop, not a refusal. An answer in another language is degenerate unless
+    the prompt asks for another language or is in it.
     """
     text = answer.completion.strip()[:SEEN_CHARACTERS]
     words = WORD.findall(text)
@@ -49,9 +40,13 @@ def why_degenerate(answer: Answer) -> str | None:
         return "only the prompt"
     if _is_gibberish(text, words):
         return "gibberish"
-    if _is_foreign(text, words) and not ASKS_FOR_A_LANGUAGE.search(answer.prompt):
-        return "not English"
+    if (language := other_language(text)) and not _expects(answer.prompt, language):
+        return "other language"
     return None
+
+
+def _expects(prompt: str, language: str) -> bool:
+    return bool(ASKS_FOR_A_LANGUAGE.search(prompt)) or other_language(prompt) == language
 
 
 def _loops(text: str) -> bool:
@@ -78,12 +73,3 @@ def _is_gibberish(text: str, words: list[str]) -> bool:
     latin = [word.lower() for word in words if word.isascii() and len(word) >= 4]
     voiceless = sum(not set(word) & set("aeiouy") for word in latin)
     return (len(latin) >= 5 and voiceless > 0.4 * len(latin)) or any(len(word) > 60 for word in words)
-
-
-def _is_foreign(text: str, words: list[str]) -> bool:
-    letters = [character for character in text if character.isalpha()]
-    if len(letters) >= 10 and sum(character > "\u024f" for character in letters) > 0.5 * len(letters):
-        return True  # beyond the Latin alphabet
-    known = [word.lower() for word in words]
-    english, other = ([word for word in known if word in language] for language in (ENGLISH, OTHER_LANGUAGES))
-    return len(set(other)) >= 3 and len(other) >= 0.15 * len(known) and len(other) > 2 * len(english)
