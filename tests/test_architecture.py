@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; rooms named together stand on one floor
     {"dcr_kernels"},
-    {"errors", "files", "statistics", "ranking", "reasoning"},
+    {"errors", "files", "progress", "statistics", "ranking", "reasoning"},
     {"recipe", "discernment", "label_agreement"},
     {"data", "models"},
     {"engine"},
@@ -99,7 +99,17 @@ def test_reports_are_composed_in_order():
 
 @pytest.mark.parametrize(
     "room",
-    ["errors.py", "files.py", "statistics.py", "ranking.py", "label_agreement.py", "discernment", "recipe", "data"],
+    [
+        "errors.py",
+        "files.py",
+        "progress.py",
+        "statistics.py",
+        "ranking.py",
+        "label_agreement.py",
+        "discernment",
+        "recipe",
+        "data",
+    ],
 )
 def test_data_is_read_without_torch(room):
     place = ROOT / "dcr_ds" / room

@@ -16,9 +16,9 @@ from dcr_ds.data.splitting import split_held_out
 from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.judges.strings import published_phrases
 from dcr_ds.models.chat import encode_prompt
+from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 
 MEASURED_PROMPTS = 32  # per category; a measurement should cost less than a step

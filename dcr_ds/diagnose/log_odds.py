@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from dcr_ds.diagnose.openings import Openings
 from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.diagnose.tree_pass import TreePass
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.models.likelihood import LikelihoodHead
+from dcr_ds.progress import heartbeat
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}  # logits at once, in float32: 32 MiB on a CPU, 512 MiB on a GPU
 CHUNK_WEIGHT = 2**24  # elements of a 16-bit head that are converted to float32 at once: 64 MiB

@@ -19,6 +19,7 @@ from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
+from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import Stage
 
@@ -138,4 +139,5 @@ def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> dict[str
         with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
             if ranks.is_main:
                 weights[name] = parameter.detach().to("cpu", copy=True)
+        heartbeat(f"gathering {name}")
     return weights

@@ -27,11 +27,11 @@ from dcr_ds.engine.memory import peak_memory_bytes
 from dcr_ds.engine.metrics import MetricsLog
 from dcr_ds.engine.profile import Profile
 from dcr_ds.engine.snapshot import Snapshot
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.engine.watch.spikes import SpikeDetector
 from dcr_ds.engine.watch.stop import StopFlag
 from dcr_ds.errors import Diverged, Stopped
 from dcr_ds.files import flush, write_atomically
+from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import CONTROL, StageFolder
 
@@ -160,6 +160,7 @@ class Session:
         if self.ranks.is_main:
             for exported in self.folder.exports:
                 for path in exported.rglob("*"):
+                    heartbeat(f"{self.label}, flushing {path}")
                     flush(path)
             write_atomically(self.folder.summary, json.dumps(summary, indent=1))
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)

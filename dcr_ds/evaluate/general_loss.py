@@ -9,11 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Conversation
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json
 from dcr_ds.models.chat import Encoded, encode_conversation, template_hash
 from dcr_ds.models.likelihood import answer_nll, as_likelihood
+from dcr_ds.progress import heartbeat
 
 MAX_BATCH_TOKENS = 8192
 

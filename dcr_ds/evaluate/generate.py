@@ -18,12 +18,12 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, Pre
 
 from dcr_ds.data import Benchmark, Prompt
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.chat import decode_answer, encode_prompt, template_hash, turn_end_ids
 from dcr_ds.models.limits import padding_id
+from dcr_ds.progress import heartbeat
 
 
 @dataclass(frozen=True)

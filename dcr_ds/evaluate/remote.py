@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dcr_ds.data import Benchmark
 from dcr_ds.engine.distributed import Ranks
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.progress import heartbeat
 
 
 def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Generations:

@@ -8,11 +8,11 @@ rows are written atomically in the order of the answers. Both files are the cach
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, write_jsonl
 from dcr_ds.judges.base import Answer, Judge, Verdict
 from dcr_ds.judges.rows import AnswerRow
+from dcr_ds.progress import heartbeat
 
 VERDICT_FIELDS = ("id", "label", "score", "key")
 

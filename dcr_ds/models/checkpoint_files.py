@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from dcr_ds.errors import UserError
+from dcr_ds.progress import heartbeat
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
@@ -132,6 +133,7 @@ def weights_hash(folder: Path) -> str:
             begin, end = (data + offset for offset in entry["data_offsets"])
             stream.seek(begin)
             for start in range(begin, end, CHUNK_BYTES):
+                heartbeat(f"reading {entry['file']}")
                 digest.update(stream.read(min(CHUNK_BYTES, end - start)))
     return digest.hexdigest()
 

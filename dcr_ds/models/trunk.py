@@ -7,6 +7,7 @@ loaded: the trunk has ℓ blocks, and `splice` writes the trained tensors into a
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,9 +19,11 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
 from dcr_ds.models.checkpoint_files import FILES, INDEX, read_headers, weight_files
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
+from dcr_ds.progress import heartbeat
 
 HEAD = "lm_head.weight"
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+GROUP_BYTES = 4 << 30  # of trained tensors that are converted together; progress is reported per group
 
 
 def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
@@ -113,17 +116,32 @@ def splice(
 
 def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], folder: Path, prefix: str) -> dict:
     """Trained tensors by their names in a checkpoint; save_pretrained splits what loading fused (MoE experts)."""
-    model.save_pretrained(folder, state_dict=trained)
     tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as stream:
-            tensors |= {prefix + name: stream.get_tensor(name) for name in stream.keys()}
-    shutil.rmtree(folder)
+    for group in _groups(trained):
+        heartbeat(f"converting {next(iter(group))}")
+        model.save_pretrained(folder, state_dict=group)
+        for file in weight_files(folder):
+            with safe_open(file, "pt") as stream:
+                tensors |= {prefix + name: stream.get_tensor(name) for name in stream.keys()}
+        shutil.rmtree(folder)
     return tensors
+
+
+def _groups(trained: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
+    """Split tensors into groups of about GROUP_BYTES."""
+    group: dict[str, torch.Tensor] = {}
+    for name, tensor in trained.items():
+        group[name] = tensor
+        if sum(tensor.nbytes for tensor in group.values()) >= GROUP_BYTES:
+            yield group
+            group = {}
+    if group:
+        yield group
 
 
 def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor], kept: set[str]) -> None:
     """Write the kept tensors of a shard, if there are any."""
+    heartbeat(f"writing {target}")
     with safe_open(source, "pt") as stream:
         metadata = stream.metadata()
         tensors = {name: stream.get_tensor(name) for name in stream.keys() if name in kept}
@@ -145,6 +163,7 @@ def _write_index(source: Path, target: Path, kept: set[str]) -> None:
 
 
 def _verify_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor], kept: set[str]) -> None:
+    heartbeat(f"verifying {target}")
     with safe_open(source, "pt") as before, safe_open(target, "pt") as after:
         if set(before.keys()) & kept != set(after.keys()):
             raise RuntimeError(f"{target}: has other tensors than {source} when read back")

@@ -14,8 +14,8 @@ from dcr_ds.data.sampler import draw
 from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.build import build_stage
 from dcr_ds.engine.distributed import Ranks
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.models.trunk import load_trunk
+from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import shards
 from dcr_ds.refine.objective import contrastive_loss

@@ -13,11 +13,11 @@ from dcr_ds.diagnose.layers import choose_layer, hidden_by_layer, probe_layers
 from dcr_ds.diagnose.prompts import labels_and_pairs
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.machine import Machine
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 
 MIN_PROMPTS = 40  # per set; with fewer the choice is mostly chance

@@ -13,7 +13,7 @@ import torch.distributed
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.watch import watchdog
-from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.progress import heartbeat
 
 mode, hang_minutes = sys.argv[1], float(sys.argv[2])
 watchdog.POLL_SECONDS, watchdog.GONE_SECONDS, watchdog.REPORT_SECONDS = 0.3, 4.0, 1.0

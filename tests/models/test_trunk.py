@@ -49,7 +49,7 @@ def test_h_is_the_full_models_hidden_state_bit_for_bit(tmp_path, model_type):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_splice_changes_the_trunk_and_nothing_else(tmp_path, model_type):
+def test_splice_changes_the_trunk_and_nothing_else(tmp_path, model_type, monkeypatch):
     tied = model_type not in ("phi3", "mixtral")
     source = make_model(tmp_path / "m", model_type, tied=tied, dtype=torch.bfloat16)
     trunk = load_trunk(source, LAYER, torch.float32, attention_of(model_type)).eval()
@@ -80,8 +80,13 @@ def test_splice_changes_the_trunk_and_nothing_else(tmp_path, model_type):
         hidden = spliced(**inputs(), output_hidden_states=True).hidden_states[LAYER]
         assert torch.equal(hidden[real], trunk(**inputs()).last_hidden_state[real])
 
+    monkeypatch.setattr("dcr_ds.models.trunk.GROUP_BYTES", 1)  # a group per tensor: the same model
+    splice(trunk, trained, source, tmp_path / "grouped", prefix="model.")
+    grouped = tensors_of(tmp_path / "grouped")
+    assert grouped.keys() == after.keys() and all(torch.equal(grouped[name], after[name]) for name in after)
 
-def test_splice_keeps_the_shards_of_the_source(tmp_path):
+
+def test_splice_keeps_the_shards_of_the_source_and_reports_progress_per_shard(tmp_path, monkeypatch):
     source = make_model(tmp_path / "m")
     model = AutoModelForCausalLM.from_pretrained(source)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
@@ -89,9 +94,13 @@ def test_splice_keeps_the_shards_of_the_source(tmp_path):
         (tmp_path / "sharded" / file.name).write_bytes(file.read_bytes())
     trunk = load_trunk(tmp_path / "sharded", LAYER, torch.float32, "sdpa")
     trained = {name: p.detach() + 1 for name, p in trunk.named_parameters() if p.requires_grad}
+    places: list[str] = []
+    monkeypatch.setattr("dcr_ds.models.trunk.heartbeat", places.append)
     splice(trunk, trained, tmp_path / "sharded", tmp_path / "out", prefix="model.")
     names = [file.name for file in weight_files(tmp_path / "sharded")]
     assert len(names) > 2 and names == [file.name for file in weight_files(tmp_path / "out")]
+    for verb in ("writing", "verifying"):
+        assert [place.rpartition("/")[2] for place in places if place.startswith(verb)] == names
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(reloaded.model.layers[0].mlp.up_proj.weight, trained["layers.0.mlp.up_proj.weight"])
 

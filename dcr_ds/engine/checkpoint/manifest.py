@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from dcr_ds.engine.watch.progress import heartbeat
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
+from dcr_ds.progress import heartbeat
 
 MANIFEST = "manifest.json"
 SHARD = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_(model|optim)_states\.pt")  # DeepSpeed's names

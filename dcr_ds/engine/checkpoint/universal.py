@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dcr_ds.engine.watch.progress import heartbeat
+from dcr_ds.progress import heartbeat
 
 # ZeRO stages with the same layout can load each other's universal checkpoints. Stage 0 needs none.
 LAYOUTS = {0: "whole", 1: "parts of the optimizer", 2: "parts of the optimizer", 3: "parts of everything"}

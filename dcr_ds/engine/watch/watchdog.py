@@ -29,8 +29,8 @@ from typing import Literal
 from torch.distributed import TCPStore
 
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, is_peer_failure
-from dcr_ds.engine.watch.progress import heartbeat, progress
 from dcr_ds.errors import RunEnded
+from dcr_ds.progress import heartbeat, progress
 
 POLL_SECONDS = 2.0
 GONE_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""The progress of this process, for the watchdog. There is one run per process."""
+"""The progress of this process, which the watchdog checks. There is one run per process."""
 
 import time
 from dataclasses import dataclass
