@@ -1,11 +1,14 @@
 """`dcr-ds diagnose`: each diagnosis on tiny models and the built-in prompts."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from small_runs import the_error, write_rows
-from tiny import make_model
+from tiny import make_model, one_thread_environment
 
 from dcr_ds.cli import main
 from dcr_ds.recipe.layout import RunFolder
@@ -51,6 +54,31 @@ def test_the_models_of_a_run_are_compared_in_its_folder(finished_run, capsys):
     block = ("seemingly_toxic", "toxic")
     assert f"{blocks['refined'][block]:.3f} (" in compared[1]
     assert f"{blocks['refined'][block] - blocks['base'][block]:+.3f} (" in compared[1]
+
+
+def test_an_aligned_model_is_also_compared_with_its_control(finished_run, model, tmp_path, capsys):
+    run = RunFolder(tmp_path / "run")
+    for seed, stage in enumerate(("control", "align"), 2):
+        run.stage(stage).folder.mkdir(parents=True)
+        make_model(run.stage(stage).model, layers=3, tied=False, seed=seed)
+        run.stage(stage).summary.write_text(json.dumps({"steps": 1}))
+    run.recipe.write_text(finished_run.recipe.read_text())
+    command = ["diagnose", "entk", str(run.folder), "--prompts", "3", "--k", "2"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    first, second = (part.splitlines() for part in out.split("Blocks of seemingly toxic and toxic prompts, ")[1:])
+    assert first[0].startswith("and the change from base") and second[0].startswith("and the change from control")
+    assert [line.split()[0] for line in first[2:5]] == ["base", "control", "aligned"]
+    assert [line.split()[0] for line in second[2:4]] == ["control", "aligned"] and second[2] in [
+        line[: len(second[2])] for line in first
+    ]
+    bin = Path(sys.executable).parent
+    launcher = [bin / "torchrun", "--standalone", "--nproc_per_node", "2", "--no-python", bin / "dcr-ds"]
+    launched = subprocess.run(
+        [*launcher, *command], capture_output=True, text=True, env=one_thread_environment(), timeout=300
+    )
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.endswith(out)  # after two lines of DeepSpeed
 
 
 def test_every_layer_but_the_last_is_probed_and_one_chosen(model, tmp_path, capsys):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, SETS, add_prompts, encoder, read_sets
 from dcr_ds.commands.parser import command_parser, positive_int, show
+from dcr_ds.recipe.layout import ALIGNED, CONTROL
 
 if TYPE_CHECKING:
     from dcr_ds.data.records import Prompt
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Exact empirical neural tangent kernel on the largest logits of the first answer token: mean ratios per pair of
-categories, and for several models how the first one's change. On several GPUs: torchrun --no-python dcr-ds diagnose …
+categories, and for several models how they change. On several GPUs: torchrun --no-python dcr-ds diagnose …
 """
 
 
@@ -33,7 +34,7 @@ def parse(arguments: list[str]) -> Namespace:
 
 
 def run(options: Namespace) -> None:
-    """Measure each model, and compare the later ones with the first. All ranks."""
+    """Measure each model, compare the later ones with the first, and an aligned one with its control. All ranks."""
     sets = read_sets(options, SETS)
     targets = targets_of(options.models)
     results = {}
@@ -44,7 +45,7 @@ def run(options: Namespace) -> None:
             if ranks is None or ranks.is_main:
                 _write(result, target, options)
     if len(results) > 1 and (ranks is None or ranks.is_main):
-        show(_comparison(results))
+        show("\n\n".join(_comparison(compared) for compared in _compared(results, targets)))
 
 
 def _measure(
@@ -86,6 +87,15 @@ def _table(title: str, result: "EntkResult") -> str:
         cells = (_cell(result.means[i, j], result.low[i, j], result.high[i, j]) for j in range(len(words)))
         lines.append(f"{name:<18}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
+
+
+def _compared(results: "dict[str, EntkResult]", targets: "list[Target]") -> "Iterator[dict[str, EntkResult]]":
+    """The models of each comparison, the reference first: all with the first one, then aligned ones with controls."""
+    yield results
+    for control in targets:
+        aligned = control.title.removesuffix(CONTROL) + ALIGNED
+        if control.run and control.title.endswith(CONTROL) and aligned in results:
+            yield {title: results[title] for title in (control.title, aligned)}
 
 
 def _comparison(results: "dict[str, EntkResult]") -> str:
