@@ -21,6 +21,7 @@ PACKAGES = (
     "bitsandbytes",
 )
 GIT_SECONDS = 30
+LISTS = ("notes", "warnings", "overlaps")  # what was found in the data, over all attempts
 # the environment variables that are recorded; no others are, since they may hold secrets
 SLURM = {"job": "SLURM_JOB_ID", "array_job": "SLURM_ARRAY_JOB_ID", "array_task": "SLURM_ARRAY_TASK_ID"}
 SLURM |= {"nodes": "SLURM_JOB_NODELIST", "restarts": "SLURM_RESTART_COUNT"}
@@ -69,9 +70,9 @@ def record_attempt(environment: dict[str, Any], before: dict[str, Any]) -> dict[
     """
     merged = dict(environment)
     merged["data"] = (before.get("data") or {}) | environment["data"]
-    for name in ("notes", "overlaps"):
-        merged[name] = list(dict.fromkeys([*(before.get(name) or []), *environment[name]]))
-    facts = {name: value for name, value in environment.items() if name not in ("data", "notes", "overlaps")}
+    for name in LISTS:
+        merged[name] = list(dict.fromkeys([*(before.get(name) or []), *environment.get(name, [])]))
+    facts = {name: value for name, value in environment.items() if name not in ("data", *LISTS)}
     started = datetime.now(UTC).isoformat(timespec="seconds")
     return merged | {"attempts": [*(before.get("attempts") or []), {"started": started} | facts]}
 

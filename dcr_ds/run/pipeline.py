@@ -253,6 +253,8 @@ def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ran
     described = decide_on_main(lambda: _describe_data(data), ranks)  # the confound check takes a second
     for note in described["notes"]:
         print_on_main(ranks, note)
+    for warning in described["warnings"]:
+        print_on_main(ranks, f"WARNING: {warning}")
     on_gpu = ranks.device.type == "cuda"
     device = torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads per rank"
     decide_on_main(lambda: save_run(recipe, describe_environment(device, ranks.world_size) | described), ranks)
@@ -262,13 +264,12 @@ def _describe_data(data: RunData) -> dict[str, Any]:
     """What environment.json says of the data."""
     summary = data.summary()
     notes = summary["notes"] + [f"{name}: {note}" for name, facts in summary["sets"].items() for note in facts["notes"]]
-    notes += _confounds(data)
     overlaps = [
         f"{overlap.kind}: {overlap.training_set} {overlap.training_id} and {overlap.evaluation_set} "
         f"{overlap.evaluation_id}"
         for overlap in data.overlaps
     ]
-    return {"data": summary["sets"], "notes": notes, "overlaps": overlaps}
+    return {"data": summary["sets"], "notes": notes, "warnings": _confounds(data), "overlaps": overlaps}
 
 
 def _confounds(data: RunData) -> list[str]:
@@ -280,7 +281,7 @@ def _confounds(data: RunData) -> list[str]:
     sets = (data.seemingly_toxic.rows, data.toxic.rows)
     if min(map(len, sets)) < FEWEST_PROMPTS:
         return [f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set"]
-    return [f"WARNING: {confound.warning}" for confound in check_confounds(*sets) if confound.warning]
+    return [confound.warning for confound in check_confounds(*sets) if confound.warning]
 
 
 def _check_source(recipe: Recipe, source: Path) -> None:

@@ -145,13 +145,13 @@ def test_without_log_odds_during_alignment_there_is_no_such_section(run):
 
 def test_warnings_stand_above_the_sections_and_in_the_terminal(run):
     environment = json.loads(run.environment.read_text())
-    confound = "data: the feature 'words' alone separates the two prompt sets (held-out AUC 0.90)"
-    write(run.environment, environment | {"notes": [confound, "3 repeats were removed"]})
+    warning, note = "length separates <the> sets", "a row of confounds separates the two prompt sets"
+    write(run.environment, environment | {"warnings": [warning], "notes": [note]})
     write(run.stage("refine").summary, {"warnings": ["refine failed: <b>the AUC fell</b>"]})
     text = write_report([run.folder], run.report)
     top, _, rest = text.partition("## ")
-    assert "**Warning:** refine failed: " in top and "alone separates" in top
-    assert "3 repeats" in rest and "alone separates" not in rest
+    assert "**Warning:** refine failed: " in top and "length separates" in top and "length separates" not in rest
+    assert note in rest and note not in top
     assert "&lt;b&gt;the AUC fell" in run.report.with_suffix(".html").read_text()
     assert terminal_table([run.folder]).startswith("warning: refine failed: <b>the AUC fell</b>.")
 

@@ -9,7 +9,6 @@ from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Block, Bullets, Commands, Paragraph, plain_table
 from dcr_ds.report.render.tables import NOTHING, count, duration, gibibytes, number, percent, shortened
 from dcr_ds.report.sections.results import loss_change
-from dcr_ds.report.sections.warnings import is_confound
 
 # Fields of the recipe that the numbers depend on; those of refine are shown only if a run has that stage.
 SETTINGS = (
@@ -120,12 +119,7 @@ def reproduction(runs: Sequence[Run], command: str) -> list[Block]:
 
 def notes(runs: Sequence[Run]) -> list[Block]:
     """What was left out or chosen automatically; a note of several runs is listed once."""
-    lines = dict.fromkeys(
-        shortened(note, MAX_NOTE)
-        for run in runs
-        for note in run.environment.get("notes", [])
-        if not is_confound(note)  # these are among the warnings
-    )
+    lines = dict.fromkeys(shortened(note, MAX_NOTE) for run in runs for note in run.environment.get("notes", []))
     return [Bullets(list(lines))] if lines else []
 
 

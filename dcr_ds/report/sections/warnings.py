@@ -10,20 +10,15 @@ MAX_WARNING = 500  # characters
 
 
 def warnings(runs: Sequence[Run]) -> list[str]:
-    """Warnings of the stages of each run, and of its confound check."""
+    """Warnings of the stages of each run, and of its check of the data for confounds."""
     lines = []
     for run, title in zip(runs, run_titles(runs), strict=True):
         prefix = f"{title}: " if len(runs) > 1 else ""
         summaries = [summary for summary in (run.refine, run.control, run.align) if summary]
         messages = [message for summary in summaries for message in summary.get("warnings") or []]
-        messages += [note for note in run.environment.get("notes", []) if is_confound(note)]
+        messages += run.environment.get("warnings", [])
         lines += [_sentence(prefix + shortened(message, MAX_WARNING)) for message in messages]
     return list(dict.fromkeys(lines))
-
-
-def is_confound(note: str) -> bool:
-    """Whether a note of environment.json is a warning of the confound check."""
-    return "confound" in note.lower() or "separates the two prompt sets" in note
 
 
 def _sentence(text: str) -> str:
