@@ -9,6 +9,7 @@ from dcr_ds.data.records import Conversation
 from dcr_ds.data.sampler import draw
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import Encoded, encode_conversation
+from dcr_ds.models.rows import encode_rows
 from dcr_ds.recipe import AlignSection
 
 
@@ -36,7 +37,7 @@ def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenize
     Long conversations are not truncated, since the model would learn answers without an end.
 
     Raises:
-        UserError: no conversation of a set is short enough.
+        UserError: no conversation of a set is short enough, or the chat template does not work.
     """
     assert data.general is not None and data.refusals is not None  # load_data reads them for SFT
     notes: list[str] = []
@@ -57,8 +58,8 @@ def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenize
 def _encode(
     name: str, rows: list[Conversation], limit: int, tokenizer: PreTrainedTokenizerBase, notes: list[str]
 ) -> list[tuple[str, Encoded]]:
-    encoded = [(row.id, encode_conversation(tokenizer, row.messages)) for row in rows]
-    kept = [(row_id, sample) for row_id, sample in encoded if len(sample.ids) <= limit]
+    encoded = encode_rows(f"data.{name}", rows, lambda row: encode_conversation(tokenizer, row.messages), notes)
+    kept = [(row.id, sample) for row, sample in encoded if len(sample.ids) <= limit]
     if long := len(encoded) - len(kept):
         notes.append(f"data.{name}: {long} of {len(encoded)} conversations longer than {limit} tokens left out")
     if not kept:

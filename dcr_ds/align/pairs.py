@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from dcr_ds.data.records import PreferenceSet
+from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import Encoded, encode_conversation
+from dcr_ds.models.rows import encode_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +47,19 @@ def encode_pairs(preferences: PreferenceSet, max_length: int, tokenizer: PreTrai
     """Render both conversations of each pair, and leave out pairs in which one is too long.
 
     Raises:
-        UserError: no pair is short enough.
+        UserError: no pair is short enough, or the chat template does not work.
     """
-    pairs = []
-    for row in preferences.rows:
+
+    def encode(row: Preference) -> Pair:
         answers = ({"role": "assistant", "content": text} for text in (row.chosen, row.rejected))
-        pairs.append(Pair(*(encode_conversation(tokenizer, [*row.context, answer]) for answer in answers)))
-    fits = [max(len(answer.ids) for answer in pair.both) <= max_length for pair in pairs]
-    if not any(fits):
+        return Pair(*(encode_conversation(tokenizer, [*row.context, answer]) for answer in answers))
+
+    notes: list[str] = []
+    encoded = encode_rows("data.preferences", preferences.rows, encode, notes)
+    kept = [(row, pair) for row, pair in encoded if max(len(answer.ids) for answer in pair.both) <= max_length]
+    if not kept:
         raise UserError(f"data.preferences: no pair has at most align.max_length = {max_length} tokens; raise it")
-    notes = [f"preferences: {sum(fits)} pairs"]
-    if long := fits.count(False):
-        notes.append(f"data.preferences: {long} of {len(fits)} pairs longer than {max_length} tokens left out")
-    kept = [index for index, fit in enumerate(fits) if fit]
-    return Pairs([pairs[index] for index in kept], [preferences.rows[index].id for index in kept], notes)
+    notes.append(f"preferences: {len(kept)} pairs")
+    if long := len(encoded) - len(kept):
+        notes.append(f"data.preferences: {long} of {len(encoded)} pairs longer than {max_length} tokens left out")
+    return Pairs([pair for _, pair in kept], [row.id for row, _ in kept], notes)

@@ -18,6 +18,7 @@ from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main
 from dcr_ds.judges.strings import published_phrases
 from dcr_ds.models.chat import encode_prompt
+from dcr_ds.models.rows import encode_row, encode_rows
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 
@@ -59,19 +60,24 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
     """
     assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them for the probe
     limit = recipe.refine.max_length  # the same rows as in stage 1, so that the same ones are held out
-    seemingly_toxic, toxic = (
-        [row for row in rows.rows if len(encode_prompt(tokenizer, row.prompt)) <= limit]
-        for rows in (data.seemingly_toxic, data.toxic)
-    )
+    encoded = {
+        name: encode_rows(f"data.{name}", rows.rows, lambda row: encode_prompt(tokenizer, row.prompt), [])
+        for name, rows in (("seemingly_toxic", data.seemingly_toxic), ("toxic", data.toxic))
+    }
+    fitting = {name: {row.id: (row, ids) for row, ids in rows if len(ids) <= limit} for name, rows in encoded.items()}
+    seemingly_toxic, toxic = ([row for row, _ in rows.values()] for rows in fitting.values())
     split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
     chosen = {"seemingly_toxic": split.held_out_seemingly_toxic, "toxic": split.held_out_toxic}
     prompts = {
-        category: [encode_prompt(tokenizer, row.prompt) for row in _sample(rows, recipe.seed)]
+        category: [fitting[category][row.id][1] for row in _sample(rows, recipe.seed)]
         for category, rows in chosen.items()
     }
     if data.evaluate_general is not None:
-        asked = [row.messages[0]["content"] for row in data.evaluate_general.rows if row.messages[0]["role"] == "user"]
-        prompts["general"] = [encode_prompt(tokenizer, text) for text in asked[:MEASURED_PROMPTS]]
+        asked = [row for row in data.evaluate_general.rows if row.messages[0]["role"] == "user"]
+        prompts["general"] = [
+            encode_row("evaluate.general", row, lambda row: encode_prompt(tokenizer, row.messages[0]["content"]))
+            for row in asked[:MEASURED_PROMPTS]
+        ]
     refused, answered = (
         [row.messages[-1]["content"] for row in rows.rows] if rows is not None else []
         for rows in (data.refusals, data.general)

@@ -13,13 +13,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_prompt, turn_end_ids
+from dcr_ds.models.chat import encode_answered, turn_end_ids
 
 MAX_TOKENS = 4  # length of candidates from the data
 MAX_WORDS = 4  # length of phrases; the longer ones are whole sentences, or begin with a shorter one
@@ -203,18 +201,11 @@ def _fields_after_text(opening: Opening) -> tuple:
 def _tokenise(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str]]) -> tuple[Tokens, list[list[Tokens]]]:
     """The lead, and the tokens of every answer after it and before its end of turn, group by group."""
     question = {"role": "user", "content": "a"}
-    prompt = encode_prompt(tokenizer, [question])
     ends = set(turn_end_ids(tokenizer))
 
     def answers(texts: Sequence[str]) -> list[Tokens]:
-        conversations = [[question, {"role": "assistant", "content": text}] for text in texts]
-        try:
-            rows: Any = tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=False) if texts else []
-        except TemplateError as error:
-            raise UserError(f"model.chat_template: it cannot render an answer: {error}") from None
-        if any(row[: len(prompt)] != prompt for row in rows):
-            raise UserError("model.chat_template: the prompt is not a token prefix of the conversation")
-        return [_until_end(row[len(prompt) :], ends) for row in rows]
+        rows = (encode_answered(tokenizer, [question, {"role": "assistant", "content": text}]) for text in texts)
+        return [_until_end(row.ids[row.prompt_tokens :], ends) for row in rows]
 
     lead = _common(*answers(["Yes", "No"]))
     return lead, [[row[len(lead) :] for row in answers(texts)] for texts in groups]

@@ -13,6 +13,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json
 from dcr_ds.models.chat import Encoded, encode_conversation, template_hash
 from dcr_ds.models.likelihood import answer_nll, as_likelihood
+from dcr_ds.models.rows import encode_row
 from dcr_ds.progress import heartbeat
 
 MAX_BATCH_TOKENS = 8192
@@ -44,7 +45,10 @@ def prepare_general_loss(
     Raises:
         UserError: none fits the context, or one cannot be encoded.
     """
-    encoded = [_encode(tokenizer, conversation) for conversation in conversations]
+    encoded = [
+        encode_row("evaluate.general", row, lambda row: encode_conversation(tokenizer, row.messages))
+        for row in conversations
+    ]
     fitting = [conversation for conversation in encoded if context is None or len(conversation.ids) <= context]
     if not fitting:
         raise UserError(
@@ -57,13 +61,6 @@ def prepare_general_loss(
         "ids": [[conversation.ids, conversation.prompt_tokens] for conversation in fitting],
     }
     return GeneralLoss(file, fitting, len(encoded) - len(fitting), hash_of(settings))
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> Encoded:
-    try:
-        return encode_conversation(tokenizer, conversation.messages)
-    except UserError as error:
-        raise UserError(f"evaluate.general, row {conversation.id}: {error}") from None
 
 
 @torch.inference_mode()

@@ -16,13 +16,14 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from dcr_ds.data import Benchmark, Prompt
+from dcr_ds.data import Benchmark
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.chat import decode_answer, encode_prompt, template_hash, turn_end_ids
 from dcr_ds.models.limits import padding_id
+from dcr_ds.models.rows import encode_row
 from dcr_ds.progress import heartbeat
 
 
@@ -51,7 +52,10 @@ def prepare_generations(
         UserError: a prompt cannot be encoded.
     """
     prompts = benchmark.prompts.rows
-    ids = [_encode(tokenizer, prompt, benchmark.name) for prompt in prompts]
+    ids = [
+        encode_row(f"benchmark {benchmark.name}", row, lambda row: encode_prompt(tokenizer, row.prompt))
+        for row in prompts
+    ]
     settings: dict[str, Any] = {
         "decoding": {"greedy": True, **asdict(decoding)},
         "model": model_identity,
@@ -70,13 +74,6 @@ def prepare_generations(
         ids,
         settings["template"],
     )
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, benchmark: str) -> list[int]:
-    try:
-        return encode_prompt(tokenizer, prompt.prompt)
-    except UserError as error:
-        raise UserError(f"benchmark {benchmark}, prompt {prompt.id}: {error}") from None
 
 
 def check_context(generations: Generations, context: int | None) -> None:

@@ -36,6 +36,7 @@ from dcr_ds.models.chat import encode_prompt, load_tokenizer, read_tokenizer
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
 from dcr_ds.models.limits import check_ids, model_limits, padding_id
 from dcr_ds.models.load import DTYPES, flash_attention_problem, resolve_attention
+from dcr_ds.models.plain_text import TextEncoder
 from dcr_ds.recipe import GuardJudge
 
 _open_models: WeakValueDictionary[tuple, "GuardModel"] = WeakValueDictionary()
@@ -86,12 +87,18 @@ class GuardModel:
         if form == "chat":
             messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             return encode_prompt(self.tokenizer, messages)
-        texts = {"{prompt}": prompt, "{response}": response}
+        texts = {"{prompt}": self._encoder.mask(prompt), "{response}": self._encoder.mask(response)}
         text = re.sub(r"\{prompt\}|\{response\}", lambda match: texts[match[0]], form)
         bos = self.tokenizer.bos_token
-        ids = self.tokenizer(text, add_special_tokens=not (bos and form.startswith(bos))).input_ids
+        ids = self._encoder.encode(text, add_special_tokens=not (bos and form.startswith(bos)))
         check_ids(ids, self.tokenizer)
         return ids
+
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        """Encodes prompts and answers as text, whatever control tokens they name."""
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return TextEncoder(self.tokenizer, special | set(self.tokenizer.all_special_tokens))
 
     @cached_property
     def _room(self) -> int:

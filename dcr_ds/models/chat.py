@@ -9,19 +9,21 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.dates import dated
 from dcr_ds.models.limits import check_ids, model_limits
+from dcr_ds.models.plain_text import EncodingError, TextEncoder
+from dcr_ds.models.rendering import check_template, render
 from dcr_ds.reasoning import is_reasoning_mark, open_block
 from dcr_ds.recipe import find_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROMPT_END_TOKENS = 64  # enough for a tag and white space
+# Texts put before the rest of a conversation while it is encoded alone; most tokenizers need none.
+ANCHORS = ("", "\n", ".", "a")
 Messages = Sequence[dict[str, str]]
 
 
@@ -35,6 +37,18 @@ class Encoded:
     @property
     def num_supervised(self) -> int:
         return len(self.ids) - self.prompt_tokens
+
+
+@dataclass
+class _Cached:
+    """What follows from a chat template and the special tokens of its tokenizer."""
+
+    key: tuple
+    ends: list[int] | None = None
+    encoder: TextEncoder | None = None
+
+
+_cache: "WeakKeyDictionary[PreTrainedTokenizerBase, _Cached]" = WeakKeyDictionary()
 
 
 def load_tokenizer(
@@ -55,13 +69,14 @@ def load_tokenizer(
             "file (dcr-ds evaluate: --chat-template FILE) or to a shipped template: "
             f"{', '.join(sorted(path.stem for path in TEMPLATES.glob('*.jinja')))}"
         )
+    check_template(str(tokenizer.chat_template), f"{folder}")
     return tokenizer
 
 
 def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokenizerBase:
     """As `load_tokenizer`, with a chat template or without."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
     if tokenizer.pad_token_id is None:
@@ -73,31 +88,42 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
     """Token ids of a prompt, up to the start of the answer."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    return _render(tokenizer, messages, add_generation_prompt=True)
+    return _encode(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
     """Token ids of a conversation, cut after the first end-of-turn token of its last answer.
 
     Raises:
-        UserError: the prompt is not a token prefix of the conversation, or the template ends the answer without a
+        UserError: the rendered prompt is not a prefix of the conversation, or the template ends the answer without a
             special token, so that a model trained on it would never learn to stop.
+        EncodingError: these messages cannot be encoded; others can.
     """
-    prompt = encode_prompt(tokenizer, messages[:-1])
-    full = _render(tokenizer, list(messages), add_generation_prompt=False)
-    if full[: len(prompt)] != prompt:
-        raise UserError(
-            "model.chat_template: the prompt is not a token prefix of the conversation, so where "
-            f"the answer starts is unknown; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
-        )
+    answered = encode_answered(tokenizer, messages)
     ends = set(turn_end_ids(tokenizer))
-    end = next((i for i in range(len(prompt), len(full)) if full[i] in ends), None)
+    end = next((i for i in range(answered.prompt_tokens, len(answered.ids)) if answered.ids[i] in ends), None)
     if end is None:
         raise UserError(
             "model.chat_template: no end-of-turn token follows the answer, so the model would never learn to stop; "
             f"expected one of {tokenizer.convert_ids_to_tokens(sorted(ends))}"
         )
-    return Encoded(full[: end + 1], len(prompt))
+    return Encoded(answered.ids[: end + 1], answered.prompt_tokens)
+
+
+def encode_answered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
+    """Token ids of a conversation with all that the template writes after the answer. Raises as encode_conversation."""
+    prompt_text = _rendered(tokenizer, messages[:-1], add_generation_prompt=True)
+    text = _rendered(tokenizer, messages, add_generation_prompt=False)
+    prompt, ids = _encode(tokenizer, prompt_text), _encode(tokenizer, text)
+    if ids[: len(prompt)] == prompt:
+        return Encoded(ids, len(prompt))
+    if not text.startswith(prompt_text):
+        raise UserError(
+            "model.chat_template: the prompt is not a token prefix of the conversation, so where "
+            f"the answer starts is unknown; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
+        )
+    # The answer begins with what merges with the end of the prompt: a line break, or spaces.
+    return Encoded(prompt + _encode_rest(tokenizer, text[len(prompt_text) :], prompt, ids), len(prompt))
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -114,47 +140,15 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that end a turn: EOS, and the special token that the template writes after an answer."""
-    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-    closing = next((token for token in _after_answer(tokenizer) if token in special), None)
-    return ends + [closing] if closing is not None and closing not in ends else ends
+    cached = _cached(tokenizer)
+    if cached.ends is None:
+        cached.ends = _turn_ends(tokenizer)
+    return list(cached.ends)
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """Short hash of the chat template: equal in training and evaluation, or they are not comparable."""
     return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
-
-
-def _after_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the template writes after any answer: the common end of two conversations that differ in their answers.
-
-    Special tokens before the answer, such as an empty <think> block, are not part of it.
-    """
-    question = {"role": "user", "content": "a"}
-    first, second = (
-        _render(tokenizer, [question, {"role": "assistant", "content": answer}], add_generation_prompt=False)[::-1]
-        for answer in ("b", "c")
-    )
-    num_same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
-    return first[:num_same][::-1]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list, add_generation_prompt: bool) -> list[int]:
-    try:
-        ids: Any = tokenizer.apply_chat_template(
-            messages,
-            chat_template=dated(tokenizer.get_chat_template()),
-            add_generation_prompt=add_generation_prompt,
-            tokenize=True,
-            return_dict=False,
-        )
-    except TemplateError as error:  # invalid Jinja, or it rejects these messages (a system role, for example)
-        raise UserError(f"model.chat_template: cannot render these messages: {error}") from None
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must start with one")
-    check_ids(ids, tokenizer)
-    return list(ids)
 
 
 def read_template(name: str) -> str:
@@ -164,7 +158,109 @@ def read_template(name: str) -> str:
     if path is None:
         known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
         raise UserError(f"model.chat_template: no such file {name!r}, and no shipped template of that name ({known})")
-    return path.read_text(encoding="utf-8")
+    try:
+        return check_template(path.read_text(encoding="utf-8"), "model.chat_template")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.chat_template: {path}: cannot be read as UTF-8 text ({_first_line(error)})") from None
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> str:
+    encoder = _text_encoder(tokenizer)
+    masked = [message | {"content": encoder.mask(message["content"])} for message in messages]
+    return render(tokenizer, masked, add_generation_prompt)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return _checked(tokenizer, _text_encoder(tokenizer).encode(text))
+
+
+def _checked(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise UserError("model.chat_template: the rendered prompt starts with two BOS tokens; it must start with one")
+    check_ids(ids, tokenizer)
+    return ids
+
+
+def _encode_rest(tokenizer: PreTrainedTokenizerBase, rest: str, prompt: list[int], ids: list[int]) -> list[int]:
+    """Token ids of what follows the prompt, as the model generates it: the ids of the prompt stay as they are.
+
+    A tokenizer may put a space before a text that it encodes alone; an anchor before the text keeps it away.
+
+    Args:
+        ids: the whole conversation in other tokens, whose text is the result's.
+    """
+    encoder = _text_encoder(tokenizer)
+    whole = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    for anchor in ANCHORS:
+        before, both = encoder.encode(anchor) if anchor else [], encoder.encode(anchor + rest)
+        after = both[len(before) :]
+        if both[: len(before)] == before and (
+            tokenizer.decode(prompt + after, clean_up_tokenization_spaces=False) == whole
+        ):
+            return after
+    raise EncodingError("the answer begins with text that merges with the chat template before it")
+
+
+def _cached(tokenizer: PreTrainedTokenizerBase) -> _Cached:
+    key = str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens)
+    cached = _cache.get(tokenizer)
+    if cached is None or cached.key != key:
+        cached = _cache[tokenizer] = _Cached(key)
+    return cached
+
+
+def _text_encoder(tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
+    cached = _cached(tokenizer)
+    if cached.encoder is None:
+        cached.encoder = TextEncoder(tokenizer, _control_tokens(tokenizer))
+    return cached.encoder
+
+
+def _turn_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ends = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    special = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    closing = next((token for token in _after_answer(tokenizer) if token in special), None)
+    return ends + [closing] if closing is not None and closing not in ends else ends
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Strings that count as tokens only where the template writes them.
+
+    These are the special tokens, and other added tokens that the template writes around the turns of a conversation.
+    An added token that it does not write there, such as <think>, is a token in an answer, too.
+    """
+    added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
+    try:
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        written = {*_plain_ids(tokenizer, [*turns, turns[0]]), *turn_end_ids(tokenizer)}
+    except UserError:  # the template does not render these turns
+        written = set()
+    special = set(tokenizer.all_special_tokens)
+    return {
+        token.content
+        for number, token in added.items()
+        if token.special or token.content in special or number in written
+    }
+
+
+def _after_answer(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the template writes after any answer: the common end of two conversations that differ in their answers.
+
+    Special tokens before the answer, such as an empty <think> block, are not part of it.
+    """
+    question = {"role": "user", "content": "a"}
+    first, second = (
+        _plain_ids(tokenizer, [question, {"role": "assistant", "content": answer}])[::-1] for answer in ("b", "c")
+    )
+    num_same = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 0)
+    return first[:num_same][::-1]
+
+
+def _plain_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """Token ids of messages without control tokens in their contents."""
+    ids = tokenizer(render(tokenizer, messages, add_generation_prompt=False), add_special_tokens=False).input_ids
+    return _checked(tokenizer, list(ids))
 
 
 def _first_line(error: Exception) -> str:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.data.load import RunData
-from dcr_ds.data.records import Prompt
+from dcr_ds.data.records import Conversation, Prompt
 from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, encode_prompt
+from dcr_ds.models.rows import encode_rows
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import num_shared_tokens
 
@@ -56,11 +57,12 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     kept: list[list[Prompt]] = []
     for label, name in enumerate(("seemingly_toxic", "toxic")):
         rows = getattr(data, name).rows
-        encoded = {row.id: encode_prompt(tokenizer, row.prompt) for row in rows}
-        kept.append([row for row in rows if len(encoded[row.id]) <= limit])
-        if long := len(rows) - len(kept[-1]):
+        encoded = encode_rows(f"data.{name}", rows, lambda row: encode_prompt(tokenizer, row.prompt), notes)
+        fitting = [(row, ids) for row, ids in encoded if len(ids) <= limit]
+        kept.append([row for row, _ in fitting])
+        if long := len(encoded) - len(fitting):
             notes.append(f"data.{name}: {long} prompts longer than refine.max_length = {limit} tokens left out")
-        tokens |= {(label, row.id): encoded[row.id] for row in kept[-1]}
+        tokens |= {(label, row.id): ids for row, ids in fitting}
     seemingly_toxic, toxic = kept
     split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
     sampler = ContrastiveSampler(
@@ -76,9 +78,26 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     if (measured := limit_held_out(held_out, MEASURED_PROMPTS, recipe.seed)) is not held_out:
         notes.append(f"{len(measured)} of {len(held_out)} held-out prompts are measured")
     assert data.general is not None  # load_data reads it with the stage
-    general = [encode_conversation(tokenizer, row.messages).ids for row in data.general.rows]
-    fitting = [ids for ids in general if len(ids) <= limit]
-    if long := len(general) - len(fitting):
+    general, held_out_general = _general_rows(recipe, data.general.rows, tokenizer, notes)
+    return RefinePrompts(
+        sampler=sampler,
+        tokens=tokens,
+        num_shared=num_shared_tokens(list(tokens.values())),
+        held_out=measured,
+        general=general,
+        held_out_general=held_out_general,
+        notes=notes + sampler.notes,
+    )
+
+
+def _general_rows(
+    recipe: Recipe, rows: list[Conversation], tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The token rows of the retain term, and those whose drift is measured."""
+    limit = recipe.refine.max_length
+    encoded = encode_rows("data.general", rows, lambda row: encode_conversation(tokenizer, row.messages).ids, notes)
+    fitting = [ids for _, ids in encoded if len(ids) <= limit]
+    if long := len(encoded) - len(fitting):
         notes.append(f"data.general: {long} conversations longer than {limit} tokens left out of the retain term")
     order = draw(f"{recipe.seed}/held-out general", len(fitting), 0, len(fitting)) if fitting else []
     num_held_out = min(DRIFT_ROWS, round(recipe.data.held_out * len(fitting)))
@@ -87,15 +106,8 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
             f"data.general: {len(fitting)} conversations of at most refine.max_length = {limit} tokens are too few for "
             "the retain term and its held-out rows; add rows or raise refine.max_length"
         )
-    return RefinePrompts(
-        sampler=sampler,
-        tokens=tokens,
-        num_shared=num_shared_tokens(list(tokens.values())),
-        held_out=measured,
-        general=[fitting[index] for index in order[num_held_out:]],
-        held_out_general=[fitting[index] for index in order[:num_held_out]],
-        notes=notes + sampler.notes,
-    )
+    chosen = [fitting[index] for index in order]
+    return chosen[num_held_out:], chosen[:num_held_out]
 
 
 def limit_held_out(held_out: list[HeldOut], limit: int, seed: int) -> list[HeldOut]:

@@ -17,6 +17,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.rows import encode_row
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 
@@ -37,7 +38,11 @@ def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tu
         return None, obstacle
     heartbeat("refine, layer probe")
     tokenizer = load_tokenizer(source, recipe.model.chat_template)
-    tokens = [encode_prompt(tokenizer, row.prompt) for rows in sets for row in rows]
+    tokens = [
+        encode_row(f"data.{name}", row, lambda row: encode_prompt(tokenizer, row.prompt))
+        for name, rows in zip(("seemingly_toxic", "toxic"), sets, strict=True)
+        for row in rows
+    ]
     labels, pairs = labels_and_pairs(*sets)
     dtype = torch.float32 if ranks.device.type == "cpu" else torch.bfloat16
     model = load_causal_lm(source, dtype, "eager", ranks.device)  # eager: supported by every model

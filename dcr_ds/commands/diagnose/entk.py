@@ -54,7 +54,7 @@ def _measure(
     from dcr_ds.diagnose.entk import entk
 
     encode = encoder(target.tokenizer())
-    prompts = {name: [encode(row.prompt) for row in rows] for name, rows in sets.items()}
+    prompts = {name: [encode(row) for row in rows] for name, rows in sets.items()}
     return entk(target.load(ranks.device if ranks else None), prompts, options.k, options.parameters)
 
 

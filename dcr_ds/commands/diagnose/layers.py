@@ -14,6 +14,7 @@ from dcr_ds.files import write_json
 if TYPE_CHECKING:
     import torch
 
+    from dcr_ds.data.records import Prompt
     from dcr_ds.diagnose.layers import LayerFigures, Pooling
 
 DESCRIPTION = """\
@@ -39,7 +40,7 @@ def run(options: Namespace) -> None:
 
     sets = read_sets(options, PAIRED)
     labels, pairs = labels_and_pairs(*sets.values())
-    prompts = [row.prompt for rows in sets.values() for row in rows]
+    prompts = [row for rows in sets.values() for row in rows]
     first, *others = _targets(options)
     before = _states(first, prompts, options.pooling)
     figures = probe_layers(before, labels, pairs)
@@ -72,7 +73,7 @@ def _targets(options: Namespace) -> list[Target]:
     return [*targets, replace(refined[0], title="refined")]
 
 
-def _states(target: Target, prompts: Sequence[str], pooling: "Pooling") -> "torch.Tensor":
+def _states(target: Target, prompts: "Sequence[Prompt]", pooling: "Pooling") -> "torch.Tensor":
     from dcr_ds.diagnose.layers import hidden_by_layer
 
     encode = encoder(target.tokenizer())

@@ -65,7 +65,7 @@ def _states(target: Target, rows: "Sequence[Prompt]", refine: RefineSection) -> 
     from dcr_ds.diagnose.layers import hidden_by_layer
 
     encode = encoder(target.tokenizer())
-    states = hidden_by_layer(target.load(), [encode(row.prompt) for row in rows], refine.pooling)
+    states = hidden_by_layer(target.load(), [encode(row) for row in rows], refine.pooling)
     return states[int(refine.layer) - 1].numpy()
 
 

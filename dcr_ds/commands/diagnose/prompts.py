@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 from dcr_ds.commands.parser import positive_int
@@ -45,11 +44,12 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
     return {name: _sample(rows, options.prompts, options.seed) for name, rows in sets.items()}
 
 
-def encoder(tokenizer: Any) -> Callable[[str], list[int]]:
+def encoder(tokenizer: Any) -> Callable[[Prompt], list[int]]:
     """The function from a prompt to its token ids in the chat template."""
     from dcr_ds.models.chat import encode_prompt
+    from dcr_ds.models.rows import encode_row
 
-    return partial(encode_prompt, tokenizer)
+    return lambda row: encode_row("diagnose", row, lambda row: encode_prompt(tokenizer, row.prompt))
 
 
 def _read(options: Namespace, name: str) -> list[Prompt]:
