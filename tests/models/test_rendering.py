@@ -33,6 +33,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # raised in a destructor, and then again
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_templates_end_with_one_message(template, monkeypatch):
     monkeypatch.setattr(rendering, "MAX_SECONDS", 0.2)
