@@ -1,6 +1,6 @@
 """The data of stage 2 by SFT as tokens: general conversations and safe refusals in a given ratio."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -52,6 +52,8 @@ def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenize
     share = len(refusals) / (len(refusals) + len(general))
     notes.append(f"mix: {len(general)} general + {len(refusals)} refusals, {share:.1%} refusals")
     ids, samples = zip(*general, *refusals, strict=True)
+    if align.loss_on == "all":  # nothing predicts the first token
+        samples = tuple(replace(sample, prompt_tokens=1) for sample in samples)
     return Mix(list(samples), list(ids), len(refusals), notes)
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: −Σ log π(y_t | x, y_<t) over the tokens of the answers."""
+"""Supervised fine-tuning: −Σ log π(y_t | x, y_<t) over the tokens of the answers, or of prompts and answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

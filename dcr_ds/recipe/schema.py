@@ -150,6 +150,9 @@ class AlignSection(StageSection):
         "sft", description="sft: supervised, on data.general and data.refusals; dpo: on data.preferences"
     )
     dpo: DpoSection = Field(DpoSection(), description="the loss; with align.method: dpo")
+    loss_on: Literal["answers", "all"] = Field(
+        "answers", description="tokens that sft trains on: the last answer and its end of turn, or prompts too"
+    )
     epochs: float = Field(1.0, gt=0, description="passes over the training data")
     safe_ratio: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto",
@@ -254,6 +257,8 @@ class Recipe(Section):
                 )
         if self.align.learning_rate == "auto":
             raise ValueError("align.learning_rate: auto is for refine; set a number")
+        if self.align.method == "dpo" and self.align.loss_on == "all":
+            raise ValueError("align.loss_on: all is for align.method: sft; DPO compares answers")
         if self.align.target_refusal is not None and not self.align.measure_every:
             raise ValueError("align.target_refusal: needs align.measure_every above 0, which says how often to measure")
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]

@@ -40,6 +40,16 @@ def mix_of(num_general, num_refusals, safe_ratio="auto", seed=0, long=(0, 0), ma
     return encode_mix(AlignSection(safe_ratio=safe_ratio, max_length=max_length), data, TOKENIZER, seed)
 
 
+@pytest.mark.parametrize("loss_on", ["answers", "all"])
+def test_the_loss_is_on_the_answers_or_on_everything_but_the_first_token(loss_on):
+    data = RunData(general=talks("g", 2), refusals=talks("r", 1))
+    mix = encode_mix(AlignSection(loss_on=loss_on, max_length=200), data, TOKENIZER, 0)
+    sample = mix.samples[0]
+    whole = encode_conversation(TOKENIZER, data.general.rows[0].messages)
+    assert sample.ids == whole.ids
+    assert sample.num_supervised == (whole.num_supervised if loss_on == "answers" else len(whole.ids) - 1)
+
+
 def counts(mix):
     return len(mix.samples) - mix.num_refusals, mix.num_refusals
 

@@ -57,6 +57,13 @@ def test_the_loss_equals_a_plain_loop(plain, model, samples, packed):
         assert loss_of(model, [sample]).item() == pytest.approx(own, rel=1e-5)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_with_the_loss_on_all_every_token_but_the_first_counts(plain, model, samples, packed):
+    whole = [replace(sample, prompt_tokens=1) for sample in samples]
+    expected = sum(by_hand(plain, sample) for sample in whole)
+    assert loss_of(model, whole, packed=packed).item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_only_the_last_answer_of_a_conversation_is_supervised(samples):
     tokenizer = make_tokenizer()
     assert [tokenizer.decode(sample.ids[-sample.num_supervised :]) for sample in samples] == [

@@ -18,8 +18,8 @@ SETTINGS = (
     "refine.global_batch", "refine.learning_rate", "refine.max_steps", "refine.target_gap", "refine.patience",
     "refine.min_steps", "refine.max_drift",
     "refine.retain_weight", "refine.retain_batch",
-    "align.method", "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio", "align.max_length",
-    "align.target_refusal", "align.adapter",
+    "align.method", "align.loss_on", "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio",
+    "align.max_length", "align.target_refusal", "align.adapter",
     "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
 )  # fmt: skip
 MAX_OVERLAPS = 20  # listed of one run
