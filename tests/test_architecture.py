@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; rooms named together stand on one floor
     {"dcr_kernels"},
-    {"errors", "files", "progress", "statistics", "ranking", "reasoning"},
+    {"errors", "files", "progress", "statistics", "reasoning"},
     {"recipe", "discernment", "label_agreement"},
     {"data", "models"},
     {"engine"},
@@ -104,7 +104,6 @@ def test_reports_are_composed_in_order():
         "files.py",
         "progress.py",
         "statistics.py",
-        "ranking.py",
         "label_agreement.py",
         "discernment",
         "recipe",

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from dcr_ds.diagnose.probe import NUM_FOLDS, held_out_scores, standardised_gram
+from dcr_ds.discernment.couples import AucInterval, auc_interval, pair_folds
 from dcr_ds.errors import UserError
-from dcr_ds.ranking import AucInterval, auc_interval, pair_folds
 
 WARN_AUC = 0.75  # a feature that ranks three couples of four rightly is as strong a cue as most hidden layers
 MAX_PROMPTS = 500  # of each set; the regression takes O(n³)

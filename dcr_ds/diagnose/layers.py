@@ -16,8 +16,8 @@ from dcr_kernels import pool
 from transformers import PreTrainedModel
 
 from dcr_ds.diagnose.probe import NUM_FOLDS, held_out_scores, standardised_gram
+from dcr_ds.discernment.couples import AucInterval, auc_interval, class_mean_interval, pair_folds
 from dcr_ds.errors import UserError
-from dcr_ds.ranking import AucInterval, auc_interval, class_mean_interval, pair_folds
 
 FEWEST_PROMPTS = 2 * NUM_FOLDS  # of each label: two in every fold
 SHALLOWEST, DEEPEST = 0.4, 0.85  # bounds of the chosen layer, as shares of the blocks

@@ -1,4 +1,4 @@
-"""How well a model tells harmful prompts from harmless ones, whatever share of them it refuses."""
+"""How well a model distinguishes harmful from harmless prompts, independently of how often it refuses."""
 
 from dcr_ds.discernment.agreement import AGREEMENT_BOUND, agreement, is_headline
 from dcr_ds.discernment.curves import MEASURES, operating_points

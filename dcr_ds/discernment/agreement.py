@@ -1,7 +1,7 @@
 """Agreement of refusal log-odds with a judge's labels of the same model's answers.
 
-The opening of an answer is only a proxy: a model may refuse after an ordinary opening. A figure from log-odds is worth
-as much as the log-odds rank the refused answers of that model above the others, so the agreement stands next to it.
+The opening of an answer is only a proxy: a model may refuse after an ordinary opening. Figures from log-odds are only
+as good as the log-odds rank the refused answers of that model above the others, so reports print the agreement, too.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ def agreement(log_odds, labels, pairs: Pairs = None, resamples: int = RESAMPLES,
 
     ones = np.ones((1, labels.shape[1]))
     result["value"] = float(over_seeds(by_seed(ones), np.ones((1, len(scores))))[0])
-    # a prompt can be refused by one seed and answered by another, so all are drawn from one pool
+    # a prompt can be refused by one seed and answered by another, so that all prompts are drawn from one pool
     drawn = resample(np.zeros(labels.shape[1], dtype=bool), pairs, len(scores), resamples, seed)
     interval = percentile_interval(over_seeds(by_seed(drawn.prompts), drawn.seeds))
     if interval is not None:

@@ -2,9 +2,9 @@
 
 Every seed's model answers every prompt, so the data are crossed. A resample draws prompts and, independently, seeds;
 the measure is computed for each drawn seed on the drawn prompts and averaged. With both resampled, what neither prompts
-nor seeds explain is counted more than once, so this "pigeonhole" bootstrap errs on the wide side (Owen, Annals of
-Applied Statistics 2007). Of S seeds S − 1 are drawn, which makes the variance over seeds unbiased; still, percentiles
-of fewer than five seeds are rough.
+nor seeds explain is counted more than once, so that intervals of this "pigeonhole" bootstrap are rather too wide (Owen,
+Annals of Applied Statistics 2007). Of S seeds S − 1 are drawn, which makes the variance over seeds unbiased; even so,
+percentiles of fewer than five seeds are rough.
 
 Legend: n prompts, S seeds, R resamples.
 """
@@ -29,13 +29,13 @@ class Resamples(NamedTuple):
 def resample(
     harmful: np.ndarray, pairs: Sequence[str | None] | None, num_seeds: int, resamples: int = RESAMPLES, seed: int = 0
 ) -> Resamples:
-    """Draw the resamples; the same arguments give the same ones, which makes differences paired.
+    """Draw the resamples; equal arguments give equal resamples, which makes differences paired.
 
-    Groups that hold harmful prompts, harmless ones or both are drawn apart, so that no resample lacks a set.
+    Groups of harmful prompts, of harmless prompts and of both are drawn separately, so that no resample lacks a set.
 
     Args:
         harmful: [n] of bool.
-        pairs: [n] name of the pair a prompt belongs to, None where it has none.
+        pairs: [n] name of the pair that a prompt belongs to, or None.
     """
     generator = np.random.default_rng(seed)
     groups = group_numbers(pairs, len(harmful))

@@ -6,7 +6,7 @@ Legend: n prompts, D width.
 import torch
 from dcr_kernels import similarity_stats
 
-from dcr_ds import ranking
+from dcr_ds.discernment import couples
 
 
 def separation(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -> dict[str, float]:
@@ -34,4 +34,4 @@ def class_mean_auc(h: torch.Tensor, labels: torch.Tensor, pairs: torch.Tensor) -
     """
     exact = h.detach().cpu()
     exact = exact if exact.dtype == torch.float64 else exact.float()  # numpy has no bfloat16
-    return ranking.class_mean_auc(exact.numpy(), labels.cpu().numpy(), pairs.cpu().numpy())
+    return couples.class_mean_auc(exact.numpy(), labels.cpu().numpy(), pairs.cpu().numpy())

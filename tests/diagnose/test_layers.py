@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
 from dcr_ds.diagnose.layers import LayerFigures, choose_layer, hidden_by_layer, probe_layers
+from dcr_ds.discernment.couples import AucInterval
 from dcr_ds.errors import UserError
-from dcr_ds.ranking import AucInterval
 from tests.tiny import make_model
 
 PROMPTS = [[7, 8, 9 + length, *range(20, 20 + length)] for length in (5, 1, 9, 8, 3)]  # two tokens are shared

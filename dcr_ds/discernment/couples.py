@@ -1,7 +1,10 @@
-"""How well scores or directions rank the prompts of one set above those of another: AUC, intervals, folds.
+"""AUC counted over couples of a prompt with label 0 and one with label 1, with intervals and folds.
 
-Legend: n prompts, n₀ and n₁ of each set, D width, P pairs. A pair is a group of prompts that belong together: twins
-carry one pair number, a prompt without a twin has a number of its own.
+Unlike the curves of `curves.py`, this supports scores that are comparable only within some couples: those of models
+fitted without the couple, or within a fold.
+
+Legend: n prompts, n₀ and n₁ per label, D width, P pairs. A pair is a group of prompts that belong together: twins share
+a pair number, a prompt without a twin has its own.
 """
 
 from typing import NamedTuple
@@ -13,7 +16,7 @@ RESAMPLES = 1000
 
 
 class AucInterval(NamedTuple):
-    """An AUC with its 95 % percentile interval and its standard error; NaN where no couple could be compared."""
+    """An AUC with its 95 % percentile interval and its standard error; NaN if no couple can be compared."""
 
     value: float
     low: float
@@ -37,14 +40,13 @@ def class_mean_interval(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarr
 
 
 def class_mean_wins(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which couples the direction between the class means ranks rightly, each scored without its own pairs.
+    """Which couples the direction between the class means ranks correctly, each scored without its own pairs.
 
-    A couple (i, j) of labels 0 and 1 is won where (μ₁ − μ₀)·(u_j − u_i) > 0 for unit vectors u; the class means μ are
-    those of the prompts of all other pairs. A tie is half a win. Where a class has no other pair, the couple is not
-    counted.
+    A couple (i, j) of labels 0 and 1 is a win if (μ₁ − μ₀)·(u_j − u_i) > 0, for unit vectors u and the class means μ
+    over all other pairs. A tie is half a win. A couple is not counted if a class has no other pair.
 
-    The means of a couple follow from the sums of the classes and of the pairs, and their products with the vectors from
-    one Gram matrix: O(n²·D) instead of O(n₀·n₁·n·D).
+    The means of a couple follow from the sums over classes and pairs, and their products with the vectors from one Gram
+    matrix: O(n²·D) instead of O(n₀·n₁·n·D).
 
     Args:
         vectors: [n, D]; only their directions count.
@@ -92,23 +94,14 @@ def _class_means(
         return np.where(left > 0, (along_j - along_i) / left, np.nan)
 
 
-def auc(scores: np.ndarray, labels: np.ndarray) -> float:
-    """How often a score of label 1 exceeds one of label 0; ties count half, NaN if a label is missing."""
-    first, second = np.sort(scores[labels == 0]), scores[labels == 1]
-    if not len(first) or not len(second):
-        return float("nan")
-    below, not_above = (np.searchsorted(first, second, side) for side in ("left", "right"))
-    return float((below + not_above).mean() / 2 / len(first))
-
-
 def auc_interval(
     scores: np.ndarray, labels: np.ndarray, pairs: np.ndarray, folds: np.ndarray | None = None, seed: int = 0
 ) -> AucInterval:
-    """AUC of scores with an interval from resampling pairs, so that twins are drawn together.
+    """AUC of scores with an interval from resampling pairs, so that twins are drawn together. Ties count half.
 
     Args:
-        folds: [n] number of the fold whose model gave each score. Only scores of one fold are compared, as those of two
-            models have no common scale.
+        folds: [n] number of the fold whose model computed each score. Only scores within a fold are compared, as scores
+            of different models have no common scale.
     """
     first, second = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
     difference = scores[second][None, :] - scores[first][:, None]
@@ -121,10 +114,10 @@ def _resampled(wins: np.ndarray, counted: np.ndarray, first: np.ndarray, second:
     """Interval of Σ wins / Σ counted [n₀, n₁] over resampled pairs; first [n₀] and second [n₁] are pair numbers."""
     if not counted.any():
         return AucInterval(*[float("nan")] * 4)
-    _, places = np.unique(np.concatenate([first, second]), return_inverse=True)
-    num_pairs = places.max() + 1
+    _, indices = np.unique(np.concatenate([first, second]), return_inverse=True)
+    num_pairs = indices.max() + 1
     times = np.random.default_rng(seed).multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), RESAMPLES)
-    times = times[:, places].astype(float)  # [resamples, n] how often each prompt was drawn
+    times = times[:, indices].astype(float)  # [resamples, n] how often each prompt was drawn
     times_first, times_second = times[:, : len(first)], times[:, len(first) :]
     won, total = (((times_first @ couples) * times_second).sum(axis=1) for couples in (wins, counted))
     drawn = won[total > 0] / total[total > 0]
@@ -133,10 +126,10 @@ def _resampled(wins: np.ndarray, counted: np.ndarray, first: np.ndarray, second:
 
 
 def pair_folds(labels: np.ndarray, pairs: np.ndarray, num_folds: int, seed: int = 0) -> np.ndarray:
-    """Fold [n] of each prompt: pairs are never parted, and each kind of pair is spread evenly.
+    """Fold [n] of each prompt: pairs stay together, and each kind of pair is spread evenly over the folds.
 
-    Pairs that hold the same number of prompts of each label are of one kind: pairs of twins, single prompts of label 0,
-    single prompts of label 1.
+    Pairs with the same number of prompts per label are of one kind: twins, single prompts of label 0, single prompts of
+    label 1.
     """
     _, pairs = np.unique(pairs, return_inverse=True)
     num_pairs = pairs.max() + 1
