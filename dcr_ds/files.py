@@ -47,10 +47,18 @@ def json_line(row: dict) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON. Raises ValueError for anything that cannot be parsed, also for nesting a thousand deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; None if it does not exist or is not valid JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -61,7 +69,7 @@ def read_jsonl(path: Path) -> list[dict]:
     # Not str.splitlines: it also splits at U+2028 and the like, which models do write.
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:  # also raised for a character torn in the middle
             continue
         if isinstance(row, dict):

@@ -6,7 +6,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from dcr_ds.commands.parser import command_parser, output_file, refuse, refuse_overwriting
@@ -17,7 +16,7 @@ from dcr_ds.judges.agreement import Labels, as_json, as_markdown
 from dcr_ds.judges.judging import judge_rows
 from dcr_ds.judges.rows import AnswerRow, read_answers, read_labels
 from dcr_ds.label_agreement import judged_matter
-from dcr_ds.recipe import AnyJudge
+from dcr_ds.recipe import AnyJudge, read_yaml
 from dcr_ds.recipe.evaluation import PlainJudge
 
 DESCRIPTION = """\
@@ -72,12 +71,12 @@ def _load(name: str) -> Judge:
     settings: Any = name
     try:
         if Path(name).suffix in (".yaml", ".yml", ".json"):
-            settings = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+            settings, _ = read_yaml(Path(name).read_text(encoding="utf-8"), f"--judge: {name}", AnyJudge)
         return load_judge(TypeAdapter(AnyJudge).validate_python(settings))
     except OSError as error:
         raise UserError(f"--judge: {name}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--judge: {name}: is not valid YAML ({str(error).splitlines()[0]})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"--judge: {name}: is not valid YAML ({error})") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"][1:]))

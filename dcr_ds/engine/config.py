@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import parse_json
 from dcr_ds.recipe import Recipe, StageSection, find_file
 
 DECIDED_BY_RECIPE = {
@@ -121,11 +122,13 @@ def _read_json(name: str) -> dict:
     if path is None:
         raise UserError(f"deepspeed: no such file {name!r}; shipped: ds_configs/zero0.json … zero3_offload.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8 text; a DeepSpeed configuration is a JSON file") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{name}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot be read as JSON ({error})") from None
     if not isinstance(config, dict):
         raise UserError(f"{name}: a DeepSpeed configuration is a JSON object, this is a {type(config).__name__}")
     return config

@@ -4,7 +4,6 @@ The shipped declarations are the JSON files in guards/; a user's own file has th
 """
 
 import difflib
-import json
 import re
 from importlib import resources
 from typing import Literal
@@ -13,6 +12,7 @@ import torch
 from pydantic import Field, ValidationError, model_validator
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import parse_json
 from dcr_ds.judges.base import Verdict
 from dcr_ds.judges.labels import LABELS_OF, SCORES, UNPARSED, labelled
 from dcr_ds.recipe import GuardJudge, PositiveInt, Section, find_file
@@ -107,7 +107,7 @@ def _read_file(name: str, where: str) -> Declaration:
         hint = f"did you mean {similar[0]}?" if similar else f"shipped: {', '.join(shipped_guards())}"
         raise UserError(f"{where}: unknown guard, and no such file: {name!r}; {hint}")
     try:
-        return Declaration.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return Declaration.model_validate(parse_json(file.read_text(encoding="utf-8")))
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(key) for key in problem["loc"])

@@ -77,7 +77,7 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
     """As `load_tokenizer`, with a chat template or without."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises plain exceptions
         raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -264,4 +264,4 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[i
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

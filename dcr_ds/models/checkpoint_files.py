@@ -5,11 +5,11 @@ found in milliseconds, not after the optimizer is built.
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import parse_json
 from dcr_ds.progress import heartbeat
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
@@ -36,7 +36,7 @@ def model_config(folder: Path) -> dict:
     """Read config.json of a checkpoint folder."""
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{folder}: has no config.json; model.source must be a folder written by save_pretrained"
@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> list[Path]:
         )
     if index.is_file():
         try:
-            files = [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+            files = [folder / name for name in sorted(set(parse_json(index.read_bytes())["weight_map"].values()))]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{index}: not a valid index of shards; copy the model again") from None
         if missing := [file.name for file in files if not file.is_file()]:
@@ -148,7 +148,7 @@ def base_of_adapter(folder: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        base = json.loads(file.read_bytes())["base_model_name_or_path"]
+        base = parse_json(file.read_bytes())["base_model_name_or_path"]
     except (ValueError, KeyError, TypeError):
         base = None
     if not isinstance(base, str) or not base:
@@ -169,7 +169,7 @@ def check_base(source: Path, adapter: Path) -> None:
     if not record.is_file():
         return
     try:
-        base = json.loads(record.read_bytes())
+        base = parse_json(record.read_bytes())
         name, expected = base["source"], base["sha256"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{record}: damaged; copy the adapter again") from None
@@ -214,7 +214,7 @@ def _read_header(file: Path) -> dict[str, dict]:
         try:
             if header_size + 8 > size:
                 raise ValueError("the header is cut off")
-            header = json.loads(stream.read(header_size))
+            header = parse_json(stream.read(header_size))
             tensors = {name: header[name] for name in header if name != "__metadata__"}
             expected = 8 + header_size + max(tensor["data_offsets"][1] for tensor in tensors.values())
         except (ValueError, KeyError, TypeError) as error:

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import parse_json
 
 Messages = list[dict[str, str]]
 RETRIED = {408, 425, 429}  # and 500 and above; other errors are final
@@ -203,7 +204,7 @@ class Endpoint:
         except (OSError, HTTPException):
             return str(error.reason)
         with suppress(ValueError, KeyError, TypeError):
-            text = str(json.loads(text)["error"]["message"])
+            text = str(parse_json(text)["error"]["message"])
         return _start_of(text) or str(error.reason)
 
     def _without_key(self, body: bytes) -> bytes:
@@ -223,7 +224,7 @@ def _start_of(text: str) -> str:
 
 def _read_completion(body: bytes) -> Completion:
     try:
-        reply = json.loads(body)
+        reply = parse_json(body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
         text = choice["message"]["content"] or ""  # null if a filter or a reasoning limit left nothing
         if not isinstance(text, str):

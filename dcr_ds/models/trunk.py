@@ -5,7 +5,6 @@ final norm). The tail (blocks above ℓ, final norm, head, and input embeddings 
 loaded: the trunk has ℓ blocks, and `splice` writes the trained tensors into a copy of the source checkpoint.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import write_json
+from dcr_ds.files import parse_json, write_json
 from dcr_ds.models.checkpoint_files import FILES, INDEX, read_headers, weight_files
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
 from dcr_ds.progress import heartbeat
@@ -155,7 +154,7 @@ def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor], 
 
 def _write_index(source: Path, target: Path, kept: set[str]) -> None:
     """Write the index of the kept tensors, with their size."""
-    index = json.loads(source.read_bytes())
+    index = parse_json(source.read_bytes())
     index["weight_map"] = {name: shard for name, shard in index["weight_map"].items() if name in kept}
     offsets = (entry["data_offsets"] for name, entry in read_headers(source.parent).items() if name in kept)
     index["metadata"] = {**(index.get("metadata") or {}), "total_size": sum(end - begin for begin, end in offsets)}

@@ -30,6 +30,7 @@ from dcr_ds.recipe.schema import (
     StageSection,
 )
 from dcr_ds.recipe.shipped import shipped_file, shipped_files, source_checkout
+from dcr_ds.recipe.yaml_files import read_yaml
 
 __all__ = [
     "STAGES",
@@ -63,6 +64,7 @@ __all__ = [
     "find_recipe",
     "json_schema",
     "load_recipe",
+    "read_yaml",
     "section_rows",
     "shipped_file",
     "shipped_files",

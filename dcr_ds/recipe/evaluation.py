@@ -71,7 +71,9 @@ class LlmJudge(Section):
     key_env: str = Field("OPENAI_API_KEY", description="environment variable with the endpoint's key")
     max_tokens: PositiveInt = Field(512, description="longest reply, in tokens: a reason, then the label")
     concurrency: PositiveInt = Field(8, description="requests in flight")
-    timeout_seconds: float = Field(60.0, gt=0, description="retry a request after this many seconds without a reply")
+    timeout_seconds: float = Field(
+        60.0, gt=0, le=86_400, description="retry a request after this many seconds without a reply"
+    )
 
 
 class GuardJudge(Section):

@@ -5,7 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Auto = Literal["auto"]
-PositiveInt = Annotated[int, Field(ge=1)]
+MAX_INT = 2**31 - 1  # of counts; larger ones overflow in libraries
+MAX_SEED = 2**32 - 1  # of NumPy
+PositiveInt = Annotated[int, Field(ge=1, le=MAX_INT)]
+Count = Annotated[int, Field(ge=0, le=MAX_INT)]
 
 
 class Section(BaseModel):
@@ -38,8 +41,8 @@ class DataSource(Section):
     )
     first_human_turn: bool = Field(False, description="use the first Human turn of an HH-RLHF dialogue as the prompt")
     rows: PositiveInt | None = Field(None, description="sample this many rows (default: all, in file order)")
-    skip: int = Field(0, ge=0, description="skip this many sampled rows first; for disjoint samples of one file")
-    seed: int = Field(0, description="seed of the sampling")
+    skip: Count = Field(0, description="skip this many sampled rows first; for disjoint samples of one file")
+    seed: int = Field(0, ge=-MAX_SEED, le=MAX_SEED, description="seed of the sampling")
 
 
 def _source(value: Any) -> Any:

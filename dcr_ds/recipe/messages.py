@@ -1,6 +1,7 @@
 """Errors of recipes: what is wrong, where it was set, and the closest field name."""
 
 import difflib
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -8,6 +9,8 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe.describe import DATA_SET, field_rows, section_of, section_rows
 from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.schema import Recipe
+
+MAX_SHOWN = 200  # characters of a value in a message
 
 
 def refuse_unknown(name: str, where: str) -> None:
@@ -49,9 +52,18 @@ def explain(error: ValidationError, origins: dict[str, str]) -> str:
         elif combination:
             lines.append(f"{where}: {combination}")
         else:
-            got = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
+            got = "" if problem["type"] == "missing" else f" (got {_shown(problem['input'])})"
             lines.append(f"{where}: {name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _shown(value: Any) -> str:
+    """A value for a message; one of thousands of characters or digits is cut."""
+    try:
+        text = repr(value)
+    except ValueError:  # more digits than Python writes
+        return "a number of thousands of digits"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _is_union_branch(key: str) -> bool:

@@ -7,9 +7,13 @@ import yaml
 from pydantic import ValidationError
 
 from dcr_ds.errors import UserError
+from dcr_ds.recipe.annotations import inside, may_be_none, wants_text
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.shipped import shipped_file, shipped_files
+from dcr_ds.recipe.yaml_files import read_yaml
+
+MAX_EXTENDS = 20  # recipes that extend each other
 
 
 def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None) -> Recipe:
@@ -55,7 +59,7 @@ def find_file(name: str) -> Path | None:
     return path if path.is_file() else shipped_file(name)
 
 
-def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, str]]:
+def _read_yaml(path: str, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
     """The mapping in a YAML file, and the origin (file and line) of each of its dotted names.
 
     `extends` names another recipe to start from: relative to the file's folder, else one that comes with the project.
@@ -64,15 +68,15 @@ def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, s
     if found is None:
         shipped = ", ".join(f"recipes/{recipe.name}" for recipe in shipped_files("recipes", ".yaml"))
         raise UserError(f"{path}: no such recipe file. Shipped: {shipped}")
+    if found.resolve() in seen:
+        raise UserError(f"{path}: extends itself, through {' and '.join(map(str, seen))}")
     try:
         text = found.read_text(encoding="utf-8")
-        values, node = yaml.safe_load(text), yaml.compose(text)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    values, node = read_yaml(text, path, Recipe)
     if values is None or node is None:
         return {}, {}
     if not isinstance(values, dict):
@@ -80,11 +84,11 @@ def _read_yaml(path: str, seen: tuple[str, ...] = ()) -> tuple[dict, dict[str, s
     origins: dict[str, str] = {}
     _add_origins(node, path, "", origins)
     if base := values.pop("extends", None):
-        if not isinstance(base, str) or path in seen:
-            raise UserError(f"{path}: extends: must name another recipe, got {base!r}")
+        if not isinstance(base, str) or len(seen) > MAX_EXTENDS:
+            raise UserError(f"{path}: extends: must name another recipe, got {str(base)[:80]!r}")
         neighbour = found.parent / base
         base_path = base if not neighbour.exists() and shipped_file(base) else str(neighbour)
-        base_values, base_origins = _read_yaml(base_path, (*seen, path))
+        base_values, base_origins = _read_yaml(base_path, (*seen, found.resolve()))
         values, origins = _merge(base_values, values), base_origins | origins
     return values, origins
 
@@ -106,11 +110,19 @@ def _add_origins(node: yaml.Node, path: str, prefix: str, origins: dict[str, str
 
 
 def _parse(name: str, text: str) -> Any:
+    """The value of an override: text as it is written where the field takes text, else YAML."""
+    annotation: Any = Recipe
+    for key in name.split("."):
+        annotation = inside(annotation, key)
+    text = text.strip()
+    is_quoted_or_list = text[:1] in ("[", "{", '"', "'")
+    if wants_text(annotation) and not is_quoted_or_list:
+        return None if text in ("", "~", "null") and may_be_none(annotation) else text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        if text[:1] in "[{":
-            raise UserError(f"--{name}: {text!r} is not valid YAML") from None
+        return read_yaml(text, f"--{name}", annotation)[0]
+    except UserError as error:
+        if is_quoted_or_list:
+            raise UserError(f"{error}, in {text[:80]!r}") from None
         return text
 
 

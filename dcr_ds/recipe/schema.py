@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dcr_ds.recipe.evaluation import EvaluateSection
-from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
 
 
@@ -62,7 +62,7 @@ class StageSection(Section):
     packed_length: Auto | PositiveInt = Field("auto", description="tokens per packed row; each row is one forward pass")
     learning_rate: Auto | Annotated[float, Field(gt=0, le=1)] = Field(2e-5, description="peak learning rate")
     weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay of AdamW")
-    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up of the learning rate")
+    warmup_steps: Count = Field(0, description="steps of linear warm-up of the learning rate")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm, taken over all ranks")
     max_length: PositiveInt = Field(512, description="longest sample, in tokens; longer ones are left out and counted")
 
@@ -110,7 +110,7 @@ class RefineSection(StageSection):
     max_steps: PositiveInt = Field(40, description="maximum number of steps")
     target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this value")
     patience: PositiveInt = Field(16, description="stop when no measurement was better for this many steps")
-    min_steps: int = Field(10, ge=0, description="patience starts after this many steps")
+    min_steps: Count = Field(10, description="patience starts after this many steps")
     # on SmolLM2 a drift of 0.42 came with 13 % more loss on general answers, one of 0.17 with 4 % (docs/benchmarks.md)
     max_drift: float = Field(
         0.4,
@@ -153,7 +153,7 @@ class AlignSection(StageSection):
     loss_on: Literal["answers", "all"] = Field(
         "answers", description="tokens that sft trains on: the last answer and its end of turn, or prompts too"
     )
-    epochs: float = Field(1.0, gt=0, description="passes over the training data")
+    epochs: float = Field(1.0, gt=0, le=10_000, description="passes over the training data")
     safe_ratio: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
         "auto",
         description="share of refusals in the training data; rows of the larger set are left out (auto: use all rows)",
@@ -165,8 +165,8 @@ class AlignSection(StageSection):
         "auto",
         description="implementation of the cross-entropy at the LM head; auto: chunked; liger needs a GPU",
     )
-    measure_every: int = Field(
-        0, ge=0, description="measure the refusal log-odds of held-out prompts every this many steps; 0: never"
+    measure_every: Count = Field(
+        0, description="measure the refusal log-odds of held-out prompts every this many steps; 0: never"
     )
     target_refusal: float | None = Field(
         None, gt=0, le=1, description="stop at this share of held-out toxic prompts refused; needs align.measure_every"
@@ -193,6 +193,7 @@ class WatchdogSection(Section):
     hang_minutes: float = Field(
         30.0,
         gt=0,
+        le=525_600,
         description="end the run, with the position of each rank, after this many minutes without progress on any rank",
     )
     loss_spike: Literal["stop", "warn", "off"] = Field(
@@ -226,11 +227,11 @@ class Recipe(Section):
         "ds_configs/zero2.json", description="DeepSpeed configuration: a file or a mapping"
     )
     output: str = Field("runs", description="folder that holds the run folders")
-    seed: int = Field(0, ge=0, description="seed of the data order and of new adapters")
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the data order and of new adapters")
     log_every: PositiveInt = Field(1, description="steps between console lines (metrics.jsonl has every step)")
     tensorboard: bool = Field(False, description="write TensorBoard events next to metrics.jsonl")
-    profile_steps: int = Field(
-        0, ge=0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/plan.md)"
+    profile_steps: Count = Field(
+        0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/plan.md)"
     )
 
     @model_validator(mode="after")

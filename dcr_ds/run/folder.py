@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json, write_atomically, write_json
-from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe
+from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe, read_yaml
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.run.environment import record_attempt
 
@@ -190,11 +188,11 @@ def _saved_recipe(run: RunFolder) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values, _ = read_yaml(path.read_text(encoding="utf-8"), str(path), Recipe)
         if not values:  # a recipe of defaults is not empty either: all fields are written
             raise ValueError("it is empty")
         return Recipe.model_validate(values).model_dump(mode="json")
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, UserError):
         raise UserError(
             f"{path}: not a recipe that this version can read; restore it, give this run another --name, or remove the "
             "folder"

@@ -11,7 +11,7 @@ from typing import Any
 
 from dcr_ds.data.load import RunData
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, read_json, write_json
+from dcr_ds.files import hash_of, parse_json, read_json, write_json
 from dcr_ds.models.checkpoint_files import model_config, weight_files, weights_hash
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import RunFolder
@@ -93,7 +93,7 @@ def _tokenizer_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}):
         content = path.read_bytes()
-        if path.suffix == ".json" and isinstance(values := json.loads(content), dict):
+        if path.suffix == ".json" and isinstance(values := parse_json(content), dict):
             values.pop("chat_template", None)
             content = json.dumps(values, sort_keys=True).encode()
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(content).digest())

@@ -124,7 +124,7 @@ def test_bad_arguments(answers, tmp_path):
         ([answers, "--judge", "rules", "--judge", "rules", *out], "two judges have the same name"),
         ([answers, "--judge", "nothing.yaml", *out], "nothing.yaml: cannot be read"),
         ([answers, "--judge", str(tmp_path / "guard.yaml"), *out], "unknown kind of judge: 'guards'"),
-        ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "is not valid YAML"),
+        ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "torn.yaml, line 2: not valid YAML"),
         ([str(tmp_path / "nothing.csv"), "--judge", "rules", *out], "no such file"),
         ([answers, "--judge", "rules", "--out", answers], "is one of the input files"),
         ([answers, "--compare", labels, *out], "two or more"),

@@ -204,7 +204,7 @@ def test_what_is_no_run_folder_is_a_user_error(dcr, tmp_path):
     with pytest.raises(UserError, match=r"not a run folder: it has no recipe\.yaml"):
         terminal_table([dcr, tmp_path / "empty"])
     (tmp_path / "empty/recipe.yaml").write_text("[1, 2")
-    with pytest.raises(UserError, match=r"recipe\.yaml: cannot be read"):
+    with pytest.raises(UserError, match=r"recipe\.yaml, line 1: not valid YAML"):
         terminal_table([tmp_path / "empty"])
     (tmp_path / "empty/recipe.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="not a resolved recipe"):

@@ -1,13 +1,12 @@
 """Read run folders: all results that exist, as plain records."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dcr_ds.errors import UserError
+from dcr_ds.files import parse_json
+from dcr_ds.recipe import Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
 
 SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", "n", "degenerate", "unparsed")
@@ -127,9 +126,9 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
         what = "not a run folder: it has no recipe.yaml" if folder.is_dir() else "no such folder"
         raise UserError(f"{folder}: {what}. A run folder is <output>/<name> of a recipe, by default runs/<name>")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        recipe, _ = read_yaml(path.read_text(encoding="utf-8"), str(path), Recipe)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     if not isinstance(recipe, dict) or not isinstance(recipe.get("stages"), list) or "name" not in recipe:
         raise UserError(f"{path}: not a resolved recipe: name or stages are missing; run the recipe to write one")
     return recipe | {"name": str(recipe["name"])}
@@ -199,7 +198,7 @@ def _read_json(path: Path, fields: tuple[str, ...] = ()) -> Any:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); run the stage again that writes it") from None
     _check_fields(content, fields, path)
@@ -213,7 +212,7 @@ def _read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: is not JSON ({error}); run the evaluation again") from None
             _check_fields(rows[-1], fields, f"{path}, line {number}")
