@@ -171,8 +171,9 @@ def change_data(run: Run, chance: random.Random) -> str:
 
 
 def change_file(run: Run, chance: random.Random, path: Path, change: Callable[[bytes, random.Random], bytes]) -> str:
+    run.until(lambda: bool(complete_checkpoints(run)))  # before, there is nothing to resume
     after_steps(run, chance, 4)
-    kill_all_if(run, lambda: run.num_steps() > 0, str)
+    kill_all_if(run, lambda: bool(complete_checkpoints(run)), str)
     content = path.read_bytes()
     path.write_bytes(change(content, chance))
     before = snapshot(run.folder)
