@@ -1,7 +1,7 @@
 """The layout of a run folder: where a run keeps each of its files. No other module spells these names.
 
 <output>/<name>/
-  recipe.yaml  environment.json  redo.json  .lock
+  recipe.yaml  environment.json  redo.json  .lock  .lock.owner
   refine/  align/  control/           a StageFolder each: metrics.jsonl, summary.json, model/, …
   evaluate/<model>/                   a ModelFolder each: general_loss.json, cost.json, openings.json, …
   evaluate/<model>/<benchmark>/       a BenchmarkFolder each: generations.jsonl, verdicts.<judge>.jsonl, …
@@ -162,6 +162,11 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.folder / ".lock"
+
+    @property
+    def lock_owner(self) -> Path:
+        """Names the process that holds the lock."""
+        return self.folder / ".lock.owner"
 
     @property
     def redo(self) -> Path:

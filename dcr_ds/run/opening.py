@@ -5,27 +5,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from dcr_ds.engine.distributed import Ranks, barrier, decide_on_main, joined, wait_until_visible
-from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.recipe.layout import RunFolder
-
-LOCK_SECONDS = 60  # the ranks of a run that was killed end within this time
+from dcr_ds.run.lock import RunLock
 
 
 @contextmanager
 def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
     """Join the process group, watched by the watchdog, and hold the lock of each run folder. All ranks.
 
-    While entered, a stop signal raises Stopped. The locks end with rank 0's process, however it ends.
+    While entered, a stop signal raises Stopped. The locks end with rank 0's process, however it ends (run/lock.py).
 
     Args:
         folders: existing run folders; none for a run that writes nothing.
 
     Raises:
-        UserError: another run holds a folder for longer than `LOCK_SECONDS`, or a rank does not see a folder.
+        UserError: another run keeps the lock of a folder, or a rank does not see a folder.
     """
     from dcr_ds.engine.watch.stop import raise_on_stop_signal
     from dcr_ds.engine.watch.watchdog import Watchdog
@@ -41,21 +36,13 @@ def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
 
 @contextmanager
 def _lock(folder: Path, ranks: Ranks) -> Iterator[None]:
-    lock = FileLock(RunFolder(folder).lock, timeout=LOCK_SECONDS)
-
-    def acquire() -> None:
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"{folder}: another run is writing to this folder; wait for it, stop it, or use another --name or --out"
-            ) from None
-
-    decide_on_main(acquire, ranks)
+    lock = RunLock(folder)
+    decide_on_main(lock.acquire, ranks)
     try:
         yield
     finally:
-        lock.release()
+        if ranks.is_main:
+            lock.release()
 
 
 def _check_shared(folder: Path, ranks: Ranks) -> None:
