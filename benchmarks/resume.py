@@ -35,6 +35,7 @@ from dcr_ds.engine.session import Session
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.recipe import load_recipe
+from dcr_ds.recipe.layout import StageFolder
 
 BATCH = 16
 LENGTH = 24  # tokens of a conversation
@@ -116,9 +117,8 @@ def save(model: Path, folder: Path, step: int) -> None:
 
 def resume(model: Path, folder: Path, samples: int) -> float:
     state = state_of(model, samples)
-    engine, ranks = state.engine, state.ranks
     started = time.process_time()
-    with Session("align", state.recipe, engine, folder, state.total_steps, ranks, time.monotonic()) as session:
+    with Session("align", state, StageFolder(folder), time.monotonic()) as session:
         rows = state.rows(session.step)
         session.take_step(train_step(state, session.step), [str(index) for index in rows])
     seconds = time.process_time() - started

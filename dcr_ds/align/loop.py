@@ -41,7 +41,7 @@ def align(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, rank
         print_on_main(ranks, note)
     state = build_align(recipe, source, objective, ranks)
     objective.prepare(state.engine, state.batching, source, folder.reference, ranks)
-    with Session("align", recipe, state.engine, folder.folder, state.total_steps, ranks, started) as session:
+    with Session("align", state, folder, started) as session:
         if probe and session.is_new:
             session.state["start"] = probe.measure(state.model, ranks)
         while "stopped_because" not in session.state:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import peak_memory_bytes
 from dcr_ds.files import write_atomically
+from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
 # metrics of a stage that the console line shows
@@ -21,16 +22,9 @@ class MetricsLog:
     """Writes the rows of one stage; when it is resumed, rows after the resumed step are dropped first."""
 
     def __init__(
-        self,
-        stage: str,
-        folder: StageFolder,
-        first_step: int,
-        total_steps: int,
-        log_every: int,
-        ranks: Ranks,
-        tensorboard: bool = False,
+        self, stage: str, folder: StageFolder, first_step: int, total_steps: int, recipe: Recipe, ranks: Ranks
     ):
-        self.stage, self.total_steps, self.log_every, self.ranks = stage, total_steps, log_every, ranks
+        self.stage, self.total_steps, self.log_every, self.ranks = stage, total_steps, recipe.log_every, ranks
         self.first_step, self.started, self.last = first_step, time.monotonic(), time.monotonic()
         self.bar = tqdm(
             total=total_steps,
@@ -40,7 +34,7 @@ class MetricsLog:
             disable=not (ranks.is_main and sys.stderr.isatty()),
         )
         self.stream = _reopen(folder.metrics, first_step) if ranks.is_main else None
-        self.events = _event_writer(folder.folder) if tensorboard and ranks.is_main else None
+        self.events = _event_writer(folder.folder) if recipe.tensorboard and ranks.is_main else None
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -86,7 +80,7 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSON Lines file; a last line that was torn by a crash is left out."""
+    """Read the rows of a JSON Lines file; an incomplete last line, left by a crash, is skipped."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -1,6 +1,6 @@
 """The session of a training stage: what both stages do around the gradients of a step.
 
-with Session("align", recipe, engine, folder, total_steps, ranks, started) as session:
+with Session("align", training, folder, started) as session:
     while session.step < total_steps:
         row = …                                  the gradients of the step
         session.take_step(row, sample_ids)       updates the weights; raises before if the loss is not finite
@@ -15,8 +15,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import deepspeed
 
@@ -39,6 +38,17 @@ MARGIN = 1.5
 MARGIN_SECONDS = 5.0  # until the process has ended
 
 
+class Training(Protocol):
+    """What a session needs of the state of a stage."""
+
+    engine: deepspeed.DeepSpeedEngine
+    recipe: Recipe
+    ranks: Ranks
+
+    @property
+    def total_steps(self) -> int: ...
+
+
 class Session:
     """The steps of one stage, from its newest checkpoint on. All methods are called on all ranks.
 
@@ -48,30 +58,20 @@ class Session:
         is_new: no checkpoint was loaded; the loop adds its initial values to `state`.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        recipe: Recipe,
-        engine: deepspeed.DeepSpeedEngine,
-        folder: Path,
-        total_steps: int,
-        ranks: Ranks,
-        started: float,
-    ):
-        """Load the newest checkpoint in `folder`/checkpoints.
+    def __init__(self, stage: str, training: Training, folder: StageFolder, started: float):
+        """Load the newest checkpoint of the folder.
 
         Args:
             started: time.monotonic() when the stage began; the time before its first step is included.
         """
-        self.recipe, self.engine, self.ranks = recipe, engine, ranks
-        self.stage, self.label = stage, CONTROL if folder.name == CONTROL else stage  # the control is aligned, too
-        self.folder = StageFolder(folder)
-        self.section = getattr(recipe, stage)
-        self.total_steps = total_steps
-        self.checkpoints = Checkpoints(engine, self.folder.checkpoints, recipe.checkpoint.keep, ranks)
-        found = self.checkpoints.load_newest()
-        self.is_new = found is None
-        self.step, self.state = found or (0, {"tokens": 0, "seconds": 0.0})
+        self.recipe, self.engine, self.ranks = training.recipe, training.engine, training.ranks
+        self.stage, self.folder, self.total_steps = stage, folder, training.total_steps
+        self.label = CONTROL if folder.folder.name == CONTROL else stage  # the control runs the stage align
+        self.section = getattr(self.recipe, stage)
+        self.checkpoints = Checkpoints(self.engine, folder.checkpoints, self.recipe.checkpoint.keep, self.ranks)
+        loaded = self.checkpoints.load_newest()
+        self.is_new = loaded is None
+        self.step, self.state = loaded or (0, {"tokens": 0, "seconds": 0.0})
         self._started = started - self.state["seconds"]
         self._spikes = SpikeDetector(self.state)
         self._longest_step, self._boundary = 0.0, time.monotonic()
@@ -80,12 +80,8 @@ class Session:
         recipe = self.recipe
         with ExitStack() as opened:
             self._stop = opened.enter_context(StopFlag(self.ranks))
-            self._log = opened.enter_context(
-                MetricsLog(
-                    self.label, self.folder, self.step, self.total_steps, recipe.log_every, self.ranks,
-                    recipe.tensorboard,
-                )
-            )  # fmt: skip
+            log = MetricsLog(self.label, self.folder, self.step, self.total_steps, recipe, self.ranks)
+            self._log = opened.enter_context(log)
             self._profile = opened.enter_context(Profile(recipe.profile_steps, self.engine, self.folder, self.ranks))
             self._opened = opened.pop_all()
         return self

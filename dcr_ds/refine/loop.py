@@ -46,7 +46,7 @@ def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ran
         print_on_main(ranks, note)
     state = build_refine(recipe, source, prompts, ranks)
     snapshot = Snapshot(state.engine, ranks)  # of the best weights, where they are not the current ones
-    with Session("refine", recipe, state.engine, folder.folder, stage.max_steps, ranks, started) as session:
+    with Session("refine", state, folder, started) as session:
         progress = session.state
         if session.is_new:
             start_progress(progress, measure(state), state)
