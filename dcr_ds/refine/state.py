@@ -41,6 +41,10 @@ class RefineState:
     anchors: Anchors = field(default_factory=Anchors)
     held_out_anchors: Anchors = field(default_factory=Anchors)
 
+    @property
+    def total_steps(self) -> int:
+        return self.recipe.refine.max_steps
+
     def sample_ids(self, step: int) -> list[str]:
         return [prompt.id for prompt, _ in self.prompts.sampler.batch(step)]
 

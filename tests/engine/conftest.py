@@ -1,4 +1,4 @@
-"""One process in a group of its own, for the engines of a test file."""
+"""A process group of a single process, for the engines of a test file."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from dcr_ds.engine import distributed as process
 def ranks():
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-            patch.setenv(name, "")  # put back as it was, after the module
+            patch.setenv(name, "")  # restored after the module
             patch.delenv(name)
         process.set_environment()
         yield process.start()

@@ -1,4 +1,4 @@
-"""A small network under DeepSpeed, and its training step by step; the batches are a function of the step."""
+"""A small network under DeepSpeed and its training; the batches depend only on the step."""
 
 import torch
 
@@ -10,7 +10,7 @@ STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
 
 
 def make_engine(ranks, zero, seed):
-    """A small network whose first layer is frozen, and the same for every seed."""
+    """A small network; its first layer is frozen and independent of the seed."""
     torch.manual_seed(7)
     frozen = torch.nn.Linear(4, 8).requires_grad_(False)
     torch.manual_seed(seed)
@@ -20,7 +20,7 @@ def make_engine(ranks, zero, seed):
 
 
 def accumulate(engine, step):
-    """The gradients of a step, in two micro-batches; its loss."""
+    """Compute the gradients of a step in two micro-batches, and return its loss."""
     batch = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
     total = 0.0
     for rows in batch.split(3):

@@ -37,8 +37,8 @@ def test_copies_only_fill_the_last_place(lengths, world_size):
 
 @given(LENGTHS, WORLDS)
 def test_ranks_have_samples_of_similar_length(lengths, world_size):
-    for deal in zip(*shares(lengths, world_size), strict=True):
-        following = [lengths[sample] for sample, _ in deal]
+    for round_ in zip(*shares(lengths, world_size), strict=True):
+        following = [lengths[sample] for sample, _ in round_]
         assert following == sorted(following)
     totals = [sum(lengths[sample] for sample, _ in share) for share in shares(lengths, world_size)]
     assert max(totals) - min(totals) <= max(lengths)

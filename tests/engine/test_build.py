@@ -1,4 +1,4 @@
-"""Every shipped DeepSpeed configuration trains, clips by the recipe's norm and says what the norm was."""
+"""Every shipped DeepSpeed configuration trains, clips to the recipe's norm and reports the gradient norm."""
 
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ def test_shipped_configuration_trains_and_reports_the_gradient_norm(config, dtyp
     model[0].bias.requires_grad_(False)
     x = torch.randn(16, 8, dtype=getattr(torch, dtype))
     model(x).square().mean().backward()
-    wanted = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).float().norm()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).float().norm()
     model.zero_grad(set_to_none=True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
 
@@ -48,7 +48,7 @@ def test_shipped_configuration_trains_and_reports_the_gradient_norm(config, dtyp
     engine = build_engine(model, recipe.refine, resolved, "constant", 4, OneRank())
     engine.backward(engine(x).square().mean(), scale_wrt_gas=False)
     engine.step()
-    assert gradient_norm(engine) == pytest.approx(float(wanted), rel=2e-2 if dtype == "bfloat16" else 1e-5)
+    assert gradient_norm(engine) == pytest.approx(float(expected), rel=2e-2 if dtype == "bfloat16" else 1e-5)
     after = trained_weights(engine, OneRank())
     assert after.keys() == {name for name, p in before.items() if name != "0.bias"}
     assert all(not torch.equal(after[name], before[name]) for name in after)

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent: what is loaded goes on bit for bit, and what is damaged is never loaded."""
+"""Checkpoints are atomic: training resumes bit for bit, and damaged checkpoints are never loaded."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def saved(tmp_path_factory, ranks, engine):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A copy of the three checkpoints that a test may spoil."""
+    """A copy of the three checkpoints that a test may damage."""
     return shutil.copytree(saved[0], tmp_path / "checkpoints")
 
 
@@ -45,13 +45,13 @@ def newest_files(folder):
 
 
 def assert_falls_back(engine, folder, ranks, saved, capsys, step=2):
-    found, state = load_newest(engine, folder, ranks)
-    assert (found, state["tokens"]) == (step, step * 100)
+    loaded, state = load_newest(engine, folder, ranks)
+    assert (loaded, state["tokens"]) == (step, step * 100)
     weights = trained_weights(engine, ranks)
     assert all(torch.equal(weights[name], saved[1][step][name]) for name in weights)
-    told = capsys.readouterr().err
-    assert told.count("looking for an older one") == 3 - step
-    assert f"resuming from {folder / f'step-{step:08d}'}" in told
+    log = capsys.readouterr().err
+    assert log.count("looking for an older one") == 3 - step
+    assert f"resuming from {folder / f'step-{step:08d}'}" in log
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
@@ -66,15 +66,15 @@ def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks
     assert any(not torch.equal(weight, expected[name]) for name, weight in trained_weights(resumed, ranks).items())
     assert load_newest(resumed, tmp_path, ranks) == (3, {"tokens": 30})
     train(resumed, range(3, 6))
-    got = trained_weights(resumed, ranks)
-    assert got.keys() == expected.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    weights = trained_weights(resumed, ranks)
+    assert weights.keys() == expected.keys() == {"2.weight", "2.bias", "4.weight", "4.bias"}
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert resumed.get_lr() == engine.get_lr()
 
 
 @pytest.mark.parametrize(("saved_under", "loaded_under"), [(1, 2), (2, 1)])
-def test_what_another_layout_of_ranks_has_saved_is_converted(tmp_path, ranks, capsys, saved_under, loaded_under):
-    """ZeRO 1 and 2 on one rank; 2 ranks to 1 under ZeRO 3 is tested where there are 2."""
+def test_checkpoint_of_another_zero_stage_is_converted(tmp_path, ranks, capsys, saved_under, loaded_under):
+    """ZeRO 1 and 2 on one rank; tests/distributed converts from 2 ranks to 1 under ZeRO 3."""
     engine = make_engine(ranks, saved_under, seed=0)
     train(engine, range(3))
     save_checkpoint(engine, tmp_path, 3, {"tokens": 30}, keep=1, ranks=ranks)
@@ -86,19 +86,19 @@ def test_what_another_layout_of_ranks_has_saved_is_converted(tmp_path, ranks, ca
     assert "converting it for 1" in capsys.readouterr().err
     assert not list(tmp_path.glob("*universal*"))
     train(resumed, range(3, 6))
-    got = trained_weights(resumed, ranks)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    weights = trained_weights(resumed, ranks)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
     assert resumed.get_lr() == engine.get_lr()
 
 
-def test_saving_changes_nothing(tmp_path, ranks):
-    undisturbed, saving = make_engine(ranks, 2, seed=0), make_engine(ranks, 2, seed=0)
+def test_saving_does_not_change_training(tmp_path, ranks):
+    plain, saving = make_engine(ranks, 2, seed=0), make_engine(ranks, 2, seed=0)
     for step in range(3):
-        train(undisturbed, [step])
+        train(plain, [step])
         train(saving, [step])
         save_checkpoint(saving, tmp_path, step + 1, {}, keep=1, ranks=ranks)
-    one, other = trained_weights(undisturbed, ranks), trained_weights(saving, ranks)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    expected, weights = trained_weights(plain, ranks), trained_weights(saving, ranks)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 def test_the_newest_is_loaded_with_its_state(saved, engine, ranks):
@@ -106,32 +106,32 @@ def test_the_newest_is_loaded_with_its_state(saved, engine, ranks):
     assert (saved[0] / "latest").read_text() == "step-00000003"
 
 
-def test_nothing_saved_is_a_fresh_start(tmp_path, engine, ranks):
+def test_without_checkpoints_training_starts_from_scratch(tmp_path, engine, ranks):
     assert load_newest(engine, tmp_path / "never", ranks) is None
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "longer", "missing"])
-def test_a_damaged_file_makes_an_older_checkpoint_the_newest(saved, folder, engine, ranks, capsys, damage):
+def test_damaged_file_falls_back_to_an_older_checkpoint(saved, folder, engine, ranks, capsys, damage):
     files = [file for file in newest_files(folder) if file.name != MANIFEST]
     assert files
     for seed, file in enumerate(files):
-        whole = file.read_bytes()
-        chance = random.Random(seed)
+        content = file.read_bytes()
+        generator = random.Random(seed)
         if damage == "bit":
-            spoiled = bytearray(whole)
-            spoiled[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-            file.write_bytes(spoiled)
+            damaged = bytearray(content)
+            damaged[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+            file.write_bytes(damaged)
         elif damage == "missing":
             file.unlink()
         else:
-            cut = whole[: chance.randrange(len(whole))]
-            file.write_bytes({"cut": cut, "empty": b"", "longer": whole + b"\0"}[damage])
+            cut = content[: generator.randrange(len(content))]
+            file.write_bytes({"cut": cut, "empty": b"", "longer": content + b"\0"}[damage])
         assert_falls_back(engine, folder, ranks, saved, capsys)
-        file.write_bytes(whole)
+        file.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "other"])
-def test_a_checkpoint_without_its_manifest_is_not_whole(saved, folder, engine, ranks, capsys, damage):
+def test_damaged_manifest_falls_back_to_an_older_checkpoint(saved, folder, engine, ranks, capsys, damage):
     manifest = folder / "step-00000003" / MANIFEST
     text = manifest.read_text()
     manifest.write_text({"cut": text[: len(text) // 2], "other": "[]"}.get(damage, ""))
@@ -140,42 +140,44 @@ def test_a_checkpoint_without_its_manifest_is_not_whole(saved, folder, engine, r
     assert_falls_back(engine, folder, ranks, saved, capsys)
 
 
-def test_two_damaged_checkpoints_are_passed_over(saved, folder, engine, ranks, capsys):
+def test_two_damaged_checkpoints_are_skipped(saved, folder, engine, ranks, capsys):
     for step in (2, 3):
         (folder / f"step-{step:08d}" / MANIFEST).unlink()
     assert_falls_back(engine, folder, ranks, saved, capsys, step=1)
 
 
-def test_none_whole_is_an_error_and_no_fresh_start(folder, engine, ranks):
+def test_only_damaged_checkpoints_are_an_error(folder, engine, ranks):
     for manifest in folder.rglob(MANIFEST):
         manifest.unlink()
     with pytest.raises(UserError, match=f"{folder}: no complete checkpoint is left; remove the folder"):
         load_newest(engine, folder, ranks)
 
 
-def test_a_save_that_was_interrupted_is_passed_over(saved, folder, engine, ranks, capsys):
+def test_interrupted_save_is_skipped(saved, folder, engine, ranks, capsys):
     (folder / "step-00000003").rename(folder / "step-00000003.partial")
     assert load_newest(engine, folder, ranks)[0] == 2
     assert "incomplete" not in capsys.readouterr().err
-    save_checkpoint(engine, folder, 3, {"tokens": 300}, keep=3, ranks=ranks)  # and is no hindrance to the next
+    save_checkpoint(
+        engine, folder, 3, {"tokens": 300}, keep=3, ranks=ranks
+    )  # the leftover does not prevent the next save
     assert load_newest(engine, folder, ranks)[0] == 3
     assert not list(folder.glob("*.partial"))
 
 
-def test_what_latest_says_is_not_trusted(saved, folder, engine, ranks):
+def test_the_file_latest_does_not_decide_what_is_loaded(saved, folder, engine, ranks):
     (folder / "latest").write_text("step-00000001")
     assert load_newest(engine, folder, ranks)[0] == 3
 
 
-def test_a_manifest_covers_itself(saved, folder, engine, ranks, capsys):
+def test_a_changed_manifest_is_detected(saved, folder, engine, ranks, capsys):
     manifest = folder / "step-00000003" / MANIFEST
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"state": {"tokens": 301}}))
     assert_falls_back(engine, folder, ranks, saved, capsys)
 
 
-def test_another_layout_of_the_files_is_refused(folder, engine, ranks):
-    """One of ZeRO-3, by any number of ranks, where this run has ZeRO-0."""
+def test_checkpoint_that_cannot_be_converted_is_an_error(folder, engine, ranks):
+    """The checkpoint was saved under ZeRO-3 and this run has ZeRO-0."""
     newest = folder / "step-00000003"
     (newest / MANIFEST).unlink()
     for rank in range(4):
@@ -187,7 +189,7 @@ def test_another_layout_of_the_files_is_refused(folder, engine, ranks):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_the_newest_are_kept(tmp_path, engine, ranks, keep):
+def test_the_newest_checkpoints_are_kept(tmp_path, engine, ranks, keep):
     for step in (5, 10, 15, 20):
         save_checkpoint(engine, tmp_path, step, {}, keep, ranks)
         assert (tmp_path / "latest").read_text() == f"step-{step:08d}"
@@ -195,8 +197,8 @@ def test_the_newest_are_kept(tmp_path, engine, ranks, keep):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", *kept]
 
 
-def test_a_damaged_later_checkpoint_does_not_push_out_the_one_that_is_whole(folder, engine, ranks):
-    """Gone on from step 2 since step 3 is damaged, stopped at once, gone on again, with keep: 1."""
+def test_rotation_keeps_the_intact_checkpoint_before_a_damaged_one(folder, engine, ranks):
+    """Resumed from step 2 as step 3 is damaged, stopped at once, resumed again, with keep: 1."""
     for step in (1, 3):
         (folder / f"step-{step:08d}" / MANIFEST).unlink()
     checkpoints = Checkpoints(engine, folder, 1, ranks)
@@ -204,27 +206,27 @@ def test_a_damaged_later_checkpoint_does_not_push_out_the_one_that_is_whole(fold
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
     checkpoints.save(2, {"tokens": 200})
     checkpoints.wait_until_saved()
-    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before  # it is there already
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before  # step 2 exists already
     checkpoints.save(3, {"tokens": 333})
     checkpoints.wait_until_saved()
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000003"]
     assert load_newest(engine, folder, ranks) == (3, {"tokens": 333})
 
 
-def test_an_older_one_stays_until_the_next_is_whole(folder, engine, ranks, monkeypatch):
+def test_an_older_checkpoint_stays_until_the_next_is_complete(folder, engine, ranks, monkeypatch):
     def failing(*arguments):
         raise OSError(28, "No space left on device", str(folder))
 
     checkpoints = Checkpoints(engine, folder, 1, ranks)
     checkpoints.load_newest()
     monkeypatch.setattr("dcr_ds.engine.checkpoint.checkpoints.seal", failing)
-    checkpoints.save(4, {})  # goes on: the thread fails
+    checkpoints.save(4, {})  # continues; the thread fails
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(5, {})
     assert load_newest(engine, folder, ranks)[0] == 3
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(folder, engine, ranks, monkeypatch):
+def test_full_disk_is_an_error_before_anything_is_written(folder, engine, ranks, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000))
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError, match="step-00000004.partial: needs .* GB and the disk has 1e-06 GB left"):
@@ -240,8 +242,8 @@ def test_frozen_weights_are_not_saved(tmp_path, engine, ranks):
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_a_checkpoint_that_lacks_the_shards_of_a_rank_is_never_finished(tmp_path, ranks, zero):
-    """Written to folders that are local to nodes: the save fails, and older checkpoints stay."""
+def test_checkpoint_without_the_shards_of_a_rank_is_never_finished(tmp_path, ranks, zero):
+    """With folders that are local to each node, the save fails and older checkpoints stay."""
     engine = make_engine(ranks, zero, seed=0)
     save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
     checkpoints = Checkpoints(engine, tmp_path, 1, ranks)
@@ -256,7 +258,7 @@ def test_a_checkpoint_that_lacks_the_shards_of_a_rank_is_never_finished(tmp_path
 
 
 def test_a_checkpoint_that_names_too_few_shards_is_incomplete(tmp_path, ranks, capsys):
-    """As versions before the check have sealed it."""
+    """As saved by versions without this check."""
     engine = make_engine(ranks, 3, seed=0)
     for step in (1, 2):
         save_checkpoint(engine, tmp_path, step, {}, keep=2, ranks=ranks)
@@ -280,8 +282,8 @@ def test_the_time_of_a_save_is_kept_for_the_next_attempt(tmp_path, ranks, monkey
     assert 0 < resumed.expected_seconds < 100
 
 
-def test_the_estimate_of_a_save_is_shared_by_the_nodes_that_write(tmp_path, ranks, monkeypatch):
-    """Under ZeRO every node writes its part, without it rank 0 writes alone."""
+def test_the_estimated_time_of_a_save_counts_the_nodes_that_write(tmp_path, ranks, monkeypatch):
+    """With ZeRO every node writes its part; without it only rank 0 writes."""
     engines = {zero: make_engine(ranks, zero, 0) for zero in (0, 2)}
     on_one_node = {zero: Checkpoints(engine, tmp_path, 1, ranks).expected_seconds for zero, engine in engines.items()}
     gathered = [True, False] * 4

@@ -1,4 +1,4 @@
-"""Every `auto` of a DeepSpeed configuration is filled in from the recipe, and nothing else is touched."""
+"""Every `auto` of a DeepSpeed configuration is resolved from the recipe, and nothing else is changed."""
 
 import copy
 
@@ -25,7 +25,7 @@ def test_all_stages_are_shipped():
 
 @pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("on_gpu", [True, False])
-def test_no_auto_is_left(name, on_gpu):
+def test_every_auto_is_resolved(name, on_gpu):
     config = read_config(Recipe(deepspeed=f"ds_configs/{name}"))
     assert "auto" in values_of(config)
     resolved = resolve_config(config, STAGE, 8, "bfloat16", on_gpu)
@@ -35,15 +35,15 @@ def test_no_auto_is_left(name, on_gpu):
 
 @pytest.mark.parametrize("world_size", [1, 8])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_the_recipe_decides_precision_and_clipping(world_size, dtype):
+def test_the_recipe_sets_precision_and_clipping(world_size, dtype):
     resolved = resolve_config({}, STAGE, world_size, dtype, on_gpu=True)
     assert resolved["bf16"]["enabled"] is (dtype == "bfloat16")
     assert resolved["gradient_clipping"] == 0.7
 
 
 @pytest.mark.parametrize("world_size", [1, 3, 8])
-def test_deepspeed_counts_no_micro_batches(world_size):
-    """The project ends a step itself, so DeepSpeed's product of batch sizes only has to add up."""
+def test_deepspeed_does_not_count_micro_batches(world_size):
+    """The project decides when a step ends, so that DeepSpeed's batch sizes only have to be consistent."""
     resolved = resolve_config({"train_micro_batch_size_per_gpu": "auto"}, STAGE, world_size, "float32", on_gpu=True)
     assert resolved["managed_gradient_accumulation"] is False
     product = resolved["train_micro_batch_size_per_gpu"] * resolved["gradient_accumulation_steps"] * world_size
@@ -51,12 +51,12 @@ def test_deepspeed_counts_no_micro_batches(world_size):
 
 
 @pytest.mark.parametrize("config", [{}, {"zero_optimization": {}}, {"zero_optimization": {"overlap_comm": False}}])
-def test_a_configuration_without_a_stage_is_zero_0(config):
+def test_a_configuration_without_a_stage_means_zero_0(config):
     assert resolve_config(config, STAGE, 1, "float32", on_gpu=False)["zero_optimization"]["stage"] == 0
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
-def test_memory_is_pinned_where_there_is_a_gpu_unless_said_otherwise(on_gpu):
+def test_memory_is_pinned_on_a_gpu_unless_configured_otherwise(on_gpu):
     zero = {
         "stage": 3,
         "offload_optimizer": {"device": "cpu", "pin_memory": "auto"},
@@ -67,7 +67,7 @@ def test_memory_is_pinned_where_there_is_a_gpu_unless_said_otherwise(on_gpu):
     assert resolved["offload_param"]["pin_memory"] is False
 
 
-def test_what_the_user_sets_stays():
+def test_values_set_by_the_user_are_kept():
     zero = {"stage": 2, "reduce_bucket_size": 12345}
     config = {
         "zero_optimization": zero,

@@ -1,4 +1,4 @@
-"""Leftover variables of a launcher: a message says what is wrong or waited for, and Ctrl-C works."""
+"""Leftover launcher variables: a message says what is wrong or what the process waits for, and Ctrl-C works."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ with distributed.joined():
 
 @pytest.fixture
 def launcher(monkeypatch):
-    """Set the launcher's variables to these alone."""
+    """Set these variables of the launcher and unset all others."""
 
     def set_variables(**variables: str) -> None:
         for name in (*LAUNCHER_VARIABLES, "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID"):
@@ -38,7 +38,7 @@ def launcher(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("variables", "wanted"),
+    ("variables", "expected"),
     [
         ({"WORLD_SIZE": "2", "RANK": "0"}, "wait for 1 more, and lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
@@ -46,13 +46,12 @@ def launcher(monkeypatch):
         ({"RANK": "2", "WORLD_SIZE": "2"}, "ranks go from 0 to WORLD_SIZE - 1"),
     ],
 )
-def test_incomplete_launcher_variables_are_refused_and_named(launcher, variables, wanted):
+def test_incomplete_launcher_variables_are_refused_and_named(launcher, variables, expected):
     launcher(**variables)
     with pytest.raises(UserError) as error:
         set_environment()
-    assert wanted in str(
-        error.value
-    ) and f"unset {' '.join(name for name in LAUNCHER_VARIABLES if name in variables)}" in (str(error.value))
+    assert expected in str(error.value)
+    assert f"unset {' '.join(name for name in LAUNCHER_VARIABLES if name in variables)}" in str(error.value)
 
 
 def test_empty_launcher_variables_mean_a_single_process(launcher):

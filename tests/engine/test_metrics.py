@@ -1,4 +1,4 @@
-"""One row a step, none twice and none lost on resume, and one console line whose order never changes."""
+"""One row per step, none repeated or lost on resume, and console lines in a fixed order."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import torch
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.metrics import MetricsLog, read_rows
+from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
 ONE = Ranks(0, 1, 0, torch.device("cpu"))
@@ -26,8 +27,8 @@ def row(step, **more):
     } | more
 
 
-def write(folder, steps, first_step=0, total=9, log_every=1, ranks=ONE, tensorboard=False, **more):
-    with MetricsLog("refine", StageFolder(folder), first_step, total, log_every, ranks, tensorboard) as log:
+def write(folder, steps, first_step=0, total=9, ranks=ONE, recipe=None, **more):
+    with MetricsLog("refine", StageFolder(folder), first_step, total, Recipe(**recipe or {}), ranks) as log:
         return [log.write(row(step, **more)) for step in steps]
 
 
@@ -35,44 +36,44 @@ def steps_in(folder):
     return [row["step"] for row in read_rows(folder / "metrics.jsonl")]
 
 
-def test_every_step_is_a_row(tmp_path):
-    written = write(tmp_path, [1, 2, 3], log_every=100)
+def test_every_step_has_a_row(tmp_path):
+    written = write(tmp_path, [1, 2, 3], recipe={"log_every": 100})
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert rows == written and steps_in(tmp_path) == [1, 2, 3]
-    for each in rows:
-        assert each["loss"] == 2.0 / each["step"] and each["samples"] == each["step"] * 8
-        assert each["seconds"] >= 0 and each["tokens_per_second"] > 0 and each["memory_bytes"] > 2**20
-        assert "step_tokens" not in each
+    for number, metrics in enumerate(rows, start=1):
+        assert metrics["loss"] == 2.0 / number and metrics["samples"] == number * 8
+        assert metrics["seconds"] >= 0 and metrics["tokens_per_second"] > 0 and metrics["memory_bytes"] > 2**20
+        assert "step_tokens" not in metrics
 
 
-def test_rows_are_on_the_disk_at_once(tmp_path):
-    with MetricsLog("refine", StageFolder(tmp_path), 0, 9, 1, ONE) as log:
+def test_rows_are_flushed_at_once(tmp_path):
+    with MetricsLog("refine", StageFolder(tmp_path), 0, 9, Recipe(), ONE) as log:
         for step in (1, 2):
             log.write(row(step))
             assert steps_in(tmp_path) == list(range(1, step + 1))
 
 
-def test_a_resume_drops_the_rows_after_its_step_and_no_other(tmp_path):
+def test_a_resume_drops_only_the_rows_after_its_step(tmp_path):
     before = write(tmp_path, [1, 2, 3, 4, 5])
     write(tmp_path, [4, 5, 6], first_step=3)
     assert steps_in(tmp_path) == [1, 2, 3, 4, 5, 6]
     assert read_rows(tmp_path / "metrics.jsonl")[:3] == before[:3]
 
 
-def test_a_resume_that_is_killed_before_its_first_step_loses_no_row(tmp_path):
+def test_a_resume_killed_before_its_first_step_loses_no_row(tmp_path):
     write(tmp_path, [1, 2, 3, 4])
-    with MetricsLog("refine", StageFolder(tmp_path), 3, 9, 1, ONE):
+    with MetricsLog("refine", StageFolder(tmp_path), 3, 9, Recipe(), ONE):
         assert steps_in(tmp_path) == [1, 2, 3]
 
 
-def test_a_fresh_start_keeps_no_row_of_the_run_before(tmp_path):
+def test_a_new_start_drops_all_rows(tmp_path):
     write(tmp_path, [1, 2])
     write(tmp_path, [1])
     assert steps_in(tmp_path) == [1]
 
 
 @pytest.mark.parametrize("cut", [1, 10, 60])
-def test_a_last_line_cut_off_is_left_out(tmp_path, cut):
+def test_an_incomplete_last_line_is_skipped(tmp_path, cut):
     write(tmp_path, [1, 2, 3])
     file = tmp_path / "metrics.jsonl"
     file.write_bytes(file.read_bytes()[:-cut])
@@ -81,11 +82,11 @@ def test_a_last_line_cut_off_is_left_out(tmp_path, cut):
     assert steps_in(tmp_path) == [1, 2, 3]
 
 
-def test_no_file_has_no_rows(tmp_path):
+def test_a_missing_file_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
 
 
-def test_the_console_line_has_one_order(tmp_path, capsys):
+def test_the_console_line_has_a_fixed_order(tmp_path, capsys):
     write(tmp_path, [1, 2], gap=0.25, auc=0.5, drift=0.125)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
@@ -97,13 +98,13 @@ def test_the_console_line_has_one_order(tmp_path, capsys):
     )
 
 
-def test_what_was_not_measured_is_not_in_the_line(tmp_path, capsys):
+def test_metrics_that_were_not_measured_are_not_in_the_line(tmp_path, capsys):
     write(tmp_path, [1], gap=None)
     assert re.search(r"left \d+:\d\d$", capsys.readouterr().out.strip())
 
 
-def test_lines_come_every_log_step_and_at_the_end(tmp_path, capsys):
-    write(tmp_path, range(1, 8), total=7, log_every=3)
+def test_lines_are_printed_every_log_step_and_at_the_end(tmp_path, capsys):
+    write(tmp_path, range(1, 8), total=7, recipe={"log_every": 3})
     assert re.findall(r"refine (\d)/7", capsys.readouterr().out) == ["3", "6", "7"]
 
 
@@ -122,7 +123,7 @@ def test_tensorboard_gets_every_number(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    written = write(tmp_path, [1, 2], tensorboard=True)
+    written = write(tmp_path, [1, 2], recipe={"tensorboard": True})
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {f"refine/{name}" for name in written[0]} == set(events.Tags()["scalars"])
     assert [event.value for event in events.Scalars("refine/loss")] == [2.0, 1.0]

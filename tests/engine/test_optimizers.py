@@ -1,4 +1,4 @@
-"""bitsandbytes' optimizers: near torch's AdamW, resumed bit for bit under ZeRO, refused where they cannot run."""
+"""bitsandbytes' optimizers: close to torch's AdamW, resumed bit for bit under ZeRO, an error where they cannot run."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, check_o
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
 
-WIDTH = 96  # 9,216 numbers a matrix: more than the 4,096 under which bitsandbytes keeps 32 bits
+WIDTH = 96  # 9,216 values per matrix; below 4,096 bitsandbytes keeps 32 bits
 
 
 def make_engine(ranks, zero, optimizer, dtype="float32"):
@@ -29,19 +29,19 @@ def train(engine, steps):
 
 
 @pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
-def test_it_steps_as_adamw_does(optimizer):
+def test_steps_are_close_to_those_of_adamw(optimizer):
     weights = {}
     for name in ("adamw", optimizer):
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.zeros(WIDTH, WIDTH))
-        stepper = build_optimizer([weight], StageSection(optimizer=name, learning_rate=1e-3, weight_decay=0.1), False)
+        instance = build_optimizer([weight], StageSection(optimizer=name, learning_rate=1e-3, weight_decay=0.1), False)
         for _ in range(4):
             weight.grad = torch.randn_like(weight)
-            stepper.step()
+            instance.step()
         weights[name] = weight.detach()
     difference = (weights[optimizer] - weights["adamw"]).norm() / weights["adamw"].norm()
     assert difference < (1e-5 if optimizer == "paged_adamw32bit" else 0.1)
-    eight_bits = any(state.dtype == torch.uint8 for state in stepper.state[weight].values() if torch.is_tensor(state))
+    eight_bits = any(state.dtype == torch.uint8 for state in instance.state[weight].values() if torch.is_tensor(state))
     assert eight_bits is ("8bit" in optimizer)
 
 
@@ -55,13 +55,13 @@ def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks
     resumed = make_engine(ranks, zero, optimizer)
     assert load_newest(resumed, tmp_path, ranks) == (3, {})
     train(resumed, range(3, 6))
-    expected, got = trained_weights(engine, ranks), trained_weights(resumed, ranks)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    expected, resumed_weights = trained_weights(engine, ranks), trained_weights(resumed, ranks)
+    assert all(torch.equal(resumed_weights[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
-def test_their_state_is_refused_by_other_ranks_before_anything_is_loaded(tmp_path, ranks, optimizer):
-    """DeepSpeed's converter knows AdamW's own moments only. ZeRO 1 stands for another number of ranks."""
+def test_states_of_bitsandbytes_are_not_converted_for_other_ranks(tmp_path, ranks, optimizer):
+    """DeepSpeed's converter supports only AdamW's moments. ZeRO 1 stands for another number of ranks."""
     engine = make_engine(ranks, 2, optimizer)
     train(engine, range(1))
     save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
@@ -71,7 +71,7 @@ def test_their_state_is_refused_by_other_ranks_before_anything_is_loaded(tmp_pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_a_device_it_cannot_run_on_is_named():
+def test_unsupported_device_is_named():
     stage = StageSection(optimizer="adamw8bit")
     with pytest.raises(UserError, match=r"align.optimizer: adamw8bit .* cannot run on cuda .*dcr-ds\[qlora\].*adamw"):
         check_optimizer(stage, "align.optimizer", torch.device("cuda"))

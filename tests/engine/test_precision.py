@@ -1,4 +1,4 @@
-"""bf16 training keeps fp32 masters: a step too small for bf16 to show is not lost, under every ZeRO stage."""
+"""bf16 training keeps fp32 master weights under every ZeRO stage, so that steps too small for bf16 are not lost."""
 
 import pytest
 import torch
@@ -7,19 +7,19 @@ from deepspeed.utils import safe_get_full_fp32_param
 from dcr_ds.engine.build import build_engine, stage_config, trained_weights
 from dcr_ds.recipe import StageSection
 
-STEPS, RATE = 60, 1e-5  # AdamW moves a weight by the learning rate a step where the gradient keeps its sign
+STEPS, RATE = 60, 1e-5  # AdamW moves a weight by the learning rate per step while its gradient keeps its sign
 BEFORE = torch.tensor(0.1).bfloat16().item()
 
 
 def master_weights(engine, zero):
-    if zero == 0:  # kept by an optimizer that safe_get_full_fp32_param does not know
+    if zero == 0:  # of an optimizer that safe_get_full_fp32_param does not support
         return engine.optimizer.fp32_groups[0][0]
     return safe_get_full_fp32_param(next(engine.module.parameters()))
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_steps_too_small_for_bfloat16_add_up(ranks, zero):
-    assert torch.tensor(BEFORE - RATE).bfloat16().item() == BEFORE  # one step alone rounds to nothing
+def test_steps_too_small_for_bfloat16_accumulate(ranks, zero):
+    assert torch.tensor(BEFORE - RATE).bfloat16().item() == BEFORE  # a single step is lost to rounding
     stage = StageSection(learning_rate=RATE)
     config = stage_config({"zero_optimization": {"stage": zero}}, stage, "bfloat16", ranks)
     model = torch.nn.Linear(4, 3, bias=False, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""The profile of a run: a trace and a table on a switch, and nothing without it."""
+"""profile_steps writes a trace and a table of the steps."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from tiny import make_model, one_thread_environment
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_trace_and_a_table_of_the_steps(tmp_path):
+def test_profile_has_a_trace_and_a_table(tmp_path):
     model = make_model(tmp_path / "model", layers=2, tied=False)
     values = {
         "model.source": model,

@@ -1,4 +1,4 @@
-"""A checkpoint of a run with 4-bit weights holds what trains, and the run goes on from it bit for bit."""
+"""A checkpoint of a run with 4-bit weights contains only trained weights, and resumes bit for bit."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def train(engine, steps):
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-def test_a_quantised_run_goes_on_bit_for_bit(tmp_path, ranks, zero):
+def test_a_quantised_run_resumes_bit_for_bit(tmp_path, ranks, zero):
     source = make_model(tmp_path / "model", hidden_size=128, intermediate_size=256, head_dim=32)
     engine = make_engine(source, zero, ranks)
     train(engine, 2)
@@ -41,10 +41,10 @@ def test_a_quantised_run_goes_on_bit_for_bit(tmp_path, ranks, zero):
     resumed = make_engine(source, zero, ranks)
     assert Checkpoints(resumed, tmp_path / "checkpoints", 1, ranks).load_newest() == (2, {})
     train(resumed, 2)
-    expected, got = trained_weights(engine, ranks), trained_weights(resumed, ranks)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    expected, resumed_weights = trained_weights(engine, ranks), trained_weights(resumed, ranks)
+    assert all(torch.equal(resumed_weights[name], expected[name]) for name in expected)
     assert any(weight.abs().max() > 0 for name, weight in expected.items() if "lora_B" in name)
 
     trained = sum(weight.numel() for weight in expected.values())
     size = sum(file.stat().st_size for file in (tmp_path / "checkpoints").rglob("*.pt"))
-    assert size < 16 * trained  # weights, masters and moments; the frozen trunk would be as much again
+    assert size < 16 * trained  # weights, master weights and moments; the frozen trunk would double it

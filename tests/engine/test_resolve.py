@@ -21,7 +21,7 @@ def resolved(machine, **fields):
     )
 
 
-def test_no_auto_is_left_and_each_has_a_reason():
+def test_every_auto_is_resolved_with_a_reason():
     for machine in (CPU, GPU):
         recipe, reasons = resolved(machine)
         model, stages = recipe.model, (recipe.refine, recipe.align)
@@ -41,7 +41,7 @@ def test_cpu_uses_neither_bfloat16_nor_gpu_kernels():
     assert (model.dtype, model.attention, model.kernels) == ("float32", "sdpa", "none")
 
 
-def test_micro_batch_is_at_most_the_samples_of_a_rank_and_shrinks_with_the_memory():
+def test_micro_batch_is_limited_by_samples_per_rank_and_by_memory():
     wide = {"align__global_batch": "4096", "align__max_length": "128"}
     large, small = (
         resolved(Machine(True, gib << 30, ranks=8, bf16=True), **wide)[0].align.micro_batch for gib in (80, 20)

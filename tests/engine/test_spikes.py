@@ -1,4 +1,4 @@
-"""A spike is far above the last losses, however they are scaled; noise, a trend and a start are none."""
+"""Spikes are detected at any scale of the losses; noise, trends and the first steps are not spikes."""
 
 import random
 
@@ -15,18 +15,18 @@ def spikes(losses, state=None):
 
 
 def noisy(seed, count=400, level=2.0, spread=0.1):
-    chance = random.Random(seed)
-    return [level * (1 + spread * chance.gauss(0, 1)) for _ in range(count)]
+    generator = random.Random(seed)
+    return [level * (1 + spread * generator.gauss(0, 1)) for _ in range(count)]
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("spread", [0.0, 0.01, 0.1, 0.5])
-def test_noise_is_no_spike(seed, spread):
+def test_noise_is_not_a_spike(seed, spread):
     assert spikes(noisy(seed, spread=spread)) == []
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_a_jump_is_one_at_any_scale(scale):
+def test_a_jump_is_a_spike_at_any_scale(scale):
     losses = noisy(0)
     losses[100] = 6.0
     assert spikes([scale * loss for loss in losses]) == [100]
@@ -39,23 +39,23 @@ def test_a_spike_does_not_hide_the_next():
     assert spikes(losses) == list(range(100, 140))
 
 
-def test_falling_and_rising_losses_are_none():
+def test_falling_and_rising_losses_are_not_spikes():
     assert spikes([10 * 0.97**step for step in range(300)]) == []
     assert spikes([0.1 + 0.01 * step for step in range(300)]) == []
 
 
-def test_losses_that_have_all_but_vanished_may_dance_about():
+def test_fluctuations_of_almost_zero_losses_are_not_spikes():
     losses = [3.0, *[1e-4 if step % 7 else 0.5 for step in range(200)]]
     assert spikes(losses) == []
 
 
-def test_the_first_steps_are_not_judged():
+def test_the_first_steps_are_not_checked():
     losses = noisy(2, count=NUM_NEEDED)
     losses[5] = 1e6
     assert spikes(losses) == []
 
 
-def test_a_resumed_stage_judges_as_an_undisturbed_one():
+def test_a_resumed_stage_detects_the_same_spikes():
     losses = noisy(3)
     losses[200] = 7.0
     state = {"loss_first": losses[0]}

@@ -1,4 +1,4 @@
-"""A stop signal is a flag until the step is done; a second one ends the process as if nobody had listened."""
+"""A stop signal sets a flag until the step is done; a second Ctrl-C ends the process as without a handler."""
 
 import os
 import signal
@@ -32,16 +32,16 @@ with stop.StopFlag(Ranks(0, 1, 0, torch.device("cpu"))) as stop:
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Handlers of the test's own, so that a signal that gets through fails the test and not the session."""
-    heard = []
-    before = {number: signal.signal(number, lambda number, frame: heard.append(number)) for number in SIGNALS}
-    yield heard
+    """Replace the handlers, so that a signal that is not caught fails the test and does not end pytest."""
+    received = []
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in SIGNALS}
+    yield received
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_sets_the_flag_and_no_more(number, handlers):
+def test_a_signal_only_sets_the_flag(number, handlers):
     with StopFlag(ONE) as stop:
         assert not stop.agreed()
         os.kill(os.getpid(), number)
@@ -49,7 +49,7 @@ def test_a_signal_sets_the_flag_and_no_more(number, handlers):
     assert handlers == []
 
 
-def test_the_second_ctrl_c_is_for_whom_it_was_before(handlers, monkeypatch):
+def test_the_second_ctrl_c_goes_to_the_previous_handler(handlers, monkeypatch):
     monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
     with StopFlag(ONE):
         os.kill(os.getpid(), signal.SIGINT)
@@ -58,8 +58,8 @@ def test_the_second_ctrl_c_is_for_whom_it_was_before(handlers, monkeypatch):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_what_a_launcher_repeats_ends_nothing(number, handlers):
-    """torchrun passes on the terminal's SIGINT, the deepspeed launcher sends SIGTERM twice."""
+def test_repeated_signals_of_a_launcher_do_not_end_the_process(number, handlers):
+    """torchrun forwards the terminal's SIGINT, and the deepspeed launcher sends SIGTERM twice."""
     with StopFlag(ONE) as stop:
         for _ in range(3):
             os.kill(os.getpid(), number)
@@ -67,7 +67,7 @@ def test_what_a_launcher_repeats_ends_nothing(number, handlers):
     assert handlers == []
 
 
-def test_handlers_are_put_back(handlers):
+def test_handlers_are_restored(handlers):
     before = [signal.getsignal(number) for number in SIGNALS]
     with StopFlag(ONE):
         assert all(signal.getsignal(number) not in before for number in SIGNALS)
@@ -94,20 +94,20 @@ def test_a_second_ctrl_c_ends_the_process():
 @pytest.mark.parametrize(
     ("left", "needed", "stops"), [(100, 0, False), (100, 90, False), (100, 101, True), (-1, 0, True)]
 )
-def test_a_deadline_stops_while_there_is_time_to_save(monkeypatch, left, needed, stops):
+def test_a_deadline_stops_early_enough_to_save(monkeypatch, left, needed, stops):
     monkeypatch.setenv("DCR_DS_DEADLINE", str(time.time() + left))
     assert StopFlag(ONE).agreed(needed) is stops
 
 
 @pytest.mark.parametrize("text", ["", None])
-def test_without_a_deadline_nothing_is_late(monkeypatch, text):
+def test_no_deadline_never_stops(monkeypatch, text):
     monkeypatch.delenv("DCR_DS_DEADLINE", raising=False)
     if text is not None:
         monkeypatch.setenv("DCR_DS_DEADLINE", text)
     assert not StopFlag(ONE).agreed(1e12)
 
 
-def test_a_deadline_that_is_no_time_is_refused(monkeypatch):
+def test_a_deadline_that_is_not_a_number_is_an_error(monkeypatch):
     monkeypatch.setenv("DCR_DS_DEADLINE", "12:30")
     with pytest.raises(UserError, match="DCR_DS_DEADLINE=12:30: must be unix seconds"):
         StopFlag(ONE)
@@ -121,7 +121,7 @@ def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
     assert handlers == []
 
 
-def test_within_the_steps_the_flag_comes_first(handlers, monkeypatch):
+def test_within_the_steps_the_first_signal_only_sets_the_flag(handlers, monkeypatch):
     monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
     with raise_on_stop_signal(), StopFlag(ONE) as stop:
         os.kill(os.getpid(), signal.SIGINT)

@@ -23,11 +23,11 @@ with watchdog.Watchdog(hang_minutes) as dog:
     torch.distributed.init_process_group("gloo")
     dog.join(Ranks(rank, world_size, rank, torch.device("cpu")))
     heartbeat(f"align step {7 + rank}, 28 samples")
-    time.sleep(3 * watchdog.POLL_SECONDS)  # until the others have heard of it
+    time.sleep(3 * watchdog.POLL_SECONDS)  # until the others have received it
     print("ready", flush=True)
     if mode == "rank 1 fails" and rank == 1:
         raise MemoryError("nothing left")
-    if mode == "rank 0 makes progress" and rank == 0:  # the others wait for it, longer than a hang may last
+    if mode == "rank 0 makes progress" and rank == 0:  # the others wait longer than hang_minutes
         for number in range(20):
             time.sleep(1)
             heartbeat(f"judge {number}")
