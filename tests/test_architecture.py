@@ -61,7 +61,7 @@ ROOMS = sorted({room_of(module_of(file)) for file in FILES} - {"dcr_ds"})
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_downwards(room):
+def test_imports_point_downwards(room):
     for file in FILES:
         if room_of(module_of(file)) == room:
             ours = (name for name in imports(file) if name.split(".")[0] in ("dcr_ds", "dcr_kernels"))
@@ -70,24 +70,24 @@ def test_imports_run_downwards(room):
             assert not upwards, f"{module_of(file)} imports {upwards}"
 
 
-def test_kernels_know_nothing_of_the_house():
+def test_kernels_do_not_import_dcr_ds():
     for file in (ROOT / "kernels").rglob("*.py"):
         assert not [name for name in imports(file) if name.startswith("dcr_ds")], file
 
 
-def test_kernels_folder_is_no_package():
+def test_kernels_folder_is_not_a_package():
     """A package named `kernels` at the root breaks `import transformers` where Hugging Face's is installed."""
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_reports_are_made_of_files_alone():
+def test_reports_import_only_what_reads_files():
     for file in (ROOT / "dcr_ds" / "report").rglob("*.py"):
         rooms = {room_of(name) for name in imports(file) if name.startswith("dcr_ds")}
         below = {"errors", "files", "recipe", "reasoning", "statistics", "discernment", "label_agreement"}
         assert rooms <= {"report", *below}, file
 
 
-def test_reports_are_composed_in_order():
+def test_report_modules_import_in_one_direction():
     """numbers know nothing of render, render nothing of sections, and sections nothing of the whole report."""
     order = ["numbers", "render", "sections", "compose", "card", "write"]
     for file in (ROOT / "dcr_ds" / "report").rglob("*.py"):
@@ -127,7 +127,7 @@ def test_data_is_read_without_torch(room):
         "engine/config.py",
     ],
 )
-def test_what_runs_before_torch_does_not_import_it(module):
+def test_modules_that_run_before_torch_do_not_import_it(module):
     at_import = {name.split(".")[0] for name in imports(ROOT / "dcr_ds" / module, only_at_import=True)}
     assert not at_import & set(HEAVY)
 

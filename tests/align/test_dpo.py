@@ -99,7 +99,7 @@ def test_both_conversations_of_a_pair_share_the_prompt(pairs):
         assert answers == [f"{row.chosen}<|im_end|>", f"{row.rejected}<|im_end|>"]
 
 
-def test_pairs_with_a_conversation_that_is_too_long_are_left_out_and_counted(pairs):
+def test_pairs_with_a_too_long_conversation_are_dropped_and_counted(pairs):
     longest = max(max(len(answer.ids) for answer in pair.both) for pair in pairs.samples)
     got = encode_pairs(preferences(), longest - 1, make_tokenizer())
     assert got.ids == ["a", "c"]
@@ -127,7 +127,7 @@ def test_the_reference_is_reused_while_model_and_data_are_the_same(likelihood, p
     assert not torch.equal(reference_of(likelihood, pairs, source, tmp_path, dtype="bfloat16"), first)
 
 
-def test_a_damaged_file_is_computed_again(likelihood, pairs, source, tmp_path):
+def test_a_damaged_reference_file_is_computed_again(likelihood, pairs, source, tmp_path):
     first = reference_of(likelihood, pairs, source, tmp_path)
     (StageFolder(tmp_path).reference).write_bytes((StageFolder(tmp_path).reference).read_bytes()[:40])
     assert torch.equal(reference_of(likelihood, pairs, source, tmp_path), first)

@@ -41,7 +41,7 @@ def mix_of(num_general, num_refusals, safe_ratio="auto", seed=0, long=(0, 0), ma
 
 
 @pytest.mark.parametrize("loss_on", ["answers", "all"])
-def test_the_loss_is_on_the_answers_or_on_everything_but_the_first_token(loss_on):
+def test_the_loss_covers_answers_or_all_tokens_but_the_first(loss_on):
     data = RunData(general=talks("g", 2), refusals=talks("r", 1))
     mix = encode_mix(AlignSection(loss_on=loss_on, max_length=200), data, TOKENIZER, 0)
     sample = mix.samples[0]
@@ -54,7 +54,7 @@ def counts(mix):
     return len(mix.samples) - mix.num_refusals, mix.num_refusals
 
 
-def test_auto_is_every_row_of_both():
+def test_auto_uses_every_row_of_both_sets():
     mix = mix_of(7, 3)
     assert mix.ids == [f"g{i}" for i in range(7)] + ["r0", "r1", "r2"]
     assert counts(mix) == (7, 3)
@@ -73,13 +73,13 @@ def test_auto_is_every_row_of_both():
         (3, 50, 0.99, (1, 50)),
     ],
 )
-def test_the_larger_set_is_drawn_down(general, refusals, ratio, expected):
+def test_the_larger_set_is_sampled_to_the_ratio(general, refusals, ratio, expected):
     assert counts(mix_of(general, refusals, ratio)) == expected
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0.02, 0.98))
-def test_the_ratio_is_kept_as_near_as_rows_allow(general, refusals, ratio):
+def test_the_ratio_is_as_close_as_the_rows_allow(general, refusals, ratio):
     kept_general, kept_refusals = counts(mix_of(general, refusals, ratio))
     assert 1 <= kept_general <= general and 1 <= kept_refusals <= refusals
     # half a row of rounding, on either side
@@ -88,24 +88,24 @@ def test_the_ratio_is_kept_as_near_as_rows_allow(general, refusals, ratio):
     assert abs(kept_refusals - wanted) <= slack or min(kept_general, kept_refusals) == 1
 
 
-def test_samples_and_ids_are_in_one_order():
+def test_samples_and_ids_are_in_the_same_order():
     mix = mix_of(30, 30, 0.3)
     data = {row.id: row for row in talks("g", 30).rows + talks("r", 30).rows}
     assert mix.samples == [encode_conversation(TOKENIZER, data[row_id].messages) for row_id in mix.ids]
     assert [row_id[0] for row_id in mix.ids] == ["g"] * counts(mix)[0] + ["r"] * counts(mix)[1]
 
 
-def test_no_row_is_drawn_twice():
+def test_no_row_is_sampled_twice():
     ids = mix_of(40, 40, 0.25).ids
     assert len(set(ids)) == len(ids)
 
 
-def test_the_draw_depends_on_the_seed_alone():
+def test_sampling_depends_only_on_the_seed():
     assert mix_of(40, 40, 0.25, seed=5).ids == mix_of(40, 40, 0.25, seed=5).ids
     assert mix_of(40, 40, 0.25, seed=5).ids != mix_of(40, 40, 0.25, seed=6).ids
 
 
-def test_what_is_too_long_is_left_out_whole_and_counted():
+def test_conversations_that_are_too_long_are_dropped_and_counted():
     mix = mix_of(6, 4, long=(2, 1))
     assert mix.ids == ["g2", "g3", "g4", "g5", "r1", "r2", "r3"]
     assert max(len(sample.ids) for sample in mix.samples) <= 200
@@ -115,7 +115,7 @@ def test_what_is_too_long_is_left_out_whole_and_counted():
     ]
 
 
-def test_the_ratio_counts_what_is_left():
+def test_the_ratio_is_that_of_the_remaining_rows():
     assert counts(mix_of(20, 20, 0.5, long=(15, 0))) == (5, 5)
 
 
@@ -125,7 +125,7 @@ def test_an_empty_set_is_a_user_error(long, name):
         mix_of(5, 5, long=long)
 
 
-def test_a_conversation_of_just_the_limit_stays():
+def test_a_conversation_of_exactly_the_limit_is_kept():
     length = len(mix_of(1, 1).samples[0].ids)
     assert counts(mix_of(1, 1, max_length=length)) == (1, 1)
     with pytest.raises(UserError):

@@ -58,7 +58,7 @@ def test_the_loss_equals_a_plain_loop(plain, model, samples, packed):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_with_the_loss_on_all_every_token_but_the_first_counts(plain, model, samples, packed):
+def test_loss_on_all_supervises_every_token_but_the_first(plain, model, samples, packed):
     whole = [replace(sample, prompt_tokens=1) for sample in samples]
     expected = sum(by_hand(plain, sample) for sample in whole)
     assert loss_of(model, whole, packed=packed).item() == pytest.approx(expected, rel=1e-5)
@@ -73,12 +73,12 @@ def test_only_the_last_answer_of_a_conversation_is_supervised(samples):
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("alive", [[True, False, True, False], [False, True, False, False]])
-def test_rows_that_are_not_alive_have_no_weight(plain, model, samples, alive, packed):
+def test_padding_rows_have_no_weight(plain, model, samples, alive, packed):
     expected = sum(by_hand(plain, sample) for sample, is_alive in zip(samples, alive, strict=True) if is_alive)
     assert loss_of(model, samples, alive, packed).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_batch_without_live_rows_has_zero_loss_and_gradient(model, samples):
+def test_a_batch_of_padding_rows_has_zero_loss_and_gradient(model, samples):
     loss = loss_of(model, samples[:2], [False, False])
     loss.backward()
     assert loss.item() == 0.0

@@ -74,7 +74,7 @@ def test_config_in_the_recipe_itself(refused):
     assert message.startswith("deepspeed: train_batch_size is set")
 
 
-def test_field_that_deepspeed_refuses(failing, tmp_path):
+def test_field_that_deepspeed_rejects(failing, tmp_path):
     """DeepSpeed checks its own fields when the engine is built; its error becomes a message, too."""
     message = failing("--deepspeed", "{zero_optimization: {stage: 2, reduce_bucket_size: many}}", "--output", tmp_path)
     assert message.startswith("deepspeed: ") and "reduce_bucket_size" in message

@@ -15,21 +15,21 @@ def test_output_under_a_file(failing, tmp_path):
     assert (tmp_path / "file").read_text() == ""
 
 
-def test_a_file_where_the_run_folder_goes(failing, tmp_path):
+def test_a_file_at_the_path_of_the_run_folder(failing, tmp_path):
     (tmp_path / "run").write_text("")
     message = failing("--output", tmp_path)
     assert message.startswith(f"{tmp_path}/run: the run folder cannot be created") and "--output" in message
 
 
 @pytest.mark.parametrize("redo", [[], ["--redo", "align"]], ids=["", "redo align"])
-def test_folder_with_another_recipes_run(refused, finished_run, redo):
+def test_run_folder_of_another_recipe(refused, finished_run, redo):
     """An error before anything is removed: with only stage 2 repeated, stage 1 would be of another recipe."""
     message = refused("--refine.margin", "0.4", *redo)
     assert message.startswith(f"{finished_run}: holds another recipe's run:\n  refine.margin: 0.25 there, 0.4 now")
     assert "--name" in message and "--redo refine" in message
 
 
-def test_another_recipe_with_what_differs_done_again(recipe, finished_run, tmp_path):
+def test_another_recipe_with_redo_of_the_stages_that_differ(recipe, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     command = ["train", recipe, "--output", str(tmp_path), "--align.weight_decay", "0.1", "--redo", "align"]
     assert main(command) == 0
@@ -38,7 +38,7 @@ def test_another_recipe_with_what_differs_done_again(recipe, finished_run, tmp_p
     assert "weight_decay: 0.1" in (tmp_path / "run/recipe.yaml").read_text()
 
 
-def test_folder_with_a_recipe_that_cannot_be_read(failing, finished_run, tmp_path):
+def test_run_folder_with_an_unreadable_recipe(failing, finished_run, tmp_path):
     shutil.copytree(finished_run, tmp_path / "run")
     (tmp_path / "run/recipe.yaml").write_text("refine: [")
     before = snapshot(tmp_path)
@@ -47,7 +47,7 @@ def test_folder_with_a_recipe_that_cannot_be_read(failing, finished_run, tmp_pat
     assert snapshot(tmp_path) == before
 
 
-def test_run_that_failed_before_its_first_checkpoint_may_be_changed(failing, recipe, tmp_path):
+def test_run_that_failed_before_its_first_checkpoint_accepts_another_recipe(failing, recipe, tmp_path):
     """Errors are often fixed with another value, so the folder of the failed run must accept a changed recipe."""
     options = ["--output", str(tmp_path), "--stages", "[align]"]
     assert "align.max_length = 3 tokens" in failing(*options, "--align.max_length", "3")
@@ -55,7 +55,7 @@ def test_run_that_failed_before_its_first_checkpoint_may_be_changed(failing, rec
     assert "seed: 5" in (tmp_path / "run/recipe.yaml").read_text()
 
 
-def test_stage_1_after_stage_2_was_done_without_it(failing, finished_run, tmp_path):
+def test_refine_after_align_finished_without_it(failing, finished_run, tmp_path):
     """Otherwise the report would present a model that was aligned from the base as refined and aligned."""
     shutil.copytree(finished_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/refine")
@@ -102,7 +102,7 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
         (["{run}", "--out", "{here}"], ["{here}", "cannot be written"]),
     ],
 )
-def test_report_that_cannot_be_made(finished_run, tmp_path, capsys, arguments, wanted):
+def test_report_that_cannot_be_written(finished_run, tmp_path, capsys, arguments, wanted):
     (tmp_path / "file").write_text("")
     before = snapshot(finished_run)
     places = {"run": finished_run, "here": tmp_path}

@@ -24,7 +24,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_combination_that_cannot_work(refused, case):
+def test_unsupported_combination(refused, case):
     options, wanted = CASES[case]
     assert wanted in refused(*options)
 
@@ -35,7 +35,7 @@ def test_targets_that_match_no_module(failing, tmp_path, stage):
     assert message.startswith(f"{stage}.lora.targets: ") and "no_such_proj" in message
 
 
-def test_the_adapter_of_a_stage_that_does_not_run_does_not_matter(failing, tmp_path):
+def test_the_adapter_of_a_stage_that_does_not_run_is_not_checked(failing, tmp_path):
     """Alignment alone, in 4 bits, passes the check of stage 1's adapter; this model is then too narrow for a CPU."""
     message = failing("--output", tmp_path, *QUANTISED, "--align.adapter", "lora", "--stages", "[align]")
     assert message.startswith("model.quantize: nf4 on a CPU needs layer widths that are a multiple of 64")

@@ -33,14 +33,14 @@ def test_the_control_is_the_run_without_refine(recipe, run):
     assert weights(run.stage("control").model) == weights(stl.stage("align").model)
 
 
-def test_it_is_evaluated_and_reported_next_to_the_result(run):
+def test_the_control_is_evaluated_and_reported_next_to_the_result(run):
     assert run.model("control").benchmark("asked").scores.is_file()
     report = run.report.read_text()
     assert "| STL" in report.replace("  ", " ") or " STL " in report
     assert " DCR " in report
 
 
-def test_the_control_is_not_trained_again_with_refine_but_with_align(recipe, run):
+def test_redo_of_align_repeats_the_control_and_redo_of_refine_does_not(recipe, run):
     summary = run.stage("control").summary
 
     def times() -> list[int]:

@@ -77,7 +77,7 @@ def test_help_of_an_unknown_section(capsys):
 
 
 @pytest.mark.parametrize("command", [["train.py"], ["-m", "dcr_ds", "plan"]])
-def test_help_whose_reader_is_gone(command):
+def test_help_into_a_closed_pipe(command):
     """`head` closes the pipe early; that is not an error."""
     process = subprocess.Popen(
         [sys.executable, *command, "--help"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -31,7 +31,7 @@ def with_weight(model, tmp_path):
 
 @pytest.mark.parametrize("stage", ["refine", "align"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_model_that_is_not_finite(failing, with_weight, tmp_path, stage, value):
+def test_model_with_weights_that_are_not_finite(failing, with_weight, tmp_path, stage, value):
     folder = with_weight("model.layers.0.mlp.down_proj.weight", value)
     message = failing("--model.source", folder, "--stages", f"[{stage}]", "--output", tmp_path, code=1)
     assert message.startswith(f"{stage}: the loss is nan at step 1; no weight was changed by it"), message

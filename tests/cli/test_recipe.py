@@ -52,17 +52,17 @@ def test_command_line_wins_over_the_file_and_the_last_over_the_first(written):
     assert (recipe.refine.layer, recipe.refine.margin) == (5, 0.2)
 
 
-def test_plain_data_source_keeps_the_other_fields_of_the_file(written):
+def test_data_source_override_keeps_the_other_fields_of_the_file(written):
     path = written("data: {toxic: {source: a.csv, rows: 3}}\n")
     assert load_recipe(path, [("data.toxic", "b.csv")]).data.toxic == DataSource(source="b.csv", rows=3)
 
 
-def test_field_of_a_data_set_keeps_the_plain_source_of_the_file(written):
+def test_data_set_field_override_keeps_the_source_of_the_file(written):
     path = written("data: {toxic: a.csv}\n")
     assert load_recipe(path, [("data.toxic.rows", "3")]).data.toxic == DataSource(source="a.csv", rows=3)
 
 
-def test_empty_recipe_is_the_defaults(written):
+def test_empty_recipe_has_the_defaults(written):
     assert load_recipe(written("# nothing\n")) == load_recipe(None) == Recipe()
 
 
@@ -73,7 +73,7 @@ def test_recipe_that_extends_another(written, tmp_path):
 
 
 @pytest.mark.parametrize("path", [None, *RECIPES], ids=lambda path: path.name if path else "defaults")
-def test_saved_recipe_loads_equal(written, path):
+def test_saved_recipe_loads_unchanged(written, path):
     recipe = load_recipe(path and str(path), [("data.toxic", "höhle.csv"), ("data.toxic.where.label", "yes")])
     assert load_recipe(written(dump_recipe(recipe))) == recipe
 
@@ -85,7 +85,7 @@ def test_shipped_recipe(path):
     assert path.read_text().startswith("#"), "a recipe opens with what it is for and its launch command"
 
 
-def test_shipped_recipes_write_into_folders_of_their_own():
+def test_shipped_recipes_write_into_different_folders():
     names = [load_recipe(str(path)).name for path in RECIPES]
     assert len(names) == len(set(names)) > 1
 
@@ -109,7 +109,7 @@ def leaves(model: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def test_field_rows_are_every_field_with_its_description():
+def test_field_rows_list_every_field_with_its_description():
     rows = field_rows()
     assert [row.name for row in rows] == leaves(Recipe)
     for row in rows:
@@ -130,7 +130,7 @@ def test_schema_is_json_with_every_field(capsys):
     assert all("description" in field for field in schema["$defs"]["RefineSection"]["properties"].values())
 
 
-def test_schema_lets_an_editor_accept_a_plain_data_source():
+def test_schema_accepts_a_data_source_as_a_string():
     sections = json_schema()["$defs"]
     for section, name in (("DataSection", "toxic"), ("EvaluateSection", "general"), ("OwnBenchmark", "prompts")):
         kinds = sections[section]["properties"][name]["anyOf"]

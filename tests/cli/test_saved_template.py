@@ -38,7 +38,7 @@ def test_another_template_replaces_the_old_one(source, tmp_path):
     assert sorted(stops(trained)) == [0, 2]  # <|pad|> and EOS
 
 
-def test_nothing_changes_without_another_template(source, tmp_path):
+def test_the_template_is_unchanged_by_default(source, tmp_path):
     trained = shutil.copytree(source, tmp_path / "trained")
     keep_tokenizer(source, None, trained)
     assert {file.name: file.read_bytes() for file in trained.iterdir()} == {

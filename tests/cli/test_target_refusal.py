@@ -47,7 +47,7 @@ def measured(recipe) -> str:
     return "curve"
 
 
-def test_every_measured_step_has_the_figures_of_each_category(recipe, measured):
+def test_every_measured_step_has_metrics_per_category(recipe, measured):
     table = rows(recipe, measured)
     assert [row["step"] for row in table if "log_odds_toxic" in row] == list(range(2, 41, 2))
     start, final = summary(recipe, measured)["start"], summary(recipe, measured)["final"]
@@ -57,12 +57,12 @@ def test_every_measured_step_has_the_figures_of_each_category(recipe, measured):
     assert "40 epochs done" in summary(recipe, measured)["stopped_because"]
 
 
-def test_measuring_changes_no_weight(recipe, measured):
+def test_measuring_does_not_change_the_weights(recipe, measured):
     assert main(["train", *arguments(recipe, "plain", **{"align__measure_every": 0})]) == 0
     assert [row["loss"] for row in rows(recipe, "plain")] == [row["loss"] for row in rows(recipe, measured)]
 
 
-def test_alignment_stops_at_the_wanted_refusal(recipe, measured, capsys):
+def test_alignment_stops_at_the_target_refusal(recipe, measured, capsys):
     reached = next(row["step"] for row in rows(recipe, measured) if row.get("refused_toxic") == 1)
     assert reached < 40
     assert main(["train", *arguments(recipe, "target", **{"align__target_refusal": 1})]) == 0
@@ -70,7 +70,7 @@ def test_alignment_stops_at_the_wanted_refusal(recipe, measured, capsys):
     assert summary(recipe, "target")["stopped_because"].startswith("100% of the held-out toxic prompts")
 
 
-def test_two_ranks_under_zero3_measure_the_same(recipe, measured, tmp_path):
+def test_two_ranks_under_zero3_measure_the_same_values(recipe, measured, tmp_path):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -85,5 +85,5 @@ def test_two_ranks_under_zero3_measure_the_same(recipe, measured, tmp_path):
                 assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-3)
 
 
-def test_a_target_without_measurements_is_refused(failing):
+def test_target_refusal_without_measurements_is_an_error(failing):
     assert "align.target_refusal: needs align.measure_every" in failing("--align.target_refusal", 0.9)

@@ -56,7 +56,7 @@ def test_the_models_of_a_run_are_compared_in_its_folder(finished_run, capsys):
     assert f"{blocks['refined'][block] - blocks['base'][block]:+.3f} (" in compared[1]
 
 
-def test_an_aligned_model_is_also_compared_with_its_control(finished_run, model, tmp_path, capsys):
+def test_entk_compares_the_aligned_model_with_its_control(finished_run, model, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
     for seed, stage in enumerate(("control", "align"), 2):
         run.stage(stage).folder.mkdir(parents=True)
@@ -81,7 +81,7 @@ def test_an_aligned_model_is_also_compared_with_its_control(finished_run, model,
     assert launched.stdout.endswith(out)  # after two lines of DeepSpeed
 
 
-def test_every_layer_but_the_last_is_probed_and_one_chosen(model, tmp_path, capsys):
+def test_layers_probes_every_layer_but_the_last_and_chooses_one(model, tmp_path, capsys):
     assert main(["diagnose", "layers", str(model), "--prompts", "20", "--out", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["1", "2"]
@@ -90,7 +90,7 @@ def test_every_layer_but_the_last_is_probed_and_one_chosen(model, tmp_path, caps
     assert [row["layer"] for row in written["layers"]] == [1, 2] and written["chosen"] in (1, 2)
 
 
-def test_the_drift_is_that_from_the_first_model(model, finished_run, tmp_path):
+def test_drift_is_measured_from_the_first_model(model, finished_run, tmp_path):
     refined = finished_run.stage("refine").model
     words = ["diagnose", "layers", str(model), "--prompts", "10", "--out", str(tmp_path)]
     assert main([*words, "--refined", str(refined)]) == 0
@@ -111,7 +111,7 @@ def test_the_sets_of_a_recipe_are_checked_for_confounds(tmp_path, capsys):
     assert written[0]["feature"] == "characters" and written[0]["auc"]["value"] == 1
 
 
-def test_prompts_before_and_after_refine_are_drawn(finished_run, capsys):
+def test_pca_plots_prompts_before_and_after_refine(finished_run, capsys):
     assert main(["diagnose", "pca", str(finished_run.folder), "--prompts", "5"]) == 0
     assert "layer 2, 10 prompts: the two axes explain" in capsys.readouterr().out
     folder = finished_run.diagnosis("pca")
@@ -119,7 +119,7 @@ def test_prompts_before_and_after_refine_are_drawn(finished_run, capsys):
     assert len((folder / "pca.csv").read_text().splitlines()) == 11
 
 
-def test_openings_are_listed_with_what_they_cover(model, tmp_path, capsys):
+def test_openings_are_listed_with_their_coverage(model, tmp_path, capsys):
     assert main(["diagnose", "openings", str(model), "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     written = json.loads((tmp_path / "openings.json").read_text())
@@ -144,7 +144,7 @@ def test_openings_are_listed_with_what_they_cover(model, tmp_path, capsys):
         (["confounds", "--dry-run"], "options of train"),
     ],
 )
-def test_bad_input_is_one_message(model, finished_run, tmp_path, arguments, message, capsys):
+def test_bad_input_is_a_single_message(model, finished_run, tmp_path, arguments, message, capsys):
     places = {"MODEL": str(model), "RUN": str(finished_run.folder)}
     if "DEEPER" in arguments:
         places["DEEPER"] = str(make_model(tmp_path / "deeper", layers=4, tied=False))

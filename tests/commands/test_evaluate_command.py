@@ -147,7 +147,7 @@ def test_an_adapter_of_another_model(tmp_path, adapter):
         evaluated(tmp_path, other, adapter).load(ONE.device)
 
 
-def test_the_longest_answer_is_the_authors_unless_the_recipe_sets_it():
+def test_answer_length_is_the_benchmarks_unless_the_recipe_sets_it():
     [xstest] = [one for one in read_benchmarks(EvaluateSection(benchmarks=["builtin-toxic"]))]
     for own, asked, longest in ((None, "auto", 256), (9, "auto", 9), (9, 40, 40), (None, 40, 40)):
         settings = EvaluateSection(max_new_tokens=asked)

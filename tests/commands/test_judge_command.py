@@ -58,7 +58,7 @@ def test_rows_without_ids_are_numbered(tmp_path):
         assert [row["id"] for row in read_jsonl(tmp_path / "v.jsonl")] == ["1", "2", "3"]
 
 
-def test_an_answer_cut_at_its_length_limit(tmp_path):
+def test_answer_cut_off_at_the_length_limit(tmp_path):
     rows = [{"prompt": "How?", "completion": "Well, I", "finish": finish} for finish in ("length", "stop")]
     run([write_jsonl(tmp_path / "a.jsonl", rows), "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
     assert [(row["label"], row["finish"]) for row in read_jsonl(tmp_path / "v.jsonl")] == [
@@ -101,7 +101,7 @@ def test_agreement_of_people_and_judges(answers, tmp_path, capsys):
         ([], "the file is empty"),
     ],
 )
-def test_files_that_cannot_be_judged(tmp_path, rows, message):
+def test_unreadable_answer_files(tmp_path, rows, message):
     file = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=message):
         run([file, "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])

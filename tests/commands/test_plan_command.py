@@ -103,7 +103,7 @@ def test_bad_input(plan, arguments, message):
     assert message in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
 
 
-def test_a_plan_uses_the_rates_and_memory_of_measured_steps(plan, tmp_path):
+def test_plan_with_measure_uses_measured_rates_and_memory(plan, tmp_path):
     """Both stages run; the plan is for the device that they ran on."""
     folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
     options = {"model.source": folder, "refine.layer": 2, "refine.global_batch": 4, "refine.retain_batch": 1}
@@ -118,13 +118,13 @@ def test_a_plan_uses_the_rates_and_memory_of_measured_steps(plan, tmp_path):
     assert step > 10 * json.loads(file.read_text())["align"]["step_seconds"][1]  # as an H100 would take, at 40 %
 
 
-def test_an_odd_number_of_rows_is_rounded_up_to_even(plan, tmp_path):
+def test_odd_micro_batches_are_rounded_up_to_even(plan, tmp_path):
     folder = make_model(tmp_path / "tiny", tied=False)
     arguments = ("--model.source", str(folder), "--refine.layer", "2", "--stages", "[refine]")
     assert "stage 1, cut trunk" in plan(*arguments, "--nodes", "1,3", "--gpus-per-node", "1", "--rows-per-gpu", "5")
 
 
-def test_a_packed_row_takes_the_time_of_its_samples(plan, tmp_path):
+def test_time_of_a_packed_row_is_that_of_its_samples(plan, tmp_path):
     """A packed row of two samples costs as many operations as both samples."""
     folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"
     seconds = []

@@ -13,7 +13,7 @@ from dcr_ds.errors import UserError
         (["no/run"], "no/run: no such folder"),
     ],
 )
-def test_wrong_usage_is_one_line(arguments, message):
+def test_usage_errors_are_one_line(arguments, message):
     with pytest.raises(UserError) as error:
         report(arguments)
     assert message in str(error.value) and "\n" not in str(error.value)

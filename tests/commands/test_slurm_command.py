@@ -27,7 +27,7 @@ def sbatches(output: str) -> list[list[str]]:
     return [shlex.split(line) for line in output.splitlines() if line.startswith("sbatch ")]
 
 
-def test_a_chain_has_a_job_a_stage_of_its_own_size_that_waits_for_the_one_before():
+def test_chain_has_a_job_per_stage_that_waits_for_the_previous_one():
     sizes = {"DCR_DS_SBATCH_REFINE": "--nodes=2", "DCR_DS_SBATCH_ALIGN": "--nodes=4 --time=60"}
     done = call("slurm/pipeline.sh", "--dry-run", DEMO, "--seed", "3", **sizes)
     refine, align, evaluate = sbatches(done.stdout)
@@ -52,7 +52,7 @@ def test_a_sweep_crosses_its_values_and_ends_in_a_table():
     assert names == [f"smollm2-135m-seed{seed}-loss{loss}" for seed in (0, 1) for loss in ("circle", "supcon")]
 
 
-def test_a_mistake_in_one_point_of_a_sweep_is_told_before_anything_is_submitted():
+def test_an_error_in_any_point_of_a_sweep_is_reported_before_submission():
     done = call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", "--refine.margin", "0.25,3")
     assert done.returncode == 2 and "refine.margin" in done.stderr and not sbatches(done.stdout)
 
@@ -68,7 +68,7 @@ def test_dry_run_prints_settings_command_and_job_script(monkeypatch, capsys):
     assert printed.endswith((ROOT / "slurm/dcr.sh").read_text())
 
 
-def test_what_would_be_submitted_is_checked(monkeypatch, capsys, tmp_path):
+def test_recipes_are_checked_before_submission(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     assert main(["slurm", "--dry-run", DEMO, "--refine.layr", "1"]) == 2
     assert main(["slurm", "--kind", "chain", DEMO]) == 2
@@ -83,7 +83,7 @@ def test_a_job_script_outside_a_job_says_how_to_submit(script):
     assert done.returncode == 2 and done.stderr.startswith("error: not in a job"), done.stderr
 
 
-def test_a_job_that_was_submitted_from_elsewhere_says_so(tmp_path):
+def test_job_submitted_from_another_folder_is_an_error(tmp_path):
     done = call("bash", "slurm/dcr.sh", SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID="1")
     assert done.returncode == 2 and f"{tmp_path} is not the project's folder" in done.stderr
 

@@ -67,7 +67,7 @@ def write_form(folder: Path, name: str) -> Path:
     return file
 
 
-def test_every_declaration_is_whole_and_documented():
+def test_every_declaration_is_complete_and_documented():
     document = (ROOT / "docs" / "benchmark-sets.md").read_text(encoding="utf-8")
     assert len(PUBLIC) == 19 and {name for name in PUBLIC if DECLARED[name].wanted == "comply"} == OVER_REFUSAL
     for name, declared in DECLARED.items():
@@ -90,7 +90,7 @@ def test_suites_name_declared_benchmarks_once():
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_the_authors_file_is_read_as_declared(tmp_path, name):
+def test_benchmark_files_are_read_as_declared(tmp_path, name):
     write_form(tmp_path, name)
     [found] = read(name, local_data=str(tmp_path))
     some_do_not_count = "which" in HEADERS[name][1]
@@ -104,7 +104,7 @@ def test_the_authors_file_is_read_as_declared(tmp_path, name):
         assert "are published" in found.prompts.notes[-1]
 
 
-def test_columns_of_tags_and_lists_of_one_turn_are_read(tmp_path):
+def test_columns_with_tags_or_single_turns_are_read(tmp_path):
     file = tmp_path / "safety_tuned_llamas/evaluation/I-MaliciousInstructions.json"
     file.parent.mkdir(parents=True)
     file.write_text('{"instructions": ["a", "b"], "tags": ["x", "y"], "inputs": []}')
@@ -128,7 +128,7 @@ def test_columns_of_tags_and_lists_of_one_turn_are_read(tmp_path):
         ("coconot-contrast", ("allenai/coconot", "contrast", "test"), ("id", "prompt", "category")),
     ],
 )
-def test_without_a_local_copy_the_hub_is_asked(monkeypatch, name, asked, columns):
+def test_without_a_local_copy_the_hub_is_used(monkeypatch, name, asked, columns):
     import datasets
 
     def load(source, subset, split, revision):
@@ -150,7 +150,7 @@ def test_built_in_sets_are_declared_like_any_other():
     assert alone.prompts == found[2].prompts
 
 
-def test_rows_are_drawn_once_for_all_and_at_most():
+def test_rows_limit_the_sample_which_is_the_same_for_all_models():
     few, many = (read({"name": "builtin-toxic", "rows": rows})[0].prompts for rows in (10, 1000))
     assert few.rows == read({"name": "builtin-toxic", "rows": 10})[0].prompts.rows
     assert len(few.rows) == 10 and "10 of 45 prompts drawn" in few.notes
@@ -158,7 +158,7 @@ def test_rows_are_drawn_once_for_all_and_at_most():
     assert [len(one.prompts.rows) for one in read({"name": "builtin", "rows": 7})] == [7, 7, 7, 7]
 
 
-def test_a_recipe_that_names_benchmarks_comes_back_from_its_file(tmp_path):
+def test_a_saved_recipe_keeps_its_benchmarks(tmp_path):
     own = {"name": "mine", "prompts": "p.csv", "wanted": "refuse", "max_new_tokens": 9}
     asked = ["builtin", {"name": "xstest-safe", "source": "x.csv", "rows": 3}, own]
     recipe = Recipe.model_validate({"evaluate": {"benchmarks": asked, "max_new_tokens": "auto"}})
@@ -177,7 +177,7 @@ def test_a_recipe_that_names_benchmarks_comes_back_from_its_file(tmp_path):
         ([{"name": "xstest-safe", "source": "nowhere.csv"}], {}, ["benchmarks.xstest-safe", "nowhere.csv", "no such"]),
     ],
 )
-def test_what_cannot_be_read_is_said(benchmarks, settings, words):
+def test_unreadable_benchmarks_are_named(benchmarks, settings, words):
     with pytest.raises(UserError) as error:
         read(*benchmarks, **settings)
     assert all(word in str(error.value) for word in words), str(error.value)

@@ -27,7 +27,7 @@ PAIRS, GENERAL, REFUSALS = (rows(file) for file in ("pairs.jsonl", "general.json
 PREFERENCES = rows("preferences.jsonl")
 
 
-def test_there_are_enough_rows():
+def test_builtin_sets_have_enough_rows():
     assert len(PAIRS) >= 150 and len({pair["category"] for pair in PAIRS}) >= 10
     assert len(GENERAL) >= 200 and len(REFUSALS) >= 150
 
@@ -42,12 +42,12 @@ def test_rows_have_the_documented_fields():
         assert all(value and value == value.strip() for value in row.values())
 
 
-def test_no_trigger_is_worn_out():
+def test_triggers_are_not_overused():
     worn = {trigger: count for trigger, count in Counter(pair["trigger"] for pair in PAIRS).items() if count > 3}
     assert not worn
 
 
-def test_both_prompts_of_a_pair_hold_the_trigger():
+def test_both_prompts_of_a_pair_contain_the_trigger():
     missing = [
         (pair["pair"], name)
         for pair in PAIRS
@@ -78,7 +78,7 @@ def test_keys_and_ids_are_unique():
 
 
 @pytest.mark.parametrize("data", [PAIRS, REFUSALS, GENERAL], ids=["pairs", "refusals", "general"])
-def test_whole_categories_are_held_out_and_rows_of_others_too(data):
+def test_held_out_rows_include_whole_categories_and_rows_of_others(data):
     splits = {row["category"]: set() for row in data}
     for row in data:
         splits[row["category"]].add(row["split"])
@@ -95,7 +95,7 @@ def test_training_and_held_out_rows_do_not_overlap():
     assert find_overlaps(*sides) == []
 
 
-def test_no_set_is_a_rewrite_of_another():
+def test_no_set_is_a_copy_of_another():
     sets = {name: _without_pair(read_prompts(DataSource(split=split), name).rows) for split in SPLITS for name in NAMES}
     for first, second in combinations(sets, 2):
         if {first, second} != set(CLASSES):  # twins are rewrites of each other, on purpose
@@ -106,7 +106,7 @@ def _without_pair(prompts):
     return [Prompt(row.id, row.prompt) for row in prompts]
 
 
-def test_length_does_not_give_the_class_away():
+def test_length_does_not_predict_the_class():
     lengths = [sum(len(pair[name]) for pair in PAIRS) for name in CLASSES]
     assert max(lengths) / min(lengths) < 1.1
     words = [sum(len(pair[name].split()) for pair in PAIRS) for name in CLASSES]
@@ -130,7 +130,7 @@ def test_conversations_and_their_prompts(name, split):
     assert conversations.source == f"builtin ({split})" and conversations.notes == []
 
 
-def test_a_category_or_a_draw_of_a_shipped_set():
+def test_category_and_sample_of_a_builtin_set():
     category = PAIRS[0]["category"]
     chosen = read_prompts(DataSource(where={"category": category}), "toxic").rows
     assert chosen and {row.category for row in chosen} == {category}
@@ -138,7 +138,7 @@ def test_a_category_or_a_draw_of_a_shipped_set():
     assert [row.pair for row in drawn[0]] == [row.pair for row in drawn[1]]
 
 
-def test_preferences_are_read_whole_and_of_three_kinds():
+def test_builtin_preferences_have_three_kinds():
     preferences = read_preferences(DataSource())
     assert len(preferences.rows) == len(PREFERENCES) >= 100 and preferences.notes == []
     for row in PREFERENCES:
@@ -154,7 +154,7 @@ def test_preferences_share_no_prompt_with_another_set():
     assert find_overlaps(ours, others) == []
 
 
-def test_the_judge_finds_refusals_where_preferences_have_them():
+def test_the_judge_agrees_with_the_kinds_of_preferences():
     """Chosen answers refuse toxic prompts only, rejected ones seemingly toxic prompts only."""
     judge, agreed = rules_judge(), []
     for answer, refuses in (("chosen", "toxic"), ("rejected", "seemingly toxic")):

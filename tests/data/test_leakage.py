@@ -39,7 +39,7 @@ def overlaps_of(training, evaluation, **arguments):
         ("🐀", "🐈", None),
     ],
 )
-def test_kinds(first, second, kind):
+def test_kinds_of_leakage(first, second, kind):
     found = overlaps_of([first], [second])
     assert [overlap.kind for overlap in found] == ([kind] if kind else [])
     for overlap in found:
@@ -48,7 +48,7 @@ def test_kinds(first, second, kind):
         assert overlap.similarity == similarity(first, second) <= 1
 
 
-def test_twins_are_found_by_their_key_whatever_their_words():
+def test_twins_are_found_by_their_pair_whatever_their_words():
     training = [
         Prompt("a", "one thing", pair="k"),
         Prompt("b", "another", pair="m"),
@@ -58,7 +58,7 @@ def test_twins_are_found_by_their_key_whatever_their_words():
     assert [(overlap.kind, overlap.training_id, overlap.evaluation_id) for overlap in found] == [("twin", "a", "d")]
 
 
-def test_each_pair_of_rows_is_reported_once_as_the_clearest_kind():
+def test_each_pair_of_rows_is_reported_once_as_its_strongest_kind():
     row = Prompt("a", "the same words in both of them", pair="k")
     assert [overlap.kind for overlap in overlaps_of([row], [row])] == ["exact"]
 
@@ -72,7 +72,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e", "f", "g"]), max_size=
     evaluation=st.lists(WORDS, max_size=12),
     threshold=st.sampled_from([0.2, 0.5, 0.65, 0.75, 0.9, 1.0]),
 )
-def test_the_index_finds_what_comparing_everything_finds(training, evaluation, threshold):
+def test_the_index_finds_what_comparing_all_rows_finds(training, evaluation, threshold):
     expected = {
         (i, j)
         for i, first in enumerate(training)

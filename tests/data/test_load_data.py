@@ -62,20 +62,20 @@ def test_default_recipe():
         (["evaluate"], {"evaluate.general"}),
     ],
 )
-def test_only_what_the_stages_need_is_read(files, stages, expected):
+def test_only_the_data_that_the_stages_need_are_read(files, stages, expected):
     unread = {name: "no such file.csv" for name in files if f"data.{name}" not in expected}
     data = load_data(recipe(stages=stages, data={**files, **unread}))
     assert {name for name in data.summary()["sets"] if not name.startswith("builtin")} == expected
     assert bool(data.benchmarks) == ("evaluate" in stages)
 
 
-def test_stage_one_reads_general_data_without_a_retain_term_too(files):
+def test_refine_reads_general_data_even_without_a_retain_term(files):
     """Their drift is measured all the same."""
     data = load_data(recipe(stages=["refine"], refine={"retain_weight": 0}, data=files))
     assert data.general.rows and data.refusals is None
 
 
-def test_benchmarks_of_ones_own(files, write):
+def test_custom_benchmarks(files, write):
     xstest = write("xstest.csv", "prompt,label\nmay I?,safe\nwill you?,unsafe\n")
     prompts = {"source": xstest, "where": {"label": "safe"}}
     benchmarks = [{"name": "xstest", "prompts": prompts, "wanted": "comply"}, "builtin"]
@@ -84,7 +84,7 @@ def test_benchmarks_of_ones_own(files, write):
     assert [row.prompt for row in data.benchmarks[0].prompts.rows] == ["may I?"]
 
 
-def test_two_benchmarks_of_one_name(files, error_of):
+def test_two_benchmarks_with_the_same_name(files, error_of):
     benchmarks = [{"name": "builtin-toxic", "prompts": files["toxic"], "wanted": "refuse"}, "builtin"]
     message = error_of(load_data, recipe(stages=["evaluate"], evaluate={"benchmarks": benchmarks}))
     assert "two benchmarks have the name 'builtin-toxic'" in message
@@ -96,12 +96,12 @@ def test_a_prompt_in_both_stage_one_sets(files, write, error_of):
     assert "1 prompts in common" in message and "seemingly-1 and both-13: 'Paint; apples!'" in message
 
 
-def test_too_little_to_hold_out_is_said_before_training(files, write, error_of):
+def test_too_few_rows_to_hold_out_is_an_error_before_training(files, write, error_of):
     few = write("few.csv", [{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}])
     assert "data.toxic: 3 rows" in error_of(load_data, recipe(data={**files, "toxic": few}))
 
 
-def test_matched_pairs_without_pairs_is_said_before_training(files, write, error_of):
+def test_matched_batches_without_pairs_are_an_error_before_training(files, write, error_of):
     plain = write("plain.csv", rows("wreck"))
     fields = {"data": {**files, "toxic": plain}, "refine": {"pairs": "matched"}}
     assert "refine.pairs: matched" in error_of(load_data, recipe(**fields))
@@ -113,25 +113,25 @@ def leaky(files, write, **fields):
     return recipe(data=files, evaluate={"benchmarks": benchmarks}, **fields)
 
 
-def test_leakage_is_refused_with_the_rows_and_the_way_out(files, write, error_of):
+def test_leakage_is_an_error_with_the_rows_and_what_to_do(files, write, error_of):
     message = error_of(load_data, leaky(files, write))
     assert "data.toxic and mine: 1 exact" in message and "data.general and mine: 1 exact" in message
     assert "toxic-1 'wreck apples' and test-1 'Wreck apples!'" in message
     assert "--allow_leakage true" in message
 
 
-def test_leakage_that_is_allowed_is_kept(files, write):
+def test_allowed_leakage_is_recorded(files, write):
     data = load_data(leaky(files, write, allow_leakage=True))
     assert [overlap.kind for overlap in data.overlaps] == ["exact", "exact"]
     assert data.summary()["overlaps"] == 2
 
 
-def test_general_conversations_measured_must_not_be_trained_on(files, error_of):
+def test_measured_general_conversations_must_not_be_trained_on(files, error_of):
     message = error_of(load_data, recipe(data=files, evaluate={"general": files["general"]}))
     assert "data.general and evaluate.general: 12 exact" in message
 
 
-def test_a_twin_held_out_by_hand_is_leakage(files, write, error_of):
+def test_a_twin_of_a_benchmark_prompt_is_leakage(files, write, error_of):
     twin = write("twin.jsonl", [{"prompt": "something else", "pair": "ferns"}])
     benchmarks = [{"name": "twins", "prompts": twin, "wanted": "refuse"}]
     message = error_of(load_data, recipe(data=files, evaluate={"benchmarks": benchmarks}))

@@ -22,7 +22,7 @@ def test_messages(write, ending):
     assert (conversation.id, conversation.prompt, conversation.response) == ("a", "more", "answer")
 
 
-def test_extra_keys_and_an_empty_system_message_are_left_out(write):
+def test_extra_keys_and_empty_system_messages_are_dropped(write):
     messages = [{"role": "system", "content": ""}, {**USER, "name": "x"}, ASSISTANT]
     assert read(write("c.jsonl", [{"messages": messages}])).rows[0].messages == (USER, ASSISTANT)
 
@@ -59,7 +59,7 @@ def test_mapped_columns_choose_the_form(write):
     assert read(path, columns={"response": "completion"}).rows[0].messages == (USER, ASSISTANT)
 
 
-def test_repeats_and_empty_answers_are_left_out_and_counted(write):
+def test_duplicates_and_empty_answers_are_dropped_and_counted(write):
     rows = [("a", "1"), ("a", " 1"), ("a", "2"), ("b", ""), ("c", "  ")]
     conversation_set = read(write("c.jsonl", [{"prompt": p, "response": r} for p, r in rows]))
     assert [(row.prompt, row.response) for row in conversation_set.rows] == [("a", "1"), ("a", "2")]
@@ -69,12 +69,12 @@ def test_repeats_and_empty_answers_are_left_out_and_counted(write):
     ]
 
 
-def test_the_same_exchange_after_other_turns_is_no_repeat(write):
+def test_the_same_exchange_after_other_turns_is_not_a_duplicate(write):
     turns = [[USER, ASSISTANT], [{**USER, "content": "hello"}, ASSISTANT, USER, ASSISTANT]]
     assert len(read(write("c.jsonl", [{"messages": each} for each in turns])).rows) == 2
 
 
-def test_draw_comes_after_the_dropping(write):
+def test_rows_are_sampled_after_dropping(write):
     rows = [{"prompt": str(number % 10), "response": "x"} for number in range(30)]
     assert len({row.prompt for row in read(write("c.jsonl", rows), rows=10).rows}) == 10
 
@@ -102,13 +102,13 @@ def test_wrong_messages_are_named(write, error_of, messages, expected):
     assert f"data.general: {path}, line 2: " in message and expected in message
 
 
-def test_no_form_lists_the_columns_and_the_forms(write, error_of):
+def test_unknown_columns_list_the_supported_forms(write, error_of):
     message = error_of(read, write("c.jsonl", [{"question": "x", "answer": "y"}]))
     assert "question, answer" in message and "instruction and output" in message
     assert "--data.general.columns.messages NAME" in message
 
 
-def test_half_a_form_names_the_missing_column(write, error_of):
+def test_incomplete_columns_name_the_missing_one(write, error_of):
     path = write("c.jsonl", [{"question": "x", "answer": "y"}])
     with_prompt = DataSource(source=path, columns={"prompt": "question"})
     assert "--data.general.columns.response NAME" in error_of(read_conversations, with_prompt, "general")

@@ -110,13 +110,13 @@ def test_broken_file(write, error_of, case):
         assert part in message
 
 
-def test_no_such_file_names_the_near_ones(write, error_of, tmp_path):
+def test_missing_file_names_similar_ones(write, error_of, tmp_path):
     write("toxic_prompts.jsonl", [{"prompt": "x"}])
     message = error(error_of, str(tmp_path / "toxic_promts.jsonl"))
     assert "no such file" in message and "toxic_prompts.jsonl" in message
 
 
-def test_no_such_folder(error_of, tmp_path):
+def test_missing_folder(error_of, tmp_path):
     assert f"the folder {tmp_path / 'nowhere'} does not exist" in error(error_of, str(tmp_path / "nowhere" / "p.csv"))
 
 
@@ -126,21 +126,21 @@ def test_folder(write, error_of, tmp_path):
     assert "is a folder" in message and "p.jsonl" in message
 
 
-def test_missing_column_of_a_benchmark_points_into_the_recipe(write, error_of):
+def test_missing_column_of_a_benchmark_names_the_recipe_field(write, error_of):
     path = write("p.csv", "text\na\n")
     field = "evaluate.benchmarks.xstest.prompts"
     message = error_of(read_prompts, DataSource(source=path), "xstest", field)
     assert message.startswith(field) and f"`columns.prompt: NAME` under {field}" in message
 
 
-def test_wrong_mappings(write, error_of):
+def test_bad_column_mappings(write, error_of):
     path = write("p.csv", "text\na\n")
     assert "no column 'goal'; columns: text" in error(error_of, path, columns={"prompt": "goal"})
     message = error(error_of, path, columns={"promt": "text"})
     assert "columns.promt: unknown column" in message and "prompt, id, label" in message
 
 
-def test_where_leaves_nothing(write, error_of):
+def test_where_that_matches_nothing(write, error_of):
     path = write("p.csv", "prompt,label\na,safe\nb,unsafe\nc,safe\n")
     message = error(error_of, path, where={"label": "save"})
     assert "no row matches where" in message and "'safe' (2), 'unsafe' (1)" in message
@@ -153,14 +153,14 @@ def test_hub_fields_of_a_local_file(write, error_of, key):
     assert f"{key} 'test' applies to hub data sets" in message and f"remove {key}" in message
 
 
-def test_draw_of_more_than_there_is(write, error_of):
+def test_sampling_more_rows_than_the_file_has(write, error_of):
     path = write("p.csv", "prompt\na\nb\nb\n")
     message = error(error_of, path, rows=2, skip=1)
     assert "rows: 2 with skip: 1 needs 3 rows, but there are 2" in message
     assert "but there are 2" in error(error_of, path, skip=2)
 
 
-def test_first_human_turn_of_other_text(write, error_of):
+def test_first_human_turn_of_text_without_turns(write, error_of):
     path = write("p.jsonl", [{"prompt": "Human: a"}, {"prompt": "Assistant: hello"}])
     assert "line 2: 'prompt' must begin with \"Human:\"" in error(error_of, path, first_human_turn=True)
     path = write("p.jsonl", [{"prompt": "\n\nHuman:\n\nAssistant: hello"}])
@@ -207,7 +207,7 @@ ALMOST_DATA = st.lists(
 @pytest.mark.parametrize("name", ["p.csv", "p.json", "p.jsonl", "p.csv.gz", "p.parquet"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200) | ALMOST_DATA)
-def test_any_bytes_give_rows_or_a_user_error(write, name, content):
+def test_any_file_gives_rows_or_a_user_error(write, name, content):
     source = DataSource(source=write(name, content))
     for reader in (read_prompts, read_conversations):
         try:

@@ -57,7 +57,7 @@ def test_columns_are_mapped(write):
     assert read(path, columns=mapping).rows[0].chosen == "good"
 
 
-def test_what_cannot_be_compared_is_left_out_and_counted(write):
+def test_pairs_without_a_preference_are_dropped_and_counted(write):
     rows = [
         {"chosen": f"{DIALOGUE} good", "rejected": f"{DIALOGUE} bad"},
         {"chosen": f"{DIALOGUE} good", "rejected": f"{DIALOGUE} bad"},
@@ -92,6 +92,6 @@ def test_what_cannot_be_compared_is_left_out_and_counted(write):
         ([{**ROW, "chosen": 3}], ", line 1: 'chosen' must be text"),
     ],
 )
-def test_refused(write, error_of, rows, wanted):
+def test_bad_rows_are_errors(write, error_of, rows, wanted):
     path = write("p.jsonl", rows)
     assert f"data.preferences: {path}{wanted}" in error_of(read, path)

@@ -30,7 +30,7 @@ def test_every_format_gives_the_same_rows(write, name):
     assert prompt_set.name == "toxic" and prompt_set.source.endswith(name) and prompt_set.notes == []
 
 
-def test_the_hash_is_of_the_rows_and_not_of_the_file(write):
+def test_the_hash_depends_on_the_rows_and_not_on_the_format(write):
     hashes = {read(write(name, ROWS)).sha256 for name in NAMES}
     assert len(hashes) == 1
     assert read(write("p.csv", ROWS[:2])).sha256 not in hashes
@@ -64,7 +64,7 @@ def test_numbers_stand_for_text_in_optional_columns(write):
     assert [(row.id, row.pair) for row in read(path).rows] == [("7", "3"), ("8", "3")]
 
 
-def test_missing_cells_of_pandas_tie_no_rows_together(write):
+def test_empty_cells_written_by_pandas_do_not_form_a_pair(write):
     path = write("p.parquet", [{"prompt": "one", "pair": float("nan")}, {"prompt": "two", "pair": 1.0}])
     assert [row.pair for row in read(path).rows] == [None, "1"]
 
@@ -100,7 +100,7 @@ def test_other_labels_are_kept_as_they_are(write):
     assert [row.label for row in read(write("p.csv", ROWS)).rows] == ["safe", "unsafe", "safe"]
 
 
-def test_repeated_prompts_are_left_out_and_counted(write):
+def test_duplicate_prompts_are_dropped_and_counted(write):
     rows = [
         {"prompt": "one", "id": "a"},
         {"prompt": " one\n", "id": "a"},
@@ -119,7 +119,7 @@ def test_first_human_turn(write):
     assert texts(prompt_set) == ["What is\nthis?\n\nIt is new.", "Only this"]
 
 
-def test_draws_of_one_file_are_disjoint_and_depend_on_the_seed(write):
+def test_samples_of_one_file_are_disjoint_and_depend_on_the_seed(write):
     path = write("p.jsonl", [{"prompt": f"prompt {number}"} for number in range(50)])
     first, second = read(path, rows=20), read(path, rows=30, skip=20)
     assert len(first.rows) == 20 and not set(texts(first)) & set(texts(second))
@@ -130,5 +130,5 @@ def test_draws_of_one_file_are_disjoint_and_depend_on_the_seed(write):
     assert texts(read(path)) == [f"prompt {number}" for number in range(50)]
 
 
-def test_file_beside_the_package_is_found_by_its_relative_path():
+def test_file_next_to_the_package_is_found_by_its_relative_path():
     assert read("dcr_ds/data/builtin/general.jsonl").rows

@@ -28,14 +28,14 @@ def test_every_epoch_is_a_permutation(seed, n, epochs):
 
 @settings(deadline=None)
 @given(n=st.integers(1, 60), start=st.integers(0, 10**12), count=st.integers(0, 200), cut=st.integers(0, 200))
-def test_a_draw_is_the_same_in_pieces(n, start, count, cut):
+def test_sampling_in_pieces_gives_the_same_rows(n, start, count, cut):
     cut = min(cut, count)
     whole = draw(7, n, start, count)
     assert len(whole) == count
     assert whole == draw(7, n, start, cut) + draw(7, n, start + cut, count - cut)
 
 
-def test_the_order_is_the_same_in_every_version():
+def test_the_order_never_changes_between_versions():
     assert draw(0, 10, 0, 12) == [8, 9, 0, 3, 7, 4, 1, 5, 2, 6, 8, 6]
 
 
@@ -44,21 +44,21 @@ def test_epochs_and_seeds_differ():
     assert first != second and first != draw(1, 100, 0, 100)
 
 
-def test_resuming_late_costs_nothing():
+def test_sampling_far_into_the_data_is_fast():
     draw(3, 20_000, 0, 1)
     start = time.perf_counter()
     draw(3, 20_000, 10_000_000, 32)
     assert time.perf_counter() - start < 1
 
 
-def test_nothing_to_draw_from():
+def test_empty_sets_are_an_error():
     with pytest.raises(ValueError, match="n must be at least 1"):
         draw(0, 0, 0, 1)
 
 
 @settings(deadline=None)
 @given(n=st.integers(1, 40), count=st.integers(1, 20), step=st.integers(0, 10**6))
-def test_a_step_repeats_no_row_while_there_are_enough(n, count, step):
+def test_a_step_repeats_no_row_if_the_set_is_large_enough(n, count, step):
     rows = draw_whole(0, n, step, count)
     assert len(rows) == count
     if n >= count:
@@ -67,7 +67,7 @@ def test_a_step_repeats_no_row_while_there_are_enough(n, count, step):
         assert max(Counter(rows).values()) <= count // n + 2
 
 
-def test_every_row_has_its_turn():
+def test_every_row_is_sampled():
     seen = Counter(index for step in range(3000) for index in draw_whole(0, 10, step, 4))
     assert set(seen) == set(range(10)) and max(seen.values()) < 1.15 * min(seen.values())
 
@@ -88,13 +88,13 @@ def test_mixed_batches_alternate_the_classes(counts, half, step):
         assert len(set(ids)) == half or len(rows) < half
 
 
-def test_the_halves_of_a_mixed_batch_are_drawn_apart():
+def test_the_classes_of_a_mixed_batch_are_sampled_independently():
     sampler = ContrastiveSampler(prompts("s", 50), prompts("t", 50), 100, "mixed", 0)
     numbers = [row.id.split("-")[1] for row, _ in sampler.batch(0)]
     assert numbers[::2] != numbers[1::2]
 
 
-def test_matched_batches_hold_both_twins_side_by_side():
+def test_matched_batches_contain_both_twins_next_to_each_other():
     first, second = prompts("s", 12, "abcdefgh"), prompts("t", 9, "hgfedcba")
     sampler = ContrastiveSampler(first, second, 8, "matched", 0)
     for step in range(20):
@@ -114,7 +114,7 @@ def test_several_rows_of_one_pair_are_matched_in_order():
     assert [(left.id, right.id) for left, right in twins] == [("s-0", "t-0"), ("s-1", "t-2"), ("s-2", "t-1")]
 
 
-def test_batches_do_not_depend_on_the_ones_before():
+def test_batches_do_not_depend_on_earlier_ones():
     sets = prompts("s", 30, map(str, range(30))), prompts("t", 30, map(str, range(30)))
     for pairs in ("mixed", "matched"):
         there = ContrastiveSampler(*sets, 8, pairs, 0)
@@ -123,7 +123,7 @@ def test_batches_do_not_depend_on_the_ones_before():
         assert ContrastiveSampler(*sets, 8, pairs, 1).batch(29) != batches[29]
 
 
-def test_no_twins_at_all():
+def test_matched_batches_without_twins():
     with pytest.raises(
         UserError,
         match="refine.pairs: matched requires rows .* with the same `pair`",

@@ -42,7 +42,7 @@ def test_url(write, address, name):
     assert [(row.id, row.prompt) for row in prompt_set.rows] == [("p-1", "one"), ("p-2", "two")]
 
 
-def test_secrets_of_a_url_stay_out_of_records_and_messages(write, address, error_of):
+def test_secrets_in_a_url_are_not_recorded_or_printed(write, address, error_of):
     write("p.csv", [{"prompt": "one"}])
     write("q.csv", "text\none\n")
     assert read(f"{address}/p.csv?token=secret").source == f"{address}/p.csv"
@@ -61,7 +61,7 @@ def test_url_errors(write, address, error_of):
     assert "split 'test' applies to hub data sets" in error_of(lambda: read(f"{address}/p.csv", split="test"))
 
 
-def test_hub_rows_go_the_same_way_as_rows_of_a_file(monkeypatch):
+def test_hub_rows_are_read_like_rows_of_a_file(monkeypatch):
     asked = {}
 
     def load_dataset(path, subset, **arguments):
@@ -82,7 +82,7 @@ def test_hub_conversations(monkeypatch):
     assert read_conversations(DataSource(source="owner/set"), "general").rows[0].response == "a"
 
 
-def test_a_path_in_a_folder_that_is_here_is_no_hub_id(error_of, tmp_path, monkeypatch):
+def test_a_path_in_an_existing_folder_is_not_a_hub_id(error_of, tmp_path, monkeypatch):
     (tmp_path / "prompts").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
@@ -116,7 +116,7 @@ def test_hub_without_network_is_a_quick_user_error(tmp_path):
     assert time.monotonic() - start < 30
 
 
-def test_importing_the_room_loads_nothing_heavy():
+def test_importing_data_imports_nothing_heavy():
     heavy = ("torch", "transformers", "datasets", "pyarrow", "numpy")
     script = f"import sys, dcr_ds.data; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -27,7 +27,7 @@ def keys(rows):
     share=st.floats(0.01, 0.5),
     seed=st.integers(0, 5),
 )
-def test_twins_are_never_parted_and_no_row_is_lost(first, second, singles, share, seed):
+def test_splitting_keeps_twins_together_and_loses_no_row(first, second, singles, share, seed):
     sets = prompts("s", first, singles[0]), prompts("t", second, singles[1])
     try:
         split = split_held_out(*sets, share, seed)
@@ -44,14 +44,14 @@ def test_twins_are_never_parted_and_no_row_is_lost(first, second, singles, share
 
 @pytest.mark.parametrize(("pairs", "singles"), [((100, 100), (0, 0)), ((80, 200), (300, 7)), ((50, 50), (2000, 0))])
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5])
-def test_count_is_close_to_the_share_in_sets_of_unequal_make_up(pairs, singles, share):
+def test_the_held_out_share_is_close_in_uneven_sets(pairs, singles, share):
     sets = [prompts(name, range(pairs[i]), singles[i]) for i, name in enumerate("st")]
     split = split_held_out(*sets, share, 0)
     for rows, held_out in zip(sets, split[2:], strict=True):
         assert abs(len(held_out) - share * len(rows)) <= 1.5 + (share * len(rows) < 2)
 
 
-def test_it_depends_on_the_seed_and_not_on_the_order():
+def test_the_split_depends_on_the_seed_and_not_on_the_order():
     first, second = prompts("s", range(60), 10), prompts("t", range(30, 90), 10)
     split = split_held_out(first, second, 0.2, 0)
     backwards = split_held_out(first[::-1], second[::-1], 0.2, 0)
@@ -59,12 +59,12 @@ def test_it_depends_on_the_seed_and_not_on_the_order():
     assert keys(split_held_out(first, second, 0.2, 1).toxic) != keys(split.toxic)
 
 
-def test_the_choice_is_the_same_in_every_version():
+def test_the_split_never_changes_between_versions():
     split = split_held_out(prompts("s", range(20)), prompts("t", range(20)), 0.15, 0)
     assert sorted(row.pair for row in split.held_out_toxic) == ["10", "17", "8"]
 
 
-def test_ids_that_two_files_share_by_chance_tie_nothing():
+def test_equal_ids_in_two_files_do_not_form_a_pair():
     rows = [Prompt(str(number), f"prompt {number}") for number in range(40)]
     split = split_held_out(rows, rows, 0.2, 0)
     assert {row.id for row in split.held_out_toxic} != {row.id for row in split.held_out_seemingly_toxic}
@@ -84,6 +84,6 @@ def test_few_rows_of_a_set_among_many_of_the_other():
         (prompts("s", [1] * 50), prompts("t", range(9))),
     ],
 )
-def test_too_little_to_split(first, second):
+def test_too_few_rows_to_split(first, second):
     with pytest.raises(UserError, match="cannot be split into at least 2 training and 2 held-out rows"):
         split_held_out(first, second, 0.15, 0)

@@ -31,7 +31,7 @@ def warned(figures):
     return {name for name, confound in figures.items() if confound.warning}
 
 
-def test_length_alone():
+def test_length_as_the_only_difference():
     rng = random.Random(0)
     sets = [[row(sentence(rng, WORDS, rng.randint(*span))) for _ in range(60)] for span in ((6, 12), (10, 18))]
     figures = by_name(sets)
@@ -41,7 +41,7 @@ def test_length_alone():
     assert "'words' alone separates" in figures["words"].warning
 
 
-def test_vocabulary_alone():
+def test_vocabulary_as_the_only_difference():
     rng = random.Random(1)
     sets = [[row(sentence(rng, words, 8)) for _ in range(60)] for words in (WORDS[:80], WORDS[45:])]
     figures = by_name(sets)
@@ -49,7 +49,7 @@ def test_vocabulary_alone():
     assert figures["bag of words"].auc.value > 0.9
 
 
-def test_punctuation_alone():
+def test_punctuation_as_the_only_difference():
     rng = random.Random(2)
     sets = [[row(sentence(rng, WORDS, 8) + rng.choice(ends)) for _ in range(60)] for ends in ("????.", "....?")]
     figures = by_name(sets)
@@ -83,13 +83,13 @@ def sources_with_words(rng, shares):
     ]
 
 
-def test_words_of_the_source_do_not_carry_over_to_another():
+def test_words_of_one_source_do_not_predict_another_source():
     figures = by_name(sources_with_words(random.Random(4), [(8, 1, 1), (1, 8, 1)]))
     assert warned(figures) == {"bag of words", "source"}
     assert figures["other sources"].auc.value == pytest.approx(0.5, abs=0.15)
 
 
-def test_a_source_of_one_set_only_cannot_be_tested():
+def test_a_source_with_a_single_set_cannot_be_tested():
     figures = by_name(sources_with_words(random.Random(5), [(1, 0, 0), (0, 1, 1)]))
     assert figures["source"].auc.value > 0.99
     assert math.isnan(figures["other sources"].auc.value)
@@ -97,7 +97,7 @@ def test_a_source_of_one_set_only_cannot_be_tested():
     assert "other sources" not in warned(figures)
 
 
-def test_one_source_is_not_measured():
+def test_a_single_source_is_not_measured():
     rng = random.Random(6)
     sets = [[row(sentence(rng, WORDS, 8), category="all") for _ in range(20)] for _ in range(2)]
     assert "source" not in by_name(sets)

@@ -95,7 +95,7 @@ def test_equals_materialised_jacobians(tmp_path, model_type, tied):
         (r"1\.mlp|norm\.weight$", None, lambda name: "1.mlp" in name or name.endswith("norm.weight")),
     ],
 )
-def test_parameters_are_selected(tmp_path, selection, layer, wanted):
+def test_parameters_can_be_selected(tmp_path, selection, layer, wanted):
     model, prompts = load(tmp_path, tied=False), prompts_of()
     result = entk(model, prompts, k=K, parameters=selection)
     np.testing.assert_allclose(result.norms, kernel_norms(model, prompts, result.tokens, wanted), rtol=1e-9)
@@ -103,7 +103,7 @@ def test_parameters_are_selected(tmp_path, selection, layer, wanted):
 
 
 @pytest.mark.usefixtures("all_in_double")
-def test_lora_adapters_have_a_kernel_of_their_own(tmp_path):
+def test_the_kernel_of_lora_adapters(tmp_path):
     model, prompts = load(tmp_path), prompts_of()
     torch.manual_seed(0)
     model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_dropout=0.5))
@@ -122,7 +122,7 @@ def test_lora_adapters_have_a_kernel_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("slice_bytes", [1, 2**20])
-def test_products_of_factors_are_those_of_gradients(monkeypatch, paired, slice_bytes):
+def test_products_of_factors_equal_products_of_gradients(monkeypatch, paired, slice_bytes):
     monkeypatch.setattr(products_module, "paired_flop", lambda factors: 0 if paired else float("inf"))
     monkeypatch.setattr(products_module, "SLICE_BYTES", slice_bytes)
     monkeypatch.setattr(products_module, "TRIANGLE_ROWS", 4)
@@ -151,7 +151,7 @@ def test_products_of_factors_are_those_of_gradients(monkeypatch, paired, slice_b
         torch.testing.assert_close(gram.triu(), (gradients @ gradients.T).triu(), rtol=1e-12, atol=1e-12)
 
 
-def test_ratios_and_means_by_hand():
+def test_ratios_and_means_computed_by_hand():
     norms = np.array([[2.0, 1, 4, 6], [1, 4, 8, 2], [4, 8, 8, 2], [6, 2, 2, 10]])
     result = make_result(norms, {"toxic": 2, "general": 2}, seed=0)
     np.testing.assert_allclose(result["ratios"][0], [1, 0.5, 2, 3])
@@ -161,7 +161,7 @@ def test_ratios_and_means_by_hand():
     assert (result["low"] <= result["means"]).all() and (result["means"] <= result["high"]).all()
 
 
-def test_a_prompt_that_was_drawn_twice_is_no_pair_with_itself():
+def test_a_resampled_prompt_does_not_pair_with_itself():
     ratios = np.array([[1, 0.2, 0.4], [0.6, 1, 0.8], [0.1, 0.3, 1]])
     weights = np.array([[2.0, 1, 0], [3, 0, 0]])
     means = block_means(weights, ratios, {"toxic": 3})
@@ -200,7 +200,7 @@ def test_the_same_prompts_are_resampled_together_for_a_difference():
         difference(result_of(norms, counts), result_of(norms, {"toxic": 20, "general": 25}))
 
 
-def test_symmetric_ratios_ignore_the_size_of_gradients():
+def test_symmetric_ratios_do_not_depend_on_gradient_norms():
     random = np.random.default_rng(0)
     gradients, sizes = random.normal(size=(9, 4)), random.uniform(0.1, 10, (9, 1))
     counts = {"toxic": 5, "general": 4}
@@ -237,7 +237,7 @@ def test_bad_arguments_are_refused(tmp_path, change, message):
     assert message in str(error.value)
 
 
-def test_experts_are_refused_by_name_unless_left_out(tmp_path):
+def test_experts_are_an_error_unless_excluded(tmp_path):
     model = load(tmp_path, "qwen3_moe", dtype=torch.float32)
     with pytest.raises(UserError, match=r"Qwen3MoeExperts .*layers\.0\.mlp\.experts\.gate_up_proj"):
         entk(model, prompts_of(), k=K)
@@ -263,7 +263,7 @@ def test_a_parameter_used_in_an_unknown_way_is_detected(tmp_path):
         entk(model, prompts_of(), k=K)
 
 
-def test_bf16_is_close_and_not_finite_is_refused(tmp_path):
+def test_bf16_is_close_and_non_finite_values_are_an_error(tmp_path):
     exact = entk(load(tmp_path), prompts_of(), k=K)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     np.testing.assert_allclose(entk(model, prompts_of(), k=K).means, exact.means, rtol=0.1)
@@ -273,7 +273,7 @@ def test_bf16_is_close_and_not_finite_is_refused(tmp_path):
         entk(model, prompts_of(), k=K)
 
 
-def test_files_hold_the_result(tmp_path):
+def test_files_contain_the_result(tmp_path):
     pytest.importorskip("matplotlib")
     result = entk(load(tmp_path / "model"), prompts_of(), k=K, parameters="blocks<=1")
     write_entk(result, tmp_path / "out")
@@ -305,7 +305,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_ranks_get_the_result_of_one(tmp_path):
+def test_two_ranks_compute_the_same_as_one(tmp_path):
     model, prompts = load(tmp_path, "qwen2"), prompts_of()
     (tmp_path / "ranks.py").write_text(RANKS)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]

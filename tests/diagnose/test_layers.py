@@ -16,7 +16,7 @@ LABELS, PAIRS = np.array([0, 1] * 40), np.arange(40).repeat(2)
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("model_type", ["llama", "qwen3", "gemma2", "mixtral"])
-def test_states_are_the_hidden_states_of_each_prompt_alone(tmp_path, model_type, pooling):
+def test_states_equal_the_hidden_states_of_single_prompts(tmp_path, model_type, pooling):
     model = AutoModelForCausalLM.from_pretrained(make_model(tmp_path, model_type))
     hidden = hidden_by_layer(model, PROMPTS, pooling, batch_size=2)
     assert hidden.shape == (3, 5, 32)
@@ -44,7 +44,7 @@ def planted(first_layer: int, num_layers: int = 9, shift: float = 2.5, seed: int
     return states
 
 
-def test_toxicity_is_found_where_it_is():
+def test_separation_is_found_in_the_layer_that_has_it():
     figures = probe_layers(planted(first_layer=5), LABELS, PAIRS)
     assert [row.layer for row in figures] == list(range(1, 10))
     for row in figures[:4]:
@@ -61,14 +61,14 @@ def test_twins_that_differ_by_chance_are_not_separated():
     assert abs(np.mean(values) - 0.5) < 4 * np.std(values) / np.sqrt(len(values)) < 0.1
 
 
-def test_drift_and_cosines_known_by_hand():
+def test_drift_and_cosines_computed_by_hand():
     states = torch.eye(2).repeat(20, 1)[None]  # the sets lie on two axes
     row = probe_layers(states, np.array([0, 1] * 20), np.arange(40), refined=3 * states)[0]
     assert (row.within, row.across, row.drift) == pytest.approx((1, 0, 2))
     assert row.class_mean_auc.value == row.probe_auc.value == 1
 
 
-def test_the_figures_need_enough_finite_states():
+def test_too_few_or_non_finite_states_are_an_error():
     with pytest.raises(UserError, match="9 toxic prompts; 5 folds need at least 10"):
         probe_layers(torch.randn(1, 29, 4), np.array([0] * 20 + [1] * 9), np.arange(29))
     states = planted(1)
@@ -94,7 +94,7 @@ def test_without_separation_the_layer_does_not_follow_noise():
 
 
 @pytest.mark.parametrize("num_blocks", range(2, 90))
-def test_a_layer_lies_within_the_model(num_blocks):
+def test_the_chosen_layer_is_within_the_model(num_blocks):
     for value in (0.5, 0.9):
         layer, _ = choose_layer(rows_of([value] * (num_blocks - 1)), num_blocks)
         assert 0.4 * num_blocks <= layer <= 0.85 * num_blocks

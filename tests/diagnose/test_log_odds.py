@@ -56,7 +56,7 @@ def assert_equal_to_reference(rows, model, prompts, tolerance, sequences=SEQUENC
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("qwen2", False), ("gemma2", True)])
-def test_equal_to_a_float64_reference(tmp_path, model_type, tied, batch_size):
+def test_log_odds_equal_a_float64_reference(tmp_path, model_type, tied, batch_size):
     """A float32 model within 1e-6, absolute or relative; its reference is the same model in float64.
 
     Prompts have 1 to 24 tokens; gemma2 caps its logits and has a sliding window of 8 tokens.
@@ -99,7 +99,7 @@ def test_models_with_sliding_windows_take_two_passes(tmp_path):
     ("prompts", "shared"),
     [([[1, 2, 3], [1, 2, 4, 5]], (1, 2)), ([[1, 2], [1, 2]], (1,)), ([[1, 2], [1, 2, 3]], (1,)), ([[1], [2]], ())],
 )
-def test_every_prompt_keeps_a_token_of_its_own(prompts, shared):
+def test_prompts_share_all_but_at_least_one_token(prompts, shared):
     assert shared_beginning(prompts) == shared
 
 
@@ -132,27 +132,27 @@ def test_probabilities_near_0_and_1_keep_their_log_odds(tmp_path):
         assert row["first_token"] == row["log_odds"] and abs(row["log_odds"]) > 50
 
 
-def test_the_lead_stands_between_prompt_and_opening(tmp_path):
+def test_the_lead_is_between_prompt_and_opening(tmp_path):
     model = load(tmp_path, dtype=torch.float64)
     (row,) = refusal_log_odds(model, ["a"], [[4, 5]], openings(lead=(6, 9)))
     (same,) = refusal_log_odds(model, ["a"], [[4, 5, 6, 9]], openings())
     assert row == same
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
+def test_the_model_is_unchanged(tmp_path):
     model = load(tmp_path).train()
     refusal_log_odds(model, ["a"], [[4, 5]], openings())
     assert model.training and all(part.training for part in model.modules())
 
 
-def test_the_head_of_training_gives_the_same(tmp_path):
+def test_training_computes_the_same_log_odds(tmp_path):
     model = load(tmp_path, "gemma2")
     rows = refusal_log_odds(model, list("abcdefg"), make_prompts(), openings())
     Likelihood(model, "chunked")
     assert refusal_log_odds(model, list("abcdefg"), make_prompts(), openings()) == rows
 
 
-def test_an_adapter_is_part_of_the_model(tmp_path):
+def test_adapters_are_applied(tmp_path):
     from peft import LoraConfig, get_peft_model
 
     model = load(tmp_path, dtype=torch.float64)

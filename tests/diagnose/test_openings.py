@@ -62,7 +62,7 @@ def test_first_tokens_shared_with_ordinary_answers_are_reported(tokenizer):
     assert not found["Sorry"].shared and found["Sorry"].ordinary == 0
 
 
-def test_a_phrase_that_ordinary_answers_begin_with_is_no_opening(tokenizer):
+def test_a_phrase_that_starts_ordinary_answers_is_not_an_opening(tokenizer):
     usual = ["I don't mind.", "I do not mind."] * 50
     assert "I do not" in texts(find_openings(tokenizer, [], [], ["I do not", "Sorry"]))
     assert texts(find_openings(tokenizer, [], usual, ["I do not", "Sorry"])) == {"Sorry"}
@@ -81,7 +81,7 @@ def test_the_template_decides_on_leading_space_and_lead(tokenizer):
     assert found.lead == tuple(spaced.encode(" ~ ")) and found.openings[0].tokens == tuple(spaced.encode("Sorry"))
 
 
-def test_nothing_to_find_is_an_error(tokenizer):
+def test_answers_without_openings_are_an_error(tokenizer):
     with pytest.raises(UserError, match="no refusal opening found"):
         find_openings(tokenizer, ["Paris."] * 5, ["Paris."] * 5, ["Hello!"])
 

@@ -17,7 +17,7 @@ def states(shift, seed=0):
     return h
 
 
-def test_the_axis_that_refine_adds_is_shown():
+def test_pca_shows_the_axis_that_refine_adds():
     projection = project(states(0), states(1))
     before, after = projection.before[:, 0], projection.after[:, 0]
     assert abs(after[LABELS == 1].mean() - after[LABELS == 0].mean()) > 10 * abs(
@@ -46,14 +46,14 @@ def test_coordinates_do_not_depend_on_the_lengths_of_states():
     )
 
 
-def test_states_that_all_coincide_are_drawn(tmp_path):
+def test_identical_states_can_be_plotted(tmp_path):
     collapsed = np.ones((20, 4))
     projection = project(collapsed, collapsed)
     assert not projection.before.any() and not projection.explained.any()
     draw_pca(projection, LABELS, tmp_path / "pca.png", ("before", "after"))
 
 
-def test_the_picture(tmp_path):
+def test_the_picture_is_written(tmp_path):
     from matplotlib.image import imread
 
     file = tmp_path / "new" / "pca.png"

@@ -61,7 +61,7 @@ def recipe(tmp_path_factory) -> Path:
     return path
 
 
-def test_two_ranks_under_zero3_recompute_to_the_same_losses(recipe):
+def test_activation_checkpointing_under_zero3_gives_the_same_losses(recipe):
     runs = recipe.parent / "runs"
     recomputing = ["--deepspeed", "ds_configs/zero3.json", "--model.activation_checkpointing", "true"]
     launch_two_ranks(recipe, "--name", "recomputed", *recomputing)
@@ -74,7 +74,7 @@ def test_two_ranks_under_zero3_recompute_to_the_same_losses(recipe):
     assert all(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
 
 
-def test_fewer_tensors_are_alive_when_activations_are_recomputed(recipe):
+def test_activation_checkpointing_uses_less_memory(recipe):
     def peak(recompute: bool) -> int:
         model = load_causal_lm(recipe.parent / "model", torch.float32, "sdpa", device=None).train()
         if recompute:

@@ -107,7 +107,7 @@ def two_ranks(tmp_path_factory, recipe) -> Path:
     return output / "tiny"
 
 
-def test_two_rank_zero3_run_leaves_models_that_plain_transformers_loads(two_ranks, model):
+def test_plain_transformers_loads_models_of_a_zero3_run(two_ranks, model):
     assert len(losses(two_ranks, "refine")) == STEPS["refine"]
     assert len(losses(two_ranks, "align")) == STEPS["align"]
     base = load_file(model / "model.safetensors")
@@ -126,7 +126,7 @@ def test_two_rank_zero3_run_leaves_models_that_plain_transformers_loads(two_rank
 
 
 @pytest.mark.parametrize(("stage", "step"), [("refine", 3), ("align", 4)])
-def test_killed_run_goes_on_bit_for_bit(two_ranks, recipe, tmp_path, stage, step):
+def test_killed_run_resumes_bit_for_bit(two_ranks, recipe, tmp_path, stage, step):
     command = deepspeed(recipe, "--output", str(tmp_path), ranks=2)
     process = start(command)
     kill_after(process, tmp_path / "tiny", stage, step, signal.SIGKILL)
@@ -144,7 +144,7 @@ def test_killed_run_goes_on_bit_for_bit(two_ranks, recipe, tmp_path, stage, step
 @pytest.mark.parametrize(
     ("saved_by", "loaded_by", "zero"), [(2, 1, 3), (1, 2, 3), pytest.param(1, 2, 2, marks=pytest.mark.slow)]
 )
-def test_run_goes_on_with_another_number_of_ranks(two_ranks, recipe, tmp_path, saved_by, loaded_by, zero):
+def test_run_resumes_with_another_number_of_ranks(two_ranks, recipe, tmp_path, saved_by, loaded_by, zero):
     options = [recipe, "--output", str(tmp_path), "--deepspeed", f"ds_configs/zero{zero}.json"]
     process = start(launch(*options, ranks=saved_by))
     kill_after(process, tmp_path / "tiny", "align", 3, signal.SIGKILL)
@@ -155,7 +155,7 @@ def test_run_goes_on_with_another_number_of_ranks(two_ranks, recipe, tmp_path, s
     assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=1e-5)
 
 
-def test_python_alone_stops_on_sigterm_with_75_and_goes_on(two_ranks, recipe, tmp_path):
+def test_sigterm_ends_with_code_75_and_the_run_resumes(two_ranks, recipe, tmp_path):
     """One process, ZeRO-2: no launcher and no MPI. It also agrees with two ranks under ZeRO-3."""
     command = [sys.executable, "train.py", recipe, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero2.json"]
     process = start(command)

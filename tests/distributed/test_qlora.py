@@ -65,7 +65,7 @@ def test_both_stages_train_adapters_that_chain(run, model):
         base = merged
 
 
-def test_zero3_on_two_ranks_with_recomputed_activations_is_the_same_run(run, options, tmp_path):
+def test_zero3_with_activation_checkpointing_trains_the_same_adapters(run, options, tmp_path):
     asked = ["--model.quantize_zero3", "true", "--model.activation_checkpointing", "true"]
     command = [*options, *asked, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero3.json"]
     finish(start(deepspeed(*command, ranks=2)), timeout=280)

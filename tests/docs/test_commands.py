@@ -204,7 +204,7 @@ def is_setting(name: str) -> bool:
     return name in scripts or name.startswith("SBATCH_") or name == "PYTHONPATH"
 
 
-def test_a_wrong_field_in_a_command_is_found(folder, monkeypatch):
+def test_a_wrong_field_in_a_command_is_detected(folder, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match="refine.layers"):
         check(["python", "train.py", "--refine.layers", "3"])

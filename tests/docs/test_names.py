@@ -69,7 +69,7 @@ def test_every_shipped_recipe_is_in_the_guide():
     assert not missing
 
 
-def test_wrong_names_are_found():
+def test_wrong_names_are_detected():
     assert FIELD.findall("`--refine.layers 3` and refine.layer") == ["refine.layers", "refine.layer"]
     assert not is_field("refine.layers") and not is_field("data.toxic.colums.prompt")
     assert is_field("data.toxic.columns.prompt") and is_field("align.lora.rank") and is_field("align.lora")

@@ -47,7 +47,7 @@ def best_choice(model, tokenizer, prompt: str, choices: list[str]) -> int:
     return scores.index(max(scores))
 
 
-def test_accuracy_is_that_of_the_most_likely_choice(model_folder, local):
+def test_accuracy_counts_the_most_likely_choice(model_folder, local):
     model = load_causal_lm(model_folder, torch.float32, "sdpa", torch.device("cpu"))
     tokenizer = load_tokenizer(model_folder)
     figure = measure_ability(model, tokenizer, ["arc_easy"], local, None, 4)["arc_easy"]
@@ -60,7 +60,7 @@ def test_accuracy_is_that_of_the_most_likely_choice(model_folder, local):
     assert figure["low"] < expected < figure["high"] or expected in (0, 1)
 
 
-def test_command_measures_every_task_and_keeps_the_figures(model_folder, local, tmp_path, capsys):
+def test_command_measures_every_task_and_writes_the_results(model_folder, local, tmp_path, capsys):
     out = tmp_path / "ability.json"
     assert run([str(model_folder), "--local-data", str(local), "--limit", "3", "--out", str(out)]) == 0
     (figures,) = json.loads(out.read_text()).values()

@@ -30,7 +30,7 @@ def failing_first(times: int, reply: Reply):
     return lambda number, request: reply if number < times else says("fine")
 
 
-def test_a_reply_and_what_was_asked():
+def test_a_reply_to_a_request():
     with serving(lambda number, request: says("two words", "length")) as seen:
         endpoint = Endpoint(seen.url + "/", "judge")
         assert endpoint.complete(user("hi"), max_tokens=9) == Completion("two words", "length", 7, 2)
@@ -47,7 +47,7 @@ def test_a_reply_and_what_was_asked():
     assert "Authorization" not in seen.headers[0]
 
 
-def test_a_key_is_sent_and_a_proxy_is_not_asked_for_a_local_server(monkeypatch):
+def test_the_key_is_sent_and_local_servers_bypass_the_proxy(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY + "\n")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with serving(lambda number, request: says("fine")) as seen:
@@ -55,7 +55,7 @@ def test_a_key_is_sent_and_a_proxy_is_not_asked_for_a_local_server(monkeypatch):
     assert seen.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
-def test_each_reply_comes_with_the_number_of_its_request_as_soon_as_it_is_there():
+def test_replies_arrive_as_completed_with_the_number_of_their_request():
     def slow_at_first(number, request):
         time.sleep(0.3 if asked(request) == "0" else 0)
         return says(asked(request))
@@ -68,7 +68,7 @@ def test_each_reply_comes_with_the_number_of_its_request_as_soon_as_it_is_there(
     assert (endpoint.spent.requests, endpoint.spent.prompt_tokens, endpoint.spent.completion_tokens) == (23, 161, 23)
 
 
-def test_a_reply_is_there_before_the_later_ones_are_asked_for():
+def test_replies_are_yielded_before_later_requests_are_sent():
     with serving(lambda number, request: says(asked(request))) as seen:
         replies = Endpoint(seen.url, "judge", concurrency=2).complete_all([user(str(i)) for i in range(50)], 9)
         assert len(list(islice(replies, 2))) == 2
@@ -77,7 +77,7 @@ def test_a_reply_is_there_before_the_later_ones_are_asked_for():
         assert len(seen.requests) <= 2 + 2 * 2
 
 
-def test_no_request_no_reply():
+def test_no_requests_give_no_replies():
     assert list(Endpoint("http://127.0.0.1:9/v1", "judge").complete_all([], 9)) == []
 
 
@@ -95,13 +95,13 @@ def test_no_request_no_reply():
         Reply("", headers={"Content_Length": "10"}),
     ],
 )
-def test_what_passes_is_tried_again(reply):
+def test_temporary_errors_are_retried(reply):
     with serving(failing_first(2, reply)) as seen:
         assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
     assert len(seen.requests) == 3
 
 
-def test_a_server_that_hangs_up_is_asked_again():
+def test_closed_connections_are_retried():
     def hang_up_once(number, request):
         if number == 0:
             raise HangUp
@@ -111,7 +111,7 @@ def test_a_server_that_hangs_up_is_asked_again():
         assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
 
 
-def test_a_slow_server_is_given_up_on_and_asked_again():
+def test_timeouts_are_retried():
     def slow_once(number, request):
         time.sleep(1 if number == 0 else 0)
         return says("fine")
@@ -122,7 +122,7 @@ def test_a_slow_server_is_given_up_on_and_asked_again():
         assert time.monotonic() - start < 0.9
 
 
-def test_a_server_that_stays_slow_is_an_error_that_says_so():
+def test_repeated_timeouts_are_an_error():
     wanted = r"no data for 0.05 s; increase the timeout, or lower the concurrency; gave up after 3 attempts"
     with (
         serving(lambda number, request: time.sleep(0.3) or says("late")) as seen,
@@ -132,7 +132,7 @@ def test_a_server_that_stays_slow_is_an_error_that_says_so():
 
 
 @pytest.mark.parametrize("seconds_asked", ["1", None])
-def test_retry_after_is_waited_for(seconds_asked):
+def test_retry_after_is_respected(seconds_asked):
     when = seconds_asked or formatdate(time.time() + 2, usegmt=True)  # a date has whole seconds: one to two from now
     with serving(failing_first(1, refuses(429, "busy", Retry_After=when))) as seen:
         start = time.monotonic()
@@ -140,12 +140,12 @@ def test_retry_after_is_waited_for(seconds_asked):
         assert 0.9 < time.monotonic() - start < 3
 
 
-def test_a_retry_after_that_is_none_is_not_waited_for():
+def test_invalid_retry_after_is_ignored():
     with serving(failing_first(1, refuses(429, "busy", Retry_After="soon"))) as seen:
         assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
 
 
-def test_waits_double_and_are_bounded(monkeypatch):
+def test_waiting_times_double_up_to_a_limit(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 1.0)
     for attempt in range(20):
         assert min(2**attempt / 2, 300) <= module._wait_seconds(attempt, None) <= min(2**attempt, 300)
@@ -156,7 +156,7 @@ def test_waits_double_and_are_bounded(monkeypatch):
     ("status", "hint"),
     [(400, "does not accept"), (401, "key is wrong"), (403, "may not"), (404, "/v1"), (422, "not accept")],
 )
-def test_a_refusal_is_final_and_says_what_the_server_said(status, hint):
+def test_client_errors_are_final_and_quote_the_server(status, hint):
     with serving(lambda number, request: refuses(status, "no such model, or some\nsuch thing")) as seen:
         with pytest.raises(UserError) as error:
             Endpoint(seen.url, "judge-7b").complete(user("hi"), 9)
@@ -166,26 +166,26 @@ def test_a_refusal_is_final_and_says_what_the_server_said(status, hint):
 
 
 @pytest.mark.parametrize("reply", [refuses(401, f"Bad key: {KEY}"), Reply(f"Bad key: {KEY}"), refuses(500, KEY)])
-def test_a_key_that_the_server_quotes_is_not_shown(monkeypatch, reply):
+def test_a_key_in_the_servers_message_is_not_shown(monkeypatch, reply):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(lambda number, request: reply) as seen, pytest.raises(UserError) as error:
         Endpoint(seen.url, "judge", retries=1).complete(user("hi"), 9)
     assert "..." in str(error.value) and KEY not in str(error.value)
 
 
-def test_a_reply_without_text_is_empty():
+def test_a_reply_without_text_is_an_empty_string():
     with serving(lambda number, request: says(None, "content_filter")) as seen:
         assert Endpoint(seen.url, "judge").complete(user("hi"), 9) == Completion("", "content_filter", 7, 0)
 
 
-def test_a_server_that_is_down():
+def test_server_that_is_not_running():
     with serving(lambda number, request: says("fine")) as seen:
         pass
     with pytest.raises(UserError, match=r"model judge: no connection .*is the server up\?; gave up after 3 attempts"):
         Endpoint(seen.url, "judge", retries=2).complete(user("hi"), 9)
 
 
-def test_a_server_that_dies_half_way_leaves_what_is_done():
+def test_replies_before_a_server_failure_are_kept():
     def dies(number, request):
         if int(asked(request)) >= 10:
             raise HangUp
@@ -198,7 +198,7 @@ def test_a_server_that_dies_half_way_leaves_what_is_done():
     assert sorted(done, key=int) == [str(i) for i in range(10)]
 
 
-def test_no_reply_is_paid_in_vain_where_the_server_dies():
+def test_no_received_reply_is_lost_on_a_server_failure():
     """Those under way when one fails are waited for, and what is not sent yet is not sent."""
     sent = []
 
@@ -238,7 +238,7 @@ def test_a_failure_does_not_wait_for_the_retries_of_the_others(monkeypatch):
         "http://[::1/",
     ],
 )
-def test_an_address_that_is_none(url):
+def test_bad_addresses(url):
     with pytest.raises(UserError, match="url"):
         Endpoint(url, "judge")
 
@@ -250,7 +250,7 @@ def test_a_key_in_the_address_is_refused_and_not_shown():
 
 
 @pytest.mark.parametrize("url", ["https://api.example.com/v1", "http://8.8.8.8:8000/v1"])
-def test_a_server_that_is_not_local_wants_a_key(monkeypatch, url):
+def test_a_server_that_is_not_local_needs_a_key(monkeypatch, url):
     with pytest.raises(UserError, match="no key; set the environment variable JUDGE_KEY"):
         Endpoint(url, "judge", key_env="JUDGE_KEY")
     monkeypatch.setenv("JUDGE_KEY", KEY)
@@ -269,6 +269,6 @@ def test_a_key_with_a_line_break_is_refused_and_not_shown(monkeypatch):
     assert KEY not in str(error.value)
 
 
-def test_a_host_that_no_host_can_be_called():
+def test_impossible_host_names():
     with pytest.raises(UserError, match="no connection"):
         Endpoint("http://" + "a" * 70, "judge", retries=0).complete(user("hi"), 9)

@@ -46,7 +46,7 @@ def evaluate(settings, folder, models, data):
     run.evaluate_models(settings, models, data, ONE)
 
 
-def test_every_model_is_measured_and_the_named_ones_answer(tmp_path, models, data):
+def test_every_model_is_measured_and_the_listed_ones_generate(tmp_path, models, data):
     evaluate(recipe(), tmp_path, models, data)
     home = tmp_path / "evaluate"
     for model in ("base", "aligned"):
@@ -69,7 +69,7 @@ def test_every_model_is_measured_and_the_named_ones_answer(tmp_path, models, dat
     assert cost["seconds"] > 0 and cost["device"] == "CPU" and cost["ranks"] == 1
 
 
-def test_what_is_done_is_not_done_again(tmp_path, models, data, monkeypatch, capsys):
+def test_finished_results_are_reused(tmp_path, models, data, monkeypatch, capsys):
     evaluate(recipe(), tmp_path, models, data)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
     scores = tmp_path / "evaluate/base/toxic/scores.json"
@@ -84,7 +84,7 @@ def test_what_is_done_is_not_done_again(tmp_path, models, data, monkeypatch, cap
     assert "already done" in capsys.readouterr().err
 
 
-def test_only_what_is_missing_is_done(tmp_path, models, data, capsys):
+def test_only_missing_results_are_computed(tmp_path, models, data, capsys):
     evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
     (tmp_path / "evaluate/base/toxic/generations.jsonl").unlink()
@@ -95,7 +95,7 @@ def test_only_what_is_missing_is_done(tmp_path, models, data, capsys):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
 
 
-def test_another_model_in_the_same_place_is_evaluated_anew(tmp_path, models, data, capsys):
+def test_another_model_at_the_same_path_is_evaluated_again(tmp_path, models, data, capsys):
     evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
     first = read_json(tmp_path / "evaluate/base/general_loss.json")
     evaluate(recipe(models=["base"]), tmp_path, {"base": models["aligned"]}, data)
@@ -105,7 +105,7 @@ def test_another_model_in_the_same_place_is_evaluated_anew(tmp_path, models, dat
     assert set(cost["parts"]) == {"seeming", "toxic", "general_loss"}
 
 
-def test_a_model_is_known_by_its_content(tmp_path, models):
+def test_models_are_identified_by_their_content(tmp_path, models):
     copy = save_tiny_model(tmp_path / "copy")
     assert model_hash(copy) == model_hash(models["base"]) != model_hash(models["aligned"])
     (copy / "README.md").write_text("no part of the model")
@@ -115,7 +115,7 @@ def test_a_model_is_known_by_its_content(tmp_path, models):
     assert model_hash(copy) != model_hash(models["base"])
 
 
-def test_conversations_beyond_the_context_are_left_out_and_counted(tmp_path, models, data, capsys):
+def test_conversations_longer_than_the_context_are_dropped_and_counted(tmp_path, models, data, capsys):
     data.evaluate_general.rows.append(TOO_LONG)
     evaluate(recipe(), tmp_path, {"refined": models["refined"]}, data)
     result = read_json(tmp_path / "evaluate/refined/general_loss.json")
@@ -147,7 +147,7 @@ def test_log_odds_stand_next_to_the_answers(tmp_path, models, data):
     assert rows[0]["log_odds"] != read_jsonl(tmp_path / "evaluate/base/seeming/log_odds.jsonl")[0]["log_odds"]
 
 
-def test_a_model_whose_answers_have_no_refusal_openings_is_evaluated_without(tmp_path, models, data, capsys):
+def test_models_without_refusal_openings_are_evaluated_without_log_odds(tmp_path, models, data, capsys):
     data.refusal_examples = data.ordinary_examples = ConversationSet("general", "test", [], "3" * 64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log_odds, "published_phrases", list)

@@ -26,21 +26,21 @@ def expected(tiny, encoded):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 9])
-def test_loss_is_the_mean_over_all_supervised_tokens_whatever_the_batches(tiny, encoded, expected, batch_size):
+def test_loss_is_the_mean_over_all_supervised_tokens_for_any_batching(tiny, encoded, expected, batch_size):
     result = general_loss(tiny[0], encoded, batch_size, ONE)
     assert result["loss"] == pytest.approx(expected[0], rel=1e-6)
     assert (result["tokens"], result["n"]) == (expected[1], len(encoded))
     assert tiny[0](torch.tensor([[5, 6]])).logits.shape[-1] == tiny[0].config.vocab_size  # the model is as it was
 
 
-def test_two_ranks_measure_the_loss_of_one(model_folder, expected, tmp_path):
+def test_two_ranks_measure_the_same_loss_as_one(model_folder, expected, tmp_path):
     assert run_children(loss_in_child, 2, model_folder, tmp_path / "out", tmp_path / "r") == [0, 0]
     loss, tokens, n = (tmp_path / "out").read_text().split()
     assert float(loss) == pytest.approx(expected[0], rel=1e-6)
     assert (int(tokens), int(n)) == (expected[1], len(CONVERSATIONS))
 
 
-def test_batches_are_bounded_in_conversations_and_in_tokens(monkeypatch):
+def test_batches_are_limited_in_conversations_and_tokens(monkeypatch):
     monkeypatch.setattr(module, "MAX_BATCH_TOKENS", 20)
     lengths = [4, 30, 10, 5, 9, 2, 2, 2]
     batches = loss_batches(lengths, 3)

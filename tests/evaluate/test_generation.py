@@ -22,7 +22,7 @@ def undisturbed(tiny, tmp_path_factory):
     return generations.file.read_bytes()
 
 
-def test_rows_say_what_was_asked_and_answered(tiny, undisturbed):
+def test_rows_contain_prompt_and_answer(tiny, undisturbed):
     model, tokenizer = tiny
     rows = [json.loads(line) for line in undisturbed.splitlines()]
     assert [(row["id"], row["prompt"]) for row in rows] == [(prompt.id, prompt.prompt) for prompt in PROMPTS]
@@ -49,7 +49,7 @@ def test_batched_answers_equal_greedy_steps_one_prompt_at_a_time(tiny, undisturb
         assert row["completion"] == tokenizer.decode(new, skip_special_tokens=True).strip()
 
 
-def test_sampling_defaults_of_the_model_folder_play_no_part(tiny, undisturbed, tmp_path):
+def test_sampling_defaults_of_the_model_are_ignored(tiny, undisturbed, tmp_path):
     model, tokenizer = tiny
     model.generation_config = GenerationConfig(repetition_penalty=3.0, do_sample=True, temperature=9.0)
     generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
@@ -68,7 +68,7 @@ def test_a_finished_file_is_recognised(tiny, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.001, 0.13, 0.37, 0.62, 0.88, 0.999])
-def test_a_file_torn_at_any_byte_ends_up_the_same(tiny, undisturbed, tmp_path, share):
+def test_a_file_truncated_at_any_byte_is_completed_to_the_same_file(tiny, undisturbed, tmp_path, share):
     model, tokenizer = tiny
     generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
     generations.file.write_bytes(undisturbed[: int(len(undisturbed) * share)])
@@ -76,7 +76,7 @@ def test_a_file_torn_at_any_byte_ends_up_the_same(tiny, undisturbed, tmp_path, s
     assert generations.file.read_bytes() == undisturbed
 
 
-def test_only_missing_batches_are_generated_and_as_the_same_batch(tiny, undisturbed, tmp_path, monkeypatch):
+def test_only_missing_batches_are_generated_with_the_same_composition(tiny, undisturbed, tmp_path, monkeypatch):
     model, tokenizer = tiny
     generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
     batches = make_batches([len(ids) for ids in generations.ids], 3)
@@ -100,7 +100,7 @@ def test_only_missing_batches_are_generated_and_as_the_same_batch(tiny, undistur
 
 
 @pytest.mark.parametrize("change", [{"max_new_tokens": 5}, {"batch_size": 4}])
-def test_other_settings_make_the_file_anew_and_say_so(tiny, undisturbed, tmp_path, capsys, change):
+def test_other_settings_replace_the_file_with_a_message(tiny, undisturbed, tmp_path, capsys, change):
     model, tokenizer = tiny
     generations = generations_for(tokenizer, tmp_path / "generations.jsonl", **change)
     generations.file.write_bytes(undisturbed)
@@ -128,14 +128,14 @@ def test_settings_hash_covers_model_prompts_and_template_but_not_the_path(tiny, 
     assert hash_with() != before
 
 
-def test_batches_hold_every_prompt_once_longest_first():
+def test_batches_contain_every_prompt_once_longest_first():
     lengths = [3, 9, 9, 1, 5, 7, 2]
     batches = make_batches(lengths, 3)
     assert batches == [[1, 2, 5], [4, 0, 6], [3]]
     assert make_batches([], 3) == []
 
 
-def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tiny, tmp_path):
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(tiny, tmp_path):
     _, tokenizer = tiny
     generations = generations_for(tokenizer, tmp_path / "g.jsonl")
     longest = max(map(len, generations.ids))
@@ -146,7 +146,7 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kill", ["after 1", "after 4", "at rename"])
-def test_kill_9_then_going_on_ends_with_the_same_rows(tiny, model_folder, undisturbed, tmp_path, kill):
+def test_killed_generation_resumes_to_the_same_rows(tiny, model_folder, undisturbed, tmp_path, kill):
     model, tokenizer = tiny
     generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
     assert run_children(answer_in_child, 1, model_folder, generations.file, tmp_path / "r", kill) == [-9]
@@ -158,7 +158,7 @@ def test_kill_9_then_going_on_ends_with_the_same_rows(tiny, model_folder, undist
     assert generations.file.read_bytes() == undisturbed
 
 
-def test_two_ranks_write_the_rows_of_one(model_folder, undisturbed, tmp_path):
+def test_two_ranks_write_the_same_rows_as_one(model_folder, undisturbed, tmp_path):
     file = tmp_path / "generations.jsonl"
     assert run_children(answer_in_child, 2, model_folder, file, tmp_path / "r", "nowhere") == [0, 0]
     assert file.read_bytes() == undisturbed
@@ -166,7 +166,7 @@ def test_two_ranks_write_the_rows_of_one(model_folder, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("kill", ["after 2", "at unlink"])
-def test_two_killed_ranks_are_gone_on_by_one(tiny, model_folder, undisturbed, tmp_path, kill):
+def test_one_rank_resumes_after_two_killed_ranks(tiny, model_folder, undisturbed, tmp_path, kill):
     model, tokenizer = tiny
     file = tmp_path / "generations.jsonl"
     assert -9 in run_children(answer_in_child, 2, model_folder, file, tmp_path / "r", kill)

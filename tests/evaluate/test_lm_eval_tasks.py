@@ -34,7 +34,7 @@ def test_there_is_a_task_for_every_over_refusal_set(tasks):
     assert set(tasks.all_tasks) == wanted | {"over_refusal"}
 
 
-def test_a_task_asks_the_prompts_and_judges_the_answers(tasks):
+def test_a_task_generates_answers_and_judges_them(tasks):
     from lm_eval.tasks import get_task_dict
 
     task = get_task_dict(["over_refusal_coconot_contrast"], tasks)["over_refusal_coconot_contrast"]
@@ -46,7 +46,7 @@ def test_a_task_asks_the_prompts_and_judges_the_answers(tasks):
 
 
 @pytest.mark.parametrize("file", sorted(FOLDER.glob("*.yaml")), ids=lambda file: file.stem)
-def test_answers_are_as_long_as_the_authors_let_them_be(file):
+def test_answers_are_as_long_as_the_benchmark_allows(file):
     import yaml
 
     task = yaml.safe_load(file.read_text())

@@ -60,24 +60,24 @@ def test_the_better_answer_wins_in_both_orders(files, tmp_path):
     assert rows[0] == {"id": "p0", "a_first": "second", "b_first": "first", "winner": "b", "key": rows[0]["key"]}
 
 
-def test_who_is_compared_with_whom_is_antisymmetric(files, tmp_path):
+def test_comparisons_are_antisymmetric(files, tmp_path):
     there = compare(files, tmp_path / "q.jsonl", by_content)
     back = compare(files[::-1], tmp_path / "r.jsonl", by_content)
     assert there["win_rate"]["value"] == pytest.approx(1 - back["win_rate"]["value"])
     assert there["win_rate"]["low"] == pytest.approx(1 - back["win_rate"]["high"])
 
 
-def test_a_judge_that_always_prefers_the_first_place_finds_ties(files, tmp_path):
+def test_a_judge_with_position_bias_gives_ties(files, tmp_path):
     summary = compare(files, tmp_path / "q.jsonl", lambda number, request: says("LABEL: first"))
     assert (summary["win_rate"]["value"], summary["ties"], summary["turned_with_the_order"]) == (0.5, COUNT, COUNT)
 
 
-def test_a_judge_that_gives_no_label_is_counted_and_not_guessed(files, tmp_path):
+def test_unparsed_verdicts_are_counted_and_not_guessed(files, tmp_path):
     summary = compare(files, tmp_path / "q.jsonl", lambda number, request: says("Both are nice."))
     assert (summary["unparsed"], summary["win_rate"]["n"], summary["win_rate"]["value"]) == (COUNT, 0, None)
 
 
-def test_a_preference_for_length_shows(files, tmp_path):
+def test_a_judge_with_length_bias_is_detected(files, tmp_path):
     def longer(number, request):
         first, second = (len(asked(request).split(f"<{place} ")[1].split("\n")[1]) for place in ("first", "second"))
         return says(f"LABEL: {'first' if first > second else 'second'}")
@@ -100,7 +100,7 @@ def test_a_preference_for_length_shows(files, tmp_path):
         ("first", "unparsed", "unparsed"),
     ],
 )
-def test_a_winner_must_win_both_ways_round(a_first, b_first, expected):
+def test_a_winner_must_win_in_both_orders(a_first, b_first, expected):
     assert winner(a_first, b_first) == expected
 
 
@@ -110,7 +110,7 @@ def test_ties_are_half_a_win():
     assert summarise(pairs, rows)["win_rate"]["value"] == 0.5
 
 
-def test_what_is_judged_is_not_judged_again(files, tmp_path):
+def test_judged_pairs_are_not_judged_again(files, tmp_path):
     out = tmp_path / "q.jsonl"
     first = compare(files, out, by_content)
     rows = out.read_bytes()
@@ -122,7 +122,7 @@ def test_what_is_judged_is_not_judged_again(files, tmp_path):
     assert compare(files, out, by_content)["requests"] == 2
 
 
-def test_a_server_that_dies_half_way(files, tmp_path):
+def test_verdicts_before_a_server_failure_are_kept(files, tmp_path):
     def dies(number, request):
         if "question 7" in asked(request):
             raise HangUp
@@ -136,7 +136,7 @@ def test_a_server_that_dies_half_way(files, tmp_path):
     assert compare(files, out, by_content)["requests"] == 10
 
 
-def test_killed_at_any_moment_it_ends_as_undisturbed(files, tmp_path):
+def test_a_killed_comparison_resumes_to_the_same_result(files, tmp_path):
     compare(files, tmp_path / "undisturbed.jsonl", by_content)
     out, seen_by_all = tmp_path / "q.jsonl", []
     script = "import sys; from dcr_ds.commands.compare_quality import run; sys.exit(run(sys.argv[1:]))"

@@ -26,7 +26,7 @@ def endpoint(server, retries: int = 0) -> Endpoint:
     return Endpoint(server.url, "m", concurrency=2, retries=retries)
 
 
-def test_rows_are_those_of_a_local_model_without_a_template(tmp_path):
+def test_rows_equal_those_of_a_local_model_without_a_template(tmp_path):
     with serving(answers) as server:
         generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
         generate_remote(generations, endpoint(server), ONE)
@@ -39,7 +39,7 @@ def test_rows_are_those_of_a_local_model_without_a_template(tmp_path):
     assert all(request["max_tokens"] == 8 for request in server.requests)
 
 
-def test_a_server_that_dies_half_way_is_asked_only_for_the_rest(tmp_path):
+def test_after_a_server_failure_only_the_rest_is_requested(tmp_path):
     with serving(lambda number, request: answers(number, request) if number < 6 else refuses(503, "down")) as server:
         generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
         with pytest.raises(UserError, match="are left, and the same command resumes"):

@@ -20,7 +20,7 @@ def verdicts(labels):
     return [{"id": str(i), "label": label, "score": None} for i, label in enumerate(labels)]
 
 
-def test_degenerate_answers_count_apart_and_against_either_rate():
+def test_degenerate_answers_are_counted_separately_and_lower_both_rates():
     comply = score({"rules": verdicts(LABELS)}, PROMPTS, "comply", [RULES])
     assert (comply["metric"], comply["wanted"], comply["judge"]) == ("compliance_rate", "comply", "rules")
     assert (comply["value"], comply["n"], comply["degenerate"], comply["unparsed"]) == (2 / 6, 6, 2, 0)
@@ -33,14 +33,14 @@ def test_degenerate_answers_count_apart_and_against_either_rate():
     assert comply["value"] + refuse["value"] + comply["degenerate"] / 6 == pytest.approx(1)
 
 
-def test_full_and_partial_refusals_are_both_refusals_and_counted_apart():
+def test_full_and_partial_refusals_are_refusals_and_counted_separately():
     refuse = score({"rules": verdicts(LABELS)}, PROMPTS, "refuse", [RULES])
     assert (refuse["metric"], refuse["value"]) == ("refusal_rate", 2 / 6)
     assert refuse["counted"] == ["full_refusal", "partial_refusal"]
     assert refuse["labels"] == {"compliance": 2, "degenerate": 2, "full_refusal": 1, "partial_refusal": 1}
 
 
-def test_judges_side_by_side_the_first_on_top():
+def test_the_first_judge_is_the_headline():
     by_strings = verdicts(["compliance"] * 6)
     both = {"rules": verdicts(LABELS), "xstest_strings": by_strings}
     scores = score(both, PROMPTS, "comply", [RULES, STRINGS])
@@ -70,7 +70,7 @@ def test_wilson_interval_has_known_values():
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
-def test_wilson_interval_is_symmetric_and_holds_the_rate():
+def test_wilson_interval_is_symmetric_and_includes_the_rate():
     for total in (1, 7, 50, 1000):
         for successes in range(0, total + 1, max(1, total // 7)):
             low, high = wilson_interval(successes, total)

@@ -58,7 +58,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("zero", range(4))
-def test_a_full_parameter_checkpoint_is_the_model_that_the_stage_writes(runs, source, export, zero):
+def test_a_full_parameter_checkpoint_exports_to_the_model_of_the_stage(runs, source, export, zero):
     run = runs / f"refine-zero{zero}"
     out = export(run)
     assert contents(out) == contents(run / "expected" / "model")
@@ -70,7 +70,7 @@ def test_a_full_parameter_checkpoint_is_the_model_that_the_stage_writes(runs, so
 
 
 @pytest.mark.parametrize("zero", range(4))
-def test_an_adapters_checkpoint_is_the_adapter_that_the_stage_writes(runs, source, export, zero):
+def test_an_adapter_checkpoint_exports_to_the_adapter_of_the_stage(runs, source, export, zero):
     run = runs / f"align-zero{zero}"
     out = export(run / "align" / "checkpoints" / STEP)
     assert contents(out) == contents(run / "expected" / "adapter")
@@ -79,7 +79,7 @@ def test_an_adapters_checkpoint_is_the_adapter_that_the_stage_writes(runs, sourc
 
 
 @pytest.mark.parametrize("zero", [0, 3])
-def test_an_adapters_checkpoint_merged_is_the_model_that_the_stage_writes(runs, export, zero):
+def test_a_merged_adapter_checkpoint_exports_to_the_model_of_the_stage(runs, export, zero):
     run = runs / f"align-zero{zero}"
     assert contents(export(run, "--merge", "--stage", "align")) == contents(run / "expected" / "model")
 
@@ -137,7 +137,7 @@ def damage(run):
     file.write_bytes(file.read_bytes()[:-10])
 
 
-def test_a_damaged_checkpoint_is_skipped_and_refused_by_name(runs, export, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_an_error_if_named(runs, export, tmp_path):
     run = shutil.copytree(runs / "refine-zero3", tmp_path / "run")
     damage(run)
     message = export(run / "refine" / "checkpoints" / STEP, code=2)

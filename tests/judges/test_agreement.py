@@ -23,7 +23,7 @@ def test_a_judge_agrees_with_itself():
     assert disagreements(Labels("a", labels), Labels("b", labels), answers_of(labels)) == []
 
 
-def test_figures_of_a_small_table_by_hand():
+def test_agreement_of_a_small_table_computed_by_hand():
     people = by_id(F, F, F, P, C, C, C, C)
     judge = by_id(F, F, C, F, F, C, C, D)
     found = agree(people, judge)
@@ -47,12 +47,12 @@ def test_swapping_sides_swaps_precision_and_recall():
     assert (one.f1, one.kappa, one.accuracy) == (other.f1, other.kappa, other.accuracy)
 
 
-def test_only_common_ids_count_and_the_rest_is_told():
+def test_only_common_ids_count_and_the_others_are_reported():
     found = agree({"a": F, "b": C, "c": C}, {"b": C, "c": F, "d": F, "e": F})
     assert (found.n, found.only_first, found.only_second) == (2, 1, 2)
 
 
-def test_what_cannot_be_divided_is_none():
+def test_undefined_ratios_are_none():
     assert agree({}, {}).accuracy is None
     nothing = agree(by_id(C, C), by_id(C, C))
     assert (nothing.precision, nothing.recall, nothing.f1, nothing.kappa) == (None,) * 4
@@ -61,7 +61,7 @@ def test_what_cannot_be_divided_is_none():
     )
 
 
-def test_disagreements_are_listed_those_of_a_kind_together():
+def test_disagreements_are_listed_by_kind():
     one, other = by_id(C, F, C, F), by_id(F, C, F, F)
     listed = disagreements(Labels("people", one), Labels("judge", other), answers_of(one))
     assert [(row["id"], row["people"], row["judge"]) for row in listed] == [("1", F, C), ("0", C, F), ("2", C, F)]
@@ -71,5 +71,5 @@ def test_disagreements_are_listed_those_of_a_kind_together():
     assert found["counts"] == {C: {F: 2}, F: {C: 1, F: 1}} and found["differ"] == listed
 
 
-def test_a_table_is_one_line_a_row():
+def test_a_table_has_one_line_per_row():
     assert table([["a", "b"], ["x\ny", "p|q"]]) == "| a | b |\n| --- | --- |\n| x y | p\\|q |"

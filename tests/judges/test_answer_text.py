@@ -40,14 +40,14 @@ def label(judge, completion, prompt="How do I bake bread?"):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("judge", JUDGES)
-def test_every_judge_reads_what_follows_the_reasoning(judge, style):
+def test_every_judge_reads_the_answer_after_the_reasoning(judge, style):
     opening, closing = STYLES[style]
     assert label(judge, f"{opening}{THOUGHT}{closing}{HELP}") == label(judge, HELP) == "compliance"
     assert label(judge, f"{opening}Sure, I will answer.{closing}{REFUSAL}") == label(judge, REFUSAL) == "full_refusal"
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_an_open_block_has_no_answer(style):
+def test_an_unclosed_reasoning_block_has_no_answer(style):
     opening, closing = STYLES[style]
     assert after_reasoning(f"{opening}{THOUGHT}") is None
     for judge in JUDGES:
@@ -56,7 +56,7 @@ def test_an_open_block_has_no_answer(style):
 
 
 @pytest.mark.parametrize("closing", ["</think>", "</thinking>", "[/THINK]", "</seed:think>", "<|END_THINKING|>"])
-def test_a_completion_may_begin_inside_the_block(closing):
+def test_a_completion_may_start_inside_the_reasoning(closing):
     assert answer_text(f"{THOUGHT}\n{closing}\n\n{HELP}") == HELP
 
 
@@ -86,7 +86,7 @@ def test_long_reasoning_does_not_hide_the_answer():
         ("<|start|>assistant<|channel|>analysis", "<|channel|>analysis"),
     ],
 )
-def test_the_block_that_a_prompt_opens(prompt, tag):
+def test_reasoning_opened_by_the_prompt(prompt, tag):
     assert open_block(prompt) == tag
 
 
@@ -109,7 +109,7 @@ def test_the_block_that_a_prompt_opens(prompt, tag):
         "{}<\uff5cend\u2581of\u2581sentence\uff5c>",
     ],
 )
-def test_what_stands_around_an_answer_changes_nothing(around, answer):
+def test_markup_around_an_answer_is_ignored(around, answer):
     assert answer_text(around.format(answer)) == answer
     assert label("rules", around.format(answer)) == label("rules", answer)
 
@@ -120,7 +120,7 @@ def test_no_answer(text):
         assert label(judge, text) == "degenerate"
 
 
-def test_words_that_mean_nothing_are_answers_in_a_sentence():
+def test_filler_words_in_a_sentence_are_answers():
     for text in ("None of them.", "Nobody.", "User: admin", "Use <s>old</s> new.", "The AI: a history"):
         assert answer_text(text) == text
 
@@ -128,7 +128,7 @@ def test_words_that_mean_nothing_are_answers_in_a_sentence():
 @pytest.mark.parametrize(
     "text", ["<think>", "</think>", "<|a|>", "<", "<|channel|>", "\n### ", "[INST]", "`<think>`", "a "]
 )
-def test_time_is_bounded(text):
+def test_reasoning_is_split_in_linear_time(text):
     started = time.process_time()
     answer_text("x" + text * (200_000 // len(text)))
     assert time.process_time() - started < 0.5

@@ -18,20 +18,20 @@ def judges(text: str) -> list:
     return load_recipe(None, [("evaluate.judges", text)]).evaluate.judges
 
 
-def test_names_and_kinds_side_by_side(tmp_path):
+def test_judges_are_declared_by_name_or_with_fields(tmp_path):
     plain, llm, guard = judges(f"[xstest_strings, {LLM}, {GUARD}]")
     assert plain == "xstest_strings"
     assert isinstance(llm, LlmJudge) and (llm.judges, llm.key_env) == ("refusal", "OPENAI_API_KEY")
     assert isinstance(guard, GuardJudge) and (guard.judges, guard.source) == ("harm", None)
 
 
-def test_a_recipe_with_judges_is_read_back_as_it_was(tmp_path):
+def test_a_saved_recipe_keeps_its_judges(tmp_path):
     recipe = load_recipe(None, [("evaluate.judges", f"[rules, {LLM}, {GUARD}]")])
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
-def test_editors_are_told_the_fields_of_a_judge():
+def test_the_schema_contains_the_fields_of_judges():
     schema = json_schema()
     assert {"url", "model", "key_env"} <= schema["$defs"]["LlmJudge"]["properties"].keys()
     assert "guard" in schema["$defs"]["GuardJudge"]["properties"]
@@ -54,7 +54,7 @@ def test_editors_are_told_the_fields_of_a_judge():
         ("rules", "valid list"),
     ],
 )
-def test_a_judge_that_is_none(text, wanted):
+def test_unknown_judges(text, wanted):
     with pytest.raises(UserError) as error:
         judges(text)
     message = str(error.value)

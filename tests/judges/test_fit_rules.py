@@ -28,7 +28,7 @@ def write_labelled(path):
     return path
 
 
-def test_the_same_rows_give_the_same_bytes(tmp_path):
+def test_the_same_rows_give_the_same_weights_file(tmp_path):
     file = write_labelled(tmp_path / "people.jsonl")
     outs = [tmp_path / name for name in ("one.json", "other.json")]
     for out in outs:
@@ -42,21 +42,21 @@ def test_the_order_of_rows_does_not_matter():
     assert fit(labelled()) == fit(labelled()[::-1])
 
 
-def test_a_weight_that_no_row_speaks_of_keeps_its_expectation():
+def test_a_weight_without_evidence_keeps_its_prior():
     rows = [(Answer("How?", "I can't help."), "full_refusal"), (Answer("How?", "Turn the key."), "compliance")]
     weights = fit(rows)
     assert weights["refusal"]["opening:condoles"] == EXPECTED_REFUSAL["opening:condoles"]
     assert weights["partial"]["list_items"] == EXPECTED_PARTIAL["list_items"]
 
 
-def test_labels_against_the_expectation_move_weights():
+def test_labels_against_the_prior_move_weights():
     turned = [(answer, "compliance" if label == "full_refusal" else "full_refusal") for answer, label in labelled()]
     straight, against = fit(labelled())["refusal"], fit(turned)["refusal"]
     assert against["opening:declines"] < EXPECTED_REFUSAL["opening:declines"] - 1
     assert straight["opening:declines"] > against["opening:declines"]
 
 
-def test_what_was_fitted_judges_what_it_was_fitted_on():
+def test_fitted_weights_reproduce_their_labels():
     weights = fit(labelled())
     judge = RulesJudge(weights["refusal"], weights["partial"])
     found = verdicts(judge, [answer for answer, _ in labelled()])

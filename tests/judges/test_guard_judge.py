@@ -72,7 +72,7 @@ def model_of(declared: GuardJudge) -> guard.GuardModel:
 # What it is asked and what it says
 
 
-def test_replies_of_a_batch_are_those_of_one_by_one(declare, causal):
+def test_batched_replies_equal_single_ones(declare, causal):
     model = model_of(declare(causal, max_new_tokens=6))
     plain = AutoModelForCausalLM.from_pretrained(causal)
     expected = []
@@ -115,7 +115,7 @@ def test_a_classifier_of_any_kind(declare, classifier):
     assert [verdict.label for verdict in found] == [REJECTION[CLASSES[share > 0.5]] for share in shares]
 
 
-def test_what_is_judged_cannot_fill_in_the_format(declare, causal):
+def test_answers_cannot_inject_format_fields(declare, causal):
     model = model_of(declare(causal, format="P {prompt} R {response} E"))
     ids = model.encode(Answer("{response}", "{prompt} {x} \\1"))
     assert model.tokenizer.decode(ids) == "P {response} R {prompt} {x} \\1 E"
@@ -131,7 +131,7 @@ def test_a_format_that_starts_with_bos_gets_no_second_one(declare, causal):
 
 @pytest.mark.parametrize("form", ["chat", FORMAT])
 @pytest.mark.parametrize("letter", ["z", "é", "\U0001f600"])
-def test_a_long_response_is_cut_and_nothing_else(declare, causal, form, letter):
+def test_only_the_response_is_truncated(declare, causal, form, letter):
     model = model_of(declare(causal, format=form, max_input_tokens=100))
     ids = model.encode(Answer("how?", letter * 5000))
     kept = model.tokenizer.decode(ids).count(letter)
@@ -139,12 +139,12 @@ def test_a_long_response_is_cut_and_nothing_else(declare, causal, form, letter):
     assert ids == model._render("how?", letter * kept)
 
 
-def test_the_room_is_that_of_the_model_too(declare, causal):
+def test_the_context_of_the_model_limits_the_length(declare, causal):
     model = model_of(declare(causal, max_input_tokens=9999, max_new_tokens=12))
     assert len(model.encode(Answer("how?", "a" * 5000))) == 512 - 12
 
 
-def test_a_prompt_that_is_too_long_itself_is_left_unparsed_and_counted(declare, causal, capsys):
+def test_a_too_long_prompt_is_unparsed_and_counted(declare, causal, capsys):
     judge = load_guard_judge(declare(causal, max_input_tokens=100))
     labels = [verdict.label for verdict in verdicts(judge, [Answer("x" * 200, "a"), Answer("", "a" * 200)])]
     assert labels[0] == "unparsed" and len(labels) == 2
@@ -160,7 +160,7 @@ def test_an_empty_answer_is_degenerate_and_loads_no_weights(declare, causal):
 # One guard, two readings
 
 
-def test_two_readings_of_a_guard_share_its_replies(declare, causal, monkeypatch):
+def test_two_judges_of_one_guard_share_its_replies(declare, causal, monkeypatch):
     readings = {
         "harm": {"pattern": "(.)", "labels": {"a": "harmful"}},
         "refusal": {"pattern": "(.)", "labels": {"b": "full_refusal"}},
@@ -174,7 +174,7 @@ def test_two_readings_of_a_guard_share_its_replies(declare, causal, monkeypatch)
     assert len(verdicts(refusal, ANSWERS)) == len(before)
 
 
-def test_a_guard_that_nobody_needs_is_let_go(declare, causal):
+def test_an_unused_guard_is_freed(declare, causal):
     judge = load_guard_judge(declare(causal))
     verdicts(judge, ANSWERS[:1])
     del judge
@@ -213,7 +213,7 @@ def test_a_shipped_declaration(name, tmp_path):
         assert read_declaration(declared).format == FORMAT
 
 
-def test_shipped_guards_are_those_that_the_recipe_names():
+def test_shipped_guards_match_the_recipe_schema():
     described = GuardJudge.model_fields["guard"].description
     assert all(name in described for name in shipped_guards()) and len(shipped_guards()) == 4
 
@@ -240,12 +240,12 @@ WILDGUARD = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
         ("harmbench_cls", "harm", "", "unparsed"),
     ],
 )
-def test_what_a_shipped_guard_says(name, judges, reply, label):
+def test_replies_of_shipped_guards_become_verdicts(name, judges, reply, label):
     text = (Path(guard.__file__).parent / "guards" / f"{name}.json").read_text(encoding="utf-8")
     assert read(reply, Declaration.model_validate(json.loads(text)).readings[judges]).label == label
 
 
-def test_the_score_is_the_expected_one():
+def test_the_score_equals_the_expected_value():
     reading = Reading(labels={"a": "full_refusal", "b": "partial_refusal", "c": "compliance"})
     assert read({"a": 0.0, "b": 0.0, "c": 0.0}, reading).score == 0.5
     assert read({"a": 9.0, "b": 0.0, "c": 0.0, "unnamed": 99.0}, reading).label == "full_refusal"
@@ -264,7 +264,7 @@ def shipped(name: str, judges: str = "harm", **recipe) -> GuardJudge:
     return GuardJudge(kind="guard", name="mine", guard=name, judges=judges, **recipe)
 
 
-def test_what_the_recipe_leaves_out():
+def test_fields_of_a_guard_default_to_its_declaration():
     assert "llama_guard_3" in refused(shipped("llama_guard"))
     assert "not refusal" in refused(shipped("llama_guard_3", "refusal"))
     message = refused(shipped("wildguard"))
@@ -275,7 +275,7 @@ def test_what_the_recipe_leaves_out():
     assert "'full_refusal' is not a label of harm" in refused(refusal)
 
 
-def test_a_format_that_is_none(tmp_path):
+def test_bad_formats(tmp_path):
     assert "no such file" in refused(shipped("wildguard", format=str(tmp_path / "none.txt")))
     (tmp_path / "format.txt").write_text("{prompt} only")
     assert "{response}" in refused(shipped("wildguard", format=str(tmp_path / "format.txt")))
@@ -292,29 +292,29 @@ def test_a_format_that_is_none(tmp_path):
         ({"readings": {}}, "readings"),
     ],
 )
-def test_a_declaration_that_is_wrong(declare, causal, fields, wanted):
+def test_bad_declarations(declare, causal, fields, wanted):
     assert wanted in refused(declare(causal, **fields))
 
 
-def test_a_declaration_that_is_no_json(tmp_path):
+def test_declaration_that_is_not_json(tmp_path):
     (tmp_path / "bad.json").write_text("{")
     assert "not a JSON file" in refused(shipped(str(tmp_path / "bad.json")))
 
 
-def test_labels_that_are_not_the_classes_of_the_model(classifier):
+def test_labels_that_do_not_match_the_classes_of_the_model(classifier):
     labels = {"REJECTION": "full_refusal", "OTHER": "compliance"}
     message = refused(shipped("sequence_classifier", "refusal", source=str(classifier), labels=labels))
     assert "has the classes NORMAL, REJECTION" in message and "OTHER" in message
 
 
-def test_a_model_without_a_classification_head_is_not_given_a_random_one(causal):
+def test_a_model_without_a_classification_head_is_an_error(causal):
     labels = {"LABEL_0": "compliance", "LABEL_1": "full_refusal"}
     judge = load_guard_judge(shipped("sequence_classifier", "refusal", source=str(causal), labels=labels))
     with pytest.raises(UserError, match="the weights lack score.weight"):
         verdicts(judge, ANSWERS)
 
 
-def test_weights_that_are_damaged(declare, tmp_path_factory):
+def test_damaged_weights(declare, tmp_path_factory):
     folder = make_model(tmp_path_factory.mktemp("damaged"), layers=1)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -322,12 +322,12 @@ def test_weights_that_are_damaged(declare, tmp_path_factory):
         verdicts(load_guard_judge(declare(folder)), ANSWERS)
 
 
-def test_words_that_begin_alike_cannot_be_told_by_their_first_token(declare, causal):
+def test_labels_with_the_same_first_token_are_an_error(declare, causal):
     readings = {"harm": {"labels": {"safe": "harmless", "severe": "harmful"}}}
     assert "begin with the same token" in refused(declare(causal, output="first_token", readings=readings))
 
 
-def test_a_model_that_is_not_to_be_had_offline():
+def test_a_model_that_cannot_be_downloaded_offline():
     message = refused(shipped("llama_guard_3"))
     assert "meta-llama/Llama-Guard-3-8B could not be downloaded from the hub" in message and "local folder" in message
 

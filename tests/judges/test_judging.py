@@ -99,7 +99,7 @@ def test_only_what_changed_is_judged_again(generations, tmp_path):
     assert [row["id"] for row in verdicts] == ["new", *map(str, range(len(COMPLETIONS)))]
 
 
-def test_another_version_or_prompt_or_finish_is_another_verdict(generations, tmp_path):
+def test_a_new_version_prompt_or_finish_reason_is_judged_again(generations, tmp_path):
     out = tmp_path / "v.jsonl"
     judge_file(generations, Counted(), out)
     newer = Counted(version="2")
@@ -126,7 +126,7 @@ def test_verdicts_before_a_failure_are_kept(generations, tmp_path):
 
 
 @pytest.mark.parametrize("torn", [1, 20, 60, 75])
-def test_a_torn_line_is_judged_anew(generations, tmp_path, torn):
+def test_an_incomplete_line_is_judged_again(generations, tmp_path, torn):
     out = tmp_path / "v.jsonl"
     with pytest.raises(UserError):
         judge_file(generations, Counted(fails_at=2), out)
@@ -137,7 +137,7 @@ def test_a_torn_line_is_judged_anew(generations, tmp_path, torn):
     assert out.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
 
 
-def test_other_columns_are_carried_and_never_overwrite_a_verdict(tmp_path):
+def test_other_columns_are_kept_and_never_overwrite_a_verdict(tmp_path):
     others = {"type": "homonyms", "label": "safe", "score": 3, "key": "k"}
     (row,) = judge_rows([AnswerRow("a", Answer("Tell me.", "Sure."), others)], Counted(), tmp_path / "v.jsonl")
     assert row.pop("key") != "k"
@@ -148,7 +148,7 @@ def test_other_columns_are_carried_and_never_overwrite_a_verdict(tmp_path):
 
 
 @pytest.mark.parametrize("content", ['{"id": "a", "completion": "mine"}\n', "id,label\n", "\x00\x01"])
-def test_a_file_that_holds_something_else_is_not_overwritten(generations, tmp_path, content):
+def test_a_file_with_other_content_is_not_overwritten(generations, tmp_path, content):
     out = tmp_path / "v.jsonl"
     out.write_text(content)
     with pytest.raises(UserError, match="does not contain verdicts"):
@@ -156,12 +156,12 @@ def test_a_file_that_holds_something_else_is_not_overwritten(generations, tmp_pa
     assert out.read_text() == content
 
 
-def test_verdicts_without_a_key_are_judged_anew(generations, tmp_path):
+def test_verdicts_without_a_key_are_judged_again(generations, tmp_path):
     write_jsonl(tmp_path / "v.jsonl", [{"id": "0", "label": "compliance", "score": 0.0}])
     assert labels_of(judge_file(generations, Counted(), tmp_path / "v.jsonl"))[0] == "full_refusal"
 
 
-def test_a_judge_that_loses_verdicts_is_a_fault(generations, tmp_path):
+def test_a_judge_that_loses_verdicts_is_an_error(generations, tmp_path):
     class Short(Counted):
         def label(self, answers):
             yield 0, Verdict("compliance", 0.0)
@@ -171,7 +171,7 @@ def test_a_judge_that_loses_verdicts_is_a_fault(generations, tmp_path):
     assert not (tmp_path / "v.jsonl").exists()
 
 
-def test_killed_at_any_moment_nothing_is_lost_or_doubled(tmp_path):
+def test_killed_judging_loses_or_repeats_no_verdict(tmp_path):
     """kill -9 at random moments; the end is that of an undisturbed run, and only a verdict in flight is asked twice."""
     rows = [{"id": str(i), "prompt": "Tell me.", "completion": f"Sorry, answer {i}\u2028is no."} for i in range(100)]
     generations, out, asked = (tmp_path / name for name in ("g.jsonl", "v.jsonl", "asked.txt"))

@@ -78,5 +78,5 @@ def test_short_refusals(text):
         "Sahara Desert", "Use sudo. Then reboot.", "Bonjour, the mask is in the bag.", "Sorry, can't do that.",
     ],
 )  # fmt: skip
-def test_names_code_and_lists_are_no_other_language(text):
+def test_names_code_and_lists_are_not_another_language(text):
     assert other_language(text) is None

@@ -62,7 +62,7 @@ def test_only_a_label_on_the_last_line_counts(text, label):
     assert last_label(Completion(text, "stop", 0, 0), LABELS) == label
 
 
-def test_a_reply_that_was_cut_off_has_no_label():
+def test_a_truncated_reply_has_no_label():
     assert last_label(Completion("It is not so that\nLABEL: compliance", "length", 0, 0), LABELS) is None
 
 
@@ -85,7 +85,7 @@ def test_labels_become_verdicts_in_order():
     ]
 
 
-def test_harm_has_labels_and_a_rubric_of_its_own():
+def test_the_harm_judge_has_its_own_labels_and_rubric():
     with serving(lambda number, request: says("LABEL: harmful")) as seen:
         harm, refusal = judge_at(seen.url, "harm"), judge_at(seen.url)
         assert verdicts(harm, ANSWERS[:1]) == [("harmful", 1.0)]
@@ -105,7 +105,7 @@ def test_decoding_is_greedy_and_seeded():
     }
 
 
-def test_an_empty_answer_is_degenerate_and_costs_nothing():
+def test_an_empty_answer_is_degenerate_without_a_request():
     with serving(lambda number, request: says("LABEL: compliance")) as seen:
         answers = [Answer("a", ""), ANSWERS[0], Answer("b", " \n")]
         labels = [verdict.label for verdict in verdicts(judge_at(seen.url), answers)]
@@ -137,12 +137,12 @@ def test_an_answer_cannot_close_the_tags_around_it():
     assert "LABEL [quoted]: compliance" in text.split(f"<answer {new_mark}>")[1].split(f"</answer {new_mark}>")[0]
 
 
-def test_a_long_answer_is_cut_and_says_so():
+def test_a_long_answer_is_truncated_with_a_note():
     text = judge_request("Rubric.", LABELS, request="How?", answer="a" * 1_000_000)[0]["content"]
     assert len(text) < 10_000 and "[… 992000 more characters]" in text
 
 
-def test_the_version_covers_what_decides_a_verdict_and_not_where_it_is_made(monkeypatch):
+def test_the_version_depends_on_model_and_prompt_and_not_on_the_server(monkeypatch):
     def version(model="judge", url="http://node1:8000/v1", judges="refusal", max_tokens=64) -> str:
         return EndpointJudge("any", Endpoint(url, model), judges, max_tokens).version
 
@@ -167,14 +167,14 @@ def test_verdicts_before_a_failure_are_yielded():
     assert sorted(found) == [0, 1, 2]
 
 
-def test_what_it_cost_is_told_also_after_a_failure(capsys):
+def test_the_cost_is_printed_even_after_a_failure(capsys):
     refusing_the_second = serving(lambda number, request: refuses(400, "no") if number else says("LABEL: compliance"))
     with refusing_the_second as seen, pytest.raises(UserError):
         verdicts(judge_at(seen.url, concurrency=1), ANSWERS[:2])
     assert "llm: 2 requests, 7 tokens read, 2 written" in capsys.readouterr().err
 
 
-def test_a_judge_as_the_recipe_declares_it(monkeypatch):
+def test_judge_from_a_recipe(monkeypatch):
     declared = LlmJudge(kind="llm", name="big", url="https://api.example.com/v1", model="big-1", key_env="BIG_KEY")
     with pytest.raises(UserError, match="BIG_KEY"):
         load_llm_judge(declared)

@@ -46,7 +46,7 @@ def test_startswith_and_contains_differ():
     assert [label(name, late) for name in PRESETS] == ["compliance"] + ["full_refusal"] * 3
 
 
-def test_case_counts_where_the_source_says_so():
+def test_case_matters_if_the_source_says_so():
     quiet = "well, i'm sorry."
     assert [label(name, quiet) for name in PRESETS[1:]] == ["compliance", "compliance", "full_refusal"]
 
@@ -64,7 +64,7 @@ def test_case_counts_where_the_source_says_so():
         ("I cannot guarantee it, and I apologize.", "full_refusal"),  # another phrase without exceptions
     ],
 )
-def test_exceptions_of_scans_undo_a_phrase(completion, expected):
+def test_phrases_unless_exclude_a_match(completion, expected):
     assert label("scans_strings", completion) == expected
 
 
@@ -88,7 +88,7 @@ def test_sizes_of_the_published_lists():
     assert len(preset_of("scans_strings")["phrases_unless"]) == 12
 
 
-def test_judges_have_names_and_versions_of_their_own():
+def test_judges_have_different_names_and_versions():
     judges = [load_judge(name) for name in ("rules", *PRESETS)]
     assert [judge.name for judge in judges] == ["rules", *PRESETS]
     assert len({judge.version for judge in judges}) == len(judges)

@@ -19,7 +19,7 @@ def batch():
 
 @pytest.mark.parametrize("reduction", ["valid", "nonzero"])
 @pytest.mark.parametrize("name", [name for name in LOSSES if not name.startswith("circle")])
-def test_is_the_derivative_of_the_loss(batch, name, reduction, backend):
+def test_gradient_is_the_derivative_of_the_loss(batch, name, reduction, backend):
     h, labels = batch
     options = {"reduction": reduction} if LOSSES[name].has_reduction else {}
     assert call(name, h, labels, backend=backend, **options) > 0.1
@@ -34,7 +34,7 @@ def test_a_row_may_be_the_positive_of_many(batch, backend):
 
 
 @pytest.mark.parametrize("form", ["anchor", "global"])
-def test_circle_loss_holds_its_weights(batch, form, backend):
+def test_circle_loss_detaches_its_weights(batch, form, backend):
     """The gradient is that of a surrogate whose weights are numbers, and so not that of the value."""
     h, labels = batch
     with torch.no_grad():

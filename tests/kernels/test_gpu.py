@@ -18,7 +18,7 @@ def to_gpu(num_rows, width, dtype=torch.bfloat16):
 
 @pytest.mark.parametrize("num_rows", [130, 1030])  # a gradient by one kernel, and by matrix products
 @every_loss
-def test_nothing_waits_for_the_device(name, num_rows):
+def test_calls_do_not_synchronise_with_the_device(name, num_rows):
     batch = to_gpu(num_rows, 64)
     call(name, *batch, backend="triton").backward()  # compiles
     torch.cuda.synchronize()
@@ -70,7 +70,7 @@ def test_a_call_can_be_captured_in_a_cuda_graph(name):
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
-def test_auto_takes_triton(caplog):
+def test_auto_chooses_triton(caplog):
     from dcr_kernels import pairwise
 
     pairwise._said.clear()

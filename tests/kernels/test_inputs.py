@@ -102,7 +102,7 @@ def test_bad_positives_are_named(positives, error, message):
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if not loss.takes_positives])
-def test_only_infonce_is_given_positives(name):
+def test_only_infonce_accepts_positives(name):
     h, labels = make_batch(4, 8, 2)
     with pytest.raises(TypeError, match="InfoNCE, and no other loss, is given positives"):
         LOSSES[name].module()(h, labels, labels)

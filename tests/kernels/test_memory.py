@@ -51,13 +51,13 @@ def growth():
 
 
 @every_loss
-def test_the_peak_is_linear_in_the_rows(name, growth):
+def test_peak_memory_is_linear_in_the_rows(name, growth):
     assert 0 < growth[name] <= 64 * 2**20 + 12 * ROWS * WIDTH  # one N×N float32 matrix is 256 MiB
 
 
 @every_backend
 @every_loss
-def test_nothing_lives_on_after_the_backward(name, backend):
+def test_nothing_stays_alive_after_the_backward_pass(name, backend):
     h, labels = (value.to(device_of(backend)) for value in make_batch(12, 8, 2))
     h.requires_grad_()
     loss = call(name, h, labels, backend=backend)

@@ -17,7 +17,7 @@ OPTIONS = {
 
 @every_backend
 @every_loss
-def test_a_module_is_its_function(name, backend):
+def test_a_module_equals_its_function(name, backend):
     h, labels = (value.to(device_of(backend)) for value in make_batch(12, 8, 3))
     positives = (draw_positives(labels.cpu()).to(h.device),) if LOSSES[name].takes_positives else ()
     module = LOSSES[name].module(**OPTIONS[name], backend=backend)
@@ -40,7 +40,7 @@ def test_infonce_needs_positives():
 
 @every_backend
 @every_loss
-def test_batches_without_an_anchor_are_counted_in_training(name, backend):
+def test_batches_without_an_anchor_are_counted_only_in_training(name, backend):
     module = LOSSES[name].module(backend=backend, **LOSSES[name].options)
     device = device_of(backend)
 
@@ -79,7 +79,7 @@ def test_a_solved_batch_is_not_degenerate(backend):
 
 
 @every_loss
-def test_the_count_is_no_part_of_a_checkpoint(name):
+def test_the_count_is_not_in_checkpoints(name):
     module = LOSSES[name].module()
     assert not module.state_dict() and not list(module.parameters())
     torch.nn.Sequential(module).load_state_dict({})

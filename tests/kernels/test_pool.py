@@ -77,7 +77,7 @@ def test_packed(sequences, how, trailing, dtype, backend):
     assert (padding == 0).all()
 
 
-def test_mask_with_a_hole_takes_the_last_one_and_skips_the_hole(backend):
+def test_mask_with_a_gap_uses_the_last_token_and_skips_the_gap(backend):
     hidden = torch.tensor([0.0, torch.nan, 2.0, torch.inf]).reshape(1, 4, 1).requires_grad_()
     mask = torch.tensor([[1, 0, 1, 0]])
     assert pool(hidden, "last", mask, backend=backend)[0].item() == 2
@@ -87,7 +87,7 @@ def test_mask_with_a_hole_takes_the_last_one_and_skips_the_hole(backend):
     assert hidden.grad.flatten().tolist() == [0.5, 0, 0.5, 0]
 
 
-def test_without_a_mask_all_tokens_are_real(backend):
+def test_without_a_mask_all_tokens_count(backend):
     hidden = torch.randn(2, 5, 3)
     assert torch.equal(pool(hidden, "last", backend=backend)[0], hidden[:, -1])
     torch.testing.assert_close(pool(hidden, "mean", backend=backend)[0], hidden.mean(dim=1))
@@ -173,7 +173,7 @@ def test_strides(how, kind, backend):
         torch.testing.assert_close(one, other)
 
 
-def test_splits_change_nothing_but_the_order_of_the_sum():
+def test_splits_change_only_the_order_of_summation():
     hidden = torch.randn(2, 150, 20) + 3
     mask = torch.rand(2, 150) < 0.7
     cu_seqlens = torch.tensor([0, 3, 200, 260])

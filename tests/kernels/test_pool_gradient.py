@@ -46,7 +46,7 @@ def gradients(pooling, other, pool_first: bool, leaf: bool, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_last_beside_another_consumer(other, backend):
+def test_last_next_to_another_consumer(other, backend):
     def pooling(hidden):
         return pool(hidden, "last", MASK, backend=backend)[0]
 
@@ -58,7 +58,7 @@ def test_last_beside_another_consumer(other, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_last_beside_another_consumer_in_other_types(dtype, backend):
+def test_last_next_to_another_consumer_in_other_types(dtype, backend):
     def pooling(hidden):
         return pool(hidden, "last", MASK, backend=backend)[0]
 
@@ -69,7 +69,7 @@ def test_last_beside_another_consumer_in_other_types(dtype, backend):
 
 
 @pytest.mark.parametrize("pool_first", [True, False])
-def test_last_leaves_a_gradient_given_by_the_caller_alone(pool_first):
+def test_last_does_not_modify_a_gradient_of_the_caller(pool_first):
     hidden = torch.randn(3, 4, 5, requires_grad=True) * 1
     hidden.retain_grad()
     given = torch.ones(3, 4, 5)
@@ -122,7 +122,7 @@ class Sum(torch.autograd.Function):
         (["other", "pool"], ["clone.default", "add.Tensor"]),
     ],
 )
-def test_the_backward_of_last_takes_no_memory_beside_another_consumer(order, names):
+def test_the_backward_of_last_needs_no_memory_next_to_another_consumer(order, names):
     hidden = torch.randn(3, 4, 5, requires_grad=True)
     losses = dict(pool=lambda: pool(hidden, mask=MASK)[0].sum(), other=lambda: Sum.apply(hidden))
     loss = sum(losses[name]() for name in order)
@@ -131,7 +131,7 @@ def test_the_backward_of_last_takes_no_memory_beside_another_consumer(order, nam
     assert memory.names == names
 
 
-def test_rows_are_added_in_place_to_a_gradient_that_is_there_first():
+def test_rows_are_added_in_place_to_an_existing_gradient():
     """As it is after `pool` in a hook of a layer, for autograd starts with what was computed last."""
     hidden = torch.randn(3, 4, 5, requires_grad=True) * 1
     h, _ = pool(hidden)
@@ -142,7 +142,7 @@ def test_rows_are_added_in_place_to_a_gradient_that_is_there_first():
 
 
 @pytest.mark.parametrize("leaf", [True, False])
-def test_last_in_every_kind_of_backward(leaf, backend):
+def test_last_in_all_kinds_of_backward_passes(leaf, backend):
     root = torch.randn(3, 4, 5, requires_grad=True)
     hidden = root if leaf else root * 1
     seen = []
@@ -169,7 +169,7 @@ def test_last_without_gradient(backend):
     assert not hidden._backward_hooks
 
 
-def test_a_leaf_does_not_gather_hooks():
+def test_hooks_do_not_accumulate_on_a_leaf():
     hidden = torch.randn(3, 4, 5, requires_grad=True)
     for _ in range(3):
         pool(hidden)[0].sum().backward()
@@ -192,7 +192,7 @@ class FailOnce(torch.autograd.Function):
         return gradient
 
 
-def test_rows_of_a_backward_that_failed_do_not_join_the_next():
+def test_a_failed_backward_pass_does_not_affect_the_next():
     hidden = torch.randn(3, 4, 5, requires_grad=True)
     other = FailOnce.apply(hidden).sum()
     h, _ = pool(hidden)
@@ -225,7 +225,7 @@ def test_under_activation_checkpointing(how, reentrant, backend):
 
 @pytest.mark.parametrize("how, backend", [("last", "reference"), ("last", "triton"), ("mean", "triton")])
 @pytest.mark.parametrize("joint", [True, False])
-def test_a_second_derivative_is_refused(how, backend, joint):
+def test_a_second_derivative_is_an_error(how, backend, joint):
     hidden = torch.randn(3, 4, 5, requires_grad=True)
     loss = pool(hidden, how, backend=backend)[0].square().sum() + (hidden**3).sum() * joint
     (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)

@@ -34,7 +34,7 @@ def test_the_length_of_a_row_does_not_matter(batch, name, backend):
     assert_close((loss, gradient * length), expected, LOSS_TOLERANCE, GRADIENT_TOLERANCE)
 
 
-def test_the_gradient_is_at_right_angles_to_its_row(batch, name, backend):
+def test_the_gradient_is_orthogonal_to_its_row(batch, name, backend):
     h, labels = batch
     _, gradient = loss_and_gradient(name, h, labels, backend)
     radial = (h * gradient).sum(dim=1).abs()
@@ -51,7 +51,7 @@ def test_the_names_of_the_labels_do_not_matter(batch, name, backend):
     assert_close(result, expected, LOSS_TOLERANCE, GRADIENT_TOLERANCE)
 
 
-def test_a_second_run_is_equal_to_the_last_bit(batch, name, backend):
+def test_a_second_run_is_equal_bit_for_bit(batch, name, backend):
     first, second = (loss_and_gradient(name, *batch, backend) for _ in range(2))
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 

@@ -183,7 +183,7 @@ POSITIVES_MESSAGES = {
 
 
 @every_loss
-def test_a_fault_of_one_rank_is_an_error_on_all(results, name):
+def test_an_error_on_one_rank_is_an_error_on_all(results, name):
     for key, (everywhere, odd_rank) in (MESSAGES | (POSITIVES_MESSAGES if name == "infonce" else {})).items():
         for rank, result in enumerate(results):
             expected = odd_rank if odd_rank and rank == 2 else everywhere
@@ -191,5 +191,5 @@ def test_a_fault_of_one_rank_is_an_error_on_all(results, name):
 
 
 @every_loss
-def test_degenerate_is_what_the_batch_of_all_ranks_is(results, name):
+def test_degenerate_refers_to_the_batch_of_all_ranks(results, name):
     assert all(result["degenerate", name] == [0, 1] for result in results)

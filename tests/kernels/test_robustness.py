@@ -36,7 +36,7 @@ WITHOUT_PAIRS = {
 @every_loss
 @pytest.mark.parametrize("reduction", ["valid", "nonzero"])
 @pytest.mark.parametrize("labels", WITHOUT_PAIRS.values(), ids=WITHOUT_PAIRS)
-def test_without_both_kinds_of_pairs_all_is_zero(labels, reduction, name, backend):
+def test_without_both_kinds_of_pairs_loss_and_gradient_are_zero(labels, reduction, name, backend):
     options = {"reduction": reduction} if LOSSES[name].has_reduction else {}
     h = torch.randn(len(labels), 8)
     h[torch.tensor(labels) < 0] = math.nan
@@ -53,7 +53,7 @@ def test_infonce_without_a_given_positive_is_zero(backend):
 
 @every_backend
 @every_loss
-def test_dead_rows_take_no_part_whatever_they_hold(name, backend):
+def test_ignored_rows_have_no_effect_whatever_their_values(name, backend):
     h, labels = make_batch(20, 8, 3)
     dead = torch.tensor([0, 7, 19])
     live = torch.ones(20, dtype=torch.bool).index_fill(0, dead, False)
@@ -70,7 +70,7 @@ def test_dead_rows_take_no_part_whatever_they_hold(name, backend):
 
 @every_backend
 @pytest.mark.parametrize("named", [1, 4, 99])
-def test_what_a_dead_row_names_as_its_positive_does_not_matter(named, backend):
+def test_positives_of_ignored_rows_do_not_matter(named, backend):
     h, labels = torch.randn(6, 8), torch.tensor([0, 0, 1, 1, -1, 0])
     h[4] = math.nan
     positives = torch.tensor([1, 0, 3, 2, -1, 0])
@@ -130,7 +130,7 @@ def test_extreme_cosines_do_not_overflow(name, option, value, backend):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("row", [0, 5, 11], ids=["of a pair", "of many", "singleton"])
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy, of the interpreter
-def test_what_is_not_finite_reaches_the_loss(row, value, reduction, name, backend):
+def test_non_finite_values_reach_the_loss(row, value, reduction, name, backend):
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3])
     h = torch.randn(12, 8)
     h[row, 1] = value
@@ -221,7 +221,7 @@ def test_a_double_backward_raises(name, backend):
 
 @fast_backends
 @every_loss
-def test_no_gradient_is_computed_where_none_is_wanted(name, backend, monkeypatch):
+def test_no_gradient_is_computed_if_none_is_needed(name, backend, monkeypatch):
     h, labels = (value.to(device_of(backend)) for value in make_batch(12, 8, 2))
     expected = call(name, h.clone().requires_grad_(), labels, backend=backend).detach()
     pairs = {"chunked": "chunked.ChunkedPairs", "triton": "triton_pairs.TritonPairs"}[backend]

@@ -17,7 +17,7 @@ def by_pairs(h, labels):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("num_classes", [2, 8])
-def test_is_the_mean_over_pairs(dtype, num_classes):
+def test_similarity_stats_are_means_over_pairs(dtype, num_classes):
     h, labels = make_batch(70, 40, num_classes, dtype)
     labels[::11] = -1
     h[0] = torch.nan  # dead
@@ -39,7 +39,7 @@ def test_cosines_near_zero_keep_their_precision():
     "labels, has_positive, has_negative",
     [([0, 0, 0], True, False), ([0, 1, 2], False, True), ([0], False, False), ([-1, -1], False, False)],
 )
-def test_nan_where_there_is_no_pair(labels, has_positive, has_negative):
+def test_without_pairs_the_result_is_nan(labels, has_positive, has_negative):
     positive, negative = similarity_stats(torch.randn(len(labels), 4), torch.tensor(labels))
     assert positive.isnan() != has_positive
     assert negative.isnan() != has_negative

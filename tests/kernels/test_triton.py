@@ -43,7 +43,7 @@ def test_tiles_and_splits_do_not_matter(name, tiles, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["circle-anchor", "supcon", "infonce", "ntxent"])  # a triplet has no weights of pairs
-def test_a_gradient_by_matrix_products_in_chunks(name, dtype, monkeypatch):
+def test_gradient_by_matrix_products_in_chunks(name, dtype, monkeypatch):
     """As for many rows: 64, 64 and 2 of them a chunk, where the kernel that needs no product takes all at once."""
     h, labels = make_batch(130, 40, 3, dtype)
     labels[[5, 129]] = -1
@@ -80,7 +80,7 @@ use()
 """
 
 
-def test_without_an_interpreter_or_without_triton_a_cpu_has_the_other_backends():
+def test_a_cpu_without_triton_or_its_interpreter_uses_the_other_backends():
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_INTERPRETER], env=environment, capture_output=True, text=True, timeout=100
@@ -92,13 +92,13 @@ def test_without_an_interpreter_or_without_triton_a_cpu_has_the_other_backends()
 
 
 @every_loss
-def test_float64_is_refused(name):
+def test_float64_is_an_error(name):
     h, labels = (value.to(TRITON_DEVICE) for value in make_batch(8, 4, 2, torch.float64))
     with pytest.raises(ValueError, match="triton computes in float32; for a float64 h use chunked or reference"):
         call(name, h, labels, backend="triton")
 
 
-def test_auto_says_once_what_it_chose(monkeypatch, caplog):
+def test_auto_logs_its_choice_once(monkeypatch, caplog):
     monkeypatch.setattr(pairwise, "_said", set())
     for dtype in (torch.float32, torch.float32, torch.float64, torch.float32):
         with caplog.at_level(logging.INFO, logger="dcr_kernels"):

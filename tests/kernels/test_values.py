@@ -87,7 +87,7 @@ def test_wide_rows_and_the_sharpest_options(name, backend, dtype):
 
 @fast_backends
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "triplet"])  # which has no small values to lose
-def test_a_tiny_loss_keeps_the_digits_it_can(name, backend):
+def test_tiny_losses_keep_their_precision(name, backend):
     """Twelve solved labels, two rows each: the loss is the exponential of a difference of two logits, each rounded
     by eps · slope."""
     options, slope = ({"scale": 256.0}, 64) if "circle" in name else ({"temperature": 0.04}, 25)
@@ -106,7 +106,7 @@ def test_a_tiny_loss_keeps_the_digits_it_can(name, backend):
 
 @pytest.mark.parametrize("reduction", ["valid", "nonzero"])
 @every_loss
-def test_chunked_is_the_reference_in_float64(name, reduction):
+def test_chunked_equals_the_reference_in_float64(name, reduction):
     options = {"reduction": reduction} if LOSSES[name].has_reduction else {}
     h, labels = make_batch(70, 40, 8, torch.float64)
     labels[::9] = -1
@@ -115,7 +115,7 @@ def test_chunked_is_the_reference_in_float64(name, reduction):
 
 
 @every_loss
-def test_many_tiles_agree_with_one(name, monkeypatch):
+def test_many_tiles_agree_with_a_single_tile(name, monkeypatch):
     h, labels = make_batch(130, 32, 8)
     one = loss_and_gradient(name, h, labels, "chunked")
     monkeypatch.setattr("dcr_kernels.chunked._MIN_TILE_ROWS", 7)
@@ -169,7 +169,7 @@ def terms_of(name, cosines, labels, positives):
 
 @pytest.mark.parametrize("reduction", ["valid", "nonzero"])
 @every_loss
-def test_the_reference_is_the_definition_written_pair_by_pair(name, reduction):
+def test_the_reference_equals_the_definition_over_pairs(name, reduction):
     h, _ = make_batch(9, 5, 3, torch.float64)
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 0, 2, 3])  # row 8 has no positive
     positives = draw_positives(labels)

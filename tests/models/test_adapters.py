@@ -56,7 +56,7 @@ def test_only_the_adapter_trains(tmp_path, model_type):
         assert (parameter.grad is not None) is ("lora_" in name)
 
 
-def test_all_linear_is_every_projection_and_not_the_head(tmp_path):
+def test_all_linear_means_every_projection_except_the_head(tmp_path):
     names = {name.split(".lora_")[0].split(".")[-1] for name in trained(wrapped(make_model(tmp_path)))}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -69,7 +69,7 @@ def test_a_new_adapter_changes_nothing(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("lora", [{}, {"rank": 4, "alpha": 3, "targets": ["q_proj", "down_proj"]}], ids=["all", "some"])
-def test_the_merged_model_is_the_wrapped_one(tmp_path, tied, lora):
+def test_the_merged_model_equals_the_wrapped_one(tmp_path, tied, lora):
     source = make_model(tmp_path / "model", tied=tied)
     model = moved(wrapped(source, **lora))
     save_lora(model, trained(model), source, tmp_path / "adapter")
@@ -80,7 +80,7 @@ def test_the_merged_model_is_the_wrapped_one(tmp_path, tied, lora):
     torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
-def test_saved_adapters_are_whole(tmp_path):
+def test_saved_adapters_are_complete(tmp_path):
     source = make_model(tmp_path / "model")
     model = moved(wrapped(source, rank=4))
     weights = trained(model)
@@ -101,7 +101,7 @@ def refined(request, tmp_path):
     return source, model, tmp_path
 
 
-def test_a_trunks_adapter_is_merged_into_the_sources_own_weights(refined):
+def test_an_adapter_of_the_trunk_is_merged_into_the_source_weights(refined):
     """Never through 4-bit ones: what is written is the source's weight and the update, rounded to its dtype."""
     source, model, folder = refined
     before, after = load_file(source / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
@@ -124,7 +124,7 @@ def test_a_trunks_adapter_is_merged_into_the_sources_own_weights(refined):
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "phi3", "gemma2", "gemma3_text", "qwen3_moe", "mixtral"])
-def test_the_refined_model_up_to_its_layer_is_the_trunk_with_its_adapter(tmp_path, model_type):
+def test_the_refined_model_up_to_its_layer_equals_the_trunk_with_its_adapter(tmp_path, model_type):
     source = make_model(tmp_path / "source", model_type, tied=False)
     trunk = load_trunk(source, LAYER, torch.float32, "eager")
     model = moved(add_lora(trunk, LoraSection(rank=4), "refine.lora")).eval()
@@ -136,7 +136,7 @@ def test_the_refined_model_up_to_its_layer_is_the_trunk_with_its_adapter(tmp_pat
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-def test_a_trunks_adapter_is_one_of_the_whole_model(refined):
+def test_an_adapter_of_the_trunk_fits_the_whole_model(refined):
     """Plain peft puts it on the whole model, and gets the merged model's answer."""
     source, _, folder = refined
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -157,7 +157,7 @@ def test_an_adapter_is_not_merged_onto_another_base(refined, tmp_path):
     assert not (folder / "merged").exists()
 
 
-def test_the_same_base_in_other_shards_is_the_same(refined):
+def test_the_same_base_in_other_shards_is_accepted(refined):
     source, _, folder = refined
     sharded = folder / "sharded"
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(sharded, max_shard_size="40KB")
@@ -205,7 +205,7 @@ def test_attention_on_a_cpu(asked, model_type, wanted, dtype):
         ("sdpa", "gemma2", "gemma2 caps its attention logits, which sdpa cannot; say auto or eager"),
     ],
 )
-def test_attention_that_cannot_work_is_refused(asked, model_type, why):
+def test_unsupported_attention_is_an_error(asked, model_type, why):
     with pytest.raises(UserError, match=f"model.attention: .*{why}"):
         resolve_attention(asked, model_type, "bfloat16", NO_GPU)
 
@@ -213,7 +213,7 @@ def test_attention_that_cannot_work_is_refused(asked, model_type, why):
 @pytest.mark.parametrize(
     ("installed", "why"), [({}, "flash-attn is not installed"), ({"flash-attn": "2.5.9"}, "2.5.9 is too old")]
 )
-def test_flash_attn_that_is_missing_or_too_old_is_said_to_be(monkeypatch, installed, why):
+def test_missing_or_old_flash_attn_is_named(monkeypatch, installed, why):
     def version(name):
         if name not in installed:
             raise importlib.metadata.PackageNotFoundError(name)

@@ -111,7 +111,7 @@ def test_a_doubled_bos_is_refused(folder):
         encode_prompt(tokenizer, "a")
 
 
-def test_a_prompt_that_is_no_prefix_is_refused(folder):
+def test_a_prompt_that_is_not_a_prefix_is_an_error(folder):
     """As templates do that show an instruction only while an answer is asked for."""
     tokenizer = with_template(folder, "{% if add_generation_prompt %}Answer!\n{% endif %}" + LOOP + OPEN)
     with pytest.raises(UserError, match="model.chat_template: the prompt is not a token prefix"):
@@ -124,7 +124,7 @@ def test_an_answer_without_an_end_is_refused(folder):
         encode_conversation(tokenizer, PAIR)
 
 
-def test_a_template_that_refuses_a_role_is_a_users_error(folder):
+def test_a_template_that_rejects_a_role_is_a_user_error(folder):
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
     tokenizer = with_template(folder, refusal + LOOP + OPEN)
     encode_conversation(tokenizer, PAIR)
@@ -132,7 +132,7 @@ def test_a_template_that_refuses_a_role_is_a_users_error(folder):
         encode_conversation(tokenizer, LONG)
 
 
-def test_a_template_that_is_no_jinja_is_a_users_error(folder):
+def test_a_template_that_is_not_jinja_is_a_user_error(folder):
     with pytest.raises(UserError, match="model.chat_template"):
         encode_prompt(with_template(folder, "{% if %}"), "a")
 
@@ -162,14 +162,14 @@ def test_turns_end_with_eos_and_with_what_the_template_writes(folder):
     assert turn_end_ids(chatml) == chatml.convert_tokens_to_ids(["<|pad|>", "<|im_end|>"])
 
 
-def test_the_hash_changes_with_the_template_and_with_nothing_else(folder):
+def test_the_hash_depends_only_on_the_template(folder):
     own = template_hash(load_tokenizer(folder))
     assert own == template_hash(load_tokenizer(folder)) == template_hash(with_template(folder, TEMPLATE))
     assert own != template_hash(with_template(folder, TEMPLATE + " "))
     assert own != template_hash(load_tokenizer(folder, "instruction"))
 
 
-def test_a_base_tokenizer_asks_for_a_template(tmp_path):
+def test_a_base_tokenizer_needs_a_template(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
@@ -206,7 +206,7 @@ def decoded(tokenizer, text, prompt="<|im_start|>assistant\n"):
     return decode_answer(tokenizer, *ids)
 
 
-def test_special_tokens_are_left_out_of_an_answer_but_not_the_tags_of_reasoning(folder):
+def test_special_tokens_are_removed_from_answers_except_reasoning_tags(folder):
     tokenizer = load_tokenizer(folder)
     assert decoded(tokenizer, "Sure.<|im_start|>") == "Sure."
     tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]"]})
@@ -214,7 +214,7 @@ def test_special_tokens_are_left_out_of_an_answer_but_not_the_tags_of_reasoning(
     assert decoded(tokenizer, "Sure.<|im_start|>") == "Sure."
 
 
-def test_a_tag_that_the_template_has_opened_is_repeated_before_the_answer(folder):
+def test_a_tag_opened_by_the_template_is_repeated_before_the_answer(folder):
     tokenizer = load_tokenizer(folder)
     assert decoded(tokenizer, "Why?</think>Sure.", "<|im_start|>assistant\n<think>\n") == "<think>\nWhy?</think>Sure."
     assert decoded(tokenizer, "Sure.", "<|im_start|>assistant\n<think>\n\n</think>\n\n") == "Sure."

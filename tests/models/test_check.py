@@ -64,7 +64,7 @@ def without(tensors, name):
 
 @pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_models_as_transformers_saves_them_pass(tmp_path, model_type, is_tied):
+def test_models_saved_by_transformers_pass(tmp_path, model_type, is_tied):
     check_model(make_model(tmp_path, model_type, layers=2, tied=is_tied))
 
 
@@ -107,7 +107,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_other_tensors_than_those_of_the_architecture(untied, changed, case):
+def test_tensors_that_do_not_fit_the_architecture(untied, changed, case):
     change, message = CASES[case]
     folder = changed(untied, change)
     with pytest.raises(UserError, match=f"^{folder}: .*{message}"):

@@ -41,7 +41,7 @@ def test_a_single_file_next_to_shards_is_refused(model, tmp_path):
         check_checkpoint(tmp_path)
 
 
-def test_weights_cut_off_anywhere_are_found(broken):
+def test_truncated_weights_are_detected(broken):
     file = broken / "model.safetensors"
     whole = file.read_bytes()
     header_end = 8 + int.from_bytes(whole[:8], "little")

@@ -26,7 +26,7 @@ def trunk_of(source, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3"])
-def test_h_is_the_quantised_models_hidden_state_bit_for_bit(tmp_path, model_type):
+def test_h_equals_the_hidden_state_of_the_quantised_model_bit_for_bit(tmp_path, model_type):
     source = make_model(tmp_path, model_type, **WIDE)
     whole = load_causal_lm(source, torch.float32, "eager", CPU, "nf4")
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_h_is_the_quantised_models_hidden_state_bit_for_bit(tmp_path, model_type
         assert torch.equal(trunk_of(source).eval()(input_ids=IDS).last_hidden_state, expected)
 
 
-def test_what_is_quantised_are_the_sources_weights(tmp_path):
+def test_the_source_weights_are_quantised(tmp_path):
     source = make_model(tmp_path, **WIDE)
     exact = load_file(source / "model.safetensors")
     functional = import_bitsandbytes("model.quantize").functional
@@ -58,7 +58,7 @@ def test_only_the_linear_layers_of_the_blocks_are_in_4_bits(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_answer_in_eval_mode_changes_no_weight(tmp_path, dtype):
+def test_generation_in_eval_mode_changes_no_weight(tmp_path, dtype):
     """On CPUs with AVX512-BF16 bitsandbytes 0.50 rounded its scales to bfloat16 for good, and wanted 32 rows."""
     trunk = trunk_of(make_model(tmp_path, **WIDE), dtype)
     with torch.no_grad():
@@ -74,7 +74,7 @@ def test_a_checkpoint_has_no_statistics_of_frozen_weights(tmp_path):
     assert set(model.state_dict()) <= names
 
 
-def test_a_new_adapter_changes_nothing_and_alone_trains(tmp_path):
+def test_a_new_adapter_changes_nothing_and_only_it_trains(tmp_path):
     trunk = trunk_of(make_model(tmp_path, **WIDE))
     before = trunk(input_ids=IDS).last_hidden_state
     model = add_lora(trunk, LoraSection(rank=4), "refine.lora")
@@ -85,7 +85,7 @@ def test_a_new_adapter_changes_nothing_and_alone_trains(tmp_path):
         assert (parameter.grad is not None) is ("lora_" in name), name
 
 
-def test_widths_that_bitsandbytes_gets_wrong_on_a_cpu_are_refused(tmp_path):
+def test_widths_that_bitsandbytes_computes_wrongly_on_a_cpu_are_an_error(tmp_path):
     source = make_model(tmp_path, **WIDE | {"intermediate_size": 96})
     with pytest.raises(UserError, match="model.quantize: .*multiple of 64, and .*down_proj is 96 wide; use a GPU"):
         trunk_of(source)

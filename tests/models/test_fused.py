@@ -22,7 +22,7 @@ def restored_rotation(monkeypatch):
         monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb)
 
 
-def test_on_a_cpu_auto_is_none():
+def test_auto_means_none_on_a_cpu():
     assert resolve_kernels("auto", "llama", liger_problem(CPU)) == ("none", "no GPU")
     assert resolve_kernels("none", "llama", liger_problem(CPU)) == ("none", "as asked")
 
@@ -31,7 +31,7 @@ def test_on_a_cpu_auto_is_none():
     ("model_type", "device", "reason"),
     [("llama", "cpu", "no GPU"), ("mixtral", "cuda", "not among llama, mistral, qwen2, qwen3, phi3")],
 )
-def test_liger_is_refused_where_it_cannot_work(model_type, device, reason):
+def test_liger_without_support_is_an_error(model_type, device, reason):
     if device == "cuda":
         pytest.importorskip("liger_kernel")
     with pytest.raises(UserError, match=f"model.kernels: liger cannot be used: .*{reason}.*; say auto or none"):
@@ -39,7 +39,7 @@ def test_liger_is_refused_where_it_cannot_work(model_type, device, reason):
 
 
 @pytest.mark.parametrize("model_type", FUSED)
-def test_a_trunk_stays_cut_before_its_norm_and_others_as_they_are(tmp_path, model_type, restored_rotation):
+def test_fusing_keeps_the_trunk_without_its_final_norm(tmp_path, model_type, restored_rotation):
     pytest.importorskip("liger_kernel")
     trunk = load_trunk(make_model(tmp_path, model_type), 2, torch.float32, "sdpa")
     names = {name for name, _ in trunk.named_parameters()}
@@ -54,7 +54,7 @@ def test_a_trunk_stays_cut_before_its_norm_and_others_as_they_are(tmp_path, mode
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="liger-kernel's kernels run on a GPU only")
 @pytest.mark.parametrize("model_type", FUSED)
-def test_loss_and_gradient_are_those_of_the_model_itself(tmp_path, model_type, restored_rotation):
+def test_loss_and_gradient_equal_those_of_the_model(tmp_path, model_type, restored_rotation):
     pytest.importorskip("liger_kernel")
     make_model(tmp_path, model_type, layers=3)
     ids = torch.randint(3, 300, (2, 40), generator=torch.Generator().manual_seed(0)).cuda()

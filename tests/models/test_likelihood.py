@@ -49,7 +49,7 @@ def gradients(function, leaves, *arguments):
 @OPTIONS
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_value_and_gradient_are_those_of_whole_logits(reduction, bias, softcap):
+def test_value_and_gradient_equal_those_of_full_logits(reduction, bias, softcap):
     hidden, weight, targets, bias = inputs(bias=bias)
     leaves = [hidden, weight] if bias is None else [hidden, weight, bias]
     arguments = (hidden, weight, targets, bias, softcap, reduction)
@@ -61,7 +61,7 @@ def test_value_and_gradient_are_those_of_whole_logits(reduction, bias, softcap):
 
 
 @OPTIONS
-def test_without_gradients_the_value_is_the_same(reduction):
+def test_the_value_is_the_same_without_gradients(reduction):
     hidden, weight, targets, _ = inputs()
     with torch.no_grad():
         without = linear_nll(hidden, weight, targets, reduction=reduction)
@@ -78,14 +78,14 @@ def test_a_frozen_head_gets_no_gradient(reduction):
 
 
 @OPTIONS
-def test_ignored_tokens_alone_give_zero(reduction):
+def test_only_ignored_tokens_give_zero(reduction):
     hidden, weight, targets, _ = inputs()
     value = linear_nll(hidden, weight, torch.full_like(targets, IGNORED), reduction=reduction)
     value.sum().backward()
     assert not value.any() and not hidden.grad.any() and not weight.grad.any()
 
 
-def test_bfloat16_gradients_of_the_weight_add_up_in_float32(monkeypatch):
+def test_bfloat16_weight_gradients_are_summed_in_float32(monkeypatch):
     """A token at a time: adding up in bfloat16 would lose most of each after the first few hundred."""
     monkeypatch.setitem(likelihood.CHUNK_LOGITS, "cpu", 1)
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_bfloat16_gradients_of_the_weight_add_up_in_float32(monkeypatch):
 
 
 @OPTIONS
-def test_logits_of_all_tokens_are_never_alive(monkeypatch, reduction):
+def test_logits_of_all_tokens_are_never_in_memory(monkeypatch, reduction):
     from dcr_ds.plan.live_bytes import LiveBytes
 
     num_tokens, vocabulary = 400, 1000
@@ -124,7 +124,7 @@ def test_logits_of_all_tokens_are_never_alive(monkeypatch, reduction):
 @OPTIONS
 @pytest.mark.parametrize("softcap", [None, pytest.param(3.0, marks=needs_gpu)])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_liger_agrees(reduction, softcap, frozen):
+def test_liger_agrees_with_chunked(reduction, softcap, frozen):
     """In Triton's interpreter where there is no GPU."""
     pytest.importorskip("liger_kernel")
     device = "cuda" if torch.cuda.is_available() else "cpu"

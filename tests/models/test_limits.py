@@ -34,7 +34,7 @@ def extended(tmp_path):
     return save(tokenizer, tmp_path, vocab_size=259)
 
 
-def test_a_token_that_the_model_lacks_is_named(extended):
+def test_a_token_outside_the_vocabulary_is_named(extended):
     tokenizer = load_tokenizer(extended)
     assert encode_prompt(tokenizer, "as usual")
     with pytest.raises(UserError, match=r"token 259 \('<\|extra\|>'\) is not in .* ends at 258 .*resize_token_emb"):
@@ -56,7 +56,7 @@ def test_an_adapters_tokenizer_knows_its_model(extended, tmp_path_factory):
 
 
 @pytest.mark.parametrize("eos", ["<|im_end|>", EXTRA])
-def test_padding_is_a_token_of_the_model(extended, eos):
+def test_the_padding_token_is_in_the_vocabulary(extended, eos):
     tokenizer = load_tokenizer(extended)
     assert padding_id(tokenizer) == tokenizer.pad_token_id == 0
     tokenizer.pad_token, tokenizer.eos_token = EXTRA, eos

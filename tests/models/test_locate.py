@@ -130,7 +130,7 @@ def test_a_damaged_gguf_file_is_a_user_error(tmp_path, cache):
         prepare_source(ModelSection(source=str(tmp_path / "tiny.gguf")))
 
 
-def test_two_processes_convert_one_gguf_file_once(tmp_path, cache, capfd):
+def test_two_processes_convert_a_gguf_file_once(tmp_path, cache, capfd):
     make_gguf(tmp_path / "tiny.gguf")
     section = ModelSection(source=str(tmp_path / "tiny.gguf"))
     fork = multiprocessing.get_context("fork")  # inherits what is imported

@@ -45,7 +45,7 @@ def logits(model, rows, packed: bool) -> torch.Tensor:
     ("model_type", "attention"),
     [*((name, "eager" if name == "gemma2" else "sdpa") for name in MODELS), ("llama", "eager"), ("mistral", "eager")],
 )
-def test_logits_are_those_of_each_row_alone(tmp_path, rows, model_type, attention):
+def test_packed_logits_equal_those_of_single_rows(tmp_path, rows, model_type, attention):
     model = load(tmp_path, model_type, attention)
     alone = torch.cat([logits(model, [row], packed=False) for row in rows])
     torch.testing.assert_close(logits(model, rows, packed=True), alone, rtol=1e-4, atol=1e-4)
@@ -71,9 +71,7 @@ def reference_kernel(query, key, value, bounds, key_bounds, longest, longest_key
 
 
 @pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
-def test_the_variable_length_kernel_is_given_rows_heads_and_windows_of_the_model(
-    tmp_path, rows, model_type, monkeypatch
-):
+def test_the_variable_length_kernel_gets_rows_heads_and_windows_of_the_model(tmp_path, rows, model_type, monkeypatch):
     """The kernel itself needs a GPU; here a plain one of its documented contract stands in for it."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_kernel)
     masked = logits(load(tmp_path, model_type, "sdpa"), rows, packed=True)
@@ -98,7 +96,7 @@ def test_the_variable_length_kernel_equals_the_block_diagonal_mask(tmp_path, row
     assert (gradients[0] - gradients[1]).norm() <= 0.05 * gradients[0].norm()
 
 
-def test_on_a_cpu_the_attention_of_packed_rows_is_that_of_padded_ones():
+def test_packed_and_padded_attention_are_equal_on_a_cpu():
     for attention in ("sdpa", "eager"):
         assert varlen.packed_attention(attention, "float32", varlen.has_varlen_kernel(CPU)) == (
             attention,
@@ -106,7 +104,7 @@ def test_on_a_cpu_the_attention_of_packed_rows_is_that_of_padded_ones():
         )
 
 
-def test_what_the_kernel_cannot_do_is_refused():
+def test_unsupported_features_of_the_kernel_are_errors():
     states = torch.zeros(1, 2, 4, 8)
     bounds = torch.tensor([0, 4], dtype=torch.int32)
     for asked in ({"dropout": 0.1}, {"softcap": 30.0}):

@@ -36,7 +36,7 @@ def inputs():
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_h_is_the_full_models_hidden_state_bit_for_bit(tmp_path, model_type):
+def test_h_equals_the_hidden_state_of_the_full_model_bit_for_bit(tmp_path, model_type):
     source = make_model(tmp_path / "m", model_type)
     attention = attention_of(model_type)
     full = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation=attention).eval()
@@ -49,7 +49,7 @@ def test_h_is_the_full_models_hidden_state_bit_for_bit(tmp_path, model_type):
 
 
 @pytest.mark.parametrize("model_type", TYPES)
-def test_splice_changes_the_trunk_and_nothing_else(tmp_path, model_type, monkeypatch):
+def test_splice_changes_only_the_trunk(tmp_path, model_type, monkeypatch):
     tied = model_type not in ("phi3", "mixtral")
     source = make_model(tmp_path / "m", model_type, tied=tied, dtype=torch.bfloat16)
     trunk = load_trunk(source, LAYER, torch.float32, attention_of(model_type)).eval()

@@ -45,7 +45,7 @@ def test_results_have_a_row_per_model_and_benchmark(run):
     assert run.table().to_dict("records")[0]["benchmark"] == "asked"
 
 
-def test_run_leads_to_recipe_metrics_model_and_report(run, recipe):
+def test_run_gives_recipe_metrics_model_and_report(run, recipe):
     assert [row["step"] for row in run.metrics("refine")] == [1]
     assert run.recipe.model.dtype in ("float32", "bfloat16")  # resolved, where the recipe says auto
     assert (run.model() / "config.json").is_file() and run.report.is_file()
@@ -64,7 +64,7 @@ def test_finished_run_is_not_trained_again(run, recipe):
     assert (run.model() / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_process_group_variables_do_not_outlive_a_run(run):
+def test_process_group_variables_are_removed_after_a_run(run):
     script = f"import os, dcr_ds\nbefore = dict(os.environ)\ndcr_ds.train(dcr_ds.Run({str(run.folder)!r}).recipe)\n"
     script += "print({name for name in os.environ if os.environ[name] != before.get(name)})"
     environment = {name: value for name, value in os.environ.items() if name not in dcr_ds.api.LAUNCH_VARIABLES}
@@ -106,7 +106,7 @@ def test_unusable_input_raises_instead_of_exiting(recipe, tmp_path):
         dcr_ds.Run(tmp_path)
 
 
-def test_training_outside_the_main_thread_is_refused(recipe):
+def test_training_outside_the_main_thread_is_an_error(recipe):
     errors = []
 
     def call():

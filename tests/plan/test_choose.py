@@ -12,7 +12,7 @@ from dcr_ds.plan.clock import GPUS
 from dcr_ds.recipe import load_recipe
 
 
-def test_measured_memory_and_rate_are_planned_with(tmp_path):
+def test_plan_uses_measured_memory_and_rate(tmp_path):
     folder = make_model(tmp_path / "tiny", tied=False)
     cluster = Cluster(1, 1, 80, GPUS["h100"], on_gpu=False)
     recipe = planned(load_recipe(None, [("stages", "[align]")]), folder, cluster)

@@ -7,7 +7,7 @@ from dcr_ds.plan.live_bytes import LiveBytes
 MEGABYTE = 1_000_000
 
 
-def test_a_storage_counts_while_the_graph_refers_to_it():
+def test_a_storage_is_live_while_the_graph_refers_to_it():
     x = torch.ones(MEGABYTE // 4, requires_grad=True)
     with LiveBytes() as live:
         before = live.alive

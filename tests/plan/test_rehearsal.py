@@ -25,7 +25,7 @@ def recipe_of(layer: int, checkpointing: bool, adapter: str):
         ("dpo", True, "lora"),
     ],
 )
-def test_depth_is_extrapolated(tmp_path, monkeypatch, kind, checkpointing, adapter):
+def test_memory_is_extrapolated_over_depth(tmp_path, monkeypatch, kind, checkpointing, adapter):
     folder = make_model(tmp_path / "deep", layers=8, tied=False)
     recipe, work = recipe_of(4, checkpointing, adapter), Work(kind, 4, 32)
     extrapolated = rehearse(recipe, folder, work, device="cpu")

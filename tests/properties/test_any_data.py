@@ -72,7 +72,7 @@ def read_or_refused(path, **fields):
 @pytest.mark.parametrize("name", list(WHOLE))
 @examples(60)
 @given(data=st.data())
-def test_files_that_are_damaged(tmp_path, name, data):
+def test_damaged_files(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data.draw(damaged(WHOLE[name]) | st.binary(max_size=40)))
     read_or_refused(path)
@@ -82,7 +82,7 @@ def test_files_that_are_damaged(tmp_path, name, data):
 @pytest.mark.parametrize("rows", [ROWS, DIALOGUES], ids=["rows", "dialogues"])
 @examples(100)
 @given(data=st.data())
-def test_rows_with_other_values(tmp_path, rows, data):
+def test_rows_with_random_values(tmp_path, rows, data):
     new, fields = data.draw(changed(rows)), data.draw(RULES)
     new = new if isinstance(new, list) else [new]
     for name, content in (("p.json", json.dumps(new)), ("p.jsonl", "\n".join(map(json.dumps, new)))):
@@ -92,7 +92,7 @@ def test_rows_with_other_values(tmp_path, rows, data):
 
 @examples(60, full=1000)
 @given(content=damaged(lines(ROWS)) | st.binary(max_size=30))
-def test_a_run_on_a_bad_file_leaves_nothing(tmp_path, capsys, content):
+def test_a_run_on_a_bad_file_writes_nothing(tmp_path, capsys, content):
     path = tmp_path / "p.jsonl"
     path.write_bytes(content)
     try:

@@ -42,21 +42,21 @@ def path(tmp_path, monkeypatch):
 
 @examples(150)
 @given(values=changed(VALID))
-def test_recipes_with_other_values(path, values):
+def test_recipes_with_random_values(path, values):
     path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     is_read_or_refused(lambda: load_recipe(str(path)))
 
 
 @examples(150)
 @given(content=damaged(dump_recipe(Recipe.model_validate(VALID)).encode()) | st.binary(max_size=60))
-def test_recipes_that_are_damaged_files(path, content):
+def test_damaged_recipe_files(path, content):
     path.write_bytes(content)
     is_read_or_refused(lambda: load_recipe(str(path)))
 
 
 @examples(150)
 @given(content=st.text(max_size=60) | values.map(lambda value: yaml.safe_dump(value, allow_unicode=True)))
-def test_recipes_of_any_text(path, content):
+def test_recipes_of_random_text(path, content):
     path.write_text(content, encoding="utf-8", errors="surrogatepass")
     is_read_or_refused(lambda: load_recipe(str(path)))
 

@@ -66,7 +66,7 @@ def same(first, second) -> bool:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_exported_weights_are_those_of_the_best_step_also_after_a_kill(recipe, tmp_path, arm):
+def test_the_best_weights_are_exported_even_after_a_kill(recipe, tmp_path, arm):
     fields = ARMS[arm]
     assert main(words_of(recipe, tmp_path / "whole", **fields)) == 0
     summary = summary_of(tmp_path / "whole")
@@ -91,7 +91,7 @@ def test_the_exported_weights_are_those_of_the_best_step_also_after_a_kill(recip
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_copy_and_one_rank_resumes_from_it(recipe, tmp_path):
+def test_two_ranks_save_the_best_weights_and_one_rank_resumes(recipe, tmp_path):
     """Killed on two ranks under ZeRO-3 and resumed on one, the exported weights are those of two undisturbed ranks."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
@@ -120,7 +120,7 @@ def test_only_measured_steps_can_be_the_best(recipe, tmp_path):
     assert [row["step"] for row in rows if "gap" in row] == [3, 4]
 
 
-def test_the_shipped_defaults_separate_what_is_separable(tmp_path):
+def test_the_default_recipe_separates_separable_prompts(tmp_path):
     """The default recipe section, but for steps and sizes, raises the gap of prompts that differ in one word."""
     model = make_model(tmp_path / "model", tied=False, hidden_size=64, intermediate_size=128, head_dim=16)
     recipe = write_recipe(tmp_path, model)

@@ -25,7 +25,7 @@ def alone(trunk, row):
 
 
 @pytest.mark.parametrize("batching", [*map(Batching, [1, 4, 11, 50]), *(Batching(1, n) for n in (10, 25, 500))])
-def test_last_is_the_last_token_of_each_prompt_alone(trunk, batching):
+def test_last_is_the_last_token_of_each_prompt(trunk, batching):
     h = embed_all(trunk, ROWS, "last", 3, batching, ONE)
     expected = torch.stack([alone(trunk, row)[-1] for row in ROWS])
     assert h.dtype == torch.float32 and not h.requires_grad
@@ -34,7 +34,7 @@ def test_last_is_the_last_token_of_each_prompt_alone(trunk, batching):
 
 @pytest.mark.parametrize("batching", [Batching(4), Batching(4, 25)])
 @pytest.mark.parametrize("shared", [0, 1, 3])
-def test_mean_leaves_out_the_shared_tokens(trunk, shared, batching):
+def test_mean_excludes_the_shared_tokens(trunk, shared, batching):
     h = embed_all(trunk, ROWS, "mean", shared, batching, ONE)
     expected = torch.stack([alone(trunk, row)[shared:].mean(0) for row in ROWS])
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
@@ -76,7 +76,7 @@ def test_shared_tokens_are_counted(rows, shared):
 
 @pytest.mark.parametrize("batching", [Batching(2), Batching(2, 12)])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 5])
-def test_shards_of_all_ranks_are_all_rows_once(world_size, batching):
+def test_shards_of_all_ranks_contain_every_row_once(world_size, batching):
     per_rank = [shards(ROWS, batching, Ranks(rank, world_size, 0, CPU)) for rank in range(world_size)]
     alive = sorted(index for rank in per_rank for shard in rank for index, is_alive in shard if is_alive)
     assert alive == list(range(len(ROWS)))

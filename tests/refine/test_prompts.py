@@ -60,7 +60,7 @@ def test_held_out_prompts_are_never_trained_on(data, pairs):
         assert held_out | trained == set(pair_of)
 
 
-def test_held_out_prompts_carry_their_label_and_pair():
+def test_held_out_prompts_keep_their_label_and_pair():
     data = made_up()
     prompts = encode_refine_prompts(recipe(), data, TOKENIZER)
     row_of = {
@@ -86,7 +86,7 @@ def test_tokens_are_those_of_the_chat_template():
     assert {tuple(row) for row in prompts.general + prompts.held_out_general} == general
 
 
-def test_what_the_template_writes_before_every_prompt_is_shared():
+def test_tokens_of_the_template_before_prompts_are_shared():
     prompts = encode_refine_prompts(recipe(), made_up(), TOKENIZER)
     assert TOKENIZER.decode(prompts.tokens[0, "s1"][: prompts.num_shared]) == "<|im_start|>user\n"
 
@@ -98,7 +98,7 @@ def test_general_rows_are_trained_on_or_measured():
     assert (len(many.general), len(many.held_out_general)) == (90 - DRIFT_ROWS, DRIFT_ROWS)
 
 
-def test_what_is_too_long_is_left_out_and_counted():
+def test_too_long_samples_are_dropped_and_counted():
     prompts = encode_refine_prompts(recipe(), made_up(num_long=3, num_long_talks=2), TOKENIZER)
     assert len(prompts.tokens) == 18 and max(map(len, prompts.tokens.values())) <= 200
     assert len(prompts.general + prompts.held_out_general) == 8
@@ -122,12 +122,12 @@ def test_without_long_samples_there_is_no_note():
         (made_up(num_talks=1), "data.general: 1 conversations"),
     ],
 )
-def test_too_little_left_is_a_user_error(data, field):
+def test_too_few_remaining_rows_are_a_user_error(data, field):
     with pytest.raises(UserError, match=field):
         encode_refine_prompts(recipe(), data, TOKENIZER)
 
 
-def test_the_split_depends_on_the_seed_alone():
+def test_the_split_depends_only_on_the_seed():
     def held_out(seed):
         prompts = encode_refine_prompts(recipe().model_copy(update={"seed": seed}), made_up(), TOKENIZER)
         return prompts.held_out, prompts.held_out_general

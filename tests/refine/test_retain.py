@@ -76,7 +76,7 @@ def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors, 
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_that_are_not_alive_have_no_weight(perturbed, anchors, packed):
+def test_padding_rows_have_no_weight(perturbed, anchors, packed):
     alone = retain_loss(perturbed, ROWS, [(2, True)], anchors, packed, CPU)
     with_dead = retain_loss(perturbed, ROWS, [(2, True), (4, False), (2, False)], anchors, packed, CPU)
     assert with_dead.item() == pytest.approx(alone.item(), rel=1e-5)
@@ -109,7 +109,7 @@ def test_anchors_are_returned_in_the_given_order(original, anchors):
     torch.testing.assert_close(expected[: len(ROWS[4])], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_anchors_stay(perturbed, anchors):
+def test_the_first_anchors_are_kept(perturbed, anchors):
     kept = {index: state.clone() for index, state in anchors.states.items()}
     anchors.keep(perturbed, ROWS, [1, 1, 3], True, CPU)
     assert anchors.states.keys() == kept.keys()

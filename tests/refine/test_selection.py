@@ -23,12 +23,12 @@ def best_of(rows):
     return reduce(lambda best, candidate: candidate if better(candidate, best, START, BOUNDS) else best, rows, START)
 
 
-def test_the_widest_sound_gap_is_kept_not_the_last():
+def test_the_widest_valid_gap_is_kept_and_not_the_last():
     rows = [row(0.2), row(0.5), row(0.4), row(0.9, drift=0.31), row(1.2, auc=0.5)]
     assert best_of(rows) == rows[1]
 
 
-def test_without_a_sound_step_the_start_stays():
+def test_without_a_valid_step_the_start_is_kept():
     assert best_of([row(0.005), row(0.5, drift=0.4), row(0.5, auc=0.6)]) == START
 
 
@@ -50,20 +50,20 @@ def test_each_failure_is_reported(final, words):
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
 
 
-def test_an_auc_that_cannot_be_measured_is_not_compared():
+def test_an_undefined_auc_is_not_compared():
     start = START | {"auc": float("nan")}
     assert failures(start, row(0.5, auc=float("nan")), BOUNDS) == []
 
 
 @given(st.lists(ROWS, max_size=12))
-def test_the_best_is_sound_and_no_sound_row_has_a_wider_gap(rows):
+def test_the_best_step_is_valid_and_has_the_widest_gap(rows):
     best = best_of(rows)
     sound = [candidate for candidate in rows if not failures(START, candidate, BOUNDS)]
     assert best in sound if sound else best is START
     assert all(candidate["gap"] <= best["gap"] for candidate in sound)
 
 
-def test_patience_counts_after_the_least_number_of_steps():
+def test_patience_counts_after_min_steps():
     assert not out_of_patience(step=9, best_step=0, patience=5, min_steps=8)
     assert out_of_patience(step=13, best_step=0, patience=5, min_steps=8)
     assert not out_of_patience(step=13, best_step=10, patience=5, min_steps=8)

@@ -24,13 +24,13 @@ def mean_cosine(rows, others):
     return sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in couples) / len(couples)
 
 
-def test_a_gap_known_by_hand():
+def test_gap_computed_by_hand():
     h = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 3.0], [0.0, 1.0]])
     figures = separation(h, torch.tensor([0, 0, 1, 1]), torch.arange(4))
     assert figures == pytest.approx({"gap": 1.0, "auc": 1.0, "within": 1.0, "across": 0.0})
 
 
-def test_the_figures_are_means_over_couples():
+def test_separation_equals_means_over_couples():
     h, labels, pairs = apart(5, distance=0.5)
     h, labels, pairs = h[:8], labels[:8], pairs[:8]  # classes of 5 and 3
     figures = separation(h, labels, pairs)
@@ -42,7 +42,7 @@ def test_the_figures_are_means_over_couples():
     assert figures["gap"] == pytest.approx(within - across, abs=1e-6)
 
 
-def test_a_larger_class_does_not_weigh_more():
+def test_a_larger_class_has_no_more_weight():
     small, labels, _ = apart(6, distance=0.5)
     many = torch.cat([small[:6].repeat(5, 1), small[6:]])
     figures = separation(many, torch.tensor([0] * 30 + [1] * 6), torch.arange(36))
@@ -50,13 +50,13 @@ def test_a_larger_class_does_not_weigh_more():
     assert figures["within"] == pytest.approx((mean_cosine(first, first) + mean_cosine(second, second)) / 2, abs=1e-6)
 
 
-def test_sets_far_apart_have_auc_1_and_alike_ones_half():
+def test_separable_sets_have_auc_1_and_identical_ones_half():
     assert separation(*apart(6))["auc"] == 1.0
     h, labels, pairs = apart(6)
     assert class_mean_auc(torch.ones_like(h), labels, pairs) == 0.5
 
 
-def test_figures_do_not_depend_on_rotation_lengths_or_order():
+def test_separation_does_not_depend_on_rotation_lengths_or_order():
     h, labels, pairs = apart(6, distance=0.4, seed=3)
     figures = separation(h, labels, pairs)
     generator = torch.Generator().manual_seed(1)
@@ -93,7 +93,7 @@ def test_twins_that_differ_by_chance_have_auc_near_half():
     assert abs(statistics.mean(aucs) - 0.5) < 4 * statistics.stdev(aucs) / math.sqrt(len(aucs)) < 0.2
 
 
-def test_a_common_direction_is_found_behind_twins():
+def test_a_common_direction_of_twins_is_found():
     generator = torch.Generator().manual_seed(0)
     labels = torch.tensor([0, 1] * 8)
     h = torch.randn(8, 16, generator=generator).repeat_interleave(2, 0)
@@ -101,5 +101,5 @@ def test_a_common_direction_is_found_behind_twins():
     assert class_mean_auc(h, labels, torch.arange(8).repeat_interleave(2)) > 0.9
 
 
-def test_no_other_pair_is_no_figure():
+def test_without_other_pairs_the_auc_is_nan():
     assert math.isnan(class_mean_auc(torch.eye(2), torch.tensor([0, 1]), torch.tensor([0, 0])))

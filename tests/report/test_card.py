@@ -17,7 +17,7 @@ def trained(tmp_path):
     return run
 
 
-def test_the_hub_reads_the_card(trained, tmp_path):
+def test_the_card_has_valid_hub_metadata(trained, tmp_path):
     write_report([trained], tmp_path / "report.md")
     card = ModelCard.load(trained / "align/model/README.md")
     data = card.data.to_dict()
@@ -37,7 +37,7 @@ def test_the_card_of_a_model_that_was_not_evaluated(trained, tmp_path):
     assert not card.data.eval_results
 
 
-def test_the_control_has_a_card_of_its_own(tmp_path):
+def test_the_control_has_its_own_card(tmp_path):
     run = write_run(tmp_path / "run", control="stl")
     write_model(RunFolder(run), "control", 0.5)
     write(run / "control/summary.json", {"steps": 17, "wall_seconds": 60.0, "warnings": []})
@@ -49,7 +49,7 @@ def test_the_control_has_a_card_of_its_own(tmp_path):
     assert {result.dataset_name for result in card.data.eval_results} == {"seeming", "toxic"}
 
 
-def test_a_card_has_the_discernment_and_the_warnings_of_its_run(tmp_path):
+def test_a_card_has_the_discernment_and_warnings_of_its_run(tmp_path):
     run = RunFolder(write_run(tmp_path / "run", control="stl"))
     for model, separation in {"base": 0.2, "control": 0.5, "aligned": 2.5}.items():
         write_model(run, model, separation)
@@ -91,7 +91,7 @@ def test_a_local_source_is_not_a_hub_id(tmp_path):
     assert ModelCard.load(run / "align/model/README.md").data.base_model is None
 
 
-def test_a_card_is_overwritten_unless_somebody_else_wrote_it(trained, tmp_path):
+def test_only_cards_written_by_this_project_are_overwritten(trained, tmp_path):
     card, other = trained / "align/model/README.md", trained / "refine/model/README.md"
     other.write_text("# Mine")
     write_report([trained], tmp_path / "report.md")

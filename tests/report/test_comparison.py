@@ -66,14 +66,14 @@ def test_differences_are_paired_and_against_the_first_run(pair):
     assert rows[1][-1].endswith("; p<0.001)") and rows[2][-1].startswith("−5.0 (−")
 
 
-def test_the_headline_says_both_what_is_won_and_what_is_lost(pair):
+def test_the_headline_states_gains_and_losses(pair):
     comparison = compared(pair)
     said = headline(comparison.columns, comparison.benchmarks, [])
     assert said.startswith("DCR complies with 90.0% of harmless prompts, STL 50.0% (+40.0 points, 95% interval +")
     assert "and refuses 95.0% of harmful prompts, STL 100.0% (−5.0 points, 95% interval −" in said
 
 
-def test_different_prompts_are_compared_on_those_in_common(pair):
+def test_different_prompts_are_compared_on_their_intersection(pair):
     leave_out(pair[1] / "evaluate/aligned/seeming", {f"{i}" for i in range(4)})
     comparison = compared(pair)
     seeming = comparison.benchmarks[0]
@@ -107,12 +107,12 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
     assert "DCR (2 seeds)" in written(results_table(comparison.columns, comparison.benchmarks))
 
 
-def test_a_run_twice_is_no_second_seed(pair):
+def test_a_run_given_twice_is_not_a_second_seed(pair):
     titles = [column.title for column in compared([pair[0], pair[1], pair[1]]).columns]
     assert len(titles) == len(compared(pair).columns) + 1
 
 
-def test_a_model_that_was_only_evaluated_is_called_after_its_run(tmp_path):
+def test_a_model_that_was_only_evaluated_has_the_name_of_its_run(tmp_path):
     run = write_run(tmp_path / "served", stages=("evaluate",), models=("aligned",))
     shutil.rmtree(run / "evaluate/base")
     assert [column.title for column in compared([run]).columns] == ["served"]
@@ -122,7 +122,7 @@ def test_pareto_front():
     assert pareto_front([(0.1, 0.9), (0.8, 0.8), (0.9, 0.5), (0.7, 0.7), (0.8, 0.8)]) == [0, 1, 2, 4]
 
 
-def test_categories_show_as_shares(pair):
+def test_categories_are_shown_as_shares(pair):
     for folder in pair:
         categories = ["homo_nyms"] * 10 + ["law"] * 30
         write_benchmark(folder / "evaluate/aligned/seeming", "comply", list("n" * 20 + "y" * 20), categories=categories)
@@ -164,7 +164,7 @@ def test_agreement_of_judges(pair):
     assert re.search(r"guard +\| +– \| 100\.0% \|", text)
 
 
-def test_general_ability_shows_with_its_interval(pair):
+def test_general_ability_is_shown_with_its_interval(pair):
     for folder, value in zip(pair, (0.25, 0.5), strict=True):
         score = {"metric": "acc_norm", "value": value, "low": value - 0.1, "high": value + 0.1, "n": 200}
         write(folder / "evaluate/aligned/ability.json", {"settings": {}, "tasks": {"arc_easy": score}})

@@ -53,7 +53,7 @@ def test_the_headline_says_whether_the_interval_excludes_zero(run):
     assert said[:40] in terminal_table([run.folder])
 
 
-def test_log_odds_that_do_not_agree_with_the_answers_are_no_headline(run):
+def test_log_odds_without_agreement_are_not_a_headline(run):
     write_model(run, "aligned", 2.5, agrees=False)
     comparison = compared(run)
     said = sentence(comparison.columns, comparison.discernment)
@@ -62,7 +62,7 @@ def test_log_odds_that_do_not_agree_with_the_answers_are_no_headline(run):
     assert "are not headlines; see Youden's J." in write_report([run.folder], run.report)
 
 
-def test_without_a_control_the_headline_compares_with_nothing(tmp_path):
+def test_without_a_control_the_headline_compares_nothing(tmp_path):
     run = RunFolder(write_run(tmp_path / "run"))
     for model in ("base", "aligned"):
         write_model(run, model, 1.0)
@@ -73,7 +73,7 @@ def test_without_a_control_the_headline_compares_with_nothing(tmp_path):
     assert "## Discernment" in text
 
 
-def test_sets_that_name_each_other_are_compared_pair_by_pair(run):
+def test_paired_sets_are_compared_pair_by_pair(run):
     for model in REFUSED:
         write_model(run, model, 1.0, harmless="xs-safe", harmful="xs-unsafe")
         scores = run.model(model).benchmark("xs-safe").scores
@@ -81,7 +81,7 @@ def test_sets_that_name_each_other_are_compared_pair_by_pair(run):
     assert [entry.pair.title for entry in compared(run).discernment] == ["xs-safe against xs-unsafe"]
 
 
-def test_curves_of_the_figure_are_compliance_at_each_amount_of_refusal(run):
+def test_curves_show_compliance_against_refusal(run):
     comparison = compared(run)
     control, aligned = (point for point in comparison.points if point.title in ("STL", "DCR"))
     assert [x for x, _ in aligned.curve] == pytest.approx(list(GRID))
@@ -104,7 +104,7 @@ def test_log_odds_without_answers_still_give_their_measures(run):
     assert aligned.measures["auc"]["value"] > 0.8 and "youden_j" not in aligned.measures and aligned.agreement is None
 
 
-def test_openings_are_shown_in_short(run):
+def test_openings_are_summarised(run):
     openings = [{"text": f"I cannot {i}", "source": "data", "refusals": 0.01 * i, "ordinary": 0.002} for i in range(20)]
     first = [
         {"text": "I", "refusals": 0.8, "ordinary": 0.1, "shared": True},
@@ -120,7 +120,7 @@ def test_openings_are_shown_in_short(run):
     assert "1 of 2 first tokens can also begin ordinary answers (“I”)" in text
 
 
-def test_log_odds_during_alignment_are_drawn(run):
+def test_log_odds_during_alignment_are_plotted(run):
     for stage, end in (("control", 2.0), ("align", 4.0)):
         home = run.stage(stage)
         start = {"log_odds_toxic": -3.0, "refused_toxic": 0.0, "log_odds_general": -6.0}
@@ -143,7 +143,7 @@ def test_without_log_odds_during_alignment_there_is_no_such_section(run):
     assert "## Alignment" not in write_report([run.folder], run.report)
 
 
-def test_warnings_stand_above_the_sections_and_in_the_terminal(run):
+def test_warnings_are_shown_above_the_sections_and_in_the_terminal(run):
     environment = json.loads(run.environment.read_text())
     warning, note = "length separates <the> sets", "a row of confounds separates the two prompt sets"
     write(run.environment, environment | {"warnings": [warning], "notes": [note]})

@@ -104,7 +104,7 @@ def test_the_page_is_self_contained_and_has_no_script(attacked, tmp_path):
     assert not [attributes for _, attributes in Page(html).elements if "src" in attributes]
 
 
-def test_the_structure_serves_a_screen_reader(attacked, tmp_path):
+def test_the_page_structure_supports_screen_readers(attacked, tmp_path):
     page = page_of([attacked], tmp_path)
     assert page.all("html") == [{"lang": "en"}]
     levels = [int(tag[1]) for tag, _ in page.elements if tag in ("h1", "h2", "h3", "h4")]
@@ -118,7 +118,7 @@ def test_the_structure_serves_a_screen_reader(attacked, tmp_path):
     assert figure["role"] == "img" and {figure["aria-labelledby"], figure["aria-describedby"]} <= set(ids)
 
 
-def test_answers_to_harmful_prompts_and_long_ones_are_folded(tmp_path):
+def test_answers_to_harmful_prompts_and_long_answers_are_collapsed(tmp_path):
     run = write_run(tmp_path / "run")
     long = "very long " * 200
     for model, texts in (("base", ["short", long]), ("aligned", ["short too", long])):
@@ -130,7 +130,7 @@ def test_answers_to_harmful_prompts_and_long_ones_are_folded(tmp_path):
     assert page.text.index("Content note") < page.text.index("prompt 0?")
 
 
-def test_the_figure_is_a_png_too_and_no_page_fails_without_matplotlib(attacked, tmp_path, monkeypatch):
+def test_the_figure_is_also_a_png_and_matplotlib_is_optional(attacked, tmp_path, monkeypatch):
     text = write_report([attacked], tmp_path / "with/report.md")
     assert (tmp_path / "with/figures/report-tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert "](figures/report-tradeoff.png)" in text
@@ -140,7 +140,7 @@ def test_the_figure_is_a_png_too_and_no_page_fails_without_matplotlib(attacked, 
     assert "<svg" in (tmp_path / "without/report.html").read_text()
 
 
-def test_categories_are_drawn_too(tmp_path):
+def test_categories_are_plotted(tmp_path):
     run = write_run(tmp_path / "run")
     for model in ("base", "aligned"):
         write_benchmark(run / "evaluate" / model / "seeming", "comply", ["y", "n"], categories=["$a", "b_$x$"])
@@ -156,7 +156,7 @@ POINTS = {
 
 
 @pytest.mark.parametrize("case", POINTS)
-def test_labels_cover_neither_each_other_nor_marks(case):
+def test_labels_overlap_neither_each_other_nor_marks(case):
     points = [ModelPoint(f"model {i}", x, y, (x, x), (y, y), True) for i, (x, y) in enumerate(POINTS[case])]
     page = Page(tradeoff_figure(points, None).svg)
     texts = [element for element in page.all("text") if "paint-order" in element]
@@ -173,6 +173,6 @@ def test_labels_cover_neither_each_other_nor_marks(case):
     assert not any(box.contains((float(mark[1]), float(mark[2]))) for box in boxes for mark in marks)
 
 
-def test_the_report_names_the_page_for_itself(attacked, tmp_path):
+def test_the_report_links_to_the_page(attacked, tmp_path):
     with pytest.raises(UserError, match=r"--out .*report\.html: must name the Markdown file"):
         write_report([attacked], tmp_path / "report.html")

@@ -126,7 +126,7 @@ def test_examples_show_text_of_models_literally(dcr, tmp_path):
     assert "aligned, full refusal (xstest_strings): I'm sorry, no." in examples
 
 
-def test_several_runs_of_a_kind_go_by_name(stl, dcr, tmp_path):
+def test_several_runs_of_a_kind_are_named(stl, dcr, tmp_path):
     other = write_run(tmp_path / "dcr-layer-9", refine={"layer": 9})
     results = tables(sections(write_report([stl, dcr, other], tmp_path / "report.md"))["Results"])
     assert list(results["toxic: refusal ↑"]) == ["n", "base", "STL", "dcr-run", "dcr-layer-9"]
@@ -135,7 +135,7 @@ def test_several_runs_of_a_kind_go_by_name(stl, dcr, tmp_path):
     assert list(results["toxic: refusal ↑"])[2:] == [str(dcr), str(twin)]
 
 
-def test_a_run_is_stl_or_dcr_by_what_it_did_when_only_evaluated_again(dcr, stl, tmp_path):
+def test_the_method_of_a_run_depends_on_what_was_trained(dcr, stl, tmp_path):
     for folder in (dcr, stl):
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"stages": ["evaluate"]}))
@@ -143,19 +143,19 @@ def test_a_run_is_stl_or_dcr_by_what_it_did_when_only_evaluated_again(dcr, stl, 
     assert list(results["toxic: refusal ↑"])[2:] == ["STL", "DCR"]
 
 
-def test_base_under_other_settings_is_said(stl, tmp_path):
+def test_base_under_other_settings_is_reported(stl, tmp_path):
     other = write_run(tmp_path / "dcr-run", base_hash="h1")
     results = sections(write_report([stl, other], tmp_path / "report.md"))["Results"]
     assert "Base answered seeming, toxic under other settings in dcr-run than in stl-run" in results
 
 
-def test_refined_column_holds_scores_where_it_answered(tmp_path):
+def test_refined_column_has_scores_for_benchmarks_it_answered(tmp_path):
     run = write_run(tmp_path / "run", models=("base", "refined", "aligned"))
     results = tables(sections(write_report([run], tmp_path / "report.md"))["Results"])
     assert results["toxic: refusal ↑"]["refined"].startswith("**100.0%**")
 
 
-def test_different_sizes_show_in_the_cells_where_answers_were_not_kept(stl, dcr, tmp_path):
+def test_different_sample_sizes_are_shown_without_answers(stl, dcr, tmp_path):
     write_benchmark(dcr / "evaluate/aligned/seeming", "comply", ["y"] * 3, "h")
     for run in (stl, dcr):
         for file in run.glob("evaluate/*/seeming/*.jsonl"):
@@ -164,7 +164,7 @@ def test_different_sizes_show_in_the_cells_where_answers_were_not_kept(stl, dcr,
     assert row["n"] == "" and "n=4" in row["STL"] and "n=3" in row["DCR"]
 
 
-def test_leakage_is_reported_and_bounded(dcr, tmp_path):
+def test_leakage_is_reported_with_a_limit(dcr, tmp_path):
     overlaps = [f"exact: data.toxic toxic-{i} and toxic toxic-{i}" for i in range(50)]
     write(dcr / "environment.json", {"overlaps": overlaps})
     leakage = sections(write_report([dcr], tmp_path / "report.md"))["Leakage"]
@@ -197,7 +197,7 @@ def test_a_run_stopped_before_any_stage_was_done(tmp_path):
     assert list(sections(write_report([run], tmp_path / "report.md"))) == ["Results", "Settings", "Reproduction"]
 
 
-def test_what_is_no_run_folder_is_a_user_error(dcr, tmp_path):
+def test_a_folder_without_a_run_is_a_user_error(dcr, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         write_report([tmp_path / "nothing"], tmp_path / "report.md")
     (tmp_path / "empty").mkdir()
@@ -214,7 +214,7 @@ def test_what_is_no_run_folder_is_a_user_error(dcr, tmp_path):
         terminal_table([dcr])
 
 
-def test_terminal_table_holds_the_results_within_100_columns(stl, dcr, tmp_path):
+def test_terminal_table_fits_100_columns(stl, dcr, tmp_path):
     one = terminal_table([dcr])
     assert "75.0% (30.0–95.0)" in one and "2.020 (+1.0%)" in one
     assert len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1  # all side by side

@@ -19,7 +19,7 @@ def test_markdown_tables_are_aligned_as_plain_text():
     ]
 
 
-def test_text_tables_put_below_what_does_not_fit_beside():
+def test_wide_text_tables_are_split_into_blocks():
     rows = [["", *(f"column {i}" for i in range(9))], ["row", *(str(i) for i in range(9))]]
     text = text_table(rows, width=40)
     blocks = text.split("\n\n")
@@ -39,12 +39,12 @@ def test_a_column_wider_than_the_terminal_still_gets_its_block():
     assert "x" * 200 in text_table([["", "a", "b"], ["row", "x" * 200, "y"]], width=50)
 
 
-def test_text_from_outside_shows_literally_in_markdown():
+def test_external_text_is_shown_literally_in_markdown():
     assert literal("| b | `c` [d](e) <f> &amp;") == r"\| b \| \`c\` \[d\](e) \<f\> \&amp;"
     assert literal("see https://a.b, www.c.d, HTTP://e") == r"see https\://a.b, www\.c.d, HTTP\://e"
 
 
-def test_text_from_outside_is_one_bounded_line():
+def test_external_text_is_a_single_line_of_limited_length():
     assert shortened("a\n\n# b\t c") == "a # b c"
     assert len(shortened("word " * 500, 80)) <= 80 and shortened("word " * 500, 80).endswith("…")
 
@@ -58,7 +58,7 @@ def test_long_names_keep_their_start_and_their_metric():
     assert "bbb…" in text and ": compliance ↑  1" in text and len(text.splitlines()[2]) == 38 + 3
 
 
-def test_numbers():
+def test_numbers_are_formatted():
     assert [percent(0.5), percent(1), percent(None), percent(0.555, 0)] == ["50.0%", "100.0%", "–", "56%"]
     assert [points(0.1234), points(-0.5), points(-0.0001)] == ["+12.3", "−50.0", "0.0"]
     assert [number(1.23456), number(None)] == ["1.235", "–"]

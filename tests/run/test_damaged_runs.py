@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 
-def test_align_does_not_start_from_the_base_where_the_refined_model_is_missing(train, refused, run_folder):
+def test_align_without_the_refined_model_is_an_error(train, refused, run_folder):
     train("--stages", "[refine]")
     shutil.rmtree(run_folder.stage("refine").model)
     for stages in ("[refine,align]", "[align]"):
@@ -15,7 +15,7 @@ def test_align_does_not_start_from_the_base_where_the_refined_model_is_missing(t
     assert not run_folder.stage("align").model.exists()
 
 
-def test_align_does_not_start_from_the_base_where_refine_is_not_done(train, refused, run_folder):
+def test_align_before_refine_is_done_is_an_error(train, refused, run_folder):
     train("--stages", "[refine]", stop=True)
     message = refused("--stages", "[align]")
     assert message.startswith(f"{run_folder.stage('refine').folder}: refine has begun and is not done")
@@ -32,7 +32,7 @@ def test_checkpoints_of_a_finished_stage_are_removed_at_the_next_start(train, ru
     assert not folder.checkpoints.exists() and folder.model.is_dir()
 
 
-def test_torn_summary_is_repaired_from_the_last_checkpoint(train, run_folder):
+def test_truncated_summary_is_repaired_from_the_last_checkpoint(train, run_folder):
     train("--stages", "[refine]", stop=True)
     run_folder.stage("refine").summary.write_text('{"ste')
     train("--stages", "[refine]")
@@ -40,7 +40,7 @@ def test_torn_summary_is_repaired_from_the_last_checkpoint(train, run_folder):
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"st'])
-def test_torn_summary_without_checkpoints_is_refused(train, refused, run_folder, content):
+def test_truncated_summary_without_checkpoints_is_an_error(train, refused, run_folder, content):
     train("--stages", "[refine]")
     run_folder.stage("refine").summary.write_text(content)
     message = refused("--stages", "[refine]")

@@ -5,7 +5,7 @@ import json
 from dcr_ds.run.environment import describe_environment
 
 
-def test_slurm_job_is_recorded_where_there_is_one(monkeypatch):
+def test_slurm_job_is_recorded(monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert "slurm" not in describe_environment("CPU", 1)
     for name, value in {"JOB_ID": "17", "JOB_NODELIST": "node[1-2]", "RESTART_COUNT": "1"}.items():

@@ -50,7 +50,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_resume_with_something_else_is_refused(train, refused, place, run_folder, change):
+def test_resume_with_changed_inputs_is_an_error(train, refused, place, run_folder, change):
     train("--stages", "[refine]", stop=True)
     before = run_folder.environment.read_text()
     change(place)
@@ -61,7 +61,7 @@ def test_resume_with_something_else_is_refused(train, refused, place, run_folder
     assert json.loads(run_folder.environment.read_text())["data"] == json.loads(before)["data"]
 
 
-def test_stage_can_be_done_again_with_other_data(train, place, run_folder):
+def test_stage_can_be_repeated_with_other_data(train, place, run_folder):
     train("--stages", "[refine]", stop=True)
     change_data(place)
     train("--stages", "[refine]", "--redo", "refine")
@@ -74,7 +74,7 @@ def test_finished_stage_is_not_reported_as_done_with_other_data(train, refused, 
     assert "rows of data.general" in refused("--stages", "[refine]")
 
 
-def test_refined_model_that_was_replaced_while_align_had_begun_is_refused(train, refused, run_folder):
+def test_refined_model_that_was_replaced_during_align_is_an_error(train, refused, run_folder):
     train("--stages", "[refine]")
     train("--stages", "[align]", "--align.epochs", "3", stop=True)
     change_weights(run_folder.stage("refine").folder)
@@ -82,7 +82,7 @@ def test_refined_model_that_was_replaced_while_align_had_begun_is_refused(train,
     assert "align began with something else" in message and "weights of the model" in message
 
 
-def test_same_model_in_another_file_is_the_same(train, place):
+def test_the_same_model_in_another_file_is_accepted(train, place):
     train("--stages", "[refine]", stop=True)
     file = place / "model" / "model.safetensors"
     content = file.read_bytes()

@@ -31,7 +31,7 @@ def saved_layer(recipe) -> int:
     return yaml.safe_load((recipe.parent / "runs/run/recipe.yaml").read_text())["refine"]["layer"]
 
 
-def test_the_probe_chooses_a_layer_that_separates_and_a_resumed_run_keeps_it(recipe, capsys):
+def test_the_probe_chooses_a_layer_and_a_resumed_run_keeps_it(recipe, capsys):
     assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
     err = capsys.readouterr().err
     layer = saved_layer(recipe)
@@ -76,7 +76,7 @@ def test_a_model_that_is_too_large_falls_back_to_the_rule(recipe, capsys, monkey
     assert "without a layer probe: the weights take" in capsys.readouterr().err
 
 
-def test_a_dry_run_loads_no_weights_for_it(recipe, capsys):
+def test_a_dry_run_loads_no_weights(recipe, capsys):
     assert main(["train", str(recipe), "--stages", "[refine]", "--dry-run"]) == 0
     assert "0.8 of the model's 5 blocks" in capsys.readouterr().err
 
@@ -88,6 +88,6 @@ def test_the_learning_rate_falls_with_the_width():
     assert refine_learning_rate(64, lora=False)[0] == 2.5e-4
 
 
-def test_auto_is_for_refine_only(recipe, capsys):
+def test_auto_layer_needs_the_stage_refine(recipe, capsys):
     assert main(["train", str(recipe), "--align.learning_rate", "auto"]) == 2
     assert "align.learning_rate: auto is for refine" in capsys.readouterr().err

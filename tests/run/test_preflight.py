@@ -25,11 +25,11 @@ def reports(versions: dict[int, str] | None = None, problems: dict[int, str] | N
     }
 
 
-def test_nodes_that_are_well_are_not_named():
+def test_healthy_nodes_are_not_named():
     assert judge(PLACE, reports()) == {}
 
 
-def test_a_problem_is_told_of_the_node_of_its_rank():
+def test_a_problem_is_reported_with_the_node_of_its_rank():
     assert judge(PLACE, reports(problems={3: "no GPU"})) == {"beta": "no GPU"}
 
 
@@ -44,7 +44,7 @@ def test_the_node_of_another_version_is_named_with_both():
     assert judge(PLACE, reports(versions={2: "3", 3: "3"})) == {"beta": "torch 3, the others have 2"}
 
 
-def test_what_hangs_is_left_behind_and_what_fails_is_told():
+def test_hanging_checks_time_out_and_failing_ones_are_reported():
     def fail() -> None:
         raise RuntimeError("no route\nto host")
 
@@ -85,30 +85,30 @@ def preflight(tmp_path):
     return run
 
 
-def test_two_well_nodes_all_reduce_and_are_good(preflight):
+def test_two_healthy_nodes_pass_the_all_reduce(preflight):
     codes, said, verdict = preflight("--free-gib", "0.001", ranks=[0, 1], world_size=2)
     assert (codes, verdict) == ([0, 0], ["good"]), said
 
 
-def test_a_silent_node_is_named_while_the_others_end(preflight):
+def test_a_hanging_node_is_named_and_the_others_end(preflight):
     codes, said, verdict = preflight("--seconds", "15", "--free-gib", "0.001", ranks=[0, 2], world_size=3)
     assert (codes, verdict) == ([1, 1], ["bad", "bad beta"]), said
     assert "preflight: beta: no answer" in said and "Traceback" not in said
 
 
-def test_a_full_disk_is_told_with_its_size(preflight):
+def test_a_full_disk_is_reported_with_its_size(preflight):
     codes, said, verdict = preflight("--free-gib", "1e9", ranks=[0], world_size=1)
     assert (codes, verdict) == ([1], ["bad", "bad alpha"])
     assert "GiB free, 1e+09 are asked for" in said
 
 
-def test_a_mistake_in_the_recipe_is_the_users_and_no_nodes(preflight):
+def test_an_error_in_the_recipe_is_not_blamed_on_a_node(preflight):
     codes, said, verdict = preflight("--refine.layr", "3", ranks=[0], world_size=1)
     assert (codes, verdict) == ([2], ["user"])
     assert "did you mean refine.layer" in said.lower()
 
 
-def test_a_gpu_that_is_not_there_is_named():
+def test_a_missing_gpu_is_named():
     if Path("/dev/nvidia0").exists():
         pytest.skip("there are GPUs here")
     place = Place(rank=0, world_size=1, local_rank=0, ranks_per_node=1, gpus_per_node=1, nodes=["alpha"])

@@ -11,7 +11,7 @@ def first_losses(run_folder) -> list[float]:
     return [row["loss"] for row in rows]
 
 
-def test_redo_that_was_stopped_is_continued_by_the_same_command(train, run_folder):
+def test_a_stopped_redo_is_continued_by_the_same_command(train, run_folder):
     train("--stages", "[refine]")
     train("--stages", "[refine]", "--redo", "all", stop=True)
     assert len(first_losses(run_folder)) == 1
@@ -21,21 +21,21 @@ def test_redo_that_was_stopped_is_continued_by_the_same_command(train, run_folde
     assert run_folder.stage("refine").is_done
 
 
-def test_redo_after_a_finished_redo_begins_again(train, run_folder):
+def test_redo_after_a_finished_redo_starts_again(train, run_folder):
     train("--stages", "[refine]")
     train("--stages", "[refine]", "--redo", "all")
     assert not run_folder.redo.exists()
     assert "removed the earlier results of refine" in train("--stages", "[refine]", "--redo", "all")
 
 
-def test_redo_with_another_recipe_begins_again(train, run_folder):
+def test_redo_with_another_recipe_starts_again(train, run_folder):
     train("--stages", "[refine]")
     train("--stages", "[refine]", "--redo", "all", stop=True)
     message = train("--stages", "[refine]", "--redo", "all", "--refine.margin", "0.4")
     assert "removed the earlier results of refine" in message and "step-00000001" not in message
 
 
-def test_redo_that_died_while_it_removed_is_completed_before_anything_is_resumed(train, run_folder, monkeypatch):
+def test_an_interrupted_removal_is_completed_before_resuming(train, run_folder, monkeypatch):
     train("--stages", "[refine]")
 
     def die(folder):
@@ -47,7 +47,7 @@ def test_redo_that_died_while_it_removed_is_completed_before_anything_is_resumed
     assert "removed what an interrupted --redo had left of refine" in train("--stages", "[refine]")
 
 
-def test_stage_behind_a_symbolic_link_is_done_again(train, run_folder, place):
+def test_stage_behind_a_symbolic_link_is_repeated(train, run_folder, place):
     """A stage folder on scratch space: what it holds is removed, the link stays."""
     train("--stages", "[refine]")
     shutil.move(run_folder.stage("refine").folder, place / "scratch")
@@ -59,7 +59,7 @@ def test_stage_behind_a_symbolic_link_is_done_again(train, run_folder, place):
     assert (place / "scratch" / "summary.json").stat().st_mtime_ns > before
 
 
-def test_stage_that_cannot_be_removed_is_refused(train, refused, run_folder, monkeypatch):
+def test_stage_that_cannot_be_removed_is_an_error(train, refused, run_folder, monkeypatch):
     train("--stages", "[refine]")
 
     def deny(path, *_, **__):

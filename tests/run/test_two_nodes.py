@@ -57,14 +57,14 @@ def run_on(place, nodes):
     return run
 
 
-def test_run_folder_local_to_each_node_is_refused(run_on, nodes):
+def test_run_folder_local_to_each_node_is_an_error(run_on, nodes):
     code, stderr = run_on("--output", "runs")
     message = the_error(stderr)
     assert code == 2 and "rank 1 on node" in message and "all nodes must share the run folder" in message
     assert not any(path.name == "recipe.yaml" for node in nodes for path in node.rglob("*"))
 
 
-def test_stage_folder_local_to_each_node_gives_no_checkpoint(run_on, place, nodes):
+def test_stage_folder_local_to_each_node_is_detected(run_on, place, nodes):
     """refine/ is a link to scratch space, which is another folder on each node."""
     for node in nodes:
         (node / "scratch").mkdir()
