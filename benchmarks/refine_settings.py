@@ -1,0 +1,102 @@
+"""Settings of stage 1 on SmolLM2-135M, compared on development sets: built-in held-out twins and JailbreakBench.
+
+    python benchmarks/refine_settings.py --data data --steps 16 --csv benchmarks/results/refine_settings.csv
+    python benchmarks/refine_settings.py --data data --only scale=32 scale=4
+
+The defaults of the schema with one field changed at a time, without an early stop. A row per setting: gap and AUC of
+the class means at layer ℓ after refine, drift of general conversations, and the loss on held-out general answers.
+Models are kept under --out, so a second call continues.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from discernment import Sets, read_sets
+from record import append, commit
+
+import dcr_ds
+from dcr_ds.data.conversations import read_conversations
+from dcr_ds.diagnose.layers import hidden_by_layer
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.evaluate.general_loss import general_loss
+from dcr_ds.files import read_json
+from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.recipe import DataSource, Recipe
+from dcr_ds.recipe.layout import RunFolder
+from dcr_ds.refine.separation import separation
+
+SETTINGS: dict[str, dict[str, object]] = {
+    "defaults": {},
+    "layer=20": {"layer": 20},
+    "layer=26": {"layer": 26},
+    "scale=4": {"scale": 4},
+    "scale=32": {"scale": 32},
+    "learning_rate=1.25e-4": {"learning_rate": 1.25e-4},
+    "learning_rate=5e-4": {"learning_rate": 5e-4},
+    "retain_weight=10": {"retain_weight": 10},
+    "retain_weight=100": {"retain_weight": 100},
+    "pairs=matched": {"pairs": "matched"},
+}
+LAYER = 23  # what `refine.layer: auto` gives for this model and the built-in training prompts
+
+
+def main() -> None:
+    options = parse()
+    sets = {name: read_sets(name, options.data) for name in ("builtin", "jailbreakbench")}
+    for name in options.only or SETTINGS:
+        folder = RunFolder(options.out / name)
+        if not folder.stage("refine").is_done:
+            dcr_ds.train(recipe_of(name, options))
+        row = {"commit": commit(), "setting": name, **measured(folder, sets)}
+        print(row)
+        if options.csv:
+            append(options.csv, row)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), metavar="SETTING")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--data", help="folder of local copies of the public sets")
+    parser.add_argument("--out", type=Path, default=Path("runs/refine-settings"))
+    parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    return parser.parse_args()
+
+
+def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
+    refine = {"layer": LAYER, "max_steps": options.steps, "target_gap": 2, "measure_every": 8, "on_failure": "continue"}
+    return Recipe.model_validate(
+        {
+            "name": name,
+            "output": str(options.out),
+            "model": {"source": "smollm2-135m"},
+            "stages": ["refine"],
+            "refine": refine | SETTINGS[name],
+        }
+    )
+
+
+def measured(folder: RunFolder, sets: dict[str, Sets]) -> dict[str, float | int]:
+    summary, source = read_json(folder.stage("refine").summary), folder.stage("refine").model
+    model, tokenizer = (
+        load_causal_lm(source, torch.float32, "eager", torch.device("cpu")).eval(),
+        load_tokenizer(source),
+    )
+    row = {"layer": summary["layer"], "steps": summary["exported_step"], "drift": summary["best"]["drift"]}
+    for name, of_set in sets.items():
+        tokens = [encode_prompt(tokenizer, prompt.prompt) for prompt in of_set.prompts]
+        hidden = hidden_by_layer(model, tokens)[summary["layer"] - 1]
+        keys = [pair or f"row {number}" for number, pair in enumerate(of_set.pairs)]
+        pairs = torch.tensor(np.unique(keys, return_inverse=True)[1])
+        found = separation(hidden, torch.tensor(of_set.harmful.astype(int)), pairs)
+        row |= {f"{name}_gap": found["gap"], f"{name}_auc": found["auc"]}
+    answers = read_conversations(DataSource(split="held_out"), "general").rows
+    encoded = [encode_conversation(tokenizer, answer.messages) for answer in answers]
+    return row | {"general_loss": general_loss(model, encoded, 16, Ranks(0, 1, 0, torch.device("cpu")))["loss"]}
+
+
+if __name__ == "__main__":
+    main()
