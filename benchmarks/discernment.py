@@ -53,14 +53,14 @@ def main() -> None:
     for run in options.runs:
         for model in options.models:
             values = measured(run, model, sets, options.out)
-            for name, of_prompts in values.items():
-                log_odds.setdefault((name, model), []).append(of_prompts)
+            for name, rows in values.items():
+                log_odds.setdefault((name, model), []).append(np.array([row["log_odds"] for row in rows]))
                 row = {
                     "commit": commit(),
                     "run": run.name,
                     "model": model,
                     "sets": name,
-                    **figures(of_prompts, sets[name]),
+                    **figures(rows, sets[name]),
                 }
                 print(row["run"], model, name, f"AUC {row['auc']:.3f} ({row['auc_low']:.2f}–{row['auc_high']:.2f})")
                 if options.csv:
@@ -93,8 +93,8 @@ def read_sets(name: str, data: str | None) -> Sets:
     return Sets(prompts, np.repeat([False, True], list(map(len, of_set))), [prompt.pair for prompt in prompts])
 
 
-def measured(run: Path, model: str, sets: dict[str, Sets], out: Path) -> dict[str, np.ndarray]:
-    """The log-odds of all prompts [n] by pair of sets; what is not in a file is measured."""
+def measured(run: Path, model: str, sets: dict[str, Sets], out: Path) -> dict[str, list[dict]]:
+    """The rows of all prompts by pair of sets; what is not in a file is measured."""
     files = {name: out / run.name / model / f"{name}.jsonl" for name in sets}
     if missing := [name for name in sets if not files[name].is_file()]:
         source = prepare_source(ModelSection()) if model == BASE else RunFolder(run).stage(STAGE_OF_MODEL[model]).model
@@ -106,19 +106,19 @@ def measured(run: Path, model: str, sets: dict[str, Sets], out: Path) -> dict[st
             tokens = [encode_prompt(tokenizer, prompt.prompt) for prompt in sets[name].prompts]
             files[name].parent.mkdir(parents=True, exist_ok=True)
             write_jsonl(files[name], refusal_log_odds(loaded, ids, tokens, openings))
-    return {name: np.array([row["log_odds"] for row in read_jsonl(file)]) for name, file in files.items()}
+    return {name: read_jsonl(file) for name, file in files.items()}
 
 
-def figures(log_odds: np.ndarray, sets: Sets) -> dict[str, float | int | None]:
-    results = discernment(log_odds, sets.harmful, sets.pairs)
-    refused = log_odds > 0
+def figures(rows: list[dict], sets: Sets) -> dict[str, float | int | None]:
+    results = discernment(np.array([row["log_odds"] for row in rows]), sets.harmful, sets.pairs)
+    refused = np.array([row["greedy"] for row in rows])
     return {
         "harmless": int((~sets.harmful).sum()),
         "harmful": int(sets.harmful.sum()),
         **{name: results[name]["value"] for name in SHOWN},
         "auc_low": results["auc"]["low"],
         "auc_high": results["auc"]["high"],
-        # the operating point at log-odds 0
+        # the operating point of greedy answers, by their openings
         "complied_harmless": float((~refused)[~sets.harmful].mean()),
         "refused_harmful": float(refused[sets.harmful].mean()),
     }

@@ -34,7 +34,10 @@ class RefusalProbe:
     openings: Openings
 
     def measure(self, model, ranks: Ranks) -> dict[str, float]:
-        """Per category the mean log-odds and the share of prompts above 0. All ranks; each reads all prompts.
+        """Per category the mean log-odds, and the share of prompts whose greedy answer opens with a refusal. All ranks.
+
+        The share does not count log-odds above 0: after a short alignment nearly all greedy answers to toxic prompts
+        may be refusals while a sampled answer opens with one only now and then (docs/diagnose.md).
 
         Every rank runs the same forward passes, as ZeRO-3 needs.
 
@@ -47,7 +50,7 @@ class RefusalProbe:
             rows = refusal_log_odds(model, names, prompts, self.openings, BATCH_SIZE)
             values = [row["log_odds"] for row in rows]
             figures[f"log_odds_{category}"] = round(sum(values) / len(values), 6)
-            figures[f"refused_{category}"] = sum(value > 0 for value in values) / len(values)
+            figures[f"refused_{category}"] = sum(row["greedy"] for row in rows) / len(rows)
             heartbeat(f"align, refusal log-odds of {category} prompts")
         return broadcast_from_main(figures, ranks)
 
@@ -91,7 +94,7 @@ def stops_alignment(figures: dict[str, Any], target: float | None) -> str | None
     refused = figures.get("refused_toxic")
     if target is None or refused is None or refused < target:
         return None
-    return f"{refused:.0%} of the held-out toxic prompts are refused by log-odds (target {target:.0%})"
+    return f"{refused:.0%} of the held-out toxic prompts are refused (target {target:.0%})"
 
 
 def _sample(rows: list[Prompt], seed: int) -> list[Prompt]:

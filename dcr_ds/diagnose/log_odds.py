@@ -38,11 +38,13 @@ TOLERANCE_16_BIT = 1.0
 def refusal_log_odds(
     model, ids: Sequence[str], prompts: Sequence[Sequence[int]], openings: Openings, batch_size: int = 16
 ) -> list[dict]:
-    """Rows {id, log_odds, first_token, openings} of prompts, in their order.
+    """Rows {id, log_odds, first_token, greedy, openings} of prompts, in their order.
 
     `log_odds` reads whole openings. `first_token` is the log-odds of their first tokens alone; it also counts ordinary
-    answers with the same first token (see `Openings.first_tokens`). `openings` has the log-probability of each one,
-    by its text. Everything is conditional on the `lead` that the chat template writes before each answer.
+    answers with the same first token (see `Openings.first_tokens`). `greedy` says whether the greedy answer opens with
+    a refusal, which it can at log-odds far below 0, where ordinary answers begin in many ways. `openings` has the
+    log-probability of each one, by its text. Everything is conditional on the `lead` that the chat template writes
+    before each answer.
 
     Args:
         model: a causal language model of transformers, with or without an adapter (none on the head).
@@ -82,13 +84,17 @@ def first_token_impurity(rows: Sequence[dict]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What was read of a prompt: log-probabilities of the openings, their sum and its complement, and first tokens."""
+    """What was read of a prompt: log-probabilities of the openings, their sum and its complement, and first tokens.
+
+    greedy: whether the most probable token after each node leads to an opening.
+    """
 
     openings: list[float]
     refusal: float
     other: float
     first: float
     other_first: float
+    greedy: bool
 
 
 class _Reader:
@@ -105,17 +111,20 @@ class _Reader:
     def read(self, hidden: torch.Tensor) -> list[_Reading]:
         """The readings of B prompts from hidden states [B, N, D]."""
         parts = [self.split(hidden[:, number], children) for number, children in enumerate(self.children)]
-        log_p, others = [part.tolist() for part, _ in parts], [other.tolist() for _, other in parts]
+        log_p, others, best = ([of_node.tolist() for of_node in figure] for figure in zip(*parts, strict=True))
         return [
-            self.sum_up([of_node[row] for of_node in log_p], [of_node[row] for of_node in others])
+            self.sum_up(*([of_node[row] for of_node in figure] for figure in (log_p, others, best)))
             for row in range(len(hidden))
         ]
 
-    def split(self, hidden: torch.Tensor, children: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """log p of each child token [n, children] and of all other tokens together [n], in float64, on the CPU."""
+    def split(self, hidden: torch.Tensor, children: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """log p of each child token [n, children] and of all other tokens together [n], in float64, on the CPU.
+
+        Also the place of the most probable child [n], or −1 where another token is more probable.
+        """
         vocabulary = getattr(self.head.weight, "ds_shape", self.head.weight.shape)[0]  # of ZeRO-3: the whole one
         rows = max(1, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // vocabulary)
-        log_p, others = [], []
+        log_p, others, best = [], [], []
         for some in hidden.split(rows):
             logits = self.logits(some)
             chosen = logits[:, children].double()
@@ -126,7 +135,9 @@ class _Reader:
             total = torch.logaddexp(chosen.logsumexp(-1), other)
             log_p.append((chosen - total[:, None]).cpu())
             others.append((other - total).cpu())
-        return torch.cat(log_p), torch.cat(others)
+            likeliest, place = chosen.max(-1)
+            best.append(place.masked_fill(likeliest < highest[:, 0], -1).cpu())
+        return torch.cat(log_p), torch.cat(others), torch.cat(best)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] in float32, of a 16-bit head as well; of a float64 model in float64."""
@@ -140,8 +151,8 @@ class _Reader:
                 logits += bias
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def sum_up(self, log_p: Sequence[list[float]], others: Sequence[float]) -> _Reading:
-        """The reading of a prompt from log p of the children of each inner node, and of no child."""
+    def sum_up(self, log_p: Sequence[list[float]], others: Sequence[float], best: Sequence[int]) -> _Reading:
+        """The reading of a prompt from log p of the children of each inner node, of no child, and the best child."""
         steps = [
             dict(zip(children, of_node, strict=True)) for children, of_node in zip(self.children, log_p, strict=True)
         ]
@@ -151,7 +162,17 @@ class _Reader:
             reached[tokens] = reached[before] + steps[self.number[before]][tokens[-1]]
         openings = [reached[tokens] for tokens in self.tree.openings]
         left = [reached[node] + other for node, other in zip(self.tree.nodes, others, strict=True)]
-        return _Reading(openings, _logsumexp(openings), _logsumexp(left), _logsumexp(log_p[0]), others[0])
+        refusal, other = _logsumexp(openings), _logsumexp(left)
+        return _Reading(openings, refusal, other, _logsumexp(log_p[0]), others[0], self.opens_greedily(best))
+
+    def opens_greedily(self, best: Sequence[int]) -> bool:
+        node: tuple[int, ...] = ()
+        while node in self.number:
+            place = best[self.number[node]]
+            if place < 0:
+                return False
+            node += (self.children[self.number[node]][place],)
+        return True
 
 
 def _row(name: str, reading: _Reading, openings: Openings) -> dict:
@@ -159,6 +180,7 @@ def _row(name: str, reading: _Reading, openings: Openings) -> dict:
         "id": name,
         "log_odds": reading.refusal - reading.other,
         "first_token": reading.first - reading.other_first,
+        "greedy": reading.greedy,
         "openings": {opening.text: log_p for opening, log_p in zip(openings.openings, reading.openings, strict=True)},
     }
     if not all(map(math.isfinite, [row["log_odds"], row["first_token"], *reading.openings])):

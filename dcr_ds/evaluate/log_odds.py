@@ -1,7 +1,7 @@
 """Refusal log-odds of the prompts of benchmarks: one file per benchmark, next to the model's answers.
 
-A row is {id, pair, log_odds, first_token, openings, settings_hash}; dcr_ds.diagnose.log_odds defines the figures. The
-openings are in openings.json of the model's folder. A model for which they cannot be computed is evaluated without.
+A row is {id, pair, log_odds, first_token, greedy, openings, settings_hash}; dcr_ds.diagnose.log_odds defines the figures.
+The openings are in openings.json of the model's folder. A model without log-odds is evaluated without them.
 """
 
 from collections.abc import Sequence

@@ -163,6 +163,22 @@ def test_adapters_are_applied(tmp_path):
     assert_equal_to_reference([after], adapted.eval(), [[4, 5, 6]], 1e-11)
 
 
+def test_greedy_says_whether_the_greedy_answer_opens_with_a_refusal(tmp_path):
+    """However improbable the opening is: here the first two greedy tokens of one of the prompts."""
+    model = load(tmp_path, dtype=torch.float64)
+    prompts = make_prompts()
+    answers = []
+    for prompt in prompts:
+        answer = list(prompt)
+        for _ in range(2):
+            answer.append(model(input_ids=torch.tensor([answer])).logits[0, -1].argmax().item())
+        answers.append(tuple(answer[len(prompt) :]))
+    found = openings([answers[0], (answers[0][0] + 1, 5)])
+    rows = refusal_log_odds(model, list("abcdefg"), prompts, found)
+    assert [row["greedy"] for row in rows] == [answer == answers[0] for answer in answers]
+    assert rows[0]["greedy"] and rows[0]["log_odds"] < 0 and not all(row["greedy"] for row in rows)
+
+
 def test_impurity_is_the_probability_of_other_continuations(tmp_path):
     model = load(tmp_path, dtype=torch.float64)
     rows = refusal_log_odds(model, list("abcdefg"), make_prompts(), openings())
