@@ -1,9 +1,9 @@
 """Settings of stage 1 on SmolLM2-135M, compared on development sets: built-in held-out twins and JailbreakBench.
 
-    python benchmarks/refine_settings.py --data data --steps 16 --csv benchmarks/results/refine_settings.csv
+    python benchmarks/refine_settings.py --data data --csv benchmarks/results/refine_settings.csv
     python benchmarks/refine_settings.py --data data --only scale=32 scale=4
 
-The defaults of the schema with one field changed at a time, without an early stop. A row per setting: gap and AUC of
+The defaults of the schema, with the batches of the demo and one field changed at a time, without an early stop. A row per setting: gap and AUC of
 the class means at layer ℓ after refine, drift of general conversations, and the loss on held-out general answers.
 Models are kept under --out, so a second call continues.
 """
@@ -59,7 +59,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), metavar="SETTING")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--data", help="folder of local copies of the public sets")
     parser.add_argument("--out", type=Path, default=Path("runs/refine-settings"))
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
@@ -67,7 +67,8 @@ def parse() -> argparse.Namespace:
 
 
 def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
-    refine = {"layer": LAYER, "max_steps": options.steps, "target_gap": 2, "measure_every": 8, "on_failure": "continue"}
+    refine = {"layer": LAYER, "max_steps": options.steps, "measure_every": 6, "target_gap": 2, "on_failure": "continue"}
+    refine |= {"global_batch": 28, "retain_batch": 4}  # as in the demo
     return Recipe.model_validate(
         {
             "name": name,

@@ -1,6 +1,6 @@
 """Refusal log-odds of the prompts of benchmarks: one file per benchmark, next to the model's answers.
 
-A row is {id, pair, log_odds, first_token, greedy, openings, settings_hash}; dcr_ds.diagnose.log_odds defines the figures.
+A row is {id, pair, log_odds, first_token, greedy, openings, settings_hash}, as dcr_ds.diagnose.log_odds defines them.
 The openings are in openings.json of the model's folder. A model without log-odds is evaluated without them.
 """
 
