@@ -3,9 +3,9 @@
     python benchmarks/refine_settings.py --data data --csv benchmarks/results/refine_settings.csv
     python benchmarks/refine_settings.py --data data --only scale=32 scale=4
 
-The defaults of the schema, with the batches of the demo and one field changed at a time, without an early stop. A row per setting: gap and AUC of
-the class means at layer ℓ after refine, drift of general conversations, and the loss on held-out general answers.
-Models are kept under --out, so a second call continues.
+The defaults of the schema, with the batches of the demo and one field changed at a time, without an early stop. A row
+per setting: gap and AUC of the class means at layer ℓ after refine, drift of general conversations, and the loss on
+held-out general answers. Models are kept under --out, so a second call continues.
 """
 
 import argparse
