@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
-from dcr_ds.files import read_jsonl
+from dcr_ds.files import read_whole_rows
 from dcr_ds.recipe import Recipe, change_recipe, find_recipe
 from dcr_ds.recipe import load_recipe as _load_recipe
 from dcr_ds.recipe.layout import RunFolder, Stage
@@ -98,7 +98,7 @@ class Run:
 
     def metrics(self, stage: Stage = "align") -> list[dict[str, Any]]:
         """One row per training step of a stage: loss, learning rate, tokens, seconds, …"""
-        return read_jsonl(self._files.stage(stage).metrics)
+        return read_whole_rows(self._files.stage(stage).metrics)
 
     def results(self) -> list[dict[str, Any]]:
         """One row per model and benchmark: the rate of wanted answers with its 95 % interval and number of prompts.

@@ -1,12 +1,21 @@
-"""Atomic writes of small files, and JSON helpers: written to a temporary file, flushed to disk, renamed."""
+"""Atomic writes of small files (temporary file, flushed to disk, renamed), JSON helpers, and the cache folder."""
 
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from dcr_ds.errors import UserError
+
+
+def cache_folder() -> Path:
+    """The folder of converted models and downloaded data: $DCR_DS_CACHE, or dcr_ds in the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcr_ds"
+    return Path(os.environ.get("DCR_DS_CACHE") or default)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -63,18 +72,65 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def read_jsonl(path: Path) -> list[dict]:
-    """Return the rows of a JSON Lines file; a line that was torn when its writer was killed is left out."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if there is none, or the file is damaged."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
+def read_jsonl(path: Path, fields: Sequence[str] = ()) -> list[dict]:
+    """Return the rows of a JSON Lines file; none if it does not exist.
+
+    Args:
+        fields: that each row must have.
+
+    Raises:
+        UserError: naming the first line that is damaged or lacks a field.
+    """
     rows = []
-    # Not str.splitlines: it also splits at U+2028 and the like, which models do write.
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+    for number, content in _lines(path):
+        place = f"{path}, line {number}"
         try:
-            row = parse_json(line)
-        except ValueError:  # also raised for a character torn in the middle
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+            row = parse_json(content)
+        except ValueError as error:  # also raised for a character torn in the middle
+            raise UserError(f"{place}: is not JSON ({error}); run again the command that writes it") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{place}: is not a mapping; run again the command that writes it")
+        if missing := [field for field in fields if field not in row]:
+            raise UserError(
+                f"{place}: has no {', '.join(missing)}: another version wrote it, or something else; run again the "
+                "command that writes it"
+            )
+        rows.append(row)
     return rows
+
+
+def read_whole_rows(path: Path, fields: Sequence[str] = ()) -> list[dict]:
+    """Return the rows of a file that is written row by row, for a writer that writes again what is missing.
+
+    A line that is not an object with these fields is left out: one that was torn when its writer was killed, or another
+    damage, which is reported.
+    """
+    rows, damaged = [], []
+    for number, content in _lines(path):
+        try:
+            row = parse_json(content)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and all(field in row for field in fields):
+            rows.append(row)
+        else:
+            damaged.append(number)
+    if damaged[:1] not in ([], [len(rows) + len(damaged)]):  # not only the last line
+        print(f"{path}: line {damaged[0]} is damaged ({len(damaged)} lines); written again", file=sys.stderr)
+    return rows
+
+
+def _lines(path: Path) -> list[tuple[int, bytes]]:
+    """The lines of a file that are not blank, with their numbers."""
+    # Not str.splitlines: it also splits at U+2028 and the like, which models do write.
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def hash_of(value: Any) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dcr_ds.commands.parser import comma_separated, command_parser, output_file, positive_int
 from dcr_ds.evaluate.ability import TASKS, measure_ability
-from dcr_ds.files import hash_of, read_json, write_json
+from dcr_ds.files import hash_of, read_object, write_json
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
@@ -53,8 +53,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _measure_once(options: argparse.Namespace, model: ModelSection, file: Path | None) -> dict[str, dict]:
     """Results by task: those in `file` if they were measured with the same settings, else new ones."""
     settings = _settings(options, model)
-    result = read_json(file) if file else None
-    if not result or result["settings"] != settings:
+    result = read_object(file) if file else {}
+    if result.get("settings") != settings or "tasks" not in result:
         result = {"settings": settings, "tasks": _measure(options, model)}
         if file:
             write_json(file, result)

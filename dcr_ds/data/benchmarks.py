@@ -21,6 +21,7 @@ from dcr_ds.data.selection import draw_rows
 from dcr_ds.data.tables import Origin, known_ending
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, EvaluateSection, NamedBenchmark, OwnBenchmark, PositiveInt, Section
+from dcr_ds.recipe.urls import expand_variables
 
 FOLDER = Path(__file__).parent / "benchmark_sets"
 SUITES = "suites"
@@ -134,7 +135,7 @@ def _check_local_copies(chosen: list[OwnBenchmark | NamedBenchmark], folder: str
 
 def _local_path(name: str, folder: str) -> Path | None:
     local = declarations()[name].local
-    return Path(folder).expanduser() / local.source if local else None
+    return Path(expand_variables(folder, "evaluate.local_data")).expanduser() / local.source if local else None
 
 
 def _read_own(benchmark: OwnBenchmark) -> Benchmark:
@@ -167,4 +168,4 @@ def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str
 def _drawn(prompts: PromptSet, count: int, field: str) -> PromptSet:
     rows = draw_rows(prompts.rows, DataSource(rows=count), Origin(field, prompts.source, prompts.name))
     notes = [*prompts.notes, f"{count} of {len(prompts.rows)} prompts drawn"]
-    return PromptSet(prompts.name, prompts.source, rows, digest(rows), notes)
+    return PromptSet(prompts.name, prompts.source, rows, digest(rows), notes, prompts.version)

@@ -51,7 +51,7 @@ class RunData:
         return sets | ({"evaluate.general": self.evaluate_general} if self.evaluate_general else {})
 
     def summary(self) -> dict:
-        """Source, number of rows, hash and notes of every set; general notes and the number of overlaps."""
+        """Source, its version, number of rows, their hash and notes of every set; notes and the number of overlaps."""
         sets = self.training_sets() | self.evaluation_sets()
         return {
             "sets": {
@@ -60,6 +60,7 @@ class RunData:
                     "rows": len(data_set.rows),
                     "sha256": data_set.sha256,
                     "notes": data_set.notes,
+                    **({"version": data_set.version} if data_set.version else {}),
                 }
                 for name, data_set in sets.items()
             },

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from dcr_ds.data.columns import optional_text, required_text, row_id
 from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
@@ -19,17 +20,18 @@ def read_prompts(source: DataSource, name: str, field: str | None = None, is_ben
     """Read a prompt set; see `read_data_set`.
 
     A file whose labels are all `seemingly_toxic` or `toxic` can be the source of both stage-1 sets: each keeps its own
-    rows.
+    rows. A benchmark takes every row, whatever its name.
 
     Args:
-        is_benchmark: if there is a column of ids, it must be filled, as runs are compared row by row.
+        is_benchmark: takes every row; if there is a column of ids, it must be filled, as runs are compared row by row.
     """
-    return read_data_set(replace(PROMPTS, needs_ids=is_benchmark), source, name, field)
+    kind = replace(PROMPTS, needs_ids=True, parser=partial(_parser, all_rows=True)) if is_benchmark else PROMPTS
+    return read_data_set(kind, source, name, field)
 
 
-def _parser(layout: Layout) -> Callable[[Row], Prompt | LeftOut]:
+def _parser(layout: Layout, all_rows: bool = False) -> Callable[[Row], Prompt | LeftOut]:
     column, label = layout.required("prompt"), layout.columns.get("label")
-    has_both_classes = _has_both_classes(layout)
+    has_both_classes = not all_rows and _has_both_classes(layout)
 
     def parse(row: Row) -> Prompt | LeftOut:
         if has_both_classes and optional_text(row, label) != layout.set_name:

@@ -92,4 +92,4 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
         notes.append(f"{repeats} of {total} left out: repeated")
     refuse_doubled_ids(distinct)
     rows = draw_rows([record for _, record in distinct], source, table.origin)
-    return DataSet(name, table.origin.path, rows, digest(rows), notes)
+    return DataSet(name, table.origin.path, rows, digest(rows), notes, table.version)

@@ -70,6 +70,7 @@ class DataSet(Generic[Record]):
     rows: list[Record]
     sha256: str
     notes: list[str] = field(default_factory=list)
+    version: str | None = None  # of the source: SHA-256 of a file, commit of a hub data set
 
 
 PromptSet = DataSet[Prompt]

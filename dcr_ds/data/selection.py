@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from dcr_ds.data.columns import cell_text, list_names, optional_text
@@ -28,12 +29,18 @@ def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:
     for column in where:
         if column not in table.columns:
             raise table.origin.error(f"where: no column {column!r}; columns: {list_names(table.columns)}")
-    accepted = {column: {values} if isinstance(values, str) else set(values) for column, values in where.items()}
+    accepted = {column: _accepted(values) for column, values in where.items()}
     rows = [row for row in table.rows if all(_values(row, column) & accepted[column] for column in accepted)]
     if not rows:
         found = "; ".join(f"{column!r} contains {_common_values(table, column)}" for column in where)
         raise table.origin.error(f"no row matches where {where}: {found}")
-    return Table(table.origin, table.columns, rows)
+    return replace(table, rows=rows)
+
+
+def _accepted(values: str | list[str]) -> set[str]:
+    """Accepted cells; True stands for JSON's true, too."""
+    texts = {values} if isinstance(values, str) else set(values)
+    return texts | {text.lower() for text in texts if text.lower() in ("true", "false")}
 
 
 def _values(row: Row, column: str) -> set[str]:

@@ -1,19 +1,21 @@
 """Locate and read the table of a data source: a built-in set, a file, a URL or the hub."""
 
 import difflib
-import http.client
+import hashlib
 import re
-import urllib.error
 import urllib.parse
-import urllib.request
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from dcr_ds.data.download import check_hash, fetch, forget
 from dcr_ds.data.shipped import read_shipped
 from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, number_rows, parse_table, table_of
+from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, find_file
+from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-URL_TIMEOUT_SECONDS = 30
 
 
 def read_table(source: DataSource, name: str, field: str) -> Table:
@@ -26,12 +28,16 @@ def read_table(source: DataSource, name: str, field: str) -> Table:
         name: which built-in set `builtin` means, a key of `shipped.FILES`.
         field: dotted name of the field in the recipe, for messages.
     """
+    source = source.model_copy(update={"source": expand_variables(source.source, field)})
+    is_url = bool(re.match(r"https?://", source.source))
     if source.source == "builtin":
+        _refuse_hash(source, field)
         return read_shipped(source, name, field)
-    if re.match(r"https?://", source.source):
+    if is_url:
         return _read_url(source, field)
     path = find_file(source.source)
     if path is None and _is_hub_id(source.source):
+        _refuse_hash(source, field)
         return _read_hub(source, field)
     origin = _file_origin(source.source, field)
     if path is None:
@@ -41,7 +47,18 @@ def read_table(source: DataSource, name: str, field: str) -> Table:
         content = path.read_bytes()
     except OSError as error:
         raise origin.error(f"cannot be read ({error.strerror})") from None
-    return parse_table(content, path.name, origin)
+    return _parsed(content, path.name, source, origin)
+
+
+def _parsed(content: bytes, filename: str, source: DataSource, origin: Origin) -> Table:
+    digest = hashlib.sha256(content).hexdigest()
+    check_hash(digest, source.sha256, origin)
+    return replace(parse_table(content, filename, origin), version=f"sha256:{digest}")
+
+
+def _refuse_hash(source: DataSource, field: str) -> None:
+    if source.sha256:
+        raise Origin(field, source.source, "").error("sha256 applies to files and URLs; for hub data sets set revision")
 
 
 def _file_origin(path: str, field: str) -> Origin:
@@ -80,23 +97,23 @@ def _refuse_hub_fields(source: DataSource, origin: Origin) -> None:
 
 def _read_url(source: DataSource, field: str) -> Table:
     """Download a file. The query and the password of the URL are kept out of messages and records."""
-    parts = urllib.parse.urlsplit(source.source)
+    try:
+        parts = urllib.parse.urlsplit(source.source)
+    except ValueError:
+        raise UserError(f"{field}: {mask_secrets(source.source)}: could not be downloaded: not a valid URL") from None
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     origin = _file_origin(shown, field)
     _refuse_hub_fields(source, origin)
     if known_ending(parts.path) is None:
         raise origin.error(f"unknown file format; data files end in {', '.join(ENDINGS)}")
+    if parts.scheme == "http" and mask_secrets(source.source) != source.source and not is_local(source.source):
+        raise origin.error("a secret in a URL would be sent unencrypted; use https")
+    content = fetch(source.source, source.sha256, origin)
     try:
-        with urllib.request.urlopen(source.source, timeout=URL_TIMEOUT_SECONDS) as reply:
-            content = reply.read()
-    except urllib.error.HTTPError as error:
-        raise origin.error(f"the server responded {error.code} {error.reason}; check the URL") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise origin.error(f"could not be downloaded ({reason}); check the network, or use a local file") from None
-    if content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise origin.error("is a web page, not a data file; use the URL of the raw file")
-    return parse_table(content, parts.path, origin)
+        return _parsed(content, parts.path, source, origin)
+    except UserError:
+        forget(source.source)
+        raise
 
 
 def _read_hub(source: DataSource, field: str) -> Table:
@@ -107,7 +124,8 @@ def _read_hub(source: DataSource, field: str) -> Table:
     shown = f"{source.source} ({split}{', revision ' + revision if revision else ''})"
     origin = Origin(field, shown, source.source.rsplit("/", 1)[-1])
     try:
-        cells = datasets.load_dataset(source.source, source.subset, split=split, revision=revision).to_list()
+        data = datasets.load_dataset(source.source, source.subset, split=split, revision=revision)
+        cells = data.to_list()
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow all raise exceptions of their own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise origin.error(
@@ -115,4 +133,11 @@ def _read_hub(source: DataSource, field: str) -> Table:
             "and network (HF_HUB_OFFLINE disables downloads), or use a local file: "
             + origin.setting("source", "prompts.jsonl")
         ) from None
-    return table_of(cells, number_rows(cells), origin)
+    return replace(table_of(cells, number_rows(cells), origin), version=_commit(data))
+
+
+def _commit(data: Any) -> str | None:
+    """The commit of a hub data set, from the addresses of its files; None where they are not recorded."""
+    addresses = getattr(getattr(data, "info", None), "download_checksums", None) or {}
+    commits = {match[1] for address in addresses if (match := re.search(r"@([0-9a-f]{40})/", address))}
+    return f"commit:{commits.pop()}" if len(commits) == 1 else None

@@ -15,6 +15,11 @@ from dcr_ds.errors import UserError
 
 TEXT_ENDINGS = (".csv", ".json", ".jsonl")
 ENDINGS = (*TEXT_ENDINGS, ".parquet", *(ending + ".gz" for ending in TEXT_ENDINGS))
+MAX_BYTES = 2 << 30  # of an unpacked file, which is held in memory
+# text is packed to a tenth or so, a file that is made to fill the memory to a thousandth
+SMALL_BYTES, MAX_RATIO = 1 << 26, 100
+MAX_ROWS = 20_000_000
+PARQUET_ROWS = 256  # that are unpacked at a time
 LONGEST_CELL = 2**31 - 1  # the csv module's own default, 131,072 characters, is less than a long dialogue
 
 
@@ -58,6 +63,7 @@ class Table:
     origin: Origin
     columns: list[str]
     rows: list[Row]
+    version: str | None = None  # of the source: SHA-256 of a file, commit of a hub data set
 
 
 def known_ending(filename: str) -> str | None:
@@ -102,10 +108,19 @@ def number_rows(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _unzip(content: bytes, origin: Origin) -> bytes:
+    """Unpack a gzip file. One that unpacks to much more than text does is not unpacked to its end."""
+    limit = min(MAX_BYTES, max(MAX_RATIO * len(content), SMALL_BYTES))
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            unpacked = stream.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise origin.error(f"not a complete gzip file ({error}); copy or download it again") from None
+    if len(unpacked) > limit:
+        raise origin.error(
+            f"unpacks from {len(content):,} bytes to more than {limit:,}, which is no data set; unpack it yourself if "
+            "it is one"
+        )
+    return unpacked
 
 
 def _decode(content: bytes, origin: Origin) -> str:
@@ -216,8 +231,21 @@ def _parse_parquet(content: bytes, origin: Origin) -> Table:
     import pyarrow
     import pyarrow.parquet
 
+    cells: list[dict[str, Any]] = []
+    num_bytes = 0
     try:
-        cells = pyarrow.parquet.read_table(pyarrow.BufferReader(content)).to_pylist()
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        for batch in file.iter_batches(PARQUET_ROWS):
+            columns = [
+                column.dictionary_decode() if isinstance(column, pyarrow.DictionaryArray) else column
+                for column in batch.columns
+            ]
+            num_bytes += sum(column.nbytes for column in columns)
+            if num_bytes > MAX_BYTES or len(cells) > MAX_ROWS:
+                raise origin.error(
+                    f"unpacks to more than {MAX_BYTES >> 30} GiB or {MAX_ROWS:,} rows; use a part of the data set"
+                )
+            cells += batch.to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise origin.error(f"not a complete parquet file ({error}); copy or download it again") from None
     return table_of(cells, number_rows(cells), origin)

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import peak_memory_bytes
-from dcr_ds.files import write_atomically
+from dcr_ds.files import read_whole_rows, write_atomically
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
@@ -83,8 +83,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON Lines file; an incomplete last line, left by a crash, is skipped."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    rows = read_whole_rows(path, ("step",))
+    has_line_break = not path.read_bytes().endswith(b"}")
+    return rows if has_line_break else rows[:-1]
 
 
 def _reopen(path: Path, first_step: int):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dcr_ds.files import read_json, write_json
+from dcr_ds.files import read_object, write_json
 
 
 class Cost:
@@ -20,7 +20,7 @@ class Cost:
         self.device = device
         self.world_size = world_size
         self.is_writer = is_writer
-        self.parts: dict[str, dict] = (read_json(file) or {}).get("parts", {}) if is_writer else {}
+        self.parts: dict[str, dict] = _parts(file) if is_writer else {}
 
     def spend(self, part: str, settings_hash: str, seconds: float) -> None:
         """Add seconds to a part."""
@@ -51,3 +51,10 @@ class Cost:
                 "parts": self.parts,
             },
         )
+
+
+def _parts(file: Path) -> dict[str, dict]:
+    """The parts that an earlier run recorded; damaged ones are left out."""
+    parts = read_object(file).get("parts")
+    entries = parts.items() if isinstance(parts, dict) else ()
+    return {name: part for name, part in entries if isinstance(part, dict) and "seconds" in part}

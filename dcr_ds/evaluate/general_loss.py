@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dcr_ds.data import Conversation
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, read_json
+from dcr_ds.files import hash_of, read_object
 from dcr_ds.models.chat import Encoded, encode_conversation, template_hash
 from dcr_ds.models.likelihood import answer_nll, as_likelihood
 from dcr_ds.models.rows import encode_row
@@ -30,7 +30,7 @@ class GeneralLoss:
 
     @property
     def is_complete(self) -> bool:
-        return (read_json(self.file) or {}).get("settings_hash") == self.settings_hash
+        return read_object(self.file).get("settings_hash") == self.settings_hash
 
 
 def prepare_general_loss(

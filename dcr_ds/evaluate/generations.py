@@ -11,7 +11,9 @@ from pathlib import Path
 
 from dcr_ds.data import Prompt
 from dcr_ds.engine.distributed import Ranks, print_on_main
-from dcr_ds.files import read_jsonl, write_jsonl
+from dcr_ds.files import read_whole_rows, write_jsonl
+
+FIELDS = ("id", "prompt", "completion", "tokens", "settings_hash")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Generations:
     @property
     def is_complete(self) -> bool:
         """Whether the file contains every row, in the order of the prompts, generated under these settings."""
-        rows = read_jsonl(self.file)
+        rows = read_whole_rows(self.file, FIELDS)
         return (
             [row["id"] for row in rows] == [prompt.id for prompt in self.prompts]
             and all(row.get("settings_hash") == self.settings_hash for row in rows)
@@ -44,7 +46,7 @@ class Generations:
     @property
     def generated_tokens(self) -> int:
         """Tokens of all answers in the file."""
-        return sum(row["tokens"] for row in read_jsonl(self.file))
+        return sum(row["tokens"] for row in read_whole_rows(self.file, FIELDS))
 
     def row(self, index: int, completion: str, tokens: int, finish: str | None) -> dict:
         """The row of the answer to a prompt."""
@@ -67,7 +69,7 @@ class Generations:
             batches: indices of the prompts that are generated together; rows of incomplete batches are dropped.
         """
         parts = self._part_files()
-        earlier = [row for file in [self.file, *parts] for row in read_jsonl(file)]
+        earlier = [row for file in [self.file, *parts] for row in read_whole_rows(file, FIELDS)]
         usable = [row for row in earlier if row.get("settings_hash") == self.settings_hash]
         rows = {row["id"]: row for row in usable}
         if len(usable) < len(earlier):
@@ -92,7 +94,7 @@ class Generations:
     def finish(self) -> None:
         """Write the complete file, in the order of the prompts, and remove the parts. Rank 0."""
         parts = self._part_files()
-        rows = {row["id"]: row for file in [self.file, *parts] for row in read_jsonl(file)}
+        rows = {row["id"]: row for file in [self.file, *parts] for row in read_whole_rows(file, FIELDS)}
         missing = [prompt.id for prompt in self.prompts if prompt.id not in rows]
         if missing:  # a lost answer must never shrink a benchmark silently
             raise RuntimeError(f"{self.file}: {len(missing)} answers were not written, the first is {missing[0]}")

@@ -16,7 +16,7 @@ from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.engine.distributed import Ranks, gather_objects
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
-from dcr_ds.files import hash_of, read_jsonl, write_jsonl
+from dcr_ds.files import hash_of, read_whole_rows, write_jsonl
 from dcr_ds.judges.strings import published_phrases
 
 
@@ -31,7 +31,7 @@ class LogOddsFile:
 
     @property
     def is_complete(self) -> bool:
-        rows = read_jsonl(self.file)
+        rows = read_whole_rows(self.file, ("id", "log_odds"))
         return [row["id"] for row in rows] == [prompt.id for prompt in self.prompts] and all(
             row.get("settings_hash") == self.settings_hash for row in rows
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_jsonl, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
 from dcr_ds.judges.answer_text import answer_text
 from dcr_ds.judges.llm import judge_request, last_label
 from dcr_ds.models.endpoint import Completion, Endpoint
@@ -73,7 +73,7 @@ def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
     """
     keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), endpoint.model, MAX_TOKENS]) for pair in pairs]
     preferences: dict[tuple[Any, Any], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
-    for row in read_jsonl(out):
+    for row in read_whole_rows(out):
         preferences.setdefault((row.get("id"), row.get("key")), {}).update(row)
     todo = [
         (pair, key, order)

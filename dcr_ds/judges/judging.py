@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_jsonl, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
 from dcr_ds.judges.base import Answer, Judge, Verdict
 from dcr_ds.judges.rows import AnswerRow
 from dcr_ds.progress import heartbeat
@@ -21,7 +21,7 @@ def judge_file(generations: Path, judge: Judge, out: Path) -> list[dict]:
     """Judge a file of generations; returns the written rows {id, label, score, key}, in the order of the file."""
     rows = [
         AnswerRow(row["id"], Answer(row["prompt"], row["completion"], row.get("finish")), {})
-        for row in read_jsonl(generations)
+        for row in read_jsonl(generations, ("id", "prompt", "completion"))
     ]
     return judge_rows(rows, judge, out)
 
@@ -39,8 +39,7 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]
     known = {
         row["key"]: Verdict(row["label"], row["score"])
         for file in (out, unfinished)
-        for row in read_jsonl(file)
-        if "key" in row
+        for row in read_whole_rows(file, ("key", "label", "score"))
     }
     answers = {_key(judge, row.answer): row.answer for row in rows}  # equal answers are judged once
     kept = {key: known[key] for key in answers if key in known}
@@ -54,7 +53,7 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]
 
 def _refuse_other_file(out: Path) -> None:
     """Raise if the file to be overwritten contains anything but verdicts."""
-    rows = read_jsonl(out)
+    rows = read_whole_rows(out)
     if not all("label" in row for row in rows) or (not rows and out.exists() and out.stat().st_size):
         raise UserError(f"{out}: exists and does not contain verdicts; choose another file, or move this one away")
 

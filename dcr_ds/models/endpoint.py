@@ -4,10 +4,10 @@ It sends a limited number of requests concurrently, yields replies as they arriv
 needs only the standard library.
 """
 
-import ipaddress
 import json
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +25,7 @@ from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
+from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
 
 Messages = list[dict[str, str]]
 RETRIED = {408, 425, 429}  # and 500 and above; other errors are final
@@ -91,6 +92,7 @@ class Endpoint:
         timeout: float = 60.0,
         retries: int = 5,
     ) -> None:
+        url = expand_variables(url, "url of the endpoint")
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.model = model
         self.concurrency = concurrency
@@ -100,6 +102,12 @@ class Endpoint:
         self._counting = threading.Lock()
         local = _is_local(url)
         self._key = _read_key(key_env, url, needed=not local)
+        if urlsplit(url).scheme == "http" and not local and len(self._key) > len("any word"):
+            print(
+                f"{url}: warning: the key in {key_env} is sent unencrypted to a public host; use https, or reach the "
+                "server through a tunnel to localhost",
+                file=sys.stderr,
+            )
         self._opener = _opener(local)
 
     def complete(
@@ -248,15 +256,12 @@ def _is_local(url: str) -> bool:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UserError(f"{url!r} is not a valid url ({error})") from None
+        raise UserError(f"{mask_secrets(url)!r} is not a valid url ({error})") from None
     if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UserError(f"{url!r} is not the url of an endpoint; example: http://localhost:8000/v1")
+        raise UserError(f"{mask_secrets(url)!r} is not the url of an endpoint; example: http://localhost:8000/v1")
     if parts.username is not None:
         raise UserError("the endpoint's url contains a user name; put the key into an environment variable")
-    try:
-        return ipaddress.ip_address(host).is_private
-    except ValueError:
-        return "." not in host
+    return is_local(url)
 
 
 def _read_key(name: str, url: str, needed: bool) -> str:

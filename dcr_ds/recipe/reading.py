@@ -11,6 +11,7 @@ from dcr_ds.recipe.annotations import inside, may_be_none, wants_text
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.shipped import shipped_file, shipped_files
+from dcr_ds.recipe.urls import expand_variables, masked
 from dcr_ds.recipe.yaml_files import read_yaml
 
 MAX_EXTENDS = 20  # recipes that extend each other
@@ -39,8 +40,13 @@ def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """A recipe as YAML that `load_recipe` reads back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """A recipe as YAML that `load_recipe` reads back to an equal one, except for the secrets of URLs."""
+    return yaml.safe_dump(public_values(recipe), sort_keys=False, allow_unicode=True)
+
+
+def public_values(recipe: Recipe) -> dict[str, Any]:
+    """The values of a recipe as they are written to files: the secrets of URLs are masked."""
+    return masked(recipe.model_dump(mode="json"))
 
 
 def json_schema() -> dict[str, Any]:
@@ -55,7 +61,7 @@ def json_schema() -> dict[str, Any]:
 
 def find_file(name: str) -> Path | None:
     """A file named in a recipe: relative to the working folder, else one that comes with the project."""
-    path = Path(name).expanduser()
+    path = Path(expand_variables(name, "recipe")).expanduser()
     return path if path.is_file() else shipped_file(name)
 
 

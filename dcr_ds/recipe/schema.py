@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
+from dcr_ds.recipe.urls import expand_variables
 
 
 class ModelSection(Section):
@@ -280,4 +281,4 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output) / self.name
+        return Path(expand_variables(self.output, "output")) / self.name

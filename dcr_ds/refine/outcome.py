@@ -1,11 +1,11 @@
 """The outcome of stage 1: whether its weights are sound, what its summary says, and what a run does with a failure."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main
 from dcr_ds.errors import RefinementFailed
+from dcr_ds.files import read_object
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 from dcr_ds.refine.selection import Bounds, failures
@@ -38,7 +38,7 @@ def check_outcome(recipe: Recipe, folder: StageFolder, ranks: Ranks) -> None:
     """Raise RefinementFailed if a finished stage 1 failed, unless `refine.on_failure` is continue. All ranks."""
     reasons = None
     if ranks.is_main and folder.is_done:
-        reasons = json.loads(folder.summary.read_text(encoding="utf-8")).get("failures")
+        reasons = read_object(folder.summary).get("failures")
     reasons = broadcast_from_main(reasons, ranks)
     if reasons and recipe.refine.on_failure == "stop":
         raise RefinementFailed(

@@ -7,7 +7,7 @@ from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json, write_atomically, write_json
-from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe, read_yaml
+from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe, public_values, read_yaml
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.run.environment import record_attempt
 
@@ -147,7 +147,7 @@ def _stages_to_redo(recipe: Recipe, redo: str | None) -> tuple[str, ...]:
 
 
 def _redo_record(recipe: Recipe, redo: str) -> dict[str, Any]:
-    values = recipe.model_dump(mode="json", exclude=set(FREE))
+    values = {name: value for name, value in public_values(recipe).items() if name not in FREE}
     return {"stages": list(_redo_stages(redo)), "recipe": hash_of(values)}
 
 
@@ -175,7 +175,7 @@ def _clear(folder: Path) -> None:
 def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: set[str]) -> list[str]:
     """Describe each field that must not differ and does; the fields of stages without results may differ."""
     free = {*FREE, *STAGES} - trained
-    values = recipe.model_dump(mode="json")
+    values = public_values(recipe)
     return [
         f"  {name}: {old} there, {new} now"
         for name, old, new in _differences(saved, values)

@@ -69,3 +69,12 @@ def error_of() -> Callable[..., str]:
         return str(caught.value)
 
     return message
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch) -> Path:
+    """A cache folder for downloads of its own, and short waits between attempts."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DCR_DS_CACHE", str(folder))
+    monkeypatch.setattr("dcr_ds.data.download.FIRST_WAIT_SECONDS", 0.01)
+    return folder

@@ -93,7 +93,15 @@ def test_one_file_feeds_both_stage_one_sets(write):
     assert texts(read(path, "toxic")) == ["one"]
     assert texts(read(path, "seemingly_toxic")) == ["two"]
     assert read(path, "toxic").notes == ["1 of 2 prompts left out: label of the other class"]
-    assert texts(read(path, "xstest")) == ["one", "two"]  # a benchmark takes every row
+    assert texts(read(path, "xstest")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["toxic", "seemingly_toxic", "xstest"])
+def test_a_benchmark_takes_every_row_whatever_its_name(write, name):
+    rows = [{"prompt": "one", "label": "toxic"}, {"prompt": "two", "label": "seemingly_toxic"}]
+    for labels in (rows, rows[:1]):
+        found = read_prompts(DataSource(source=write("both.jsonl", labels)), name, "a", is_benchmark=True)
+        assert len(found.rows) == len(labels) and not found.notes
 
 
 def test_other_labels_are_kept_as_they_are(write):

@@ -250,11 +250,13 @@ def test_a_key_in_the_address_is_refused_and_not_shown():
 
 
 @pytest.mark.parametrize("url", ["https://api.example.com/v1", "http://8.8.8.8:8000/v1"])
-def test_a_server_that_is_not_local_needs_a_key(monkeypatch, url):
+def test_a_server_that_is_not_local_needs_a_key(monkeypatch, capsys, url):
     with pytest.raises(UserError, match="no key; set the environment variable JUDGE_KEY"):
         Endpoint(url, "judge", key_env="JUDGE_KEY")
     monkeypatch.setenv("JUDGE_KEY", KEY)
     Endpoint(url, "judge", key_env="JUDGE_KEY")
+    message = capsys.readouterr().err
+    assert ("sent unencrypted to a public host" in message) == url.startswith("http:") and KEY not in message
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "10.1.2.3", "node17"])

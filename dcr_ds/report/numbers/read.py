@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import parse_json
+from dcr_ds.files import parse_json, read_jsonl
 from dcr_ds.recipe import Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
 
@@ -151,7 +151,7 @@ def _read_refusals(stage: StageFolder, summary: dict | None) -> list[dict[str, A
     if summary is None:
         return []
     start = {"step": 0, **(summary.get("start") or {})}
-    rows = [start, *_read_rows(stage.metrics, ("step",))]
+    rows = [start, *read_jsonl(stage.metrics, ("step",))]
     return [row for row in rows if any(name.startswith("log_odds_") for name in row)]
 
 
@@ -161,8 +161,8 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         raise UserError(
             f"{home.scores}: wanted is {score['wanted']!r}, neither comply nor refuse; run the evaluation again"
         )
-    rows = _read_rows(home.generations, ("id", "prompt", "completion"))
-    verdicts = {judge: _read_rows(home.verdicts(judge), ("id", "label")) for judge in home.judges()}
+    rows = read_jsonl(home.generations, ("id", "prompt", "completion"))
+    verdicts = {judge: read_jsonl(home.verdicts(judge), ("id", "label")) for judge in home.judges()}
     labels = {judge: {row["id"]: row["label"] for row in rows} for judge, rows in verdicts.items()}
     judge = score["judge"]
     judge_scores = {row["id"]: row.get("score") for row in verdicts.get(judge, [])}
@@ -183,7 +183,7 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
     }
     log_odds = {
         row["id"]: LogOdds(row["log_odds"], row["first_token"], row.get("pair"))
-        for row in _read_rows(home.log_odds, ("id", "log_odds", "first_token"))
+        for row in read_jsonl(home.log_odds, ("id", "log_odds", "first_token"))
     }
     return BenchmarkResults(home.folder, score, answers, rows[0].get("settings_hash") if rows else None, log_odds)
 
@@ -203,20 +203,6 @@ def _read_json(path: Path, fields: tuple[str, ...] = ()) -> Any:
         raise UserError(f"{path}: is not JSON ({error}); run the stage again that writes it") from None
     _check_fields(content, fields, path)
     return content
-
-
-def _read_rows(path: Path, fields: tuple[str, ...]) -> list[dict]:
-    if not path.is_file():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(parse_json(line))
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: is not JSON ({error}); run the evaluation again") from None
-            _check_fields(rows[-1], fields, f"{path}, line {number}")
-    return rows
 
 
 def _check_fields(content: Any, fields: tuple[str, ...], place: Any) -> None:

@@ -1,0 +1,46 @@
+"""Files of rows: strict for a reader, and for a writer that resumes without what was torn."""
+
+import json
+
+import pytest
+
+from dcr_ds.errors import UserError
+from dcr_ds.files import read_json, read_jsonl, read_object, read_whole_rows, write_jsonl
+
+ROWS = [{"id": str(number), "text": "é\u2028"} for number in range(3)]
+DEEP = "[" * 100_000
+DAMAGE = ["{", DEEP, "\0\0\0", "[1]", "1", '{"text": "no id"}', '{"id": "9' + "9" * 5000]
+
+
+@pytest.fixture
+def file(tmp_path):
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    return tmp_path / "rows.jsonl"
+
+
+def test_both_read_what_was_written(file, capsys):
+    assert read_jsonl(file, ("id",)) == read_whole_rows(file, ("id",)) == ROWS
+    assert read_jsonl(file.with_name("none")) == read_whole_rows(file.with_name("none")) == []
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("line", [0, 1, 3])
+def test_a_damaged_line_is_named_or_left_out_and_reported(file, capsys, damage, line):
+    lines = file.read_text().split("\n")[:-1]
+    lines.insert(line, damage)
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=rf"rows\.jsonl, line {line + 1}: "):
+        read_jsonl(file, ("id",))
+    assert read_whole_rows(file, ("id",)) == ROWS
+    assert ("is damaged" in capsys.readouterr().err) == (line < len(ROWS))  # a torn last line is ordinary
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", DEEP, "\0"])
+def test_a_damaged_object_is_empty(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    assert read_object(tmp_path / "a.json") == {} == read_object(tmp_path / "none.json")
+    if content not in ("[1]",):
+        assert read_json(tmp_path / "a.json") is None
+    (tmp_path / "a.json").write_text(json.dumps({"a": 1}))
+    assert read_object(tmp_path / "a.json") == {"a": 1}
