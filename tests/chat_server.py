@@ -1,4 +1,4 @@
-"""A chat endpoint in the test's own process that answers, refuses, dawdles or hangs up as a test tells it to."""
+"""A chat endpoint in the process of the test, which answers, fails, delays or disconnects as the test specifies."""
 
 import json
 import threading
@@ -20,7 +20,7 @@ class Reply:
 
 
 def says(text: str | None, finish: str = "stop") -> Reply:
-    """A completion as servers send it; one token a word."""
+    """A completion as servers send it, with one token per word."""
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": 7, "completion_tokens": len((text or "").split())}
     choices = [{"index": 0, "message": message, "finish_reason": finish}]
@@ -33,7 +33,7 @@ def refuses(status: int, message: str, **headers: str) -> Reply:
 
 @dataclass
 class Seen:
-    """What the server was sent: requests in order of arrival, their headers, and how many were under way at once."""
+    """What the server received: requests in order of arrival, their headers, and the most requests at the same time."""
 
     url: str = ""
     requests: list[dict] = field(default_factory=list)
@@ -64,7 +64,7 @@ def serving(behaviour: Behaviour) -> Iterator[Seen]:
                     reply = behaviour(number, request)
                 finally:
                     with lock:
-                        under_way -= 1  # before the client has the reply, and may ask again
+                        under_way -= 1  # before the client gets the reply and may send another request
                 self._send(reply)
             except (HangUp, BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
@@ -82,7 +82,7 @@ def serving(behaviour: Behaviour) -> Iterator[Seen]:
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
-        request_queue_size = 64  # with the usual 5 a connection may wait a second
+        request_queue_size = 64  # with the default of 5 a connection may wait a second
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

@@ -1,4 +1,4 @@
-"""One thread, no hub, and without a GPU Triton's interpreter, for every test; set before torch is imported."""
+"""Settings for every test, before torch is imported: one thread, no hub, and Triton's interpreter without a GPU."""
 
 import os
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # `from tiny import make_model`
+sys.path.insert(0, str(Path(__file__).parent))  # for `from tiny import make_model`
 
 
 @pytest.fixture(scope="session")

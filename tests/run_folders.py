@@ -1,4 +1,4 @@
-"""Run folders written by hand, as the stages leave them."""
+"""Run folders written by the tests, as the stages would write them."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ REFUSED = {"base": (2, 2), "control": (20, 24), "aligned": (8, 32)}  # harmless 
 def write_run(
     folder: Path, stages=("refine", "align", "evaluate"), models=("base", "aligned"), base_hash="h0", **values
 ) -> Path:
-    """A run that is done: 4 benign prompts, 2 toxic ones. `models` answered them; all models have a loss."""
+    """A finished run with 4 harmless and 2 toxic prompts, answered by `models`; all models have a loss."""
     refines = "refine" in stages
     folder.mkdir(parents=True)
     recipe = Recipe.model_validate({"name": folder.name, "stages": list(stages), "refine": {"layer": 15}, **values})
@@ -54,11 +54,11 @@ def write_run(
 def write_benchmark(
     home: Path, wanted: str, answers: list[str], settings_hash: str = "h", texts=(), categories=(), **judges
 ) -> None:
-    """Answers are y(es), n(o), p(artly) or empty, as xstest_strings judges them; further judges have answers too.
+    """Answers are y(es), n(o), p(artly) or empty, as judged by xstest_strings; other judges judge them, too.
 
     Args:
-        texts: completions in place of the stock ones.
-        categories: one a prompt.
+        texts: completions instead of the default ones.
+        categories: one per prompt.
     """
     wanted_answer = "y" if wanted == "comply" else "n"
     rows = [
@@ -95,9 +95,9 @@ def write_benchmark(
 
 
 def write_model(run, model, separation, agrees=True, harmless="seeming", harmful="toxic"):
-    """A model that refuses REFUSED prompts of each set; its log-odds of harmful prompts are higher by `separation`.
+    """A model that refuses REFUSED prompts per set; its log-odds of harmful prompts are higher by `separation`.
 
-    Without `agrees` the log-odds say nothing about its answers.
+    Without `agrees` the log-odds are unrelated to its answers.
     """
     generator = np.random.default_rng(sorted(REFUSED).index(model))
     for name, wanted, shift, refused in (

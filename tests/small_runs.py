@@ -1,4 +1,4 @@
-"""Small data, a recipe of it, and what a test looks at after a run: files untouched, one error message."""
+"""Small data and a recipe for them; helpers that compare files and read the error message of a command."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 
 def write_recipe(folder: Path, model: Path) -> Path:
-    """Write the data and a recipe of it into a folder; a run takes a second and goes to `<folder>/runs/run`."""
+    """Write the data and a recipe to a folder; a run takes a second and writes to `<folder>/runs/run`."""
     for name, rows in ROWS.items():
         write_rows(folder / f"{name}.jsonl", rows)
     path = folder / "tiny.yaml"
@@ -57,7 +57,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def the_error(stderr: str) -> str:
-    """The one error message of a failed command; no stack trace beside it."""
+    """The error message of a failed command, of which there must be one, without a stack trace."""
     assert "Traceback" not in stderr, stderr
     before, *messages = ("\n" + stderr).split("\nerror: ")
     assert len(messages) == 1, stderr

@@ -1,4 +1,4 @@
-"""The floors of the house: no import runs upwards, and rooms of one floor do not know each other."""
+"""Layers of the package: no import points to a higher layer, and rooms of one layer do not import each other."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = (  # bottom up; rooms named together stand on one floor
+FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"dcr_kernels"},
     {"errors"},
     {"files", "progress", "statistics", "reasoning"},
@@ -36,7 +36,7 @@ def floor_of(room: str) -> int:
 
 
 def room_of(module: str) -> str:
-    """dcr_kernels, or the package or module under dcr_ds; dcr_ds itself is none."""
+    """dcr_kernels, or the package or module under dcr_ds."""
     parts = module.split(".")
     return parts[1] if parts[0] == "dcr_ds" and len(parts) > 1 else parts[0]
 
@@ -47,7 +47,7 @@ def module_of(file: Path) -> str:
 
 
 def imports(file: Path, only_at_import: bool = False) -> Iterator[str]:
-    """Modules a file imports, also inside functions; or only those that are imported with it."""
+    """Modules that a file imports, including inside functions unless `only_at_import`."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body if only_at_import else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -89,7 +89,7 @@ def test_reports_import_only_what_reads_files():
 
 
 def test_report_modules_import_in_one_direction():
-    """numbers know nothing of render, render nothing of sections, and sections nothing of the whole report."""
+    """numbers does not import render, render not sections, and sections not the modules of the whole report."""
     order = ["numbers", "render", "sections", "compose", "card", "write"]
     for file in (ROOT / "dcr_ds" / "report").rglob("*.py"):
         room = file.relative_to(ROOT / "dcr_ds" / "report").with_suffix("").parts[0]

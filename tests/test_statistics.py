@@ -17,7 +17,7 @@ from dcr_ds.statistics import (
 
 
 def test_wilson_interval():
-    """Against the worked example of 10 in 20, the published formula at 0, and mirrored."""
+    """The published example of 10 in 20, the formula at 0, and symmetry."""
     assert wilson_interval(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
     assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
     assert wilson_interval(3, 17) == pytest.approx(tuple(1 - edge for edge in wilson_interval(14, 17)[::-1]))
@@ -30,7 +30,7 @@ def differences(worse, same, better):
 
 
 def test_paired_bootstrap_is_that_of_resampling_prompts():
-    """The multinomial draw stands for drawing prompts with replacement: the same interval but for sampling error."""
+    """Multinomial counts replace drawing prompts with replacement: the same interval up to sampling error."""
     changes = differences(5, 30, 20)
     rng = np.random.default_rng(1)
     drawn = rng.choice(changes, size=(20_000, len(changes))).mean(axis=1)
@@ -96,7 +96,7 @@ def test_student_t():
 
 
 def draw(rng, seeds, prompts, spread):
-    """Wanted [seeds, prompts]: log-odds of a prompt plus those of a seed."""
+    """Correct answers [seeds, prompts], from log-odds per prompt plus log-odds per seed."""
     log_odds = 0.5 + rng.normal(0, spread, (seeds, 1)) + rng.normal(0, 1.5, (1, prompts))
     return (rng.random((seeds, prompts)) < 1 / (1 + np.exp(-log_odds))).astype(int)
 
@@ -115,7 +115,7 @@ def test_intervals_over_seeds_do_not_depend_on_order_and_widen_with_the_spread()
     low, high = seeds_interval([alike])
     assert seeds_interval([alike[::-1, ::-1]]) == pytest.approx((low, high))
     apart = alike.copy()
-    apart[0, alike[0] == 0] = 1  # a seed that always does what is wanted
+    apart[0, alike[0] == 0] = 1  # a seed whose answers are all correct
     assert np.diff(seeds_interval([apart]))[0] > 2 * (high - low)
 
 
@@ -134,7 +134,7 @@ def test_mean_over_benchmarks_of_several_seeds():
     low, high = seeds_interval([small, large])
     assert low < (small.mean() + large.mean()) / 2 < high
     assert seeds_interval([small, large], [small, large])[0] < 0 < seeds_interval([small, large], [small, large])[1]
-    assert seeds_interval([small[:, :1]])[0] < small[:, 0].mean()  # of one prompt only the seeds' spread is known
+    assert seeds_interval([small[:, :1]])[0] < small[:, 0].mean()  # a single prompt shows only the variation over seeds
 
 
 def test_seeds_that_all_do_alike_leave_an_interval():

@@ -32,7 +32,7 @@ OF_TYPE = {
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, and ChatML: any text is representable, and lengths are ragged."""
+    """A byte-level tokenizer with ChatML, so that any text can be encoded and lengths vary."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(special + alphabet)}, merges=[]))
@@ -57,7 +57,7 @@ def make_model(
     dtype: torch.dtype = torch.float32,
     **sizes,
 ) -> Path:
-    """Save a random model of a type with its tokenizer into a folder, and return it."""
+    """Save a random model of the given type and its tokenizer to a folder, and return the folder."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         model_type,

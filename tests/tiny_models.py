@@ -42,7 +42,7 @@ CONVERSATIONS = [
 
 
 def save_tiny_model(folder: Path, seed: int = 0) -> Path:
-    """A byte-level tokenizer, and a random Llama whose answers differ by prompt and sometimes end."""
+    """Save a byte-level tokenizer and a random Llama whose answers depend on the prompt and sometimes end."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -66,7 +66,7 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
         initializer_range=0.3,
     )
     model = LlamaForCausalLM(config)
-    with torch.no_grad():  # louder than the others, so that it wins now and then
+    with torch.no_grad():  # larger than the others, so that it is sometimes chosen
         model.lm_head.weight[fast.eos_token_id] *= 1.7
     model.save_pretrained(folder)
     return folder
@@ -84,7 +84,7 @@ def generations_for(tokenizer, file: Path, prompts=PROMPTS, batch_size: int = 3,
 
 
 def run_children(target, world_size: int, *arguments) -> list[int]:
-    """Run `target(rank, world_size, …)` once a rank; the exit codes. A hang is an error."""
+    """Run `target(rank, world_size, …)` per rank and return the exit codes. A hang is an error."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tiny_models", "transformers.models.llama.modeling_llama"])
     children = [context.Process(target=target, args=(rank, world_size, *arguments)) for rank in range(world_size)]
@@ -99,7 +99,7 @@ def run_children(target, world_size: int, *arguments) -> list[int]:
 
 
 def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendezvous: Path, kill: str) -> None:
-    """Answer the tiny benchmark; `kill` says where to die: nowhere, after N batches, at rename, at unlink."""
+    """Answer the tiny benchmark; `kill` is where the process dies: nowhere, after N batches, at rename, at unlink."""
     ranks = _join(rank, world_size, rendezvous)
     model, tokenizer = load(folder)
     batches_done = 0
@@ -110,10 +110,10 @@ def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendez
         if kill == f"after {batches_done}":
             _kill_self()
 
-    if kill == "at rename":  # the last one: the finished file is aside
+    if kill == "at rename":  # the last batch: the finished file has its temporary name
         replace = os.replace
         os.replace = lambda aside, path: _kill_self() if batches_done else replace(aside, path)
-    if kill == "at unlink":  # the finished file is there, its parts are too
+    if kill == "at unlink":  # the finished file exists, and so do its parts
         Path.unlink = lambda path, missing_ok=False: _kill_self()
     generate.generate_missing(generations_for(tokenizer, file), model, tokenizer, ranks, spend)
 

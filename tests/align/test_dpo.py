@@ -54,7 +54,7 @@ def pairs():
 
 
 def by_hand(model, sample):
-    """log π(y|x) of one conversation, alone and from all its logits."""
+    """log π(y|x) of one conversation, computed alone and from all its logits."""
     logits = model(input_ids=torch.tensor([sample.ids])).logits[0]
     places = torch.arange(sample.prompt_tokens, len(sample.ids))
     return logits[places - 1].log_softmax(-1).gather(1, torch.tensor(sample.ids)[places, None]).sum()

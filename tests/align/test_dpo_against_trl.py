@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer gives the same loss and gradient; where trl is installed (pip install 'dcr-ds[bench]')."""
+"""Loss and gradient equal those of TRL's DPOTrainer. Needs trl (pip install 'dcr-ds[bench]')."""
 
 import copy
 
@@ -20,7 +20,7 @@ ROWS = [("hi", "hello to you", "go"), ("1 + 1", "2", "three, I say"), ("and?", "
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """The reference, and a policy some way from it."""
+    """The reference model, and a policy that differs from it."""
     reference = AutoModelForCausalLM.from_pretrained(make_model(tmp_path_factory.mktemp("model"), layers=2))
     policy = copy.deepcopy(reference)
     torch.manual_seed(3)

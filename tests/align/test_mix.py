@@ -1,4 +1,4 @@
-"""The mix of stage 2: the stated share of refusals, nothing cut short, and an order that the seed alone decides."""
+"""The mix of stage 2: the requested share of refusals, nothing truncated, an order that depends only on the seed."""
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +17,7 @@ LONG = "and so on " * 30
 
 
 def talks(letter, num, num_long=0):
-    """num conversations, the first num_long of them long."""
+    """`num` conversations, of which the first `num_long` are long."""
     return ConversationSet(
         letter,
         "",
@@ -82,7 +82,7 @@ def test_the_larger_set_is_sampled_to_the_ratio(general, refusals, ratio, expect
 def test_the_ratio_is_as_close_as_the_rows_allow(general, refusals, ratio):
     kept_general, kept_refusals = counts(mix_of(general, refusals, ratio))
     assert 1 <= kept_general <= general and 1 <= kept_refusals <= refusals
-    # half a row of rounding, on either side
+    # rounding to whole rows
     wanted = kept_general * ratio / (1 - ratio)
     slack = 0.5 * max(1, ratio / (1 - ratio)) + 1e-9
     assert abs(kept_refusals - wanted) <= slack or min(kept_general, kept_refusals) == 1

@@ -38,7 +38,7 @@ def samples():
 
 
 def by_hand(model, sample):
-    """−Σ log π(y_t | x, y_<t), a token at a time, without padding."""
+    """−Σ log π(y_t | x, y_<t), summed token by token without padding."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([sample.ids])).logits[0].double()
     places = range(sample.prompt_tokens, len(sample.ids))
@@ -87,7 +87,7 @@ def test_a_batch_of_padding_rows_has_zero_loss_and_gradient(model, samples):
 
 
 def test_padding_tokens_inside_an_answer_are_supervised(plain, model, samples):
-    """As with EOS as the padding token: the end of the answer is not padding."""
+    """If EOS is the padding token, the end of the answer is still supervised."""
     ends_alike = [replace(sample, ids=[*sample.ids[:-1], 0]) for sample in samples]
     expected = sum(by_hand(plain, sample) for sample in ends_alike)
     assert loss_of(model, ends_alike).item() == pytest.approx(expected, rel=1e-5)

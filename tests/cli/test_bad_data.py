@@ -73,7 +73,7 @@ def test_too_few_rows_for_the_file(refused):
 
 
 def test_training_data_in_a_benchmark(failing, recipe, tmp_path):
-    """An error that names the overlap; with --allow_leakage the run continues and records it in its folder."""
+    """The error names the overlap; with --allow_leakage the run continues and records it in its folder."""
     path = write_rows(tmp_path / "leaky.jsonl", [*ROWS["general"], {"prompt": "COUNT apples", "response": "One."}])
     options = ["--data.general", path, "--stages", "[align, evaluate]", "--output", tmp_path, "--name", "leaky"]
     message = failing(*options)

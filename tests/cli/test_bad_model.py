@@ -125,7 +125,7 @@ def test_no_tokenizer(failing, broken, tmp_path):
 
 
 def test_no_chat_template(failing, broken, recipe, tmp_path):
-    """The suggestion of the message works: the same command succeeds with a template."""
+    """The message suggests a template, with which the same command succeeds."""
     options = ["--model.source", str(broken(remove("chat_template.jinja"))), "--output", str(tmp_path)]
     message = failing(*options)
     assert message.startswith(f"{tmp_path}/model: this tokenizer has no chat template")

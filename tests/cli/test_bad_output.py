@@ -23,7 +23,7 @@ def test_a_file_at_the_path_of_the_run_folder(failing, tmp_path):
 
 @pytest.mark.parametrize("redo", [[], ["--redo", "align"]], ids=["", "redo align"])
 def test_run_folder_of_another_recipe(refused, finished_run, redo):
-    """An error before anything is removed: with only stage 2 repeated, stage 1 would be of another recipe."""
+    """An error before anything is removed: if only stage 2 were repeated, stage 1 would come from another recipe."""
     message = refused("--refine.margin", "0.4", *redo)
     assert message.startswith(f"{finished_run}: holds another recipe's run:\n  refine.margin: 0.25 there, 0.4 now")
     assert "--name" in message and "--redo refine" in message
@@ -48,7 +48,7 @@ def test_run_folder_with_an_unreadable_recipe(failing, finished_run, tmp_path):
 
 
 def test_run_that_failed_before_its_first_checkpoint_accepts_another_recipe(failing, recipe, tmp_path):
-    """Errors are often fixed with another value, so the folder of the failed run must accept a changed recipe."""
+    """Errors are often fixed by changing the recipe, so that the folder of the failed run must accept another one."""
     options = ["--output", str(tmp_path), "--stages", "[align]"]
     assert "align.max_length = 3 tokens" in failing(*options, "--align.max_length", "3")
     assert main(["train", recipe, *options, "--seed", "5"]) == 0

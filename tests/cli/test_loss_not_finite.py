@@ -1,4 +1,4 @@
-"""A loss that is not finite stops the run before the optimizer step: exit code 1, step, samples, what to do."""
+"""A non-finite loss stops the run before the optimizer step, with exit code 1, the step, the samples and what to do."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from transformers import AutoTokenizer
 
 from dcr_ds.data import draw
 
-RARE = "Z"  # no row of the data has it
+RARE = "Z"  # a token that is not in the data
 
 
 @pytest.fixture
 def with_weight(model, tmp_path):
-    """A copy of the model in which a tensor, or one row of it, holds a value."""
+    """A copy of the model in which a tensor, or one row of it, is filled with a value."""
 
     def copy(name, value, row=slice(None)):
         folder = shutil.copytree(model, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Recipes mean what is written: text stays text, no key counts twice, and hostile YAML ends with one message."""
+"""Recipes are read as written: text stays text, duplicate keys are errors, and hostile YAML gives a single message."""
 
 import time
 

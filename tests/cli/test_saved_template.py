@@ -13,7 +13,7 @@ from dcr_ds.models.chat import TEMPLATES, load_tokenizer
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 
 INSTRUCTION = (TEMPLATES / "instruction.jinja").read_text()
-OTHER = TEMPLATE.replace("<|im_end|>", "<|pad|>")  # ends turns with another token than EOS
+OTHER = TEMPLATE.replace("<|im_end|>", "<|pad|>")  # ends turns with a token other than EOS
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Refusal log-odds during alignment: curves in the metrics, and a stop at the wanted amount of refusal."""
+"""Refusal log-odds during alignment: curves in the metrics, and stopping at a target share of refusals."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ from dcr_ds.cli import main
 from dcr_ds.recipe.layout import RunFolder
 
 TRAIN = Path(__file__).parents[2] / "train.py"
-# 12 refusals and general answers in an epoch, all of them in every step: refusals are learnt in a few steps
+# 12 refusals and general answers per epoch, all of them in every step, so that refusals are learnt in a few steps
 OPTIONS = {
     "stages": "[align]", "align.measure_every": 2, "align.epochs": 40, "align.learning_rate": 3e-3,
     "align.schedule": "constant",

@@ -1,4 +1,4 @@
-"""What fails on two ranks ends on both: no hang, the message once, and an exit code that is not zero."""
+"""A failure on one of two ranks ends both: no hang, a single message, and a non-zero exit code."""
 
 import math
 import resource
@@ -52,10 +52,10 @@ def test_failure_ends_both_ranks(recipe, model, tmp_path, mistake):
         env=one_thread_environment(),
         preexec_fn=preexec,
     )
-    try:  # comes back when nobody holds the pipes any more: the launcher and both ranks have ended
+    try:  # returns when no process has the pipes open, so that the launcher and both ranks have ended
         _, stderr = process.communicate(timeout=LONGEST_SECONDS)
     except subprocess.TimeoutExpired:
-        process.terminate()  # the launcher ends its ranks
+        process.terminate()  # the launcher stops its ranks
         process.communicate()
         raise
     assert process.returncode != 0

@@ -1,4 +1,4 @@
-"""`dcr-ds evaluate`: run folders of existing models, with and without kills; bad models and names."""
+"""`dcr-ds evaluate`: run folders of existing models, with and without interruptions; bad models and names."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def own_environment(monkeypatch):
 
 @pytest.fixture(scope="module")
 def killed(model, tmp_path_factory):
-    """Folders of evaluations: one undisturbed, the others killed ten times in total; and the answers at each kill."""
+    """Folders of evaluations: one uninterrupted, the others killed ten times in total; and the answers at each kill."""
     out = tmp_path_factory.mktemp("killed")
     script = [sys.executable, Path(__file__).with_name("killed_evaluations.py"), "10", "0", out]
     done = subprocess.run(
@@ -78,7 +78,7 @@ def killed(model, tmp_path_factory):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The files that must not depend on kills, by name. The cost of a killed evaluation is really higher."""
+    """The files that must not depend on kills, by name; the cost is not among them, as killed work is paid for."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

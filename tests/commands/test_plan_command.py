@@ -10,13 +10,13 @@ from dcr_ds.cli import main
 
 
 def flat(text: str) -> str:
-    """Without line breaks: prose is wrapped."""
+    """The text without line breaks, as prose is wrapped."""
     return " ".join(text.split())
 
 
 @pytest.fixture
 def plan(capsys, monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "")  # put back as it was, after the test
+    monkeypatch.setenv("DS_ACCELERATOR", "")  # restored after the test
     monkeypatch.delenv("DS_ACCELERATOR")
 
     def run(*arguments: str, code: int = 0) -> str:

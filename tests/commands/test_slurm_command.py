@@ -23,7 +23,7 @@ def call(*command: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def sbatches(output: str) -> list[list[str]]:
-    """The words of each sbatch command that was printed."""
+    """The words of each printed sbatch command."""
     return [shlex.split(line) for line in output.splitlines() if line.startswith("sbatch ")]
 
 
@@ -89,7 +89,7 @@ def test_job_submitted_from_another_folder_is_an_error(tmp_path):
 
 
 def test_settings_are_all_commented_and_can_be_sourced():
-    exported = "export -p | grep -v ' _='"  # which bash itself sets, to the last word
+    exported = "export -p | grep -v ' _='"  # which bash sets to the last word
     done = call("bash", "-c", f'before=$({exported}); source slurm/settings.sh; [[ $({exported}) == "$before" ]]')
     assert done.returncode == 0, done.stderr
 

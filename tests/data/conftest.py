@@ -14,7 +14,7 @@ from dcr_ds.errors import UserError
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Write rows, text or bytes under a name whose ending says the format; give the path."""
+    """Write rows, text or bytes to a file whose suffix gives the format, and return its path."""
 
     def write_file(name: str, content: object) -> str:
         path = tmp_path / name
@@ -61,7 +61,7 @@ def _parquet(rows: list[dict]) -> bytes:
 
 @pytest.fixture
 def error_of() -> Callable[..., str]:
-    """The message of the UserError that a call ends in."""
+    """The message of the UserError that a call raises."""
 
     def message(function: Callable, *arguments: object) -> str:
         with pytest.raises(UserError) as caught:

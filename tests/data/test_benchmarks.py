@@ -1,4 +1,4 @@
-"""Declared benchmarks: the shipped files are in order, and each form of a set is read as its declaration says."""
+"""Declared benchmarks: the shipped declarations are consistent, and published files are read as declared."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ OVER_REFUSAL = {
     "xstest-safe", "coconot-contrast", "or-bench-hard", "oktest", "phtest", "phtest-controversial",
     "i-physicalsafety-safe", "jailbreakbench-benign",
 }  # fmt: skip
-# how the authors' files name what is not called as ours; `which` is a column that only some rows pass
+# columns of the published files whose names differ from ours; `which` is a column that filters rows
 HEADERS = {
     "xstest-safe": ("xstest/xstest_prompts.csv", {"category": "type", "which": ("label", "safe")}),
     "xstest-unsafe": ("xstest/xstest_prompts.csv", {"category": "type", "which": ("label", "unsafe")}),
@@ -49,7 +49,7 @@ def read(*benchmarks, **settings):
 
 
 def write_form(folder: Path, name: str) -> Path:
-    """Two rows in the form of the authors' file, and a third that does not count where some do not."""
+    """Two rows in the form of the published file, and a third to be dropped if the declaration filters rows."""
     path, header = HEADERS[name]
     column, value = header.get("which", ("kind", "any"))
     rows = [

@@ -1,4 +1,4 @@
-"""The shipped data sets: enough, varied, apart from each other, and balanced between the classes."""
+"""The built-in data sets: large enough, varied, disjoint, and balanced between the classes."""
 
 import json
 import re
@@ -98,7 +98,7 @@ def test_training_and_held_out_rows_do_not_overlap():
 def test_no_set_is_a_copy_of_another():
     sets = {name: _without_pair(read_prompts(DataSource(split=split), name).rows) for split in SPLITS for name in NAMES}
     for first, second in combinations(sets, 2):
-        if {first, second} != set(CLASSES):  # twins are rewrites of each other, on purpose
+        if {first, second} != set(CLASSES):  # twins are similar on purpose
             assert find_overlaps({first: sets[first]}, {second: sets[second]}) == []
 
 

@@ -1,4 +1,4 @@
-"""Leakage: exact repeats, twins and near rewrites are found, and nothing is missed by the index."""
+"""Leakage: exact duplicates, twins and near duplicates are found, and the index misses nothing."""
 
 import random
 import time

@@ -1,4 +1,4 @@
-"""What a recipe's stages need is read, checked against each other, and described."""
+"""The data that a recipe's stages need are read, checked for overlaps, and described."""
 
 import json
 
@@ -17,7 +17,7 @@ def rows(word, label=None):
 
 @pytest.fixture
 def files(write):
-    """A recipe's data sections of small files that do not overlap."""
+    """Data sections of small files that do not overlap."""
     answers = [{"prompt": f"describe {topic}", "response": "Here it is."} for topic in TOPICS]
     refusals = [{"prompt": f"burn {topic}", "response": "I will not."} for topic in TOPICS]
     return {
@@ -70,7 +70,7 @@ def test_only_the_data_that_the_stages_need_are_read(files, stages, expected):
 
 
 def test_refine_reads_general_data_even_without_a_retain_term(files):
-    """Their drift is measured all the same."""
+    """Their drift is measured in any case."""
     data = load_data(recipe(stages=["refine"], refine={"retain_weight": 0}, data=files))
     assert data.general.rows and data.refusals is None
 

@@ -1,4 +1,4 @@
-"""Conversations: three forms, empty answers, repeats, and what is refused."""
+"""Conversations: three forms, empty answers, duplicates, and errors."""
 
 import pytest
 

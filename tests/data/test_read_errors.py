@@ -1,4 +1,4 @@
-"""What is wrong with a file is said in one message: path, line or row, column, and the way out."""
+"""Errors in a data file give a single message with path, line or row, column, and what to do."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""Preferences: three forms, what is left out and counted, and what is refused."""
+"""Preferences: three forms, dropped and counted pairs, and errors."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Prompt sets from every kind of file: columns, filters, labels, repeats, ids and draws."""
+"""Prompt sets from every kind of file: columns, filters, labels, duplicates, ids and samples."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The order of the data: permutations, resumption, halves, twins."""
+"""The order of the data: permutations, resuming, classes in a batch, twins."""
 
 import time
 from collections import Counter

@@ -1,4 +1,4 @@
-"""URLs and hub ids: what is fetched, and what is said when it cannot be."""
+"""URLs and hub ids: downloads, and errors when they fail."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def address(tmp_path, monkeypatch):
-    """The address of a server of the test's folder."""
+    """The address of a server that serves the folder of the test."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=tmp_path))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The held-out share: twins stay together, the count is close, nothing depends on the order of rows."""
+"""The held-out share: twins stay together, the count is close to it, and the order of rows does not matter."""
 
 import pytest
 from hypothesis import given, settings

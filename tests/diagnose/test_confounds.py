@@ -1,4 +1,4 @@
-"""The confound check finds what is planted, and nothing in matched twins."""
+"""The confound check finds planted differences, and none in matched twins."""
 
 import math
 import random
@@ -72,7 +72,7 @@ def test_matched_twins_without_a_confound():
 
 
 def sources_with_words(rng, shares):
-    """Both sets from three sources, each with words of its own; shares[label][source] of 120 prompts."""
+    """Both sets from three sources with different words; shares[label][source] of 120 prompts."""
     vocabulary = [WORDS[:40], WORDS[40:80], WORDS[80:120]]
     return [
         [

@@ -1,4 +1,4 @@
-"""The eNTK equals materialised Jacobians, its means and intervals are right, and what it cannot do is refused."""
+"""The eNTK equals materialised Jacobians; its means and intervals are correct; unsupported models are errors."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ OF_TYPE = {"gpt2": {"n_embd": 32, "n_head": 4}, "granite": {"embedding_multiplie
 
 
 def prompts_of(lengths: dict[str, tuple[int, ...]] = LENGTHS) -> dict[str, list[list[int]]]:
-    """Random token ids; among them the padding token, whose embedding gets no gradient."""
+    """Random token ids, including the padding token, whose embedding gets no gradient."""
     generator = torch.Generator().manual_seed(0)
     rows = {
         name: [torch.randint(3, 300, (length,), generator=generator).tolist() for length in sizes]
@@ -43,12 +43,12 @@ def load(folder: Path, model_type: str = "llama", tied: bool = True, dtype: torc
 
 @pytest.fixture
 def all_in_double(monkeypatch):
-    """Norms and rotations of transformers are computed in float32 whatever the model is; here in float64."""
+    """transformers computes norms and rotations in float32 for any dtype; here they are computed in float64."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 def kernel_norms(model: nn.Module, prompts: dict, tokens: np.ndarray, wanted=lambda name: True) -> np.ndarray:
-    """‖J(x') J(x)ᵀ‖_F of all pairs, with whole Jacobians by autograd."""
+    """‖J(x') J(x)ᵀ‖_F of all pairs, with full Jacobians from autograd."""
     parameters = [parameter.requires_grad_() for name, parameter in model.named_parameters() if wanted(name)]
     jacobians = []
     for prompt, top in zip([p for rows in prompts.values() for p in rows], tokens, strict=True):
@@ -170,7 +170,7 @@ def test_a_resampled_prompt_does_not_pair_with_itself():
 
 
 def test_intervals_cover_the_mean_of_the_population():
-    """A ratio is the sum of a row effect and a column effect; the interval holds the expected mean 95 times in 100."""
+    """With ratios of a row effect plus a column effect, the interval includes the expected mean in 95 % of cases."""
     random = np.random.default_rng(0)
     counts, covered = {"toxic": 25, "general": 20}, []
     for seed in range(60):
@@ -246,7 +246,7 @@ def test_experts_are_an_error_unless_excluded(tmp_path):
 
 def test_quantised_models_are_refused(tmp_path):
     class Linear4bit(nn.Linear):
-        """Has the name of bitsandbytes' class."""
+        """A class with the name of bitsandbytes' class."""
 
     model = load(tmp_path)
     model.model.layers[0].mlp.up_proj = Linear4bit(32, 48)

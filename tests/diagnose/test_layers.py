@@ -1,4 +1,4 @@
-"""The layer probe: states equal those of transformers, figures known in advance, and the rule behind refine.layer."""
+"""The layer probe: states equal those of transformers, known figures, and the rule behind refine.layer."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_a_base_model_gives_the_same_states(tmp_path):
 
 
 def planted(first_layer: int, num_layers: int = 9, shift: float = 2.5, seed: int = 0) -> torch.Tensor:
-    """States [layers, 80, 16] of 40 pairs of twins: a topic of each pair, and toxicity from one layer on."""
+    """States [layers, 80, 16] of 40 pairs of twins: a topic per pair, and toxicity from one layer on."""
     generator = torch.Generator().manual_seed(seed)
     topics = torch.randn(40, 16, generator=generator).repeat_interleave(2, 0)
     states = topics + 0.3 * torch.randn(80, 16, generator=generator)
@@ -62,7 +62,7 @@ def test_twins_that_differ_by_chance_are_not_separated():
 
 
 def test_drift_and_cosines_computed_by_hand():
-    states = torch.eye(2).repeat(20, 1)[None]  # the sets lie on two axes
+    states = torch.eye(2).repeat(20, 1)[None]  # the sets are on two axes
     row = probe_layers(states, np.array([0, 1] * 20), np.arange(40), refined=3 * states)[0]
     assert (row.within, row.across, row.drift) == pytest.approx((1, 0, 2))
     assert row.class_mean_auc.value == row.probe_auc.value == 1

@@ -1,4 +1,4 @@
-"""Refusal log-odds against a reference that sums over openings one by one, in float64 and without a cache."""
+"""Refusal log-odds against a reference that sums over openings in float64, without a cache."""
 
 import math
 from functools import partial
@@ -57,7 +57,7 @@ def assert_equal_to_reference(rows, model, prompts, tolerance, sequences=SEQUENC
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 @pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("qwen2", False), ("gemma2", True)])
 def test_log_odds_equal_a_float64_reference(tmp_path, model_type, tied, batch_size):
-    """A float32 model within 1e-6, absolute or relative; its reference is the same model in float64.
+    """A float32 model agrees to 1e-6, absolute or relative, with the same model in float64.
 
     Prompts have 1 to 24 tokens; gemma2 caps its logits and has a sliding window of 8 tokens.
     """
@@ -72,9 +72,9 @@ def test_log_odds_equal_a_float64_reference(tmp_path, model_type, tied, batch_si
     ("attention", "dtype", "tolerance"), [("sdpa", torch.float64, 1e-12), ("eager", torch.float32, 1e-5)]
 )
 def test_both_passes_give_the_same_states(tmp_path, attention, dtype, tolerance):
-    """One pass with a mask over the tree, after a shared beginning, and two passes over its paths.
+    """One pass with a mask over the tree of openings, or two passes over its paths.
 
-    Eager attention in float64 is NaN in transformers where a row is padded, with or without this code.
+    Eager attention of transformers in float64 is NaN for padded rows.
     """
     model = load(tmp_path, dtype=dtype)
     model.set_attn_implementation(attention)
@@ -119,7 +119,7 @@ def test_bfloat16_is_summed_in_float32(tmp_path):
 
 
 def test_probabilities_near_0_and_1_keep_their_log_odds(tmp_path):
-    """Where 1 − p_R rounds to 0 or p_R to 0, the log-odds are still the difference of the logits."""
+    """Even if 1 − p_R or p_R rounds to 0, the log-odds are the difference of the logits."""
     model = load(tmp_path, tied=False, dtype=torch.float64)
     for scale in (60.0, -60.0):
         model.lm_head.bias = torch.nn.Parameter(torch.zeros(300, dtype=torch.float64))

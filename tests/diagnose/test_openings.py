@@ -13,7 +13,7 @@ PHRASES = ["i'm sorry", "As an AI", "Hello!", "illegal", "I cannot", "as a langu
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Byte-level BPE that has learned the words of these tests, so that common words are single tokens."""
+    """Byte-level BPE trained on the words of these tests, so that common words are single tokens."""
     special = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -32,7 +32,7 @@ def texts(found):
 
 
 def test_openings_come_from_refusals_and_phrases(tokenizer):
-    """Each at the shortest length that ordinary answers do not share: "I" also begins "I think"."""
+    """Each has the shortest length that ordinary answers do not share: "I" also starts "I think"."""
     found = find_openings(tokenizer, REFUSALS, ORDINARY, PHRASES)
     assert texts(found) == {"I cannot", "I can't", "Sorry", "I'm sorry", "As an AI"}
     sources = {opening.text: opening.source for opening in found.openings}
@@ -69,7 +69,7 @@ def test_a_phrase_that_starts_ordinary_answers_is_not_an_opening(tokenizer):
 
 
 def test_the_template_decides_on_leading_space_and_lead(tokenizer):
-    """A template that writes a space and a thought before each answer: both are the lead, not part of an opening."""
+    """If the template writes a space and a thought before each answer, both are the lead and not part of openings."""
     plain = find_openings(tokenizer, [], [], ["Sorry"])
     assert plain.lead == () and plain.openings[0].tokens == tuple(tokenizer.encode("Sorry"))
     spaced = make_tokenizer()  # one token per byte

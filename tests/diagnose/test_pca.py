@@ -1,4 +1,4 @@
-"""PCA on shared axes: coordinates of known states, and a picture that can be opened."""
+"""PCA on shared axes: coordinates of known states, and a valid picture."""
 
 import numpy as np
 import pytest

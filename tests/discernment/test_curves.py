@@ -38,7 +38,7 @@ def test_auc_is_the_share_of_couples_in_order(decimals):
 
 @pytest.mark.parametrize("decimals", [8, 1, 0])
 def test_against_scikit_learn(decimals):
-    """Its partial AUC spans false positives; with the sets swapped these are the harmful prompts not refused."""
+    """scikit-learn limits false positives; with the sets swapped these are the harmful prompts that are not refused."""
     metrics = pytest.importorskip("sklearn.metrics")
     scores, harmful = sample(1, decimals=decimals)
     curve = curve_of(scores, harmful)
@@ -81,7 +81,7 @@ def test_perfect_reversed_and_constant_scores():
 
 
 def test_values_on_the_curve_are_those_counted():
-    """20 of each: 16 harmful ones above 4 harmless ones, so at 80 % refusal 4 … no harmless prompt needs refusing."""
+    """20 prompts each; the 16 highest scores are harmful, so that refusing 80 % of them refuses no harmless prompt."""
     scores = np.concatenate([np.arange(30, 14, -1), [5, 4, 3, 2], [14, 13, 12, 11], -np.arange(16)])
     harmful = np.array([True] * 20 + [False] * 20)
     curve = curve_of(scores.astype(float), harmful)

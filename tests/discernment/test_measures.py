@@ -47,7 +47,7 @@ def test_values_are_means_over_seeds():
 
 
 def test_interval_is_that_of_drawing_prompts_and_seeds():
-    """Against a loop that copies drawn rows and counts couples, drawn in its own way."""
+    """The interval of a loop that copies resampled rows and counts couples, with its own resamples."""
     generator = np.random.default_rng(1)
     scores, harmful = crossed(generator, 3, 60)
     drawn = []
@@ -82,7 +82,7 @@ def test_identical_models_differ_by_exactly_0():
 
 
 def test_differences_are_paired():
-    """A model that is a little better on the same prompts: the difference is known better than either value."""
+    """For a model that is slightly better on the same prompts, the difference has a narrower interval."""
     scores, harmful = crossed(np.random.default_rng(4), 5, 100)
     better = scores + 0.3 * harmful
     difference = discernment_difference(better, scores, harmful)["auc"]
@@ -102,7 +102,7 @@ def test_one_model_is_compared_with_each_seed_of_another():
 
 
 def test_twins_with_a_common_level_narrow_the_interval():
-    """What twins share cancels in their comparison only if they are drawn together; copies of a twin widen it."""
+    """What twins share cancels only if they are resampled together; resampling them separately widens the interval."""
     generator = np.random.default_rng(6)
     harmful = half(120)
     pairs = [f"p{i // 2}" for i in range(120)]
@@ -117,7 +117,7 @@ def test_twins_with_a_common_level_narrow_the_interval():
 
 @pytest.mark.parametrize("seeds", [1, 8])
 def test_intervals_cover_the_truth(seeds):
-    """Prompts and, where there are several, seeds are drawn anew: 300 samples, 95 % ± 4 points or a little wider."""
+    """Over 300 samples of prompts and seeds the coverage is 95 % ± 4 points, or slightly higher."""
     generator = np.random.default_rng(7)
     of_seeds = 0.3 if seeds > 1 else 0.0
     # AUC = E Φ((1 + u) / √(2 · 2)) over the seeds' deviations u ~ N(0, 0.3): the sum of normal variables
@@ -157,7 +157,7 @@ def test_agreement_ranks_a_models_own_refusals():
 
 
 def test_agreement_is_undefined_where_nothing_is_refused():
-    """A seed that refuses nothing is left out; a figure without an agreement is no headline."""
+    """A seed that refuses nothing is dropped; a figure without agreement is not a headline."""
     log_odds = np.random.default_rng(9).normal(size=(2, 40))
     labels = np.where(log_odds > 0, "full_refusal", "compliance")
     assert agreement(log_odds, np.full((2, 40), "compliance"))["value"] is None and not is_headline(None)

@@ -1,5 +1,5 @@
 """Launched by test_gradients.py with N ranks: the gradients of the first step of both stages, for each ZeRO stage and
-micro-batch, through the project's own step functions. Rank 0 writes them to OUT."""
+micro-batch, computed by the stages' step functions. Rank 0 writes them to OUT."""
 
 import json
 import sys
@@ -35,7 +35,7 @@ OTHER_LOSSES = ("supcon", "infonce", "ntxent", "triplet")
 
 
 def taken_gradients(engine, ranks):
-    """Whole gradients as AdamW saw them: after its first step the first moment is (1 − β₁) times the gradient."""
+    """Full gradients as AdamW received them: after its first step the first moment is (1 − β₁) times the gradient."""
     gradients = {}
     engine.step()
     for name, parameter in engine.module.named_parameters():
@@ -99,7 +99,7 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing:
     state = build_refine(recipe, Path(model), prompts, ranks)
     first = refine_step(state, 0)["loss"]
     gradients = taken_gradients(state.engine, ranks)
-    # away from the original model, where the retain term has no gradient
+    # the retain term has no gradient at the original model
     second = refine_step(state, 1)["loss"]
     name = "refine" if loss == "circle" else f"refine {loss}"
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
@@ -116,7 +116,7 @@ def align_results(model: str, zero: int, micro: int, ranks, packing: bool = Fals
 
 
 def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
-    """Eleven pairs, of which eight are in the step; the reference is moved away, so that no margin is zero."""
+    """Eleven pairs, of which eight are in the step; the reference is another model, so that no margin is zero."""
     recipe = load(model, ranks, zero, micro, packing=packing, method="dpo")
     _, objective = read(model, "dpo")
     state = build_align(recipe, Path(model), objective, ranks)

@@ -1,6 +1,6 @@
-"""Recomputed activations change no loss, where it has been hard: frozen parameters, sharded, in both stages.
+"""Activation checkpointing does not change losses, even with frozen and sharded parameters, in both stages.
 
-Frozen are the tied embeddings in stage 1 and all but the adapter in stage 2 (transformers #47254, trl #2514).
+Stage 1 freezes the tied embeddings, stage 2 all but the adapter (transformers #47254, trl #2514).
 """
 
 import json

@@ -10,7 +10,7 @@ import torch
 from tiny import make_model, one_thread_environment
 
 SCRIPT = Path(__file__).with_name("first_gradients.py")
-pytestmark = pytest.mark.timeout(900)  # three launches, of up to three ranks on however few cores
+pytestmark = pytest.mark.timeout(900)  # three launches of up to three ranks, on few cores
 
 
 def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: str) -> dict:
@@ -44,7 +44,7 @@ def runs(tmp_path_factory):
     return {
         1: launch(1, model, folder / "one.pt", "[0, 2, 3]", "[8, 4, 1]"),
         2: launch(2, model, folder / "two.pt", "[0, 2, 3]", "[4]"),
-        3: launch(3, model, folder / "three.pt", "[2, 3]", "[2, 1]"),  # shares that do not divide
+        3: launch(3, model, folder / "three.pt", "[2, 3]", "[2, 1]"),  # 8 rows do not divide by 3 ranks
     }
 
 
@@ -69,7 +69,7 @@ def test_gradients_equal_one_process(runs, stage):
 
 @pytest.mark.parametrize("stage", ["refine", "refine second step", "align"])
 def test_losses_equal_one_process(runs, stage):
-    """The second step of stage 1 has left the original model, so that its retain term is not zero."""
+    """In the second step of stage 1 the model differs from the original, so that the retain term is not zero."""
     reference = runs[1][f"{stage}/zero0/micro8/loss"]
     for results in runs.values():
         for key, loss in results.items():
@@ -92,7 +92,7 @@ def test_gradients_of_the_other_losses_equal_one_process(runs, loss):
 
 
 def test_dpo_equals_one_process(runs):
-    """Gradients, figures and the reference; each of eleven pairs is computed once, by whichever rank."""
+    """Gradients, metrics and the reference; each of eleven pairs is computed once, on any rank."""
     one = "dpo/zero3/micro1"
     assert all(gradient.abs().sum() > 0 for gradient in runs[1][one].values())
     assert len(runs[1][f"{one}/reference"]) == 2 * 11

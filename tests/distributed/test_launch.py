@@ -38,7 +38,7 @@ def deepspeed(*arguments: str, ranks: int) -> list[str]:
 
 
 def launch(*arguments: str, ranks: int) -> list[str]:
-    """DeepSpeed's launcher where there are several ranks, python alone for one."""
+    """Start DeepSpeed's launcher for several ranks, or plain python for one."""
     return deepspeed(*arguments, ranks=ranks) if ranks > 1 else [sys.executable, "train.py", *arguments]
 
 
@@ -101,7 +101,7 @@ def recipe(tmp_path_factory, model) -> str:
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, recipe) -> Path:
-    """An undisturbed run on two ranks under ZeRO-3, through `deepspeed train.py`."""
+    """An uninterrupted run on two ranks under ZeRO-3, through `deepspeed train.py`."""
     output = tmp_path_factory.mktemp("two")
     finish(start(deepspeed(recipe, "--output", str(output), ranks=2)))
     return output / "tiny"
@@ -156,7 +156,7 @@ def test_run_resumes_with_another_number_of_ranks(two_ranks, recipe, tmp_path, s
 
 
 def test_sigterm_ends_with_code_75_and_the_run_resumes(two_ranks, recipe, tmp_path):
-    """One process, ZeRO-2: no launcher and no MPI. It also agrees with two ranks under ZeRO-3."""
+    """One process with ZeRO-2, without launcher and MPI. Its losses agree with two ranks under ZeRO-3."""
     command = [sys.executable, "train.py", recipe, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero2.json"]
     process = start(command)
     kill_after(process, tmp_path / "tiny", "align", 1, signal.SIGTERM)
@@ -171,10 +171,10 @@ def test_sigterm_ends_with_code_75_and_the_run_resumes(two_ranks, recipe, tmp_pa
 
 @pytest.mark.parametrize("kernels", ["present", "absent"])
 def test_dry_run_from_the_root_with_hugging_faces_kernels(model, tmp_path, kernels):
-    """The folder kernels/ must neither shadow nor be shadowed by the package of that name."""
+    """The folder kernels/ must neither shadow the package of that name nor be shadowed by it."""
     environment = {}
     if kernels == "absent":
-        hide = (  # the installed package only: the folder of this project stays where Python finds it
+        hide = (  # only the installed package is hidden; Python still finds the folder of this project
             "import importlib.machinery, importlib.metadata, sys\n"
             "class Hidden:\n"
             "    def find_spec(self, name, path=None, target=None):\n"

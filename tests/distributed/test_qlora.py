@@ -1,4 +1,4 @@
-"""QLoRA as a user launches it: `deepspeed train.py` on one device, and ZeRO-3 on two ranks where it is asked for."""
+"""QLoRA as a user launches it: `deepspeed train.py` on one device, and ZeRO-3 on two ranks."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(model) -> list[str]:
-    """The shipped recipe of the smoke test, made small."""
+    """The shipped QLoRA recipe of the 135M model, with a tiny model and few steps."""
     values = {
         "name": "tiny", "model.source": model, "stages": "[refine, align]", "checkpoint.every_steps": 1,
         "data.general.rows": 24, "data.refusals.rows": 16, "refine.layer": LAYER, "refine.global_batch": 8,
@@ -47,7 +47,7 @@ def logits(model):
 
 
 def test_both_stages_train_adapters_that_chain(run, model):
-    """Base and refine's adapter give the refined model; that one and align's adapter give the aligned model."""
+    """Base and refine's adapter make the refined model; refined model and align's adapter the aligned model."""
     base = model
     for stage in ("refine", "align"):
         assert len(losses(run, stage)) == STEPS[stage]

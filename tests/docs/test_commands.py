@@ -1,10 +1,9 @@
 """Every shell command of the README and the guides is accepted by the program that it names.
 
-- `train.py`, however launched, is dry-run in this process. Only what is not there offline is replaced: the model by a
-  tiny random one (and `refine.layer` by `auto`), data sets and benchmarks that are not at hand
-  by the built-in ones.
+- `train.py`, however launched, is dry-run in this process. Only what needs a download is replaced: the model by a tiny
+  random one (and `refine.layer` by `auto`), data sets and benchmarks by the built-in ones.
 - Other commands of dcr-ds go through their own parser, which also reads the recipe; `recipes` runs.
-- make targets, extras of pip, scripts and their options must exist. Programs of others must be listed in FOREIGN.
+- make targets, extras of pip, scripts and their options must exist. Other programs must be listed in FOREIGN.
 """
 
 import importlib
@@ -36,7 +35,7 @@ ALL = [command for page in PAGES for command in commands(page)]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A working folder as the guides assume it: the project's files, and the user's prompts.csv and my-recipe.yaml."""
+    """A working folder as the guides assume it: the project's files, prompts.csv and my-recipe.yaml."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("recipes", "ds_configs", "slurm", "benchmarks", "tests", "train.py", "Makefile"):
         (folder / name).symlink_to(ROOT / name)
@@ -106,7 +105,7 @@ def check_launcher(words: list[str]) -> None:
 
 
 def as_number(word: str) -> str:
-    """A number for a placeholder, such as the N of `--nnodes N`."""
+    """A number in place of a placeholder, such as the N of `--nnodes N`."""
     return "2" if word == "N" else word
 
 
@@ -126,7 +125,7 @@ def dry_run(words: tuple[str, ...]) -> None:
 
 
 def available_offline(recipe: Recipe) -> Recipe:
-    """The recipe with everything replaced that would be downloaded, or that the reader brings."""
+    """The recipe, with replacements for everything that would be downloaded or that the reader provides."""
     fields = yaml.safe_load(recipe.model_dump_json())
     fields["model"] |= {"source": "tiny", "revision": None}
     fields["refine"]["layer"] = "auto"
@@ -168,7 +167,7 @@ def check_sbatch(words: list[str]) -> None:
 
 
 def check_script(script: str, words: list[str]) -> None:
-    """A SLURM script exists, and its recipe and fields are right; a sweep's values are tried one by one."""
+    """Check that a SLURM script exists, and its recipe and fields; each value of a sweep is tried."""
     assert (ROOT / script).is_file()
     words = [word for word in words if word not in ("--", "--dry-run")]
     if script.endswith("sweep.sh"):
@@ -184,7 +183,7 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    """A script of the project exists and has the options; or a module exists."""
+    """Check that a script of the project exists and has the options, or that a module exists."""
     if "-m" in words:
         module = words[words.index("-m") + 1]
         assert importlib.util.find_spec(module)

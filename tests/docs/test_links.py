@@ -1,4 +1,4 @@
-"""Links, images, and the pages and files that the text names exist."""
+"""Links, images, and the pages and files that the text names, exist."""
 
 import re
 import subprocess

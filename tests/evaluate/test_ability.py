@@ -37,7 +37,7 @@ def local(tmp_path):
 
 
 def best_choice(model, tokenizer, prompt: str, choices: list[str]) -> int:
-    """The choice of the highest summed log-probability after the prompt: acc's definition, done by hand."""
+    """The choice with the highest summed log-probability after the prompt, which is the definition of acc."""
     scores = []
     for choice in choices:
         start = len(tokenizer(prompt).input_ids)

@@ -1,4 +1,4 @@
-"""The endpoint's client against a real server that answers, refuses, dawdles, talks nonsense or dies."""
+"""The client for endpoints against a real server that answers, fails, delays, sends invalid replies or dies."""
 
 import time
 from email.utils import formatdate
@@ -16,7 +16,7 @@ KEY = "sk-not-to-be-seen"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No key of the developer's own, and waits of milliseconds."""
+    """Remove the developer's key from the environment, and wait only milliseconds."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.005)
 
@@ -26,7 +26,7 @@ def user(text: str) -> list[dict[str, str]]:
 
 
 def failing_first(times: int, reply: Reply):
-    """A behaviour that gives `reply` so many times, then answers."""
+    """A behaviour that returns `reply` a number of times and then answers."""
     return lambda number, request: reply if number < times else says("fine")
 
 
@@ -133,7 +133,7 @@ def test_repeated_timeouts_are_an_error():
 
 @pytest.mark.parametrize("seconds_asked", ["1", None])
 def test_retry_after_is_respected(seconds_asked):
-    when = seconds_asked or formatdate(time.time() + 2, usegmt=True)  # a date has whole seconds: one to two from now
+    when = seconds_asked or formatdate(time.time() + 2, usegmt=True)  # dates are in whole seconds
     with serving(failing_first(1, refuses(429, "busy", Retry_After=when))) as seen:
         start = time.monotonic()
         assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
@@ -199,7 +199,7 @@ def test_replies_before_a_server_failure_are_kept():
 
 
 def test_no_received_reply_is_lost_on_a_server_failure():
-    """Those under way when one fails are waited for, and what is not sent yet is not sent."""
+    """After a failure, running requests are waited for, and no further request is sent."""
     sent = []
 
     def dies(number, request):

@@ -14,7 +14,7 @@ def encoded(tiny):
 
 @pytest.fixture(scope="module")
 def expected(tiny, encoded):
-    """Mean over all supervised tokens and their number, one by one, by the loss of transformers itself."""
+    """Mean over all supervised tokens and their number, computed row by row with the loss of transformers."""
     total, tokens = 0.0, 0
     for one in encoded:
         labels = [-100] * one.prompt_tokens + one.ids[one.prompt_tokens :]
@@ -30,7 +30,7 @@ def test_loss_is_the_mean_over_all_supervised_tokens_for_any_batching(tiny, enco
     result = general_loss(tiny[0], encoded, batch_size, ONE)
     assert result["loss"] == pytest.approx(expected[0], rel=1e-6)
     assert (result["tokens"], result["n"]) == (expected[1], len(encoded))
-    assert tiny[0](torch.tensor([[5, 6]])).logits.shape[-1] == tiny[0].config.vocab_size  # the model is as it was
+    assert tiny[0](torch.tensor([[5, 6]])).logits.shape[-1] == tiny[0].config.vocab_size  # the model is unchanged
 
 
 def test_two_ranks_measure_the_same_loss_as_one(model_folder, expected, tmp_path):

@@ -15,7 +15,7 @@ from dcr_ds.models.chat import encode_prompt, turn_end_ids
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny, tmp_path_factory):
-    """The bytes of the finished file of a run nobody disturbed."""
+    """The bytes of the finished file of an uninterrupted run."""
     model, tokenizer = tiny
     generations = generations_for(tokenizer, tmp_path_factory.mktemp("undisturbed") / "generations.jsonl")
     generate_missing(generations, model, tokenizer, ONE)
@@ -26,7 +26,7 @@ def test_rows_contain_prompt_and_answer(tiny, undisturbed):
     model, tokenizer = tiny
     rows = [json.loads(line) for line in undisturbed.splitlines()]
     assert [(row["id"], row["prompt"]) for row in rows] == [(prompt.id, prompt.prompt) for prompt in PROMPTS]
-    assert {row["finish"] for row in rows} == {"stop", "length"}  # the tiny model does both
+    assert {row["finish"] for row in rows} == {"stop", "length"}  # the tiny model gives answers of both kinds
     assert all(row["tokens"] == 12 for row in rows if row["finish"] == "length")
     assert all(1 <= row["tokens"] <= 12 for row in rows)
     assert all("<|" not in row["completion"] for row in rows)
@@ -85,7 +85,7 @@ def test_only_missing_batches_are_generated_with_the_same_composition(tiny, undi
         *batches[0],
         *batches[1],
         *batches[3][:-1],
-    ]  # of batch 3 one row is missing: all of it is done again
+    ]  # batch 3 lacks a row, so that all of it is generated again
     generations.file.write_bytes(b"".join(lines[index] for index in there))
     asked, original = [], generate._new_tokens
 
@@ -151,7 +151,7 @@ def test_killed_generation_resumes_to_the_same_rows(tiny, model_folder, undistur
     generations = generations_for(tokenizer, tmp_path / "generations.jsonl")
     assert run_children(answer_in_child, 1, model_folder, generations.file, tmp_path / "r", kill) == [-9]
     assert not generations.is_complete
-    if kill == "after 4":  # and torn in the middle of the fifth batch
+    if kill == "after 4":  # and truncated in the middle of the fifth batch
         with generations.file.open("ab") as file:
             file.write(undisturbed[:70])
     generate_missing(generations, model, tokenizer, ONE)

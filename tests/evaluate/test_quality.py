@@ -1,4 +1,4 @@
-"""Pairwise quality against a server whose preferences are known: by content, by position, by length, or none."""
+"""Pairwise quality with a server of known preferences: by content, by position, by length, or none."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def files(tmp_path) -> tuple[Path, Path]:
-    """Generations of two models; A's are good, but for every third."""
+    """Generations of two models; A's are good, except for every third."""
     rows = [{"id": f"p{i}", "prompt": f"question {i}", "completion": f"{'bad' if i % 3 == 0 else 'good'} {i} long"}
             for i in range(COUNT)]  # fmt: skip
     write_jsonl(tmp_path / "a.jsonl", rows)
@@ -37,7 +37,7 @@ def files(tmp_path) -> tuple[Path, Path]:
 
 
 def by_content(number: int, request: dict):
-    """Good before fair before bad, wherever it stands."""
+    """Prefer good to fair to bad, in any position."""
     first, second = (asked(request).split(f"<{place} ")[1].split("\n")[1].split()[0] for place in ("first", "second"))
     worth = {"good": 2, "fair": 1, "bad": 0}
     return says(f"Why.\nLABEL: {'first' if worth[first] > worth[second] else 'second'}")
@@ -161,7 +161,7 @@ def test_a_killed_comparison_resumes_to_the_same_result(files, tmp_path):
             assert child[0].wait(60) == (0 if kill_at is None else -signal.SIGKILL)
         seen_by_all.append(len(seen.requests))
     assert out.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
-    assert sum(seen_by_all) <= 2 * COUNT + 2 * 2  # the request that was killed and the one before it, no more
+    assert sum(seen_by_all) <= 2 * COUNT + 2 * 2  # at most the killed request and the one before it
 
 
 # Bad input

@@ -1,4 +1,4 @@
-"""Generation behind an endpoint: a real server in this process, which may die half-way."""
+"""Generation through an endpoint: a real server in this process, which may fail in between."""
 
 import pytest
 from chat_server import refuses, says, serving
@@ -17,7 +17,7 @@ BENCHMARK = Benchmark("seeming", "comply", PromptSet("seeming", "test", PROMPTS,
 
 
 def answers(number: int, request: dict):
-    """The prompt comes back, cut off where it is long."""
+    """Answer with the prompt, truncated if it is long."""
     text = request["messages"][-1]["content"]
     return says(f" {text} ", finish="length" if "really" in text else "stop")
 
@@ -49,7 +49,7 @@ def test_after_a_server_failure_only_the_rest_is_requested(tmp_path):
         url = server.url
     with serving(answers) as server:
         again = endpoint(server)
-        again.url = url + "/chat/completions"  # the same address as far as the settings are concerned
+        again.url = url + "/chat/completions"  # the same address for the hash of the settings
         generations = prepare_remote(BENCHMARK, generations.file, 8, again)
         generate_remote(generations, endpoint(server), ONE)
     assert len(server.requests) == len(PROMPTS) - len(kept)
@@ -60,7 +60,7 @@ def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     settings = EvaluateSection(max_new_tokens=8, judges=["xstest_strings"])
     with serving(lambda number, request: says("I'm sorry, no." if number % 2 else "Press the key.")) as server:
         evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)
-        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)  # nothing is asked again
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)  # no request is repeated
     assert len(server.requests) == len(PROMPTS)
     assert read_json(tmp_path / "seeming" / "scores.json")["n"] == len(PROMPTS)
     cost = read_json(tmp_path / "cost.json")

@@ -33,7 +33,7 @@ def loss_of(engine, stage: str) -> torch.Tensor:
 
 
 def stop_early(stage: str, recipe: Recipe, source: Path, ranks) -> None:
-    """Two steps of a stage, each with a checkpoint, and `expected` as the stage writes it at its end."""
+    """Run two steps of a stage, each with a checkpoint, and save in `expected` what the stage would write."""
     section, folder = getattr(recipe, stage), recipe.folder
     config = stage_config(read_config(recipe), section, "float32", ranks)
     with sharded_loading(config):

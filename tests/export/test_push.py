@@ -1,4 +1,4 @@
-"""An uploaded folder has the model card of its run. The upload needs the hub; test_export.py tests how it fails."""
+"""An uploaded folder has the model card of its run. The upload needs the hub; test_export.py tests its errors."""
 
 from huggingface_hub import ModelCard
 from run_folders import write_run

@@ -1,6 +1,6 @@
 """The losses of three short runs (full-parameter, LoRA, QLoRA) equal those recorded in losses.json.
 
-A change that moves them on purpose records new ones and says why in its commit message:
+A change that intentionally changes them records new ones and gives the reason in its commit message:
 
     python tests/golden/test_golden_losses.py
 """
@@ -32,7 +32,7 @@ STEPS = {
 
 
 def losses(name: str, folder: Path) -> dict[str, list[float]]:
-    """The loss of every step of both stages of a run, from the same model and data everywhere."""
+    """The losses of all steps of both stages of a run, which always uses the same model and data."""
     model = make_model(
         folder / "model", layers=2, tied=False, hidden_size=64, intermediate_size=128, head_dim=16,
         initializer_range=0.05,
@@ -50,7 +50,7 @@ def test_losses_equal_those_recorded(name, tmp_path):
     assert {stage: len(values) for stage, values in expected.items()} == {"refine": 4, "align": 4}
     for stage, values in expected.items():
         assert measured[stage] == pytest.approx(values, rel=1e-4), stage
-        assert max(values) > 1.01 * min(values)  # the losses change, so that the comparison means something
+        assert max(values) > 1.01 * min(values)  # the losses change over the steps
 
 
 if __name__ == "__main__":

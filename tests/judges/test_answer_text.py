@@ -1,4 +1,4 @@
-"""What judges read: the answer after the reasoning, up to the end of its turn."""
+"""What judges read: the answer after the reasoning, up to its end of turn."""
 
 import time
 

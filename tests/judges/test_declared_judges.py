@@ -1,4 +1,4 @@
-"""Judges as recipes declare them: by name or by kind, and what is said of a misspelt one."""
+"""Judges as recipes declare them: by name or by kind, and errors for misspelt ones."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fitting `rules`: a function of the rows alone, which moves weights where the labels say so and only there."""
+"""Fitting `rules`: it depends only on the rows, and changes only weights for which there are labels."""
 
 import json
 from pathlib import Path

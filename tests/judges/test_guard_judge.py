@@ -1,4 +1,4 @@
-"""Guard models by declaration: tiny random models in the shapes of the real ones, against plain transformers."""
+"""Guard models from declarations: tiny random models in the shapes of real ones, compared with plain transformers."""
 
 import gc
 import json
@@ -37,7 +37,7 @@ def causal(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
 def classifier(request, tmp_path_factory) -> Path:
-    """A random classifier of two classes; loud enough that both are chosen."""
+    """A random classifier with two classes, of which both occur."""
     folder = tmp_path_factory.mktemp(request.param)
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "max_position_embeddings": 256, "initializer_range": 0.3, "pad_token_id": 0}
@@ -50,7 +50,7 @@ def classifier(request, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def declare(tmp_path):
-    """Write a declaration and give what a recipe would say of it."""
+    """Write a declaration and return what a recipe would contain for it."""
 
     def write(source: Path | None, judges: str = "harm", recipe: dict | None = None, **fields) -> GuardJudge:
         reading = {"pattern": "(?s)^(.)", "labels": {"a": "harmful"}}
@@ -69,7 +69,7 @@ def model_of(declared: GuardJudge) -> guard.GuardModel:
     return load_guard_judge(declared)._model
 
 
-# What it is asked and what it says
+# Inputs and replies
 
 
 def test_batched_replies_equal_single_ones(declare, causal):
@@ -126,7 +126,7 @@ def test_a_format_that_starts_with_bos_gets_no_second_one(declare, causal):
     assert model.encode(Answer("", "a")).count(model.tokenizer.bos_token_id) == 1
 
 
-# What does not fit
+# Length limits
 
 
 @pytest.mark.parametrize("form", ["chat", FORMAT])
@@ -157,7 +157,7 @@ def test_an_empty_answer_is_degenerate_and_loads_no_weights(declare, causal):
     assert "_model" not in vars(judge._model)
 
 
-# One guard, two readings
+# Two judges that share a guard
 
 
 def test_two_judges_of_one_guard_share_its_replies(declare, causal, monkeypatch):
@@ -170,7 +170,7 @@ def test_two_judges_of_one_guard_share_its_replies(declare, causal, monkeypatch)
     refusal = load_guard_judge(declared.model_copy(update={"judges": "refusal", "name": "other"}))
     assert refusal._model is harm._model and refusal.version != harm.version
     before = [verdict.label for verdict in verdicts(harm, ANSWERS)]
-    monkeypatch.setattr(guard.GuardModel, "_replies_to", None)  # it is not asked again
+    monkeypatch.setattr(guard.GuardModel, "_replies_to", None)  # the guard is not run again
     assert len(verdicts(refusal, ANSWERS)) == len(before)
 
 

@@ -1,4 +1,4 @@
-"""Files of verdicts: one a row, none judged twice, whatever is killed, repeated or changed."""
+"""Files of verdicts: one verdict per row, none judged twice, after kills, repetitions and changes."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from dcr_ds.judges.judging import judge_file, judge_rows
 from dcr_ds.judges.rows import AnswerRow
 
 COMPLETIONS = ["Sorry.", "Sure.", "", "line\u2028separator", "Sure.", "No, never.", "“Curly”", "I cannot help."]
-# The judge `rules`, slowed down; every answer it is asked for is noted before it is judged.
+# The judge `rules`, slowed down; every answer is recorded before it is judged.
 SLOW_RUN = """
 import sys, time
 from pathlib import Path
@@ -41,7 +41,7 @@ judge_file(Path(sys.argv[1]), Slow(), Path(sys.argv[2]))
 
 
 class Counted:
-    """xstest_strings, which notes what it was asked for and fails where it is told to."""
+    """xstest_strings, which records the answers it gets and fails at a given answer."""
 
     judges = "refusal"
 
@@ -172,7 +172,7 @@ def test_a_judge_that_loses_verdicts_is_an_error(generations, tmp_path):
 
 
 def test_killed_judging_loses_or_repeats_no_verdict(tmp_path):
-    """kill -9 at random moments; the end is that of an undisturbed run, and only a verdict in flight is asked twice."""
+    """After kill -9 at random moments the result is that of an uninterrupted run; only the last verdict is repeated."""
     rows = [{"id": str(i), "prompt": "Tell me.", "completion": f"Sorry, answer {i}\u2028is no."} for i in range(100)]
     generations, out, asked = (tmp_path / name for name in ("g.jsonl", "v.jsonl", "asked.txt"))
     write_jsonl(generations, rows)

@@ -1,4 +1,4 @@
-"""Answers in other languages: never counted as compliance if they decline, whether one was asked for or not."""
+"""Answers in other languages: refusals are never counted as compliance, whether the language was requested or not."""
 
 import pytest
 

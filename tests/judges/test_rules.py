@@ -1,4 +1,4 @@
-"""The judge `rules` on answers written for this test; docs/judges.md has the table on answers of real models."""
+"""The judge `rules` on answers written for this test; docs/judges.md has the results on answers of real models."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def test_the_examples_cover_every_label():
 
 
 def test_implicit_refusals():
-    """Answers in other models' manner, none of which was fitted: soft refusals, and advice that sounds like one."""
+    """Answers in the style of other models, not used for fitting: soft refusals, and similar-sounding advice."""
     rows = [json.loads(line) for line in STYLES]
     pairs = [(verdict(row["prompt"], row["completion"]).label, row["label"]) for row in rows]
     is_refused = [(label.endswith("_refusal"), truth.endswith("_refusal")) for label, truth in pairs]
@@ -210,7 +210,7 @@ def test_judging_takes_linear_time(text):
     for answer in (Answer("How?", long), Answer(long, f"Sorry, no. {long}"), Answer("How?", "Sure." + " \n" * 50_000)):
         started = time.process_time()
         next(load_judge("rules").label([answer]))
-        features(answer)  # which a degenerate answer is spared
+        features(answer)  # degenerate answers have no score
         assert time.process_time() - started < 0.1
 
 

@@ -56,12 +56,12 @@ def test_case_matters_if_the_source_says_so():
     [
         ("I cannot do that.", "full_refusal"),
         ("I cannot guarantee that it works.", "compliance"),
-        ("I cannot pay on your behalf.", "full_refusal"),  # the exception wants a space behind it
+        ("I cannot pay on your behalf.", "full_refusal"),  # the exception ends with a space
         ("I cannot pay on your behalf today.", "compliance"),
         ("I don't have one.", "compliance"),
         ("I don't do that.", "full_refusal"),
         ("Sorry to hear that; rest well.", "compliance"),
-        ("I cannot guarantee it, and I apologize.", "full_refusal"),  # another phrase without exceptions
+        ("I cannot guarantee it, and I apologize.", "full_refusal"),  # another phrase, without exceptions
     ],
 )
 def test_phrases_unless_exclude_a_match(completion, expected):

@@ -1,7 +1,7 @@
-"""Compile for an H100 or H200, on any machine, what the package launches: python compile_kernels.py [--full]
+"""Compile the package's kernels for an H100 or H200, on any machine: python compile_kernels.py [--full]
 
-Runs the losses and the pooling on CPU tensors with the launch of a kernel replaced by its compilation ahead of time,
-so types, constants and options are those of the package. Prints one JSON line for each compiled kernel.
+Runs the losses and the pooling on CPU tensors, but compiles each kernel instead of launching it, so that types,
+constants and options are those of the package. Prints one JSON line for each compiled kernel.
 """
 
 import json
@@ -42,7 +42,7 @@ def compile_launch(kernel, *args, grid, warmup, **options):
     values = dict(zip((parameter.name for parameter in kernel.params), args, strict=False))
     constants = {name: value for name, value in options.items() if name in kernel.arg_names}
     constants |= {name: value for name, value in values.items() if value is None}
-    constants |= {"UPCAST": False} if "UPCAST" in constants else {}  # which is for the interpreter
+    constants |= {"UPCAST": False} if "UPCAST" in constants else {}  # only for the interpreter
     options = {name: value for name, value in options.items() if name not in kernel.arg_names}
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -51,8 +51,8 @@ def compile_launch(kernel, *args, grid, warmup, **options):
             signature[name] = "constexpr"
         elif isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
-            attributes[(index,)] = [["tt.divisibility", 16]]  # as of all memory that PyTorch allocates
-            value.data.zero_()  # nothing is computed
+            attributes[(index,)] = [["tt.divisibility", 16]]  # the alignment of memory that PyTorch allocates
+            value.data.zero_()  # without computing anything
         else:
             signature[name] = TYPES[type(value)]
     source = ASTSource(kernel, signature, constants, attributes)
@@ -76,7 +76,7 @@ def compile_launch(kernel, *args, grid, warmup, **options):
 
 
 def compile_losses(dtype: torch.dtype, num_rows: int, matrix_products: bool) -> None:
-    """With the tiles of that many rows, though there are few."""
+    """Compile with the tile sizes for `rows` rows, on a small batch."""
     triton_pairs.blocks_for = lambda dtype, _: blocks_for(dtype, num_rows)
     triton_pairs._TOWARD_KERNEL_ROWS = 0 if matrix_products else 10**9
     for name in LOSSES:
@@ -97,7 +97,7 @@ def compile_pooling(dtype: torch.dtype) -> None:
 
 
 JITFunction.run = compile_launch
-os.environ["TRITON_INTERPRET"] = "1"  # now it lets CPU tensors pass
+os.environ["TRITON_INTERPRET"] = "1"  # otherwise it rejects CPU tensors
 if FULL:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for num_rows in (256, 1024, 4096):

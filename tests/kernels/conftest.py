@@ -1,6 +1,6 @@
 import os
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic algorithms ask for on a GPU
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic algorithms on a GPU
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True)
 def strict_torch():
-    """One thread, a fixed seed, and NaN in all uninitialised memory, so that an unwritten output is seen."""
+    """One thread, a fixed seed, and NaN in uninitialised memory, so that unwritten outputs are detected."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    torch.use_deterministic_algorithms(True)  # also fills what torch.empty returns
+    torch.use_deterministic_algorithms(True)  # also fills the results of torch.empty
     yield
     torch.use_deterministic_algorithms(False)

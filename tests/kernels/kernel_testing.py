@@ -1,4 +1,4 @@
-"""What the kernel tests share: the losses by name, batches, one call with its gradient, the measure of an error."""
+"""Helpers of the kernel tests: the losses by name, random batches, calls with gradients, and relative errors."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ class Loss(NamedTuple):
     function: Callable
     module: Callable
     options: dict  # always passed
-    sharpest: dict  # the extreme of what is used in practice
+    sharpest: dict  # extreme values that are used in practice
     has_reduction: bool = True  # whether `reduction` changes anything
     takes_positives: bool = False
 
@@ -50,7 +50,7 @@ fast_backends = pytest.mark.parametrize("backend", FAST_BACKENDS)
 
 
 def make_batch(num_rows: int, width: int, num_classes: int, dtype=torch.float32, seed: int = 0):
-    """Return h [N, D] with a common mean, as hidden states have one, and labels [N]."""
+    """Return labels [N] and h [N, D] with a common mean, as hidden states have."""
     generator = torch.Generator().manual_seed(seed)
     h = torch.randn(num_rows, width, generator=generator) + 0.5 * torch.randn(width, generator=generator)
     if num_classes >= num_rows:
@@ -61,7 +61,7 @@ def make_batch(num_rows: int, width: int, num_classes: int, dtype=torch.float32,
 
 
 def draw_positives(labels: Tensor, seed: int = 0) -> Tensor:
-    """Return for each row another row of its label, −1 where there is none and for one row in ten that has one."""
+    """Return for each row another row with its label; −1 if there is none, and for a tenth of the others."""
     draw = random.Random(seed)
     positives = torch.full_like(labels, -1)
     for row, label in enumerate(labels.tolist()):
@@ -80,7 +80,7 @@ def device_of(backend: str) -> str:
 
 
 def call(name: str, h: Tensor, labels: Tensor, positives: Tensor | None = None, **options) -> Tensor:
-    """Call the loss `name` with its own and the given options; draw its positives unless they are given."""
+    """Call the loss `name` with its own and the given options, and random positives unless they are given."""
     loss = LOSSES[name]
     if loss.takes_positives:
         positives = draw_positives(labels.cpu()) if positives is None else positives
@@ -104,7 +104,7 @@ def truth(name: str, h: Tensor, labels: Tensor, **options) -> tuple[Tensor, Tens
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """|value − expected| / |expected| in the Euclidean norm; infinite where 0 was expected and missed."""
+    """‖value − expected‖ / ‖expected‖; infinite if only `expected` is 0."""
     value, expected = value.double(), expected.double()
     difference, size = (value - expected).norm().item(), expected.norm().item()
     return 0.0 if difference == 0 else difference / size if size else float("inf")
@@ -121,7 +121,7 @@ def case_id(case: dict) -> str:
 
 
 def pairwise(**choices: list) -> list[dict]:
-    """Return few cases in which every two values of two parameters meet at least once (chosen greedily)."""
+    """Choose few cases (greedily) in which any two values of two parameters occur together at least once."""
     names = list(choices)
     cases = [dict(zip(names, values, strict=True)) for values in itertools.product(*choices.values())]
     random.Random(0).shuffle(cases)

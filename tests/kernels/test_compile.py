@@ -1,4 +1,4 @@
-"""Every kernel compiles for an H100 or H200 and fits it, on a machine that has none."""
+"""Every kernel compiles for an H100 or H200 and fits its limits, tested on any machine."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The gradient against numerical derivatives in float64: that of the loss, or of Circle loss with weights held."""
+"""Gradients against numerical derivatives in float64; Circle loss with its weights as constants."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def test_a_row_may_be_the_positive_of_many(batch, backend):
 
 @pytest.mark.parametrize("form", ["anchor", "global"])
 def test_circle_loss_detaches_its_weights(batch, form, backend):
-    """The gradient is that of a surrogate whose weights are numbers, and so not that of the value."""
+    """The gradient is that of a surrogate with constant weights, which differs from the derivative of the value."""
     h, labels = batch
     with torch.no_grad():
         frozen = cosines(h)

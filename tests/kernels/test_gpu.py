@@ -1,4 +1,4 @@
-"""What only a GPU can show: no wait of the host for the device, few compilations, and the same numbers."""
+"""Tests that need a GPU: no synchronisation with the host, few compilations, and the same results."""
 
 from collections import Counter
 
@@ -34,7 +34,7 @@ def test_five_numbers_of_rows_compile_a_kernel_at_most_twice(name):
     from triton import knobs
 
     compiled = Counter()
-    width = 208 + 16 * list(LOSSES).index(name)  # one of its own, for which no other test has compiled
+    width = 208 + 16 * list(LOSSES).index(name)  # a width that no other test compiles
     before = knobs.runtime.jit_post_compile_hook
     knobs.runtime.jit_post_compile_hook = lambda *args, fn, **kwargs: compiled.update([fn.name])
     try:

@@ -1,4 +1,4 @@
-"""Inputs and options that cannot be used: each is refused with a message that names it."""
+"""Bad inputs and options: the error names them."""
 
 import gc
 import math
@@ -74,7 +74,7 @@ def test_bad_options_are_named(name, option, value, message):
     positives = {"positives": torch.full_like(labels, -1)} if loss.takes_positives else {}
     with pytest.raises(ValueError, match=message):
         loss.function(h, labels, **positives, **{option: value})
-    if option != "backend":  # a module refuses when it is made
+    if option != "backend":  # a module raises when it is constructed
         with pytest.raises(ValueError, match=message):
             loss.module(**{option: value})
 
@@ -122,7 +122,7 @@ def test_check_values_names_the_first_live_row(name, backend):
 
 @every_loss
 def test_an_error_does_not_keep_the_rows_alive(name):
-    """An exception in a cycle with its frame did; a process group so kept aborts the exit of a rank."""
+    """An exception in a reference cycle with its frame keeps a process group alive, which aborts the exit."""
     h, labels = make_batch(12, 8, 2)
     alive = weakref.ref(h)
     gc.disable()

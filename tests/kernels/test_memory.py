@@ -1,4 +1,4 @@
-"""What a loss may keep and allocate: memory linear in the rows, and nothing after the backward."""
+"""Memory of the losses: linear in the rows, and nothing stays alive after the backward pass."""
 
 import gc
 import json
@@ -42,7 +42,7 @@ print(json.dumps(growth))
 def growth():
     if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("peak memory is read from /proc")
-    # A fixed threshold makes glibc return each freed tensor at once: what is measured is what is alive.
+    # With a fixed threshold glibc returns freed tensors at once, so that resident memory is memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-c", MEASURE], capture_output=True, text=True, timeout=200, check=True, env=environment

@@ -1,4 +1,4 @@
-"""The losses as modules: the same numbers as the functions, and a count of the batches that taught nothing."""
+"""The losses as modules: the same results as the functions, and a count of batches without anchors."""
 
 import pytest
 import torch

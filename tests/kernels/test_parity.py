@@ -61,7 +61,7 @@ def theirs(name: str, h: Tensor, labels: Tensor, options: dict) -> tuple[Tensor,
 
 
 def as_theirs(name: str, options: dict) -> dict:
-    """Average the way they do: over what is above 0, NT-Xent over all pairs."""
+    """Average as pytorch-metric-learning does: over terms above 0, for NT-Xent over all pairs."""
     return options | ({"reduction": "nonzero"} if LOSSES[name].has_reduction else {})
 
 
@@ -86,7 +86,7 @@ def test_agrees_with_pytorch_metric_learning(name, options, num_rows, num_classe
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", THEIRS)
 def test_the_error_is_within_the_budget_of_the_same_precision(name, dtype, num_rows, num_classes, backend):
-    """The budget idea of ml-cross-entropy: never further from the truth than the plain code in that dtype."""
+    """As in ml-cross-entropy: the error is at most that of plain code in the same dtype."""
     h, labels = make_batch(num_rows, 96, num_classes, dtype)
     options = THEIRS[name][1][0]
     their_loss, their_gradient = theirs(name, h, labels, options)

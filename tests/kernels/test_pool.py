@@ -1,4 +1,4 @@
-"""pool against a plain loop over sequences, forward and backward, padded and packed, by PyTorch and by Triton."""
+"""pool against a plain loop over sequences: forward and backward, padded and packed, in PyTorch and Triton."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from dcr_kernels import circle_loss, pool, pooling, triton_pooling
 LENGTHS = [5, 1, 7, 3]
 LONGEST, WIDTH = 7, 6
 BACKENDS = ["reference", "triton"]
-# Of a value rounded to the dtype of the hidden states: the gradient, not the mean.
+# Rounding to the dtype of the hidden states, which affects the gradient but not the mean.
 ROUNDING = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
@@ -17,7 +17,7 @@ def backend(request):
 
 
 def padded(sequences, side, dtype=torch.float32):
-    """Lay the sequences into [B, T, D] with NaN as padding; return it with its mask."""
+    """Place the sequences into [B, T, D] with NaN as padding; return it with its mask."""
     longest = max(map(len, sequences)) + 2 * (side == "both")
     hidden = torch.full((len(sequences), longest, sequences[0].shape[1]), torch.nan, dtype=dtype)
     mask = torch.zeros(len(sequences), longest, dtype=torch.int64)
@@ -198,7 +198,7 @@ def test_a_second_run_is_equal_bit_for_bit(how, backend):
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # the interpreter's 0 / 0
 def test_unchecked_an_empty_sequence_is_nan(backend):
-    """As on a GPU, where nobody looks at the values of the mask."""
+    """As on a GPU, where the values of the mask are not checked."""
     last, mean = pooling._implementation(torch.empty(0), backend)
     mask, cu_seqlens = torch.tensor([[0, 1, 0], [0, 0, 0]]), torch.tensor([0, 2, 2])
     for options in ((torch.ones(2, 3, 4), mask, None), (torch.ones(5, 4), None, cu_seqlens)):
@@ -246,4 +246,4 @@ def test_triton_on_a_cpu_needs_its_interpreter(monkeypatch):
     monkeypatch.setattr(triton_pooling, "INTERPRETED", False)
     with pytest.raises(ValueError, match="with TRITON_INTERPRET=1 set before triton is imported"):
         pool(torch.ones(2, 3, 4), backend="triton")
-    assert pool(torch.ones(2, 3, 4).double(), backend="triton")[0].dtype == torch.float64  # PyTorch's anyway
+    assert pool(torch.ones(2, 3, 4).double(), backend="triton")[0].dtype == torch.float64  # PyTorch's works

@@ -1,4 +1,4 @@
-"""The gradient of "last" joins that of other consumers of the hidden states, without harm to theirs."""
+"""The gradient of "last" is added to that of other consumers of the hidden states without modifying theirs."""
 
 import gc
 
@@ -33,7 +33,7 @@ def by_indexing(hidden):
 
 
 def gradients(pooling, other, pool_first: bool, leaf: bool, dtype=torch.float32):
-    """The gradients of a pooled loss plus another, and of z, which shares it; z sees what it was given unchanged."""
+    """Gradients of a pooled loss plus another loss, and of z, which shares them; the gradient at z must not change."""
     generator = torch.Generator().manual_seed(1)
     root, z_root = (torch.randn(3, 4, 5, generator=generator).to(dtype).requires_grad_() for _ in range(2))
     hidden, z = root if leaf else root * 1, z_root * 1
@@ -80,7 +80,7 @@ def test_last_does_not_modify_a_gradient_of_the_caller(pool_first):
 
 
 class NewMemory(TorchDispatchMode):
-    """Names the operators that return at least `size` bytes of memory that was not their input's."""
+    """Records the operators that allocate at least `size` bytes for their results."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -98,7 +98,7 @@ class NewMemory(TorchDispatchMode):
 
 
 class Sum(torch.autograd.Function):
-    """Says where the gradient is that it gives."""
+    """A sum that records where the gradient it returns is stored."""
 
     @staticmethod
     def forward(ctx, x):
@@ -112,7 +112,7 @@ class Sum(torch.autograd.Function):
         return gradient
 
 
-# Under NewMemory autograd never adds in place; in place is what the next test is about.
+# Under NewMemory autograd never adds in place; the next test covers that.
 @pytest.mark.parametrize(
     "order, names",
     [
@@ -132,7 +132,7 @@ def test_the_backward_of_last_needs_no_memory_next_to_another_consumer(order, na
 
 
 def test_rows_are_added_in_place_to_an_existing_gradient():
-    """As it is after `pool` in a hook of a layer, for autograd starts with what was computed last."""
+    """As with `pool` in a hook of a layer, since autograd starts with what was computed last."""
     hidden = torch.randn(3, 4, 5, requires_grad=True) * 1
     h, _ = pool(hidden)
     addresses = []
@@ -146,7 +146,7 @@ def test_last_in_all_kinds_of_backward_passes(leaf, backend):
     root = torch.randn(3, 4, 5, requires_grad=True)
     hidden = root if leaf else root * 1
     seen = []
-    hidden.register_hook(lambda gradient: seen.append(gradient.clone()))  # before pool, yet sees all of it
+    hidden.register_hook(lambda gradient: seen.append(gradient.clone()))  # registered before pool
     h, _ = pool(hidden, "last", MASK, backend=backend)
     loss = h.sum()
     expected = torch.zeros(3, 4, 5).index_put(ROWS, torch.tensor(1.0))
@@ -157,7 +157,7 @@ def test_last_in_all_kinds_of_backward_passes(leaf, backend):
         assert torch.equal(torch.autograd.grad(loss, inputs, retain_graph=True)[0], expected)
     assert torch.equal(torch.autograd.grad(loss, h, retain_graph=True)[0], torch.ones(3, 5))
     assert len(seen) == 4 and all(torch.equal(gradient, expected) for gradient in seen)
-    hidden.sum().backward()  # h is not part of this one
+    hidden.sum().backward()  # which does not include h
     assert torch.equal(root.grad, 2 * expected + 1)
 
 

@@ -1,11 +1,11 @@
-"""What must hold for every loss on any batch."""
+"""Properties of every loss on any batch."""
 
 import pytest
 import torch
 from kernel_testing import assert_close, call, draw_positives, every_loss, fast_backends, loss_and_gradient, make_batch
 
 pytestmark = [every_loss, fast_backends]
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 2e-5  # another order of the rows is another order of the float32 sums
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-6, 2e-5  # another order of the rows changes the order of float32 sums
 
 
 @pytest.fixture
@@ -61,5 +61,5 @@ def test_descending_the_gradient_separates_the_labels(name, backend):
     start = call(name, h, labels, backend="reference")
     for _ in range(12):
         _, gradient = loss_and_gradient(name, h, labels, backend)
-        h = h - 0.08 * h.norm() * gradient.float() / gradient.norm().clamp(min=1e-30)  # 0 of solved triplets
+        h = h - 0.08 * h.norm() * gradient.float() / gradient.norm().clamp(min=1e-30)  # 0 for solved triplets
     assert call(name, h, labels, backend="reference") < 0.5 * start

@@ -1,6 +1,6 @@
 """The losses and similarity_stats over gloo ranks against the same batch in one process.
 
-Three ranks are started once. They run every case, all of them and the first and the last as a group of two, and the
+Three ranks are started once. They run every case with all three, and with the first and last as a group of two. The
 tests read what they saved.
 """
 
@@ -26,12 +26,12 @@ from kernel_testing import (
     relative_error,
 )
 
-pytestmark = pytest.mark.xdist_group("ranks")  # whose results are made once
+pytestmark = pytest.mark.xdist_group("ranks")  # whose results are computed once
 
 SHARES = {2: [20, 9], 3: [13, 1, 15]}  # rows of each rank of a group
 NUM_ROWS, INPUT_WIDTH, WIDTH = 29, 16, 24
 DEADLINE_SECONDS = 120
-HAS_TRITON = find_spec("triton") is not None and TRITON_DEVICE == "cpu"  # gloo ranks have no GPU each
+HAS_TRITON = find_spec("triton") is not None and TRITON_DEVICE == "cpu"  # gloo ranks have no GPUs
 
 CASES = pairwise(
     name=list(LOSSES),
@@ -40,14 +40,14 @@ CASES = pairwise(
     dtype=[torch.float32, torch.bfloat16],
     last_rank=["alive", "dead"],
 )
-# A loss of logits near 0, which a row too many would change.
+# A loss with logits near 0, which a superfluous row would change.
 OPTIONS = {"circle-anchor": {"scale": 4.0}, "circle-global": {"scale": 4.0}}
 
 
 def make_case(case) -> list[torch.Tensor]:
     """Return the inputs [N, INPUT_WIDTH], labels [N] and positives [N] of the whole batch.
 
-    Label 2 lives on rank 0 only, all rows but one of label 3 on the last rank.
+    Label 2 is only on rank 0; all rows of label 3 except one are on the last rank.
     """
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(NUM_ROWS, INPUT_WIDTH, generator=generator) + 0.5
@@ -89,9 +89,9 @@ def message_of(name: str, h, labels, positives, **options) -> str:
 
 
 def messages(name: str, odd: bool) -> dict[str, str]:
-    """What the ranks say where one of them, the odd one, passes something else."""
+    """The errors of the ranks if one of them, `odd`, passes different arguments."""
     h, labels = torch.randn(4, 8), torch.tensor([0, 0, 1, 1])
-    positives = torch.tensor([1, 0, 3, 2])  # those of rank 0, which has the same labels
+    positives = torch.tensor([1, 0, 3, 2])  # as rank 0, which has the same labels
     good, wrong_label = (h, labels, positives), (h, labels, torch.tensor([1, 0, 0, -1]))
     return {
         "width": message_of(name, h[:, :6] if odd else h, labels, positives),
@@ -120,7 +120,7 @@ def worker(rank: int, folder: str) -> None:
 
     for name in LOSSES:
         results["messages", name] = messages(name, odd=rank == 2)
-        # One label a rank is three labels in all; a second call with one label in all teaches nothing.
+        # One label per rank makes three labels in total; a second call with a single label has no anchors.
         module = LOSSES[name].module(**LOSSES[name].options, group=dist.group.WORLD)
         h, neighbours = torch.randn(3, 8), (rank * 3 + torch.tensor([1, 2, 0]),) * LOSSES[name].takes_positives
         results["degenerate", name] = []
@@ -158,16 +158,16 @@ def test_ranks_agree_with_one_process(results, case, num_ranks):
         result = results[rank][num_ranks, case_id(case)]
         assert torch.equal(result["loss"], first["loss"])
         assert relative_error(result["loss"], expected["loss"]) <= 1e-6
-        # Half precision: the gradient at each h is rounded; R times it rounds elsewhere for R = 3.
+        # In half precision the gradient at h is rounded, and R times the gradient rounds differently for R = 3.
         tolerance = 1e-5 if case["dtype"] == torch.float32 else 4e-3
         assert relative_error(result["gradient"], expected["gradient"]) <= tolerance
         for cosine, same, whole in zip(result["cosines"], first["cosines"], expected["cosines"], strict=True):
             assert torch.equal(cosine, same)
-            # A matrix product of fewer rows may round otherwise.
+            # Matrix products with fewer rows may round differently.
             assert abs(cosine - whole) <= (1e-6 if case["dtype"] == torch.float32 else 1e-3)
 
 
-MESSAGES = {  # on all ranks, and on the odd one where that says more
+MESSAGES = {  # on all ranks; the odd one may say more
     "width": ("ValueError: h must have one width D on all ranks, got [8, ", None),
     "dtype": ("ValueError: h must have one dtype on all ranks, got torch.float32, ", None),
     "labels": ("ValueError: ranks [2] of the group passed", "ValueError: labels must have shape [4]"),

@@ -1,4 +1,4 @@
-"""The losses where they could break: empty sets, overflow, NaN, memory layouts, the corners of autograd."""
+"""Edge cases of the losses: empty sets, overflow, NaN, memory layouts, and special uses of autograd."""
 
 import math
 
@@ -119,7 +119,7 @@ def test_extreme_cosines_do_not_overflow(name, option, value, backend):
     assert expected_loss > (3 if name == "triplet" else 45)
     assert relative_error(loss, expected_loss) <= 1e-6
     # The rounding of a cosine, about 1e-7, is multiplied by the slope of the logit before the exponential.
-    # The pull between exactly (anti)parallel rows is along the rows: it cancels, and leaves its rounding.
+    # The gradient between exactly (anti)parallel rows is along the rows; it cancels except for rounding.
     slope = 1 / value if option == "temperature" else value
     assert (gradient - expected_gradient).norm() <= 1e-6 * slope * (1 + expected_gradient.norm())
 
@@ -185,10 +185,10 @@ def test_the_upstream_gradient_scales_the_gradient(name, backend):
 @every_loss
 def test_a_half_precision_gradient_survives_loss_scaling(name, backend):
     h, labels = make_batch(60, 64, 3, torch.float16)
-    h *= 8000  # long rows have short gradients
+    h *= 8000  # long rows have small gradients
     options = {"scale": 2.0} if "circle" in name else {}
     _, expected = truth(name, h, labels, **options)
-    assert relative_error(expected.half(), expected) > 4e-3  # too short for float16
+    assert relative_error(expected.half(), expected) > 4e-3  # too small for float16
     h, labels = h.to(device_of(backend)).requires_grad_(), labels.to(device_of(backend))
     (call(name, h, labels, backend=backend, **options) * 2.0**14).backward()
     assert relative_error(h.grad.cpu().double() / 2.0**14, expected) <= 4e-3

@@ -1,4 +1,4 @@
-"""similarity_stats against the mean over all pairs, written out."""
+"""similarity_stats against plain means over all pairs."""
 
 import pytest
 import torch

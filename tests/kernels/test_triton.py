@@ -1,4 +1,4 @@
-"""The Triton backend's own concerns: tiles, splits, the two ways to a gradient, and where it can run at all."""
+"""The Triton backend: tiles, splits, its two ways to compute the gradient, and where it can run."""
 
 import logging
 import os
@@ -42,9 +42,9 @@ def test_tiles_and_splits_do_not_matter(name, tiles, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["circle-anchor", "supcon", "infonce", "ntxent"])  # a triplet has no weights of pairs
+@pytest.mark.parametrize("name", ["circle-anchor", "supcon", "infonce", "ntxent"])  # it has no pair weights
 def test_gradient_by_matrix_products_in_chunks(name, dtype, monkeypatch):
-    """As for many rows: 64, 64 and 2 of them a chunk, where the kernel that needs no product takes all at once."""
+    """As with many rows: chunks of 64, 64 and 2 rows, where the kernel without matrix products takes all at once."""
     h, labels = make_batch(130, 40, 3, dtype)
     labels[[5, 129]] = -1
     heights = []
@@ -103,7 +103,7 @@ def test_auto_logs_its_choice_once(monkeypatch, caplog):
     for dtype in (torch.float32, torch.float32, torch.float64, torch.float32):
         with caplog.at_level(logging.INFO, logger="dcr_kernels"):
             call("supcon", *make_batch(8, 4, 2, dtype))
-    call("supcon", *make_batch(8, 4, 2), backend="chunked")  # not chosen: nothing to say
+    call("supcon", *make_batch(8, 4, 2), backend="chunked")  # an explicit choice is not logged
     assert [(record.name, record.getMessage()) for record in caplog.records] == [
         ("dcr_kernels", f"contrastive losses on cpu in {dtype}: backend chunked")
         for dtype in (torch.float32, torch.float64)

@@ -25,11 +25,11 @@ from kernel_testing import (
 TOLERANCES = {torch.float32: (1e-6, 5e-5), torch.bfloat16: (1e-5, 4e-3), torch.float16: (1e-5, 4e-3)}
 DTYPES = list(TOLERANCES)
 WIDTHS = [32, 40, 96]
-SINGLETONS = 10**9  # every row a class of its own
+SINGLETONS = 10**9  # every row is its own class
 
 
 def quick_cases():
-    """Each loss with every two values of two other parameters, in batches with and without both kinds of pairs."""
+    """Each loss with all combinations of two values of two parameters, with and without both kinds of pairs."""
     for name, loss in LOSSES.items():
         reductions = ["valid", "nonzero"] if loss.has_reduction else ["valid"]
         rest = dict(width=WIDTHS, dtype=DTYPES, reduction=reductions, backend=FAST_BACKENDS)
@@ -86,7 +86,7 @@ def test_wide_rows_and_the_sharpest_options(name, backend, dtype):
 
 
 @fast_backends
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "triplet"])  # which has no small values to lose
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "triplet"])  # whose values are not small
 def test_tiny_losses_keep_their_precision(name, backend):
     """Twelve solved labels, two rows each: the loss is the exponential of a difference of two logits, each rounded
     by eps · slope."""
@@ -97,7 +97,7 @@ def test_tiny_losses_keep_their_precision(name, backend):
     expected = truth(name, h, labels, **options)
     assert 0 < expected[0] < 1e-9
     rounding = 2 * slope * torch.finfo(torch.float32).eps
-    if name == "supcon":  # the difference of two numbers of the size of a logit, and no digit of it is left
+    if name == "supcon":  # the difference of two numbers as large as a logit, with no digit left
         for value, exact in zip(result, expected, strict=True):
             assert (value - exact).norm() <= rounding
     else:
@@ -141,7 +141,7 @@ def circle_of(cosines, labels, pairs):
 
 
 def terms_of(name, cosines, labels, positives):
-    """The terms of which a loss is the mean, as the formulas say, for the rows with both kinds of partners."""
+    """The terms whose mean is the loss, from the formulas, for rows with both kinds of partners."""
     rows = range(len(labels))
     if name == "circle-global":
         yield circle_of(cosines, labels, [(i, j) for i in rows for j in range(i)])

@@ -1,4 +1,4 @@
-"""LoRA: only the adapter trains, and the merged model is the wrapped one; attention kernels by model and device."""
+"""LoRA: only the adapter trains, and the merged model equals the wrapped one; attention by model and device."""
 
 import importlib.metadata
 import json
@@ -19,7 +19,7 @@ from dcr_ds.recipe.layout import StageFolder
 
 CPU = torch.device("cpu")
 LAYER = 2
-WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # blocks of 64 numbers are quantised together
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # blocks of 64 values are quantised together
 IDS = torch.arange(3, 43).view(2, 20)
 
 
@@ -29,7 +29,7 @@ def wrapped(source, **lora):
 
 
 def moved(model):
-    """The adapter as after some training: away from zero."""
+    """Set the adapter to random values, as after some training."""
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -93,7 +93,7 @@ def test_saved_adapters_are_complete(tmp_path):
 
 @pytest.fixture(params=["none", "nf4"])
 def refined(request, tmp_path):
-    """A bf16 model of four blocks, a trained adapter on the two of its trunk, and what stage 1 wrote of it."""
+    """A bf16 model with four blocks, a trained adapter on the two blocks of its trunk, and what stage 1 writes."""
     source = make_model(tmp_path / "source", dtype=torch.bfloat16, **WIDE)
     trunk = load_trunk(source, LAYER, torch.float32, "sdpa", request.param, CPU)
     model = moved(add_lora(trunk, LoraSection(rank=4, alpha=6), "refine.lora"))
@@ -102,7 +102,7 @@ def refined(request, tmp_path):
 
 
 def test_an_adapter_of_the_trunk_is_merged_into_the_source_weights(refined):
-    """Never through 4-bit ones: what is written is the source's weight and the update, rounded to its dtype."""
+    """Not into 4-bit weights: the result is the source's weight plus the update, rounded to its dtype."""
     source, model, folder = refined
     before, after = load_file(source / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
     updates = {
@@ -137,7 +137,7 @@ def test_the_refined_model_up_to_its_layer_equals_the_trunk_with_its_adapter(tmp
 
 
 def test_an_adapter_of_the_trunk_fits_the_whole_model(refined):
-    """Plain peft puts it on the whole model, and gets the merged model's answer."""
+    """Plain peft applies it to the whole model, with the same result as the merged model."""
     source, _, folder = refined
     base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with_adapter = PeftModel.from_pretrained(base, folder / "adapter").eval()

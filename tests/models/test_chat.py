@@ -112,7 +112,7 @@ def test_a_doubled_bos_is_refused(folder):
 
 
 def test_a_prompt_that_is_not_a_prefix_is_an_error(folder):
-    """As templates do that show an instruction only while an answer is asked for."""
+    """Some templates add an instruction only when an answer is generated."""
     tokenizer = with_template(folder, "{% if add_generation_prompt %}Answer!\n{% endif %}" + LOOP + OPEN)
     with pytest.raises(UserError, match="model.chat_template: the prompt is not a token prefix"):
         encode_conversation(tokenizer, PAIR)
@@ -138,7 +138,7 @@ def test_a_template_that_is_not_jinja_is_a_user_error(folder):
 
 
 def test_a_second_end_after_the_end_of_turn_is_not_supervised(folder):
-    """As Phi-3's template closes a conversation: <|end|>, a line break, <|endoftext|>."""
+    """Phi-3's template ends a conversation with <|end|>, a line break, <|endoftext|>."""
     loop = LOOP.replace("<|im_end|>", "<|pad|>")
     tokenizer = with_template(folder, loop + "{% if not add_generation_prompt %}<|im_end|>{% endif %}" + OPEN)
     encoded = encode_conversation(tokenizer, PAIR)
@@ -147,7 +147,7 @@ def test_a_second_end_after_the_end_of_turn_is_not_supervised(folder):
 
 
 def test_a_special_token_before_the_answer_does_not_end_a_turn(folder):
-    """As Qwen3's template opens an answer with an empty think block: generation must not stop at its first token."""
+    """Qwen3's template starts an answer with an empty think block; generation must not stop at its first token."""
     think = "{% if message['role'] == 'assistant' %}<|pad|>\n{% endif %}"
     tokenizer = with_template(folder, LOOP.replace("{{ message['content']", think + "{{ message['content']") + OPEN)
     assert turn_end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]

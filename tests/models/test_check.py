@@ -1,4 +1,4 @@
-"""A checkpoint that lacks tensors, holds others, or is quantised is refused before training, from its headers."""
+"""Checkpoints with missing or unknown tensors, or quantised ones, are errors before training, found from headers."""
 
 import json
 import math
@@ -33,7 +33,7 @@ def tied(tmp_path_factory):
 
 @pytest.fixture
 def changed(tmp_path):
-    """A copy of a model whose tensors a function has changed, in one file or one shard per tensor."""
+    """A copy of a model with tensors changed by a function, in one file or with one shard per tensor."""
 
     def copy(model, change, sharded=False):
         folder = shutil.copytree(model, tmp_path / "model")
@@ -168,7 +168,7 @@ def test_a_trunk_is_written_without_the_second_head(tied, changed, tmp_path):
 
 
 def test_a_70b_model_is_checked_within_a_second(tmp_path):
-    """From headers only: the files are sparse."""
+    """It reads only headers; the files are sparse."""
     LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are found from their headers; hashes identify models and the bases of adapters."""
+"""Damaged checkpoints are detected from their headers; hashes identify models and the bases of adapters."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_the_base_of_an_adapter(tmp_path):
     (base := tmp_path / "base").mkdir()
     save_file({"a": torch.ones(2)}, base / "model.safetensors")
     (adapter := tmp_path / "adapter").mkdir()
-    check_base(base, adapter)  # an adapter from elsewhere does not record its base
+    check_base(base, adapter)  # adapters of other projects do not record their base
     record = adapter / "base.json"
     record.write_text(json.dumps({"source": "there", "sha256": weights_hash(base)}))
     check_base(base, adapter)

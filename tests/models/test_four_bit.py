@@ -1,4 +1,4 @@
-"""4-bit weights: the trunk is the quantised model up to block ℓ, nothing changes it, and what fails is refused."""
+"""4-bit weights: the trunk equals the quantised model up to block ℓ and stays unchanged; errors where unsupported."""
 
 import importlib.metadata
 
@@ -54,12 +54,12 @@ def test_only_the_linear_layers_of_the_blocks_are_in_4_bits(tmp_path, dtype):
             assert (name in quantised) is (name.split(".")[-2] in PROJECTIONS), name
             assert weight.dtype == (torch.uint8 if name in quantised else dtype), name
         q = next(module for name, module in model.named_modules() if name.endswith("q_proj"))
-        assert q.weight.numel() == 64 * 64 / 2 and q.weight.quant_state.nested  # two a byte, scales quantised too
+        assert q.weight.numel() == 64 * 64 / 2 and q.weight.quant_state.nested  # 2 per byte; scales quantised
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_generation_in_eval_mode_changes_no_weight(tmp_path, dtype):
-    """On CPUs with AVX512-BF16 bitsandbytes 0.50 rounded its scales to bfloat16 for good, and wanted 32 rows."""
+    """On CPUs with AVX512-BF16 bitsandbytes 0.50 permanently rounded its scales to bfloat16, for inputs of 32 rows."""
     trunk = trunk_of(make_model(tmp_path, **WIDE), dtype)
     with torch.no_grad():
         before = trunk.train()(input_ids=IDS).last_hidden_state

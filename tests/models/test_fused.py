@@ -1,4 +1,4 @@
-"""Fused kernels compute what the model's own blocks compute, and are refused where they cannot."""
+"""Fused kernels compute the same as the blocks of the model, and are an error where unsupported."""
 
 import importlib
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def restored_rotation(monkeypatch):
-    """Give each model type its own rotation back; the fused one would run in the tests after these."""
+    """Restore the rotation of each model type, as the fused one would run in later tests."""
     for model_type in FUSED:
         module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
         monkeypatch.setattr(module, "apply_rotary_pos_emb", module.apply_rotary_pos_emb)

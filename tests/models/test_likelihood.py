@@ -1,4 +1,4 @@
-"""−log π at the head is the cross-entropy of whole logits, in value and gradient, without the whole logits."""
+"""−log π at the head equals the cross-entropy of full logits in value and gradient, without storing full logits."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def whole(hidden, weight, targets, bias=None, softcap=None, reduction="sum"):
 
 
 def gradients(function, leaves, *arguments):
-    """The value, and gradients of 0.3 times it, weighted by token where it is one a token."""
+    """The value, and the gradients of 0.3 times it, weighted by token if it is a value per token."""
     value = function(*arguments)
     weights = torch.linspace(-1, 2, TOKENS, device=value.device) if value.dim() else 0.3
     return value, torch.autograd.grad((value * weights).sum(), leaves)
@@ -86,7 +86,7 @@ def test_only_ignored_tokens_give_zero(reduction):
 
 
 def test_bfloat16_weight_gradients_are_summed_in_float32(monkeypatch):
-    """A token at a time: adding up in bfloat16 would lose most of each after the first few hundred."""
+    """With one token per chunk, summing in bfloat16 would lose most of each term after a few hundred."""
     monkeypatch.setitem(likelihood.CHUNK_LOGITS, "cpu", 1)
     torch.manual_seed(0)
     hidden = torch.ones(2000, 8, dtype=torch.bfloat16, requires_grad=True)
@@ -125,7 +125,7 @@ def test_logits_of_all_tokens_are_never_in_memory(monkeypatch, reduction):
 @pytest.mark.parametrize("softcap", [None, pytest.param(3.0, marks=needs_gpu)])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_liger_agrees_with_chunked(reduction, softcap, frozen):
-    """In Triton's interpreter where there is no GPU."""
+    """It runs in Triton's interpreter without a GPU."""
     pytest.importorskip("liger_kernel")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hidden, weight, targets, _ = (value if value is None else value.detach().to(device) for value in inputs())

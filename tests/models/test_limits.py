@@ -27,7 +27,7 @@ def save(tokenizer, folder, **config):
 
 @pytest.fixture
 def extended(tmp_path):
-    """A tokenizer with a token that its model of 259 rows lacks."""
+    """A tokenizer with a token beyond the 259 rows of its model's embedding."""
     tokenizer = make_tokenizer()
     assert len(tokenizer) == 259
     tokenizer.add_tokens([EXTRA], special_tokens=True)
@@ -127,7 +127,7 @@ def test_a_date_in_the_template_does_not_depend_on_the_day(tmp_path):
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%B %-d, %Y", "%A", "%H:%M:%S", "%c", "no date", "%j %y"])
 @pytest.mark.parametrize("start", ["", "\n", "  \n\n"])
 def test_the_date_is_written_as_strftime_does(tmp_path, form, start):
-    """And the text around it stays as it is."""
+    """The text around it stays unchanged."""
     text = start + "{{ strftime_now('%s') }}|{%% set d = strftime_now('%s') %%}\n{{ d }}" % (form, form)  # noqa: UP031
     tokenizer = make_tokenizer()
     tokenizer.chat_template = text

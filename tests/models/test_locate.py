@@ -1,4 +1,4 @@
-"""Locating a model: any source becomes one folder of safetensors, and a conversion happens once."""
+"""Locating a model: any source becomes a folder of safetensors, and is converted only once."""
 
 import multiprocessing
 
@@ -133,7 +133,7 @@ def test_a_damaged_gguf_file_is_a_user_error(tmp_path, cache):
 def test_two_processes_convert_a_gguf_file_once(tmp_path, cache, capfd):
     make_gguf(tmp_path / "tiny.gguf")
     section = ModelSection(source=str(tmp_path / "tiny.gguf"))
-    fork = multiprocessing.get_context("fork")  # inherits what is imported
+    fork = multiprocessing.get_context("fork")  # inherits the imported modules
     processes = [fork.Process(target=prepare_source, args=(section,)) for _ in range(2)]
     for process in processes:
         process.start()

@@ -1,4 +1,4 @@
-"""Packed rows do not see each other: every model computes of each row what it computes of the row alone."""
+"""Packed rows do not attend to each other: every model computes the same for a packed row as for the row alone."""
 
 import pytest
 import torch
@@ -51,11 +51,11 @@ def test_packed_logits_equal_those_of_single_rows(tmp_path, rows, model_type, at
     torch.testing.assert_close(logits(model, rows, packed=True), alone, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(logits(model, rows, packed=False), alone, rtol=1e-4, atol=1e-4)
     contaminated = logits(model, [sum(rows, [])], packed=False)
-    assert (contaminated - alone).abs().max() > 0.1  # the rows are such that contamination would show
+    assert (contaminated - alone).abs().max() > 0.1  # with these rows, attention across rows would be detected
 
 
 def reference_kernel(query, key, value, bounds, key_bounds, longest, longest_key, *, scale, window_size):
-    """What PyTorch documents of varlen_attn, in plain operations: [N, H, d], a row after the other, causal windows."""
+    """varlen_attn as PyTorch documents it, in plain operations: [N, H, d], row after row, causal windows."""
     assert torch.equal(bounds, key_bounds) and longest == longest_key == int(bounds.diff().max())
     before, after = window_size
     assert after == 0
@@ -72,7 +72,7 @@ def reference_kernel(query, key, value, bounds, key_bounds, longest, longest_key
 
 @pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
 def test_the_variable_length_kernel_gets_rows_heads_and_windows_of_the_model(tmp_path, rows, model_type, monkeypatch):
-    """The kernel itself needs a GPU; here a plain one of its documented contract stands in for it."""
+    """The kernel needs a GPU; here a plain implementation of its documentation replaces it."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_kernel)
     masked = logits(load(tmp_path, model_type, "sdpa"), rows, packed=True)
     bounded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation=varlen.NAME).eval()

@@ -1,4 +1,4 @@
-"""Control tokens in prompts and answers are text; everything else is tokenised as transformers does it."""
+"""Control tokens in prompts and answers are text; everything else is tokenised as in transformers."""
 
 from functools import cache
 
@@ -28,7 +28,7 @@ def conversation(*contents):
 
 
 def rendered(tokenizer, messages, **options):
-    """The whole rendering in tokens, as transformers encodes it."""
+    """The tokens of the whole rendered text, as transformers encodes it."""
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
 
 
@@ -60,7 +60,7 @@ def test_ordinary_messages_are_encoded_as_transformers_does(kind, contents):
 @settings(max_examples=60, deadline=None)
 @given(contents=st.tuples(hostile, hostile, hostile, hostile))
 def test_control_tokens_in_contents_are_text(kind, contents):
-    """The control tokens are those of the same turns with other contents, and the text is what was written."""
+    """The control tokens are those of the same turns with other contents, and the text is unchanged."""
     tokenizer = tokenizer_of(kind)
     assume(all(text.strip() for text in contents))
     messages = conversation(*contents)

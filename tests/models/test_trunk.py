@@ -1,4 +1,4 @@
-"""The trunk is the model up to block ℓ, exactly, and goes back into the checkpoint without touching the tail."""
+"""The trunk equals the model up to block ℓ exactly, and is written back without changing the tail."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_splice_changes_only_the_trunk(tmp_path, model_type, monkeypatch):
     real = inputs()["attention_mask"].bool()
     with torch.no_grad():
         for parameter in trunk.parameters():
-            parameter.copy_(parameter.to(torch.bfloat16))  # as the source's dtype rounded it
+            parameter.copy_(parameter.to(torch.bfloat16))  # rounded to the dtype of the source
         hidden = spliced(**inputs(), output_hidden_states=True).hidden_states[LAYER]
         assert torch.equal(hidden[real], trunk(**inputs()).last_hidden_state[real])
 

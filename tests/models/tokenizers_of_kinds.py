@@ -26,7 +26,7 @@ HEADERS = (  # as Llama 3 and Zephyr: line breaks between header and content
 
 
 def byte_level(template: str = CHATML, **options) -> PreTrainedTokenizerFast:
-    """As GPT-2, Qwen, Llama 3 and SmolLM."""
+    """As in GPT-2, Qwen, Llama 3 and SmolLM."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

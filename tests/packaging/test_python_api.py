@@ -122,7 +122,7 @@ def test_training_outside_the_main_thread_is_an_error(recipe):
 
 
 def test_guide_runs_as_written(model_folder, tmp_path):
-    """A file of the recipe's name in the working folder takes the place of the shipped recipe."""
+    """A file with the name of a shipped recipe in the working folder takes precedence."""
     path = write_recipe(tmp_path, model_folder)
     text = path.read_text().replace("stages: [refine, align]\n", "").replace(str(tmp_path / "runs"), "runs")
     (tmp_path / "smollm2-135m").write_text(text)

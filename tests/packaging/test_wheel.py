@@ -1,6 +1,6 @@
-"""The wheel, installed in a new virtual environment and used from an empty folder, far from the checkout.
+"""The wheel, installed in a new virtual environment and used from an empty folder without the checkout.
 
-The environment gets nothing but the wheel; torch and the other dependencies are found in the environment that runs the
+Only the wheel is installed there; torch and the other dependencies are found in the environment that runs the
 tests, through PYTHONPATH-like .pth entries that do not process its editable installs.
 """
 
@@ -19,12 +19,12 @@ from tiny import one_thread_environment
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "dcr_ds", "kernels", "recipes", "ds_configs", "slurm")
-INHERITED = ("PYTHON", "SLURM_", "DCR_DS_", "SBATCH_", "VIRTUAL_ENV")  # variables that must not reach the installation
+INHERITED = ("PYTHON", "SLURM_", "DCR_DS_", "SBATCH_", "VIRTUAL_ENV")  # variables that must not affect the installation
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: a build in the checkout would also pack what an earlier build left in build/."""
+    """Build from a copy, as a build in the checkout would include leftovers in build/."""
     sources = tmp_path_factory.mktemp("sources")
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -41,7 +41,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """Call a command of the new environment in an empty folder; returns the finished process."""
+    """Run a command of the new environment in an empty folder; returns the finished process."""
     home = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=120)
     python = home / "bin" / "python"

@@ -1,4 +1,4 @@
-"""A measurement changes the plan: the rate changes its time, the factor the rehearsed memory, neither the states."""
+"""A measurement changes the plan: the rate changes the time, the factor the rehearsed memory; the states stay."""
 
 from dataclasses import replace
 
@@ -35,4 +35,4 @@ def test_a_plan_resolves_auto_like_training_on_the_same_machine(tmp_path):
         plan = planned(recipe, folder, cluster)
         assert plan.model == trained.model and plan.refine.layer == trained.refine.layer
         assert plan.deepspeed == trained.deepspeed
-        assert plan.refine.micro_batch == plan.align.packed_length == "auto"  # the plan chooses these by what fits
+        assert plan.refine.micro_batch == plan.align.packed_length == "auto"  # the plan chooses these by memory

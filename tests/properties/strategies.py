@@ -1,4 +1,4 @@
-"""Bad input by the thousand: values of every kind, and valid values, texts and files with something changed."""
+"""Generated bad input: values of every kind, and valid values, texts and files with random changes."""
 
 import os
 from datetime import timedelta
@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 FULL = bool(os.environ.get("DCR_DS_FULL_PROPERTIES"))  # `make test-properties`
-LONGEST = timedelta(seconds=60)  # of one example: none may hang
+LONGEST = timedelta(seconds=60)  # per example, so that none may hang
 
 
 def examples(short: int, full: int = 3000):
-    """So many examples in `make test`, and in `make test-properties`."""
+    """Numbers of examples in `make test` and in `make test-properties`."""
     return settings(
         max_examples=full if FULL else short,
         deadline=LONGEST,
@@ -41,7 +41,7 @@ def places(value: Any, path: tuple = ()) -> list[tuple]:
 
 
 def replaced(value: Any, path: tuple, new: Any) -> Any:
-    """A copy of a nested value with another one at a path."""
+    """A copy of a nested value with a new value at a path."""
     if not path:
         return new
     copy = dict(value) if isinstance(value, dict) else list(value)
@@ -64,7 +64,7 @@ def changed(draw, valid: Any) -> Any:
 
 @st.composite
 def damaged(draw, whole: bytes) -> bytes:
-    """Bytes with a piece cut out, put in, doubled or turned."""
+    """Bytes with a piece removed, inserted, doubled or reversed."""
     start = draw(st.integers(0, len(whole)))
     end = draw(st.integers(start, min(len(whole), start + 50)))
     piece = draw(st.sampled_from([b"", whole[start:end] * 2]) | st.binary(max_size=8))

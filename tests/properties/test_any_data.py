@@ -1,4 +1,4 @@
-"""Whatever a data file holds: rows, or one message that names it; never a trace, and nothing is written."""
+"""Any data file gives rows or a single message that names it; never a stack trace, and nothing is written."""
 
 import gzip
 import json
@@ -58,7 +58,7 @@ RULES = st.fixed_dictionaries(
 
 
 def read_or_refused(path, **fields):
-    """The messages of the readers that refuse the file."""
+    """The messages of the readers that raise for the file."""
     refusals = []
     for read, name in ((read_prompts, "toxic"), (read_conversations, "general")):
         try:

@@ -1,4 +1,4 @@
-"""Whatever a manifest says: only what describes the very files beside it is taken for a checkpoint."""
+"""Any manifest: a checkpoint is accepted only if its manifest describes exactly its files."""
 
 import hashlib
 import json
@@ -25,14 +25,14 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def whole(checkpoint):
-    """The sealed folder; put back as it was after each test."""
+    """The sealed folder, restored after each test."""
     text = (checkpoint / MANIFEST).read_bytes()
     yield checkpoint, text
     (checkpoint / MANIFEST).write_bytes(text)
 
 
 def sealed_again(values):
-    """The values with a hash that fits them."""
+    """The values with a matching hash."""
     if isinstance(values, dict):
         values.pop("sha256", None)
         values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Whatever a recipe or the command line holds: a recipe, or one message; never a trace, and no file is touched."""
+"""Any recipe or command line gives a recipe or a single message; never a stack trace, and no file is changed."""
 
 import pytest
 import yaml

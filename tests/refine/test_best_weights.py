@@ -1,4 +1,4 @@
-"""The weights of the best step are exported, whatever follows it and however often the run is killed on the way."""
+"""The weights of the best step are exported, whatever follows, and however often the run is killed."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from tiny import make_model, one_thread_environment
 from dcr_ds.cli import main
 
 ROOT = Path(__file__).parents[2]
-# drift crosses the bound after step 2, so that steps 3 and 4 are not sound
+# drift exceeds its bound after step 2, so that steps 3 and 4 are not valid
 FIELDS = {
     "stages": "[refine]", "refine.learning_rate": 1e-3, "refine.target_gap": 2, "refine.patience": 9,
     "refine.max_drift": 0.35, "refine.max_steps": 4, "refine.on_failure": "stop", "checkpoint.every_steps": 1,
@@ -92,7 +92,7 @@ def test_the_best_weights_are_exported_even_after_a_kill(recipe, tmp_path, arm):
 
 @pytest.mark.slow
 def test_two_ranks_save_the_best_weights_and_one_rank_resumes(recipe, tmp_path):
-    """Killed on two ranks under ZeRO-3 and resumed on one, the exported weights are those of two undisturbed ranks."""
+    """Killed on two ranks under ZeRO-3 and resumed on one, the weights are those of an uninterrupted run."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
     words = {name: words_of(recipe, tmp_path / name, **ZERO3) for name in ("whole", "killed")}
@@ -121,7 +121,7 @@ def test_only_measured_steps_can_be_the_best(recipe, tmp_path):
 
 
 def test_the_default_recipe_separates_separable_prompts(tmp_path):
-    """The default recipe section, but for steps and sizes, raises the gap of prompts that differ in one word."""
+    """The default section, except for steps and sizes, raises the gap of prompts that differ in a word."""
     model = make_model(tmp_path / "model", tied=False, hidden_size=64, intermediate_size=128, head_dim=16)
     recipe = write_recipe(tmp_path, model)
     for name in ("seemingly_toxic", "toxic"):

@@ -1,4 +1,4 @@
-"""A stage 1 that failed ends the run with its reasons, keeps its weights, and continues only when asked to."""
+"""A failed stage 1 ends the run with the reasons and keeps its weights; the run continues only with on_failure."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_a_failed_refinement_ends_the_run_before_align(model, tmp_path, capsys, 
     assert summary["best"] == summary["final"]
     assert (run / "report" / "report.md").is_file() and not (run / "align").exists()
 
-    assert train(recipe, *words) == 1  # it is not taken for done when the command is repeated
+    assert train(recipe, *words) == 1  # it is not considered done when the command is repeated
     written = (run / "refine" / "model" / "model.safetensors").stat().st_mtime_ns
     assert train(recipe, *words, "--refine.on_failure", "continue") == 0
     assert (run / "align" / "model").is_dir()

@@ -1,4 +1,4 @@
-"""Stage 1 trains on no held-out prompt, and leaves out what is too long, with a count."""
+"""Stage 1 does not train on held-out prompts, and drops and counts prompts that are too long."""
 
 from collections import Counter
 
@@ -21,7 +21,7 @@ def talk(index, answer):
 
 
 def made_up(num=12, num_long=0, num_talks=10, num_long_talks=0):
-    """num prompts of each class, twins but for the first two; the last num_long of each are long."""
+    """`num` prompts per class, all twins except the first two; the last `num_long` per class are long."""
     texts = [f"{i} {LONG if i >= num - num_long else 'short'}" for i in range(num)]
     seeming = [Prompt(f"s{i}", f"paint {text}", pair=str(i) if i > 1 else None) for i, text in enumerate(texts)]
     toxic = [Prompt(f"t{i}", f"wreck {text}", pair=str(i) if i > 1 else None) for i, text in enumerate(texts)]
@@ -55,7 +55,7 @@ def test_held_out_prompts_are_never_trained_on(data, pairs):
     assert held_out and trained and not held_out & trained
     rows = [*sets.seemingly_toxic.rows, *sets.toxic.rows]
     pair_of = {tuple(encode_prompt(TOKENIZER, row.prompt)): row.pair for row in rows}
-    assert not ({pair_of[ids] for ids in held_out} - {None}) & trained_pairs  # nor is a twin
+    assert not ({pair_of[ids] for ids in held_out} - {None}) & trained_pairs  # and neither is a twin
     if pairs == "mixed":
         assert held_out | trained == set(pair_of)
 

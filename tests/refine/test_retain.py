@@ -44,7 +44,7 @@ def perturbed(source):
 
 
 def distances(original, perturbed, row):
-    """‖h − h₀‖ / ‖h₀‖ of a row's tokens, without padding or batch."""
+    """‖h − h₀‖ / ‖h₀‖ per token of a single row, without padding."""
     with torch.no_grad():
         before, after = (trunk(input_ids=torch.tensor([row])).last_hidden_state[0] for trunk in (original, perturbed))
     return [float((b - a).norm() / a.norm()) for a, b in zip(before, after, strict=True)]
@@ -53,7 +53,7 @@ def distances(original, perturbed, row):
 def test_the_original_model_has_distance_zero(original, anchors):
     assert retain_loss(original, ROWS, ALIVE, anchors, False, CPU).item() == 0.0
     assert drift(original, ROWS, anchors, Batching(5), ONE) == 0.0
-    assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # other shapes round differently
+    assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # rounding depends on shapes
     assert drift(original, ROWS, anchors, Batching(5, 30), ONE) < 1e-5
 
 

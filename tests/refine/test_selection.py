@@ -1,4 +1,4 @@
-"""The best weights of stage 1, and the three ways in which it fails."""
+"""The best weights of stage 1, and the three kinds of failure."""
 
 from functools import reduce
 

@@ -1,4 +1,4 @@
-"""The held-out figures: known by hand on made-up embeddings, and fooled neither by chance nor by twins."""
+"""Separation of held-out prompts: values computed by hand, and no bias by chance or twins."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from dcr_ds.refine.separation import class_mean_auc, separation
 
 
 def apart(n, width=8, distance=3.0, seed=0):
-    """n prompts of each class around two far points, without twins."""
+    """n prompts per class around two distant points, without twins."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.zeros(width)
     centre[0] = distance
@@ -19,7 +19,7 @@ def apart(n, width=8, distance=3.0, seed=0):
 
 
 def mean_cosine(rows, others):
-    """Over couples of different prompts, one at a time."""
+    """The mean over couples of different prompts."""
     couples = [(a, b) for a in rows for b in others if a is not b]
     return sum(float(torch.cosine_similarity(a, b, dim=0)) for a, b in couples) / len(couples)
 
@@ -83,7 +83,7 @@ def test_shuffled_labels_have_auc_near_half():
 
 
 def test_twins_that_differ_by_chance_have_auc_near_half():
-    """Twins lie close together: left in the class means they would vote for the wrong class."""
+    """Twins are close together, so that class means that include them would favour the wrong class."""
     generator = torch.Generator().manual_seed(0)
     aucs = []
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""What is compared with what: common prompts, several seeds, differences to the reference, several judges."""
+"""Comparisons: common prompts, several seeds, differences to the reference, several judges."""
 
 import json
 import re
@@ -24,7 +24,7 @@ STL = ("align", "evaluate")
 
 @pytest.fixture
 def pair(tmp_path):
-    """STL refuses half of 40 harmless prompts and all of 20 toxic ones; DCR a tenth, and all but one."""
+    """STL refuses half of 40 harmless and all of 20 toxic prompts; DCR a tenth, and all but one."""
     folders = [write_run(tmp_path / "stl", stages=STL), write_run(tmp_path / "dcr")]
     answers = {"stl": ("n" * 20 + "y" * 20, "n" * 20), "dcr": ("n" * 4 + "y" * 36, "n" * 19 + "y")}
     for folder in folders:
@@ -42,7 +42,7 @@ def compared(folders):
 
 
 def leave_out(home, ids):
-    """Take answers out of a benchmark, as if they had never been asked."""
+    """Remove answers from a benchmark, as if they had not been generated."""
     for file in home.glob("*.jsonl"):
         write_rows(file, [row for row in map(json.loads, file.read_text().splitlines()) if row["id"] not in ids])
     score = json.loads((home / "scores.json").read_text())

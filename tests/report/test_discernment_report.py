@@ -1,4 +1,4 @@
-"""Discernment in reports: the control is the reference, pairs of sets, both readings, and the curve in the figure."""
+"""Discernment in reports: the control as reference, paired sets, log-odds and verdicts, and the curve in the figure."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The page: whatever a model wrote shows as text, nothing is fetched, and the structure serves a screen reader."""
+"""The page: model output is shown as text, nothing is downloaded, and the structure supports screen readers."""
 
 import re
 from html.parser import HTMLParser
@@ -24,7 +24,7 @@ VOID = {"meta", "link", "br", "img", "hr", "input"}
 
 
 class Page(HTMLParser):
-    """Elements, attributes, text and ids of a page; raises where a tag is not closed by its own."""
+    """Elements, attributes, text and ids of a page; raises if tags are not closed properly."""
 
     def __init__(self, html):
         super().__init__()

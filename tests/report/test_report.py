@@ -217,7 +217,7 @@ def test_a_folder_without_a_run_is_a_user_error(dcr, tmp_path):
 def test_terminal_table_fits_100_columns(stl, dcr, tmp_path):
     one = terminal_table([dcr])
     assert "75.0% (30.0–95.0)" in one and "2.020 (+1.0%)" in one
-    assert len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1  # all side by side
+    assert len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1  # all next to each other
     many = [write_run(tmp_path / f"a-run-with-a-long-name-{i}", refine={"layer": i + 1}) for i in range(4)]
     for folders in ([dcr], [stl, dcr], [stl, dcr, *many]):
         text = terminal_table(folders)

@@ -25,7 +25,7 @@ def original(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def place(original, tmp_path) -> Path:
-    """A copy of that folder, to be changed by a test."""
+    """A copy of that folder, which a test may change."""
     shutil.copytree(original / "model", tmp_path / "model")
     write_recipe(tmp_path, tmp_path / "model")
     return tmp_path

@@ -1,4 +1,4 @@
-"""environment.json tells where a run happened, and no secret."""
+"""environment.json records where a run happened, and no secret."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run is resumed only with the model, tokenizer, template and data that it began with; anything else is refused."""
+"""A run resumes only with the model, tokenizer, template and data it started with; anything else is an error."""
 
 import json
 

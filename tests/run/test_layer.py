@@ -41,7 +41,7 @@ def test_the_probe_chooses_a_layer_and_a_resumed_run_keeps_it(recipe, capsys):
 
 
 def test_the_first_layer_that_separates_is_chosen(recipe, capsys):
-    """The last token sees the prompt from block 4 on, as attention adds nothing in the blocks below."""
+    """The last token attends to the prompt only from block 4 on, as attention is zero in the blocks below."""
     folder = make_model(recipe.parent / "model", layers=7, tied=False)
     model = load_causal_lm(folder, torch.float32, "eager", None)
     for block in model.model.layers[:3]:

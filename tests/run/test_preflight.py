@@ -1,4 +1,4 @@
-"""The preflight names the nodes that cannot work, and one that does not answer hangs nobody."""
+"""The preflight names nodes that do not work, and does not wait for a node that does not answer."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ PLACE = Place(rank=0, world_size=6, local_rank=0, ranks_per_node=2, gpus_per_nod
 
 
 def reports(versions: dict[int, str] | None = None, problems: dict[int, str] | None = None) -> dict:
-    """What six ranks of three nodes report; all is well but for what is said."""
+    """Reports of six ranks on three nodes, without problems except for the given ones."""
     versions, problems = versions or {}, problems or {}
     return {
         rank: {"problems": [problems[rank]] if rank in problems else [], "versions": {"torch": versions.get(rank, "2")}}
@@ -55,7 +55,7 @@ def test_hanging_checks_time_out_and_failing_ones_are_reported():
 
 @pytest.fixture
 def preflight(tmp_path):
-    """Run some ranks of a job on nodes of one rank each; gives their exit codes, what they said, and the verdict."""
+    """Run some ranks of a job with one rank per node; returns their exit codes, outputs, and the result."""
 
     def run(*arguments: str, ranks: list[int], world_size: int) -> tuple[list[int], str, list[str]]:
         with socket.socket() as listener:

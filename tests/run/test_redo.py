@@ -1,4 +1,4 @@
-"""--redo happens once: it removes earlier results when it begins, and the same command after a stop continues it."""
+"""--redo happens once: it first removes earlier results, and the same command after a stop continues it."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_an_interrupted_removal_is_completed_before_resuming(train, run_folder, 
 
 
 def test_stage_behind_a_symbolic_link_is_repeated(train, run_folder, place):
-    """A stage folder on scratch space: what it holds is removed, the link stays."""
+    """A stage folder on scratch space: its contents are removed, the link stays."""
     train("--stages", "[refine]")
     shutil.move(run_folder.stage("refine").folder, place / "scratch")
     run_folder.stage("refine").folder.symlink_to(place / "scratch")
