@@ -21,19 +21,20 @@ import deepspeed
 
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
-from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
+from dcr_ds.engine.distributed import Ranks, barrier, decide_on_main, print_on_main
 from dcr_ds.engine.memory import peak_memory_bytes
 from dcr_ds.engine.metrics import MetricsLog
 from dcr_ds.engine.profile import Profile
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.engine.watch.spikes import SpikeDetector
 from dcr_ds.engine.watch.stop import StopFlag
-from dcr_ds.errors import Diverged, Stopped
-from dcr_ds.files import flush, write_atomically
+from dcr_ds.errors import Diverged, Stopped, UserError
+from dcr_ds.files import flush, read_json, write_atomically
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import CONTROL, StageFolder
 
+NOT_IN_SUMMARY = ("recent_losses", "identity")
 MARGIN = 1.5
 MARGIN_SECONDS = 5.0  # until the process has ended
 
@@ -72,6 +73,7 @@ class Session:
         loaded = self.checkpoints.load_newest()
         self.is_new = loaded is None
         self.step, self.state = loaded or (0, {"tokens": 0, "seconds": 0.0})
+        self._check_identity()
         self._started = started - self.state["seconds"]
         self._spikes = SpikeDetector(self.state)
         self._longest_step, self._boundary = 0.0, time.monotonic()
@@ -143,10 +145,21 @@ class Session:
         if stopping and not is_last:
             raise Stopped(f"{self.label}: stopped at step {self.step}, saved in {self.checkpoints.folder}")
 
+    def _check_identity(self) -> None:
+        """Raise UserError if the checkpoint was saved by a stage with another identity, such as one of another run."""
+        identity = decide_on_main(lambda: read_json(self.folder.identity), self.ranks)
+        own = identity.get("sha256") if isinstance(identity, dict) else None
+        saved = self.state.setdefault("identity", own)  # None: saved before identities were recorded
+        if own and saved and own != saved:
+            raise UserError(
+                f"{self.checkpoints.path(self.step)}: belongs to a {self.label} with another recipe, model or data; "
+                f"remove {self.checkpoints.folder}, or do the stage again with --redo"
+            )
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Write summary.json, which marks the stage as done, and remove its checkpoints."""
         self.checkpoints.wait_until_saved()
-        summary = {name: value for name, value in self.state.items() if name != "recent_losses"} | summary
+        summary = {name: value for name, value in self.state.items() if name not in NOT_IN_SUMMARY} | summary
         summary |= {
             "steps": self.step,
             "samples": self.samples,

@@ -13,6 +13,7 @@ from dcr_ds.run.environment import record_attempt
 
 # fields that change no weight, so they may change when a run is resumed
 FREE = (
+    "name",
     "output",
     "stages",
     "control",
@@ -25,8 +26,17 @@ FREE = (
 )
 # fields of a stage that may change, too: how batches are split, and what happens after a refinement that failed
 FREE_IN_STAGES = (".micro_batch", ".packed_length", ".on_failure")
+# `auto` in the recipe of one machine may become something else on another, with results that differ in rounding
+RESOLVED_PER_MACHINE = (".loss_backend",)
 
-RESOLVED_MODEL = (("model", "dtype"), ("model", "attention"), ("model", "kernels"))
+# fields whose `auto` means, on resume, what it was resolved to before
+KEPT = (
+    ("model", "dtype"),
+    ("model", "attention"),
+    ("model", "kernels"),
+    ("refine", "layer"),
+    ("refine", "learning_rate"),
+)
 
 
 def prepare_folder(recipe: Recipe, redo: str | None) -> Recipe:
@@ -125,6 +135,16 @@ def has_control(recipe: Recipe) -> bool:
     return recipe.control == "stl" and "align" in recipe.stages and refines
 
 
+def settings_of(recipe: Recipe, stage: str) -> dict[str, Any]:
+    """Return the fields of a resolved recipe that the result of a stage depends on."""
+    section = "align" if stage == "control" else stage
+    others = {*FREE, *STAGES} - {section}
+    values = {name: value for name, value in public_values(recipe).items() if name not in others}
+    free = (*FREE_IN_STAGES, *RESOLVED_PER_MACHINE)
+    values[section] = {name: value for name, value in values[section].items() if f".{name}" not in free}
+    return values
+
+
 def redo_of(stage: str) -> str:
     """Return the value of --redo that does a stage again."""
     return "align" if stage == "control" else stage
@@ -178,8 +198,8 @@ def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: set[str]) -> l
     values = public_values(recipe)
     return [
         f"  {name}: {old} there, {new} now"
-        for name, old, new in _differences(saved, values)
-        if name.partition(".")[0] not in free and not name.endswith(FREE_IN_STAGES)
+        for name, old, new in differences(saved, values)
+        if name.partition(".")[0] not in free and not name.endswith(FREE_IN_STAGES) and not _is_kept(name, new)
     ]
 
 
@@ -199,18 +219,24 @@ def _saved_recipe(run: RunFolder) -> dict[str, Any] | None:
         ) from None
 
 
-def _differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Fields that differ; an `auto` that is asked for means what was resolved before, and never differs."""
+def differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return name, saved and asked value of the fields that both have, where they differ."""
     if isinstance(saved, dict) and isinstance(asked, dict):
         names = [name for name in asked if name in saved]
-        return [row for name in names for row in _differences(saved[name], asked[name], f"{prefix}{name}.")]
-    return [] if asked in ("auto", saved) else [(prefix[:-1], saved, asked)]
+        return [row for name in names for row in differences(saved[name], asked[name], f"{prefix}{name}.")]
+    return [] if asked == saved else [(prefix[:-1], saved, asked)]
+
+
+def _is_kept(name: str, asked: Any) -> bool:
+    """Return whether an `auto` that is asked for means what it was resolved to before, or may differ per machine."""
+    section, _, field = name.partition(".")
+    return asked == "auto" and ((section, field) in KEPT or name.endswith(RESOLVED_PER_MACHINE))
 
 
 def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:
     """Replace each `auto` by its resolved value, except how batches are split, which depends on ranks and device."""
     values = recipe.model_dump()
-    for section, name in (*RESOLVED_MODEL, ("refine", "layer"), ("refine", "learning_rate")):
+    for section, name in KEPT:
         if values[section][name] == "auto":
             values[section][name] = saved[section][name]
     return Recipe.model_validate(values)

@@ -1,7 +1,8 @@
-"""The identity of a run: a stage is resumed only with the model, tokenizer, chat template and data that it began with.
+"""The identity of a run: a stage is resumed only with the recipe, model, tokenizer, template and data it began with.
 
-Each stage records them by content in identity.json. Versions of packages and the commit of the project are recorded,
-too, but a difference is only reported: a run must survive an upgrade or a bug fix, which may change rounding.
+Each stage records them in identity.json, files by content, and each checkpoint records the hash of that identity. What
+may change the rounding alone is recorded, too, but a difference is only reported: versions of packages, the commit of
+the project, the number of ranks, and how DeepSpeed shards and offloads. A run must survive an upgrade or a bug fix.
 """
 
 import hashlib
@@ -16,33 +17,43 @@ from dcr_ds.models.checkpoint_files import model_config, weight_files, weights_h
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.run.environment import describe_software
-from dcr_ds.run.folder import redo_of
+from dcr_ds.run.folder import differences, redo_of, settings_of
 
-STAGE_DATA = {
-    "refine": ("data.seemingly_toxic", "data.toxic", "data.general"),
-    "align": ("data.general", "data.refusals", "data.preferences"),
-    "control": ("data.general", "data.refusals", "data.preferences"),
-}
+PROMPTS = ("data.seemingly_toxic", "data.toxic")
+CONVERSATIONS = ("data.general", "data.refusals", "data.preferences")
+# sections of a DeepSpeed configuration that change rounding at most, or nothing
+SHARDING = (
+    "zero_optimization",
+    "activation_checkpointing",
+    "zero_force_ds_cpu_optimizer",
+    "zero_allow_untested_optimizer",
+    "wall_clock_breakdown",
+    "flops_profiler",
+    "comms_logger",
+)
+LOSSY = "zero_quantized"  # fields of zero_optimization that send or keep weights or gradients in fewer bits
 # template and special tokens are part of these; the template is compared as it is used, by `template_hash`
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 
 
-def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData) -> list[str]:
+def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData, world_size: int) -> list[str]:
     """Record what a stage depends on if it is new, else compare it with the record. Rank 0.
 
     Args:
+        recipe: resolved.
         start: the folder of the model that the stage trains.
 
     Returns:
-        Notes to print: versions that differ.
+        Notes to print: what differs and may change the rounding.
 
     Raises:
-        UserError: the stage has results, and began with another model, tokenizer, chat template or data.
+        UserError: the stage has results, and began with another recipe, model, tokenizer, chat template or data.
     """
     folder = RunFolder(recipe.folder).stage(stage)
     saved: Any = read_json(folder.identity) if folder.has_results else None
     saved = saved if isinstance(saved, dict) else {}
     current = _describe(recipe, stage, start, data, known=saved.get("weights"))
+    current["software"] |= {"ranks": world_size, "sharding": _deepspeed(recipe)[1]}
     if different := _what_differs(saved, current):
         raise UserError(
             f"{folder.folder}: {stage} began with something else:\n" + "\n".join(different) + "\nRestore what it began "
@@ -56,6 +67,7 @@ def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData) -> li
     if folder.has_results and not saved:
         notes = [f"{stage} began before identities were recorded: its model and data are not compared"]
     record = current | {"software": saved.get("software", current["software"])}  # of the attempt that began the stage
+    record["sha256"] = _identity_hash(record)
     if record != saved:
         write_json(folder.identity, record)
     return notes
@@ -69,9 +81,34 @@ def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any
         "config": hash_of(model_config(start)),
         "tokenizer": _tokenizer_hash(start),
         "chat_template": template_hash(load_tokenizer(start, recipe.model.chat_template)),
-        "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in STAGE_DATA[stage]},
+        "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in _data(recipe, stage)},
+        "recipe": settings_of(recipe, stage) | {"deepspeed": json.dumps(_deepspeed(recipe)[0], sort_keys=True)},
         "software": describe_software(),
     }
+
+
+def _data(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The data sets that a stage reads."""
+    if stage == "refine":
+        return (*PROMPTS, "data.general")
+    return (*PROMPTS, *CONVERSATIONS) if recipe.align.measure_every else CONVERSATIONS
+
+
+def _deepspeed(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split a DeepSpeed configuration into what changes results and what changes rounding at most."""
+    assert isinstance(recipe.deepspeed, dict)  # resolved
+    config = {name: value for name, value in recipe.deepspeed.items() if value != "auto"}
+    config["bf16"] = {name: value for name, value in (config.get("bf16") or {}).items() if name != "enabled"}
+    zero = config.get("zero_optimization") or {}
+    exact = {name: value for name, value in config.items() if name not in SHARDING and value not in ({}, None)}
+    exact |= {name: value for name, value in zero.items() if name.startswith(LOSSY) and value}
+    return exact, {name: value for name, value in zero.items() if not name.startswith(LOSSY)}
+
+
+def _identity_hash(record: dict[str, Any]) -> str:
+    """Hash of an identity without what may differ: where the weights are, and what changes the rounding alone."""
+    parts = {name: value for name, value in record.items() if name not in ("software", "sha256", "weights")}
+    return hash_of(parts | {"weights": record["weights"]["sha256"]})
 
 
 def _describe_weights(folder: Path, known: Any) -> dict[str, Any]:
@@ -113,7 +150,8 @@ def _what_differs(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
         "chat template": (saved.get("chat_template"), current["chat_template"]),
     }
     pairs |= {f"rows of {name}": (_of(saved.get("data"), name), value) for name, value in current["data"].items()}
-    return [
+    fields = differences(saved.get("recipe"), current["recipe"]) if isinstance(saved.get("recipe"), dict) else []
+    return [f"  {name}: {before} there, {now} now" for name, before, now in fields] + [
         f"  {name}: {before[:16]} there, {now[:16]} now"
         for name, (before, now) in pairs.items()
         if isinstance(before, str) and before != now
@@ -127,7 +165,7 @@ def _of(values: Any, name: str) -> Any:
 def _changes(before: Any, now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     if not isinstance(before, dict):
         return []
-    return [(name, before.get(name), now.get(name)) for name in now if before.get(name) != now[name]]
+    return [(name, before[name], now[name]) for name in now if name in before and before[name] != now[name]]
 
 
 def _about_redo(recipe: Recipe) -> str:

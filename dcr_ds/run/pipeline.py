@@ -17,6 +17,7 @@ from dcr_ds.run.environment import describe_environment
 from dcr_ds.run.folder import begin_redo, end_redo, has_control, prepare_folder, redo_of, save_run
 from dcr_ds.run.identity import check_identity
 from dcr_ds.run.opening import open_run
+from dcr_ds.run.same_inputs import check_same_inputs
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -37,6 +38,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
             _describe_only(recipe, source, data, ranks)
         return
     with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
+        check_same_inputs(recipe, source, data, ranks)
         asked = recipe
         # again, under the lock: another run may have ended just now
         recipe = decide_on_main(lambda: prepare_folder(asked, redo), ranks)
@@ -46,7 +48,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
             reasons["refine.layer"] = ": ".join(filter(None, [reasons.get("refine.layer"), probed]))
         if message := decide_on_main(lambda: begin_redo(asked, redo), ranks):
             print_on_main(ranks, message)
-        for note in decide_on_main(lambda: _check_resumed(recipe, source, data), ranks):
+        for note in decide_on_main(lambda: _check_resumed(recipe, source, data, ranks.world_size), ranks):
             print_on_main(ranks, note)
         _describe(recipe, reasons, data, ranks)
         _run_stages(recipe, source, data, ranks)
@@ -91,7 +93,7 @@ def _check_refinement(recipe: Recipe, ranks: Ranks) -> None:
         raise
 
 
-def _check_resumed(recipe: Recipe, source: Path, data: RunData) -> list[str]:
+def _check_resumed(recipe: Recipe, source: Path, data: RunData, world_size: int) -> list[str]:
     """Check the identity of each stage that has results, before anything is written. Rank 0.
 
     Returns:
@@ -107,7 +109,7 @@ def _check_resumed(recipe: Recipe, source: Path, data: RunData) -> list[str]:
     for stage, start in starts.items():
         is_asked = stage in recipe.stages or (stage == "control" and has_control(recipe))
         if is_asked and run.stage(stage).has_results and start.is_dir():
-            notes += check_identity(recipe, stage, start, data)
+            notes += check_identity(recipe, stage, start, data, world_size)
     return notes
 
 
@@ -116,7 +118,7 @@ def _is_to_train(recipe: Recipe, stage: str, start: Path, data: RunData, ranks: 
     folder = RunFolder(recipe.folder).stage(stage)
 
     def is_done() -> bool:
-        check_identity(recipe, stage, start, data)
+        check_identity(recipe, stage, start, data, ranks.world_size)
         return _is_done(folder, stage)
 
     if not decide_on_main(is_done, ranks):

@@ -290,3 +290,22 @@ def test_the_estimated_time_of_a_save_counts_the_nodes_that_write(tmp_path, rank
     monkeypatch.setattr("dcr_ds.engine.checkpoint.checkpoints.gather_objects", lambda value, ranks: gathered)
     on_four = {zero: Checkpoints(engine, tmp_path, 1, ranks).expected_seconds for zero, engine in engines.items()}
     assert on_four == {0: on_one_node[0], 2: on_one_node[2] / 4}
+
+
+def test_checkpoint_of_other_parameters_is_refused(tmp_path, ranks):
+    """Another version names its parameters otherwise: DeepSpeed would leave them at their initial values."""
+    save_checkpoint(make_engine(ranks, 2, seed=0), tmp_path, 1, {}, keep=1, ranks=ranks)
+    other = make_engine(ranks, 2, seed=0)
+    other.module.add_module("5", torch.nn.Linear(1, 1))
+    with pytest.raises(UserError, match="step-00000001: holds other parameters than this version"):
+        load_newest(other, tmp_path, ranks)
+
+
+def test_manifest_of_a_newer_version_is_read(tmp_path, engine, ranks):
+    save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
+    manifest = tmp_path / "step-00000001" / MANIFEST
+    values = json.loads(manifest.read_text()) | {"added_later": 1}
+    values.pop("sha256")
+    sha256 = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps(values | {"sha256": sha256}))
+    assert load_newest(engine, tmp_path, ranks)[0] == 1

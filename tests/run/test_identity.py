@@ -1,10 +1,12 @@
 """A run resumes only with the model, tokenizer, template and data it started with; anything else is an error."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import TEMPLATE
 
 
 def change_weights(place):
@@ -114,3 +116,71 @@ def test_each_attempt_is_recorded(train, run_folder):
     assert len(environment["attempts"]) == 2
     for attempt in environment["attempts"]:
         assert attempt["packages"] == environment["packages"] and attempt["started"]
+
+
+def test_recipe_that_was_edited_in_the_run_folder_is_refused(train, refused, run_folder):
+    train("--stages", "[refine]", stop=True)
+    saved = run_folder.recipe.read_text()
+    run_folder.recipe.write_text(saved.replace("max_grad_norm: 1.0", "max_grad_norm: 0.5", 1))
+    assert "  refine.max_grad_norm: 1.0 there, 0.5 now" in refused(
+        "--stages", "[refine]", "--refine.max_grad_norm", "0.5"
+    )
+    run_folder.recipe.write_text(saved)
+    train("--stages", "[refine]")
+
+
+@pytest.mark.parametrize("asked", ["auto", "0.25"])
+def test_auto_that_is_not_resolved_is_a_value_of_its_own(train, refused, asked):
+    options = ("--stages", "[align]", "--align.epochs", "3", "--align.safe_ratio")
+    other = {"auto": "0.25", "0.25": "auto"}[asked]
+    train(*options, asked, stop=True)
+    assert "align.safe_ratio" in refused(*options, other)
+
+
+def test_chat_template_in_a_file_that_was_changed_is_refused(train, refused, place):
+    template = place / "template.jinja"
+    template.write_text(TEMPLATE)
+    options = ("--stages", "[refine]", "--model.chat_template", template)
+    train(*options, stop=True)
+    template.write_text(template.read_text() + "{# other #}")
+    assert "chat template" in refused(*options)
+
+
+def test_prompts_that_end_the_alignment_are_part_of_its_identity(train, refused, place):
+    options = ("--stages", "[align]", "--align.epochs", "3", "--align.measure_every", "1")
+    train(*options, stop=True)
+    path = place / "toxic.jsonl"
+    path.write_text(path.read_text().replace("wreck", "ruin"))
+    assert "rows of data.toxic" in refused(*options)
+
+
+def test_deepspeed_configuration_that_is_less_precise_is_refused(train, refused):
+    options = ("--stages", "[refine]", "--deepspeed")
+    train(*options, '{"zero_optimization": {"stage": 2}}', stop=True)
+    lossy = '{"zero_optimization": {"stage": 2}, "communication_data_type": "fp16"}'
+    assert "communication_data_type" in refused(*options, lossy)
+
+
+def test_other_sharding_is_reported_and_the_run_continues(train, run_folder):
+    options = ("--stages", "[refine]", "--deepspeed")
+    train(*options, '{"zero_optimization": {"stage": 2}}', stop=True)
+    message = train(*options, '{"zero_optimization": {"stage": 1}}')
+    assert "refine began with sharding {'stage': 2}, and now has {'stage': 1}" in message
+    assert run_folder.stage("refine").is_done
+
+
+def test_run_folder_that_was_copied_and_renamed_is_the_same_run(train, place, run_folder, steps):
+    train("--stages", "[refine]", stop=True)
+    shutil.copytree(run_folder.folder, place / "elsewhere" / "copied")
+    shutil.rmtree(run_folder.folder)
+    message = train("--stages", "[refine]", "--output", place / "elsewhere", "--name", "copied")
+    assert "resuming from" in message and "began with" not in message
+
+
+def test_checkpoints_of_another_run_are_refused(train, refused, run_folder):
+    train("--stages", "[refine]", "--seed", "1", "--name", "other", stop=True)
+    train("--stages", "[refine]", stop=True)
+    checkpoints = run_folder.stage("refine").checkpoints
+    shutil.rmtree(checkpoints)
+    shutil.copytree(run_folder.folder.with_name("other") / "refine" / "checkpoints", checkpoints)
+    assert "belongs to a refine with another recipe, model or data" in refused("--stages", "[refine]")

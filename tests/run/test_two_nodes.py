@@ -1,6 +1,7 @@
 """Two ranks that act as two nodes: each has a working directory of its own, so that relative paths are local to it."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -89,3 +90,22 @@ def test_rank_0_decides_that_little_time_is_left(run_on, place):
     assert code == 75 and "stopped at step 1" in stderr
     rows = (place / "runs" / "run" / "refine" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == [1]
+
+
+def test_data_that_differs_between_nodes_is_refused(run_on, place, nodes):
+    for node, word in zip(nodes, ("wreck", "ruin"), strict=True):
+        rows = (place / "toxic.jsonl").read_text().replace("wreck", word)
+        (node / "toxic.jsonl").write_text(rows)
+    code, stderr = run_on("--data.toxic", "toxic.jsonl")
+    message = the_error(stderr)
+    assert code == 2 and message.startswith("rank 1 on node") and "another data set data.toxic (toxic.jsonl)" in message
+
+
+def test_model_that_differs_between_nodes_is_refused(run_on, place, nodes):
+    for node in nodes:
+        shutil.copytree(place / "model", node / "model")
+    weights = nodes[1] / "model" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    code, stderr = run_on("--model.source", "model")
+    assert code == 2 and "another model.safetensors of the model model than rank 0" in the_error(stderr)

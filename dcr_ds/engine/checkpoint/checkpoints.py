@@ -33,7 +33,7 @@ from dcr_ds.engine.distributed import (
 )
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.errors import UserError
-from dcr_ds.files import flush, write_atomically
+from dcr_ds.files import flush, hash_of, write_atomically
 
 BYTES_PER_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
 SLOW_DISK = 100e6  # bytes per second and node
@@ -91,7 +91,8 @@ class Checkpoints:
         self._check_shared(partial)
         if self.ranks.is_main:
             zero_stage = self.engine.zero_optimization_stage()
-            saved = Saved(step, self.ranks.world_size, zero_stage, deepcopy(state), started)
+            names = parameters_hash(self.engine.module)
+            saved = Saved(step, self.ranks.world_size, zero_stage, deepcopy(state), started, names)
             self._sealing = self._thread.submit(self._seal, partial, final, saved)
         self._last_step = step
 
@@ -142,6 +143,11 @@ class Checkpoints:
             raise UserError(
                 f"{self.folder / name}: saved under ZeRO stage {manifest.zero_stage}, which stage {zero_stage} cannot "
                 f"load; use a --deepspeed of stage {manifest.zero_stage}, or start the stage again with --redo"
+            )
+        if manifest.parameters not in (None, parameters_hash(self.engine.module)):
+            raise UserError(
+                f"{self.folder / name}: holds other parameters than this version of the project and its packages "
+                "trains; resume with the versions that saved it, or start the stage again with --redo"
             )
         as_saved = (manifest.world_size, manifest.zero_stage) == (self.ranks.world_size, zero_stage)
         if as_saved or zero_stage == 0:  # without ZeRO every rank has the full state
@@ -223,6 +229,12 @@ def newest_complete(folder: Path) -> tuple[str, Manifest | None, list[tuple[str,
             return path.name, manifest, broken
         broken.append((path.name, problem))
     return "", None, broken
+
+
+def parameters_hash(module: torch.nn.Module) -> str:
+    """Hash of the names and shapes of a model's trainable weights, which does not depend on ranks and ZeRO stage."""
+    trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+    return hash_of([[name, list(getattr(parameter, "ds_shape", parameter.shape))] for name, parameter in trained])
 
 
 def num_trained(module: torch.nn.Module) -> int:

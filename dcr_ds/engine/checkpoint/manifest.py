@@ -35,7 +35,8 @@ class Manifest(BaseModel):
     """Step, layout, state of the training loop, and every file of a checkpoint.
 
     Attributes:
-        seconds: how long the save took until its files were hashed; None where the writer did not record it.
+        seconds: how long the save took until its files were hashed.
+        parameters: hash of names and shapes of the trained parameters; like `seconds` None in older versions.
     """
 
     # fields of newer versions are ignored; the hash of the manifest covers them
@@ -46,6 +47,7 @@ class Manifest(BaseModel):
     state: dict[str, Any]
     files: dict[str, FileFacts]
     seconds: float | None = None
+    parameters: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -61,6 +63,7 @@ class Saved:
     zero_stage: int
     state: dict[str, Any]
     started: float
+    parameters: str | None = None
 
 
 def seal(checkpoint: Path, saved: Saved) -> Manifest:
@@ -76,7 +79,7 @@ def seal(checkpoint: Path, saved: Saved) -> Manifest:
     seconds = time.monotonic() - saved.started
     manifest = Manifest(
         step=saved.step, world_size=saved.world_size, zero_stage=saved.zero_stage, state=saved.state,
-        files=by_name, seconds=seconds,
+        files=by_name, seconds=seconds, parameters=saved.parameters,
     )  # fmt: skip
     values = manifest.model_dump()
     write_atomically(checkpoint / MANIFEST, json.dumps(values | {"sha256": _hash_of(values)}, indent=1))
