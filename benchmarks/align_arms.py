@@ -172,6 +172,7 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
             options.model,
             dtype=torch.bfloat16 if on_gpu else torch.float32,
             attn_implementation=varlen.NAME if arm == "trl-varlen" else "sdpa",
+            trust_remote_code=False,
         ),
         args=SFTConfig(
             output_dir=tempfile.mkdtemp(),

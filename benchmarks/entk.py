@@ -56,7 +56,7 @@ class Problem:
         torch.manual_seed(0)
         medium = options.shape == "medium"
         config = AutoConfig.for_model("llama", **MEDIUM) if medium else config_of(options.shape)
-        self.model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+        self.model = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval().requires_grad_(False)
         self.k, count = options.k, 3 * options.prompts
         lengths = (options.length * (0.5 + torch.rand(count))).long().clamp(min=1).sort().values.tolist()
         self.prompts = [torch.randint(3, config.vocab_size, (length,)).tolist() for length in lengths]

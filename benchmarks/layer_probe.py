@@ -70,7 +70,9 @@ def parse() -> argparse.Namespace:
 def states_of(folder: Path | None, prompts: list[list[int]], pooling: str) -> torch.Tensor | None:
     if folder is None:
         return None
-    return hidden_by_layer(AutoModel.from_pretrained(folder, dtype=torch.float32), prompts, pooling)
+    return hidden_by_layer(
+        AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False), prompts, pooling
+    )
 
 
 def print_layers(figures: list[LayerFigures]) -> None:

@@ -197,7 +197,7 @@ def whole_trial(recipe, folder: Path, rows: Rows, ranks):
     stage = recipe.refine
     config = stage_config(recipe.deepspeed, stage, recipe.model.dtype, ranks)
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, recipe.model.dtype), attn_implementation="sdpa"
+        folder, dtype=getattr(torch, recipe.model.dtype), attn_implementation="sdpa", trust_remote_code=False
     )
     model.config.use_cache = False
     freeze_above(model, stage.layer)
@@ -270,7 +270,7 @@ def random_model(shape: str, folder: Path) -> None:
     torch.manual_seed(0)
     values = TINY if shape == "tiny" else json.loads((SHAPES / shape / "config.json").read_text())
     config = AutoConfig.for_model(**values)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).save_pretrained(folder)
 
 
 def parse() -> argparse.Namespace:

@@ -129,7 +129,11 @@ def time_steps(setting: Setting, steps: int) -> dict[str, Any]:
             q25, median, q75 = numpy.percentile([step[column] for step in seconds[name]], (25, 50, 75))
             row |= {f"{name}_{clock}_median": median, f"{name}_{clock}_q25": q25, f"{name}_{clock}_q75": q75}
     row["clock"] = clock = "wall" if on_gpu else "cpu"
-    flop = flop_of_step(AutoConfig.from_pretrained(setting.source), setting.layer, [setting.tokens] * setting.batch)
+    flop = flop_of_step(
+        AutoConfig.from_pretrained(setting.source, trust_remote_code=False),
+        setting.layer,
+        [setting.tokens] * setting.batch,
+    )
     row |= {f"{name}_mfu": mfu(flop[name], row[f"{name}_{clock}_median"], row["device"]) for name in PROVIDERS}
     row["flop_ratio"] = flop["ours"] / flop["theirs"]
     row["time_ratio"] = row[f"ours_{clock}_median"] / row[f"theirs_{clock}_median"]
@@ -196,7 +200,9 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
 
 def load_whole(folder: Path, layer: int, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The whole model, frozen except for blocks 1…ℓ; without the key-value cache, which would cost memory."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, use_cache=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, use_cache=False, trust_remote_code=False
+    )
     model.requires_grad_(False)
     model.model.layers[:layer].requires_grad_(True)
     return model

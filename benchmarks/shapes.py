@@ -42,7 +42,10 @@ def config_of(name: str) -> PreTrainedConfig:
 
 def parameters(config: PreTrainedConfig) -> int:
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+        return sum(
+            parameter.numel()
+            for parameter in AutoModelForCausalLM.from_config(config, trust_remote_code=False).parameters()
+        )
 
 
 def largest_that_fits(family: str, memory_bytes: int) -> str:
@@ -58,7 +61,7 @@ def save_random(config: PreTrainedConfig, folder: Path, dtype: torch.dtype, devi
     """Save a checkpoint of a model with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
-        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).save_pretrained(folder)
 
 
 def block_flop(config: PreTrainedConfig, lengths: Sequence[int]) -> int:

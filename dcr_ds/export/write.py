@@ -77,7 +77,7 @@ def check_export(folder: Path) -> None:
     """
     if not _is_adapter(folder):
         check_checkpoint(folder)
-        AutoConfig.from_pretrained(folder)
+        AutoConfig.from_pretrained(folder, trust_remote_code=False)
         load_tokenizer(folder)
         return
     PeftConfig.from_pretrained(str(folder))
@@ -193,9 +193,13 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
     """The model that a stage trains, on the meta device: names and shapes only."""
     with torch.device("meta"):
         if section == "refine":
-            model = freeze_tail(AutoModel.from_config(trunk_config(source, int(recipe.refine.layer))))
+            model = freeze_tail(
+                AutoModel.from_config(trunk_config(source, int(recipe.refine.layer)), trust_remote_code=False)
+            )
         else:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+            model = AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(source, trust_remote_code=False), trust_remote_code=False
+            )
         stage = getattr(recipe, section)
         return model if stage.adapter == "none" else add_lora(model, stage.lora, f"{section}.lora")
 

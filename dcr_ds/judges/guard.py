@@ -130,7 +130,7 @@ class GuardModel:
     ) -> PreTrainedModel:
         try:
             loaded: Any = kind.from_pretrained(
-                self.folder, dtype=DTYPES[self.dtype], output_loading_info=True, **options
+                self.folder, dtype=DTYPES[self.dtype], output_loading_info=True, **options, trust_remote_code=False
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0][:200]
@@ -223,7 +223,7 @@ def load_guard_judge(declared: GuardJudge) -> ModelJudge:
 
 
 def _check_classes(model: GuardModel, declared: GuardJudge) -> None:
-    config = AutoConfig.from_pretrained(model.folder)
+    config = AutoConfig.from_pretrained(model.folder, trust_remote_code=False)
     classes, labels = sorted(config.id2label.values()), model.declaration.readings[declared.judges].labels
     if config.problem_type == "multi_label_classification" or len(classes) < 2:
         raise UserError(

@@ -58,7 +58,9 @@ def build_on_meta(folder: Path) -> PreTrainedModel:
     """
     try:
         with torch.device("meta"), no_init_weights():
-            return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+            return AutoModelForCausalLM.from_config(
+                AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
+            )
     except Exception as error:  # what an inconsistent config raises depends on the field
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -73,7 +73,9 @@ def load_causal_lm(
         quantize: `nf4` loads the linear layers except the head in 4 bits, and needs a device.
     """
     options = loading_options(quantize, dtype, device)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention, **options).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
+    ).eval()
     if quantize != "none":
         return finish_four_bit(model)
     return model if device is None else model.to(device)

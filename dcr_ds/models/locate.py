@@ -97,9 +97,13 @@ def _dequantise(gguf: Path, target: Path) -> None:
 
     print(f"{gguf.name}: dequantising once into {str(target).removesuffix('.partial')}", file=sys.stderr, flush=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            gguf.parent,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     except Exception as error:  # what a damaged file raises depends on where the damage is
         raise UserError(f"{gguf}: transformers cannot read it ({str(error)[:200]}); copy it again") from None
@@ -107,7 +111,7 @@ def _dequantise(gguf: Path, target: Path) -> None:
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     )
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     plain.load_state_dict(model.state_dict())
     plain.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -33,7 +33,7 @@ def keep_tokenizer(source: Path, chat_template: str | None, folder: Path) -> Non
         ):  # an older template, from before .jinja files
             write_json(folder / CONFIG, config)
     if (folder / "config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
             _stop_at(turn_end_ids(tokenizer), folder)
 

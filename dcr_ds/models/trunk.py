@@ -31,7 +31,7 @@ def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
     Raises:
         UserError: `layer` is not in 1 … L − 1.
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     blocks = config.num_hidden_layers
     if not 1 <= layer < blocks:
         raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
@@ -63,7 +63,9 @@ def load_trunk(
     """
     config = trunk_config(folder, layer)
     options = loading_options(quantize, dtype, device)
-    trunk = AutoModel.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attention, **options)
+    trunk = AutoModel.from_pretrained(
+        folder, config=config, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
+    )
     return freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk))
 
 

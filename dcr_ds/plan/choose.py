@@ -188,7 +188,7 @@ class Stage:
         return "cuda" if self.cluster.on_gpu else "cpu"
 
     def _embedding_bytes(self) -> int:
-        config = AutoConfig.from_pretrained(self.folder)
+        config = AutoConfig.from_pretrained(self.folder, trust_remote_code=False)
         return self.section.global_batch * config.hidden_size * DTYPES[self.recipe.model.dtype].itemsize
 
 

@@ -125,7 +125,7 @@ def rows_of(recipe: Recipe, stage: str, ranks: int) -> tuple[int, int]:
 
 def tensors_of(recipe: Recipe, folder: Path, kind: Kind) -> list[Tensor]:
     """The parameters of a stage's model, as transformers builds it on the meta device."""
-    blocks = AutoConfig.from_pretrained(folder).num_hidden_layers
+    blocks = AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers
     trunk = blocks if kind in ("align", "dpo") else int(recipe.refine.layer)
     model = build_model(recipe, folder, kind, trunk, blocks - trunk if kind == "whole" else 0)
     width = DTYPES[recipe.model.dtype].itemsize
@@ -208,6 +208,6 @@ def _peak(rehearsal: Rehearsal, state: States, zero: Zero, bucket: int, is_first
 
 def _anchor_bytes(recipe: Recipe, folder: Path, share: Share) -> int:
     """Original activations of the retain term in host memory: an upper bound, for every row that a rank sees."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     rows = recipe.refine.max_steps * share.retain_rows
     return rows * share.tokens * config.hidden_size * DTYPES[recipe.model.dtype].itemsize

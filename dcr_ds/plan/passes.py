@@ -50,10 +50,10 @@ def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int 
     on_trunk = kind in ("refine", "retain")
     with torch.device("meta"):
         if on_trunk:
-            model = freeze_tail(AutoModel.from_config(trunk_config(folder, trunk), **options))
+            model = freeze_tail(AutoModel.from_config(trunk_config(folder, trunk), **options, trust_remote_code=False))
         else:
-            config = _with_blocks(AutoConfig.from_pretrained(folder), trunk + tail)
-            model = AutoModelForCausalLM.from_config(config, **options)
+            config = _with_blocks(AutoConfig.from_pretrained(folder, trust_remote_code=False), trunk + tail)
+            model = AutoModelForCausalLM.from_config(config, **options, trust_remote_code=False)
     model.config.use_cache = False
     if kind == "whole":
         freeze_above(model, trunk)

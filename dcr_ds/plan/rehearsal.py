@@ -98,7 +98,7 @@ _CACHE: dict[tuple, Rehearsal] = {}
 
 
 def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device: str) -> Rehearsal:
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     period = _period(config)
     trunk = config.num_hidden_layers if work.kind in ("align", "dpo") else int(recipe.refine.layer)
     tail = config.num_hidden_layers - trunk if work.kind == "whole" else 0

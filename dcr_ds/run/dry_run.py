@@ -26,10 +26,18 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
     for name, one in data.summary()["sets"].items():
         lines.append(f"data: {name}: {one['rows']} rows from {one['source']}")
     tokenizer = load_tokenizer(source, recipe.model.chat_template)
-    whole = _on_meta(lambda: AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)))
+    whole = _on_meta(
+        lambda: AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(source, trust_remote_code=False), trust_remote_code=False
+        )
+    )
     total = sum(parameter.numel() for parameter in whole.parameters())
     if "refine" in recipe.stages:
-        trunk = _on_meta(lambda: freeze_tail(AutoModel.from_config(trunk_config(source, int(recipe.refine.layer)))))
+        trunk = _on_meta(
+            lambda: freeze_tail(
+                AutoModel.from_config(trunk_config(source, int(recipe.refine.layer)), trust_remote_code=False)
+            )
+        )
         not_loaded = total - sum(_counts(trunk))
         if recipe.refine.adapter == "lora":
             trunk = add_lora(trunk, recipe.refine.lora, "refine.lora")
