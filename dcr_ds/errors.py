@@ -48,5 +48,8 @@ def write_errors_as_user_errors(place: Path) -> Iterator[None]:
         is_write_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE
         if not is_write_error and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
             raise
-        file, reason = getattr(error, "filename", None) or place, getattr(error, "strerror", None) or str(error)[:200]
+        # of a copy or a rename, filename is the source, and filename2 the file that is written
+        names = (getattr(error, name, None) for name in ("filename2", "filename"))
+        file = next((name for name in names if name), place)
+        reason = getattr(error, "strerror", None) or str(error)[:200]
         raise UserError(f"{file}: cannot be written ({reason}); free some space, or write elsewhere") from error

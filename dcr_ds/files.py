@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,14 @@ from dcr_ds.errors import UserError
 
 def cache_folder() -> Path:
     """The folder of converted models and downloaded data: $DCR_DS_CACHE, or dcr_ds in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dcr_ds"
-    return Path(os.environ.get("DCR_DS_CACHE") or default)
+    home = expand_user("~")
+    default = home / ".cache" if home.is_absolute() else Path(tempfile.gettempdir())  # a user without a home
+    return Path(os.environ.get("DCR_DS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or default) / "dcr_ds")
+
+
+def expand_user(path: str) -> Path:
+    """A path with ~ replaced by the home folder, as far as it is known."""
+    return Path(os.path.expanduser(path))
 
 
 def write_atomically(path: Path, text: str) -> None:

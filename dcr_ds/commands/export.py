@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dcr_ds.commands.parser import command_parser
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.recipe.layout import STAGE_OF_MODEL
 
 DESCRIPTION = """\
@@ -30,12 +30,13 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"{options.what}: no such folder")
     from dcr_ds.export.write import ExportOptions, export
 
-    exported = export(options.what, options.out, ExportOptions(options.merge, options.stage, options.base))
+    with write_errors_as_user_errors(options.out):
+        exported = export(options.what, options.out, ExportOptions(options.merge, options.stage, options.base))
     print(f"{options.out}: {exported}")
     if options.push:
         from dcr_ds.export.push import push
 
-        print(push(options.what, options.stage, options.out, options.push))
+        print(push(options.what, options.stage, options.out, options.push, options.base))
     return 0
 
 

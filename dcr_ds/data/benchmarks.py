@@ -20,6 +20,7 @@ from dcr_ds.data.records import PromptSet, digest
 from dcr_ds.data.selection import draw_rows
 from dcr_ds.data.tables import Origin, known_ending
 from dcr_ds.errors import UserError
+from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, EvaluateSection, NamedBenchmark, OwnBenchmark, PositiveInt, Section
 from dcr_ds.recipe.urls import expand_variables
 
@@ -135,7 +136,7 @@ def _check_local_copies(chosen: list[OwnBenchmark | NamedBenchmark], folder: str
 
 def _local_path(name: str, folder: str) -> Path | None:
     local = declarations()[name].local
-    return Path(expand_variables(folder, "evaluate.local_data")).expanduser() / local.source if local else None
+    return expand_user(expand_variables(folder, "evaluate.local_data")) / local.source if local else None
 
 
 def _read_own(benchmark: OwnBenchmark) -> Benchmark:

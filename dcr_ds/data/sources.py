@@ -12,6 +12,7 @@ from dcr_ds.data.download import check_hash, fetch, forget
 from dcr_ds.data.shipped import read_shipped
 from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, number_rows, parse_table, table_of
 from dcr_ds.errors import UserError
+from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, find_file
 from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
 
@@ -73,7 +74,7 @@ def _is_hub_id(source: str) -> bool:
 
 def _missing_file(source: str) -> str:
     """Why there is no file at a path, and what is there instead."""
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir() if known_ending(entry.name))[:5]
         return f"is a folder; choose a file in it{': ' + ', '.join(inside) if inside else ''}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.locate import prepare_source
@@ -38,7 +39,7 @@ def locate_target(model: ModelSection) -> LocalModel | Endpoint:
 
 
 def _locate_files(model: ModelSection) -> LocalModel:
-    folder = Path(model.source).expanduser()
+    folder = expand_user(model.source)
     base = base_of_adapter(folder)
     if base is None:
         return LocalModel(prepare_source(model), None)

@@ -6,6 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from dcr_ds.errors import UserError
+from dcr_ds.export.publish import make_public
 from dcr_ds.export.write import run_and_stage
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
@@ -14,12 +15,19 @@ from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.read import read_run
 
 
-def push(trained: Path, stage: str | None, folder: Path, hub_id: str) -> str:
+def push(trained: Path, stage: str | None, folder: Path, hub_id: str, base: str | None = None) -> str:
     """Upload a folder that was exported from `trained`, with the model card of its run; returns the address.
 
+    What is uploaded names no local paths.
+
+    Args:
+        base: hub id of the base model of an adapter; None: as recorded.
+
     Raises:
-        UserError: the hub cannot be reached or refuses the upload; the folder is kept.
+        UserError: an adapter's base model is not on the hub; the hub cannot be reached or refuses the upload. The
+            folder is kept.
     """
+    make_public(folder, base)
     add_card(trained, stage, folder)
     api = HfApi()
     try:

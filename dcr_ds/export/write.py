@@ -17,7 +17,7 @@ from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint, tokenizer_folder
+from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint, copied_files, tokenizer_folder
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
@@ -206,6 +206,7 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
 
 def _copy(folder: Path, out: Path) -> None:
     """Copy a folder, and compare the hashes of its files with those of the copies."""
+    copied_files(folder, ("**/*",))
     shutil.copytree(folder, out)
     for file in folder.rglob("*"):
         if file.is_file() and _sha256(file) != _sha256(out / file.relative_to(folder)):

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of
+from dcr_ds.files import expand_user, hash_of
 from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
@@ -250,7 +250,7 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, declaration: Declaration) -
 
 def _locate(source: str, declared: GuardJudge) -> Path:
     """The folder of the guard's model, downloaded if necessary; safetensors only."""
-    folder = Path(source).expanduser()
+    folder = expand_user(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError

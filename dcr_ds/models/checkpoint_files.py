@@ -6,6 +6,7 @@ found in milliseconds, not after the optimizer is built.
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dcr_ds.errors import UserError
@@ -16,10 +17,15 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemm
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
 CHUNK_BYTES = 1 << 24
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
+MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantised
 BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
 # Files of a checkpoint that are downloaded and copied. No pickles.
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
+TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*"
+)  # fmt: skip
 # Files that decide a model's answers: weights, architecture, tokenizer. Not README or sampling defaults.
 HASHED_FILES = (
     "*.safetensors",
@@ -30,6 +36,28 @@ HASHED_FILES = (
     "vocab.*",
     "merges.txt",
 )
+
+
+def copied_files(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The files of a folder that are copied as they are, sorted.
+
+    Raises:
+        UserError: one is a symbolic link to a file outside of the folder, which could be any file of this machine, or
+            is not a regular file.
+    """
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.is_dir()})
+    root = folder.resolve()
+    # the cache of the hub: models--OWNER--NAME/snapshots/COMMIT/config.json links to ../../blobs/HASH
+    roots = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
+    for path in files:
+        target = path.resolve()
+        if not any(target.is_relative_to(allowed) for allowed in roots):
+            raise UserError(
+                f"{path}: is a symbolic link to {target}, outside of the folder; replace it by the file, or remove it"
+            )
+        if not path.is_file():
+            raise UserError(f"{path}: is not a regular file; replace it by the file, or remove it")
+    return files
 
 
 def model_config(folder: Path) -> dict:
@@ -62,9 +90,14 @@ def weight_files(folder: Path) -> list[Path]:
         )
     if index.is_file():
         try:
-            files = [folder / name for name in sorted(set(parse_json(index.read_bytes())["weight_map"].values()))]
+            names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(f"{index}: not a valid index of shards; copy the model again") from None
+        if wrong := [str(name) for name in names if not SHARD.fullmatch(str(name))]:
+            raise UserError(
+                f"{index}: names the shard {wrong[0][:80]!r}; a shard is a .safetensors file in the same folder"
+            )
+        files = [folder / name for name in names]
         if missing := [file.name for file in files if not file.is_file()]:
             raise UserError(f"{folder}: {missing[0]} is missing (listed in {index.name}); copy the model again")
         return files
@@ -77,6 +110,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def check_checkpoint(folder: Path) -> None:
     """Raise UserError unless a checkpoint folder is complete and of a supported architecture."""
+    copied_files(folder, (*FILES[1:], *TOKENIZER_FILES))
     config = model_config(folder)
     model_type, num_blocks = config.get("model_type"), config.get("num_hidden_layers")
     if model_type not in SUPPORTED:
@@ -214,6 +248,8 @@ def _read_header(file: Path) -> dict[str, dict]:
         try:
             if header_size + 8 > size:
                 raise ValueError("the header is cut off")
+            if header_size > MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {header_size:,} bytes")
             header = parse_json(stream.read(header_size))
             tensors = {name: header[name] for name in header if name != "__metadata__"}
             expected = 8 + header_size + max(tensor["data_offsets"][1] for tensor in tensors.values())

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import cache_folder
+from dcr_ds.files import cache_folder, expand_user
 from dcr_ds.models.checkpoint_files import FILES, check_checkpoint
 from dcr_ds.recipe import ModelSection
 from dcr_ds.recipe.urls import expand_variables, mask_secrets
@@ -34,7 +34,7 @@ def prepare_source(model: ModelSection) -> Path:
 
 def _locate(model: ModelSection) -> Path:
     model = model.model_copy(update={"source": expand_variables(model.source, "model.source")})
-    path = Path(model.source).expanduser()
+    path = expand_user(model.source)
     if model.source == DEMO_MODEL and not path.exists():
         return _converted(_demo_gguf)
     if path.suffix == ".gguf":

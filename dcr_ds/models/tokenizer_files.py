@@ -7,8 +7,8 @@ from transformers import AutoTokenizer
 
 from dcr_ds.files import read_json, write_atomically, write_json
 from dcr_ds.models.chat import read_template, turn_end_ids
+from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, copied_files
 
-FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*")
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -22,9 +22,8 @@ def keep_tokenizer(source: Path, chat_template: str | None, folder: Path) -> Non
         source: the folder that the tokenizer was loaded from.
         chat_template: `model.chat_template`; None: the tokenizer's own.
     """
-    for file in {file for pattern in FILES for file in source.glob(pattern)}:
-        if file.is_file():
-            shutil.copyfile(file, folder / file.name)
+    for file in copied_files(source, TOKENIZER_FILES):
+        shutil.copyfile(file, folder / file.name)
     if chat_template is not None:
         write_atomically(folder / TEMPLATE, read_template(chat_template))
         config = read_json(folder / CONFIG)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json, write_json
-from dcr_ds.models.checkpoint_files import FILES, INDEX, read_headers, weight_files
+from dcr_ds.models.checkpoint_files import FILES, INDEX, copied_files, read_headers, weight_files
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
 from dcr_ds.progress import heartbeat
 
@@ -97,9 +97,8 @@ def splice(
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for pattern in FILES[1:]:
-        for file in source.glob(pattern):
-            shutil.copy(file, partial)
+    for file in copied_files(source, FILES[1:]):
+        shutil.copy(file, partial)
     replaced = _in_source_format(model, trained, partial / "trained", prefix)
     names = set(read_headers(source))
     kept = names - {HEAD} if model.config.tie_word_embeddings else names

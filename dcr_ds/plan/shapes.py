@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import SUPPORTED, model_config
 from dcr_ds.recipe import ModelSection
 
@@ -31,7 +32,7 @@ def shipped() -> list[dict]:
 
 
 def _locate(model: ModelSection) -> tuple[Path, str]:
-    path = Path(model.source).expanduser()
+    path = expand_user(model.source)
     if path.is_dir():
         return path, "its config.json"
     for shape in shipped():

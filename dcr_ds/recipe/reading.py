@@ -7,6 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import expand_user
 from dcr_ds.recipe.annotations import inside, may_be_none, wants_text
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
@@ -61,7 +62,7 @@ def json_schema() -> dict[str, Any]:
 
 def find_file(name: str) -> Path | None:
     """A file named in a recipe: relative to the working folder, else one that comes with the project."""
-    path = Path(expand_variables(name, "recipe")).expanduser()
+    path = expand_user(expand_variables(name, "recipe"))
     return path if path.is_file() else shipped_file(name)
 
 

@@ -1,6 +1,7 @@
 """Model cards: the README.md of a run's model folders, with the front matter that the Hugging Face hub reads."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,6 +10,7 @@ from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import CONTROL, REFINED, STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
 from dcr_ds.report.numbers.columns import Column, trained_titles
 from dcr_ds.report.numbers.comparison import Comparison
+from dcr_ds.report.numbers.public import public_run, public_text
 from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Paragraph
 from dcr_ds.report.render.markdown import written
@@ -63,12 +65,12 @@ def write_cards(comparison: Comparison) -> None:
 
 def model_card(comparison: Comparison, model: str) -> str:
     """The card of the control, the refined or the aligned model of a run, as Markdown."""
-    (run,) = comparison.runs
+    run = public_run(comparison.runs[0])
     column = next((column for column in comparison.columns if column.model == model), None)
     is_measured = column is not None and column.is_judged
     front = yaml.safe_dump(_front_matter(comparison, column, run), sort_keys=False, allow_unicode=True).strip()
     not_measured = Paragraph("This model was not evaluated; see the card of the aligned model.")
-    return render(
+    card = render(
         "card.md.jinja",
         front_matter=front,
         mark=MARK,
@@ -82,6 +84,7 @@ def model_card(comparison: Comparison, model: str) -> str:
         licence=literal(_licence(run)),
         citation=CITATION,
     )
+    return public_text(card)
 
 
 def _discernment(comparison: Comparison) -> str:
@@ -100,7 +103,7 @@ def _source(run: Run) -> str:
 def _front_matter(comparison: Comparison, column: Column | None, run: Run) -> dict[str, Any]:
     """Metadata for the hub; the license field is left to the publisher, since it depends on the base model."""
     source = _source(run)
-    named = {"base_model": source} if HUB_ID.match(source) else {}
+    named = {"base_model": source} if HUB_ID.match(source) and not Path(source).exists() else {}
     results = _hub_results(comparison, column)
     return {
         **named,

@@ -1,9 +1,14 @@
 """An uploaded folder has the model card of its run. The upload needs the hub; test_export.py tests its errors."""
 
-from huggingface_hub import ModelCard
+import json
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
 from run_folders import write_run
 
-from dcr_ds.export.push import add_card
+from dcr_ds.errors import UserError
+from dcr_ds.export.push import add_card, push
 
 
 def test_a_finished_stage_has_its_card(tmp_path):
@@ -25,3 +30,63 @@ def test_an_unfinished_stage_and_an_adapter_outside_of_runs_have_no_card(tmp_pat
             folder.mkdir(exist_ok=True)
         add_card(trained, None, out)
         assert not list(out.iterdir())
+
+
+@pytest.fixture
+def uploaded(monkeypatch):
+    """What would be uploaded: the text of each file."""
+    files = {}
+
+    def upload_folder(self, repo_id, folder_path, commit_message):
+        files.update({path.name: path.read_text() for path in Path(folder_path).rglob("*") if path.is_file()})
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: f"https://hub/{name}")
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return files
+
+
+def adapter_of(folder, base):
+    folder.mkdir()
+    config = {"base_model_name_or_path": str(base), "peft_type": "LORA", "revision": None}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "base.json").write_text(json.dumps({"source": str(base), "sha256": "0"}))
+    return folder
+
+
+def test_what_is_pushed_names_no_local_paths(tmp_path, uploaded):
+    data = tmp_path / "my data" / "prompts.jsonl"
+    run = write_run(tmp_path / "run", model={"source": str(tmp_path / "models" / "mine")})
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["data.toxic"] = {"source": str(data), "rows": 3, "sha256": "0" * 64}
+    environment["notes"] = [f"data.toxic ({data}): 3 rows left out"]
+    (run / "environment.json").write_text(json.dumps(environment))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps({"_name_or_path": str(tmp_path / "models" / "mine"), "a": "a/b"}))
+    (out / "tokenizer_config.json").write_text(json.dumps({"name_or_path": str(tmp_path), "chat_template": "/a/b\n/c"}))
+    push(run, "align", out, "me/model")
+    assert set(uploaded) == {"README.md", "config.json", "tokenizer_config.json"}
+    assert not [name for name, text in uploaded.items() if str(tmp_path) in text or str(tmp_path.parent) in text]
+    assert "prompts.jsonl" in uploaded["README.md"] and "mine" in uploaded["README.md"]
+    assert json.loads(uploaded["config.json"]) == {"_name_or_path": "mine", "a": "a/b"}
+    assert json.loads(uploaded["tokenizer_config.json"])["chat_template"] == "/a/b\n/c"
+
+
+def test_an_adapter_names_a_base_that_others_can_download(tmp_path, uploaded):
+    cached = tmp_path / "hub" / "models--owner--base" / "snapshots" / "0123abc"
+    push(tmp_path, None, adapter_of(tmp_path / "a", cached), "me/model")
+    config = json.loads(uploaded["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", "0123abc")
+    assert json.loads(uploaded["base.json"]) == {"source": "owner/base", "sha256": "0"}
+    push(tmp_path, None, adapter_of(tmp_path / "b", "owner/other"), "me/model")
+    assert json.loads(uploaded["adapter_config.json"])["base_model_name_or_path"] == "owner/other"
+    push(tmp_path, None, adapter_of(tmp_path / "c", tmp_path), "me/model", "owner/third")
+    assert json.loads(uploaded["adapter_config.json"])["base_model_name_or_path"] == "owner/third"
+
+
+def test_an_adapter_of_a_local_base_is_not_pushed(tmp_path, uploaded):
+    for number, base in enumerate((tmp_path / "run" / "refine" / "model", "", "models/mine/it")):
+        adapter = adapter_of(tmp_path / f"a{number}", base)
+        with pytest.raises(UserError, match="which nobody else has; push a whole model with --merge"):
+            push(tmp_path, None, adapter, "me/model")
+    assert not uploaded
