@@ -13,7 +13,7 @@ FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"dcr_kernels"},
     {"errors"},
     {"files", "progress", "statistics", "reasoning"},
-    {"recipe", "discernment", "label_agreement"},
+    {"recipe", "discernment", "label_agreement", "locks"},
     {"data", "models"},
     {"engine"},
     {"judges"},

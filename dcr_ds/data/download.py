@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from filelock import FileLock
-
 from dcr_ds.data.tables import Origin
 from dcr_ds.files import cache_folder, read_json, write_atomically
+from dcr_ds.locks import locked
 
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 5
@@ -45,7 +44,7 @@ def fetch(url: str, sha256: str | None, origin: Origin) -> bytes:
     folder = record.parent
     with _write_errors(folder, origin):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(record.with_suffix(".lock")):
+        with locked(record.with_suffix(".lock")):
             known = read_json(record)
             hashes = [sha256] if sha256 else [known.get("sha256")] if isinstance(known, dict) else []
             for digest in hashes:

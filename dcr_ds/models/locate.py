@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import cache_folder, expand_user
+from dcr_ds.locks import locked
 from dcr_ds.models.checkpoint_files import FILES, check_checkpoint
 from dcr_ds.recipe import ModelSection
 from dcr_ds.recipe.urls import expand_variables, mask_secrets
@@ -70,8 +71,6 @@ def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:
     Args:
         key: the file whose name, size and time name the folder; None: the demo's model.
     """
-    from filelock import FileLock
-
     name = DEMO_MODEL if key is None else f"{key.stem}-{key.stat().st_size}-{int(key.stat().st_mtime)}"
     folder = cache_folder() / name
     if (folder / "config.json").is_file():
@@ -82,7 +81,7 @@ def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:
         raise UserError(
             f"{folder.parent}: cannot be created ({error.strerror}); set DCR_DS_CACHE to another folder"
         ) from None
-    with FileLock(folder.with_name(f"{name}.lock")):
+    with locked(folder.with_name(f"{name}.lock")):
         if not (folder / "config.json").is_file():
             partial = folder.with_name(f"{name}.partial")
             shutil.rmtree(partial, ignore_errors=True)

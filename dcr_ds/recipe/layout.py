@@ -161,12 +161,8 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
+        """The lock; `.lock.owner` names its holder."""
         return self.folder / ".lock"
-
-    @property
-    def lock_owner(self) -> Path:
-        """Names the process that holds the lock."""
-        return self.folder / ".lock.owner"
 
     @property
     def redo(self) -> Path:

@@ -6,15 +6,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dcr_ds.engine.distributed import Ranks, barrier, decide_on_main, joined, wait_until_visible
+from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.run.lock import RunLock
+from dcr_ds.locks import Lock, LockHeld
+from dcr_ds.recipe.layout import RunFolder
+
+LOCK_SECONDS = 60.0  # the ranks of a run that was killed end within this time
 
 
 @contextmanager
 def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
     """Join the process group, watched by the watchdog, and hold the lock of each run folder. All ranks.
 
-    While entered, a stop signal raises Stopped. The locks end with rank 0's process, however it ends (run/lock.py).
+    While entered, a stop signal raises Stopped. The locks end with rank 0's process, however it ends (locks.py).
 
     Args:
         folders: existing run folders; none for a run that writes nothing.
@@ -36,8 +40,18 @@ def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
 
 @contextmanager
 def _lock(folder: Path, ranks: Ranks) -> Iterator[None]:
-    lock = RunLock(folder)
-    decide_on_main(lock.acquire, ranks)
+    lock = Lock(RunFolder(folder).lock)
+
+    def acquire() -> None:
+        try:
+            lock.acquire(LOCK_SECONDS)
+        except LockHeld as held:
+            raise UserError(
+                f"{folder}: another run is writing to this folder: {held}; wait for it, stop it, or use another --name "
+                "or --out"
+            ) from None
+
+    decide_on_main(acquire, ranks)
     try:
         yield
     finally:

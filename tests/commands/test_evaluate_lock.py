@@ -3,22 +3,22 @@
 import os
 import signal
 
-from filelock import FileLock
 from small_runs import the_error
 from tiny import make_model
 
 from dcr_ds.cli import main
 from dcr_ds.evaluate import run as evaluation
+from dcr_ds.locks import locked
 from dcr_ds.recipe.layout import RunFolder
-from dcr_ds.run import lock
+from dcr_ds.run import opening
 
 
 def test_second_evaluation_into_the_same_folder_is_refused(tmp_path, capsys, monkeypatch):
     make_model(tmp_path / "model", layers=2, tied=False)
     run = RunFolder(tmp_path / "out" / "model")
     run.folder.mkdir(parents=True)
-    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
-    with FileLock(run.lock):
+    monkeypatch.setattr(opening, "LOCK_SECONDS", 0.1)
+    with locked(run.lock):
         command = ["evaluate", tmp_path / "model", "--suite", "builtin", "--out", tmp_path / "out"]
         assert main([str(word) for word in command]) == 2
     message = the_error(capsys.readouterr().err)

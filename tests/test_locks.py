@@ -1,4 +1,4 @@
-"""The lock of a run folder, with and without flock: one holder, named in messages, and replaced when it is gone."""
+"""Locks with and without flock: one holder, named in messages, and replaced when it is gone."""
 
 import errno
 import fcntl
@@ -13,21 +13,19 @@ import time
 import pytest
 from tiny import one_thread_environment
 
-from dcr_ds.errors import UserError
-from dcr_ds.recipe.layout import RunFolder
-from dcr_ds.run import lock
-from dcr_ds.run.lock import RunLock, this_process
+from dcr_ds import locks
+from dcr_ds.locks import Lock, LockHeld, this_process
 
 HOLD = """
 import fcntl, sys, time
 from pathlib import Path
-from dcr_ds.run import lock
-lock.HEARTBEAT_SECONDS, lock.LOCK_SECONDS = 0.05, float(sys.argv[3])
+from dcr_ds import locks
+locks.HEARTBEAT_SECONDS = 0.05
 def unsupported(*_):
     raise OSError(int(sys.argv[2]), "not supported")
 if int(sys.argv[2]):
     fcntl.flock = unsupported
-held = lock.RunLock(Path(sys.argv[1]))
+held = locks.Lock(Path(sys.argv[1]))
 held.acquire()
 print("held", flush=True)
 time.sleep(60)
@@ -37,10 +35,10 @@ UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.5)
-    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
-    monkeypatch.setattr(lock, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(locks, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.1)
 
 
 @pytest.fixture(params=[0, *UNSUPPORTED], ids=["flock", *map(errno.errorcode.get, UNSUPPORTED)])
@@ -61,7 +59,7 @@ def hold(tmp_path):
     processes = []
 
     def start(flock_error: int) -> subprocess.Popen:
-        command = [sys.executable, "-c", HOLD, str(tmp_path), str(flock_error), "0.5"]
+        command = [sys.executable, "-c", HOLD, str(tmp_path / ".lock"), str(flock_error)]
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread_environment()
         )
@@ -78,37 +76,37 @@ def hold(tmp_path):
 def owned_elsewhere(folder, **changes) -> dict:
     """Leave the record of a process of another host."""
     owner = this_process()._asdict() | {"boot": "another", "host": "node7", "pid": 4321, "token": "theirs"} | changes
-    RunFolder(folder).lock_owner.write_text(json.dumps(owner))
+    (folder / ".lock.owner").write_text(json.dumps(owner))
     return owner
 
 
-def test_second_run_is_refused_and_the_message_names_host_process_and_file(tmp_path, hold, flock_error):
+def test_second_process_is_refused_and_the_message_names_host_process_and_file(tmp_path, hold, flock_error):
     holder = hold(flock_error)
-    with pytest.raises(UserError) as refused:
-        RunLock(tmp_path).acquire()
-    for text in (str(tmp_path), f"process {holder.pid} on host {os.uname().nodename}, since 20", ".lock.owner"):
+    with pytest.raises(LockHeld) as refused:
+        Lock(tmp_path / ".lock").acquire(timeout=0.5)
+    for text in (f"process {holder.pid} on host {os.uname().nodename}, since 20", f"{tmp_path}/.lock.owner"):
         assert text in str(refused.value)
     assert holder.poll() is None
 
 
 def test_lock_of_a_process_that_was_killed_is_taken_at_once(tmp_path, hold, flock_error, monkeypatch):
-    monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 60.0)
     holder = hold(flock_error)
     holder.kill()
     holder.wait()
     started = time.monotonic()
-    taken = RunLock(tmp_path)
+    taken = Lock(tmp_path / ".lock")
     taken.acquire()
     assert time.monotonic() - started < 5
     taken.release()
-    assert not RunFolder(tmp_path).lock_owner.exists()
+    assert not (tmp_path / ".lock.owner").exists()
 
 
 def test_lock_that_was_released_is_free(tmp_path, flock_error):
     for _ in range(2):
-        taken = RunLock(tmp_path)
+        taken = Lock(tmp_path / ".lock")
         taken.acquire()
-        assert json.loads(RunFolder(tmp_path).lock_owner.read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / ".lock.owner").read_text())["pid"] == os.getpid()
         taken.release()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
@@ -116,7 +114,7 @@ def test_lock_that_was_released_is_free(tmp_path, flock_error):
 def test_lock_of_another_host_is_taken_when_its_owner_gives_no_sign_of_life(tmp_path, flock_error):
     owned_elsewhere(tmp_path)
     started = time.monotonic()
-    taken = RunLock(tmp_path)
+    taken = Lock(tmp_path / ".lock")
     taken.acquire()
     assert time.monotonic() - started > 0.5
     taken.release()
@@ -133,23 +131,23 @@ def test_living_lock_of_another_host_is_kept_though_its_clock_jumps(tmp_path, fl
             if over.wait(0.05):
                 return
             when = time.time() + (jump if number % 2 else 0)
-            os.utime(RunFolder(tmp_path).lock_owner, (when, when))
+            os.utime((tmp_path / ".lock.owner"), (when, when))
 
     thread = threading.Thread(target=beat)
     thread.start()
     try:
-        with pytest.raises(UserError, match="process 4321 on host node7"):
-            RunLock(tmp_path).acquire()
+        with pytest.raises(LockHeld, match="process 4321 on host node7"):
+            Lock(tmp_path / ".lock").acquire(timeout=0.5)
     finally:
         over.set()
         thread.join()
-    assert json.loads(RunFolder(tmp_path).lock_owner.read_text())["token"] == "theirs"
+    assert json.loads((tmp_path / ".lock.owner").read_text())["token"] == "theirs"
 
 
 def test_process_with_the_same_pid_on_this_host_is_not_the_owner(tmp_path, flock_error):
     """The owner is gone, and its pid was given to another process."""
     owned_elsewhere(tmp_path, **this_process()._asdict() | {"ticks": "1"})
-    taken = RunLock(tmp_path)
+    taken = Lock(tmp_path / ".lock")
     taken.acquire()
     taken.release()
 
@@ -163,11 +161,11 @@ def test_of_two_runs_that_take_over_one_has_the_lock(tmp_path, monkeypatch):
     outcomes = []
 
     def acquire():
-        taken = RunLock(tmp_path)
+        taken = Lock(tmp_path / ".lock")
         try:
-            taken.acquire()
+            taken.acquire(timeout=2.0)
             outcomes.append(taken)
-        except UserError:
+        except LockHeld:
             outcomes.append(None)
 
     threads = [threading.Thread(target=acquire) for _ in range(2)]
@@ -190,7 +188,7 @@ def test_run_that_was_frozen_and_lost_its_lock_ends(tmp_path, hold):
 
 
 def test_damaged_record_is_replaced(tmp_path, flock_error):
-    RunFolder(tmp_path).lock_owner.write_text("{")
-    taken = RunLock(tmp_path)
+    (tmp_path / ".lock.owner").write_text("{")
+    taken = Lock(tmp_path / ".lock")
     taken.acquire()
     taken.release()

@@ -1,36 +1,36 @@
-"""The lock of a run folder: one run writes to it at a time.
+"""Locks between processes of one or more hosts: one process at a time writes to a run folder or fills a cache.
 
-It is flock(2) on `.lock`, which the kernel releases however its process ends. Some file systems do not support it
-(Lustre without the mount option flock) or lock per host only (localflock). So the holder also owns `.lock.owner`, which
-names its host, process and start, and which it touches every few seconds; where flock is missing, that file alone is
-the lock.
+A lock is flock(2) on a file, which the kernel releases however its process ends. Some file systems do not support it
+(Lustre without the mount option flock) or lock per host only (localflock). So the holder also owns `<file>.owner`,
+which names its host, process and start, and which it touches every few seconds; where flock is missing, that file alone
+is the lock.
 
-A run that waits for the owner of another host watches whether the file changes, for `LOCK_SECONDS` on its own monotonic
-clock. Times of two clocks are never compared, so a clock that jumps does not release a lock that is held.
+A process that waits for the owner of another host watches whether the file changes, for `SILENT_SECONDS` on its own
+monotonic clock. Times of two clocks are never compared, so a clock that jumps does not release a lock that is held.
 """
 
 import errno
 import fcntl
 import json
+import math
 import os
 import platform
 import secrets
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcr_ds.errors import UserError
 from dcr_ds.files import read_json
-from dcr_ds.recipe.layout import RunFolder
 
-LOCK_SECONDS = 60.0  # the ranks of a run that was killed end within this time
+SILENT_SECONDS = 60.0  # after so long without a sign of life an owner is gone
 HEARTBEAT_SECONDS = 5.0
 POLL_SECONDS = 0.5
-SETTLE_SECONDS = 1.0  # between two runs that take over the same lock, the later one has it
+SETTLE_SECONDS = 1.0  # of two processes that take over a lock within this time, the later one has it
 NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
@@ -44,29 +44,35 @@ class Process(NamedTuple):
     ticks: str  # when it started, so that a later process with the same pid is another one
 
 
-class RunLock:
-    """The lock of one run folder, for one process.
+class LockHeld(Exception):
+    """Another process has the lock; the text names it."""
+
+
+class Lock:
+    """A lock, for one process.
 
     Args:
-        folder: an existing run folder.
+        path: its file, in an existing folder.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, run = folder, RunFolder(folder)
-        self._lock, self._owner = run.lock, run.lock_owner
+    def __init__(self, path: Path):
+        self._path, self._owner = path, path.with_name(f"{path.name}.owner")
         self._token = secrets.token_hex(8)
         self._descriptor: int | None = None
         self._released = threading.Event()
-        self._heart = threading.Thread(target=self._beat, name="lock of the run folder", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
 
-    def acquire(self) -> None:
-        """Wait for the lock, for at most `LOCK_SECONDS`.
+    def acquire(self, timeout: float = math.inf) -> None:
+        """Wait for the lock.
+
+        Args:
+            timeout: in seconds.
 
         Raises:
-            UserError: another run has it; host, process and file are named.
+            LockHeld: another process has it for longer; host, process and file are named.
         """
         try:
-            self._claim_owner(has_flock=self._flock())
+            self._claim_owner(timeout, has_flock=self._flock(timeout))
         except BaseException:
             self._close()
             raise
@@ -81,15 +87,15 @@ class RunLock:
             self._owner.unlink(missing_ok=True)
         self._close()
 
-    def _flock(self) -> bool:
+    def _flock(self, timeout: float) -> bool:
         """Wait for flock; return False if the file system does not support it."""
-        self._descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
-        deadline = time.monotonic() + LOCK_SECONDS
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):  # the latter on some network file systems
                 if time.monotonic() > deadline:
                     raise self._held_by(read_json(self._owner)) from None
             except OSError as error:
@@ -98,27 +104,26 @@ class RunLock:
                 return False
             time.sleep(POLL_SECONDS)
 
-    def _claim_owner(self, has_flock: bool) -> None:
-        """Create `.lock.owner`, or take it over from an owner that is gone."""
-        start = polled = time.monotonic()
-        first = self._state()
-        has_changed = is_announced = False
+    def _claim_owner(self, timeout: float, has_flock: bool) -> None:
+        """Create the owner's file, or take it over from an owner that is gone."""
+        start = polled = changed = time.monotonic()
+        state = self._state()
+        is_announced = False
         while not self._create():
-            state = self._state()
+            before, state = state, self._state()
             now = time.monotonic()
-            if now - polled > 5 * POLL_SECONDS:  # the file system did not answer: nobody could touch the file
-                start = now
+            if state != before or now - polled > 5 * POLL_SECONDS:  # or the file system stood still for all
+                changed = now
             polled = now
-            has_changed |= state != first
             owner = read_json(self._owner)
             is_gone = _is_gone(owner, has_flock)
-            if is_gone or (now - start > LOCK_SECONDS and not has_changed):
+            if is_gone or now - changed > SILENT_SECONDS:
                 if self._take_over(settle=not (is_gone and has_flock)):
                     return
-            elif now - start > LOCK_SECONDS:
+            elif now - start > timeout:
                 raise self._held_by(owner)
             elif not is_announced:
-                print(f"{self.folder}: waiting for {_describe(owner)}, up to {LOCK_SECONDS:g} s", file=sys.stderr)
+                print(f"waiting for {_describe(owner)} ({self._owner})", file=sys.stderr, flush=True)
                 is_announced = True
             time.sleep(POLL_SECONDS)
 
@@ -132,7 +137,7 @@ class RunLock:
         return True
 
     def _take_over(self, settle: bool) -> bool:
-        """Replace the file; return whether it is still this run's after another run could have replaced it, too."""
+        """Replace the file; return whether it is still own after another process could have done the same."""
         partial = self._owner.with_name(f"{self._owner.name}.{self._token}")
         partial.write_text(self._record(), encoding="utf-8")
         partial.replace(self._owner)
@@ -157,30 +162,38 @@ class RunLock:
         return isinstance(owner, dict) and owner.get("token") == self._token
 
     def _beat(self) -> None:
-        """Touch the file until the lock is released; end this process if another run has taken the lock over."""
+        """Touch the file until the lock is released; end this process if another one has taken the lock over."""
         while not self._released.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):  # the disk or the network may be back at the next beat
                 owner: Any = read_json(self._owner)
                 if isinstance(owner, dict) and owner.get("token") != self._token:
                     print(
-                        f"error: {self.folder}: {_describe(owner)} has taken over this run's folder, since this run "
-                        f"gave no sign of life for {LOCK_SECONDS:g} seconds",
+                        f"error: {self._path}: {_describe(owner)} has taken over this lock, since this process gave no "
+                        f"sign of life for {SILENT_SECONDS:g} seconds",
                         file=sys.stderr,
                         flush=True,
                     )
                     os._exit(1)
                 os.utime(self._owner)
 
-    def _held_by(self, owner: Any) -> UserError:
-        return UserError(
-            f"{self.folder}: another run is writing to this folder: {_describe(owner)} ({self._owner}); wait for it, "
-            "stop it, or use another --name or --out"
-        )
+    def _held_by(self, owner: Any) -> LockHeld:
+        return LockHeld(f"{_describe(owner)} ({self._owner})")
 
     def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock while entered; wait for it as long as another process has it and lives."""
+    lock = Lock(path)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def this_process() -> Process:
