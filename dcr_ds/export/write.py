@@ -15,9 +15,16 @@ from dcr_ds.engine.checkpoint.checkpoints import newest_complete
 from dcr_ds.engine.checkpoint.consolidate import consolidated_weights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
+from dcr_ds.files import read_json
 from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.checkpoint_files import base_of_adapter, check_checkpoint, copied_files, tokenizer_folder
+from dcr_ds.models.checkpoint_files import (
+    base_of_adapter,
+    check_checkpoint,
+    copied_files,
+    tokenizer_folder,
+    weights_hash,
+)
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
@@ -154,6 +161,7 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, optio
     recipe_file, section = RunFolder(run).recipe, SECTIONS[stage]
     recipe = load_recipe(str(recipe_file))
     source = _source_of(run, stage, recipe, options.base)
+    _check_source(run, stage, source)
     model = _outline(recipe, section, source)
     shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
     weights = _weights(checkpoint, shapes, ENGINE_PREFIX[section])
@@ -187,6 +195,17 @@ def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
     if base is None and stage == "align" and refined.is_dir():
         return refined
     return prepare_source(ModelSection(source=base) if base else recipe.model)
+
+
+def _check_source(run: Path, stage: str, source: Path) -> None:
+    """Raise UserError if the source has other weights than those that the stage began with, as far as recorded."""
+    identity = read_json(RunFolder(run).stage(stage).identity)
+    weights = identity.get("weights") if isinstance(identity, dict) else None
+    expected = weights.get("sha256") if isinstance(weights, dict) else None
+    if expected and weights_hash(source) != expected:
+        raise UserError(
+            f"{source}: has other weights than those that {stage} of {run} began with; name the right ones with --base"
+        )
 
 
 def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:

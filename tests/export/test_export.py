@@ -1,5 +1,6 @@
 """An export equals what the stage itself writes, for every ZeRO stage and number of ranks of the checkpoint."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from tiny import make_model, one_thread_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ds.cli import main
+from dcr_ds.models.checkpoint_files import weights_hash
 
 ROOT = Path(__file__).parents[2]
 STEP = "step-00000002"
@@ -135,6 +137,16 @@ def test_an_adapter_is_not_merged_onto_another_base(runs, export, tmp_path):
 def damage(run):
     file = next((run / "refine" / "checkpoints" / STEP).glob("*optim_states.pt"))
     file.write_bytes(file.read_bytes()[:-10])
+
+
+def test_a_checkpoint_is_not_exported_onto_other_weights(runs, source, export, tmp_path):
+    """The weights in model.source were replaced after the run: the model would mix blocks of both."""
+    run = shutil.copytree(runs / "refine-zero2", tmp_path / "run")
+    identity = run / "refine" / "identity.json"
+    identity.write_text(json.dumps({"weights": {"sha256": "0" * 64}}))
+    assert f"{source}: has other weights than those that refine of {run} began with" in export(run, code=2)
+    identity.write_text(json.dumps({"weights": {"sha256": weights_hash(source)}}))
+    export(run)
 
 
 def test_a_damaged_checkpoint_is_skipped_and_an_error_if_named(runs, export, tmp_path):
