@@ -47,18 +47,18 @@ Behaviour = Callable[[int, dict], Reply]  # number of the request from 0, the re
 @contextmanager
 def serving(behaviour: Behaviour) -> Iterator[Seen]:
     """Serve on a free port while entered."""
-    seen, lock, under_way = Seen(), threading.Lock(), 0
+    received, lock, under_way = Seen(), threading.Lock(), 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             nonlocal under_way
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
-                number = len(seen.requests)
-                seen.requests.append({"path": self.path, **request})
-                seen.headers.append(dict(self.headers))
+                number = len(received.requests)
+                received.requests.append({"path": self.path, **request})
+                received.headers.append(dict(self.headers))
                 under_way += 1
-                seen.most_at_once = max(seen.most_at_once, under_way)
+                received.most_at_once = max(received.most_at_once, under_way)
             try:
                 try:
                     reply = behaviour(number, request)
@@ -86,9 +86,9 @@ def serving(behaviour: Behaviour) -> Iterator[Seen]:
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    seen.url = f"http://127.0.0.1:{server.server_port}/v1"
+    received.url = f"http://127.0.0.1:{server.server_port}/v1"
     try:
-        yield seen
+        yield received
     finally:
         server.shutdown()
         server.server_close()

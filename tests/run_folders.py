@@ -74,7 +74,7 @@ def write_benchmark(
     by_category = {
         name: rate(chosen.count(wanted_answer), len(chosen))
         for name in dict.fromkeys(categories)
-        if (chosen := [answer for answer, one in zip(answers, categories, strict=True) if one == name])
+        if (chosen := [answer for answer, letter in zip(answers, categories, strict=True) if letter == name])
     }
     refusals = {
         "metric": "compliance_rate" if wanted == "comply" else "refusal_rate",
@@ -89,8 +89,10 @@ def write_benchmark(
     }  # fmt: skip
     write(home / "scores.json", scores)
     write_rows(home / "generations.jsonl", rows)
-    for judge, given in {"xstest_strings": answers, **judges}.items():
-        verdicts = [{"id": f"{i}", "label": LABELS.get(one, one), "score": None} for i, one in enumerate(given)]
+    for judge, letters in {"xstest_strings": answers, **judges}.items():
+        verdicts = [
+            {"id": f"{i}", "label": LABELS.get(letter, letter), "score": None} for i, letter in enumerate(letters)
+        ]
         write_rows(home / f"verdicts.{judge}.jsonl", verdicts)
 
 

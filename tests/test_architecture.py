@@ -30,9 +30,9 @@ FILES = sorted([*(ROOT / "dcr_ds").rglob("*.py"), *(ROOT / "kernels" / "dcr_kern
 
 
 def floor_of(room: str) -> int:
-    found = [floor for floor, rooms in enumerate(FLOORS) if room in rooms]
-    assert found, f"{room}: a room without a floor; give it one in FLOORS"
-    return found[0]
+    floors = [floor for floor, rooms in enumerate(FLOORS) if room in rooms]
+    assert floors, f"{room}: a room without a floor; give it one in FLOORS"
+    return floors[0]
 
 
 def room_of(module: str) -> str:

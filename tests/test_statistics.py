@@ -63,7 +63,7 @@ def test_paired_bootstrap_over_benchmarks_weighs_them_alike():
     small, large = differences(0, 5, 15), differences(400, 500, 100)
     low, high = paired_bootstrap([small, large])
     assert low < (small.mean() + large.mean()) / 2 < high
-    assert high - low < sum(np.diff(paired_bootstrap([each]))[0] for each in (small, large))
+    assert high - low < sum(np.diff(paired_bootstrap([benchmark]))[0] for benchmark in (small, large))
 
 
 def test_ten_thousand_resamples_of_500_prompts_take_less_than_a_second():
@@ -85,10 +85,10 @@ def test_holm():
 
 
 def test_mean_interval_has_a_width_where_rates_are_extreme_and_shrinks_with_benchmarks():
-    one = wilson_interval(20, 20)
-    assert mean_interval([1.0], [one]) == pytest.approx(one)
-    low, high = mean_interval([1.0, 1.0], [one, one])
-    assert high == 1 and 1 - low == pytest.approx((1 - one[0]) / 2**0.5)
+    single = wilson_interval(20, 20)
+    assert mean_interval([1.0], [single]) == pytest.approx(single)
+    low, high = mean_interval([1.0, 1.0], [single, single])
+    assert high == 1 and 1 - low == pytest.approx((1 - single[0]) / 2**0.5)
 
 
 def test_student_t():
@@ -121,11 +121,13 @@ def test_intervals_over_seeds_do_not_depend_on_order_and_widen_with_the_spread()
 
 def test_difference_between_models_of_several_seeds():
     rng = np.random.default_rng(0)
-    one, other = draw(rng, 3, 80, 0.3), draw(rng, 4, 80, 0.3)
-    low, high = seeds_interval([one], [other])
-    assert low < one.mean() - other.mean() < high
-    assert seeds_interval([other], [one]) == pytest.approx((-high, -low))
-    assert seeds_interval([one], [one]) == pytest.approx(tuple(-edge for edge in seeds_interval([one], [one])[::-1]))
+    first, second = draw(rng, 3, 80, 0.3), draw(rng, 4, 80, 0.3)
+    low, high = seeds_interval([first], [second])
+    assert low < first.mean() - second.mean() < high
+    assert seeds_interval([second], [first]) == pytest.approx((-high, -low))
+    assert seeds_interval([first], [first]) == pytest.approx(
+        tuple(-edge for edge in seeds_interval([first], [first])[::-1])
+    )
 
 
 def test_mean_over_benchmarks_of_several_seeds():
@@ -143,8 +145,8 @@ def test_seeds_that_all_do_alike_leave_an_interval():
 
 
 def test_cohen_kappa():
-    one = ["refusal"] * 25 + ["compliance"] * 25
+    labels = ["refusal"] * 25 + ["compliance"] * 25
     other = ["refusal"] * 20 + ["compliance"] * 5 + ["refusal"] * 10 + ["compliance"] * 15
-    assert cohen_kappa(one, other) == pytest.approx(0.4)
-    assert cohen_kappa(one, one) == 1
+    assert cohen_kappa(labels, other) == pytest.approx(0.4)
+    assert cohen_kappa(labels, labels) == 1
     assert cohen_kappa(["a", "a"], ["a", "a"]) is None and cohen_kappa([], []) is None

@@ -23,7 +23,7 @@ TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-ONE = Ranks(0, 1, 0, torch.device("cpu"))
+ONE_RANK = Ranks(0, 1, 0, torch.device("cpu"))
 TIMEOUT_SECONDS = 60
 PROMPTS = [
     Prompt(f"p{i}", "how do I " + "really " * (i * 7 % 5) + f"kill process {i}?", category="abc"[i % 3])
@@ -73,7 +73,7 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
 
 
 def load(folder: Path) -> tuple:
-    return load_causal_lm(folder, torch.float32, "sdpa", ONE.device), load_tokenizer(folder)
+    return load_causal_lm(folder, torch.float32, "sdpa", ONE_RANK.device), load_tokenizer(folder)
 
 
 def generations_for(tokenizer, file: Path, prompts=PROMPTS, batch_size: int = 3, max_new_tokens: int = 12):
@@ -134,7 +134,7 @@ def _join(rank: int, world_size: int, rendezvous: Path) -> Ranks:
             "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size,
             timeout=timedelta(seconds=TIMEOUT_SECONDS),
         )  # fmt: skip
-    return Ranks(rank, world_size, rank, ONE.device)
+    return Ranks(rank, world_size, rank, ONE_RANK.device)
 
 
 def _kill_self() -> None:

@@ -63,10 +63,10 @@ def by_hand(model, sample):
 @pytest.mark.parametrize("packed", [False, True])
 def test_log_probabilities_are_those_of_each_answer_alone(plain, likelihood, pairs, packed):
     with torch.no_grad():
-        got = log_probs(likelihood, pairs.samples, [True, False, True], packed, CPU)
+        computed = log_probs(likelihood, pairs.samples, [True, False, True], packed, CPU)
         expected = torch.tensor([[by_hand(plain, answer) for answer in pair.both] for pair in pairs.samples])
     expected[1] = 0  # dead
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(computed, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.3), ("sigmoid_norm", 4.0)])
@@ -74,8 +74,8 @@ def test_value_and_gradient_are_those_of_the_formula(plain, likelihood, pairs, l
     reference = torch.tensor([[-20.0, -10.0], [-5.0, -31.0], [-44.0, -40.0]])
     lengths = torch.tensor([[answer.num_supervised for answer in pair.both] for pair in pairs.samples])
     log_p = log_probs(likelihood, pairs.samples, [True] * 3, False, CPU)
-    got, rewards = preference_loss(log_p, reference, lengths, DpoSection(loss=loss, beta=beta))
-    got.mean().backward()
+    value, rewards = preference_loss(log_p, reference, lengths, DpoSection(loss=loss, beta=beta))
+    value.mean().backward()
 
     model = copy.deepcopy(plain)
     expected = torch.zeros(())
@@ -84,10 +84,10 @@ def test_value_and_gradient_are_those_of_the_formula(plain, likelihood, pairs, l
         margin = chosen / long - rejected / short if loss == "sigmoid_norm" else chosen - rejected
         expected = expected + torch.log(1 + torch.exp(-beta * margin)) / len(pairs.samples)
     expected.backward()
-    assert got.mean().item() == pytest.approx(expected.item(), rel=1e-5)
-    assert got.tolist() == pytest.approx((-F.logsigmoid(rewards[:, 0] - rewards[:, 1])).tolist())
-    for mine, whole in zip(likelihood.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, whole.grad, rtol=1e-4, atol=1e-6)
+    assert value.mean().item() == pytest.approx(expected.item(), rel=1e-5)
+    assert value.tolist() == pytest.approx((-F.logsigmoid(rewards[:, 0] - rewards[:, 1])).tolist())
+    for parameter, reference_parameter in zip(likelihood.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference_parameter.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_both_conversations_of_a_pair_share_the_prompt(pairs):
@@ -101,9 +101,9 @@ def test_both_conversations_of_a_pair_share_the_prompt(pairs):
 
 def test_pairs_with_a_too_long_conversation_are_dropped_and_counted(pairs):
     longest = max(max(len(answer.ids) for answer in pair.both) for pair in pairs.samples)
-    got = encode_pairs(preferences(), longest - 1, make_tokenizer())
-    assert got.ids == ["a", "c"]
-    assert f"data.preferences: 1 of 3 pairs longer than {longest - 1} tokens left out" in got.notes
+    shorter = encode_pairs(preferences(), longest - 1, make_tokenizer())
+    assert shorter.ids == ["a", "c"]
+    assert f"data.preferences: 1 of 3 pairs longer than {longest - 1} tokens left out" in shorter.notes
     with pytest.raises(UserError, match="no pair has at most align.max_length = 3 tokens"):
         encode_pairs(preferences(), 3, make_tokenizer())
 

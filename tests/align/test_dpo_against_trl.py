@@ -64,7 +64,7 @@ def test_loss_and_gradient_are_those_of_trl(models, tmp_path, dpo):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE.replace("<|im_end|>\n", "<|im_end|>")  # TRL supervises the line break, too
     losses, gradients = [], []
-    for compute in (lambda *each: theirs(*each, tmp_path), ours):
+    for compute in (lambda *arguments: theirs(*arguments, tmp_path), ours):
         reference, policy = copy.deepcopy(models)
         losses.append(compute(reference, policy, tokenizer, dpo))
         losses[-1].backward()

@@ -16,7 +16,7 @@ TOKENIZER = make_tokenizer()
 LONG = "and so on " * 30
 
 
-def talks(letter, num, num_long=0):
+def conversations(letter, num, num_long=0):
     """`num` conversations, of which the first `num_long` are long."""
     return ConversationSet(
         letter,
@@ -36,18 +36,18 @@ def talks(letter, num, num_long=0):
 
 
 def mix_of(num_general, num_refusals, safe_ratio="auto", seed=0, long=(0, 0), max_length=200):
-    data = RunData(general=talks("g", num_general, long[0]), refusals=talks("r", num_refusals, long[1]))
+    data = RunData(general=conversations("g", num_general, long[0]), refusals=conversations("r", num_refusals, long[1]))
     return encode_mix(AlignSection(safe_ratio=safe_ratio, max_length=max_length), data, TOKENIZER, seed)
 
 
 @pytest.mark.parametrize("loss_on", ["answers", "all"])
 def test_the_loss_covers_answers_or_all_tokens_but_the_first(loss_on):
-    data = RunData(general=talks("g", 2), refusals=talks("r", 1))
+    data = RunData(general=conversations("g", 2), refusals=conversations("r", 1))
     mix = encode_mix(AlignSection(loss_on=loss_on, max_length=200), data, TOKENIZER, 0)
     sample = mix.samples[0]
-    whole = encode_conversation(TOKENIZER, data.general.rows[0].messages)
-    assert sample.ids == whole.ids
-    assert sample.num_supervised == (whole.num_supervised if loss_on == "answers" else len(whole.ids) - 1)
+    encoded = encode_conversation(TOKENIZER, data.general.rows[0].messages)
+    assert sample.ids == encoded.ids
+    assert sample.num_supervised == (encoded.num_supervised if loss_on == "answers" else len(encoded.ids) - 1)
 
 
 def counts(mix):
@@ -83,14 +83,14 @@ def test_the_ratio_is_as_close_as_the_rows_allow(general, refusals, ratio):
     kept_general, kept_refusals = counts(mix_of(general, refusals, ratio))
     assert 1 <= kept_general <= general and 1 <= kept_refusals <= refusals
     # rounding to whole rows
-    wanted = kept_general * ratio / (1 - ratio)
+    exact = kept_general * ratio / (1 - ratio)
     slack = 0.5 * max(1, ratio / (1 - ratio)) + 1e-9
-    assert abs(kept_refusals - wanted) <= slack or min(kept_general, kept_refusals) == 1
+    assert abs(kept_refusals - exact) <= slack or min(kept_general, kept_refusals) == 1
 
 
 def test_samples_and_ids_are_in_the_same_order():
     mix = mix_of(30, 30, 0.3)
-    data = {row.id: row for row in talks("g", 30).rows + talks("r", 30).rows}
+    data = {row.id: row for row in conversations("g", 30).rows + conversations("r", 30).rows}
     assert mix.samples == [encode_conversation(TOKENIZER, data[row_id].messages) for row_id in mix.ids]
     assert [row_id[0] for row_id in mix.ids] == ["g"] * counts(mix)[0] + ["r"] * counts(mix)[1]
 

@@ -59,9 +59,9 @@ def test_the_loss_equals_a_plain_loop(plain, model, samples, packed):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_loss_on_all_supervises_every_token_but_the_first(plain, model, samples, packed):
-    whole = [replace(sample, prompt_tokens=1) for sample in samples]
-    expected = sum(by_hand(plain, sample) for sample in whole)
-    assert loss_of(model, whole, packed=packed).item() == pytest.approx(expected, rel=1e-5)
+    all_supervised = [replace(sample, prompt_tokens=1) for sample in samples]
+    expected = sum(by_hand(plain, sample) for sample in all_supervised)
+    assert loss_of(model, all_supervised, packed=packed).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_only_the_last_answer_of_a_conversation_is_supervised(samples):
@@ -100,11 +100,11 @@ def test_gradients_add_up_over_micro_batches(model, samples):
             loss_of(model, group, packed=packed).backward()
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
 
-    whole = gradient([samples])
-    assert whole.norm() > 0
+    expected = gradient([samples])
+    assert expected.norm() > 0
     for groups in ([[sample] for sample in samples], [samples[2:], samples[:2]]):
         for packed in (False, True):
-            assert (gradient(groups, packed) - whole).norm() <= 1e-5 * whole.norm()
+            assert (gradient(groups, packed) - expected).norm() <= 1e-5 * expected.norm()
     model.zero_grad()
 
 

@@ -26,7 +26,7 @@ def test_rows_of_two_runs_and_their_summary(tmp_path):
     assert "builtin, 63 harmless and 63 harmful prompts, 2 runs" in done.stdout
     mean = (float(rows[1]["auc"]) + float(rows[3]["auc"])) / 2
     assert f"aligned: auc {mean:.3f}" in done.stdout and "aligned less control: auc" in done.stdout
-    kept = tmp_path / "kept/seed-0/aligned/builtin.jsonl"
-    assert len(kept.read_text().splitlines()) == 126 and "greedy" in json.loads(kept.read_text().splitlines()[0])
-    before = kept.stat().st_mtime_ns
-    assert run_python(*command).returncode == 0 and kept.stat().st_mtime_ns == before
+    answers = tmp_path / "kept/seed-0/aligned/builtin.jsonl"
+    assert len(answers.read_text().splitlines()) == 126 and "greedy" in json.loads(answers.read_text().splitlines()[0])
+    before = answers.stat().st_mtime_ns
+    assert run_python(*command).returncode == 0 and answers.stat().st_mtime_ns == before

@@ -27,12 +27,12 @@ FILES = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_bad_data_file(refused, tmp_path, case):
-    name, content, wanted = FILES[case]
+    name, content, expected = FILES[case]
     path = tmp_path / name
     path.write_bytes(content)
     message = refused("--data.toxic", path)
     assert message.startswith(f"data.toxic: {path}"), message
-    assert all(word in message for word in wanted), message
+    assert all(word in message for word in expected), message
 
 
 def test_missing_data_file(refused, tmp_path):
@@ -81,5 +81,5 @@ def test_training_data_in_a_benchmark(failing, recipe, tmp_path):
     assert not (tmp_path / "leaky").exists()
     assert main(["train", recipe, *map(str, options), "--allow_leakage", "true"]) == 0
     environment = json.loads((tmp_path / "leaky/environment.json").read_text())
-    assert any("data.general" in one and "asked" in one for one in environment["overlaps"])
+    assert any("data.general" in overlap and "asked" in overlap for overlap in environment["overlaps"])
     assert (tmp_path / "leaky/report/report.md").is_file()

@@ -46,22 +46,22 @@ TEXTS = {
 
 @pytest.mark.parametrize("case", CONFIGS)
 def test_config_that_contradicts_the_recipe(refused, tmp_path, case):
-    config, options, wanted = CONFIGS[case]
+    config, options, expected = CONFIGS[case]
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(config))
     message = refused("--deepspeed", path, *options)
     assert message.startswith(str(path)), message
-    assert all(word in message for word in wanted), message
+    assert all(word in message for word in expected), message
 
 
 @pytest.mark.parametrize("case", TEXTS)
 def test_config_that_cannot_be_read(refused, tmp_path, case):
-    content, wanted = TEXTS[case]
+    content, expected = TEXTS[case]
     path = tmp_path / "ds.json"
     path.write_bytes(content)
     message = refused("--deepspeed", path)
     assert message.startswith(str(path)), message
-    assert all(word in message for word in wanted), message
+    assert all(word in message for word in expected), message
 
 
 def test_missing_config(refused):

@@ -92,11 +92,11 @@ def broken(model, tmp_path):
 
 @pytest.mark.parametrize("case", FOLDERS)
 def test_bad_model_folder(refused, broken, case):
-    change, wanted = FOLDERS[case]
+    change, expected = FOLDERS[case]
     folder = broken(change)
     message = refused("--model.source", folder)
     assert message.startswith(str(folder)), message
-    assert all(word in message for word in wanted), message
+    assert all(word in message for word in expected), message
 
 
 def test_hub_model_without_network(refused):

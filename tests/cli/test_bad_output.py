@@ -85,14 +85,14 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
     with disk_full(20_000):
         message = failing(*options)
     assert str(tmp_path) in message and "cannot be written" in message and "free some space" in message
-    left = tmp_path / "run" / stage
-    assert not (left / "model").exists() and not (left / "checkpoints/step-00000001").exists()
+    stage_folder = tmp_path / "run" / stage
+    assert not (stage_folder / "model").exists() and not (stage_folder / "checkpoints/step-00000001").exists()
     assert main(["train", recipe, *map(str, options)]) == 0
     assert (tmp_path / f"run/{stage}/model/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("arguments", "expected"),
     [
         ([], ["dcr-ds report: the following arguments are required: RUN"]),
         (["{run}", "--out"], ["--out: expected one argument"]),
@@ -102,11 +102,11 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
         (["{run}", "--out", "{here}"], ["{here}", "cannot be written"]),
     ],
 )
-def test_report_that_cannot_be_written(finished_run, tmp_path, capsys, arguments, wanted):
+def test_report_that_cannot_be_written(finished_run, tmp_path, capsys, arguments, expected):
     (tmp_path / "file").write_text("")
     before = snapshot(finished_run)
     places = {"run": finished_run, "here": tmp_path}
     assert main(["report", *(argument.format(**places) for argument in arguments)]) == 2
     message = the_error(capsys.readouterr().err)
-    assert all(words.format(**places) in message for words in wanted), message
+    assert all(words.format(**places) in message for words in expected), message
     assert snapshot(finished_run) == before

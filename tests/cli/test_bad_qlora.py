@@ -25,8 +25,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_unsupported_combination(refused, case):
-    options, wanted = CASES[case]
-    assert wanted in refused(*options)
+    options, expected = CASES[case]
+    assert expected in refused(*options)
 
 
 @pytest.mark.parametrize("stage", ["refine", "align"])

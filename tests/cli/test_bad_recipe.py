@@ -63,19 +63,19 @@ YAML = {
 
 @pytest.mark.parametrize("case", COMMAND_LINE)
 def test_bad_option(refused, case):
-    arguments, wanted = COMMAND_LINE[case]
+    arguments, expected = COMMAND_LINE[case]
     message = refused(*arguments)
-    assert all(word.lower() in message.lower() for word in wanted), message
+    assert all(word.lower() in message.lower() for word in expected), message
 
 
 @pytest.mark.parametrize("case", YAML)
 def test_bad_recipe_file(refused, tmp_path, case):
-    text, wanted = YAML[case]
+    text, expected = YAML[case]
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     message = refused(start_from=str(path))
     assert message.startswith(str(tmp_path)), message
-    assert all(word.lower() in message.lower() for word in wanted), message
+    assert all(word.lower() in message.lower() for word in expected), message
 
 
 def test_all_problems_are_reported_at_once(refused):

@@ -30,7 +30,7 @@ def command(recipe, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(command, tmp_path_factory) -> Path:
+def uninterrupted(command, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed")
     assert main([*command, "--output", str(output)]) == 0
     return output / "run" / "align"
@@ -40,20 +40,20 @@ def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_chosen_answers_become_more_likely(undisturbed):
-    rows = metrics(undisturbed)
+def test_the_chosen_answers_become_more_likely(uninterrupted):
+    rows = metrics(uninterrupted)
     assert len(rows) == STEPS
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and rows[0]["margin"] == pytest.approx(0, abs=1e-3)
     assert rows[-1]["loss"] < 0.6 and rows[-1]["accuracy"] == 1.0
     for row in rows:
         assert row["margin"] == pytest.approx(row["chosen_reward"] - row["rejected_reward"], abs=1e-6)
         assert row["tokens"] > 0 and 0 < row["supervised_tokens"] < row["tokens"]
-    summary = json.loads((undisturbed / "summary.json").read_text())
+    summary = json.loads((uninterrupted / "summary.json").read_text())
     assert (summary["num_pairs"], summary["steps"]) == (6, STEPS)
-    AutoModelForCausalLM.from_pretrained(undisturbed / "model")
+    AutoModelForCausalLM.from_pretrained(uninterrupted / "model")
 
 
-def test_an_interrupted_run_resumes_bit_for_bit_with_its_reference(command, undisturbed, tmp_path, capsys):
+def test_an_interrupted_run_resumes_bit_for_bit_with_its_reference(command, uninterrupted, tmp_path, capsys):
     folder = tmp_path / "run" / "align"
 
     def stop_after_three_steps():
@@ -68,11 +68,11 @@ def test_an_interrupted_run_resumes_bit_for_bit_with_its_reference(command, undi
     stopper.join()
     capsys.readouterr()
     assert main([*command, "--output", str(tmp_path)]) == 0
-    said = capsys.readouterr().err
-    assert "reference: 6 pairs, read from" in said and "resuming from" in said
-    assert [row["loss"] for row in metrics(folder)] == [row["loss"] for row in metrics(undisturbed)]
-    ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (folder, undisturbed))
-    assert all((ours[name] == theirs[name]).all() for name in ours)
+    log = capsys.readouterr().err
+    assert "reference: 6 pairs, read from" in log and "resuming from" in log
+    assert [row["loss"] for row in metrics(folder)] == [row["loss"] for row in metrics(uninterrupted)]
+    resumed, expected = (load_file(stage / "model" / "model.safetensors") for stage in (folder, uninterrupted))
+    assert all((resumed[name] == expected[name]).all() for name in resumed)
 
 
 def test_equal_answers_are_an_error_that_names_their_lines(command, failing, tmp_path):

@@ -79,10 +79,10 @@ def test_two_ranks_under_zero3_measure_the_same_values(recipe, measured, tmp_pat
     command = [*launcher, str(TRAIN), *arguments(recipe, "zero3", **more)]
     done = subprocess.run(command, capture_output=True, text=True, env=one_thread_environment(), timeout=240)
     assert done.returncode == 0, done.stderr
-    for ours, theirs in zip(rows(recipe, "zero3"), rows(recipe, measured), strict=False):
-        for name, value in ours.items():
+    for row, expected in zip(rows(recipe, "zero3"), rows(recipe, measured), strict=False):
+        for name, value in row.items():
             if name.startswith("log_odds_"):
-                assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-3)
+                assert value == pytest.approx(expected[name], rel=1e-3, abs=1e-3)
 
 
 def test_target_refusal_without_measurements_is_an_error(failing):

@@ -39,7 +39,7 @@ def disk_full(model, folder):
 
 @pytest.mark.parametrize("mistake", [bad_data, loss_not_finite, disk_full])
 def test_failure_ends_both_ranks(recipe, model, tmp_path, mistake):
-    options, preexec, wanted = mistake(model, tmp_path)
+    options, preexec, expected = mistake(model, tmp_path)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -60,6 +60,6 @@ def test_failure_ends_both_ranks(recipe, model, tmp_path, mistake):
         raise
     assert process.returncode != 0
     messages = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(messages) == 1 and messages[0].startswith(f"error: {wanted}"), stderr
+    assert len(messages) == 1 and messages[0].startswith(f"error: {expected}"), stderr
     assert f'File "{TRAIN}"' not in stderr, stderr  # the launcher prints a stack trace of its own
     assert not (tmp_path / "run/refine/model").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny import make_model, make_tokenizer, one_thread_environment
-from tiny_models import ONE
+from tiny_models import ONE_RANK
 
 from dcr_ds.commands.evaluate import run
 from dcr_ds.data import ConversationSet, RunData
@@ -44,7 +44,7 @@ def model(tmp_path_factory):
 def adapter(model, tmp_path_factory):
     """An adapter in peft's format that changes the answers. Its configuration names the folder of the base model."""
     torch.manual_seed(1)
-    base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)
+    base = load_causal_lm(model, torch.float32, "sdpa", ONE_RANK.device)
     wrapped = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     folder = tmp_path_factory.mktemp("adapter")
     wrapped.save_pretrained(folder)
@@ -88,12 +88,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_an_evaluation_killed_ten_times_writes_the_same_rows(killed):
     out, answers_at_kills = killed
-    undisturbed = contents(out / "undisturbed")
-    assert sum(name.endswith("generations.jsonl") for name in undisturbed) == 4
+    expected = contents(out / "undisturbed")
+    assert sum(name.endswith("generations.jsonl") for name in expected) == 4
     folders = [folder for folder in out.iterdir() if folder.name != "undisturbed"]
     assert len(answers_at_kills) == 10 and any(0 < count < 40 for count in answers_at_kills)
     for folder in folders:
-        assert contents(folder) == undisturbed
+        assert contents(folder) == expected
 
 
 def test_files_of_the_run_folder(killed, model):
@@ -126,13 +126,13 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):
     benchmarks = read_benchmarks(EvaluateSection(benchmarks=[{"name": "builtin-toxic", "rows": 4}]))
     data = RunData(benchmarks=benchmarks, evaluate_general=ConversationSet("general", "test", [], "0" * 64))
     with pytest.raises(UserError, match="none of the 0 conversations"):
-        evaluate_model(evaluated(tmp_path / "none", model), data, EvaluateSection(max_new_tokens=4), ONE)
-    whole = evaluated(tmp_path, model, adapter).load(ONE.device)
+        evaluate_model(evaluated(tmp_path / "none", model), data, EvaluateSection(max_new_tokens=4), ONE_RANK)
+    merged = evaluated(tmp_path, model, adapter).load(ONE_RANK.device)
     ids = torch.arange(5, 25)[None]
-    base = load_causal_lm(model, torch.float32, "sdpa", ONE.device)
+    base = load_causal_lm(model, torch.float32, "sdpa", ONE_RANK.device)
     with torch.no_grad():
-        assert not torch.allclose(whole(ids).logits, base(ids).logits, atol=1e-3)
-    assert type(whole) is type(base)
+        assert not torch.allclose(merged(ids).logits, base(ids).logits, atol=1e-3)
+    assert type(merged) is type(base)
     with_adapter, without = evaluated(tmp_path, model, adapter).identity(), evaluated(tmp_path, model).identity()
     assert with_adapter["content"] == f"{without['content']}+{model_hash(adapter)}"
     config = json.loads((adapter / "adapter_config.json").read_text())
@@ -144,13 +144,13 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, model, adapter):
 def test_an_adapter_of_another_model(tmp_path, adapter):
     other = make_model(tmp_path / "other", hidden_size=64)
     with pytest.raises(UserError, match="does not fit the model .*other"):
-        evaluated(tmp_path, other, adapter).load(ONE.device)
+        evaluated(tmp_path, other, adapter).load(ONE_RANK.device)
 
 
 def test_answer_length_is_the_benchmarks_unless_the_recipe_sets_it():
-    [xstest] = [one for one in read_benchmarks(EvaluateSection(benchmarks=["builtin-toxic"]))]
-    for own, asked, longest in ((None, "auto", 256), (9, "auto", 9), (9, 40, 40), (None, 40, 40)):
-        settings = EvaluateSection(max_new_tokens=asked)
+    [xstest] = [benchmark for benchmark in read_benchmarks(EvaluateSection(benchmarks=["builtin-toxic"]))]
+    for own, setting, longest in ((None, "auto", 256), (9, "auto", 9), (9, 40, 40), (None, 40, 40)):
+        settings = EvaluateSection(max_new_tokens=setting)
         assert longest_answer(settings, xstest._replace(max_new_tokens=own)) == longest
 
 

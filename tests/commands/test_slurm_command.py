@@ -96,7 +96,7 @@ def test_settings_are_all_commented_and_can_be_sourced():
 
 def test_every_setting_that_a_script_reads_is_documented():
     read = {word for script in SCRIPTS for word in words_of(Path(script)) if word.startswith("DCR_DS_")}
-    told = words_of(ROOT / "slurm/settings.sh")
+    documented = words_of(ROOT / "slurm/settings.sh")
     inner = {
         "DCR_DS_SCRIPTS",
         "DCR_DS_ATTEMPT",
@@ -106,7 +106,7 @@ def test_every_setting_that_a_script_reads_is_documented():
         "DCR_DS_POINTS",
         "DCR_DS_SBATCH_",
     }
-    assert read - told - inner == set()
+    assert read - documented - inner == set()
 
 
 def words_of(path: Path) -> set[str]:

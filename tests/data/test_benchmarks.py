@@ -83,25 +83,25 @@ def test_every_declaration_is_complete_and_documented():
 def test_suites_name_declared_benchmarks_once():
     assert set(suites()) == {"builtin", "quick", "paper"}
     for ones in suites().values():
-        names = [one.name for one in ones]
+        names = [benchmark.name for benchmark in ones]
         assert len(set(names)) == len(names) and set(names) <= set(DECLARED)
-    paper = {one.name for one in suites()["paper"]}
+    paper = {benchmark.name for benchmark in suites()["paper"]}
     assert {"xstest-safe", "coconot-contrast", "or-bench-hard", "oktest", "phtest", "xstest-unsafe"} <= paper
 
 
 @pytest.mark.parametrize("name", HEADERS)
 def test_benchmark_files_are_read_as_declared(tmp_path, name):
     write_form(tmp_path, name)
-    [found] = read(name, local_data=str(tmp_path))
+    [benchmark] = read(name, local_data=str(tmp_path))
     some_do_not_count = "which" in HEADERS[name][1]
-    assert (found.name, found.wanted) == (name, DECLARED[name].wanted)
-    assert [row.prompt for row in found.prompts.rows] == [
+    assert (benchmark.name, benchmark.wanted) == (name, DECLARED[name].wanted)
+    assert [row.prompt for row in benchmark.prompts.rows] == [
         f"{i} ways, and more?" for i in range(2 if some_do_not_count else 3)
     ]
     has_category = "category" in DECLARED[name].local.columns
-    assert not has_category or {row.category for row in found.prompts.rows} == {"c"}
+    assert not has_category or {row.category for row in benchmark.prompts.rows} == {"c"}
     if DECLARED[name].prompts:
-        assert "are published" in found.prompts.notes[-1]
+        assert "are published" in benchmark.prompts.notes[-1]
 
 
 def test_columns_with_tags_or_single_turns_are_read(tmp_path):
@@ -118,7 +118,7 @@ def test_columns_with_tags_or_single_turns_are_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "columns"),
+    ("name", "expected", "columns"),
     [
         (
             "jailbreakbench-benign",
@@ -128,26 +128,26 @@ def test_columns_with_tags_or_single_turns_are_read(tmp_path):
         ("coconot-contrast", ("allenai/coconot", "contrast", "test"), ("id", "prompt", "category")),
     ],
 )
-def test_without_a_local_copy_the_hub_is_used(monkeypatch, name, asked, columns):
+def test_without_a_local_copy_the_hub_is_used(monkeypatch, name, expected, columns):
     import datasets
 
     def load(source, subset, split, revision):
-        assert (source, subset, split, revision) == (*asked, None)
+        assert (source, subset, split, revision) == (*expected, None)
         return datasets.Dataset.from_list([dict(zip(columns, ("7", "how?", "c"), strict=True))])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    [found] = read(name)
-    assert [(row.id, row.prompt, row.category) for row in found.prompts.rows] == [("7", "how?", "c")]
+    [benchmark] = read(name)
+    assert [(row.id, row.prompt, row.category) for row in benchmark.prompts.rows] == [("7", "how?", "c")]
 
 
 def test_built_in_sets_are_declared_like_any_other():
-    found = read("builtin")
-    assert [(one.name, len(one.prompts.rows)) for one in found] == [
+    benchmarks = read("builtin")
+    assert [(benchmark.name, len(benchmark.prompts.rows)) for benchmark in benchmarks] == [
         ("builtin-seemingly-toxic", 63), ("builtin-toxic-twins", 63), ("builtin-toxic", 45), ("builtin-general", 47),
     ]  # fmt: skip
-    assert not any(one.prompts.notes for one in found)
+    assert not any(benchmark.prompts.notes for benchmark in benchmarks)
     [alone] = read("builtin-toxic")
-    assert alone.prompts == found[2].prompts
+    assert alone.prompts == benchmarks[2].prompts
 
 
 def test_rows_limit_the_sample_which_is_the_same_for_all_models():
@@ -155,13 +155,13 @@ def test_rows_limit_the_sample_which_is_the_same_for_all_models():
     assert few.rows == read({"name": "builtin-toxic", "rows": 10})[0].prompts.rows
     assert len(few.rows) == 10 and "10 of 45 prompts drawn" in few.notes
     assert len(many.rows) == 45 and few.sha256 != many.sha256 and set(few.rows) < set(many.rows)
-    assert [len(one.prompts.rows) for one in read({"name": "builtin", "rows": 7})] == [7, 7, 7, 7]
+    assert [len(benchmark.prompts.rows) for benchmark in read({"name": "builtin", "rows": 7})] == [7, 7, 7, 7]
 
 
 def test_a_saved_recipe_keeps_its_benchmarks(tmp_path):
     own = {"name": "mine", "prompts": "p.csv", "wanted": "refuse", "max_new_tokens": 9}
-    asked = ["builtin", {"name": "xstest-safe", "source": "x.csv", "rows": 3}, own]
-    recipe = Recipe.model_validate({"evaluate": {"benchmarks": asked, "max_new_tokens": "auto"}})
+    benchmarks = ["builtin", {"name": "xstest-safe", "source": "x.csv", "rows": 3}, own]
+    recipe = Recipe.model_validate({"evaluate": {"benchmarks": benchmarks, "max_new_tokens": "auto"}})
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 

@@ -40,9 +40,9 @@ def overlaps_of(training, evaluation, **arguments):
     ],
 )
 def test_kinds_of_leakage(first, second, kind):
-    found = overlaps_of([first], [second])
-    assert [overlap.kind for overlap in found] == ([kind] if kind else [])
-    for overlap in found:
+    overlaps = overlaps_of([first], [second])
+    assert [overlap.kind for overlap in overlaps] == ([kind] if kind else [])
+    for overlap in overlaps:
         assert (overlap.training_id, overlap.evaluation_id) == ("train-0", "test-0")
         assert (overlap.training_prompt, overlap.evaluation_prompt) == (first, second)
         assert overlap.similarity == similarity(first, second) <= 1
@@ -54,8 +54,8 @@ def test_twins_are_found_by_their_pair_whatever_their_words():
         Prompt("b", "another", pair="m"),
         Prompt("c", "unrelated"),
     ]
-    found = overlaps_of(training, [Prompt("d", "quite different", pair="k"), Prompt("e", "alone")])
-    assert [(overlap.kind, overlap.training_id, overlap.evaluation_id) for overlap in found] == [("twin", "a", "d")]
+    overlaps = overlaps_of(training, [Prompt("d", "quite different", pair="k"), Prompt("e", "alone")])
+    assert [(overlap.kind, overlap.training_id, overlap.evaluation_id) for overlap in overlaps] == [("twin", "a", "d")]
 
 
 def test_each_pair_of_rows_is_reported_once_as_its_strongest_kind():
@@ -79,11 +79,11 @@ def test_the_index_finds_what_comparing_all_rows_finds(training, evaluation, thr
         for j, second in enumerate(evaluation)
         if similarity(first, second) >= threshold or normalise(first) == normalise(second)
     }
-    found = {
+    overlaps = {
         (int(overlap.training_id.split("-")[1]), int(overlap.evaluation_id.split("-")[1]))
         for overlap in overlaps_of(training, evaluation, threshold=threshold)
     }
-    assert found == expected
+    assert overlaps == expected
 
 
 def test_large_sets_take_seconds():
@@ -91,9 +91,9 @@ def test_large_sets_take_seconds():
     words = [f"word{int(generator.paretovariate(0.25)) % 20_000}" for _ in range(400_000)]
     rows = [" ".join(words[start : start + 14]) for start in range(0, 350_000, 14)]
     start = time.perf_counter()
-    found = overlaps_of(rows[:20_000], rows[20_000:25_000] + rows[:3])
+    overlaps = overlaps_of(rows[:20_000], rows[20_000:25_000] + rows[:3])
     assert time.perf_counter() - start < 10
-    assert sum(overlap.kind == "exact" for overlap in found) >= 3
+    assert sum(overlap.kind == "exact" for overlap in overlaps) >= 3
 
 
 def test_description_counts_by_pair_of_sets_and_shows_the_first_rows():

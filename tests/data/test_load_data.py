@@ -34,7 +34,7 @@ def recipe(**fields):
 
 def test_default_recipe():
     data = load_data(Recipe())
-    assert [(each.name, each.wanted) for each in data.benchmarks] == [
+    assert [(benchmark.name, benchmark.wanted) for benchmark in data.benchmarks] == [
         ("builtin-seemingly-toxic", "comply"),
         ("builtin-toxic-twins", "refuse"),
         ("builtin-toxic", "refuse"),
@@ -45,7 +45,7 @@ def test_default_recipe():
     assert json.loads(json.dumps(summary)) == summary
     assert set(summary["sets"]) == {
         *("data.seemingly_toxic", "data.toxic", "data.general", "data.refusals", "evaluate.general"),
-        *(each.name for each in data.benchmarks),
+        *(benchmark.name for benchmark in data.benchmarks),
     }
     for row in summary["sets"].values():
         assert set(row) == {"source", "rows", "sha256", "notes"} and row["rows"] and len(row["sha256"]) == 64
@@ -80,7 +80,7 @@ def test_custom_benchmarks(files, write):
     prompts = {"source": xstest, "where": {"label": "safe"}}
     benchmarks = [{"name": "xstest", "prompts": prompts, "wanted": "comply"}, "builtin"]
     data = load_data(recipe(data=files, evaluate={"benchmarks": benchmarks}))
-    assert [each.name for each in data.benchmarks][:2] == ["xstest", "builtin-seemingly-toxic"]
+    assert [benchmark.name for benchmark in data.benchmarks][:2] == ["xstest", "builtin-seemingly-toxic"]
     assert [row.prompt for row in data.benchmarks[0].prompts.rows] == ["may I?"]
 
 

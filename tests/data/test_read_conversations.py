@@ -71,7 +71,7 @@ def test_duplicates_and_empty_answers_are_dropped_and_counted(write):
 
 def test_the_same_exchange_after_other_turns_is_not_a_duplicate(write):
     turns = [[USER, ASSISTANT], [{**USER, "content": "hello"}, ASSISTANT, USER, ASSISTANT]]
-    assert len(read(write("c.jsonl", [{"messages": each} for each in turns])).rows) == 2
+    assert len(read(write("c.jsonl", [{"messages": messages} for messages in turns])).rows) == 2
 
 
 def test_rows_are_sampled_after_dropping(write):

@@ -33,22 +33,22 @@ def test_texts(write, ending):
     ids=["messages", "mixed", "conversations", "conversations with a prompt"],
 )
 def test_messages(write, row):
-    (got,) = read(write("p.jsonl", [row])).rows
-    assert (got.context, got.chosen, got.rejected) == ((USER,), "good", "bad")
+    (preference,) = read(write("p.jsonl", [row])).rows
+    assert (preference.context, preference.chosen, preference.rejected) == ((USER,), "good", "bad")
 
 
 def test_a_context_of_many_turns_is_kept(write):
     context = [{"role": "system", "content": "be kind"}, USER, GOOD, {**USER, "content": "more"}]
-    (got,) = read(write("p.jsonl", [{**ROW, "prompt": context}])).rows
-    assert got.context == tuple(context) and got.prompt == "more"
+    (preference,) = read(write("p.jsonl", [{**ROW, "prompt": context}])).rows
+    assert preference.context == tuple(context) and preference.prompt == "more"
 
 
 def test_transcripts_of_hh_rlhf(write):
     path = write("hh.jsonl", [{"chosen": f"{DIALOGUE} good\n\nand more", "rejected": f"{DIALOGUE} bad"}])
-    (got,) = read(path).rows
-    assert [message["content"] for message in got.context] == ["one", "1", "two"]
-    assert [message["role"] for message in got.context] == ["user", "assistant", "user"]
-    assert (got.chosen, got.rejected) == ("good\n\nand more", "bad")
+    (preference,) = read(path).rows
+    assert [message["content"] for message in preference.context] == ["one", "1", "two"]
+    assert [message["role"] for message in preference.context] == ["user", "assistant", "user"]
+    assert (preference.chosen, preference.rejected) == ("good\n\nand more", "bad")
 
 
 def test_columns_are_mapped(write):
@@ -65,9 +65,9 @@ def test_pairs_without_a_preference_are_dropped_and_counted(write):
         {"chosen": f"{DIALOGUE} good", "rejected": "\n\nHuman: else\n\nAssistant: bad"},
         {"chosen": "\n\nHuman: a\n\nHuman: b", "rejected": "\n\nHuman: a\n\nAssistant: b"},
     ]
-    got = read(write("hh.jsonl", rows))
-    assert len(got.rows) == 1
-    assert got.notes == [
+    preferences = read(write("hh.jsonl", rows))
+    assert len(preferences.rows) == 1
+    assert preferences.notes == [
         "1 of 5 pairs left out: empty answer",
         "1 of 5 pairs left out: the conversations differ before the last answer",
         "1 of 5 pairs left out: not a dialogue in which Human and Assistant take turns",
@@ -76,7 +76,7 @@ def test_pairs_without_a_preference_are_dropped_and_counted(write):
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted"),
+    ("rows", "expected"),
     [
         (
             [ROW, {**ROW, "rejected": " good\n"}, {**ROW, "rejected": "good"}],
@@ -92,6 +92,6 @@ def test_pairs_without_a_preference_are_dropped_and_counted(write):
         ([{**ROW, "chosen": 3}], ", line 1: 'chosen' must be text"),
     ],
 )
-def test_bad_rows_are_errors(write, error_of, rows, wanted):
+def test_bad_rows_are_errors(write, error_of, rows, expected):
     path = write("p.jsonl", rows)
-    assert f"data.preferences: {path}{wanted}" in error_of(read, path)
+    assert f"data.preferences: {path}{expected}" in error_of(read, path)

@@ -100,8 +100,8 @@ def test_one_file_feeds_both_stage_one_sets(write):
 def test_a_benchmark_takes_every_row_whatever_its_name(write, name):
     rows = [{"prompt": "one", "label": "toxic"}, {"prompt": "two", "label": "seemingly_toxic"}]
     for labels in (rows, rows[:1]):
-        found = read_prompts(DataSource(source=write("both.jsonl", labels)), name, "a", is_benchmark=True)
-        assert len(found.rows) == len(labels) and not found.notes
+        prompts = read_prompts(DataSource(source=write("both.jsonl", labels)), name, "a", is_benchmark=True)
+        assert len(prompts.rows) == len(labels) and not prompts.notes
 
 
 def test_other_labels_are_kept_as_they_are(write):

@@ -30,9 +30,9 @@ def test_every_epoch_is_a_permutation(seed, n, epochs):
 @given(n=st.integers(1, 60), start=st.integers(0, 10**12), count=st.integers(0, 200), cut=st.integers(0, 200))
 def test_sampling_in_pieces_gives_the_same_rows(n, start, count, cut):
     cut = min(cut, count)
-    whole = draw(7, n, start, count)
-    assert len(whole) == count
-    assert whole == draw(7, n, start, cut) + draw(7, n, start + cut, count - cut)
+    expected = draw(7, n, start, count)
+    assert len(expected) == count
+    assert expected == draw(7, n, start, cut) + draw(7, n, start + cut, count - cut)
 
 
 def test_the_order_never_changes_between_versions():
@@ -68,8 +68,8 @@ def test_a_step_repeats_no_row_if_the_set_is_large_enough(n, count, step):
 
 
 def test_every_row_is_sampled():
-    seen = Counter(index for step in range(3000) for index in draw_whole(0, 10, step, 4))
-    assert set(seen) == set(range(10)) and max(seen.values()) < 1.15 * min(seen.values())
+    counts = Counter(index for step in range(3000) for index in draw_whole(0, 10, step, 4))
+    assert set(counts) == set(range(10)) and max(counts.values()) < 1.15 * min(counts.values())
 
 
 @settings(deadline=None, max_examples=50)

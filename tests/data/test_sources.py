@@ -62,15 +62,15 @@ def test_url_errors(write, address, error_of):
 
 
 def test_hub_rows_are_read_like_rows_of_a_file(monkeypatch):
-    asked = {}
+    requests = {}
 
     def load_dataset(path, subset, **arguments):
-        asked.update(arguments, path=path, subset=subset)
+        requests.update(arguments, path=path, subset=subset)
         return datasets.Dataset.from_list([{"goal": "one", "kind": 1}, {"goal": "two", "kind": 2}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     prompt_set = read("owner/set", subset="hard", revision="v1", columns={"prompt": "goal"}, where={"kind": "2"})
-    assert asked == {"path": "owner/set", "subset": "hard", "split": "train", "revision": "v1"}
+    assert requests == {"path": "owner/set", "subset": "hard", "split": "train", "revision": "v1"}
     assert prompt_set.source == "owner/set (train, revision v1)"
     assert [(row.id, row.prompt) for row in prompt_set.rows] == [("set-2", "two")]
 

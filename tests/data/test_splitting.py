@@ -34,9 +34,9 @@ def test_splitting_keeps_twins_together_and_loses_no_row(first, second, singles,
     except UserError as error:
         assert "add rows" in str(error)
         return
-    kept = keys(split.held_out_seemingly_toxic) | keys(split.held_out_toxic)
+    held_out_keys = keys(split.held_out_seemingly_toxic) | keys(split.held_out_toxic)
     trained = keys(split.seemingly_toxic) | keys(split.toxic)
-    assert not kept & trained
+    assert not held_out_keys & trained
     for rows, train, held_out in zip(sets, split[:2], split[2:], strict=True):
         assert sorted(row.id for row in (*train, *held_out)) == sorted(row.id for row in rows)
         assert min(len(train), len(held_out)) >= 2

@@ -47,9 +47,9 @@ def all_in_double(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
-def kernel_norms(model: nn.Module, prompts: dict, tokens: np.ndarray, wanted=lambda name: True) -> np.ndarray:
+def kernel_norms(model: nn.Module, prompts: dict, tokens: np.ndarray, is_selected=lambda name: True) -> np.ndarray:
     """‖J(x') J(x)ᵀ‖_F of all pairs, with full Jacobians from autograd."""
-    parameters = [parameter.requires_grad_() for name, parameter in model.named_parameters() if wanted(name)]
+    parameters = [parameter.requires_grad_() for name, parameter in model.named_parameters() if is_selected(name)]
     jacobians = []
     for prompt, top in zip([p for rows in prompts.values() for p in rows], tokens, strict=True):
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
@@ -86,7 +86,7 @@ def test_equals_materialised_jacobians(tmp_path, model_type, tied):
 
 @pytest.mark.usefixtures("all_in_double")
 @pytest.mark.parametrize(
-    ("selection", "layer", "wanted"),
+    ("selection", "layer", "is_selected"),
     [
         ("blocks<=1", 1, lambda name: "layers.0." in name),
         ("blocks > 1", 1, lambda name: "layers.1." in name),
@@ -95,10 +95,10 @@ def test_equals_materialised_jacobians(tmp_path, model_type, tied):
         (r"1\.mlp|norm\.weight$", None, lambda name: "1.mlp" in name or name.endswith("norm.weight")),
     ],
 )
-def test_parameters_can_be_selected(tmp_path, selection, layer, wanted):
+def test_parameters_can_be_selected(tmp_path, selection, layer, is_selected):
     model, prompts = load(tmp_path, tied=False), prompts_of()
     result = entk(model, prompts, k=K, parameters=selection)
-    np.testing.assert_allclose(result.norms, kernel_norms(model, prompts, result.tokens, wanted), rtol=1e-9)
+    np.testing.assert_allclose(result.norms, kernel_norms(model, prompts, result.tokens, is_selected), rtol=1e-9)
     assert (result.parameters, result.layer) == (selection, layer)
 
 
@@ -116,8 +116,8 @@ def test_the_kernel_of_lora_adapters(tmp_path):
     result = entk(model, prompts, k=K, parameters="lora_")
     assert model.training and {name: p.requires_grad for name, p in model.named_parameters()} == trainable
     model.eval()
-    wanted = kernel_norms(model, prompts, result.tokens, lambda name: "lora_" in name)
-    np.testing.assert_allclose(result.norms, wanted, rtol=1e-9)
+    expected = kernel_norms(model, prompts, result.tokens, lambda name: "lora_" in name)
+    np.testing.assert_allclose(result.norms, expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -132,7 +132,7 @@ def test_products_of_factors_equal_products_of_gradients(monkeypatch, paired, sl
     outer[1].outputs[:, :, 3:] = 0  # padding
     rows = [Rows(torch.randint(0, 9, (n, 2, t)), torch.randn(n, 2, t, 5).double()) for n, t in sizes]
     vectors = [Vector(torch.randn(n, 2, 3).double()) for n, _ in sizes]
-    whole = [
+    full_gradients = [
         torch.cat([torch.einsum("nktr,ntc->nkrc", *factor).flatten(0, 1).flatten(1) for factor in outer]),
         torch.cat(
             [
@@ -144,7 +144,7 @@ def test_products_of_factors_equal_products_of_gradients(monkeypatch, paired, sl
         ),
         torch.cat([factor.gradients.flatten(0, 1) for factor in vectors]),
     ]
-    for factors, gradients in zip((outer, rows, vectors), whole, strict=True):
+    for factors, gradients in zip((outer, rows, vectors), full_gradients, strict=True):
         gram = torch.zeros(12, 12).double()
         for rank in range(3):
             add_products(gram, factors, (rank, 3))

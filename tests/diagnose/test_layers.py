@@ -29,9 +29,9 @@ def test_states_equal_the_hidden_states_of_single_prompts(tmp_path, model_type, 
 
 def test_a_base_model_gives_the_same_states(tmp_path):
     folder = make_model(tmp_path)
-    whole, base = AutoModelForCausalLM.from_pretrained(folder), AutoModel.from_pretrained(folder)
-    assert torch.equal(hidden_by_layer(whole, PROMPTS), hidden_by_layer(base, PROMPTS))
-    assert not whole.base_model.layers[0]._forward_hooks
+    causal, base = AutoModelForCausalLM.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    assert torch.equal(hidden_by_layer(causal, PROMPTS), hidden_by_layer(base, PROMPTS))
+    assert not causal.base_model.layers[0]._forward_hooks
 
 
 def planted(first_layer: int, num_layers: int = 9, shift: float = 2.5, seed: int = 0) -> torch.Tensor:

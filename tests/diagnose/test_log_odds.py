@@ -19,8 +19,8 @@ SEQUENCES = ((7, 8), (7, 9, 10), (7, 9, 11, 12), (20,), (21, 7, 8), (21, 22))
 
 
 def openings(sequences=SEQUENCES, lead=()):
-    found = tuple(Opening(str(tokens), tokens, "data", 0.1, 0.0) for tokens in sequences)
-    return Openings(found, (), lead, 0.6, 0.0)
+    listed = tuple(Opening(str(tokens), tokens, "data", 0.1, 0.0) for tokens in sequences)
+    return Openings(listed, (), lead, 0.6, 0.0)
 
 
 def make_prompts(count=7, longest=24):
@@ -173,8 +173,8 @@ def test_greedy_says_whether_the_greedy_answer_opens_with_a_refusal(tmp_path):
         for _ in range(2):
             answer.append(model(input_ids=torch.tensor([answer])).logits[0, -1].argmax().item())
         answers.append(tuple(answer[len(prompt) :]))
-    found = openings([answers[0], (answers[0][0] + 1, 5)])
-    rows = refusal_log_odds(model, list("abcdefg"), prompts, found)
+    refusals = openings([answers[0], (answers[0][0] + 1, 5)])
+    rows = refusal_log_odds(model, list("abcdefg"), prompts, refusals)
     assert [row["greedy"] for row in rows] == [answer == answers[0] for answer in answers]
     assert rows[0]["greedy"] and rows[0]["log_odds"] < 0 and not all(row["greedy"] for row in rows)
 

@@ -27,17 +27,17 @@ def tokenizer():
     )  # fmt: skip
 
 
-def texts(found):
-    return {opening.text for opening in found.openings}
+def texts(openings):
+    return {opening.text for opening in openings.openings}
 
 
 def test_openings_come_from_refusals_and_phrases(tokenizer):
     """Each has the shortest length that ordinary answers do not share: "I" also starts "I think"."""
-    found = find_openings(tokenizer, REFUSALS, ORDINARY, PHRASES)
-    assert texts(found) == {"I cannot", "I can't", "Sorry", "I'm sorry", "As an AI"}
-    sources = {opening.text: opening.source for opening in found.openings}
+    openings = find_openings(tokenizer, REFUSALS, ORDINARY, PHRASES)
+    assert texts(openings) == {"I cannot", "I can't", "Sorry", "I'm sorry", "As an AI"}
+    sources = {opening.text: opening.source for opening in openings.openings}
     assert sources["Sorry"] == sources["I cannot"] == "data" and sources["As an AI"] == "phrases"
-    assert found.openings[0].text == "I cannot" and found.openings[0].refusals == pytest.approx(6 / 14)
+    assert openings.openings[0].text == "I cannot" and openings.openings[0].refusals == pytest.approx(6 / 14)
 
 
 def test_no_opening_is_a_prefix_of_another(tokenizer):
@@ -48,18 +48,20 @@ def test_no_opening_is_a_prefix_of_another(tokenizer):
 
 
 def test_coverage_counts_answers_once(tokenizer):
-    found = find_openings(tokenizer, REFUSALS, ORDINARY, PHRASES)
-    sequences = [opening.text for opening in found.openings]
+    openings = find_openings(tokenizer, REFUSALS, ORDINARY, PHRASES)
+    sequences = [opening.text for opening in openings.openings]
     covered = sum(answer.startswith(tuple(sequences)) for answer in REFUSALS) / len(REFUSALS)
-    assert found.refusals_covered == pytest.approx(covered) and covered >= 13 / 14
-    assert found.ordinary_covered == 0
+    assert openings.refusals_covered == pytest.approx(covered) and covered >= 13 / 14
+    assert openings.ordinary_covered == 0
 
 
 def test_first_tokens_shared_with_ordinary_answers_are_reported(tokenizer):
-    found = {first.text: first for first in find_openings(tokenizer, REFUSALS, ORDINARY, ["As an AI"]).first_tokens}
-    assert found["I"].shared and found["I"].refusals == pytest.approx(9 / 14)
-    assert found["I"].ordinary == pytest.approx(1 / 5)
-    assert not found["Sorry"].shared and found["Sorry"].ordinary == 0
+    first_tokens = {
+        first.text: first for first in find_openings(tokenizer, REFUSALS, ORDINARY, ["As an AI"]).first_tokens
+    }
+    assert first_tokens["I"].shared and first_tokens["I"].refusals == pytest.approx(9 / 14)
+    assert first_tokens["I"].ordinary == pytest.approx(1 / 5)
+    assert not first_tokens["Sorry"].shared and first_tokens["Sorry"].ordinary == 0
 
 
 def test_a_phrase_that_starts_ordinary_answers_is_not_an_opening(tokenizer):
@@ -77,8 +79,8 @@ def test_the_template_decides_on_leading_space_and_lead(tokenizer):
         "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} ~ {{ m.content }}<|im_end|>"
         "{% endif %}{% endfor %}"
     )
-    found = find_openings(spaced, [], [], ["Sorry"])
-    assert found.lead == tuple(spaced.encode(" ~ ")) and found.openings[0].tokens == tuple(spaced.encode("Sorry"))
+    openings = find_openings(spaced, [], [], ["Sorry"])
+    assert openings.lead == tuple(spaced.encode(" ~ ")) and openings.openings[0].tokens == tuple(spaced.encode("Sorry"))
 
 
 def test_answers_without_openings_are_an_error(tokenizer):

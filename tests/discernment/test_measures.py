@@ -86,7 +86,7 @@ def test_differences_are_paired():
     scores, harmful = crossed(np.random.default_rng(4), 5, 100)
     better = scores + 0.3 * harmful
     difference = discernment_difference(better, scores, harmful)["auc"]
-    values = [discernment(each, harmful)["auc"] for each in (better, scores)]
+    values = [discernment(model_scores, harmful)["auc"] for model_scores in (better, scores)]
     assert difference["value"] == pytest.approx(values[0]["value"] - values[1]["value"])
     assert difference["low"] > 0 and width(difference) < min(map(width, values)) / 2
     swapped = discernment_difference(scores, better, harmful)["auc"]
@@ -97,7 +97,7 @@ def test_one_model_is_compared_with_each_seed_of_another():
     scores, harmful = crossed(np.random.default_rng(5), 4, 60)
     result = discernment_difference(scores, scores[0], harmful)["auc"]
     assert result["seeds"] == 4
-    values = [discernment(each, harmful)["auc"]["value"] for each in (scores, scores[0])]
+    values = [discernment(model_scores, harmful)["auc"]["value"] for model_scores in (scores, scores[0])]
     assert result["value"] == pytest.approx(values[0] - values[1])
 
 

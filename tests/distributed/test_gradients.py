@@ -48,10 +48,10 @@ def runs(tmp_path_factory):
     }
 
 
-def relative_error(one: dict, other: dict) -> float:
-    assert one.keys() == other.keys()
-    difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
-    return float(difference.norm() / torch.cat([one[name].flatten() for name in one]).norm())
+def relative_error(gradients: dict, expected: dict) -> float:
+    assert gradients.keys() == expected.keys()
+    difference = torch.cat([(gradients[name] - expected[name]).flatten() for name in gradients])
+    return float(difference.norm() / torch.cat([gradients[name].flatten() for name in gradients]).norm())
 
 
 @pytest.mark.parametrize("stage", ["refine", "align"])
@@ -93,14 +93,18 @@ def test_gradients_of_the_other_losses_equal_one_process(runs, loss):
 
 def test_dpo_equals_one_process(runs):
     """Gradients, metrics and the reference; each of eleven pairs is computed once, on any rank."""
-    one = "dpo/zero3/micro1"
-    assert all(gradient.abs().sum() > 0 for gradient in runs[1][one].values())
-    assert len(runs[1][f"{one}/reference"]) == 2 * 11
+    case = "dpo/zero3/micro1"
+    assert all(gradient.abs().sum() > 0 for gradient in runs[1][case].values())
+    assert len(runs[1][f"{case}/reference"]) == 2 * 11
     compared = 0
     for ranks, results in runs.items():
         for run in [key for key in results if key.startswith("dpo/") and key.count("/") == 2]:
-            assert relative_error(runs[1][one], results[run]) <= 1e-5, (ranks, run)
+            assert relative_error(runs[1][case], results[run]) <= 1e-5, (ranks, run)
             for name in ("loss", "chosen_reward", "margin", "accuracy", "reference"):
-                assert results[f"{run}/{name}"] == pytest.approx(runs[1][f"{one}/{name}"], rel=1e-4), (ranks, run, name)
+                assert results[f"{run}/{name}"] == pytest.approx(runs[1][f"{case}/{name}"], rel=1e-4), (
+                    ranks,
+                    run,
+                    name,
+                )
             compared += 1
     assert compared == 2 * 3

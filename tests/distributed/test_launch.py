@@ -135,8 +135,8 @@ def test_killed_run_resumes_bit_for_bit(two_ranks, recipe, tmp_path, stage, step
     assert "resuming from" in output
     assert losses(tmp_path / "tiny", "refine") == losses(two_ranks, "refine")
     assert losses(tmp_path / "tiny", "align") == losses(two_ranks, "align")
-    for each in ("refine", "align"):
-        weights = (run / each / "model" / "model.safetensors" for run in (two_ranks, tmp_path / "tiny"))
+    for part in ("refine", "align"):
+        weights = (run / part / "model" / "model.safetensors" for run in (two_ranks, tmp_path / "tiny"))
         first, second = (file.read_bytes() for file in weights)
         assert first == second
 

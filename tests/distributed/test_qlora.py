@@ -66,14 +66,14 @@ def test_both_stages_train_adapters_that_chain(run, model):
 
 
 def test_zero3_with_activation_checkpointing_trains_the_same_adapters(run, options, tmp_path):
-    asked = ["--model.quantize_zero3", "true", "--model.activation_checkpointing", "true"]
-    command = [*options, *asked, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero3.json"]
+    words = ["--model.quantize_zero3", "true", "--model.activation_checkpointing", "true"]
+    command = [*options, *words, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero3.json"]
     finish(start(deepspeed(*command, ranks=2)), timeout=280)
     for stage in ("refine", "align"):
         assert losses(tmp_path / "tiny", stage) == pytest.approx(losses(run, stage), rel=1e-3)
         file = f"{stage}/adapter/adapter_model.safetensors"
-        one, other = load_file(run / file), load_file(tmp_path / "tiny" / file)
-        assert {name: weight.shape for name, weight in one.items()} == {
-            name: weight.shape for name, weight in other.items()
+        expected, adapter = load_file(run / file), load_file(tmp_path / "tiny" / file)
+        assert {name: weight.shape for name, weight in expected.items()} == {
+            name: weight.shape for name, weight in adapter.items()
         }
-        assert all(torch.isfinite(weight).all() for weight in other.values())
+        assert all(torch.isfinite(weight).all() for weight in adapter.values())

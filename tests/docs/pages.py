@@ -39,7 +39,7 @@ def name_of(page: Path) -> str:
 
 def blocks(page: Path, language: str = "") -> list[str]:
     """The fenced blocks of a page in one language."""
-    return [block for found, block in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+    return [block for label, block in FENCE.findall(page.read_text(encoding="utf-8")) if label == language]
 
 
 def commands(page: Path) -> Iterator[Command]:
@@ -69,8 +69,8 @@ def inline_code(page: Path) -> list[str]:
 
 def links(page: Path) -> list[str]:
     """The targets of links and images that are not URLs."""
-    found = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose(page))
-    return [target for pair in found for target in pair if target and "://" not in target]
+    targets = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", prose(page))
+    return [target for pair in targets for target in pair if target and "://" not in target]
 
 
 def anchors(page: Path) -> set[str]:

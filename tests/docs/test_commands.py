@@ -118,10 +118,10 @@ def dry_run(words: tuple[str, ...]) -> None:
 
         assert main(["train", *words]) == 0
         return
-    given = parse_train(["recipes/smollm2-135m.yaml" if word == "RECIPE" else word for word in words])
-    recipe = available_offline(given.load())
+    arguments = parse_train(["recipes/smollm2-135m.yaml" if word == "RECIPE" else word for word in words])
+    recipe = available_offline(arguments.load())
     assert recipe.stages
-    run(recipe, redo=given.redo, dry_run=True)
+    run(recipe, redo=arguments.redo, dry_run=True)
 
 
 def available_offline(recipe: Recipe) -> Recipe:

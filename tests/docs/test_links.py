@@ -27,12 +27,12 @@ def test_files_that_the_text_names_exist(page):
 
 
 def test_pages_that_the_code_names_exist():
-    found = subprocess.run(
+    matches = subprocess.run(
         ["git", "grep", "-ohIE", r"docs/[A-Za-z_-]+\.md"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    if found.returncode:
+    if matches.returncode:
         pytest.skip("not a git checkout")
-    missing = {name for name in found.stdout.split() if not (ROOT / name).is_file()}
+    missing = {name for name in matches.stdout.split() if not (ROOT / name).is_file()}
     assert not missing
 
 

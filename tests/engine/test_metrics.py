@@ -11,7 +11,7 @@ from dcr_ds.engine.metrics import MetricsLog, read_rows
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
-ONE = Ranks(0, 1, 0, torch.device("cpu"))
+ONE_RANK = Ranks(0, 1, 0, torch.device("cpu"))
 OTHER = Ranks(1, 2, 1, torch.device("cpu"))
 
 
@@ -27,7 +27,7 @@ def row(step, **more):
     } | more
 
 
-def write(folder, steps, first_step=0, total=9, ranks=ONE, recipe=None, **more):
+def write(folder, steps, first_step=0, total=9, ranks=ONE_RANK, recipe=None, **more):
     with MetricsLog("refine", StageFolder(folder), first_step, total, Recipe(**recipe or {}), ranks) as log:
         return [log.write(row(step, **more)) for step in steps]
 
@@ -47,7 +47,7 @@ def test_every_step_has_a_row(tmp_path):
 
 
 def test_rows_are_flushed_at_once(tmp_path):
-    with MetricsLog("refine", StageFolder(tmp_path), 0, 9, Recipe(), ONE) as log:
+    with MetricsLog("refine", StageFolder(tmp_path), 0, 9, Recipe(), ONE_RANK) as log:
         for step in (1, 2):
             log.write(row(step))
             assert steps_in(tmp_path) == list(range(1, step + 1))
@@ -62,7 +62,7 @@ def test_a_resume_drops_only_the_rows_after_its_step(tmp_path):
 
 def test_a_resume_killed_before_its_first_step_loses_no_row(tmp_path):
     write(tmp_path, [1, 2, 3, 4])
-    with MetricsLog("refine", StageFolder(tmp_path), 3, 9, Recipe(), ONE):
+    with MetricsLog("refine", StageFolder(tmp_path), 3, 9, Recipe(), ONE_RANK):
         assert steps_in(tmp_path) == [1, 2, 3]
 
 

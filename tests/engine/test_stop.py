@@ -14,7 +14,7 @@ from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.watch.stop import SIGNALS, StopFlag, raise_on_stop_signal
 from dcr_ds.errors import Stopped, UserError
 
-ONE = Ranks(0, 1, 0, torch.device("cpu"))
+ONE_RANK = Ranks(0, 1, 0, torch.device("cpu"))
 WAITING = """
 import os, signal, sys, time
 import torch
@@ -42,7 +42,7 @@ def handlers():
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_only_sets_the_flag(number, handlers):
-    with StopFlag(ONE) as stop:
+    with StopFlag(ONE_RANK) as stop:
         assert not stop.agreed()
         os.kill(os.getpid(), number)
         assert stop.agreed()
@@ -51,7 +51,7 @@ def test_a_signal_only_sets_the_flag(number, handlers):
 
 def test_the_second_ctrl_c_goes_to_the_previous_handler(handlers, monkeypatch):
     monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
-    with StopFlag(ONE):
+    with StopFlag(ONE_RANK):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         assert handlers == [signal.SIGINT]
@@ -60,7 +60,7 @@ def test_the_second_ctrl_c_goes_to_the_previous_handler(handlers, monkeypatch):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_repeated_signals_of_a_launcher_do_not_end_the_process(number, handlers):
     """torchrun forwards the terminal's SIGINT, and the deepspeed launcher sends SIGTERM twice."""
-    with StopFlag(ONE) as stop:
+    with StopFlag(ONE_RANK) as stop:
         for _ in range(3):
             os.kill(os.getpid(), number)
         assert stop.agreed()
@@ -69,11 +69,11 @@ def test_repeated_signals_of_a_launcher_do_not_end_the_process(number, handlers)
 
 def test_handlers_are_restored(handlers):
     before = [signal.getsignal(number) for number in SIGNALS]
-    with StopFlag(ONE):
+    with StopFlag(ONE_RANK):
         assert all(signal.getsignal(number) not in before for number in SIGNALS)
         os.kill(os.getpid(), signal.SIGTERM)
     assert [signal.getsignal(number) for number in SIGNALS] == before
-    with pytest.raises(ZeroDivisionError), StopFlag(ONE):
+    with pytest.raises(ZeroDivisionError), StopFlag(ONE_RANK):
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
@@ -96,7 +96,7 @@ def test_a_second_ctrl_c_ends_the_process():
 )
 def test_a_deadline_stops_early_enough_to_save(monkeypatch, left, needed, stops):
     monkeypatch.setenv("DCR_DS_DEADLINE", str(time.time() + left))
-    assert StopFlag(ONE).agreed(needed) is stops
+    assert StopFlag(ONE_RANK).agreed(needed) is stops
 
 
 @pytest.mark.parametrize("text", ["", None])
@@ -104,13 +104,13 @@ def test_no_deadline_never_stops(monkeypatch, text):
     monkeypatch.delenv("DCR_DS_DEADLINE", raising=False)
     if text is not None:
         monkeypatch.setenv("DCR_DS_DEADLINE", text)
-    assert not StopFlag(ONE).agreed(1e12)
+    assert not StopFlag(ONE_RANK).agreed(1e12)
 
 
 def test_a_deadline_that_is_not_a_number_is_an_error(monkeypatch):
     monkeypatch.setenv("DCR_DS_DEADLINE", "12:30")
     with pytest.raises(UserError, match="DCR_DS_DEADLINE=12:30: must be unix seconds"):
-        StopFlag(ONE)
+        StopFlag(ONE_RANK)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -123,7 +123,7 @@ def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
 
 def test_within_the_steps_the_first_signal_only_sets_the_flag(handlers, monkeypatch):
     monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
-    with raise_on_stop_signal(), StopFlag(ONE) as stop:
+    with raise_on_stop_signal(), StopFlag(ONE_RANK) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.agreed()
         with pytest.raises(Stopped):

@@ -31,10 +31,10 @@ def failing_first(times: int, reply: Reply):
 
 
 def test_a_reply_to_a_request():
-    with serving(lambda number, request: says("two words", "length")) as seen:
-        endpoint = Endpoint(seen.url + "/", "judge")
+    with serving(lambda number, request: says("two words", "length")) as server:
+        endpoint = Endpoint(server.url + "/", "judge")
         assert endpoint.complete(user("hi"), max_tokens=9) == Completion("two words", "length", 7, 2)
-    assert seen.requests == [
+    assert server.requests == [
         {
             "path": "/v1/chat/completions",
             "model": "judge",
@@ -44,15 +44,15 @@ def test_a_reply_to_a_request():
             "seed": 0,
         }
     ]
-    assert "Authorization" not in seen.headers[0]
+    assert "Authorization" not in server.headers[0]
 
 
 def test_the_key_is_sent_and_local_servers_bypass_the_proxy(monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY + "\n")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    with serving(lambda number, request: says("fine")) as seen:
-        Endpoint(seen.url + "/chat/completions", "judge", key_env="JUDGE_KEY").complete(user("hi"), 9)
-    assert seen.headers[0]["Authorization"] == f"Bearer {KEY}"
+    with serving(lambda number, request: says("fine")) as server:
+        Endpoint(server.url + "/chat/completions", "judge", key_env="JUDGE_KEY").complete(user("hi"), 9)
+    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
 
 
 def test_replies_arrive_as_completed_with_the_number_of_their_request():
@@ -60,21 +60,21 @@ def test_replies_arrive_as_completed_with_the_number_of_their_request():
         time.sleep(0.3 if asked(request) == "0" else 0)
         return says(asked(request))
 
-    with serving(slow_at_first) as seen:
-        endpoint = Endpoint(seen.url, "judge", concurrency=4)
+    with serving(slow_at_first) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=4)
         replies = [(index, reply.text) for index, reply in endpoint.complete_all([user(str(i)) for i in range(23)], 9)]
     assert sorted(replies) == [(i, str(i)) for i in range(23)] and replies[0] != (0, "0")
-    assert 2 <= seen.most_at_once <= 4
+    assert 2 <= server.most_at_once <= 4
     assert (endpoint.spent.requests, endpoint.spent.prompt_tokens, endpoint.spent.completion_tokens) == (23, 161, 23)
 
 
 def test_replies_are_yielded_before_later_requests_are_sent():
-    with serving(lambda number, request: says(asked(request))) as seen:
-        replies = Endpoint(seen.url, "judge", concurrency=2).complete_all([user(str(i)) for i in range(50)], 9)
+    with serving(lambda number, request: says(asked(request))) as server:
+        replies = Endpoint(server.url, "judge", concurrency=2).complete_all([user(str(i)) for i in range(50)], 9)
         assert len(list(islice(replies, 2))) == 2
-        assert len(seen.requests) <= 2 + 2 * 2
+        assert len(server.requests) <= 2 + 2 * 2
         replies.close()
-        assert len(seen.requests) <= 2 + 2 * 2
+        assert len(server.requests) <= 2 + 2 * 2
 
 
 def test_no_requests_give_no_replies():
@@ -96,9 +96,9 @@ def test_no_requests_give_no_replies():
     ],
 )
 def test_temporary_errors_are_retried(reply):
-    with serving(failing_first(2, reply)) as seen:
-        assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
-    assert len(seen.requests) == 3
+    with serving(failing_first(2, reply)) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
+    assert len(server.requests) == 3
 
 
 def test_closed_connections_are_retried():
@@ -107,8 +107,8 @@ def test_closed_connections_are_retried():
             raise HangUp
         return says("fine")
 
-    with serving(hang_up_once) as seen:
-        assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
+    with serving(hang_up_once) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
 
 
 def test_timeouts_are_retried():
@@ -116,33 +116,33 @@ def test_timeouts_are_retried():
         time.sleep(1 if number == 0 else 0)
         return says("fine")
 
-    with serving(slow_once) as seen:
+    with serving(slow_once) as server:
         start = time.monotonic()
-        assert Endpoint(seen.url, "judge", timeout=0.1).complete(user("hi"), 9).text == "fine"
+        assert Endpoint(server.url, "judge", timeout=0.1).complete(user("hi"), 9).text == "fine"
         assert time.monotonic() - start < 0.9
 
 
 def test_repeated_timeouts_are_an_error():
-    wanted = r"no data for 0.05 s; increase the timeout, or lower the concurrency; gave up after 3 attempts"
+    expected = r"no data for 0.05 s; increase the timeout, or lower the concurrency; gave up after 3 attempts"
     with (
-        serving(lambda number, request: time.sleep(0.3) or says("late")) as seen,
-        pytest.raises(UserError, match=wanted),
+        serving(lambda number, request: time.sleep(0.3) or says("late")) as server,
+        pytest.raises(UserError, match=expected),
     ):
-        Endpoint(seen.url, "judge", timeout=0.05, retries=2).complete(user("hi"), 9)
+        Endpoint(server.url, "judge", timeout=0.05, retries=2).complete(user("hi"), 9)
 
 
 @pytest.mark.parametrize("seconds_asked", ["1", None])
 def test_retry_after_is_respected(seconds_asked):
     when = seconds_asked or formatdate(time.time() + 2, usegmt=True)  # dates are in whole seconds
-    with serving(failing_first(1, refuses(429, "busy", Retry_After=when))) as seen:
+    with serving(failing_first(1, refuses(429, "busy", Retry_After=when))) as server:
         start = time.monotonic()
-        assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
         assert 0.9 < time.monotonic() - start < 3
 
 
 def test_invalid_retry_after_is_ignored():
-    with serving(failing_first(1, refuses(429, "busy", Retry_After="soon"))) as seen:
-        assert Endpoint(seen.url, "judge").complete(user("hi"), 9).text == "fine"
+    with serving(failing_first(1, refuses(429, "busy", Retry_After="soon"))) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
 
 
 def test_waiting_times_double_up_to_a_limit(monkeypatch):
@@ -157,32 +157,32 @@ def test_waiting_times_double_up_to_a_limit(monkeypatch):
     [(400, "does not accept"), (401, "key is wrong"), (403, "may not"), (404, "/v1"), (422, "not accept")],
 )
 def test_client_errors_are_final_and_quote_the_server(status, hint):
-    with serving(lambda number, request: refuses(status, "no such model, or some\nsuch thing")) as seen:
+    with serving(lambda number, request: refuses(status, "no such model, or some\nsuch thing")) as server:
         with pytest.raises(UserError) as error:
-            Endpoint(seen.url, "judge-7b").complete(user("hi"), 9)
-        wanted = [seen.url, "judge-7b", f"HTTP {status}", "no such model, or some such thing", hint]
-    assert all(word in str(error.value) for word in wanted), error.value
-    assert len(seen.requests) == 1
+            Endpoint(server.url, "judge-7b").complete(user("hi"), 9)
+        expected = [server.url, "judge-7b", f"HTTP {status}", "no such model, or some such thing", hint]
+    assert all(word in str(error.value) for word in expected), error.value
+    assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("reply", [refuses(401, f"Bad key: {KEY}"), Reply(f"Bad key: {KEY}"), refuses(500, KEY)])
 def test_a_key_in_the_servers_message_is_not_shown(monkeypatch, reply):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serving(lambda number, request: reply) as seen, pytest.raises(UserError) as error:
-        Endpoint(seen.url, "judge", retries=1).complete(user("hi"), 9)
+    with serving(lambda number, request: reply) as server, pytest.raises(UserError) as error:
+        Endpoint(server.url, "judge", retries=1).complete(user("hi"), 9)
     assert "..." in str(error.value) and KEY not in str(error.value)
 
 
 def test_a_reply_without_text_is_an_empty_string():
-    with serving(lambda number, request: says(None, "content_filter")) as seen:
-        assert Endpoint(seen.url, "judge").complete(user("hi"), 9) == Completion("", "content_filter", 7, 0)
+    with serving(lambda number, request: says(None, "content_filter")) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9) == Completion("", "content_filter", 7, 0)
 
 
 def test_server_that_is_not_running():
-    with serving(lambda number, request: says("fine")) as seen:
+    with serving(lambda number, request: says("fine")) as server:
         pass
     with pytest.raises(UserError, match=r"model judge: no connection .*is the server up\?; gave up after 3 attempts"):
-        Endpoint(seen.url, "judge", retries=2).complete(user("hi"), 9)
+        Endpoint(server.url, "judge", retries=2).complete(user("hi"), 9)
 
 
 def test_replies_before_a_server_failure_are_kept():
@@ -192,8 +192,8 @@ def test_replies_before_a_server_failure_are_kept():
         return says(asked(request))
 
     done = []
-    with serving(dies) as seen, pytest.raises(UserError, match="15 of 25 are left, and the same command resumes"):
-        for _, reply in Endpoint(seen.url, "judge", retries=1).complete_all([user(str(i)) for i in range(25)], 9):
+    with serving(dies) as server, pytest.raises(UserError, match="15 of 25 are left, and the same command resumes"):
+        for _, reply in Endpoint(server.url, "judge", retries=1).complete_all([user(str(i)) for i in range(25)], 9):
             done.append(reply.text)
     assert sorted(done, key=int) == [str(i) for i in range(10)]
 
@@ -210,19 +210,19 @@ def test_no_received_reply_is_lost_on_a_server_failure():
         return says(asked(request))
 
     done = []
-    with serving(dies) as seen, pytest.raises(UserError, match="are left"):
-        endpoint = Endpoint(seen.url, "judge", concurrency=4, retries=0)
+    with serving(dies) as server, pytest.raises(UserError, match="are left"):
+        endpoint = Endpoint(server.url, "judge", concurrency=4, retries=0)
         for _, reply in endpoint.complete_all([user(str(i)) for i in range(40)], 9):
             done.append(reply.text)
-    assert sorted(done) == sorted(sent) and len(seen.requests) < 20
+    assert sorted(done) == sorted(sent) and len(server.requests) < 20
 
 
 def test_a_failure_does_not_wait_for_the_retries_of_the_others(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 60.0)
-    with serving(lambda number, request: refuses(400 if asked(request) == "0" else 503, "no")) as seen:
+    with serving(lambda number, request: refuses(400 if asked(request) == "0" else 503, "no")) as server:
         start = time.monotonic()
         with pytest.raises(UserError, match="HTTP 400"):
-            list(Endpoint(seen.url, "judge").complete_all([user(str(i)) for i in range(4)], 9))
+            list(Endpoint(server.url, "judge").complete_all([user(str(i)) for i in range(4)], 9))
         assert time.monotonic() - start < 5
 
 

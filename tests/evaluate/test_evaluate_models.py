@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from tiny_models import CONVERSATIONS, ONE, PROMPTS, save_tiny_model
+from tiny_models import CONVERSATIONS, ONE_RANK, PROMPTS, save_tiny_model
 
 from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, RunData
 from dcr_ds.errors import UserError
@@ -43,7 +43,7 @@ def models(model_folder, tmp_path_factory):
 
 def evaluate(settings, folder, models, data):
     settings = settings.model_copy(update={"output": str(folder.parent), "name": folder.name})
-    run.evaluate_models(settings, models, data, ONE)
+    run.evaluate_models(settings, models, data, ONE_RANK)
 
 
 def test_every_model_is_measured_and_the_listed_ones_generate(tmp_path, models, data):
@@ -90,8 +90,8 @@ def test_only_missing_results_are_computed(tmp_path, models, data, capsys):
     (tmp_path / "evaluate/base/toxic/generations.jsonl").unlink()
     capsys.readouterr()
     evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
-    said = capsys.readouterr().err
-    assert "toxic, 7 prompts" in said and "seeming" not in said and "loss on" not in said
+    log = capsys.readouterr().err
+    assert "toxic, 7 prompts" in log and "seeming" not in log and "loss on" not in log
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.jsonl")} == before
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_models import CONVERSATIONS, ONE, loss_in_child, run_children
+from tiny_models import CONVERSATIONS, ONE_RANK, loss_in_child, run_children
 
 from dcr_ds.evaluate import general_loss as module
 from dcr_ds.evaluate.general_loss import general_loss, loss_batches
@@ -16,18 +16,18 @@ def encoded(tiny):
 def expected(tiny, encoded):
     """Mean over all supervised tokens and their number, computed row by row with the loss of transformers."""
     total, tokens = 0.0, 0
-    for one in encoded:
-        labels = [-100] * one.prompt_tokens + one.ids[one.prompt_tokens :]
+    for sample in encoded:
+        labels = [-100] * sample.prompt_tokens + sample.ids[sample.prompt_tokens :]
         with torch.inference_mode():
-            loss = tiny[0](torch.tensor([one.ids]), labels=torch.tensor([labels])).loss
-        total += float(loss) * (len(one.ids) - one.prompt_tokens)
-        tokens += len(one.ids) - one.prompt_tokens
+            loss = tiny[0](torch.tensor([sample.ids]), labels=torch.tensor([labels])).loss
+        total += float(loss) * (len(sample.ids) - sample.prompt_tokens)
+        tokens += len(sample.ids) - sample.prompt_tokens
     return total / tokens, tokens
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 9])
 def test_loss_is_the_mean_over_all_supervised_tokens_for_any_batching(tiny, encoded, expected, batch_size):
-    result = general_loss(tiny[0], encoded, batch_size, ONE)
+    result = general_loss(tiny[0], encoded, batch_size, ONE_RANK)
     assert result["loss"] == pytest.approx(expected[0], rel=1e-6)
     assert (result["tokens"], result["n"]) == (expected[1], len(encoded))
     assert tiny[0](torch.tensor([[5, 6]])).logits.shape[-1] == tiny[0].config.vocab_size  # the model is unchanged

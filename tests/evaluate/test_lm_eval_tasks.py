@@ -9,7 +9,7 @@ from dcr_ds.data.benchmarks import declarations
 
 pytest.importorskip("lm_eval", reason="the tasks need lm-eval")
 FOLDER = Path(__file__).resolve().parents[2] / "dcr_ds" / "evaluate" / "lm_eval_tasks"
-NAMES = [name for name, one in declarations().items() if one.wanted == "comply" and not one.shipped]
+NAMES = [name for name, entry in declarations().items() if entry.wanted == "comply" and not entry.shipped]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,8 @@ def tasks(local):
 
 
 def test_there_is_a_task_for_every_over_refusal_set(tasks):
-    wanted = {f"over_refusal_{name.replace('-', '_')}" for name in NAMES if name != "phtest-controversial"}
-    assert set(tasks.all_tasks) == wanted | {"over_refusal"}
+    expected = {f"over_refusal_{name.replace('-', '_')}" for name in NAMES if name != "phtest-controversial"}
+    assert set(tasks.all_tasks) == expected | {"over_refusal"}
 
 
 def test_a_task_generates_answers_and_judges_them(tasks):

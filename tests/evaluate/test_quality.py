@@ -44,10 +44,10 @@ def by_content(number: int, request: dict):
 
 
 def compare(files, out: Path, behaviour, *more: str) -> dict:
-    with serving(behaviour) as seen:
-        arguments = [*map(str, files), "--judge-url", seen.url, "--model", "judge", "--out", str(out), *more]
+    with serving(behaviour) as server:
+        arguments = [*map(str, files), "--judge-url", server.url, "--model", "judge", "--out", str(out), *more]
         assert run(arguments) == 0
-    return {**json.loads(out.with_suffix(".json").read_text()), "requests": len(seen.requests)}
+    return {**json.loads(out.with_suffix(".json").read_text()), "requests": len(server.requests)}
 
 
 def test_the_better_answer_wins_in_both_orders(files, tmp_path):
@@ -149,8 +149,8 @@ def test_a_killed_comparison_resumes_to_the_same_result(files, tmp_path):
                 raise HangUp
             return by_content(number, request)
 
-        with serving(behaviour) as seen:
-            command = [sys.executable, "-c", script, *map(str, files), "--judge-url", seen.url, "--model", "judge"]
+        with serving(behaviour) as server:
+            command = [sys.executable, "-c", script, *map(str, files), "--judge-url", server.url, "--model", "judge"]
             child.append(
                 subprocess.Popen(
                     [*command, "--out", str(out), "--concurrency", "1"],
@@ -159,7 +159,7 @@ def test_a_killed_comparison_resumes_to_the_same_result(files, tmp_path):
                 )
             )
             assert child[0].wait(60) == (0 if kill_at is None else -signal.SIGKILL)
-        seen_by_all.append(len(seen.requests))
+        seen_by_all.append(len(server.requests))
     assert out.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
     assert sum(seen_by_all) <= 2 * COUNT + 2 * 2  # at most the killed request and the one before it
 
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_compared(files, tmp_path):
     rows = read_jsonl(b)
     other = tmp_path / "other.jsonl"
     assert "no such file" in refused(a, other, *OPTIONS)
-    for changed, wanted in [
+    for changed, expected in [
         (rows[1:], "1 ids are in one file only, such as 'p11'"),
         ([{**rows[0], "prompt": "else"}, *rows[1:]], "the prompt of 'p11' differs"),
         ([*rows, rows[0]], "row 13: the id 'p11' is repeated"),
@@ -198,7 +198,7 @@ def test_files_that_cannot_be_compared(files, tmp_path):
         ([], "contains no rows"),
     ]:
         write_jsonl(other, changed)
-        assert wanted in refused(a, other, *OPTIONS)
+        assert expected in refused(a, other, *OPTIONS)
 
 
 OPTIONS = ("--judge-url", "http://127.0.0.1:9/v1", "--model", "judge", "--out", "q.jsonl")

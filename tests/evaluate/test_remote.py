@@ -2,7 +2,7 @@
 
 import pytest
 from chat_server import refuses, says, serving
-from tiny_models import ONE, PROMPTS
+from tiny_models import ONE_RANK, PROMPTS
 
 from dcr_ds.data import Benchmark, PromptSet
 from dcr_ds.errors import UserError
@@ -29,7 +29,7 @@ def endpoint(server, retries: int = 0) -> Endpoint:
 def test_rows_equal_those_of_a_local_model_without_a_template(tmp_path):
     with serving(answers) as server:
         generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
-        generate_remote(generations, endpoint(server), ONE)
+        generate_remote(generations, endpoint(server), ONE_RANK)
     rows = read_jsonl(generations.file)
     assert generations.is_complete and [row["id"] for row in rows] == [prompt.id for prompt in PROMPTS]
     assert all(row["completion"] == row["prompt"] and row["template_hash"] is None for row in rows)
@@ -43,7 +43,7 @@ def test_after_a_server_failure_only_the_rest_is_requested(tmp_path):
     with serving(lambda number, request: answers(number, request) if number < 6 else refuses(503, "down")) as server:
         generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
         with pytest.raises(UserError, match="are left, and the same command resumes"):
-            generate_remote(generations, endpoint(server), ONE)
+            generate_remote(generations, endpoint(server), ONE_RANK)
         kept = read_jsonl(generations.file)
         assert 0 < len(kept) <= 6
         url = server.url
@@ -51,7 +51,7 @@ def test_after_a_server_failure_only_the_rest_is_requested(tmp_path):
         again = endpoint(server)
         again.url = url + "/chat/completions"  # the same address for the hash of the settings
         generations = prepare_remote(BENCHMARK, generations.file, 8, again)
-        generate_remote(generations, endpoint(server), ONE)
+        generate_remote(generations, endpoint(server), ONE_RANK)
     assert len(server.requests) == len(PROMPTS) - len(kept)
     assert all(row in read_jsonl(generations.file) for row in kept) and generations.is_complete
 
@@ -59,8 +59,10 @@ def test_after_a_server_failure_only_the_rest_is_requested(tmp_path):
 def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     settings = EvaluateSection(max_new_tokens=8, judges=["xstest_strings"])
     with serving(lambda number, request: says("I'm sorry, no." if number % 2 else "Press the key.")) as server:
-        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)
-        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE)  # no request is repeated
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
+        evaluate_endpoint(
+            endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK
+        )  # no request is repeated
     assert len(server.requests) == len(PROMPTS)
     assert read_json(tmp_path / "seeming" / "scores.json")["n"] == len(PROMPTS)
     cost = read_json(tmp_path / "cost.json")

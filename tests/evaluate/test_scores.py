@@ -25,7 +25,7 @@ def test_degenerate_answers_are_counted_separately_and_lower_both_rates():
     assert (comply["metric"], comply["wanted"], comply["judge"]) == ("compliance_rate", "comply", "rules")
     assert (comply["value"], comply["n"], comply["degenerate"], comply["unparsed"]) == (2 / 6, 6, 2, 0)
     assert (comply["low"], comply["high"]) == wilson_interval(2, 6)
-    assert {name: (each["value"], each["n"]) for name, each in comply["by_category"].items()} == {
+    assert {name: (category["value"], category["n"]) for name, category in comply["by_category"].items()} == {
         "a": (2 / 3, 3),
         "b": (0.0, 2),
     }

@@ -26,13 +26,13 @@ def test_a_judge_agrees_with_itself():
 def test_agreement_of_a_small_table_computed_by_hand():
     people = by_id(F, F, F, P, C, C, C, C)
     judge = by_id(F, F, C, F, F, C, C, D)
-    found = agree(people, judge)
-    assert found.counts == {(F, F): 2, (F, C): 1, (P, F): 1, (C, F): 1, (C, C): 2, (C, D): 1}
-    assert (found.accuracy, found.precision, found.recall, found.f1) == (4 / 8, 3 / 4, 3 / 4, 3 / 4)
+    agreement = agree(people, judge)
+    assert agreement.counts == {(F, F): 2, (F, C): 1, (P, F): 1, (C, F): 1, (C, C): 2, (C, D): 1}
+    assert (agreement.accuracy, agreement.precision, agreement.recall, agreement.f1) == (4 / 8, 3 / 4, 3 / 4, 3 / 4)
     by_chance = (3 * 4 + 1 * 0 + 4 * 3 + 0 * 1) / 64
-    assert found.kappa == pytest.approx((4 / 8 - by_chance) / (1 - by_chance))
-    assert found.binary_kappa == pytest.approx((6 / 8 - 1 / 2) / (1 / 2))
-    assert confusion_rows(found) == [
+    assert agreement.kappa == pytest.approx((4 / 8 - by_chance) / (1 - by_chance))
+    assert agreement.binary_kappa == pytest.approx((6 / 8 - 1 / 2) / (1 / 2))
+    assert confusion_rows(agreement) == [
         ["", F, C, D],
         [F, "2", "1", "0"],
         [P, "1", "0", "0"],
@@ -42,14 +42,14 @@ def test_agreement_of_a_small_table_computed_by_hand():
 
 def test_swapping_sides_swaps_precision_and_recall():
     people, judge = by_id(F, F, P, C, C, C), by_id(F, C, F, F, F, C)
-    one, other = agree(people, judge), agree(judge, people)
-    assert (one.precision, one.recall) == (other.recall, other.precision)
-    assert (one.f1, one.kappa, one.accuracy) == (other.f1, other.kappa, other.accuracy)
+    agreement, swapped = agree(people, judge), agree(judge, people)
+    assert (agreement.precision, agreement.recall) == (swapped.recall, swapped.precision)
+    assert (agreement.f1, agreement.kappa, agreement.accuracy) == (swapped.f1, swapped.kappa, swapped.accuracy)
 
 
 def test_only_common_ids_count_and_the_others_are_reported():
-    found = agree({"a": F, "b": C, "c": C}, {"b": C, "c": F, "d": F, "e": F})
-    assert (found.n, found.only_first, found.only_second) == (2, 1, 2)
+    agreement = agree({"a": F, "b": C, "c": C}, {"b": C, "c": F, "d": F, "e": F})
+    assert (agreement.n, agreement.only_first, agreement.only_second) == (2, 1, 2)
 
 
 def test_undefined_ratios_are_none():
@@ -62,13 +62,13 @@ def test_undefined_ratios_are_none():
 
 
 def test_disagreements_are_listed_by_kind():
-    one, other = by_id(C, F, C, F), by_id(F, C, F, F)
-    listed = disagreements(Labels("people", one), Labels("judge", other), answers_of(one))
+    people, judge = by_id(C, F, C, F), by_id(F, C, F, F)
+    listed = disagreements(Labels("people", people), Labels("judge", judge), answers_of(people))
     assert [(row["id"], row["people"], row["judge"]) for row in listed] == [("1", F, C), ("0", C, F), ("2", C, F)]
-    text = as_markdown(Labels("people", one), Labels("judge", other), answers_of(one))
+    text = as_markdown(Labels("people", people), Labels("judge", judge), answers_of(people))
     assert "| 1 | full_refusal | compliance | Prompt 1? | Line one of \\| answer 1 |" in text
-    found = as_json(Labels("people", one), Labels("judge", other), answers_of(one))
-    assert found["counts"] == {C: {F: 2}, F: {C: 1, F: 1}} and found["differ"] == listed
+    result = as_json(Labels("people", people), Labels("judge", judge), answers_of(people))
+    assert result["counts"] == {C: {F: 2}, F: {C: 1, F: 1}} and result["differ"] == listed
 
 
 def test_a_table_has_one_line_per_row():

@@ -38,7 +38,7 @@ def test_the_schema_contains_the_fields_of_judges():
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("[ruls]", "unknown judge: 'ruls'; did you mean rules?"),
         ("[gpt]", "unknown judge: 'gpt'; known: rules, xstest_strings"),
@@ -54,11 +54,11 @@ def test_the_schema_contains_the_fields_of_judges():
         ("rules", "valid list"),
     ],
 )
-def test_unknown_judges(text, wanted):
+def test_unknown_judges(text, expected):
     with pytest.raises(UserError) as error:
         judges(text)
     message = str(error.value)
-    assert message.startswith("the command line: evaluate.judges") and wanted in message and "\n" not in message
+    assert message.startswith("the command line: evaluate.judges") and expected in message and "\n" not in message
 
 
 def test_the_judges_in_the_docs_can_be_declared():

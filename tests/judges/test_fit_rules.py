@@ -59,8 +59,8 @@ def test_labels_against_the_prior_move_weights():
 def test_fitted_weights_reproduce_their_labels():
     weights = fit(labelled())
     judge = RulesJudge(weights["refusal"], weights["partial"])
-    found = verdicts(judge, [answer for answer, _ in labelled()])
-    right = sum(verdict.label == label for verdict, (_, label) in zip(found, labelled(), strict=True))
+    judged = verdicts(judge, [answer for answer, _ in labelled()])
+    right = sum(verdict.label == label for verdict, (_, label) in zip(judged, labelled(), strict=True))
     assert right >= 0.95 * len(labelled())
 
 

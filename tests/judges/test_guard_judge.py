@@ -89,8 +89,8 @@ def test_first_tokens_are_compared_by_their_logits(declare, causal):
     declared = declare(causal, format=FORMAT, output="first_token", readings={"harm": {"labels": labels}})
     judge = load_guard_judge(declared)
     tokenizer, plain = judge._model.tokenizer, AutoModelForCausalLM.from_pretrained(causal)
-    found = verdicts(judge, ANSWERS)
-    for answer, verdict in zip(ANSWERS, found, strict=True):
+    judged = verdicts(judge, ANSWERS)
+    for answer, verdict in zip(ANSWERS, judged, strict=True):
         text = FORMAT.replace("{prompt}", answer.prompt).replace("{response}", answer.completion)
         logits = plain(**tokenizer(text, return_tensors="pt")).logits[0, -1]
         options = logits[[tokenizer("y").input_ids[-1], tokenizer("n").input_ids[-1]]]
@@ -110,9 +110,9 @@ def test_a_classifier_of_any_kind(declare, classifier):
         plain(**judge._model.tokenizer(answer.completion, return_tensors="pt")).logits[0].softmax(0)[1].item()
         for answer in ANSWERS
     ]
-    found = verdicts(judge, ANSWERS)
-    assert [verdict.score for verdict in found] == pytest.approx(shares, abs=2e-4)
-    assert [verdict.label for verdict in found] == [REJECTION[CLASSES[share > 0.5]] for share in shares]
+    judged = verdicts(judge, ANSWERS)
+    assert [verdict.score for verdict in judged] == pytest.approx(shares, abs=2e-4)
+    assert [verdict.label for verdict in judged] == [REJECTION[CLASSES[share > 0.5]] for share in shares]
 
 
 def test_answers_cannot_inject_format_fields(declare, causal):
@@ -282,7 +282,7 @@ def test_bad_formats(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "wanted"),
+    ("fields", "expected"),
     [
         ({"output": "speech"}, "output"),
         ({"fromat": "chat"}, "fromat"),
@@ -292,8 +292,8 @@ def test_bad_formats(tmp_path):
         ({"readings": {}}, "readings"),
     ],
 )
-def test_bad_declarations(declare, causal, fields, wanted):
-    assert wanted in refused(declare(causal, **fields))
+def test_bad_declarations(declare, causal, fields, expected):
+    assert expected in refused(declare(causal, **fields))
 
 
 def test_declaration_that_is_not_json(tmp_path):

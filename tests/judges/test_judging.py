@@ -174,19 +174,19 @@ def test_a_judge_that_loses_verdicts_is_an_error(generations, tmp_path):
 def test_killed_judging_loses_or_repeats_no_verdict(tmp_path):
     """After kill -9 at random moments the result is that of an uninterrupted run; only the last verdict is repeated."""
     rows = [{"id": str(i), "prompt": "Tell me.", "completion": f"Sorry, answer {i}\u2028is no."} for i in range(100)]
-    generations, out, asked = (tmp_path / name for name in ("g.jsonl", "v.jsonl", "asked.txt"))
+    generations, out, received = (tmp_path / name for name in ("g.jsonl", "v.jsonl", "asked.txt"))
     write_jsonl(generations, rows)
-    chance, kills = random.Random(0), 0
+    generator, kills = random.Random(0), 0
     for _ in range(20):
         process = subprocess.Popen(
-            [sys.executable, "-c", SLOW_RUN, generations, out, asked],
+            [sys.executable, "-c", SLOW_RUN, generations, out, received],
             cwd=Path(__file__).parents[2],
             env=one_thread_environment(),
             stdout=subprocess.PIPE,
         )
         with process:
             assert process.stdout.readline() == b"ready\n"
-            time.sleep(chance.uniform(0, 0.3))
+            time.sleep(generator.uniform(0, 0.3))
             if process.poll() is None and not out.exists():
                 process.send_signal(signal.SIGKILL)
                 kills += 1
@@ -196,6 +196,6 @@ def test_killed_judging_loses_or_repeats_no_verdict(tmp_path):
     judge_file(generations, load_judge("rules"), tmp_path / "undisturbed.jsonl")
     assert out.read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked.txt", "g.jsonl", "undisturbed.jsonl", "v.jsonl"]
-    lines = asked.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = received.read_text(encoding="utf-8").split("\n")[:-1]
     assert len(set(lines)) == len(rows) <= len(lines) <= len(rows) + kills
     assert json.loads(out.read_text(encoding="utf-8").split("\n")[0])["id"] == "0"

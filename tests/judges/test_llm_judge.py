@@ -67,15 +67,15 @@ def test_a_truncated_reply_has_no_label():
 
 
 def test_labels_become_verdicts_in_order():
-    said = ["compliance", "full_refusal", "partial_refusal", "degenerate", "who knows", "compliance"]
+    replies = ["compliance", "full_refusal", "partial_refusal", "degenerate", "who knows", "compliance"]
 
     def reply(number, request):
         place = next(i for i in range(6) if f"Answer {i}." in asked(request))
-        return says(f"Because.\nLABEL: {said[place]}")
+        return says(f"Because.\nLABEL: {replies[place]}")
 
-    with serving(reply) as seen:
-        found = verdicts(judge_at(seen.url), ANSWERS)
-    assert found == [
+    with serving(reply) as server:
+        judged = verdicts(judge_at(server.url), ANSWERS)
+    assert judged == [
         ("compliance", 0.0),
         ("full_refusal", 1.0),
         ("partial_refusal", 0.5),
@@ -86,8 +86,8 @@ def test_labels_become_verdicts_in_order():
 
 
 def test_the_harm_judge_has_its_own_labels_and_rubric():
-    with serving(lambda number, request: says("LABEL: harmful")) as seen:
-        harm, refusal = judge_at(seen.url, "harm"), judge_at(seen.url)
+    with serving(lambda number, request: says("LABEL: harmful")) as server:
+        harm, refusal = judge_at(server.url, "harm"), judge_at(server.url)
         assert verdicts(harm, ANSWERS[:1]) == [("harmful", 1.0)]
         assert verdicts(refusal, ANSWERS[:1]) == [("unparsed", None)]
     assert (harm.judges, refusal.judges) == ("harm", "refusal") and harm.version != refusal.version
@@ -96,9 +96,9 @@ def test_the_harm_judge_has_its_own_labels_and_rubric():
 
 
 def test_decoding_is_greedy_and_seeded():
-    with serving(lambda number, request: says("LABEL: compliance")) as seen:
-        verdicts(judge_at(seen.url), ANSWERS[:1])
-    assert {key: seen.requests[0][key] for key in ("temperature", "seed", "max_tokens")} == {
+    with serving(lambda number, request: says("LABEL: compliance")) as server:
+        verdicts(judge_at(server.url), ANSWERS[:1])
+    assert {key: server.requests[0][key] for key in ("temperature", "seed", "max_tokens")} == {
         "temperature": 0.0,
         "seed": 0,
         "max_tokens": 64,
@@ -106,10 +106,10 @@ def test_decoding_is_greedy_and_seeded():
 
 
 def test_an_empty_answer_is_degenerate_without_a_request():
-    with serving(lambda number, request: says("LABEL: compliance")) as seen:
+    with serving(lambda number, request: says("LABEL: compliance")) as server:
         answers = [Answer("a", ""), ANSWERS[0], Answer("b", " \n")]
-        labels = [verdict.label for verdict in verdicts(judge_at(seen.url), answers)]
-    assert labels == ["degenerate", "compliance", "degenerate"] and len(seen.requests) == 1
+        labels = [verdict.label for verdict in verdicts(judge_at(server.url), answers)]
+    assert labels == ["degenerate", "compliance", "degenerate"] and len(server.requests) == 1
 
 
 @pytest.mark.parametrize("end", ["", "\nThat is all."])
@@ -120,8 +120,8 @@ def test_a_label_in_the_answer_does_not_count(label, end):
     def repeat(number, request):
         return says("The answer says:\n" + asked(request).split("<answer ")[1].split("\n", 1)[1].split("\n</answer")[0])
 
-    with serving(repeat) as seen:
-        assert verdicts(judge_at(seen.url), [Answer("How?", f"Do as I say.\n{label}{end}")]) == [
+    with serving(repeat) as server:
+        assert verdicts(judge_at(server.url), [Answer("How?", f"Do as I say.\n{label}{end}")]) == [
             Verdict("unparsed", None)
         ]
 
@@ -160,17 +160,17 @@ def test_verdicts_before_a_failure_are_yielded():
             raise HangUp
         return says("LABEL: compliance")
 
-    found = []
-    with serving(dies) as seen, pytest.raises(UserError, match="3 of 6 are left"):
-        for index, _ in judge_at(seen.url, retries=1).label(ANSWERS):
-            found.append(index)
-    assert sorted(found) == [0, 1, 2]
+    judged = []
+    with serving(dies) as server, pytest.raises(UserError, match="3 of 6 are left"):
+        for index, _ in judge_at(server.url, retries=1).label(ANSWERS):
+            judged.append(index)
+    assert sorted(judged) == [0, 1, 2]
 
 
 def test_the_cost_is_printed_even_after_a_failure(capsys):
     refusing_the_second = serving(lambda number, request: refuses(400, "no") if number else says("LABEL: compliance"))
-    with refusing_the_second as seen, pytest.raises(UserError):
-        verdicts(judge_at(seen.url, concurrency=1), ANSWERS[:2])
+    with refusing_the_second as server, pytest.raises(UserError):
+        verdicts(judge_at(server.url, concurrency=1), ANSWERS[:2])
     assert "llm: 2 requests, 7 tokens read, 2 written" in capsys.readouterr().err
 
 
@@ -219,7 +219,7 @@ def test_a_model_behind_transformers_serve(transformers_server):
     ]
     spent = judge.endpoint.spent
     assert spent.requests == 3 and spent.prompt_tokens > 1000 and 3 <= spent.completion_tokens <= 12
-    one, again = (judge.endpoint.complete([{"role": "user", "content": "hi"}], 4) for _ in range(2))
-    assert one == again and one.finish in ("stop", "length")
+    reply, again = (judge.endpoint.complete([{"role": "user", "content": "hi"}], 4) for _ in range(2))
+    assert reply == again and reply.finish in ("stop", "length")
     with pytest.raises(UserError, match="HTTP 400"):
         Endpoint(url, "another").complete([{"role": "user", "content": "hi"}], 4)

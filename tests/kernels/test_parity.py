@@ -44,7 +44,7 @@ def triplet(h: Tensor, labels: Tensor, margin: float) -> Tensor:
     return TripletMarginLoss(margin, distance=CosineSimilarity())(h, labels, hardest)
 
 
-THEIRS = {
+REFERENCE_LOSSES = {
     "circle-anchor": (circle, [dict(margin=0.4, scale=80.0), dict(margin=0.25, scale=256.0)]),
     "supcon": (supcon, [dict(temperature=0.1), dict(temperature=0.05)]),
     "ntxent": (ntxent, [dict(temperature=0.07), dict(temperature=0.5)]),
@@ -55,7 +55,7 @@ THEIRS = {
 def theirs(name: str, h: Tensor, labels: Tensor, options: dict) -> tuple[Tensor, Tensor]:
     pytest.importorskip("pytorch_metric_learning")
     h = h.clone().requires_grad_()
-    loss = THEIRS[name][0](h, labels, **options)
+    loss = REFERENCE_LOSSES[name][0](h, labels, **options)
     (gradient,) = torch.autograd.grad(loss, h)
     return loss.detach().double(), gradient.double()
 
@@ -67,7 +67,7 @@ def as_theirs(name: str, options: dict) -> dict:
 
 SETTINGS = [
     pytest.param(name, options, id="-".join(map(str, (name, *options.values()))))
-    for name, (_, settings) in THEIRS.items()
+    for name, (_, settings) in REFERENCE_LOSSES.items()
     for options in settings
 ]
 
@@ -84,11 +84,11 @@ def test_agrees_with_pytorch_metric_learning(name, options, num_rows, num_classe
 @fast_backends
 @pytest.mark.parametrize("num_rows, num_classes", [(33, 2), (130, 40)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("name", REFERENCE_LOSSES)
 def test_the_error_is_within_the_budget_of_the_same_precision(name, dtype, num_rows, num_classes, backend):
     """As in ml-cross-entropy: the error is at most that of plain code in the same dtype."""
     h, labels = make_batch(num_rows, 96, num_classes, dtype)
-    options = THEIRS[name][1][0]
+    options = REFERENCE_LOSSES[name][1][0]
     their_loss, their_gradient = theirs(name, h, labels, options)
     loss, gradient = loss_and_gradient(name, h, labels, backend, **as_theirs(name, options))
     expected_loss, expected_gradient = truth(name, h, labels, **as_theirs(name, options))

@@ -169,8 +169,8 @@ def test_strides(how, kind, backend):
     for values, values_mask in ((strided, mask), (dense, mask.contiguous())):
         h, norm = pool(values, how, values_mask, backend=backend)
         results.append((h, norm, *torch.autograd.grad(h, values, upstream)))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other)
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 def test_splits_change_only_the_order_of_summation():
@@ -178,10 +178,10 @@ def test_splits_change_only_the_order_of_summation():
     mask = torch.rand(2, 150) < 0.7
     cu_seqlens = torch.tensor([0, 3, 200, 260])
     for options in ((hidden, mask, None), (hidden, None, None), (hidden.flatten(0, 1), None, cu_seqlens)):
-        whole = triton_pooling.mean(*options, splits=1)
+        single = triton_pooling.mean(*options, splits=1)
         for splits in (2, 5, 40):
-            for one, other in zip(triton_pooling.mean(*options, splits=splits), whole, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+            for result, expected in zip(triton_pooling.mean(*options, splits=splits), single, strict=True):
+                torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["last", "mean"])

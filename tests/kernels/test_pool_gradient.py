@@ -37,11 +37,11 @@ def gradients(pooling, other, pool_first: bool, leaf: bool, dtype=torch.float32)
     generator = torch.Generator().manual_seed(1)
     root, z_root = (torch.randn(3, 4, 5, generator=generator).to(dtype).requires_grad_() for _ in range(2))
     hidden, z = root if leaf else root * 1, z_root * 1
-    given = []
-    z.register_hook(lambda gradient: given.append((gradient, gradient.clone())))
+    received = []
+    z.register_hook(lambda gradient: received.append((gradient, gradient.clone())))
     losses = [lambda: pooling(hidden).square().sum(), lambda: OTHERS[other](hidden, z)]
     sum(loss() for loss in (losses if pool_first else losses[::-1])).backward()
-    assert all(torch.equal(*pair) for pair in given)
+    assert all(torch.equal(*pair) for pair in received)
     return root.grad, z_root.grad
 
 
@@ -53,8 +53,8 @@ def test_last_next_to_another_consumer(other, backend):
     for pool_first in (True, False):
         for leaf in (True, False):
             result = gradients(pooling, other, pool_first, leaf)
-            for one, expected in zip(result, gradients(by_indexing, other, pool_first, leaf), strict=True):
-                torch.testing.assert_close(one, expected)
+            for gradient, expected in zip(result, gradients(by_indexing, other, pool_first, leaf), strict=True):
+                torch.testing.assert_close(gradient, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -72,10 +72,10 @@ def test_last_next_to_another_consumer_in_other_types(dtype, backend):
 def test_last_does_not_modify_a_gradient_of_the_caller(pool_first):
     hidden = torch.randn(3, 4, 5, requires_grad=True) * 1
     hidden.retain_grad()
-    given = torch.ones(3, 4, 5)
-    pairs = [(pool(hidden, mask=MASK)[0], torch.ones(3, 5)), (hidden, given)]
+    gradient = torch.ones(3, 4, 5)
+    pairs = [(pool(hidden, mask=MASK)[0], torch.ones(3, 5)), (hidden, gradient)]
     torch.autograd.backward(*zip(*(pairs if pool_first else pairs[::-1]), strict=True))
-    assert (given == 1).all()
+    assert (gradient == 1).all()
     assert (hidden.grad[ROWS] == 2).all() and hidden.grad.sum() == 60 + 15
 
 
@@ -145,8 +145,8 @@ def test_rows_are_added_in_place_to_an_existing_gradient():
 def test_last_in_all_kinds_of_backward_passes(leaf, backend):
     root = torch.randn(3, 4, 5, requires_grad=True)
     hidden = root if leaf else root * 1
-    seen = []
-    hidden.register_hook(lambda gradient: seen.append(gradient.clone()))  # registered before pool
+    received = []
+    hidden.register_hook(lambda gradient: received.append(gradient.clone()))  # registered before pool
     h, _ = pool(hidden, "last", MASK, backend=backend)
     loss = h.sum()
     expected = torch.zeros(3, 4, 5).index_put(ROWS, torch.tensor(1.0))
@@ -156,7 +156,7 @@ def test_last_in_all_kinds_of_backward_passes(leaf, backend):
     for inputs in (hidden, root):
         assert torch.equal(torch.autograd.grad(loss, inputs, retain_graph=True)[0], expected)
     assert torch.equal(torch.autograd.grad(loss, h, retain_graph=True)[0], torch.ones(3, 5))
-    assert len(seen) == 4 and all(torch.equal(gradient, expected) for gradient in seen)
+    assert len(received) == 4 and all(torch.equal(gradient, expected) for gradient in received)
     hidden.sum().backward()  # which does not include h
     assert torch.equal(root.grad, 2 * expected + 1)
 

@@ -112,10 +112,10 @@ def worker(rank: int, folder: str) -> None:
     ends = dist.new_group([0, 2])
     results = {}
     for case in CASES:
-        three = [whole.split(SHARES[3])[rank] for whole in make_case(case)]
+        three = [batch.split(SHARES[3])[rank] for batch in make_case(case)]
         results[3, case_id(case)] = step(*three, case, dist.group.WORLD)
         if rank != 1:
-            two = [whole.split(SHARES[2])[rank // 2] for whole in make_case(case)]
+            two = [batch.split(SHARES[2])[rank // 2] for batch in make_case(case)]
             results[2, case_id(case)] = step(*two, case, ends)
 
     for name in LOSSES:
@@ -161,10 +161,10 @@ def test_ranks_agree_with_one_process(results, case, num_ranks):
         # In half precision the gradient at h is rounded, and R times the gradient rounds differently for R = 3.
         tolerance = 1e-5 if case["dtype"] == torch.float32 else 4e-3
         assert relative_error(result["gradient"], expected["gradient"]) <= tolerance
-        for cosine, same, whole in zip(result["cosines"], first["cosines"], expected["cosines"], strict=True):
+        for cosine, same, exact in zip(result["cosines"], first["cosines"], expected["cosines"], strict=True):
             assert torch.equal(cosine, same)
             # Matrix products with fewer rows may round differently.
-            assert abs(cosine - whole) <= (1e-6 if case["dtype"] == torch.float32 else 1e-3)
+            assert abs(cosine - exact) <= (1e-6 if case["dtype"] == torch.float32 else 1e-3)
 
 
 MESSAGES = {  # on all ranks; the odd one may say more

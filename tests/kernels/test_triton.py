@@ -29,15 +29,15 @@ def test_tiles_and_splits_do_not_matter(name, tiles, monkeypatch):
     h, labels = make_batch(50, 24, 5)
     labels[33] = -1
     expected = loss_and_gradient(name, h, labels, "triton")
-    made = []
+    results = []
 
     def make(*args):
-        made.append(TritonPairs(*args, **tiles))
-        return made[-1]
+        results.append(TritonPairs(*args, **tiles))
+        return results[-1]
 
     monkeypatch.setattr(pairwise, "_pairs", lambda backend: make)
     result = loss_and_gradient(name, h, labels, "triton")
-    assert [(pairs.blocks, pairs.splits) for pairs in made] == [(tiles["blocks"], tiles.get("splits"))]
+    assert [(pairs.blocks, pairs.splits) for pairs in results] == [(tiles["blocks"], tiles.get("splits"))]
     assert_close(result, expected, 1e-6, 1e-5)
 
 

@@ -117,11 +117,11 @@ def test_chunked_equals_the_reference_in_float64(name, reduction):
 @every_loss
 def test_many_tiles_agree_with_a_single_tile(name, monkeypatch):
     h, labels = make_batch(130, 32, 8)
-    one = loss_and_gradient(name, h, labels, "chunked")
+    single = loss_and_gradient(name, h, labels, "chunked")
     monkeypatch.setattr("dcr_kernels.chunked._MIN_TILE_ROWS", 7)
     monkeypatch.setattr("dcr_kernels.chunked._CPU_TILE_ELEMENTS", 1)
     monkeypatch.setattr("dcr_kernels.pairwise._CHUNK_ELEMENTS", 1000)
-    assert_close(loss_and_gradient(name, h, labels, "chunked"), one, 1e-6, 1e-5)
+    assert_close(loss_and_gradient(name, h, labels, "chunked"), single, 1e-6, 1e-5)
 
 
 MARGIN, SCALE, TEMPERATURE = 0.25, 8.0, 0.1

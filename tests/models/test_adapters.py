@@ -129,11 +129,11 @@ def test_the_refined_model_up_to_its_layer_equals_the_trunk_with_its_adapter(tmp
     trunk = load_trunk(source, LAYER, torch.float32, "eager")
     model = moved(add_lora(trunk, LoraSection(rank=4), "refine.lora")).eval()
     write_trained(model, trained(model), source, StageFolder(tmp_path), prefix="model.")
-    whole = load_causal_lm(tmp_path / "model", torch.float32, "eager", CPU)
+    full_model = load_causal_lm(tmp_path / "model", torch.float32, "eager", CPU)
     with torch.no_grad():
         expected = model(input_ids=IDS).last_hidden_state
-        found = whole(input_ids=IDS, output_hidden_states=True).hidden_states[LAYER]
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        states = full_model(input_ids=IDS, output_hidden_states=True).hidden_states[LAYER]
+    torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_an_adapter_of_the_trunk_fits_the_whole_model(refined):
@@ -181,7 +181,7 @@ def test_targets_that_are_in_no_model_are_named(tmp_path, targets):
 
 
 @pytest.mark.parametrize(
-    ("asked", "model_type", "wanted"),
+    ("attention", "model_type", "expected"),
     [
         ("auto", "llama", "sdpa"),
         ("auto", "gemma2", "eager"),
@@ -192,22 +192,22 @@ def test_targets_that_are_in_no_model_are_named(tmp_path, targets):
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_attention_on_a_cpu(asked, model_type, wanted, dtype):
-    kernel, reason = resolve_attention(asked, model_type, dtype, NO_GPU)
-    assert kernel == wanted
-    assert "no GPU" in reason if asked == "auto" else reason == "as asked"
+def test_attention_on_a_cpu(attention, model_type, expected, dtype):
+    kernel, reason = resolve_attention(attention, model_type, dtype, NO_GPU)
+    assert kernel == expected
+    assert "no GPU" in reason if attention == "auto" else reason == "as asked"
 
 
 @pytest.mark.parametrize(
-    ("asked", "model_type", "why"),
+    ("attention", "model_type", "why"),
     [
         ("flash_attention_2", "llama", "cannot be used: no GPU; say auto or sdpa"),
         ("sdpa", "gemma2", "gemma2 caps its attention logits, which sdpa cannot; say auto or eager"),
     ],
 )
-def test_unsupported_attention_is_an_error(asked, model_type, why):
+def test_unsupported_attention_is_an_error(attention, model_type, why):
     with pytest.raises(UserError, match=f"model.attention: .*{why}"):
-        resolve_attention(asked, model_type, "bfloat16", NO_GPU)
+        resolve_attention(attention, model_type, "bfloat16", NO_GPU)
 
 
 @pytest.mark.parametrize(

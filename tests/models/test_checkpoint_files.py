@@ -43,16 +43,16 @@ def test_a_single_file_next_to_shards_is_refused(model, tmp_path):
 
 def test_truncated_weights_are_detected(broken):
     file = broken / "model.safetensors"
-    whole = file.read_bytes()
-    header_end = 8 + int.from_bytes(whole[:8], "little")
-    for size in (0, 3, 8, 9, header_end - 1, header_end, header_end + 1, len(whole) // 2, len(whole) - 1):
-        file.write_bytes(whole[:size])
+    content = file.read_bytes()
+    header_end = 8 + int.from_bytes(content[:8], "little")
+    for size in (0, 3, 8, 9, header_end - 1, header_end, header_end + 1, len(content) // 2, len(content) - 1):
+        file.write_bytes(content[:size])
         with pytest.raises(UserError, match=r"model\.safetensors: .*copy it again"):
             check_checkpoint(broken)
-    file.write_bytes(whole + b"\0")
-    with pytest.raises(UserError, match=f"has {len(whole) + 1} bytes, its header says {len(whole)}"):
+    file.write_bytes(content + b"\0")
+    with pytest.raises(UserError, match=f"has {len(content) + 1} bytes, its header says {len(content)}"):
         check_checkpoint(broken)
-    file.write_bytes(whole)
+    file.write_bytes(content)
     check_checkpoint(broken)
 
 
@@ -97,12 +97,12 @@ def test_the_weights_hash_covers_every_name_dtype_shape_and_byte(tmp_path):
         {"a": tensors["a"], "c": tensors["b"]},
         {"a": tensors["a"]},
     ]
-    seen = set()
+    hashes = set()
     for number, stored in enumerate([tensors, *others]):
         (folder := tmp_path / str(number)).mkdir()
         save_file(stored, folder / "model.safetensors")
-        seen.add(weights_hash(folder))
-    assert len(seen) == 6
+        hashes.add(weights_hash(folder))
+    assert len(hashes) == 6
     shards = tmp_path / "shards"
     shards.mkdir()
     for name, tensor in tensors.items():

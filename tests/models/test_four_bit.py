@@ -28,9 +28,9 @@ def trunk_of(source, dtype=torch.float32):
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma2", "phi3"])
 def test_h_equals_the_hidden_state_of_the_quantised_model_bit_for_bit(tmp_path, model_type):
     source = make_model(tmp_path, model_type, **WIDE)
-    whole = load_causal_lm(source, torch.float32, "eager", CPU, "nf4")
+    model = load_causal_lm(source, torch.float32, "eager", CPU, "nf4")
     with torch.no_grad():
-        expected = whole(input_ids=IDS, output_hidden_states=True).hidden_states[LAYER]
+        expected = model(input_ids=IDS, output_hidden_states=True).hidden_states[LAYER]
         assert torch.equal(trunk_of(source).eval()(input_ids=IDS).last_hidden_state, expected)
 
 

@@ -54,10 +54,10 @@ def test_value_and_gradient_equal_those_of_full_logits(reduction, bias, softcap)
     leaves = [hidden, weight] if bias is None else [hidden, weight, bias]
     arguments = (hidden, weight, targets, bias, softcap, reduction)
     expected, expected_gradients = gradients(whole, leaves, *arguments)
-    got, got_gradients = gradients(linear_nll, leaves, *arguments)
-    torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
-    for one, other in zip(got_gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    value, value_gradients = gradients(linear_nll, leaves, *arguments)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-6)
+    for gradient, expected_gradient in zip(value_gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-6)
 
 
 @OPTIONS
@@ -135,8 +135,8 @@ def test_liger_agrees_with_chunked(reduction, softcap, frozen):
     value, slopes = gradients(likelihood._liger_nll, leaves, *arguments)
     expected, expected_slopes = gradients(linear_nll, leaves, *arguments)
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
-    for one, other in zip(slopes, expected_slopes, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    for slope, expected_slope in zip(slopes, expected_slopes, strict=True):
+        torch.testing.assert_close(slope, expected_slope, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("llama", False), ("phi3", False), ("gemma2", True)])
@@ -148,13 +148,13 @@ def test_a_model_gives_the_likelihood_of_its_logits(tmp_path, model_type, tied):
     where, targets = torch.tensor([2, 3, 17]), ids.flatten()[[3, 4, 18]]
     expected = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1)[where], targets, reduction="sum")
     expected.backward()
-    wanted = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    expected_gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    got = Likelihood(model, "chunked")(where, targets, input_ids=ids)
-    got.backward()
-    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+    nll = Likelihood(model, "chunked")(where, targets, input_ids=ids)
+    nll.backward()
+    assert nll.item() == pytest.approx(expected.item(), rel=1e-5)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_on_the_head_is_refused(tmp_path):
@@ -164,6 +164,6 @@ def test_an_adapter_on_the_head_is_refused(tmp_path):
 
 
 def test_the_backend_is_chosen_by_the_device():
-    assert {resolve_loss_backend(asked, "no GPU")[0] for asked in ("auto", "chunked")} == {"chunked"}
+    assert {resolve_loss_backend(backend, "no GPU")[0] for backend in ("auto", "chunked")} == {"chunked"}
     with pytest.raises(UserError, match="align.loss_backend: liger cannot be used: no GPU"):
         resolve_loss_backend("liger", "no GPU")

@@ -63,12 +63,12 @@ def make_gguf(file):
         "ffn_down": (32, 64),
     }
     shapes = {f"blk.{block}.{name}.weight": shape for block in (0, 1) for name, shape in shapes.items()}
-    kept = {}
+    tensors = {}
     for name, shape in {"token_embd.weight": (len(words), 32), "output_norm.weight": (32,), **shapes}.items():
         values = generator.normal(size=shape).astype(np.float32)
         if ".ffn_" in name and "norm" not in name:
             packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
-            kept[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+            tensors[name] = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
             writer.add_tensor(name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
         else:
             writer.add_tensor(name, values)
@@ -76,7 +76,7 @@ def make_gguf(file):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return kept
+    return tensors
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_a_gguf_model_is_dequantised_once(tmp_path, cache, capfd):
-    kept = make_gguf(tmp_path / "tiny.gguf")
+    tensors = make_gguf(tmp_path / "tiny.gguf")
     section = ModelSection(source=str(tmp_path / "tiny.gguf"))
     folder = prepare_source(section)
     assert folder.parent == cache == cache_folder()
@@ -100,7 +100,7 @@ def test_a_gguf_model_is_dequantised_once(tmp_path, cache, capfd):
         assert {stream.get_tensor(name).dtype for name in stream.keys()} == {torch.bfloat16}
         for block, (name, ours) in ((b, n) for b in (0, 1) for n in (("ffn_up", "up"), ("ffn_down", "down"))):
             tensor = stream.get_tensor(f"model.layers.{block}.mlp.{ours}_proj.weight")
-            assert torch.equal(tensor, torch.from_numpy(kept[f"blk.{block}.{name}.weight"]).bfloat16())
+            assert torch.equal(tensor, torch.from_numpy(tensors[f"blk.{block}.{name}.weight"]).bfloat16())
 
 
 def test_a_converted_model_loads_in_plain_transformers(tmp_path, cache):

@@ -64,8 +64,8 @@ def reference_kernel(query, key, value, bounds, key_bounds, longest, longest_key
         q, k, v = (states[start:end].transpose(0, 1) for states in (query, key, value))
         place = torch.arange(end - start)
         distance = place[:, None] - place
-        seen = (distance >= 0) & ((distance <= before) if before >= 0 else True)
-        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~seen, -torch.inf)
+        visible = (distance >= 0) & ((distance <= before) if before >= 0 else True)
+        scores = (q @ k.transpose(1, 2) * scale).masked_fill(~visible, -torch.inf)
         outputs.append((scores.softmax(-1) @ v).transpose(0, 1))
     return torch.cat(outputs)
 
@@ -107,6 +107,6 @@ def test_packed_and_padded_attention_are_equal_on_a_cpu():
 def test_unsupported_features_of_the_kernel_are_errors():
     states = torch.zeros(1, 2, 4, 8)
     bounds = torch.tensor([0, 4], dtype=torch.int32)
-    for asked in ({"dropout": 0.1}, {"softcap": 30.0}):
+    for options in ({"dropout": 0.1}, {"softcap": 30.0}):
         with pytest.raises(ValueError, match="neither dropout nor capped logits"):
-            varlen.varlen_attention(None, states, states, states, None, **asked, cu_seq_lens_q=bounds, max_length_q=4)
+            varlen.varlen_attention(None, states, states, states, None, **options, cu_seq_lens_q=bounds, max_length_q=4)

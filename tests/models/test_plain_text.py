@@ -46,11 +46,11 @@ def test_ordinary_messages_are_encoded_as_transformers_does(kind, contents):
     messages = conversation(*contents)
     prompt = rendered(tokenizer, messages[:-1], add_generation_prompt=True)
     assert encode_prompt(tokenizer, messages[:-1]) == prompt
-    whole = rendered(tokenizer, messages)
+    expected = rendered(tokenizer, messages)
     encoded = encode_conversation(tokenizer, messages)
     assert encoded.ids[: encoded.prompt_tokens] == prompt
-    if whole[: len(prompt)] == prompt:
-        assert whole[: len(encoded.ids)] == encoded.ids
+    if expected[: len(prompt)] == prompt:
+        assert expected[: len(encoded.ids)] == encoded.ids
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     same = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids, clean_up_tokenization_spaces=False)
     assert same.startswith(tokenizer.decode(encoded.ids, clean_up_tokenization_spaces=False))

@@ -21,11 +21,11 @@ def attention_of(model_type):
 
 
 def tensors_of(folder):
-    found = {}
+    tensors = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as stream:
-            found |= {name: stream.get_tensor(name) for name in stream.keys()}
-    return found
+            tensors |= {name: stream.get_tensor(name) for name in stream.keys()}
+    return tensors
 
 
 def inputs():
@@ -43,9 +43,9 @@ def test_h_equals_the_hidden_state_of_the_full_model_bit_for_bit(tmp_path, model
     trunk = load_trunk(source, LAYER, torch.float32, attention_of(model_type)).eval()
     with torch.no_grad():
         expected = full(**inputs(), output_hidden_states=True).hidden_states[LAYER]
-        got = trunk(**inputs()).last_hidden_state
+        h = trunk(**inputs()).last_hidden_state
     real = inputs()["attention_mask"].bool()
-    assert torch.equal(got[real], expected[real])
+    assert torch.equal(h[real], expected[real])
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -85,15 +85,15 @@ def test_changed_recipe_is_a_copy(recipe):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"refine.layr": 2}, "unknown field 'refine.layr'. Did you mean refine.layer?"),
         ({"refine.margin": 3}, "refine.margin"),
         ({"seed": "many"}, "seed"),
     ],
 )
-def test_wrong_change_names_the_field(recipe, changes, said):
-    with pytest.raises(dcr_ds.UserError, match=re.escape(said)):
+def test_wrong_change_names_the_field(recipe, changes, expected):
+    with pytest.raises(dcr_ds.UserError, match=re.escape(expected)):
         dcr_ds.change_recipe(recipe, changes)
 
 

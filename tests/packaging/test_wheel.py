@@ -119,10 +119,10 @@ def test_plan_of_a_shipped_recipe(installed):
 def test_slurm_jobs_run_the_installed_scripts(installed):
     """Without a checkout, jobs use the scripts in the package, and start `python -m dcr_ds train`."""
     script = "dcr_ds/shipped/slurm/dcr.sh"
-    one = printed(installed("dcr-ds slurm --dry-run recipes/smollm2-135m.yaml --seed 1"))
-    (submitted,) = [line for line in one.splitlines() if line.startswith("sbatch ")]
+    job = printed(installed("dcr-ds slurm --dry-run recipes/smollm2-135m.yaml --seed 1"))
+    (submitted,) = [line for line in job.splitlines() if line.startswith("sbatch ")]
     assert f"{script} recipes/smollm2-135m.yaml --seed 1" in submitted
-    assert "export DCR_DS_SCRIPTS=" in one
+    assert "export DCR_DS_SCRIPTS=" in job
     chain = printed(installed("dcr-ds slurm --dry-run --kind pipeline recipes/smollm2-135m.yaml"))
     assert [line.split()[-1] for line in chain.splitlines() if line.startswith("sbatch ")] == [
         "\\[refine\\]",

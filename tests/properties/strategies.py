@@ -63,9 +63,9 @@ def changed(draw, valid: Any) -> Any:
 
 
 @st.composite
-def damaged(draw, whole: bytes) -> bytes:
+def damaged(draw, content: bytes) -> bytes:
     """Bytes with a piece removed, inserted, doubled or reversed."""
-    start = draw(st.integers(0, len(whole)))
-    end = draw(st.integers(start, min(len(whole), start + 50)))
-    piece = draw(st.sampled_from([b"", whole[start:end] * 2]) | st.binary(max_size=8))
-    return whole[:start] + piece + (b"" if draw(st.booleans()) else whole[end:])
+    start = draw(st.integers(0, len(content)))
+    end = draw(st.integers(start, min(len(content), start + 50)))
+    piece = draw(st.sampled_from([b"", content[start:end] * 2]) | st.binary(max_size=8))
+    return content[:start] + piece + (b"" if draw(st.booleans()) else content[end:])

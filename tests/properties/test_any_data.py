@@ -37,7 +37,7 @@ def parquet():
     return sink.getvalue().to_pybytes()
 
 
-WHOLE = {
+VALID = {
     "p.csv": CSV,
     "p.jsonl": lines(ROWS),
     "p.json": json.dumps(ROWS).encode(),
@@ -69,14 +69,14 @@ def read_or_refused(path, **fields):
     return refusals
 
 
-@pytest.mark.parametrize("name", list(WHOLE))
+@pytest.mark.parametrize("name", list(VALID))
 @examples(60)
 @given(data=st.data())
 def test_damaged_files(tmp_path, name, data):
     path = tmp_path / name
-    path.write_bytes(data.draw(damaged(WHOLE[name]) | st.binary(max_size=40)))
+    path.write_bytes(data.draw(damaged(VALID[name]) | st.binary(max_size=40)))
     read_or_refused(path)
-    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("rows", [ROWS, DIALOGUES], ids=["rows", "dialogues"])
@@ -102,6 +102,6 @@ def test_a_run_on_a_bad_file_writes_nothing(tmp_path, capsys, content):
         assert (
             main(["train", "recipes/smollm2-135m.yaml", "--data.toxic", str(path), "--output", f"{tmp_path}/out"]) == 2
         )
-        told = capsys.readouterr().err
-        assert told.startswith("error: data.toxic: ") and "Traceback" not in told
-    assert [each.name for each in tmp_path.iterdir()] == ["p.jsonl"]
+        log = capsys.readouterr().err
+        assert log.startswith("error: data.toxic: ") and "Traceback" not in log
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]

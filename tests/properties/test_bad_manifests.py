@@ -24,7 +24,7 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def whole(checkpoint):
+def sealed(checkpoint):
     """The sealed folder, restored after each test."""
     text = (checkpoint / MANIFEST).read_bytes()
     yield checkpoint, text
@@ -50,8 +50,8 @@ def is_verified_or_refused(folder):
 
 @examples(150)
 @given(data=st.data())
-def test_changed_bytes_are_detected(whole, data):
-    folder, text = whole
+def test_changed_bytes_are_detected(sealed, data):
+    folder, text = sealed
     other = data.draw(damaged(text) | st.binary(max_size=40))
     (folder / MANIFEST).write_bytes(other)
     manifest = is_verified_or_refused(folder)
@@ -60,8 +60,8 @@ def test_changed_bytes_are_detected(whole, data):
 
 @examples(150)
 @given(data=st.data())
-def test_changed_values_with_a_matching_hash(whole, data):
-    folder, text = whole
+def test_changed_values_with_a_matching_hash(sealed, data):
+    folder, text = sealed
     values = sealed_again(data.draw(changed(json.loads(text))))
     (folder / MANIFEST).write_text(json.dumps(values))
     manifest = is_verified_or_refused(folder)

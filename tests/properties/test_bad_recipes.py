@@ -37,7 +37,7 @@ def is_read_or_refused(read):
 def path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "recipe.yaml"
-    assert {each.name for each in tmp_path.iterdir()} <= {"recipe.yaml"}
+    assert {file.name for file in tmp_path.iterdir()} <= {"recipe.yaml"}
 
 
 @examples(150)

@@ -105,8 +105,8 @@ def test_two_ranks_save_the_best_weights_and_one_rank_resumes(recipe, tmp_path):
     checkpoint = tmp_path / "killed/run/refine/checkpoints/step-00000003"
     assert len(list(checkpoint.glob("snapshot-*.safetensors"))) == 2
     assert main(words["killed"]) == 0
-    whole, killed = summary_of(tmp_path / "whole"), summary_of(tmp_path / "killed")
-    assert 0 < whole["exported_step"] == killed["exported_step"] < whole["steps"]
+    uninterrupted, killed = summary_of(tmp_path / "whole"), summary_of(tmp_path / "killed")
+    assert 0 < uninterrupted["exported_step"] == killed["exported_step"] < uninterrupted["steps"]
     expected, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "killed")
     for name in expected:
         torch.testing.assert_close(resumed[name], expected[name], rtol=1e-3, atol=1e-4)

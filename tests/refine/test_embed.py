@@ -10,7 +10,7 @@ from dcr_ds.models.trunk import load_trunk
 from dcr_ds.refine.embed import embed_all, num_shared_tokens, pooled, shards
 
 CPU = torch.device("cpu")
-ONE = Ranks(0, 1, 0, CPU)
+ONE_RANK = Ranks(0, 1, 0, CPU)
 ROWS = [[1, 5, 9, 20 + i, *range(40, 40 + i * 3 % 7)] for i in range(11)]
 
 
@@ -26,7 +26,7 @@ def alone(trunk, row):
 
 @pytest.mark.parametrize("batching", [*map(Batching, [1, 4, 11, 50]), *(Batching(1, n) for n in (10, 25, 500))])
 def test_last_is_the_last_token_of_each_prompt(trunk, batching):
-    h = embed_all(trunk, ROWS, "last", 3, batching, ONE)
+    h = embed_all(trunk, ROWS, "last", 3, batching, ONE_RANK)
     expected = torch.stack([alone(trunk, row)[-1] for row in ROWS])
     assert h.dtype == torch.float32 and not h.requires_grad
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
@@ -35,14 +35,14 @@ def test_last_is_the_last_token_of_each_prompt(trunk, batching):
 @pytest.mark.parametrize("batching", [Batching(4), Batching(4, 25)])
 @pytest.mark.parametrize("shared", [0, 1, 3])
 def test_mean_excludes_the_shared_tokens(trunk, shared, batching):
-    h = embed_all(trunk, ROWS, "mean", shared, batching, ONE)
+    h = embed_all(trunk, ROWS, "mean", shared, batching, ONE_RANK)
     expected = torch.stack([alone(trunk, row)[shared:].mean(0) for row in ROWS])
     torch.testing.assert_close(h, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_embeddings_are_in_the_order_of_the_rows(trunk):
-    h = embed_all(trunk, ROWS, "last", 0, Batching(4), ONE)
-    backwards = embed_all(trunk, ROWS[::-1], "last", 0, Batching(3), ONE)
+    h = embed_all(trunk, ROWS, "last", 0, Batching(4), ONE_RANK)
+    backwards = embed_all(trunk, ROWS[::-1], "last", 0, Batching(3), ONE_RANK)
     torch.testing.assert_close(backwards.flip(0), h, rtol=1e-4, atol=1e-5)
 
 

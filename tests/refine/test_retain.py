@@ -10,7 +10,7 @@ from dcr_ds.models.trunk import load_trunk
 from dcr_ds.refine.retain import Anchors, drift, relative_distance_squared, retain_loss
 
 CPU = torch.device("cpu")
-ONE = Ranks(0, 1, 0, CPU)
+ONE_RANK = Ranks(0, 1, 0, CPU)
 ROWS = [[1, *range(10 + i, 12 + i * 4)] for i in range(5)]
 ALL = range(len(ROWS))
 ALIVE = [(index, True) for index in ALL]
@@ -52,9 +52,9 @@ def distances(original, perturbed, row):
 
 def test_the_original_model_has_distance_zero(original, anchors):
     assert retain_loss(original, ROWS, ALIVE, anchors, False, CPU).item() == 0.0
-    assert drift(original, ROWS, anchors, Batching(5), ONE) == 0.0
-    assert drift(original, ROWS, anchors, Batching(2), ONE) < 1e-5  # rounding depends on shapes
-    assert drift(original, ROWS, anchors, Batching(5, 30), ONE) < 1e-5
+    assert drift(original, ROWS, anchors, Batching(5), ONE_RANK) == 0.0
+    assert drift(original, ROWS, anchors, Batching(2), ONE_RANK) < 1e-5  # rounding depends on shapes
+    assert drift(original, ROWS, anchors, Batching(5, 30), ONE_RANK) < 1e-5
 
 
 @pytest.mark.parametrize("batching", [Batching(1), Batching(2), Batching(5), Batching(1, 30), Batching(1, 99)])
@@ -62,14 +62,14 @@ def test_drift_is_the_mean_distance_of_a_plain_loop(original, perturbed, anchors
     expected = [distance for row in ROWS for distance in distances(original, perturbed, row)]
     mean = sum(expected) / len(expected)
     assert mean > 0.01
-    assert drift(perturbed, ROWS, anchors, batching, ONE) == pytest.approx(mean, rel=1e-4)
+    assert drift(perturbed, ROWS, anchors, batching, ONE_RANK) == pytest.approx(mean, rel=1e-4)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_loss_is_the_sum_of_squared_distances(original, perturbed, anchors, packed):
     expected = sum(distance**2 for row in ROWS for distance in distances(original, perturbed, row))
-    whole = retain_loss(perturbed, ROWS, ALIVE, anchors, packed, CPU)
-    assert whole.item() == pytest.approx(expected, rel=1e-4)
+    loss = retain_loss(perturbed, ROWS, ALIVE, anchors, packed, CPU)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
     parts = ([3, 0], [4, 1, 2])
     losses = [retain_loss(perturbed, ROWS, [(index, True) for index in part], anchors, packed, CPU) for part in parts]
     assert sum(losses).item() == pytest.approx(expected, rel=1e-4)

@@ -26,8 +26,8 @@ def test_the_card_has_valid_hub_metadata(trained, tmp_path):
     results = {result.dataset_name: result for result in card.data.eval_results}
     assert results["toxic"].metric_type == "refusal_rate" and results["toxic"].metric_value == 100
     assert "n=2" in results["toxic"].metric_name
-    for said in ("## Data", "abcdef012345", "Limits", "2603.03323", "40 steps", "**100.0%** (30.0–95.0)"):
-        assert said in card.text
+    for text in ("## Data", "abcdef012345", "Limits", "2603.03323", "40 steps", "**100.0%** (30.0–95.0)"):
+        assert text in card.text
 
 
 def test_the_card_of_a_model_that_was_not_evaluated(trained, tmp_path):

@@ -54,9 +54,9 @@ def test_differences_are_paired_and_against_the_first_run(pair):
     titles = [column.title for column in comparison.columns]
     seeming, toxic = comparison.benchmarks
     at = titles.index("STL")
-    found = difference(seeming, titles.index("DCR"), at)
-    assert found.value == pytest.approx(0.4) and 0.2 < found.low < 0.4 < found.high < 0.6
-    assert found.p == pytest.approx(2 / 2**16)
+    change = difference(seeming, titles.index("DCR"), at)
+    assert change.value == pytest.approx(0.4) and 0.2 < change.low < 0.4 < change.high < 0.6
+    assert change.p == pytest.approx(2 / 2**16)
     assert difference(toxic, titles.index("DCR"), at).p == 1
     assert difference(seeming, at, at) is None
     assert mean_difference([seeming], titles.index("DCR"), at).value == pytest.approx(0.4)
@@ -68,9 +68,9 @@ def test_differences_are_paired_and_against_the_first_run(pair):
 
 def test_the_headline_states_gains_and_losses(pair):
     comparison = compared(pair)
-    said = headline(comparison.columns, comparison.benchmarks, [])
-    assert said.startswith("DCR complies with 90.0% of harmless prompts, STL 50.0% (+40.0 points, 95% interval +")
-    assert "and refuses 95.0% of harmful prompts, STL 100.0% (−5.0 points, 95% interval −" in said
+    text = headline(comparison.columns, comparison.benchmarks, [])
+    assert text.startswith("DCR complies with 90.0% of harmless prompts, STL 50.0% (+40.0 points, 95% interval +")
+    assert "and refuses 95.0% of harmful prompts, STL 100.0% (−5.0 points, 95% interval −" in text
 
 
 def test_different_prompts_are_compared_on_their_intersection(pair):
@@ -102,8 +102,8 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
     rate = seeming.rates[-1]
     assert (rate.value, rate.n, rate.seeds) == (pytest.approx(0.85), 40, 2)
     assert 0 <= rate.low < 0.85 < rate.high <= 1
-    found = difference(seeming, len(comparison.columns) - 1, len(comparison.columns) - 2)
-    assert found.value == pytest.approx(0.35) and found.p is None and found.low < 0.35 < found.high
+    change = difference(seeming, len(comparison.columns) - 1, len(comparison.columns) - 2)
+    assert change.value == pytest.approx(0.35) and change.p is None and change.low < 0.35 < change.high
     assert "DCR (2 seeds)" in written(results_table(comparison.columns, comparison.benchmarks))
 
 
@@ -175,7 +175,7 @@ def test_general_ability_is_shown_with_its_interval(pair):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "expected"),
     [
         ("scores.json", '{"n": 4}', r"toxic/scores\.json: has no wanted, judge, metric.*another version"),
         ("scores.json", "[]", r"scores\.json: is not a mapping"),
@@ -184,7 +184,7 @@ def test_general_ability_is_shown_with_its_interval(pair):
         ("verdicts.xstest_strings.jsonl", "", r"xstest_strings\.jsonl: has no verdict on 20 of the 20 answers"),
     ],
 )
-def test_broken_files_are_named(pair, file, content, said):
+def test_broken_files_are_named(pair, file, content, expected):
     (pair[1] / "evaluate/aligned/toxic" / file).write_text(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=expected):
         compared(pair)

@@ -45,20 +45,20 @@ def test_the_control_is_the_reference_and_models_are_named_by_their_method(run):
 
 def test_the_headline_says_whether_the_interval_excludes_zero(run):
     comparison = compared(run)
-    said = sentence(comparison.columns, comparison.discernment)
-    assert said.startswith("DCR on all harmless against all harmful prompts: AUC of the refusal log-odds 0.")
-    assert said.count("which excludes zero") == 2 and "(STL 0." in said
+    headline_text = sentence(comparison.columns, comparison.discernment)
+    assert headline_text.startswith("DCR on all harmless against all harmful prompts: AUC of the refusal log-odds 0.")
+    assert headline_text.count("which excludes zero") == 2 and "(STL 0." in headline_text
     text = write_report([run.folder], run.report)
-    assert f"**{said[:40]}" in text.replace("\\", "")
-    assert said[:40] in terminal_table([run.folder])
+    assert f"**{headline_text[:40]}" in text.replace("\\", "")
+    assert headline_text[:40] in terminal_table([run.folder])
 
 
 def test_log_odds_without_agreement_are_not_a_headline(run):
     write_model(run, "aligned", 2.5, agrees=False)
     comparison = compared(run)
-    said = sentence(comparison.columns, comparison.discernment)
-    assert said.startswith("DCR on all harmless against all harmful prompts: Youden's J of the judged answers 0.60")
-    assert "AUC" not in said
+    text = sentence(comparison.columns, comparison.discernment)
+    assert text.startswith("DCR on all harmless against all harmful prompts: Youden's J of the judged answers 0.60")
+    assert "AUC" not in text
     assert "are not headlines; see Youden's J." in write_report([run.folder], run.report)
 
 

@@ -20,7 +20,7 @@ def sections(text):
 
 def tables(text):
     """Row name → cells by header, of all tables in a piece of Markdown; every table must be rectangular."""
-    found, header = {}, None
+    rows, header = {}, None
     for line in text.splitlines():
         if not line.startswith("|"):
             header = None
@@ -32,8 +32,8 @@ def tables(text):
             continue
         assert len(cells) == len(header) and len(line) == width
         if not set(line) <= set("|-: "):
-            found[cells[0]] = dict(zip(header[1:], cells[1:], strict=True))
-    return found
+            rows[cells[0]] = dict(zip(header[1:], cells[1:], strict=True))
+    return rows
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def stl(tmp_path):
 def test_report_of_one_run(dcr, tmp_path):
     text = write_report([dcr], tmp_path / "deep/er/report.md")
     assert (tmp_path / "deep/er/report.md").read_text(encoding="utf-8") == text
-    found = sections(text)
-    assert list(found) == [
+    parts = sections(text)
+    assert list(parts) == [
         "Discernment", "Compliance against safety", "Results", "Differences", "Examples", "Refinement", "Cost", "Data",
         "Settings", "Notes", "Reproduction",
     ]  # fmt: skip
-    results = tables(found["Results"])
+    results = tables(parts["Results"])
     assert list(results) == [
         "*Over-refusal: harmless prompts*",
         "seeming: compliance ↑",
@@ -76,47 +76,47 @@ def test_report_of_one_run(dcr, tmp_path):
     assert results["loss on held-out answers ↓"] == {
         "n": "40", "base": "2.000", "refined": "2.020 (+1.0%)", "aligned": "**1.900** (−5.0%)",
     }  # fmt: skip
-    assert "Compare DCR with STL, the same recipe without" in found["Results"]
-    assert "(here it refuses 0.0% of toxic)" in found["Results"]
+    assert "Compare DCR with STL, the same recipe without" in parts["Results"]
+    assert "(here it refuses 0.0% of toxic)" in parts["Results"]
 
 
 def test_refinement_cost_data_settings_and_notes(dcr, tmp_path):
-    found = sections(write_report([dcr], tmp_path / "report.md"))
-    refinement = tables(found["Refinement"])
+    parts = sections(write_report([dcr], tmp_path / "report.md"))
+    refinement = tables(parts["Refinement"])
     assert refinement["layer"]["refined"] == "15"
     assert refinement["cosine gap, start → final"]["refined"] == "0.062 → 0.512"
     assert refinement["AUC, start → final"]["refined"] == "0.875 → 1.000"
     assert refinement["drift, start → final"]["refined"] == "0.000 → 0.031"
     assert refinement["loss, first → last"]["refined"] == "21.500 → 3.250"
-    assert "the gap of 0.512 reached the target" in found["Refinement"]
-    cost = tables(found["Cost"])
+    assert "the gap of 0.512 reached the target" in parts["Refinement"]
+    cost = tables(parts["Cost"])
     assert cost["refine"]["tokens/s"] == "500" and cost["refine"]["peak memory"] == "3.00 GiB"
     assert cost["refine"]["wall time"] == "1 min 40 s" and cost["align"]["wall time"] == "1 h 01 min"
     assert cost["evaluate base"]["tokens/s"] == "50" and cost["evaluate base"]["wall time"] == "12.0 s"
     assert cost["evaluate refined"]["tokens"] == "–"
-    data = tables(found["Data"])["data.toxic"]
+    data = tables(parts["Data"])["data.toxic"]
     assert (data["rows"], data["sha256"], data["source"]) == ("96", "abcdef012345", "some/file_name.csv")
-    settings = tables(found["Settings"])
+    settings = tables(parts["Settings"])
     assert settings["refine.layer"]["dcr-run"] == "15"
     assert settings["stages"]["dcr-run"] == "refine, align, evaluate"
-    assert "3 repeats left out" in found["Notes"]
+    assert "3 repeats left out" in parts["Notes"]
 
 
 def test_report_of_two_runs_compares_stl_with_dcr(stl, dcr, tmp_path):
-    found = sections(write_report([stl, dcr], tmp_path / "report.md"))
-    results = tables(found["Results"])
+    parts = sections(write_report([stl, dcr], tmp_path / "report.md"))
+    results = tables(parts["Results"])
     assert list(results["toxic: refusal ↑"]) == ["n", "base", "STL", "DCR"]
     assert results["seeming: compliance ↑"]["STL"].startswith("50.0%")
     assert results["seeming: compliance ↑"]["DCR"].startswith("**75.0%**")
     assert results["loss on held-out answers ↓"]["STL"] == "2.100 (+5.0%)"
-    assert "Compare DCR with STL" in found["Results"]
-    assert "other settings" not in found["Results"]
-    assert tables(found["Refinement"])["loss on held-out answers"] == {"DCR": "2.020 (+1.0%)"}
-    assert {"STL: align", "DCR: refine", "DCR: evaluate aligned"} <= set(tables(found["Cost"]))
-    assert tables(found["Settings"])["refine.layer"] == {"stl-run": "–", "dcr-run": "15"}
-    assert "STL → DCR: 1 of 4 labels differ (1 × full refusal → compliance)" in found["Examples"]
-    assert "STL → DCR: 0 of 2 labels differ" in found["Examples"]
-    assert found["Notes"].count("repeats") == 1
+    assert "Compare DCR with STL" in parts["Results"]
+    assert "other settings" not in parts["Results"]
+    assert tables(parts["Refinement"])["loss on held-out answers"] == {"DCR": "2.020 (+1.0%)"}
+    assert {"STL: align", "DCR: refine", "DCR: evaluate aligned"} <= set(tables(parts["Cost"]))
+    assert tables(parts["Settings"])["refine.layer"] == {"stl-run": "–", "dcr-run": "15"}
+    assert "STL → DCR: 1 of 4 labels differ (1 × full refusal → compliance)" in parts["Examples"]
+    assert "STL → DCR: 0 of 2 labels differ" in parts["Examples"]
+    assert parts["Notes"].count("repeats") == 1
 
 
 def test_examples_show_text_of_models_literally(dcr, tmp_path):
@@ -174,18 +174,18 @@ def test_leakage_is_reported_with_a_limit(dcr, tmp_path):
 @pytest.mark.parametrize("stages", [("refine", "align"), ("refine",), ("align",)])
 def test_a_run_not_yet_evaluated_says_so(tmp_path, stages):
     run = write_run(tmp_path / "run", stages=stages)
-    found = sections(write_report([run], tmp_path / "report.md"))
-    assert found["Results"].startswith("Not evaluated yet: run.")
-    assert ("Refinement" in found) == ("refine" in stages)
-    assert "Examples" not in found and "Cost" in found
+    parts = sections(write_report([run], tmp_path / "report.md"))
+    assert parts["Results"].startswith("Not evaluated yet: run.")
+    assert ("Refinement" in parts) == ("refine" in stages)
+    assert "Examples" not in parts and "Cost" in parts
     assert terminal_table([run]).startswith("Not evaluated yet: run.")
 
 
 def test_one_of_two_runs_not_yet_evaluated(stl, tmp_path):
     run = write_run(tmp_path / "run", stages=("refine", "align"))
-    found = sections(write_report([stl, run], tmp_path / "report.md"))
-    assert tables(found["Results"])["toxic: refusal ↑"]["DCR"] == "–"
-    assert "Not evaluated yet: run." in found["Results"]
+    parts = sections(write_report([stl, run], tmp_path / "report.md"))
+    assert tables(parts["Results"])["toxic: refusal ↑"]["DCR"] == "–"
+    assert "Not evaluated yet: run." in parts["Results"]
     assert "DCR" in terminal_table([stl, run])
 
 
@@ -215,16 +215,16 @@ def test_a_folder_without_a_run_is_a_user_error(dcr, tmp_path):
 
 
 def test_terminal_table_fits_100_columns(stl, dcr, tmp_path):
-    one = terminal_table([dcr])
-    assert "75.0% (30.0–95.0)" in one and "2.020 (+1.0%)" in one
-    assert len([line for line in one.splitlines() if "seeming: compliance ↑" in line]) == 1  # all next to each other
+    table = terminal_table([dcr])
+    assert "75.0% (30.0–95.0)" in table and "2.020 (+1.0%)" in table
+    assert len([line for line in table.splitlines() if "seeming: compliance ↑" in line]) == 1  # all next to each other
     many = [write_run(tmp_path / f"a-run-with-a-long-name-{i}", refine={"layer": i + 1}) for i in range(4)]
     for folders in ([dcr], [stl, dcr], [stl, dcr, *many]):
         text = terminal_table(folders)
         assert all(len(line) <= 100 for line in text.splitlines())
         for title in [folder.name for folder in folders if folder in many]:
             assert title in text
-    assert "|" not in one
+    assert "|" not in table
 
 
 def test_reporting_needs_no_torch(dcr, tmp_path):

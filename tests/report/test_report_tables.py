@@ -62,6 +62,6 @@ def test_numbers_are_formatted():
     assert [percent(0.5), percent(1), percent(None), percent(0.555, 0)] == ["50.0%", "100.0%", "–", "56%"]
     assert [points(0.1234), points(-0.5), points(-0.0001)] == ["+12.3", "−50.0", "0.0"]
     assert [number(1.23456), number(None)] == ["1.235", "–"]
-    assert [duration(each) for each in (0.04, 59.4, 61, 3600, None)] == [
+    assert [duration(seconds) for seconds in (0.04, 59.4, 61, 3600, None)] == [
         "0.0 s", "59.4 s", "1 min 01 s", "1 h 00 min", "–",
     ]  # fmt: skip

@@ -78,34 +78,34 @@ def preflight(tmp_path):
             )
             for rank in ranks
         ]
-        said = "".join(process.communicate(timeout=120)[1] for process in started)
+        output = "".join(process.communicate(timeout=120)[1] for process in started)
         written = verdict.read_text().splitlines() if verdict.exists() else []
-        return [process.returncode for process in started], said, written
+        return [process.returncode for process in started], output, written
 
     return run
 
 
 def test_two_healthy_nodes_pass_the_all_reduce(preflight):
-    codes, said, verdict = preflight("--free-gib", "0.001", ranks=[0, 1], world_size=2)
-    assert (codes, verdict) == ([0, 0], ["good"]), said
+    codes, output, verdict = preflight("--free-gib", "0.001", ranks=[0, 1], world_size=2)
+    assert (codes, verdict) == ([0, 0], ["good"]), output
 
 
 def test_a_hanging_node_is_named_and_the_others_end(preflight):
-    codes, said, verdict = preflight("--seconds", "15", "--free-gib", "0.001", ranks=[0, 2], world_size=3)
-    assert (codes, verdict) == ([1, 1], ["bad", "bad beta"]), said
-    assert "preflight: beta: no answer" in said and "Traceback" not in said
+    codes, output, verdict = preflight("--seconds", "15", "--free-gib", "0.001", ranks=[0, 2], world_size=3)
+    assert (codes, verdict) == ([1, 1], ["bad", "bad beta"]), output
+    assert "preflight: beta: no answer" in output and "Traceback" not in output
 
 
 def test_a_full_disk_is_reported_with_its_size(preflight):
-    codes, said, verdict = preflight("--free-gib", "1e9", ranks=[0], world_size=1)
+    codes, output, verdict = preflight("--free-gib", "1e9", ranks=[0], world_size=1)
     assert (codes, verdict) == ([1], ["bad", "bad alpha"])
-    assert "GiB free, 1e+09 are asked for" in said
+    assert "GiB free, 1e+09 are asked for" in output
 
 
 def test_an_error_in_the_recipe_is_not_blamed_on_a_node(preflight):
-    codes, said, verdict = preflight("--refine.layr", "3", ranks=[0], world_size=1)
+    codes, output, verdict = preflight("--refine.layr", "3", ranks=[0], world_size=1)
     assert (codes, verdict) == ([2], ["user"])
-    assert "did you mean refine.layer" in said.lower()
+    assert "did you mean refine.layer" in output.lower()
 
 
 def test_a_missing_gpu_is_named():
