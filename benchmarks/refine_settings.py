@@ -92,8 +92,8 @@ def measured(folder: RunFolder, sets: dict[str, Sets]) -> dict[str, float | int]
         hidden = hidden_by_layer(model, tokens)[summary["layer"] - 1]
         keys = [pair or f"row {number}" for number, pair in enumerate(of_set.pairs)]
         pairs = torch.tensor(np.unique(keys, return_inverse=True)[1])
-        found = separation(hidden, torch.tensor(of_set.harmful.astype(int)), pairs)
-        row |= {f"{name}_gap": found["gap"], f"{name}_auc": found["auc"]}
+        figures = separation(hidden, torch.tensor(of_set.harmful.astype(int)), pairs)
+        row |= {f"{name}_gap": figures["gap"], f"{name}_auc": figures["auc"]}
     answers = read_conversations(DataSource(split="held_out"), "general").rows
     encoded = [encode_conversation(tokenizer, answer.messages) for answer in answers]
     return row | {"general_loss": general_loss(model, encoded, 16, Ranks(0, 1, 0, torch.device("cpu")))["loss"]}

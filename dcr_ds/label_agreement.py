@@ -71,5 +71,5 @@ def judged_matter(labels: Sequence[str]) -> Literal["refusal", "harm"]:
     return "harm" if {"harmful", "harmless"} & set(labels) else "refusal"
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: int, total: int) -> float | None:
+    return part / total if total else None

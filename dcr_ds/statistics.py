@@ -106,25 +106,27 @@ def seeds_interval(*models: Sequence[np.ndarray]) -> Interval:
             the same order. A single seed or a single prompt adds no variance, as its spread is unknown.
     """
     ours, theirs = models[0], models[1] if len(models) > 1 else None
-    prompts = [one.mean(axis=0) for one in ours]  # by benchmark [prompts]
+    prompts = [outcomes.mean(axis=0) for outcomes in ours]  # by benchmark [prompts]
     if theirs is not None:
-        prompts = [one - other.mean(axis=0) for one, other in zip(prompts, theirs, strict=True)]
+        prompts = [outcomes - other.mean(axis=0) for outcomes, other in zip(prompts, theirs, strict=True)]
     # each part: variance of the mean, degrees of freedom
     parts = [
-        (float(each.var(ddof=1)) / len(each) / len(prompts) ** 2, len(each) - 1) for each in prompts if len(each) > 1
+        (float(rates.var(ddof=1)) / len(rates) / len(prompts) ** 2, len(rates) - 1)
+        for rates in prompts
+        if len(rates) > 1
     ]
     for model in models:
         seeds = np.mean([benchmark.mean(axis=1) for benchmark in model], axis=0)  # [seeds]
         if len(seeds) > 1:
             parts.append((float(seeds.var(ddof=1)) / len(seeds), len(seeds) - 1))
     variance = sum(part for part, _ in parts)
-    means = [float(each.mean()) for each in prompts]
+    means = [float(rates.mean()) for rates in prompts]
     if variance == 0:  # all answers alike: as wide as one seed's
         if theirs is not None:
             return paired_bootstrap(prompts)
         return mean_interval(
             means,
-            [wilson_interval(round(mean * len(each)), len(each)) for mean, each in zip(means, prompts, strict=True)],
+            [wilson_interval(round(mean * len(rates)), len(rates)) for mean, rates in zip(means, prompts, strict=True)],
         )
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
     mean, half, least = sum(means) / len(means), student_t(freedom) * sqrt(variance), 0.0 if theirs is None else -1.0

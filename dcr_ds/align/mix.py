@@ -61,12 +61,12 @@ def _encode(
     name: str, rows: list[Conversation], limit: int, tokenizer: PreTrainedTokenizerBase, notes: list[str]
 ) -> list[tuple[str, Encoded]]:
     encoded = encode_rows(f"data.{name}", rows, lambda row: encode_conversation(tokenizer, row.messages), notes)
-    kept = [(row.id, sample) for row, sample in encoded if len(sample.ids) <= limit]
-    if long := len(encoded) - len(kept):
+    fitting = [(row.id, sample) for row, sample in encoded if len(sample.ids) <= limit]
+    if long := len(encoded) - len(fitting):
         notes.append(f"data.{name}: {long} of {len(encoded)} conversations longer than {limit} tokens left out")
-    if not kept:
+    if not fitting:
         raise UserError(f"data.{name}: no conversation has at most align.max_length = {limit} tokens; raise it")
-    return kept
+    return fitting
 
 
 def _draw(rows: list, count: int, seed: str) -> list:

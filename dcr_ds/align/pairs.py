@@ -56,10 +56,10 @@ def encode_pairs(preferences: PreferenceSet, max_length: int, tokenizer: PreTrai
 
     notes: list[str] = []
     encoded = encode_rows("data.preferences", preferences.rows, encode, notes)
-    kept = [(row, pair) for row, pair in encoded if max(len(answer.ids) for answer in pair.both) <= max_length]
-    if not kept:
+    fitting = [(row, pair) for row, pair in encoded if max(len(answer.ids) for answer in pair.both) <= max_length]
+    if not fitting:
         raise UserError(f"data.preferences: no pair has at most align.max_length = {max_length} tokens; raise it")
-    notes.append(f"preferences: {len(kept)} pairs")
-    if long := len(encoded) - len(kept):
+    notes.append(f"preferences: {len(fitting)} pairs")
+    if long := len(encoded) - len(fitting):
         notes.append(f"data.preferences: {long} of {len(encoded)} pairs longer than {max_length} tokens left out")
-    return Pairs([pair for _, pair in kept], [row.id for row, _ in kept], notes)
+    return Pairs([pair for _, pair in fitting], [row.id for row, _ in fitting], notes)

@@ -41,10 +41,10 @@ def reference_log_probs(engine, pairs: Pairs, batching: Batching, file: Path, ke
         engine: as it was built, before a checkpoint is loaded.
         key: identifies the log-probabilities; only rank 0 reads it.
     """
-    kept = _read(file, key) if ranks.is_main else None
-    if broadcast_from_main(kept is not None, ranks):
+    saved = _read(file, key) if ranks.is_main else None
+    if broadcast_from_main(saved is not None, ranks):
         print_on_main(ranks, f"reference: {len(pairs.samples)} pairs, read from {file}")
-        return torch.tensor(broadcast_from_main(None if kept is None else kept.tolist(), ranks))
+        return torch.tensor(broadcast_from_main(None if saved is None else saved.tolist(), ranks))
     print_on_main(ranks, f"reference: computing the log-probabilities of {len(pairs.samples)} pairs")
     computed = compute(engine, pairs, batching, ranks)
     if ranks.is_main:

@@ -76,10 +76,10 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
         for category, rows in chosen.items()
     }
     if data.evaluate_general is not None:
-        asked = [row for row in data.evaluate_general.rows if row.messages[0]["role"] == "user"]
+        questions = [row for row in data.evaluate_general.rows if row.messages[0]["role"] == "user"]
         prompts["general"] = [
             encode_row("evaluate.general", row, lambda row: encode_prompt(tokenizer, row.messages[0]["content"]))
-            for row in asked[:MEASURED_PROMPTS]
+            for row in questions[:MEASURED_PROMPTS]
         ]
     refused, answered = (
         [row.messages[-1]["content"] for row in rows.rows] if rows is not None else []

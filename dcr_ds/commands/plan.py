@@ -70,12 +70,12 @@ def run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
     options, words = _parser().parse_known_args(arguments)
-    given = parse_train(words)
-    if given.dry_run or given.redo:
+    parsed = parse_train(words)
+    if parsed.dry_run or parsed.redo:
         refuse("plan", "--dry-run and --redo are options of train")
     if options.measure and options.mfu:
         refuse("plan", "--measure finds --mfu; leave one of them out")
-    recipe = given.load()
+    recipe = parsed.load()
     if not set(recipe.stages) & set(TRAINING_STAGES):
         refuse("plan", "the recipe's stages have neither refine nor align, so there is nothing to plan")
     return options, recipe

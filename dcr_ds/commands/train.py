@@ -35,12 +35,12 @@ def run(arguments: list[str]) -> int:
     if help_flag := next((flag for flag in ("--help", "-h") if flag in arguments), None):
         show(_help(arguments[arguments.index(help_flag) + 1 :]))
         return 0
-    given = parse_train(arguments)
-    recipe = given.load()
+    parsed = parse_train(arguments)
+    recipe = parsed.load()
     from dcr_ds.run.pipeline import run as run_pipeline
 
     with write_errors_as_user_errors(recipe.folder):
-        run_pipeline(recipe, redo=given.redo, dry_run=given.dry_run)
+        run_pipeline(recipe, redo=parsed.redo, dry_run=parsed.dry_run)
     return 0
 
 

@@ -32,8 +32,8 @@ def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:
     accepted = {column: _accepted(values) for column, values in where.items()}
     rows = [row for row in table.rows if all(_values(row, column) & accepted[column] for column in accepted)]
     if not rows:
-        found = "; ".join(f"{column!r} contains {_common_values(table, column)}" for column in where)
-        raise table.origin.error(f"no row matches where {where}: {found}")
+        contents = "; ".join(f"{column!r} contains {_common_values(table, column)}" for column in where)
+        raise table.origin.error(f"no row matches where {where}: {contents}")
     return replace(table, rows=rows)
 
 

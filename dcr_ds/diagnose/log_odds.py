@@ -78,8 +78,8 @@ def refusal_log_odds(
 
 def first_token_impurity(rows: Sequence[dict]) -> float:
     """The share of the first tokens' probability, over all prompts, that does not continue as a refusal opening."""
-    whole = sum(_sigmoid(row["log_odds"]) for row in rows)
-    return 1 - whole / sum(_sigmoid(row["first_token"]) for row in rows)
+    total = sum(_sigmoid(row["log_odds"]) for row in rows)
+    return 1 - total / sum(_sigmoid(row["first_token"]) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)

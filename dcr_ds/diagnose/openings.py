@@ -170,7 +170,7 @@ def _shortest(candidates: Sequence[Tokens]) -> list[Tokens]:
 def _first_tokens(
     tokenizer: PreTrainedTokenizerBase, openings: Sequence[Opening], counts: _Counts
 ) -> tuple[FirstToken, ...]:
-    found = [
+    tokens = [
         FirstToken(
             text=str(tokenizer.decode([token])),
             token=token,
@@ -180,7 +180,7 @@ def _first_tokens(
         )
         for token in {opening.tokens[0] for opening in openings}
     ]
-    return tuple(sorted(found, key=lambda first: (-first.refusals, first.token)))
+    return tuple(sorted(tokens, key=lambda first: (-first.refusals, first.token)))
 
 
 def _distinct_texts(openings: Sequence[Opening]) -> list[Opening]:

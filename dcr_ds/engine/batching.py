@@ -63,9 +63,9 @@ def rank_share(
     ones are filled with copies that are not alive and have no weight in the loss.
     """
     order = sorted(range(len(samples)), key=lambda index: (lengths[index], index))
-    mine = [(samples[index], True) for index in order[rank::world_size]]
-    missing = -(-len(samples) // world_size) - len(mine)
-    return mine + [(samples[order[-1]], False)] * missing
+    share = [(samples[index], True) for index in order[rank::world_size]]
+    missing = -(-len(samples) // world_size) - len(share)
+    return share + [(samples[order[-1]], False)] * missing
 
 
 def micro_batches(share: Sequence[Sample], size: int) -> list[Sequence[Sample]]:

@@ -70,11 +70,11 @@ class MetricsLog:
 
     def _line(self, row: dict[str, Any]) -> str:
         done = row["step"] - self.first_step
-        left = (time.monotonic() - self.started) / done * (self.total_steps - row["step"])
+        remaining = (time.monotonic() - self.started) / done * (self.total_steps - row["step"])
         line = (
             f"{self.stage} {row['step']}/{self.total_steps}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
             f"grad norm {row['grad_norm']:.3f}  {row['tokens_per_second']:.0f} tokens/s  "
-            f"{row['memory_bytes'] / 2**30:.2f} GiB  left {int(left) // 60}:{int(left) % 60:02d}"
+            f"{row['memory_bytes'] / 2**30:.2f} GiB  left {int(remaining) // 60}:{int(remaining) % 60:02d}"
         )
         return line + "".join(f"  {name} {row[name]:.3f}" for name in SHOWN if row.get(name) is not None)
 

@@ -187,10 +187,10 @@ class Session:
         """Raise before the step is taken; the same on all ranks, since the loss is over all of them."""
         step, reaction = self.step + 1, self.recipe.watchdog.loss_spike
         samples = f"Samples of the step: {', '.join(sample_ids)}"
-        kept = f"Checkpoints before it are kept in {self.checkpoints.folder}"
+        note = f"Checkpoints before it are kept in {self.checkpoints.folder}"
         if not math.isfinite(loss):
             raise Diverged(
-                f"{self.label}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {kept}; "
+                f"{self.label}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {note}; "
                 f"lower {self.stage}.learning_rate, or check the data"
             )
         usual = self._spikes.note(loss)
@@ -199,7 +199,7 @@ class Session:
         message = f"{self.label}: the loss jumps to {loss:.4g} at step {step}; recent losses are around {usual:.4g}"
         if reaction == "stop":
             raise Diverged(
-                f"{message}; no weight was changed by it. {samples}. {kept}; lower {self.stage}.learning_rate, look at "
+                f"{message}; no weight was changed by it. {samples}. {note}; lower {self.stage}.learning_rate, look at "
                 "the data, or continue past it with --watchdog.loss_spike warn"
             )
         print_on_main(self.ranks, f"{message}. {samples}")

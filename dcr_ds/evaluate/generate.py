@@ -106,13 +106,13 @@ def generate_missing(
     """
     batches = make_batches([len(ids) for ids in generations.ids], generations.batch_size)
     done = set(broadcast_from_main(generations.resume(batches, ranks) if ranks.is_main else None, ranks))
-    mine = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in done]
+    own = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in done]
     show = ranks.is_main and sys.stderr.isatty()
     with (
         generations.part_file(ranks).open("ab") as out,
-        tqdm(total=len(mine), desc=generations.benchmark, unit="batch", disable=not show) as bar,
+        tqdm(total=len(own), desc=generations.benchmark, unit="batch", disable=not show) as bar,
     ):
-        for number in mine:
+        for number in own:
             start = time.perf_counter()
             rows = generate_batch(generations, batches[number], model, tokenizer)
             out.write("".join(json_line(row) for row in rows).encode())

@@ -82,10 +82,10 @@ def measure_log_odds(
 
     Up to rounding, the file depends neither on the number of ranks nor on the batch size.
     """
-    mine = range(ranks.rank, len(target.prompts), ranks.world_size)
+    own = range(ranks.rank, len(target.prompts), ranks.world_size)
     rows, problem = [], None
-    if mine:
-        names, tokens = [target.prompts[index].id for index in mine], [target.ids[index] for index in mine]
+    if own:
+        names, tokens = [target.prompts[index].id for index in own], [target.ids[index] for index in own]
         try:
             rows = refusal_log_odds(model, names, tokens, openings, batch_size)
         except UserError as error:

@@ -42,9 +42,9 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]
         for row in read_whole_rows(file, ("key", "label", "score"))
     }
     answers = {_key(judge, row.answer): row.answer for row in rows}  # equal answers are judged once
-    kept = {key: known[key] for key in answers if key in known}
+    reused = {key: known[key] for key in answers if key in known}
     missing = {key: answer for key, answer in answers.items() if key not in known}
-    judged = kept | (_judge_missing(missing, kept, judge, unfinished) if missing else {})
+    judged = reused | (_judge_missing(missing, reused, judge, unfinished) if missing else {})
     verdicts = [_verdict_row(row, key := _key(judge, row.answer), judged[key]) for row in rows]
     write_jsonl(out, verdicts)
     unfinished.unlink(missing_ok=True)
@@ -63,11 +63,11 @@ def _key(judge: Judge, answer: Answer) -> str:
 
 
 def _judge_missing(
-    missing: dict[str, Answer], kept: dict[str, Verdict], judge: Judge, unfinished: Path
+    missing: dict[str, Answer], reused: dict[str, Verdict], judge: Judge, unfinished: Path
 ) -> dict[str, Verdict]:
     """The verdicts on the missing answers, each appended to the unfinished file as it arrives."""
     # The file is rewritten first: nothing can be appended after a line that was torn by a kill.
-    write_jsonl(unfinished, [{"key": key, **verdict._asdict()} for key, verdict in kept.items()])
+    write_jsonl(unfinished, [{"key": key, **verdict._asdict()} for key, verdict in reused.items()])
     judged, keys = {}, list(missing)
     with unfinished.open("a", encoding="utf-8", newline="\n") as out:
         for index, verdict in judge.label(list(missing.values())):

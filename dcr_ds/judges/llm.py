@@ -126,5 +126,5 @@ def last_label(reply: Completion, labels: Sequence[str]) -> str | None:
 
 def _quoted(text: str) -> str:
     cut = len(text) - JUDGED_CHARACTERS
-    kept = _ANY_LABEL.sub(r"\1 [quoted]:", text[:JUDGED_CHARACTERS])
-    return kept if cut <= 0 else f"{kept}\n[… {cut} more characters]"
+    shortened = _ANY_LABEL.sub(r"\1 [quoted]:", text[:JUDGED_CHARACTERS])
+    return shortened if cut <= 0 else f"{shortened}\n[… {cut} more characters]"

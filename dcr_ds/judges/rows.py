@@ -54,8 +54,8 @@ def read_labels(file: str, column: str | None = None) -> dict[str, str]:
     table = _read(file, ())
     column = column or next((name for name in LABEL_COLUMNS if name in table.columns), None)
     if column not in table.columns:
-        wanted = " or ".join(map(repr, LABEL_COLUMNS)) if column is None else repr(column)
-        raise table.origin.error(f"no column {wanted}; columns: {list_names(table.columns)}")
+        names = " or ".join(map(repr, LABEL_COLUMNS)) if column is None else repr(column)
+        raise table.origin.error(f"no column {names}; columns: {list_names(table.columns)}")
     labels = {}
     for row, row_id in zip(table.rows, _ids(table), strict=True):
         text = required_text(row, column)

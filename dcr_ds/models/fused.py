@@ -23,7 +23,7 @@ def liger_problem(device: torch.device) -> str:
     return ""
 
 
-def resolve_kernels(asked: str, model_type: str, problem: str) -> tuple[str, str]:
+def resolve_kernels(setting: str, model_type: str, problem: str) -> tuple[str, str]:
     """What computes norms, rotations and MLPs for `auto`, and the reason in a few words.
 
     Raises:
@@ -31,10 +31,10 @@ def resolve_kernels(asked: str, model_type: str, problem: str) -> tuple[str, str
     """
     if not problem and model_type not in FUSED:
         problem = f"{model_type} is not among {', '.join(FUSED)}"
-    if asked == "liger" and problem:
+    if setting == "liger" and problem:
         raise UserError(f"model.kernels: liger cannot be used: {problem}; say auto or none")
-    if asked != "auto":
-        return asked, "as asked"
+    if setting != "auto":
+        return setting, "as asked"
     return ("none", problem) if problem else ("liger", "liger-kernel is installed")
 
 

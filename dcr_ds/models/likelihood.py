@@ -26,15 +26,15 @@ Backend = Literal["liger", "chunked"]
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # at hidden states, weight and bias
 
 
-def resolve_loss_backend(asked: Literal["auto"] | Backend, problem: str) -> tuple[Backend, str]:
+def resolve_loss_backend(setting: Literal["auto"] | Backend, problem: str) -> tuple[Backend, str]:
     """Who computes the loss at the head, and the reason in a few words.
 
     Raises:
         UserError: liger is asked for and cannot work here.
     """
-    if asked == "liger" and problem:
+    if setting == "liger" and problem:
         raise UserError(f"align.loss_backend: liger cannot be used: {problem}; say auto or chunked")
-    return ("chunked", "larger chunks than liger-kernel's") if asked == "auto" else (asked, "as asked")
+    return ("chunked", "larger chunks than liger-kernel's") if setting == "auto" else (setting, "as asked")
 
 
 class Likelihood(torch.nn.Module):

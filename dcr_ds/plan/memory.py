@@ -164,7 +164,7 @@ def memory(
     )
     bucket = zero.reduce_bucket * DTYPES[recipe.model.dtype].itemsize
     alone = share.micro_batches == 1
-    worst = max(_peak(each, state, zero, bucket, is_first=alone and each is passes[0]) for each in passes)
+    worst = max(_peak(run, state, zero, bucket, is_first=alone and run is passes[0]) for run in passes)
     anchors = _anchor_bytes(recipe, folder, share)
     on_host = 0 if on_gpu else state.host + anchors  # on a CPU the memory of the rank is that of the host
     top = max(passes, key=lambda rehearsal: rehearsal.peak())
@@ -200,8 +200,8 @@ def _peak(rehearsal: Rehearsal, state: States, zero: Zero, bucket: int, is_first
         buckets = 0 if is_first else state.buckets
         return rehearsal.peak(lambda done: state.buckets + (before or done), before + buckets)
     if zero.stage == 2:  # each pass has its own partition, complete as soon as a bucket is full
-        whole = state.gradients
-        return rehearsal.peak(lambda done: state.buckets + before + (whole if done >= bucket else 0), before)
+        gradients = state.gradients
+        return rehearsal.peak(lambda done: state.buckets + before + (gradients if done >= bucket else 0), before)
     resident = state.buckets + state.gradients
     return rehearsal.peak(lambda done: resident, resident)
 

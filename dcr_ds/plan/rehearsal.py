@@ -112,24 +112,24 @@ def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device:
     if trunk <= 3 * period or trunk % period or tail % period or 0 < tail <= 2 * period:
         return at(trunk, tail)
     first_tail = min(tail, period)
-    one, two = at(period, first_tail), at(2 * period, first_tail)
+    first, second = at(period, first_tail), at(2 * period, first_tail)
     times = trunk // period
     if not tail:
-        return _continue(one, two, times, period)
+        return _continue(first, second, times, period)
     more_tail = at(period, 2 * period)
     # the activations of a frozen tail are freed before the backward pass begins
-    return _deeper(_continue(one, two, times, period), one, more_tail, tail // period)
+    return _deeper(_continue(first, second, times, period), first, more_tail, tail // period)
 
 
 def _make_fake(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Replace the meta tensors of a model by fake CPU tensors, in the dtype that the engine casts them to."""
-    made: dict[torch.Tensor, torch.Tensor] = {}  # tied tensors stay tied
+    fakes: dict[torch.Tensor, torch.Tensor] = {}  # tied tensors stay tied
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter not in made:
+            if parameter not in fakes:
                 fake = torch.empty(parameter.shape, dtype=dtype)
-                made[parameter] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
-            setattr(module, name, made[parameter])
+                fakes[parameter] = torch.nn.Parameter(fake, requires_grad=parameter.requires_grad)
+            setattr(module, name, fakes[parameter])
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
@@ -154,8 +154,8 @@ def _watched(model: torch.nn.Module, step: Callable[[], torch.Tensor]) -> Rehear
 
         return hook
 
-    whole: Any = model.model if isinstance(model, Likelihood) else model
-    decoder = whole.get_decoder()
+    base: Any = model.model if isinstance(model, Likelihood) else model
+    decoder = base.get_decoder()
     handles.append(decoder.register_forward_hook(note_kept))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -217,34 +217,34 @@ def _period(config: PreTrainedConfig) -> int:
     )
 
 
-def _continue(one: Rehearsal, two: Rehearsal, times: int, period: int) -> Rehearsal:
+def _continue(first: Rehearsal, second: Rehearsal, times: int, period: int) -> Rehearsal:
     """Extrapolate from one and two periods of blocks to `times` periods.
 
     What a period saves for the backward pass is alive during all events of the periods above it. The events of norm,
     head and last period are those of `two`; its lower period represents all others.
     """
-    kept = two.kept - one.kept
-    start = next(index for index, event in enumerate(two.events) if event.block is not None and event.block < period)
-    end = next((i for i, event in enumerate(two.events) if i > start and event.block is None), len(two.events))
-    events = [_moved(event, (times - 2) * period, (times - 2) * kept) for event in two.events[:start]]
+    kept = second.kept - first.kept
+    start = next(index for index, event in enumerate(second.events) if event.block is not None and event.block < period)
+    end = next((i for i, event in enumerate(second.events) if i > start and event.block is None), len(second.events))
+    events = [_moved(event, (times - 2) * period, (times - 2) * kept) for event in second.events[:start]]
     for number in reversed(range(times - 1)):
-        events += [_moved(event, number * period, number * kept) for event in two.events[start:end]]
-    return _deeper(replace(two, events=[*events, *two.events[end:]]), one, two, times - 1)
+        events += [_moved(event, number * period, number * kept) for event in second.events[start:end]]
+    return _deeper(replace(second, events=[*events, *second.events[end:]]), first, second, times - 1)
 
 
 def _moved(event: Event, blocks: int, kept: int) -> Event:
     return Event(event.block if event.block is None else event.block + blocks, event.peak + kept, event.gradient)
 
 
-def _deeper(rehearsal: Rehearsal, one: Rehearsal, two: Rehearsal, times: int) -> Rehearsal:
+def _deeper(rehearsal: Rehearsal, first: Rehearsal, second: Rehearsal, times: int) -> Rehearsal:
     """Extrapolate what grows linearly with the number of periods, besides the events, from one to `times`."""
-    kept = (times - 1) * (two.kept - one.kept)
+    kept = (times - 1) * (second.kept - first.kept)
     return replace(
         rehearsal,
         forward=rehearsal.forward + kept,
         kept=rehearsal.kept + kept,
-        flops=rehearsal.flops + (times - 1) * (two.flops - one.flops),
-        forward_flops=rehearsal.forward_flops + (times - 1) * (two.forward_flops - one.forward_flops),
+        flops=rehearsal.flops + (times - 1) * (second.flops - first.flops),
+        forward_flops=rehearsal.forward_flops + (times - 1) * (second.forward_flops - first.forward_flops),
     )
 
 

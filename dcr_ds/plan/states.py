@@ -162,7 +162,7 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool)
     gradients = width * elements
     if zero.stage == 2:
         gradients = width * max(owned_elements([tensor.elements for tensor in trained], ranks))
-    whole = States(
+    full = States(
         parameters=frozen + width * shard * ranks,
         gathered=0,
         masters=MASTER * shard,
@@ -171,7 +171,7 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool)
         buckets=zero.reduce_bucket * width + (bucket if ranks > 1 else 0),
         step=_flat_step(shard, width, on_gpu) - (gradients if zero.stage == 2 else 0),
     )
-    return _offloaded(whole, zero)
+    return _offloaded(full, zero)
 
 
 def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
@@ -180,7 +180,7 @@ def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) ->
     shard = sum(sharded(tensor.elements, ranks) for tensor in trained)
     own = sum(round(sharded(tensor.elements, ranks) * tensor.width) for tensor in tensors)
     group = min(shard, max(zero.sub_group, max(sharded(tensor.elements, ranks) for tensor in trained)))
-    whole = States(
+    full = States(
         parameters=own,
         gathered=gathered_elements([tensor.elements for tensor in tensors], zero) * width if ranks > 1 else 0,
         masters=MASTER * shard,
@@ -189,7 +189,7 @@ def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) ->
         buckets=zero.reduce_bucket * width + (min(zero.reduce_bucket, sum(t.elements for t in trained)) * width),
         step=MASTER * group + max(width * group if width < MASTER else 0, _adam(group, on_gpu)),
     )
-    return _offloaded(whole, zero)
+    return _offloaded(full, zero)
 
 
 def _flat_step(shard: int, width: int, on_gpu: bool) -> int:

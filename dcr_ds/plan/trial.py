@@ -52,10 +52,10 @@ def refine_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
     """The engine of stage 1, and a function that accumulates the gradients of a step (numbered from 0)."""
     stage = recipe.refine
     half = [Prompt(str(index), "", pair=str(index)) for index in range(stage.global_batch // 2)]
-    made = rows.of(stage.global_batch + stage.max_steps * stage.retain_batch, model_config(source)["vocab_size"])
-    tokens = {(label, prompt.id): made.pop() for label in (0, 1) for prompt in half}
+    general = rows.of(stage.global_batch + stage.max_steps * stage.retain_batch, model_config(source)["vocab_size"])
+    tokens = {(label, prompt.id): general.pop() for label in (0, 1) for prompt in half}
     sampler = ContrastiveSampler(half, half, stage.global_batch, stage.pairs, recipe.seed)
-    state = build_refine(recipe, source, RefinePrompts(sampler, tokens, 0, [], made, made[:1]), ranks)
+    state = build_refine(recipe, source, RefinePrompts(sampler, tokens, 0, [], general, general[:1]), ranks)
     return state.engine, partial(refine_step, state)
 
 

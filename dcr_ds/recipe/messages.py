@@ -53,8 +53,8 @@ def explain(error: ValidationError, origins: dict[str, str]) -> str:
         elif combination:
             lines.append(f"{where}: {combination}")
         else:
-            got = "" if problem["type"] == "missing" else f" (got {_shown(problem['input'])})"
-            lines.append(f"{where}: {name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{got}")
+            given_value = "" if problem["type"] == "missing" else f" (got {_shown(problem['input'])})"
+            lines.append(f"{where}: {name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given_value}")
     return "\n".join(dict.fromkeys(lines))
 
 

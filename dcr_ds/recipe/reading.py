@@ -66,19 +66,19 @@ def find_file(name: str) -> Path | None:
     return path if path.is_file() else shipped_file(name)
 
 
-def _read_yaml(path: str, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
+def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
     """The mapping in a YAML file, and the origin (file and line) of each of its dotted names.
 
     `extends` names another recipe to start from: relative to the file's folder, else one that comes with the project.
     """
-    found = find_file(path)
-    if found is None:
+    file = find_file(path)
+    if file is None:
         shipped = ", ".join(f"recipes/{recipe.name}" for recipe in shipped_files("recipes", ".yaml"))
         raise UserError(f"{path}: no such recipe file. Shipped: {shipped}")
-    if found.resolve() in seen:
-        raise UserError(f"{path}: extends itself, through {' and '.join(map(str, seen))}")
+    if file.resolve() in parents:
+        raise UserError(f"{path}: extends itself, through {' and '.join(map(str, parents))}")
     try:
-        text = found.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; a recipe is a YAML file") from None
     except OSError as error:
@@ -91,11 +91,11 @@ def _read_yaml(path: str, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
     origins: dict[str, str] = {}
     _add_origins(node, path, "", origins)
     if base := values.pop("extends", None):
-        if not isinstance(base, str) or len(seen) > MAX_EXTENDS:
+        if not isinstance(base, str) or len(parents) > MAX_EXTENDS:
             raise UserError(f"{path}: extends: must name another recipe, got {str(base)[:80]!r}")
-        neighbour = found.parent / base
+        neighbour = file.parent / base
         base_path = base if not neighbour.exists() and shipped_file(base) else str(neighbour)
-        base_values, base_origins = _read_yaml(base_path, (*seen, found.resolve()))
+        base_values, base_origins = _read_yaml(base_path, (*parents, file.resolve()))
         values, origins = _merge(base_values, values), base_origins | origins
     return values, origins
 

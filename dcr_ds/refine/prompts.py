@@ -54,16 +54,16 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     notes: list[str] = []
     limit = recipe.refine.max_length
     tokens: dict[tuple[int, str], list[int]] = {}
-    kept: list[list[Prompt]] = []
+    remaining: list[list[Prompt]] = []
     for label, name in enumerate(("seemingly_toxic", "toxic")):
         rows = getattr(data, name).rows
         encoded = encode_rows(f"data.{name}", rows, lambda row: encode_prompt(tokenizer, row.prompt), notes)
         fitting = [(row, ids) for row, ids in encoded if len(ids) <= limit]
-        kept.append([row for row, _ in fitting])
+        remaining.append([row for row, _ in fitting])
         if long := len(encoded) - len(fitting):
             notes.append(f"data.{name}: {long} prompts longer than refine.max_length = {limit} tokens left out")
         tokens |= {(label, row.id): ids for row, ids in fitting}
-    seemingly_toxic, toxic = kept
+    seemingly_toxic, toxic = remaining
     split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed

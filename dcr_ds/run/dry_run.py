@@ -23,15 +23,15 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
     lines += [f"auto: {name}: {reason}" for name, reason in reasons.items()]
     zero_stage = read_config(recipe).get("zero_optimization", {}).get("stage", 0)
     lines.append(f"ranks: {world_size}; ZeRO stage {zero_stage}")
-    for name, one in data.summary()["sets"].items():
-        lines.append(f"data: {name}: {one['rows']} rows from {one['source']}")
+    for name, data_set in data.summary()["sets"].items():
+        lines.append(f"data: {name}: {data_set['rows']} rows from {data_set['source']}")
     tokenizer = load_tokenizer(source, recipe.model.chat_template)
-    whole = _on_meta(
+    full_model = _on_meta(
         lambda: AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(source, trust_remote_code=False), trust_remote_code=False
         )
     )
-    total = sum(parameter.numel() for parameter in whole.parameters())
+    total = sum(parameter.numel() for parameter in full_model.parameters())
     if "refine" in recipe.stages:
         trunk = _on_meta(
             lambda: freeze_tail(
@@ -52,7 +52,7 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
         )
         lines += _checkpoint_note("refine", stage.max_steps, recipe)
     if "align" in recipe.stages:
-        model = add_lora(whole, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else whole
+        model = add_lora(full_model, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else full_model
         lines.append(_parameters("align", *_counts(model), 0))
         samples = encode_objective(recipe, data, tokenizer).data
         lengths = [samples.num_tokens(row) for row in range(len(samples.samples))]

@@ -219,18 +219,18 @@ def _saved_recipe(run: RunFolder) -> dict[str, Any] | None:
         ) from None
 
 
-def differences(saved: Any, asked: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """Return name, saved and asked value of the fields that both have, where they differ."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        names = [name for name in asked if name in saved]
-        return [row for name in names for row in differences(saved[name], asked[name], f"{prefix}{name}.")]
-    return [] if asked == saved else [(prefix[:-1], saved, asked)]
+def differences(saved: Any, requested: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return name, saved and requested value of the fields that both have, where they differ."""
+    if isinstance(saved, dict) and isinstance(requested, dict):
+        names = [name for name in requested if name in saved]
+        return [row for name in names for row in differences(saved[name], requested[name], f"{prefix}{name}.")]
+    return [] if requested == saved else [(prefix[:-1], saved, requested)]
 
 
-def _is_kept(name: str, asked: Any) -> bool:
+def _is_kept(name: str, requested: Any) -> bool:
     """Return whether an `auto` that is asked for means what it was resolved to before, or may differ per machine."""
     section, _, field = name.partition(".")
-    return asked == "auto" and ((section, field) in KEPT or name.endswith(RESOLVED_PER_MACHINE))
+    return requested == "auto" and ((section, field) in KEPT or name.endswith(RESOLVED_PER_MACHINE))
 
 
 def _keep_resolved(recipe: Recipe, saved: dict[str, Any]) -> Recipe:

@@ -39,14 +39,14 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         return
     with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
         check_same_inputs(recipe, source, data, ranks)
-        asked = recipe
+        requested = recipe
         # again, under the lock: another run may have ended just now
-        recipe = decide_on_main(lambda: prepare_folder(asked, redo), ranks)
+        recipe = decide_on_main(lambda: prepare_folder(requested, redo), ranks)
         recipe, probed = _probe_layer(recipe, source, data, ranks)
         recipe, reasons = _resolve(recipe, source, ranks)
         if probed:
             reasons["refine.layer"] = ": ".join(filter(None, [reasons.get("refine.layer"), probed]))
-        if message := decide_on_main(lambda: begin_redo(asked, redo), ranks):
+        if message := decide_on_main(lambda: begin_redo(requested, redo), ranks):
             print_on_main(ranks, message)
         for note in decide_on_main(lambda: _check_resumed(recipe, source, data, ranks.world_size), ranks):
             print_on_main(ranks, note)

@@ -88,9 +88,9 @@ def _disk(path: Path, free_gib: float) -> str | None:
 def _gpu(place: Place) -> str | None:
     import torch
 
-    found = torch.cuda.device_count()
-    if found < place.ranks_per_node:
-        return f"{found} GPUs visible to a rank, {place.ranks_per_node} ranks need one each (use --gpus-per-node)"
+    count = torch.cuda.device_count()
+    if count < place.ranks_per_node:
+        return f"{count} GPUs visible to a rank, {place.ranks_per_node} ranks need one each (use --gpus-per-node)"
     try:
         torch.ones(1, device=f"cuda:{place.local_rank}").add_(1).item()
     except RuntimeError as error:
@@ -125,13 +125,13 @@ def _odd_versions(place: Place, reports: dict[int, Report]) -> Verdict:
 def gather(store: Any, key: str, world_size: int, seconds: float) -> dict[int, Any]:
     """Return by rank what each rank has stored under `key/<rank>` within the time. Rank 0."""
     names = {rank: f"{key}/{rank}" for rank in range(world_size)}
-    found: dict[int, Any] = {}
+    reports: dict[int, Any] = {}
     deadline = time.monotonic() + seconds
-    while len(found) < world_size and time.monotonic() < deadline:
-        here = [rank for rank in names if rank not in found and store.check([names[rank]])]
-        found |= {rank: json.loads(store.get(names[rank])) for rank in here}
+    while len(reports) < world_size and time.monotonic() < deadline:
+        here = [rank for rank in names if rank not in reports and store.check([names[rank]])]
+        reports |= {rank: json.loads(store.get(names[rank])) for rank in here}
         time.sleep(0.1)
-    return found
+    return reports
 
 
 def all_reduce(store: Any, place: Place, seconds: float) -> None:

@@ -93,9 +93,9 @@ def _place(row: Tensor, num_rows: list[int]) -> Tensor:
 
 def _check_positives(batch: Batch, positives: Tensor) -> None:
     """Reject invalid positives; all ranks see the same batch, so all raise or none."""
-    given = positives.clamp(0, len(batch.labels) - 1)
-    row = torch.arange(len(given), device=given.device)
-    wrong = (positives >= len(given)) | (batch.labels[given] != batch.labels) | (given == row)
+    index = positives.clamp(0, len(batch.labels) - 1)
+    row = torch.arange(len(index), device=index.device)
+    wrong = (positives >= len(index)) | (batch.labels[index] != batch.labels) | (index == row)
     wrong = (wrong & (positives >= 0) & (batch.labels >= 0)).nonzero()
     if len(wrong):
         first = int(wrong[0])
@@ -113,14 +113,14 @@ def find_problem(
     No exception object: a frame that holds the exception it raises is a cycle. It would keep h alive, and the
     process group, whose threads then abort the exit of a rank.
     """
-    given = {} if positives is None else {"positives": positives}
-    inputs: dict[str, object] = {"h": h, "labels": labels, **given}
+    more = {} if positives is None else {"positives": positives}
+    inputs: dict[str, object] = {"h": h, "labels": labels, **more}
     for name, thing in inputs.items():
         if not isinstance(thing, Tensor):
             return TypeError, f"{name} must be a torch.Tensor, got {type(thing).__name__}"
     if h.dtype not in _DTYPES:
         return TypeError, f"h must be float32, float64, bfloat16 or float16, got {h.dtype}"
-    for name, value in {"labels": labels, **given}.items():
+    for name, value in {"labels": labels, **more}.items():
         if value.dtype != torch.int64:
             return TypeError, f"{name} must be int64, got {value.dtype}; use {name}.long()"
     if h.ndim != 2:
@@ -130,7 +130,7 @@ def find_problem(
             f"h must have at least one row and one column, got {list(h.shape)}; "
             "a rank without samples passes one row labelled -1"
         )
-    for name, value in {"labels": labels, **given}.items():
+    for name, value in {"labels": labels, **more}.items():
         if value.shape != h.shape[:1]:
             return ValueError, f"{name} must have shape [{len(h)}], one per row of h, got {list(value.shape)}"
         if value.device != h.device:

@@ -23,7 +23,7 @@ BACKENDS = ("auto", "reference", "chunked", "triton")
 _CHUNK_ELEMENTS = 2**22  # of rows gathered at a time: 16 MiB in float32
 
 _log = logging.getLogger("dcr_kernels")
-_said: set[str] = set()
+_logged: set[str] = set()
 
 
 def contrastive_loss(
@@ -63,8 +63,8 @@ def choose_backend(h: Tensor, backend: str) -> str:
         on_gpu = h.device.type == "cuda" and h.dtype != torch.float64 and find_spec("triton") is not None
         backend = "triton" if on_gpu else "chunked"
         line = f"contrastive losses on {h.device.type} in {h.dtype}: backend {backend}"
-        if line not in _said:
-            _said.add(line)
+        if line not in _logged:
+            _logged.add(line)
             _log.info(line)
     return backend
 
@@ -82,8 +82,8 @@ class PairwiseLoss(torch.autograd.Function):
         statistics[: loss.num_bounds].masked_fill_(dead, -torch.inf)  # shares are padded with 0
         if batch.positives is not None and isinstance(loss, InfoNCE):
             chosen = batch.positives[None]
-            given = _given_logit(batch, batch.positives, inverse_length, loss.temperature)
-            statistics = torch.cat([given, statistics])
+            positive_logit = _given_logit(batch, batch.positives, inverse_length, loss.temperature)
+            statistics = torch.cat([positive_logit, statistics])
         elif chosen is not None:
             chosen = gather_columns(chosen, batch)
 

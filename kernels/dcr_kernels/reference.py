@@ -50,8 +50,8 @@ def row_statistics(cosine: Tensor, positive: Tensor, negative: Tensor, loss: Los
         return torch.stack([_log_sum_exp_where(positive, x), bound, x.where(positive, 0).sum(dim=1), count])
     if isinstance(loss, InfoNCE):
         assert positives is not None  # gather_batch refuses InfoNCE without them
-        given = x.gather(1, positives.clamp(min=0)[:, None]).squeeze(1)
-        return torch.stack([given.where(positives >= 0, math.inf), bound])
+        positive_logit = x.gather(1, positives.clamp(min=0)[:, None]).squeeze(1)
+        return torch.stack([positive_logit.where(positives >= 0, math.inf), bound])
     if isinstance(loss, NTXent):
         distance = (bound[:, None] - x).where(positive, -math.inf)
         return torch.stack([bound, F.softplus(distance).sum(dim=1), distance.sigmoid().sum(dim=1), count])

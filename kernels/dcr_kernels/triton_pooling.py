@@ -73,8 +73,8 @@ def last_kernel(
             o_t = i_t + tl.arange(0, SCAN)
             b_last = tl.maximum(b_last, tl.where(_real(p_mask, i_b, o_t, end, T), o_t, -1))
         last = tl.max(b_last, axis=0)
-    found = last >= begin
-    readable = tl.where(found, D, 0)  # not `m_d & found`: the interpreter cannot make a block of one truth value
+    has_last = last >= begin
+    readable = tl.where(has_last, D, 0)  # not `m_d & has_last`: the interpreter cannot broadcast a single boolean
     last = last.to(tl.int64)
     square = 0.0
     for i_d in range(0, D, BLOCK_D):
@@ -86,7 +86,7 @@ def last_kernel(
         tl.store(p_h + i_b * D + o_d, b_row.to(p_h.dtype.element_ty), mask=m_d)  # exact: it was of this type
         square += tl.sum(tl.where(m_d, b_row * b_row, 0.0), axis=0)
     tl.store(p_norm + i_b, tl.sqrt(square))
-    tl.store(p_position + i_b, tl.where(found, last, -1))
+    tl.store(p_position + i_b, tl.where(has_last, last, -1))
 
 
 @triton.jit(do_not_specialize=["B", "T"])

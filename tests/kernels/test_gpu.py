@@ -73,7 +73,7 @@ def test_a_call_can_be_captured_in_a_cuda_graph(name):
 def test_auto_chooses_triton(caplog):
     from dcr_kernels import pairwise
 
-    pairwise._said.clear()
+    pairwise._logged.clear()
     with caplog.at_level("INFO", logger="dcr_kernels"):
         call("supcon", *to_gpu(12, 16)[:2])
     assert [record.getMessage().split(": ")[1] for record in caplog.records] == ["backend triton"]

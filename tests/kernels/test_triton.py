@@ -99,7 +99,7 @@ def test_float64_is_an_error(name):
 
 
 def test_auto_logs_its_choice_once(monkeypatch, caplog):
-    monkeypatch.setattr(pairwise, "_said", set())
+    monkeypatch.setattr(pairwise, "_logged", set())
     for dtype in (torch.float32, torch.float32, torch.float64, torch.float32):
         with caplog.at_level(logging.INFO, logger="dcr_kernels"):
             call("supcon", *make_batch(8, 4, 2, dtype))

@@ -167,9 +167,9 @@ def test_the_control_and_the_log_odds_are_in_the_cost_table(run):
     assert re.search(r"\| control +\| +stl \|", text)
 
 
-@pytest.mark.parametrize(("low", "high", "whole"), [(0, 17, True), (0, 1, True), (-7.3, 4.1, False), (0, 0, False)])
-def test_ticks_enclose_the_values_in_few_even_steps(low, high, whole):
-    marks = ticks(low, high, whole)
+@pytest.mark.parametrize(("low", "high", "integers"), [(0, 17, True), (0, 1, True), (-7.3, 4.1, False), (0, 0, False)])
+def test_ticks_enclose_the_values_in_few_even_steps(low, high, integers):
+    marks = ticks(low, high, integers)
     assert marks[0] <= low and marks[-1] >= high and 2 <= len(marks) <= 8
     assert np.diff(marks) == pytest.approx(marks[1] - marks[0])
-    assert not whole or all(mark == int(mark) for mark in marks)
+    assert not integers or all(mark == int(mark) for mark in marks)

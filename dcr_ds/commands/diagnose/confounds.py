@@ -26,10 +26,10 @@ def parse(arguments: list[str]) -> Namespace:
     parser = command_parser("diagnose confounds", DESCRIPTION, usage="[RECIPE] [--out DIR] [--FIELD VALUE …]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write confounds.json into DIR")
     options, words = parser.parse_known_args(arguments)
-    given = parse_train(words)
-    if given.dry_run or given.redo:
+    parsed = parse_train(words)
+    if parsed.dry_run or parsed.redo:
         refuse("diagnose confounds", "--dry-run and --redo are options of train")
-    options.recipe = given.load()
+    options.recipe = parsed.load()
     return options
 
 

@@ -58,8 +58,8 @@ def targets_of(names: Sequence[str]) -> list[Target]:
     """
     targets = [target for name in names for target in _targets(name, len(names) > 1)]
     titles = [target.title for target in targets]
-    if twice := {title for title in titles if titles.count(title) > 1}:
-        raise UserError(f"two models have the name {min(twice)!r}; diagnose them one at a time")
+    if repeated := {title for title in titles if titles.count(title) > 1}:
+        raise UserError(f"two models have the name {min(repeated)!r}; diagnose them one at a time")
     return targets
 
 

@@ -37,8 +37,8 @@ def run(options: Namespace) -> None:
 
     target = targets_of([options.model])[0]
     refusals, ordinary = (
-        read_conversations(DataSource(source=given) if given else DataSource(), name)
-        for name, given in (("refusals", options.refusals), ("general", options.general))
+        read_conversations(DataSource(source=path) if path else DataSource(), name)
+        for name, path in (("refusals", options.refusals), ("general", options.general))
     )
     openings, problem = openings_of(target.tokenizer(), refusals, ordinary)
     if openings is None:

@@ -53,8 +53,8 @@ def encoder(tokenizer: Any) -> Callable[[Prompt], list[int]]:
 
 
 def _read(options: Namespace, name: str) -> list[Prompt]:
-    given = getattr(options, name)
-    source = DataSource(source=given) if given else DataSource(split=options.split)
+    path = getattr(options, name)
+    source = DataSource(source=path) if path else DataSource(split=options.split)
     if name in PAIRED:
         return read_prompts(source, name).rows
     rows = read_conversations(source, name).rows

@@ -175,11 +175,11 @@ class BatchPass:
         """Propagate k gradients from outputs to inputs: the gradients at the inputs [n, k, …] and the factors."""
         names = [name for name in recorder.parts if name in recorder.uses]
         points = [point for name in names for point in recorder.uses[name].points]
-        wanted = points if inputs is None else [*points, inputs]
-        gradients: list[Tensor | None] = [None] * len(wanted)
+        targets = points if inputs is None else [*points, inputs]
+        gradients: list[Tensor | None] = [None] * len(targets)
         for j, (output, gradient) in enumerate(zip(outputs, upstream, strict=True)):
-            found = torch.autograd.grad(output, wanted, gradient, retain_graph=True, allow_unused=True)
-            for place, value in enumerate(found):
+            parts = torch.autograd.grad(output, targets, gradient, retain_graph=True, allow_unused=True)
+            for place, value in enumerate(parts):
                 if value is not None:
                     total = gradients[place]
                     if total is None:

@@ -75,8 +75,8 @@ def check_prompts(layout: Layout, prompts_by_category: dict[str, list[list[int]]
     if not 1 <= k <= vocabulary:
         raise UserError(f"eNTK: k is {k}; it must be between 1 and the size of the vocabulary, {vocabulary}")
     if len(prompts_by_category) < 2:
-        given = ", ".join(map(repr, prompts_by_category)) or "none"
-        raise UserError(f"eNTK: prompts of at least two categories are needed; given: {given}")
+        names = ", ".join(map(repr, prompts_by_category)) or "none"
+        raise UserError(f"eNTK: prompts of at least two categories are needed; given: {names}")
     for category, prompts in prompts_by_category.items():
         if len(prompts) < 2:
             raise UserError(f"eNTK: category {category!r} needs at least 2 prompts; it has {len(prompts)}")
@@ -149,13 +149,13 @@ def compare_with_autograd(layout: Layout, prompt: list[int], token: int, squares
     """
     device, named = layout.head.weight.device, layout.parameters
     measured = sum_over_ranks(torch.tensor([squares[name] for name in named], dtype=torch.float64, device=device))
-    wanted = torch.zeros_like(measured)
+    expected = torch.zeros_like(measured)
     handles = []
     for index, parameter in enumerate(named.values()):
 
         def keep_norm(parameter: Tensor, index: int = index) -> None:
             assert parameter.grad is not None  # the hook runs after it was accumulated
-            wanted[index] = parameter.grad.double().square().sum()
+            expected[index] = parameter.grad.double().square().sum()
             parameter.grad = None
 
         parameter.requires_grad_(True).grad = None
@@ -165,12 +165,12 @@ def compare_with_autograd(layout: Layout, prompt: list[int], token: int, squares
     for handle in handles:
         handle.remove()
     tolerance = TOLERANCE.get(layout.head.weight.dtype, 0.2)
-    wrong = (measured - wanted).abs() > tolerance * wanted.clamp(min=1e-3 * float(wanted.sum()))
+    wrong = (measured - expected).abs() > tolerance * expected.clamp(min=1e-3 * float(expected.sum()))
     if wrong.any():
         index = int(wrong.nonzero()[0])
         raise UserError(
             f"eNTK: the gradient of {list(named)[index]} differs from autograd's (squared norm {measured[index]:.4g}, "
-            f"autograd {wanted[index]:.4g}); {type(layout.model).__name__} uses this parameter in an unsupported way"
+            f"autograd {expected[index]:.4g}); {type(layout.model).__name__} uses this parameter in an unsupported way"
         )
 
 
@@ -194,18 +194,20 @@ def shared_factors(
         yield from ((name, [factors[name] for factors in own]) for name in own[0])
         return
     headers: list[list[dict]] = [[] for _ in range(world)]
-    dist.all_gather_object(headers, [{name: header_of(factor) for name, factor in each.items()} for each in own])
+    dist.all_gather_object(
+        headers, [{name: header_of(factor) for name, factor in factors_of_rank.items()} for factors_of_rank in own]
+    )
     for name in headers[0][0]:
         factors = []
         for batch in range(batches):
             owner, index = batch % world, batch // world
             kind, layouts = headers[owner][index][name]
-            mine = (
+            local = (
                 own[index][name]
                 if owner == rank
                 else [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in layouts]
             )
-            tensors = [tensor.contiguous() for tensor in mine]
+            tensors = [tensor.contiguous() for tensor in local]
             for tensor in tensors:
                 dist.broadcast(tensor, owner)
             factors.append(KINDS[kind](*tensors))

@@ -64,15 +64,15 @@ def read_layout(model: PreTrainedModel | PeftModel, selection: str) -> Layout:
     inside: list[dict[str, Part]] = [{} for _ in blocks]
     owners: dict[str, list[nn.Module]] = {}
     for module_name, module in model.named_modules():
-        mine = {key: selected[id(value)] for key, value in module._parameters.items() if id(value) in selected}
-        if not mine:
+        own = {key: selected[id(value)] for key, value in module._parameters.items() if id(value) in selected}
+        if not own:
             continue
         kind = "head" if module is head else kind_of(module, module_name)
-        for name in mine.values():
+        for name in own.values():
             owners.setdefault(name, []).append(module)
         in_blocks = module_name.startswith(f"{names[blocks]}.")
         place = inside[int(module_name.removeprefix(f"{names[blocks]}.").split(".")[0])] if in_blocks else outside
-        place[module_name] = Part(module, kind, mine)
+        place[module_name] = Part(module, kind, own)
     embeddings = tuple(module for module in model.modules() if isinstance(module, nn.Embedding))
     return Layout(model, blocks, head, embeddings, outside, tuple(inside), tied_parameter(owners, head))
 
@@ -107,22 +107,22 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
 def select_parameters(model: PreTrainedModel, blocks: str, selection: str) -> dict[int, str]:
     """The selected parameters, id → name: "all", "blocks<=N", "blocks>N" or a regular expression on their names."""
     if selection == "all":
-        wanted = re.compile("")
+        pattern = re.compile("")
     elif match := BLOCKS.fullmatch(selection.replace(" ", "")):
         sign, bound = match[1], int(match[2])
         count = model.config.get_text_config().num_hidden_layers
         numbers = range(bound) if sign == "<=" else range(bound, count)
         if bound > count or not numbers:
             raise UserError(f"eNTK: parameters {selection!r} selects no block; the model has blocks 1 to {count}")
-        wanted = re.compile(f"^{re.escape(blocks)}({'|'.join(map(str, numbers))})\\.")
+        pattern = re.compile(f"^{re.escape(blocks)}({'|'.join(map(str, numbers))})\\.")
     else:
         try:
-            wanted = re.compile(selection)
+            pattern = re.compile(selection)
         except re.error as error:
             raise UserError(f"eNTK: parameters {selection!r} is not a valid regular expression: {error}") from None
     canonical = {id(parameter): name for name, parameter in model.named_parameters()}
     every = model.named_parameters(remove_duplicate=False)
-    selected = {id(parameter): canonical[id(parameter)] for name, parameter in every if wanted.search(name)}
+    selected = {id(parameter): canonical[id(parameter)] for name, parameter in every if pattern.search(name)}
     if not selected:
         raise UserError(f"eNTK: parameters {selection!r} matches no parameter; use all, blocks<=N, blocks>N or a regex")
     return selected

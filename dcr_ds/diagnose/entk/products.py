@@ -66,13 +66,13 @@ def add_upper(gram: Tensor, gradients: Tensor) -> None:
 def active_positions(factor: Outer) -> Outer:
     """The factor without positions whose gradients are all zero: padding, and most of the last block."""
     active = (factor.outputs != 0).any(dim=3).any(dim=1)  # [n, T]
-    kept = max(int(active.sum(dim=1).max()), 1)
-    if kept == active.shape[1]:
+    length = max(int(active.sum(dim=1).max()), 1)
+    if length == active.shape[1]:
         return factor
-    order = active.int().argsort(dim=1, descending=True, stable=True)[:, :kept]  # [n, kept]
+    order = active.int().argsort(dim=1, descending=True, stable=True)[:, :length]  # [n, length]
     (n, k, _, height), width = factor.outputs.shape, factor.inputs.shape[2]
-    outputs = factor.outputs.gather(2, order[:, None, :, None].expand(n, k, kept, height))
-    return Outer(outputs, factor.inputs.gather(1, order[:, :, None].expand(n, kept, width)))
+    outputs = factor.outputs.gather(2, order[:, None, :, None].expand(n, k, length, height))
+    return Outer(outputs, factor.inputs.gather(1, order[:, :, None].expand(n, length, width)))
 
 
 def paired_flop(factors: Sequence[Outer]) -> float:

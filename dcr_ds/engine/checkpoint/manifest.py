@@ -106,12 +106,12 @@ def verify(checkpoint: Path) -> tuple[Manifest | None, str]:
         if missing := missing_shards(manifest.files, manifest.world_size, manifest.zero_stage):
             return None, missing
         files = [checkpoint / name for name in manifest.files]
-        for file, wanted in zip(files, manifest.files.values(), strict=True):
-            if file.stat().st_size != wanted.bytes:
+        for file, expected in zip(files, manifest.files.values(), strict=True):
+            if file.stat().st_size != expected.bytes:
                 return None, f"{file.relative_to(checkpoint)} is damaged"
-        for file, wanted, found in zip(files, manifest.files.values(), _facts(files), strict=True):
+        for file, expected, facts in zip(files, manifest.files.values(), _facts(files), strict=True):
             heartbeat(f"verifying {file}")
-            if found != wanted:
+            if facts != expected:
                 return None, f"{file.relative_to(checkpoint)} is damaged"
     except FileNotFoundError as error:
         return None, f"{Path(error.filename).name} is missing"

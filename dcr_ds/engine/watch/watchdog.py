@@ -195,15 +195,15 @@ def _end(text: str, is_hang: bool = False) -> None:
 
 def _launchers() -> list[int]:
     """Return the ancestors of this process that are launchers of deepspeed or torch, where /proc lists them."""
-    found, pid = [], os.getppid()
+    launchers, pid = [], os.getppid()
     with suppress(OSError):
         while pid > 1:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
             is_python = Path(words[0]).name.startswith("python")
             if is_python and any(Path(word).name in LAUNCHERS for word in words[1:6]):
-                found.append(pid)
+                launchers.append(pid)
             pid = int(_stat(pid)[1])
-    return found
+    return launchers
 
 
 def _is_alive(pid: int) -> bool:

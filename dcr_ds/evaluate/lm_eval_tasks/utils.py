@@ -24,9 +24,9 @@ def load_prompts(
     benchmark: str, local_data: str | None = None, rows: int | None = None, **_: Any
 ) -> dict[str, Dataset]:
     """The split `test` of a declared benchmark; the arguments are a task's metadata and those of --metadata."""
-    asked = EvaluateSection(benchmarks=[{"name": benchmark, "rows": rows}], local_data=local_data)
-    [found] = read_benchmarks(asked)
-    prompts = [{"id": row.id, "prompt": row.prompt, "category": row.category or ""} for row in found.prompts.rows]
+    section = EvaluateSection(benchmarks=[{"name": benchmark, "rows": rows}], local_data=local_data)
+    [loaded] = read_benchmarks(section)
+    prompts = [{"id": row.id, "prompt": row.prompt, "category": row.category or ""} for row in loaded.prompts.rows]
     return {"test": Dataset.from_list(prompts)}
 
 

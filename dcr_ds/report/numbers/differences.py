@@ -71,14 +71,14 @@ def mean_rate(benchmarks: Sequence[Benchmark], column: int) -> Mean | None:
 
 def _kept(benchmarks: Sequence[Benchmark], column: int) -> list[np.ndarray]:
     """A column's outcomes on all benchmarks; empty where those on one of them were not kept."""
-    kept = [outcomes for benchmark in benchmarks if (outcomes := benchmark.outcomes[column]) is not None]
-    return kept if len(kept) == len(benchmarks) else []
+    complete = [outcomes for benchmark in benchmarks if (outcomes := benchmark.outcomes[column]) is not None]
+    return complete if len(complete) == len(benchmarks) else []
 
 
 def _has_seeds(benchmarks: Sequence[Benchmark], *columns: int) -> bool:
     """Whether a column has several seeds (of the same number on every benchmark)."""
-    kept = [benchmark.outcomes[column] for benchmark in benchmarks for column in columns]
-    return any(outcomes is not None and len(outcomes) > 1 for outcomes in kept)
+    complete = [benchmark.outcomes[column] for benchmark in benchmarks for column in columns]
+    return any(outcomes is not None and len(outcomes) > 1 for outcomes in complete)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

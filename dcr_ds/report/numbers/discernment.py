@@ -124,13 +124,13 @@ def _results(column: Column, pair: PairOfSets) -> list[dict[str, BenchmarkResult
 
 def _common_prompts(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]]) -> list[Key]:
     """The prompts that every seed of every column has, in the order of the first one."""
-    asked = [
+    ids = [
         {(name, id_): None for name, results in seed.items() for id_ in (results.answers or results.log_odds)}
         for seeds in per_column
         for seed in seeds
     ]
-    common = set(asked[0]).intersection(*asked[1:]) if asked else set()
-    return [key for key in asked[0] if key in common] if asked else []
+    common = set(ids[0]).intersection(*ids[1:]) if ids else set()
+    return [key for key in ids[0] if key in common] if ids else []
 
 
 def _twins(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]], keys: Sequence[Key]) -> list[str | None]:

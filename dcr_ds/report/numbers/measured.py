@@ -81,10 +81,10 @@ def _measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
         [model.benchmarks[name] for model in column.results if _asks(model.benchmarks.get(name), wanted)]
         for column in columns
     ]
-    kept = [results for entry in entries for results in entry if results.answers]
-    keys, note = _common_prompts(name, kept)
+    answered = [results for entry in entries for results in entry if results.answers]
+    keys, note = _common_prompts(name, answered)
     outcomes = [_outcomes(entry, keys) for entry in entries]
-    first = keyed_answers(kept[0]) if kept else {}
+    first = keyed_answers(answered[0]) if answered else {}
     categories = [first[key].category for key in keys]
     subset = keys if note else None
     rates = [_rate(entry, subset, outcome) for entry, outcome in zip(entries, outcomes, strict=True)]
@@ -100,26 +100,26 @@ def _asks(results: BenchmarkResults | None, wanted: str) -> bool:
     return results is not None and results.score["wanted"] == wanted
 
 
-def _common_prompts(name: str, kept: Sequence[BenchmarkResults]) -> tuple[list[Key], str | None]:
+def _common_prompts(name: str, answered: Sequence[BenchmarkResults]) -> tuple[list[Key], str | None]:
     """The prompts that all were asked, in order, and a sentence where that is not all prompts."""
-    if not kept:
+    if not answered:
         return [], None
-    asked = [list(keyed_answers(results)) for results in kept]
-    common = set(asked[0]).intersection(*asked[1:])
-    if all(len(keys) == len(common) for keys in asked):
-        return asked[0], None
+    keys_by_results = [list(keyed_answers(results)) for results in answered]
+    common = set(keys_by_results[0]).intersection(*keys_by_results[1:])
+    if all(len(keys) == len(common) for keys in keys_by_results):
+        return keys_by_results[0], None
     if not common:
-        folders = ", ".join(dict.fromkeys(str(results.folder) for results in kept))
+        folders = ", ".join(dict.fromkeys(str(results.folder) for results in answered))
         raise UserError(
             f"benchmark {name} has no prompt that was asked in all of {folders}, so they cannot be compared; report "
             "the runs separately, or evaluate them on the same prompts"
         )
-    sizes = ", ".join(map(str, sorted({len(keys) for keys in asked})))
+    sizes = ", ".join(map(str, sorted({len(keys) for keys in keys_by_results})))
     note = (
         f"{name}: the models were asked different prompts ({sizes} of them); all columns show the {len(common)} that "
         "they have in common."
     )
-    return [key for key in asked[0] if key in common], note
+    return [key for key in keys_by_results[0] if key in common], note
 
 
 def _outcomes(entry: Sequence[BenchmarkResults], keys: Sequence[Key]) -> np.ndarray | None:

@@ -21,7 +21,7 @@ def curves_svg(curves: Sequence[RefusalCurve], name: str) -> str:
     """
     steps = [step for curve in curves for step, _ in curve.points]
     values = [value for curve in curves for _, value in curve.points]
-    x_ticks, y_ticks = ticks(0, max(steps), whole=True), ticks(min(0, *values), max(0, *values))
+    x_ticks, y_ticks = ticks(0, max(steps), integers=True), ticks(min(0, *values), max(0, *values))
     right, bottom = WIDTH - RIGHT, PLOT_HEIGHT - BOTTOM
 
     def across(step: float) -> float:
@@ -53,16 +53,16 @@ def curves_svg(curves: Sequence[RefusalCurve], name: str) -> str:
     )
 
 
-def ticks(low: float, high: float, whole: bool = False) -> list[float]:
+def ticks(low: float, high: float, integers: bool = False) -> list[float]:
     """Round numbers in even steps that enclose low and high; at least two.
 
     Args:
-        whole: integers only.
+        integers: only whole numbers.
     """
-    span = max(high - low, 1 if whole else 1e-6)
+    span = max(high - low, 1 if integers else 1e-6)
     size = 10.0 ** math.floor(math.log10(span / (MAX_TICKS - 1)))
     width = next(size * factor for factor in (1, 2, 5, 10, 20) if span / (size * factor) <= MAX_TICKS - 1)
-    width = max(1.0, float(round(width))) if whole else width
+    width = max(1.0, float(round(width))) if integers else width
     first, last = math.floor(low / width), math.ceil(high / width)
     return [width * number for number in range(first, max(last, first + 1) + 1)]
 

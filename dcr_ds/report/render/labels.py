@@ -58,18 +58,18 @@ def place_labels(points: Sequence[tuple[Point, str]], ink: Iterable[Point], fram
     """
     marks = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for (x, y), _ in points]
     ink = list(ink)
-    taken: list[Box] = []
+    occupied: list[Box] = []
     labels: list[Label] = []
     for at, text in points:
 
         def cost(label: Label, at: Point = at, text: str = text) -> float:
             box = label.box(at, text)
             outside = (box.right - box.left) * (box.bottom - box.top) - box.overlap(frame)
-            covered = sum(box.overlap(other) for other in (*marks, *taken))
+            covered = sum(box.overlap(other) for other in (*marks, *occupied))
             distance = abs(label.dy)
             return 10 * outside + 5 * covered + 10 * sum(box.contains(point) for point in ink) + distance
 
         best = min(CANDIDATES, key=cost)
-        taken.append(best.box(at, text))
+        occupied.append(best.box(at, text))
         labels.append(best)
     return labels

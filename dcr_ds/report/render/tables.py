@@ -27,8 +27,8 @@ def text_table(rows: Rows, width: int = 100) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     blocks: list[list[int]] = []
     for column in range(1, len(widths)):
-        taken = widths[0] + sum(2 + widths[other] for other in blocks[-1]) if blocks else width
-        if taken + 2 + widths[column] > width:
+        used = widths[0] + sum(2 + widths[other] for other in blocks[-1]) if blocks else width
+        if used + 2 + widths[column] > width:
             blocks.append([])
         blocks[-1].append(column)
     return "\n\n".join(_block([[row[i] for i in (0, *block)] for row in rows]) for block in blocks)

@@ -58,14 +58,14 @@ def _rates_by_judge(columns: Sequence[Column], benchmarks: Sequence[Benchmark], 
 
 
 def _rate_by(column: Column, benchmark: Benchmark, judge: str) -> str:
-    wanted = [
+    rows = [
         answer.labels[judge] in counted
         for model in column.results
         if benchmark.name in model.benchmarks and (counted := model.benchmarks[benchmark.name].counts(judge))
         for answer in model.benchmarks[benchmark.name].answers.values()
         if judge in answer.labels
     ]
-    return percent(sum(wanted) / len(wanted)) if wanted else NOTHING
+    return percent(sum(rows) / len(rows)) if rows else NOTHING
 
 
 def _confusion(first: str, second: str, figures: Agreement) -> Table:

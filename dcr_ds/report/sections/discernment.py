@@ -104,8 +104,8 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
         for name, words in (("auc", "AUC of the refusal log-odds {}"), (JUDGED, "Youden's J of the judged answers {}"))
         if name == JUDGED or (ours.is_headline and theirs.is_headline)
     ]
-    said = [clause for clause in clauses if clause]
-    if not said:
+    parts = [clause for clause in clauses if clause]
+    if not parts:
         return ""
     unquoted = [
         columns[i].title
@@ -113,7 +113,7 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
         if figures.agreement and not figures.is_headline
     ]
     caveat = f" The log-odds are not quoted: they agree too little with the answers of {' and '.join(unquoted)}."
-    return f"{columns[place].title} on {entry.pair.title}: {'; '.join(said)}.{caveat if unquoted else ''}"
+    return f"{columns[place].title} on {entry.pair.title}: {'; '.join(parts)}.{caveat if unquoted else ''}"
 
 
 def _clause(ours: ColumnDiscernment, theirs: ColumnDiscernment, name: str, template: str) -> str:

@@ -27,8 +27,8 @@ def headline(columns: Sequence[Column], benchmarks: Sequence[Benchmark], measure
     for metric, words in CLAUSES.items():
         ours = [benchmark for benchmark in benchmarks if benchmark.metric == metric]
         clauses.append(_clause(ours, words, columns, others[-1], control))
-    said = [clause for clause in clauses if clause]
-    rates = f"{others[-1].title} {', and '.join(said)}." if said else ""
+    complete = [clause for clause in clauses if clause]
+    rates = f"{others[-1].title} {', and '.join(complete)}." if complete else ""
     parts = [sentence(columns, measured) if control else "", rates]
     return " ".join(part for part in parts if part)
 

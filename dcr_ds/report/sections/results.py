@@ -46,8 +46,8 @@ def results_table(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) ->
     ]
     groups.append((GENERAL, _ability_rows(columns) + _loss_rows(columns)))
     caption = "Rates of wanted answers, with 95% intervals; the best of a row in bold."
-    kept = [(title, [_with_cells(row, shown) for row in rows]) for title, rows in groups if rows]
-    return Table(caption, ["n", *(columns[i].title for i in shown)], kept)
+    filled = [(title, [_with_cells(row, shown) for row in rows]) for title, rows in groups if rows]
+    return Table(caption, ["n", *(columns[i].title for i in shown)], filled)
 
 
 def _with_cells(row: Row, shown: Sequence[int]) -> Row:

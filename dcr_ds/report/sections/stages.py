@@ -108,12 +108,12 @@ def settings(runs: Sequence[Run]) -> list[Block]:
 
 def reproduction(runs: Sequence[Run], command: str) -> list[Block]:
     """The commands that repeat the runs and this report, and the versions they were made with."""
-    made = [line for run in runs if (line := _made_with(run))]
+    lines = [line for run in runs if (line := _made_with(run))]
     commands = [f"python train.py {quote(str(run.folder / 'recipe.yaml'))} --output again" for run in runs]
     return [
         Paragraph("The resolved recipe of a run repeats it; the last command writes this report."),
         Commands([*commands, command]),
-        *([Bullets(made)] if made else []),
+        *([Bullets(lines)] if lines else []),
     ]
 
 
