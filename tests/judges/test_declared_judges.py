@@ -48,7 +48,7 @@ def test_the_schema_contains_the_fields_of_judges():
         ("[{kind: llm, name: a, url: x}]", "evaluate.judges.0.model: field required"),
         ("[{kind: guard, name: a, guard: b, judges: harms}]", "evaluate.judges.0.judges: input should be 'refusal' or"),
         ("[{kind: llm, name: a/b, url: x, model: y}]", "evaluate.judges.0.name"),
-        ("[3]", "must be names of judges, or mappings with a kind (got 3)"),
+        ("[[3]]", "must be names of judges, or mappings with a kind (got [3])"),
         ("[rules, rules]", "two judges have the same name"),
         ("[]", "at least 1"),
         ("rules", "valid list"),
