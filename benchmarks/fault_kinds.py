@@ -194,7 +194,9 @@ def flipped(content: bytes, chance: random.Random) -> bytes:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """The content of every file but the lock, which a killed run leaves behind and the next one releases."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".lock"))
+    return {str(path): path.read_bytes() for path in files}
 
 
 def fewer_ranks(run: Run, chance: random.Random) -> str:

@@ -82,7 +82,8 @@ FORK = {  # in the order of a run
     "report": kill_in_report,
 }
 FAULTS = REAL | FORK
-TWICE = ("rank", "save", "generation", "export")  # kinds that are tried twice as often
+# kinds that are tried twice as often
+TWICE = ("rank", "save", "model", "data", "export", "between", "generation", "judging")
 
 
 def main() -> None:
