@@ -33,7 +33,7 @@ HEADER = ["judge", "F1", "precision", "recall", "accuracy of three labels", "kap
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", metavar="FILE")
-    files = parser.parse_args().files
+    files = [file for path in parser.parse_args().files for file in files_of(path)]
     together: dict[str, dict[str, str]] = {}
     for file in files:
         judge, how = rules_for(file, files)
@@ -44,6 +44,13 @@ def main() -> int:
     if len(files) > 1:
         print(f"## all {len(together['people'])} answers\n\n{table(rows_of(together))}")
     return 0
+
+
+def files_of(path: str) -> list[str]:
+    """A file, or the csv and jsonl files of a folder."""
+    if not Path(path).is_dir():
+        return [path]
+    return [str(file) for file in sorted(Path(path).iterdir()) if file.suffix in (".csv", ".jsonl")]
 
 
 def rules_for(file: str, files: Sequence[str]) -> tuple[Judge, str]:
