@@ -249,6 +249,8 @@ def _measure_general_loss(parts: Parts, loaded: PreTrainedModel, batch_size: int
 def _judge_and_score(generations: Generations, benchmark: Benchmark, judges: Sequence[Judge]) -> None:
     """Judge and score a complete file; every time, so that verdicts and scores match the answers. Rank 0."""
     folder = BenchmarkFolder(generations.file.parent)
-    verdicts = {judge.name: judge_file(generations.file, judge, folder.verdicts(judge.name)) for judge in judges}
+    verdicts = {
+        judge.name: judge_file(generations.file, judge, folder.verdicts(judge.name), repair=True) for judge in judges
+    }
     scores = score(verdicts, generations.prompts, benchmark.wanted, judges)
     write_json(folder.scores, scores | ({"counterpart": benchmark.counterpart} if benchmark.counterpart else {}))

@@ -17,24 +17,30 @@ from dcr_ds.progress import heartbeat
 VERDICT_FIELDS = ("id", "label", "score", "key")
 
 
-def judge_file(generations: Path, judge: Judge, out: Path) -> list[dict]:
-    """Judge a file of generations; returns the written rows {id, label, score, key}, in the order of the file."""
+def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False) -> list[dict]:
+    """Judge a file of generations; returns the written rows {id, label, score, key}, in the order of the file.
+
+    Args:
+        repair: write a file at `out` again that holds no verdicts, as those of a run may after a crash.
+    """
     rows = [
         AnswerRow(row["id"], Answer(row["prompt"], row["completion"], row.get("finish")), {})
         for row in read_jsonl(generations, ("id", "prompt", "completion"))
     ]
-    return judge_rows(rows, judge, out)
+    return judge_rows(rows, judge, out, repair)
 
 
-def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path) -> list[dict]:
+def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool = False) -> list[dict]:
     """Judge the answers that are not judged yet, and write one verdict per row with the row's other columns.
 
     A column with the name of a field of verdicts is written as input_<name>.
 
     Raises:
-        UserError: the file at `out` does not contain verdicts; or what the judge raises (its verdicts are kept).
+        UserError: the file at `out` does not contain verdicts (without `repair`); or what the judge raises (its
+            verdicts are kept).
     """
-    _refuse_other_file(out)
+    if not repair:
+        _refuse_other_file(out)
     unfinished = out.with_name(out.name + ".unfinished")
     known = {
         row["key"]: Verdict(row["label"], row["score"])

@@ -69,6 +69,22 @@ def test_every_model_is_measured_and_the_listed_ones_generate(tmp_path, models, 
     assert cost["seconds"] > 0 and cost["device"] == "CPU" and cost["ranks"] == 1
 
 
+DAMAGE = [b"", b"{}", b"[]", b"null", b'{"id": "p0", "prom', b"\0" * 20, b"[" * 9999, b'{"parts": [1], "tasks": 1}\n']
+
+
+@pytest.mark.parametrize("content", DAMAGE)
+def test_damaged_results_are_made_again(tmp_path, models, data, content):
+    """Files that a crash left empty or torn: the same results, without a stack trace."""
+    only = {"base": models["base"]}
+    evaluate(recipe(), tmp_path, only, data)
+    files = sorted(path for path in (tmp_path / "evaluate").rglob("*.json*") if path.name != "cost.json")
+    before = {path: path.read_bytes() for path in files}
+    for path in [*files, tmp_path / "evaluate/base/cost.json"]:
+        path.write_bytes(content)
+    evaluate(recipe(), tmp_path, only, data)
+    assert {path: path.read_bytes() for path in files} == before
+
+
 def test_finished_results_are_reused(tmp_path, models, data, monkeypatch, capsys):
     evaluate(recipe(), tmp_path, models, data)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}

@@ -3,7 +3,7 @@
 from functools import singledispatch
 
 from dcr_ds.report.render.document import Bullets, Cell, Commands, Document, Examples, Figure, Paragraph, Table
-from dcr_ds.report.render.tables import Rows, literal, markdown_table, shortened
+from dcr_ds.report.render.tables import Rows, literal, markdown_table, one_line, shortened
 
 MAX_EXAMPLE = 300  # characters of a prompt or an answer; the page has the rest
 
@@ -40,7 +40,7 @@ def _(block: Paragraph) -> str:
 
 @written.register
 def _(block: Bullets) -> str:
-    return "\n".join(f"- {literal(item)}" for item in block.items)
+    return "\n".join(f"- {literal(one_line(item))}" for item in block.items)
 
 
 @written.register

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 NOTHING = "–"
+MAX_WORDS = 80  # characters of a label or category
 MAX_NAME = 38  # characters of the first column on a terminal: leaves room for three of results
 ESCAPED = str.maketrans({character: "\\" + character for character in r"\`*[]<>|#~$&@"})
 
@@ -15,6 +16,7 @@ def markdown_table(rows: Rows) -> str:
 
     Cells are written as they are; text goes through `literal` first.
     """
+    rows = [list(map(one_line, row)) for row in rows]
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     rule = [":" + "-" * (widths[0] - 1)] + ["-" * (width - 1) + ":" for width in widths[1:]]
     lines = [_pad(rows[0], widths), rule, *(_pad(row, widths) for row in rows[1:])]
@@ -23,7 +25,7 @@ def markdown_table(rows: Rows) -> str:
 
 def text_table(rows: Rows, width: int = 100) -> str:
     """A table for a terminal, at most `width` columns wide: what does not fit beside goes below."""
-    rows = [[_cut_middle(row[0], MAX_NAME), *row[1:]] for row in rows]
+    rows = [[_cut_middle(one_line(row[0]), MAX_NAME), *map(one_line, row[1:])] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     blocks: list[list[int]] = []
     for column in range(1, len(widths)):
@@ -46,9 +48,14 @@ def shortened(text: str, limit: int = 200) -> str:
     return _cut(" ".join(text.split()), limit)
 
 
+def one_line(text: str) -> str:
+    """Text from outside without line breaks and control characters, which would break a table or a terminal."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+
+
 def words(name: str) -> str:
-    """A label or category as words."""
-    return name.replace("_", " ")
+    """A label or category as words, cut to a length."""
+    return shortened(one_line(name.replace("_", " ")), MAX_WORDS)
 
 
 def percent(share: float | None, digits: int = 1) -> str:

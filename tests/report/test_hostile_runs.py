@@ -1,0 +1,70 @@
+"""Reports of run folders from elsewhere, or damaged: whole tables, or one message; never a stack trace."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from run_folders import write_benchmark, write_run
+
+from dcr_ds.errors import UserError
+from dcr_ds.report import terminal_table, write_report
+
+NASTY = [
+    "a\nb",
+    "a|b",
+    "a\r\n\r\n# c",
+    "\x1b[31mred",
+    "<script>alert(1)</script>",
+    "`x`",
+    "a\u2028b",
+    "x" * 5000,
+    "law",
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = write_run(tmp_path / "run")
+    answers = ["y", "n"] * len(NASTY)
+    for model in ("base", "aligned"):
+        home = folder / "evaluate" / model / "seeming"
+        for file in home.iterdir():
+            file.unlink()
+        write_benchmark(home, "comply", answers, categories=[name for name in NASTY for _ in range(2)])
+    return folder
+
+
+def test_no_category_breaks_a_table(run, tmp_path):
+    write_report([run], tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    tables = [block for block in text.split("\n\n") if block.startswith("| ")]
+    assert any("law" in block for block in tables)
+    for block in tables:
+        rows = block.split("\n")
+        assert all(row.startswith("| ") and row.endswith(" |") for row in rows)
+        assert len({len(_cells(row)) for row in rows}) == 1, block
+    assert "\x1b" not in text and "<script>" not in text and max(map(len, text.splitlines())) < 2000
+    assert "\x1b" not in terminal_table([run])
+
+
+def _cells(row):
+    """The cells of a row of a Markdown table, in which an escaped bar is text."""
+    return row.replace("\\|", "").strip("|").split("|")
+
+
+FILES = ["environment.json", "align/summary.json", "refine/summary.json", "evaluate/base/toxic/scores.json",
+         "evaluate/base/toxic/generations.jsonl", "evaluate/base/toxic/verdicts.xstest_strings.jsonl",
+         "evaluate/base/general_loss.json", "recipe.yaml"]  # fmt: skip
+CONTENTS = ["", "{}", "[]", "null", '{"a": ', "\0\0", "[" * 2000, "1", '"text"', "a: &a [*a]", "- 1", '{"a": 1}\n{"b"']
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_damage_of_a_run_is_one_message(tmp_path_factory, data):
+    folder = write_run(tmp_path_factory.mktemp("runs") / "run")
+    for name in data.draw(st.lists(st.sampled_from(FILES), min_size=1, max_size=2, unique=True)):
+        if (folder / name).exists():
+            (folder / name).write_text(data.draw(st.sampled_from(CONTENTS)))
+    try:
+        write_report([folder], folder / "report.md")
+    except UserError as error:
+        assert str(folder) in str(error)
