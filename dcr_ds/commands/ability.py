@@ -91,11 +91,11 @@ def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
 def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict]:
     import torch
 
+    from dcr_ds.evaluate.targets import checked_source
     from dcr_ds.models.chat import load_tokenizer
     from dcr_ds.models.load import load_causal_lm
-    from dcr_ds.models.locate import prepare_source
 
-    source = prepare_source(model)
+    source = checked_source(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     loaded = load_causal_lm(source, dtype, "sdpa", device)

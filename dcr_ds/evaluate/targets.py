@@ -1,9 +1,11 @@
 """Models that exist already, as targets of an evaluation: a folder, an adapter, a hub id or an endpoint."""
 
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from dcr_ds.engine.distributed import is_main_process
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, tokenizer_folder
@@ -22,7 +24,7 @@ class LocalModel(NamedTuple):
 
 
 def locate_target(model: ModelSection) -> LocalModel | Endpoint:
-    """Locate a model and check that it is complete: weights and chat template, or the key of an endpoint.
+    """Locate a model and check it: its weights, as before training, and its chat template; or the key of an endpoint.
 
     Raises:
         UserError: what is missing, and where.
@@ -38,13 +40,24 @@ def locate_target(model: ModelSection) -> LocalModel | Endpoint:
     return local
 
 
+def checked_source(model: ModelSection) -> Path:
+    """The folder of a model, after `check_model`, whose notes rank 0 prints."""
+    from dcr_ds.models.check import check_model
+
+    source = prepare_source(model)
+    for note in check_model(source):
+        if is_main_process():
+            print(note, file=sys.stderr, flush=True)
+    return source
+
+
 def _locate_files(model: ModelSection) -> LocalModel:
     folder = expand_user(model.source)
     base = base_of_adapter(folder)
     if base is None:
-        return LocalModel(prepare_source(model), None)
+        return LocalModel(checked_source(model), None)
     try:
-        source = prepare_source(model.model_copy(update={"source": base, "revision": None}))
+        source = checked_source(model.model_copy(update={"source": base, "revision": None}))
     except UserError as error:
         raise UserError(
             f"{folder}: the adapter's base model {base!r} cannot be used ({error}); adapter_config.json names it as "

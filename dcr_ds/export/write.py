@@ -9,23 +9,18 @@ from pathlib import Path
 import torch
 from peft import PeftConfig
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from dcr_ds.engine.checkpoint.checkpoints import newest_complete
 from dcr_ds.engine.checkpoint.consolidate import consolidated_weights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.targets import checked_source
 from dcr_ds.files import read_json
 from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.checkpoint_files import (
-    base_of_adapter,
-    check_checkpoint,
-    copied_files,
-    tokenizer_folder,
-    weights_hash,
-)
-from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.check import build_on_meta, check_model
+from dcr_ds.models.checkpoint_files import base_of_adapter, copied_files, tokenizer_folder, weights_hash
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
@@ -83,8 +78,7 @@ def check_export(folder: Path) -> None:
         RuntimeError: a tensor of the adapter is empty or not finite.
     """
     if not _is_adapter(folder):
-        check_checkpoint(folder)
-        AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        check_model(folder)
         load_tokenizer(folder)
         return
     PeftConfig.from_pretrained(str(folder))
@@ -128,7 +122,7 @@ def _export_adapter(adapter: Path, out: Path, options: ExportOptions) -> str:
     if not options.merge:
         _copy(adapter, out)
         return f"the adapter {adapter}"
-    source = prepare_source(ModelSection(source=options.base or base))
+    source = checked_source(ModelSection(source=options.base or base))
     merge_lora(source, adapter, out)
     if tokenizer_folder(source, adapter) == adapter:
         keep_tokenizer(adapter, None, out)
@@ -194,7 +188,7 @@ def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
     refined = RunFolder(run).stage("refine").model
     if base is None and stage == "align" and refined.is_dir():
         return refined
-    return prepare_source(ModelSection(source=base) if base else recipe.model)
+    return checked_source(ModelSection(source=base) if base else recipe.model)
 
 
 def _check_source(run: Path, stage: str, source: Path) -> None:
@@ -210,16 +204,14 @@ def _check_source(run: Path, stage: str, source: Path) -> None:
 
 def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
     """The model that a stage trains, on the meta device: names and shapes only."""
+    stage = getattr(recipe, section)
     with torch.device("meta"):
         if section == "refine":
             model = freeze_tail(
                 AutoModel.from_config(trunk_config(source, int(recipe.refine.layer)), trust_remote_code=False)
             )
         else:
-            model = AutoModelForCausalLM.from_config(
-                AutoConfig.from_pretrained(source, trust_remote_code=False), trust_remote_code=False
-            )
-        stage = getattr(recipe, section)
+            model = build_on_meta(source)
         return model if stage.adapter == "none" else add_lora(model, stage.lora, f"{section}.lora")
 
 

@@ -1,11 +1,10 @@
-"""Check that a checkpoint holds exactly the weights of its architecture, before anything is trained.
+"""Check that a checkpoint holds the weights of its architecture, before it is trained, evaluated or exported.
 
 Names and shapes in the safetensors headers are compared with the architecture of config.json, built on the meta device.
 transformers would initialise missing weights at random and ignore others, with a warning at most. No weights are read,
 except for the two tensors of a tied model that stores its head twice.
 """
 
-import re
 from pathlib import Path
 
 import torch
@@ -15,27 +14,35 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.checkpoint_files import check_not_quantised, read_headers
+from dcr_ds.files import read_json
+from dcr_ds.models.checkpoint_files import BLOCK, BUFFER, check_not_quantised, model_config, read_headers
+from dcr_ds.models.limits import ids_beyond, model_limits
 from dcr_ds.models.trunk import HEAD
 
 PREFIX = "model."  # of the base model's weights in a causal language model
-IGNORED = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")  # buffers that old checkpoints store
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS_AT_ONCE = 8192
 
 
-def check_model(folder: Path) -> None:
+def check_model(folder: Path) -> list[str]:
     """Check config and tensors of a checkpoint against its architecture.
 
+    Returns:
+        Notes to print: parts that are not used (a second head), special tokens that are not in the vocabulary.
+
     Raises:
-        UserError: it is quantised; a tensor is missing, unknown or of another shape; or config.json says that the head
-            is tied to the input embeddings and the two differ.
+        UserError: it is quantised; a tensor is missing or of another shape; there are tensors that would change its
+            results if they were used; config.json says that the head is tied to the input embeddings and the two
+            differ; or the pad token of config.json is not in the vocabulary.
     """
     check_not_quantised(folder)
-    stored = {name: tuple(entry["shape"]) for name, entry in read_headers(folder).items()}
+    notes = _check_special_ids(folder)
+    stored = {name: tuple(entry["shape"]) for name, entry in read_headers(folder).items() if not BUFFER.search(name)}
     model = build_on_meta(folder)
     expected = expected_shapes(model)
     tied = dict(model.all_tied_weights_keys)
-    _check_names(folder, stored, expected, set(tied))
+    _check_missing(folder, stored, expected)
+    unused = _check_unknown(folder, [name for name in stored if name not in expected and name not in tied], model)
     for name, shape in expected.items():
         if stored[name] != shape:
             raise UserError(
@@ -48,6 +55,9 @@ def check_model(folder: Path) -> None:
                 f"{folder}: config.json says tie_word_embeddings: true, but the weights hold a {name} that differs "
                 f"from {source}; set tie_word_embeddings to false in config.json, or remove {name} from the weights"
             )
+    if unused:
+        notes.append(f"{folder}: the weights hold {_some(unused)} that are not part of the language model: not used")
+    return notes
 
 
 def build_on_meta(folder: Path) -> PreTrainedModel:
@@ -75,7 +85,30 @@ def expected_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in revert_weight_conversion(model, weights).items()}
 
 
-def _check_names(folder: Path, stored: dict, expected: dict, tied: set[str]) -> None:
+def _check_special_ids(folder: Path) -> list[str]:
+    """Return notes on special tokens that are not in the vocabulary: generation cannot use them.
+
+    Raises:
+        UserError: config.json has such a pad token, with which no embedding can be built.
+    """
+    rows = model_limits(folder).rows
+    notes = []
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        values = read_json(file)
+        for name in SPECIAL_IDS:
+            beyond = ids_beyond(values.get(name), rows) if isinstance(values, dict) else []
+            if not beyond:
+                continue
+            message = (
+                f"{file}: {name} {beyond[0]} is not in the vocabulary, which ends at {(rows or 0) - 1} (vocab_size)"
+            )
+            if file.name == "config.json" and name == "pad_token_id":
+                raise UserError(f"{message}; correct it, or add the token with resize_token_embeddings")
+            notes.append(message)
+    return notes
+
+
+def _check_missing(folder: Path, stored: dict, expected: dict) -> None:
     missing = [name for name in expected if name not in stored]
     bare = [name.removeprefix(PREFIX) for name in missing if name.startswith(PREFIX)]
     if bare and all(name in stored for name in bare):
@@ -95,12 +128,30 @@ def _check_names(folder: Path, stored: dict, expected: dict, tied: set[str]) -> 
         )
     if missing:
         raise UserError(f"{folder}: the weights lack {_some(missing)}, which would be random; copy the model again")
-    unknown = [name for name in stored if name not in expected and name not in tied and not IGNORED.search(name)]
-    if unknown:
+
+
+def _check_unknown(folder: Path, unknown: list[str], model: PreTrainedModel) -> list[str]:
+    """Return the tensors that are not part of the language model: other heads, an encoder of images.
+
+    Raises:
+        UserError: one belongs to a module of the language model, such as a bias or a block more.
+    """
+    modules = {name for name, _ in model.named_children()}
+    modules |= {name for name, _ in model.base_model.named_children()}  # without the prefix
+    predicted = model_config(folder).get("num_nextn_predict_layers")
+    blocks = model.config.num_hidden_layers
+    extra_heads = range(blocks, blocks + (predicted if isinstance(predicted, int) else 0))
+
+    def is_used(name: str) -> bool:
+        block = BLOCK.search(name)
+        return name.partition(".")[0] in modules and not (block and int(block[1]) in extra_heads)
+
+    if used := [name for name in unknown if is_used(name)]:
         raise UserError(
-            f"{folder}: the weights hold {_some(unknown)}, which the architecture in config.json does not have and "
+            f"{folder}: the weights hold {_some(used)}, which the architecture in config.json does not have and "
             "transformers would ignore; correct config.json, or save the model again with transformers"
         )
+    return unknown
 
 
 def _some(names: list[str]) -> str:

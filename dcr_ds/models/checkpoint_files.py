@@ -15,6 +15,8 @@ from dcr_ds.progress import heartbeat
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
+# Buffers that old checkpoints store, and that are computed when the model is built.
+BUFFER = re.compile(r"(^|\.)(inv_freq|original_inv_freq|position_ids|num_batches_tracked|masked_bias|attn\.bias)$")
 CHUNK_BYTES = 1 << 24
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
@@ -134,9 +136,10 @@ def check_not_quantised(folder: Path) -> None:
         method = config.get("quant_method") if isinstance(config, dict) else None
         method = f"config.json says {method or 'quantization_config'}"
     else:
-        quantised = (name for name, entry in read_headers(folder).items() if entry["dtype"] not in FLOATS)
+        weights = {name: entry for name, entry in read_headers(folder).items() if not BUFFER.search(name)}
+        quantised = (name for name, entry in weights.items() if entry["dtype"] not in FLOATS)
         if name := next(quantised, None):
-            method = f"{name} is {read_headers(folder)[name]['dtype']}"
+            method = f"{name} is {weights[name]['dtype']}"
     if method:
         raise UserError(
             f"{folder}: the weights are quantised already ({method}), and quantised weights can neither be trained nor "

@@ -61,6 +61,12 @@ def limits_of(tokenizer: "PreTrainedTokenizerBase") -> ModelLimits:
     return getattr(tokenizer, "model_limits", ModelLimits())
 
 
+def ids_beyond(ids: Any, rows: int | None) -> list[int]:
+    """The ids, of a list or a single one as in generation_config.json, that an embedding of so many rows lacks."""
+    values = ids if isinstance(ids, list) else [ids]
+    return [token for token in values if rows is not None and isinstance(token, int) and token >= rows]
+
+
 def padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:
     """An id for masked positions that the model's embedding has: that of the pad token, if it is one."""
     rows = limits_of(tokenizer).rows

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from dcr_ds.errors import UserError
 from dcr_ds.models.check import build_on_meta, check_model, expected_shapes
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import load_trunk, splice
 
 TYPES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "mixtral"]
@@ -121,9 +122,71 @@ def test_quantised_checkpoints_are_refused(untied, changed, method):
         check_model(folder)
 
 
-def test_stored_rotary_frequencies_are_ignored(untied, changed):
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
-    check_model(changed(untied, lambda tensors: tensors.update({name: torch.ones(4)})))
+BUFFERS = {
+    "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+    "model.rotary_emb.inv_freq": torch.ones(4),
+    "model.layers.0.attn.masked_bias": torch.tensor(-1e4),
+    "model.layers.1.attn.bias": torch.ones(1, 1, 4, 4, dtype=torch.bool),
+    "model.norm.num_batches_tracked": torch.tensor(3),
+    "model.position_ids": torch.arange(8)[None],
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_stored_buffers_are_ignored(untied, changed, name):
+    assert check_model(changed(untied, lambda tensors: tensors.update({name: BUFFERS[name]}))) == []
+
+
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "score.weight", "mtp.layers.0.fc.weight", "vision_tower.w"])
+def test_other_heads_are_noted_and_kept(untied, changed, name):
+    folder = changed(untied, lambda tensors: tensors.update({name: torch.ones(1, 32)}))
+    assert check_model(folder) == [
+        f"{folder}: the weights hold {name} that are not part of the language model: not used"
+    ]
+
+
+def block(tensors, number):
+    return {
+        name.replace(".1.", f".{number}."): tensor.clone()
+        for name, tensor in tensors.items()
+        if name.startswith("model.layers.1.")
+    }
+
+
+def test_a_block_that_predicts_further_tokens_is_noted(untied, changed):
+    folder = changed(untied, lambda tensors: tensors.update(block(tensors, 2)))
+    set_config(folder, num_nextn_predict_layers=1)
+    assert len(check_model(folder)) == 1
+    set_config(folder, num_nextn_predict_layers=0)
+    with pytest.raises(UserError, match=r"hold model.layers.2.* more tensors, which the architecture"):
+        check_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lm_head.bias", "model.layers.0.mlp.up_proj.lora_A.weight", "model.norm.bias", "layers.0.mlp.up_proj.weight"],
+)
+def test_tensors_that_would_change_the_results_are_refused(untied, changed, name):
+    folder = changed(untied, lambda tensors: tensors.update({name: torch.ones(1, 32)}))
+    with pytest.raises(UserError, match=f"hold {name}, which the architecture in config.json does not have"):
+        check_model(folder)
+
+
+@pytest.mark.parametrize("name", ["bos_token_id", "eos_token_id", "pad_token_id"])
+def test_special_tokens_beyond_the_vocabulary_are_noted(untied, changed, name):
+    folder = changed(untied, lambda tensors: None)
+    (folder / "generation_config.json").write_text(json.dumps({name: [2, 300]}))
+    file = folder / "generation_config.json"
+    assert check_model(folder) == [f"{file}: {name} 300 is not in the vocabulary, which ends at 299 (vocab_size)"]
+    keep_tokenizer(untied, None, folder)
+    assert check_model(folder) == []
+    assert json.loads(file.read_text())["eos_token_id"] == [2]
+
+
+def test_a_pad_token_that_no_embedding_can_have_is_refused(untied, changed):
+    folder = set_config(changed(untied, lambda tensors: None), pad_token_id=300)
+    with pytest.raises(UserError, match=r"config.json: pad_token_id 300 is not in the vocabulary, which ends at 299"):
+        check_model(folder)
 
 
 def test_a_config_that_cannot_be_built_is_named(untied, changed):
