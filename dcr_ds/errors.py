@@ -30,7 +30,7 @@ class Stopped(RunEnded):
 
 
 class Diverged(RunEnded):
-    """The loss is no longer finite; the message names the step and the samples. Exits with code 1."""
+    """The loss or its gradient is no longer finite; the message names step and samples. Exits with code 1."""
 
 
 class RefinementFailed(RunEnded):

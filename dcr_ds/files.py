@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import sys
 import tempfile
@@ -69,6 +70,15 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def without_nan(value: Any) -> Any:
+    """Return a JSON value in which NaN and infinities, which JSON does not have, are null."""
+    if isinstance(value, dict):
+        return {name: without_nan(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

@@ -7,26 +7,34 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.align.objective import encode_objective
-from dcr_ds.align.refusals import build_probe, stops_alignment
+from dcr_ds.align.mix import Mix
+from dcr_ds.align.objective import objective_of
+from dcr_ds.align.pairs import Pairs
+from dcr_ds.align.refusals import RefusalProbe, stops_alignment
 from dcr_ds.align.state import AlignState, build_align
 from dcr_ds.align.step import train_step
-from dcr_ds.data.load import RunData
-from dcr_ds.engine.build import trained_weights
+from dcr_ds.engine.build import needs_masters, trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.memory import release
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import write_trained
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
 
-def align(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ranks: Ranks) -> None:
+def align(
+    recipe: Recipe,
+    source: Path,
+    samples: Mix | Pairs,
+    probe: RefusalProbe | None,
+    folder: StageFolder,
+    ranks: Ranks,
+) -> None:
     """Run stage 2 from the checkpoint `source` and write everything into `folder`. All ranks.
 
     Args:
         recipe: resolved, without any `auto`.
+        probe: measures the refusal log-odds during training; None: they are not measured.
 
     Raises:
         Stopped: a stop signal arrived; the state is saved.
@@ -34,9 +42,7 @@ def align(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, rank
     """
     started = time.monotonic()
     folder.folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = load_tokenizer(source, recipe.model.chat_template)
-    objective = encode_objective(recipe, data, tokenizer)
-    probe = build_probe(recipe, data, tokenizer) if recipe.align.measure_every else None
+    objective = objective_of(recipe, samples)
     for note in objective.data.notes:
         print_on_main(ranks, note)
     state = build_align(recipe, source, objective, ranks)
@@ -45,9 +51,9 @@ def align(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, rank
         if probe and session.is_new:
             session.state["start"] = probe.measure(state.model, ranks)
         while "stopped_because" not in session.state:
-            samples = state.sample_ids(session.step)
+            sample_ids = state.sample_ids(session.step)
             row = train_step(state, session.step)
-            session.take_step(row, samples)
+            session.take_step(row, sample_ids)
             if probe and state.is_measured(session.step):
                 row |= probe.measure(state.model, ranks)
             session.log(row)
@@ -71,7 +77,7 @@ def note_progress(progress: dict[str, Any], row: dict[str, Any], state: AlignSta
 
 def export(state: AlignState, source: Path, folder: StageFolder) -> None:
     """Write the trained model, and with LoRA the adapter. All ranks."""
-    weights = trained_weights(state.engine, state.ranks)
+    weights = trained_weights(state.engine, state.ranks, needs_masters(state.recipe.align, source))
     weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
     if state.ranks.is_main:
         template = state.recipe.model.chat_template

@@ -9,6 +9,7 @@ from dcr_ds.data.records import Conversation
 from dcr_ds.data.sampler import draw
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import Encoded, encode_conversation
+from dcr_ds.models.limits import row_limit
 from dcr_ds.models.rows import encode_rows
 from dcr_ds.recipe import AlignSection
 
@@ -58,14 +59,15 @@ def encode_mix(align: AlignSection, data: RunData, tokenizer: PreTrainedTokenize
 
 
 def _encode(
-    name: str, rows: list[Conversation], limit: int, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+    name: str, rows: list[Conversation], max_length: int, tokenizer: PreTrainedTokenizerBase, notes: list[str]
 ) -> list[tuple[str, Encoded]]:
+    limit, named = row_limit(tokenizer, "align.max_length", max_length)
     encoded = encode_rows(f"data.{name}", rows, lambda row: encode_conversation(tokenizer, row.messages), notes)
     fitting = [(row.id, sample) for row, sample in encoded if len(sample.ids) <= limit]
     if long := len(encoded) - len(fitting):
-        notes.append(f"data.{name}: {long} of {len(encoded)} conversations longer than {limit} tokens left out")
+        notes.append(f"data.{name}: {long} of {len(encoded)} conversations longer than {named} left out")
     if not fitting:
-        raise UserError(f"data.{name}: no conversation has at most align.max_length = {limit} tokens; raise it")
+        raise UserError(f"data.{name}: no conversation has at most {named}; use shorter ones")
     return fitting
 
 

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.align.dpo import DpoObjective
-from dcr_ds.align.mix import encode_mix
-from dcr_ds.align.pairs import encode_pairs
+from dcr_ds.align.mix import Mix, encode_mix
+from dcr_ds.align.pairs import Pairs, encode_pairs
 from dcr_ds.align.sft import SftObjective
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.batching import Batching
@@ -79,8 +79,18 @@ def encode_objective(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokeniz
     Raises:
         UserError: no sample is short enough.
     """
+    return objective_of(recipe, encode_samples(recipe, data, tokenizer))
+
+
+def encode_samples(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Mix | Pairs:
+    """The samples of `align.method`; raises as `encode_objective`."""
     stage = recipe.align
     if stage.method == "dpo":
         assert data.preferences is not None  # load_data reads them for DPO
-        return DpoObjective(encode_pairs(data.preferences, stage.max_length, tokenizer), recipe)
-    return SftObjective(encode_mix(stage, data, tokenizer, recipe.seed))
+        return encode_pairs(data.preferences, stage.max_length, tokenizer)
+    return encode_mix(stage, data, tokenizer, recipe.seed)
+
+
+def objective_of(recipe: Recipe, samples: Mix | Pairs) -> Objective:
+    """The objective of `align.method` over its samples."""
+    return DpoObjective(samples, recipe) if isinstance(samples, Pairs) else SftObjective(samples)

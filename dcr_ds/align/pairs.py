@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import Encoded, encode_conversation
+from dcr_ds.models.limits import row_limit
 from dcr_ds.models.rows import encode_rows
 
 
@@ -55,11 +56,12 @@ def encode_pairs(preferences: PreferenceSet, max_length: int, tokenizer: PreTrai
         return Pair(*(encode_conversation(tokenizer, [*row.context, answer]) for answer in answers))
 
     notes: list[str] = []
+    limit, named = row_limit(tokenizer, "align.max_length", max_length)
     encoded = encode_rows("data.preferences", preferences.rows, encode, notes)
-    fitting = [(row, pair) for row, pair in encoded if max(len(answer.ids) for answer in pair.both) <= max_length]
+    fitting = [(row, pair) for row, pair in encoded if max(len(answer.ids) for answer in pair.both) <= limit]
     if not fitting:
-        raise UserError(f"data.preferences: no pair has at most align.max_length = {max_length} tokens; raise it")
+        raise UserError(f"data.preferences: no pair has at most {named}; use shorter ones")
     notes.append(f"preferences: {len(fitting)} pairs")
     if long := len(encoded) - len(fitting):
-        notes.append(f"data.preferences: {long} of {len(encoded)} pairs longer than {max_length} tokens left out")
+        notes.append(f"data.preferences: {long} of {len(encoded)} pairs longer than {named} left out")
     return Pairs([pair for _, pair in fitting], [row.id for row, _ in fitting], notes)

@@ -18,6 +18,7 @@ from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main
 from dcr_ds.judges.strings import published_phrases
 from dcr_ds.models.chat import encode_prompt
+from dcr_ds.models.limits import row_limit
 from dcr_ds.models.rows import encode_row, encode_rows
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
@@ -62,7 +63,9 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
         UserError: too little is left of a set to hold out, or there are no refusal openings.
     """
     assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them for the probe
-    limit = recipe.refine.max_length  # the same rows as in stage 1, so that the same ones are held out
+    limit, _ = row_limit(
+        tokenizer, "refine.max_length", recipe.refine.max_length
+    )  # the same rows as in stage 1, so that the same ones are held out
     encoded = {
         name: encode_rows(f"data.{name}", rows.rows, lambda row: encode_prompt(tokenizer, row.prompt), [])
         for name, rows in (("seemingly_toxic", data.seemingly_toxic), ("toxic", data.toxic))

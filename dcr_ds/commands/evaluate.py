@@ -9,6 +9,7 @@ from dcr_ds.commands.parser import auto_or_positive_int, comma_separated, comman
 from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
+from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, locate_target
 from dcr_ds.models.checkpoint_files import model_config
@@ -50,6 +51,7 @@ def run(arguments: list[str]) -> int:
     recipes = [_open(recipe) for recipe in recipes]
     hang_minutes = recipes[0].watchdog.hang_minutes
     with open_run([recipe.folder for recipe in recipes], hang_minutes) as ranks:
+        check_same(data.hashes, ranks)
         recipes = [_resolve(recipe, model, ranks) for recipe, model in zip(recipes, models, strict=True)]
         environment = _environment(ranks, data)
         for recipe, model in zip(recipes, models, strict=True):
@@ -144,7 +146,8 @@ def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks)
     from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import resolve
 
-    return resolve(recipe, model_config(model.source), Machine.detect(ranks))[0]
+    source = model.source
+    return process.decide_on_main(lambda: resolve(recipe, model_config(source), Machine.detect(ranks))[0], ranks)
 
 
 def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks: process.Ranks) -> None:
@@ -166,7 +169,7 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
 
 def _environment(ranks: process.Ranks, data: RunData) -> dict:
     """The contents of environment.json. Prints the notes on the data."""
-    from dcr_ds.evaluate.run import device_name
+    from dcr_ds.engine.machine import device_name
 
     summary = data.summary()
     notes = summary["notes"] + [

@@ -50,6 +50,13 @@ class RunData:
         }
         return sets | ({"evaluate.general": self.evaluate_general} if self.evaluate_general else {})
 
+    def hashes(self) -> dict[str, str]:
+        """Hash of the rows of every set, by field or benchmark."""
+        sets = self.training_sets() | self.evaluation_sets()
+        examples = {"refusals for openings": self.refusal_examples, "answers for openings": self.ordinary_examples}
+        sets |= {name: data_set for name, data_set in examples.items() if data_set is not None}
+        return {name: data_set.sha256 for name, data_set in sets.items()}
+
     def summary(self) -> dict:
         """Source, its version, number of rows, their hash and notes of every set; notes and the number of overlaps."""
         sets = self.training_sets() | self.evaluation_sets()

@@ -3,24 +3,27 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import pydantic
 import torch
+from deepspeed.utils import safe_get_full_fp32_param
 from transformers import PreTrainedModel, get_scheduler
 
 from dcr_ds.engine.config import resolve_config
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import reset_peak_memory
-from dcr_ds.engine.optimizers import build_optimizer
+from dcr_ds.engine.optimizers import build_optimizer, parameter_groups
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
+from dcr_ds.models.checkpoint_files import stored_dtypes
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
 from dcr_ds.progress import heartbeat
-from dcr_ds.recipe import Recipe, StageSection
+from dcr_ds.recipe import AlignSection, Recipe, RefineSection, StageSection
 from dcr_ds.recipe.layout import Stage
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -98,7 +101,8 @@ def build_engine(
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     offloaded = "offload_optimizer" in config["zero_optimization"]
-    optimizer = build_optimizer(parameters, stage, fused=ranks.device.type == "cuda" and not offloaded)
+    groups = parameter_groups(model, stage.weight_decay)
+    optimizer = build_optimizer(groups, stage, fused=ranks.device.type == "cuda" and not offloaded)
     scheduler = get_scheduler(
         SCHEDULES[schedule], optimizer, num_warmup_steps=stage.warmup_steps, num_training_steps=total_steps
     )
@@ -113,13 +117,19 @@ def build_engine(
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Clip gradients and keep their norm, which DeepSpeed does not report under ZeRO-0 in fp32."""
+    """Clip gradients and keep their norm, which DeepSpeed does not do under ZeRO-0 in fp32.
+
+    Without a finite norm the gradients are removed, so that the optimizer skips the step as DeepSpeed does elsewhere.
+    """
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     optimizer.gradient_norm = norm  # type: ignore[attr-defined]  # where `gradient_norm` below reads it
+    if not torch.isfinite(norm):
+        for parameter in parameters:
+            parameter.grad = None
 
 
 def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
-    """The norm of the last step's gradient over all ranks, before clipping."""
+    """The norm of the last step's gradient over all ranks, before clipping; not finite: the step was skipped."""
     norm = engine.get_global_grad_norm()
     return float(engine.optimizer.gradient_norm if norm is None else norm)
 
@@ -129,15 +139,35 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks) -> dict[str, torch.Tensor]:
-    """Gather the trainable parameters by name on the CPU of rank 0, one at a time; empty on other ranks. All ranks."""
+def needs_masters(stage: RefineSection | AlignSection, source: Path) -> bool:
+    """Return whether weights are exported from their float32 masters, as `dcr-ds export` reads them from a checkpoint.
+
+    A source that is all in bfloat16 gets the same bytes without them, in half the memory.
+    """
+    return stage.adapter != "none" or stored_dtypes(source) != {"BF16"}
+
+
+def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks, masters: bool = True) -> dict[str, torch.Tensor]:
+    """Gather the trainable parameters by name on the CPU of rank 0, one at a time; empty on other ranks. All ranks.
+
+    Args:
+        masters: in float32 where the optimizer keeps a copy in it; else in the dtype that the model computes in.
+    """
     weights = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        partitioned = hasattr(parameter, "ds_id")
-        with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
+        with whole_weight(parameter, masters) as weight:
             if ranks.is_main:
-                weights[name] = parameter.detach().to("cpu", copy=True)
+                weights[name] = weight.detach().to("cpu", copy=True)
         heartbeat(f"gathering {name}")
     return weights
+
+
+@contextmanager
+def whole_weight(parameter: torch.nn.Parameter, masters: bool) -> Iterator[torch.Tensor]:
+    """A parameter, not partitioned, or its float32 master if there is one. All ranks."""
+    master = safe_get_full_fp32_param(parameter) if masters else None
+    partitioned = master is None and hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
+        yield parameter if master is None else master

@@ -11,6 +11,13 @@ from dcr_ds.models.load import flash_attention_problem
 from dcr_ds.models.varlen import has_varlen_kernel
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU, or CPU with the number of threads per rank."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads per rank"
+
+
 @dataclass(frozen=True)
 class Machine:
     """What `auto` values depend on: devices, ranks and the optional kernels that are usable there.

@@ -1,6 +1,5 @@
 """Metrics of a training stage: a row per step in metrics.jsonl, and console lines. Rank 0 writes."""
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import peak_memory_bytes
-from dcr_ds.files import read_whole_rows, write_atomically
+from dcr_ds.files import json_line, read_whole_rows, without_nan, write_atomically
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
@@ -56,7 +55,7 @@ class MetricsLog:
         }
         if self.stream is None:  # not rank 0
             return row
-        self.stream.write(json.dumps(row) + "\n")
+        self.stream.write(json_line(without_nan(row)))
         self.stream.flush()
         if self.events is not None:
             for name, value in row.items():
@@ -90,7 +89,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _reopen(path: Path, first_step: int):
     rows = [row for row in read_rows(path) if row["step"] <= first_step]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))  # at once: the first step may never end
+    write_atomically(
+        path, "".join(json_line(without_nan(row)) for row in rows)
+    )  # at once: the first step may never end
     return path.open("a", encoding="utf-8")
 
 

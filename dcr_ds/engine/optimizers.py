@@ -16,8 +16,36 @@ FROM_BITSANDBYTES = {
 PROBE_SIZE = 4096  # elements; bitsandbytes keeps the state of smaller tensors in 32 bits
 
 
-def build_optimizer(parameters: list[torch.nn.Parameter], stage: StageSection, fused: bool) -> torch.optim.Optimizer:
-    """AdamW over the parameters, with the stage's learning rate and weight decay.
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[Any]:
+    """The trainable parameters of a model for an optimizer: with weight decay in two groups, the second without it.
+
+    Norms, biases and embeddings do not decay, nor an adapter on embeddings; one that is tied to the head counts as an
+    embedding. Without weight decay there is one group, as checkpoints of older versions have it.
+    """
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not weight_decay:
+        return [parameter for _, parameter in trained]
+    embeddings = {
+        id(weight)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Embedding)
+        for weight in module.parameters(recurse=False)
+    }
+
+    def decays(name: str, parameter: torch.nn.Parameter) -> bool:
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter itself is empty
+        return len(shape) > 1 and id(parameter) not in embeddings and "lora_embedding_" not in name
+
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in trained:
+        (decayed if decays(name, parameter) else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # DeepSpeed fails on an empty one
+
+
+def build_optimizer(parameters: list[Any], stage: StageSection, fused: bool) -> torch.optim.Optimizer:
+    """AdamW over parameters or groups of them, with the stage's learning rate and weight decay.
 
     torch's AdamW rather than DeepSpeed's, which needs a compiler.
     """

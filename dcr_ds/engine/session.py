@@ -3,13 +3,12 @@
 with Session("align", training, folder, started) as session:
     while session.step < total_steps:
         row = …                                  the gradients of the step
-        session.take_step(row, sample_ids)       updates the weights; raises before if the loss is not finite
+        session.take_step(row, sample_ids)       updates the weights; raises if loss or gradient are not finite
         session.log(row)
         session.save_or_stop(session.step == total_steps)
 session.finish({…})
 """
 
-import json
 import math
 import shutil
 import time
@@ -29,7 +28,7 @@ from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.engine.watch.spikes import SpikeDetector
 from dcr_ds.engine.watch.stop import StopFlag
 from dcr_ds.errors import Diverged, Stopped, UserError
-from dcr_ds.files import flush, read_json, write_atomically
+from dcr_ds.files import flush, read_json, without_nan, write_json
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import CONTROL, StageFolder
@@ -99,18 +98,20 @@ class Session:
             row: `loss` and `step_tokens`, both over all ranks, and the stage's own metrics.
 
         Raises:
-            Diverged: the loss is not finite; no weight was changed.
+            Diverged: the loss or its gradient is not finite; no weight was changed.
         """
         self._check_loss(row["loss"], sample_ids)
         row["learning_rate"] = self.engine.get_lr()[0]
         self.engine.step()
+        norm = gradient_norm(self.engine)
+        self._check_gradient(norm, row["loss"], sample_ids)
         self.step += 1
         heartbeat(f"{self.label} step {self.step}, {self.samples} samples")
         self.state["tokens"] += row["step_tokens"]
         self.state.setdefault("loss_first", row["loss"])
         self.state["loss_last"] = row["loss"]
         row |= {
-            "grad_norm": gradient_norm(self.engine),
+            "grad_norm": norm,
             "step": self.step,
             "samples": self.samples,
             "tokens": self.state["tokens"],
@@ -171,7 +172,7 @@ class Session:
                 for path in exported.rglob("*"):
                     heartbeat(f"{self.label}, flushing {path}")
                     flush(path)
-            write_atomically(self.folder.summary, json.dumps(summary, indent=1))
+            write_json(self.folder.summary, without_nan(summary))
             shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         barrier(self.ranks)
 
@@ -186,8 +187,7 @@ class Session:
     def _check_loss(self, loss: float, sample_ids: Sequence[str]) -> None:
         """Raise before the step is taken; the same on all ranks, since the loss is over all of them."""
         step, reaction = self.step + 1, self.recipe.watchdog.loss_spike
-        samples = f"Samples of the step: {', '.join(sample_ids)}"
-        note = f"Checkpoints before it are kept in {self.checkpoints.folder}"
+        samples, note = self._samples_and_checkpoints(sample_ids)
         if not math.isfinite(loss):
             raise Diverged(
                 f"{self.label}: the loss is {loss} at step {step}; no weight was changed by it. {samples}. {note}; "
@@ -203,3 +203,19 @@ class Session:
                 "the data, or continue past it with --watchdog.loss_spike warn"
             )
         print_on_main(self.ranks, f"{message}. {samples}")
+
+    def _check_gradient(self, norm: float, loss: float, sample_ids: Sequence[str]) -> None:
+        """Raise if the step was skipped for its gradient; the same on all ranks, since the norm is over all of them."""
+        if math.isfinite(norm) and norm >= 0:  # some optimizers of DeepSpeed report -1
+            return
+        samples, note = self._samples_and_checkpoints(sample_ids)
+        raise Diverged(
+            f"{self.label}: the gradient is not finite at step {self.step + 1} (norm {norm}), though the loss is "
+            f"{loss:.4g}; no weight was changed by it. {samples}. {note}; lower {self.stage}.learning_rate, check the "
+            "data, or look for very large weights in the model"
+        )
+
+    def _samples_and_checkpoints(self, sample_ids: Sequence[str]) -> tuple[str, str]:
+        """What each message about a bad step says."""
+        samples = f"Samples of the step: {', '.join(sample_ids)}"
+        return samples, f"Checkpoints before it are kept in {self.checkpoints.folder}"

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from dcr_ds.engine.build import whole_weight
 from dcr_ds.engine.distributed import Ranks, barrier
 
 PATTERN = "snapshot-*.safetensors"
@@ -19,23 +20,28 @@ PATTERN = "snapshot-*.safetensors"
 class Snapshot:
     """Every method: all ranks."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks):
-        self._ranks = ranks
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks, masters: bool):
+        """
+        Args:
+            masters: as for `trained_weights`.
+        """
+        self._ranks, self._masters = ranks, masters
         named = engine.module.named_parameters()
         self._trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
         self._weights: dict[str, torch.Tensor] = {}  # the part of this rank
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the files of all ranks."""
-        return sum(_numel(parameter) * parameter.element_size() for _, parameter in self._trained)
+        """Bytes of the files of all ranks, at most."""
+        least = torch.float32.itemsize if self._masters else 1
+        return sum(_numel(parameter) * max(least, parameter.element_size()) for _, parameter in self._trained)
 
     def take(self) -> None:
         """Copy the current weights."""
         for index, (name, parameter) in enumerate(self._trained):
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            with whole_weight(parameter, self._masters) as weight:
                 if self._is_owner(index):
-                    self._copy(name, parameter)
+                    self._copy(name, weight)
 
     def write(self, folder: Path) -> None:
         """Write one file per rank into a folder."""
@@ -48,7 +54,8 @@ class Snapshot:
         self._weights = {}
         for file in sorted(folder.glob(PATTERN)):
             with safe_open(file, "pt") as stream:
-                self._weights |= {name: stream.get_tensor(name) for name in stream.keys() if name in own}
+                # copies: tensors that are read stay mapped to a file that is removed with its checkpoint
+                self._weights |= {name: stream.get_tensor(name).clone() for name in stream.keys() if name in own}
         if missing := own - self._weights.keys():
             raise RuntimeError(f"{folder}: the snapshot has no {sorted(missing)[0]}")
 
@@ -60,17 +67,17 @@ class Snapshot:
         gathered: dict[str, torch.Tensor] = {}
         if self._ranks.is_main:
             for file in sorted(folder.glob(PATTERN)):
-                gathered |= load_file(file)
+                gathered |= {name: weight.clone() for name, weight in load_file(file).items()}
                 file.unlink()
         return gathered
 
     def _is_owner(self, index: int) -> bool:
         return index % self._ranks.world_size == self._ranks.rank
 
-    def _copy(self, name: str, parameter: torch.Tensor) -> None:
-        if name not in self._weights:
-            self._weights[name] = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
-        self._weights[name].copy_(parameter.detach())
+    def _copy(self, name: str, weight: torch.Tensor) -> None:
+        if name not in self._weights or self._weights[name].dtype != weight.dtype:
+            self._weights[name] = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
+        self._weights[name].copy_(weight.detach())
 
 
 def _numel(parameter: torch.Tensor) -> int:

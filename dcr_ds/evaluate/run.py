@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Benchmark, RunData
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
+from dcr_ds.engine.machine import device_name
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import GeneralLoss, general_loss, prepare_general_loss
 from dcr_ds.evaluate.generate import Decoding, check_context, generate_missing, prepare_generations
@@ -138,9 +139,34 @@ def longest_answer(settings: EvaluateSection, benchmark: Benchmark) -> int:
     return benchmark.max_new_tokens or LONGEST_ANSWER
 
 
-def device_name(device: torch.device) -> str:
-    """The name of a GPU, or CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+def encode_evaluation(
+    data: RunData, settings: EvaluateSection, tokenizer: PreTrainedTokenizerBase, context: int | None
+) -> dict[str, str]:
+    """Encode all that a model will read, to find before training what cannot be evaluated; hashes by set.
+
+    Raises:
+        UserError: a row cannot be encoded, or is too long for the context.
+    """
+    hashes = {}
+    for benchmark in data.benchmarks:
+        generations = _prepare_benchmark(benchmark, Path(), tokenizer, settings, {})
+        check_context(generations, context)
+        hashes[f"prompts of the benchmark {benchmark.name}"] = generations.settings_hash
+    if data.evaluate_general is not None:
+        loss = prepare_general_loss(Path(), data.evaluate_general.rows, tokenizer, {}, context)
+        hashes["tokens of evaluate.general"] = loss.settings_hash
+    return hashes
+
+
+def _prepare_benchmark(
+    benchmark: Benchmark,
+    file: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: EvaluateSection,
+    identity: dict[str, str],
+) -> Generations:
+    decoding = Decoding(longest_answer(settings, benchmark), settings.batch_size)
+    return prepare_generations(benchmark, file, tokenizer, decoding, identity)
 
 
 def _prepare(
@@ -152,8 +178,7 @@ def _prepare(
     all_generations = []
     for benchmark in benchmarks:
         file = model.folder.benchmark(benchmark.name).generations
-        decoding = Decoding(longest_answer(settings, benchmark), settings.batch_size)
-        generations = prepare_generations(benchmark, file, tokenizer, decoding, identity)
+        generations = _prepare_benchmark(benchmark, file, tokenizer, settings, identity)
         check_context(generations, context)
         all_generations.append(generations)
     assert data.evaluate_general is not None  # load_data reads it with the stage

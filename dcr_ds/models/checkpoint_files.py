@@ -128,6 +128,13 @@ def check_checkpoint(folder: Path) -> None:
         )
 
 
+def check_layer(folder: Path, layer: int) -> None:
+    """Raise UserError unless stage 1 can cut the model after a block: 1 … L − 1."""
+    blocks = model_config(folder)["num_hidden_layers"]
+    if not 1 <= layer < blocks:
+        raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
+
+
 def check_not_quantised(folder: Path) -> None:
     """Raise UserError if the weights of a checkpoint are quantised (bitsandbytes, GPTQ, AWQ, FP8, …)."""
     method = None
@@ -237,6 +244,11 @@ def read_headers(folder: Path) -> dict[str, dict]:
                 )
             headers[name] = entry | {"file": file}
     return headers
+
+
+def stored_dtypes(folder: Path) -> set[str]:
+    """The dtypes of a checkpoint's tensors, as in their headers: BF16, F32, …"""
+    return {entry["dtype"] for name, entry in read_headers(folder).items() if not BUFFER.search(name)}
 
 
 def _read_header(file: Path) -> dict[str, dict]:

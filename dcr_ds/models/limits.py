@@ -61,6 +61,18 @@ def limits_of(tokenizer: "PreTrainedTokenizerBase") -> ModelLimits:
     return getattr(tokenizer, "model_limits", ModelLimits())
 
 
+def row_limit(tokenizer: "PreTrainedTokenizerBase", field: str, max_length: int) -> tuple[int, str]:
+    """The longest row in tokens, and how messages name it: `max_length` of the recipe, or less if the model reads less.
+
+    Args:
+        field: of the recipe, such as `align.max_length`.
+    """
+    context = limits_of(tokenizer).context
+    if context is not None and context < max_length:
+        return context, f"{context} tokens, the model's context,"
+    return max_length, f"{field} = {max_length} tokens"
+
+
 def ids_beyond(ids: Any, rows: int | None) -> list[int]:
     """The ids, of a list or a single one as in generation_config.json, that an embedding of so many rows lacks."""
     values = ids if isinstance(ids, list) else [ids]

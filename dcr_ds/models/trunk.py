@@ -6,23 +6,21 @@ loaded: the trunk has ℓ blocks, and `splice` writes the trained tensors into a
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
-from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json, write_json
-from dcr_ds.models.checkpoint_files import FILES, INDEX, copied_files, read_headers, weight_files
+from dcr_ds.models.checkpoint_files import FILES, INDEX, check_layer, copied_files, read_headers, weight_files
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
 from dcr_ds.progress import heartbeat
 
 HEAD = "lm_head.weight"
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
-GROUP_BYTES = 4 << 30  # of trained tensors that are converted together; progress is reported per group
 
 
 def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
@@ -31,10 +29,8 @@ def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
     Raises:
         UserError: `layer` is not in 1 … L − 1.
     """
+    check_layer(folder, layer)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    blocks = config.num_hidden_layers
-    if not 1 <= layer < blocks:
-        raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
     if getattr(config, "layer_types", None):  # one entry per block: sliding or full attention
         config.layer_types = config.layer_types[:layer]
     config.num_hidden_layers = layer
@@ -99,7 +95,7 @@ def splice(
     partial.mkdir(parents=True)
     for file in copied_files(source, FILES[1:]):
         shutil.copy(file, partial)
-    replaced = _in_source_format(model, trained, partial / "trained", prefix)
+    replaced = _in_source_format(model, trained, prefix)
     names = set(read_headers(source))
     kept = names - {HEAD} if model.config.tie_word_embeddings else names
     if left := set(replaced) - kept:
@@ -114,29 +110,10 @@ def splice(
     partial.rename(target)
 
 
-def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], folder: Path, prefix: str) -> dict:
-    """Trained tensors by their names in a checkpoint; save_pretrained splits what loading fused (MoE experts)."""
-    tensors: dict[str, torch.Tensor] = {}
-    for group in _groups(trained):
-        heartbeat(f"converting {next(iter(group))}")
-        model.save_pretrained(folder, state_dict=group)
-        for file in weight_files(folder):
-            with safe_open(file, "pt") as stream:
-                tensors |= {prefix + name: stream.get_tensor(name) for name in stream.keys()}
-        shutil.rmtree(folder)
-    return tensors
-
-
-def _groups(trained: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """Split tensors into groups of about GROUP_BYTES."""
-    group: dict[str, torch.Tensor] = {}
-    for name, tensor in trained.items():
-        group[name] = tensor
-        if sum(tensor.nbytes for tensor in group.values()) >= GROUP_BYTES:
-            yield group
-            group = {}
-    if group:
-        yield group
+def _in_source_format(model: PreTrainedModel, trained: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Trained tensors by their names in a checkpoint; what transformers fused while loading (MoE experts) is split."""
+    tensors = {name: tensor for name, tensor in trained.items() if name not in model.all_tied_weights_keys}
+    return {prefix + name: tensor for name, tensor in revert_weight_conversion(model, tensors).items()}
 
 
 def _write_shard(source: Path, target: Path, replaced: dict[str, torch.Tensor], kept: set[str]) -> None:

@@ -10,25 +10,23 @@ from typing import Any
 
 import torch
 
-from dcr_ds.data.load import RunData
-from dcr_ds.engine.build import trained_weights
+from dcr_ds.engine.build import needs_masters, trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.memory import release
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.models.adapters import write_trained
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.recipe import Recipe, RefineSection
 from dcr_ds.recipe.layout import StageFolder
 from dcr_ds.refine.measure import measure
 from dcr_ds.refine.outcome import outcome
-from dcr_ds.refine.prompts import encode_refine_prompts
+from dcr_ds.refine.prompts import RefinePrompts
 from dcr_ds.refine.selection import Bounds, better, out_of_patience
 from dcr_ds.refine.state import RefineState, build_refine
 from dcr_ds.refine.step import train_step
 
 
-def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ranks: Ranks) -> None:
+def refine(recipe: Recipe, source: Path, prompts: RefinePrompts, folder: StageFolder, ranks: Ranks) -> None:
     """Run stage 1 from the checkpoint `source` and write everything into `folder`. All ranks.
 
     Args:
@@ -41,11 +39,11 @@ def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ran
     started = time.monotonic()
     stage = recipe.refine
     folder.folder.mkdir(parents=True, exist_ok=True)
-    prompts = encode_refine_prompts(recipe, data, load_tokenizer(source, recipe.model.chat_template))
     for note in prompts.notes:
         print_on_main(ranks, note)
     state = build_refine(recipe, source, prompts, ranks)
-    snapshot = Snapshot(state.engine, ranks)  # of the best weights, where they are not the current ones
+    masters = needs_masters(stage, source)
+    snapshot = Snapshot(state.engine, ranks, masters)  # of the best weights, where they are not the current ones
     with Session("refine", state, folder, started) as session:
         progress = session.state
         if session.is_new:
@@ -70,7 +68,7 @@ def refine(recipe: Recipe, source: Path, data: RunData, folder: StageFolder, ran
     for warning in result["warnings"]:
         print_on_main(ranks, f"WARNING: {warning}")
     is_current = result["exported_step"] == session.step
-    weights = trained_weights(state.engine, ranks) if is_current else snapshot.gather(folder.folder)
+    weights = trained_weights(state.engine, ranks, masters) if is_current else snapshot.gather(folder.folder)
     export(state, weights, source, folder)
     session.finish({"layer": stage.layer} | result)
     release(state.engine)

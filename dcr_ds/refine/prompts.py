@@ -12,6 +12,7 @@ from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, encode_prompt
+from dcr_ds.models.limits import row_limit
 from dcr_ds.models.rows import encode_rows
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.embed import num_shared_tokens
@@ -52,7 +53,7 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         UserError: too few rows of a set are left to train on or to hold out.
     """
     notes: list[str] = []
-    limit = recipe.refine.max_length
+    limit, named = row_limit(tokenizer, "refine.max_length", recipe.refine.max_length)
     tokens: dict[tuple[int, str], list[int]] = {}
     remaining: list[list[Prompt]] = []
     for label, name in enumerate(("seemingly_toxic", "toxic")):
@@ -61,7 +62,7 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         fitting = [(row, ids) for row, ids in encoded if len(ids) <= limit]
         remaining.append([row for row, _ in fitting])
         if long := len(encoded) - len(fitting):
-            notes.append(f"data.{name}: {long} prompts longer than refine.max_length = {limit} tokens left out")
+            notes.append(f"data.{name}: {long} prompts longer than {named} left out")
         tokens |= {(label, row.id): ids for row, ids in fitting}
     seemingly_toxic, toxic = remaining
     split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
@@ -94,11 +95,11 @@ def _general_rows(
     recipe: Recipe, rows: list[Conversation], tokenizer: PreTrainedTokenizerBase, notes: list[str]
 ) -> tuple[list[list[int]], list[list[int]]]:
     """The token rows of the retain term, and those whose drift is measured."""
-    limit = recipe.refine.max_length
+    limit, named = row_limit(tokenizer, "refine.max_length", recipe.refine.max_length)
     encoded = encode_rows("data.general", rows, lambda row: encode_conversation(tokenizer, row.messages).ids, notes)
     fitting = [ids for _, ids in encoded if len(ids) <= limit]
     if long := len(encoded) - len(fitting):
-        notes.append(f"data.general: {long} conversations longer than {limit} tokens left out of the retain term")
+        notes.append(f"data.general: {long} conversations longer than {named} left out of the retain term")
     order = draw(f"{recipe.seed}/held-out general", len(fitting), 0, len(fitting)) if fitting else []
     num_held_out = min(DRIFT_ROWS, round(recipe.data.held_out * len(fitting)))
     if num_held_out < 1 or len(fitting) - num_held_out < 1:

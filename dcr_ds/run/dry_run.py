@@ -1,36 +1,27 @@
 """--dry-run: describe a run from headers, configurations and tokens; no weights are loaded."""
 
-from pathlib import Path
-
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 
-from dcr_ds.align.objective import encode_objective
-from dcr_ds.align.state import num_steps
-from dcr_ds.data.load import RunData
 from dcr_ds.engine.config import read_config
 from dcr_ds.models.adapters import add_lora
-from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.check import build_on_meta
 from dcr_ds.models.trunk import freeze_tail, trunk_config
-from dcr_ds.recipe import Recipe, dump_recipe
-from dcr_ds.refine.prompts import encode_refine_prompts
+from dcr_ds.recipe import TRAINING_STAGES, Recipe, dump_recipe
 from dcr_ds.run.folder import has_control
+from dcr_ds.run.tokens import RunTokens
 
 
-def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: RunData, world_size: int) -> str:
+def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) -> str:
     """Return the resolved recipe with its reasons, and parameters, steps and tokens of each stage, as text."""
+    recipe, source, data = tokens.recipe, tokens.source, tokens.data
     lines = [dump_recipe(recipe)]
     lines += [f"auto: {name}: {reason}" for name, reason in reasons.items()]
     zero_stage = read_config(recipe).get("zero_optimization", {}).get("stage", 0)
     lines.append(f"ranks: {world_size}; ZeRO stage {zero_stage}")
     for name, data_set in data.summary()["sets"].items():
         lines.append(f"data: {name}: {data_set['rows']} rows from {data_set['source']}")
-    tokenizer = load_tokenizer(source, recipe.model.chat_template)
-    full_model = _on_meta(
-        lambda: AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(source, trust_remote_code=False), trust_remote_code=False
-        )
-    )
+    full_model = build_on_meta(source)
     total = sum(parameter.numel() for parameter in full_model.parameters())
     if "refine" in recipe.stages:
         trunk = _on_meta(
@@ -42,10 +33,11 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
         if recipe.refine.adapter == "lora":
             trunk = add_lora(trunk, recipe.refine.lora, "refine.lora")
         lines.append(_parameters("refine", *_counts(trunk), not_loaded))
-        prompts = encode_refine_prompts(recipe, data, tokenizer)
+        prompts = tokens.prompts
         stage = recipe.refine
         step_tokens = stage.global_batch * _mean(prompts.tokens.values())
         step_tokens += stage.retain_batch * _mean(prompts.general) if stage.retain_weight else 0
+        lines += prompts.notes
         lines.append(
             f"refine: up to {stage.max_steps} steps of {stage.global_batch} prompts, "
             f"{step_tokens:,.0f} tokens per step; {len(prompts.held_out)} prompts held out"
@@ -54,9 +46,9 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
     if "align" in recipe.stages:
         model = add_lora(full_model, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else full_model
         lines.append(_parameters("align", *_counts(model), 0))
-        samples = encode_objective(recipe, data, tokenizer).data
+        samples = tokens.samples
         lengths = [samples.num_tokens(row) for row in range(len(samples.samples))]
-        steps = num_steps(recipe.align.epochs, len(lengths), recipe.align.global_batch)
+        steps = tokens.align_steps()
         step_tokens = recipe.align.global_batch * sum(lengths) / len(lengths)
         lines += [*samples.notes, f"align: {steps} steps, about {steps * step_tokens:,.0f} tokens"]
         lines += _checkpoint_note("align", steps, recipe)
@@ -65,6 +57,7 @@ def describe_run(recipe: Recipe, reasons: dict[str, str], source: Path, data: Ru
     if "evaluate" in recipe.stages:
         num_prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
         lines.append(f"evaluate: {num_prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
+    lines += tokens.notes(stage for stage in TRAINING_STAGES if stage in recipe.stages)
     return "\n".join(lines)
 
 

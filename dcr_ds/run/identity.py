@@ -15,7 +15,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, parse_json, read_json, write_json
 from dcr_ds.models.checkpoint_files import model_config, weight_files, weights_hash
 from dcr_ds.recipe import Recipe
-from dcr_ds.recipe.layout import RunFolder
+from dcr_ds.recipe.layout import RunFolder, StageFolder
 from dcr_ds.run.environment import describe_software
 from dcr_ds.run.folder import differences, redo_of, settings_of
 
@@ -31,17 +31,21 @@ SHARDING = (
     "flops_profiler",
     "comms_logger",
 )
+DECAY = "matrices"  # what weight decay applies to
 LOSSY = "zero_quantized"  # fields of zero_optimization that send or keep weights or gradients in fewer bits
 # template and special tokens are part of these; the template is compared as it is used, by `template_hash`
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 
 
-def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData, world_size: int) -> list[str]:
+def check_identity(
+    recipe: Recipe, stage: str, start: Path, data: RunData, tokens: str | None, world_size: int
+) -> list[str]:
     """Record what a stage depends on if it is new, else compare it with the record. Rank 0.
 
     Args:
         recipe: resolved.
         start: the folder of the model that the stage trains.
+        tokens: hash of the stage's token ids; None for a stage that is done: they are not encoded again.
 
     Returns:
         Notes to print: what differs and may change the rounding.
@@ -54,6 +58,9 @@ def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData, world
     saved = saved if isinstance(saved, dict) else {}
     current = _describe(recipe, stage, start, data, known=saved.get("weights"))
     current["software"] |= {"ranks": world_size, "sharding": _deepspeed(recipe)[1]}
+    current["tokens"] = saved.get("tokens") if tokens is None else tokens
+    if tokens is not None and folder.has_results:
+        _check_decay(recipe, folder, stage, saved)
     if different := _what_differs(saved, current):
         raise UserError(
             f"{folder.folder}: {stage} began with something else:\n" + "\n".join(different) + "\nRestore what it began "
@@ -73,9 +80,20 @@ def check_identity(recipe: Recipe, stage: str, start: Path, data: RunData, world
     return notes
 
 
+def _check_decay(recipe: Recipe, folder: StageFolder, stage: str, saved: dict[str, Any]) -> None:
+    """Raise UserError if a version that let all weights decay began a stage: its optimizer states are other ones."""
+    section = recipe.align if stage == "control" else getattr(recipe, stage)
+    if section.weight_decay and saved.get("weight_decay") != DECAY:
+        raise UserError(
+            f"{folder.folder}: {stage} began in a version in which weight_decay also applied to norms, biases and "
+            f"embeddings, and cannot be resumed; do the stage again with --redo {redo_of(stage)}{_about_redo(recipe)}"
+        )
+
+
 def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any) -> dict[str, Any]:
     from dcr_ds.models.chat import load_tokenizer, template_hash
 
+    section = recipe.align if stage == "control" else getattr(recipe, stage)
     return {
         "weights": _describe_weights(start, known),
         "config": hash_of(model_config(start)),
@@ -84,7 +102,7 @@ def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any
         "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in _data(recipe, stage)},
         "recipe": settings_of(recipe, stage) | {"deepspeed": json.dumps(_deepspeed(recipe)[0], sort_keys=True)},
         "software": describe_software(),
-    }
+    } | ({"weight_decay": DECAY} if section.weight_decay else {})
 
 
 def _data(recipe: Recipe, stage: str) -> tuple[str, ...]:
@@ -107,7 +125,7 @@ def _deepspeed(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _identity_hash(record: dict[str, Any]) -> str:
     """Hash of an identity without what may differ: where the weights are, and what changes the rounding alone."""
-    parts = {name: value for name, value in record.items() if name not in ("software", "sha256", "weights")}
+    parts = {name: value for name, value in record.items() if name not in ("software", "sha256", "weights", "tokens")}
     return hash_of(parts | {"weights": record["weights"]["sha256"]})
 
 
@@ -151,10 +169,17 @@ def _what_differs(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     }
     pairs |= {f"rows of {name}": (_of(saved.get("data"), name), value) for name, value in current["data"].items()}
     fields = differences(saved.get("recipe"), current["recipe"]) if isinstance(saved.get("recipe"), dict) else []
-    return [f"  {name}: {before} there, {now} now" for name, before, now in fields] + [
+    tokens = {"token ids of the data": (saved.get("tokens"), current["tokens"])}  # they follow from the others
+    return [f"  {name}: {before} there, {now} now" for name, before, now in fields] + (
+        _unequal(pairs) or _unequal(tokens)
+    )
+
+
+def _unequal(pairs: dict[str, tuple[Any, Any]]) -> list[str]:
+    return [
         f"  {name}: {before[:16]} there, {now[:16]} now"
         for name, (before, now) in pairs.items()
-        if isinstance(before, str) and before != now
+        if isinstance(before, str) and isinstance(now, str) and before != now
     ]
 
 

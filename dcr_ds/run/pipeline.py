@@ -1,15 +1,17 @@
 """A run from recipe to report: everything cheap is checked first, then the stages run one after the other."""
 
 import shutil
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dcr_ds.data.load import RunData, load_data
+from dcr_ds.engine.agreement import check_same
 from dcr_ds.engine.config import read_config
-from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main, wait_until_visible
+from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, print_on_main, wait_until_visible
 from dcr_ds.errors import RefinementFailed, UserError
 from dcr_ds.files import read_json
-from dcr_ds.models.checkpoint_files import check_checkpoint, model_config
+from dcr_ds.models.checkpoint_files import check_checkpoint, check_layer, model_config
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
@@ -18,6 +20,9 @@ from dcr_ds.run.folder import begin_redo, end_redo, has_control, prepare_folder,
 from dcr_ds.run.identity import check_identity
 from dcr_ds.run.opening import open_run
 from dcr_ds.run.same_inputs import check_same_inputs
+
+if TYPE_CHECKING:
+    from dcr_ds.run.tokens import RunTokens
 
 
 def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
@@ -29,12 +34,14 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     read_config(recipe)
     data = load_data(recipe)
     source = prepare_source(recipe.model)
-    _check_layer(recipe, source)
+    if "refine" in recipe.stages and recipe.refine.layer != "auto":
+        check_layer(source, recipe.refine.layer)
     if not dry_run:
         prepare_folder(recipe, redo)
     _check_source(recipe, source)
     if dry_run:
         with open_run([], recipe.watchdog.hang_minutes) as ranks:
+            check_same_inputs(recipe, source, data, ranks)
             _describe_only(recipe, source, data, ranks)
         return
     with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
@@ -48,37 +55,54 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
             reasons["refine.layer"] = ": ".join(filter(None, [reasons.get("refine.layer"), probed]))
         if message := decide_on_main(lambda: begin_redo(requested, redo), ranks):
             print_on_main(ranks, message)
-        for note in decide_on_main(lambda: _check_resumed(recipe, source, data, ranks.world_size), ranks):
+        tokens = _encode(recipe, source, data, ranks)
+        for note in decide_on_main(lambda: _check_resumed(tokens, ranks.world_size), ranks):
             print_on_main(ranks, note)
         _describe(recipe, reasons, data, ranks)
-        _run_stages(recipe, source, data, ranks)
+        _run_stages(tokens, ranks)
         if ranks.is_main:
             _report(recipe)
             end_redo(recipe)
 
 
-def _run_stages(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
+def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTokens":
+    """Encode the data of all stages that are not done, and check that all ranks have the same. All ranks."""
+    from dcr_ds.run.tokens import RunTokens
+
+    run, tokens = RunFolder(recipe.folder), RunTokens(recipe, source, data)
+    asked: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
+    asked += ["control"] if has_control(recipe) else []
+    pending = decide_on_main(lambda: [stage for stage in asked if not run.stage(stage).is_done], ranks)
+    check_same(lambda: tokens.describe(pending), ranks)
+    for note in tokens.notes(pending):
+        print_on_main(ranks, note)
+    return tokens
+
+
+def _run_stages(tokens: "RunTokens", ranks: Ranks) -> None:
+    recipe, source = tokens.recipe, tokens.source
     run = RunFolder(recipe.folder)
     if "refine" in recipe.stages:
-        if _is_to_train(recipe, "refine", source, data, ranks):
+        if _is_to_train(tokens, "refine", source, ranks):
             from dcr_ds.refine.loop import refine
 
-            refine(recipe, source, data, run.stage("refine"), ranks)
+            refine(recipe, source, tokens.prompts, run.stage("refine"), ranks)
+        tokens.drop_prompts()
         _check_refinement(recipe, ranks)
     if "align" in recipe.stages:
         start = _model_to_align(recipe, source, ranks)
         _check_refinement(recipe, ranks)
-        if _is_to_train(recipe, "align", start, data, ranks):
+        if _is_to_train(tokens, "align", start, ranks):
             from dcr_ds.align.loop import align
 
-            align(recipe, start, data, run.stage("align"), ranks)
-    if decide_on_main(lambda: has_control(recipe), ranks) and _is_to_train(recipe, "control", source, data, ranks):
+            align(recipe, start, tokens.samples, tokens.probe, run.stage("align"), ranks)
+    if decide_on_main(lambda: has_control(recipe), ranks) and _is_to_train(tokens, "control", source, ranks):
         from dcr_ds.align.loop import align
 
         print_on_main(ranks, "control: the same alignment from the base model, without refine")
-        align(recipe, source, data, run.stage("control"), ranks)
+        align(recipe, source, tokens.samples, tokens.probe, run.stage("control"), ranks)
     if "evaluate" in recipe.stages:
-        _evaluate(recipe, source, data, ranks)
+        _evaluate(recipe, source, tokens.data, ranks)
 
 
 def _check_refinement(recipe: Recipe, ranks: Ranks) -> None:
@@ -93,7 +117,7 @@ def _check_refinement(recipe: Recipe, ranks: Ranks) -> None:
         raise
 
 
-def _check_resumed(recipe: Recipe, source: Path, data: RunData, world_size: int) -> list[str]:
+def _check_resumed(tokens: "RunTokens", world_size: int) -> list[str]:
     """Check the identity of each stage that has results, before anything is written. Rank 0.
 
     Returns:
@@ -103,22 +127,29 @@ def _check_resumed(recipe: Recipe, source: Path, data: RunData, world_size: int)
         UserError: a stage began with another model or other data.
     """
     notes = []
+    recipe, source = tokens.recipe, tokens.source
     run = RunFolder(recipe.folder)
     refined = run.stage("refine")
     starts = {"refine": source, "align": refined.model if refined.has_results else source, "control": source}
     for stage, start in starts.items():
         is_asked = stage in recipe.stages or (stage == "control" and has_control(recipe))
         if is_asked and run.stage(stage).has_results and start.is_dir():
-            notes += check_identity(recipe, stage, start, data, world_size)
+            notes += _check_identity(tokens, stage, start, world_size)
     return notes
 
 
-def _is_to_train(recipe: Recipe, stage: str, start: Path, data: RunData, ranks: Ranks) -> bool:
+def _check_identity(tokens: "RunTokens", stage: str, start: Path, world_size: int) -> list[str]:
+    is_done = RunFolder(tokens.recipe.folder).stage(stage).is_done
+    token_hash = None if is_done else tokens.hash_of(stage)
+    return check_identity(tokens.recipe, stage, start, tokens.data, token_hash, world_size)
+
+
+def _is_to_train(tokens: "RunTokens", stage: str, start: Path, ranks: Ranks) -> bool:
     """Return whether a stage still has to be trained from `start`, after checking what is there of it. All ranks."""
-    folder = RunFolder(recipe.folder).stage(stage)
+    folder = RunFolder(tokens.recipe.folder).stage(stage)
 
     def is_done() -> bool:
-        check_identity(recipe, stage, start, data, ranks.world_size)
+        _check_identity(tokens, stage, start, ranks.world_size)
         return _is_done(folder, stage)
 
     if not decide_on_main(is_done, ranks):
@@ -240,14 +271,17 @@ def _probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> t
 
 def _describe_only(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
     from dcr_ds.run.dry_run import describe_run
+    from dcr_ds.run.tokens import RunTokens
 
     recipe, reasons = _resolve(recipe, source, ranks)
-    print_on_main(ranks, describe_run(recipe, reasons, source, data, ranks.world_size))
+    tokens = RunTokens(recipe, source, data)
+    check_same(lambda: tokens.describe(stage for stage in TRAINING_STAGES if stage in recipe.stages), ranks)
+    print_on_main(ranks, describe_run(tokens, reasons, ranks.world_size))
 
 
 def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ranks) -> None:
     """Print what was resolved and noted, and write recipe.yaml and environment.json. All ranks."""
-    import torch
+    from dcr_ds.engine.machine import device_name
 
     for name, reason in reasons.items():
         section, _, field = name.partition(".")
@@ -257,8 +291,7 @@ def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ran
         print_on_main(ranks, note)
     for warning in described["warnings"]:
         print_on_main(ranks, f"WARNING: {warning}")
-    on_gpu = ranks.device.type == "cuda"
-    device = torch.cuda.get_device_name(ranks.device) if on_gpu else f"CPU, {torch.get_num_threads()} threads per rank"
+    device = device_name(ranks.device)
     decide_on_main(lambda: save_run(recipe, describe_environment(device, ranks.world_size) | described), ranks)
 
 
@@ -295,14 +328,10 @@ def _check_source(recipe: Recipe, source: Path) -> None:
     from dcr_ds.models.adapters import add_lora
     from dcr_ds.models.check import build_on_meta, check_model
 
-    check_model(source)
+    for note in check_model(source):
+        if is_main_process():
+            print(note, file=sys.stderr, flush=True)
     for name in TRAINING_STAGES:
         stage = getattr(recipe, name)
         if name in recipe.stages and stage.adapter == "lora":
             add_lora(build_on_meta(source), stage.lora, f"{name}.lora")
-
-
-def _check_layer(recipe: Recipe, source: Path) -> None:
-    blocks, layer = model_config(source)["num_hidden_layers"], recipe.refine.layer
-    if "refine" in recipe.stages and layer != "auto" and layer >= blocks:
-        raise UserError(f"refine.layer: {layer} is out of range; the model has {blocks} blocks, so 1 to {blocks - 1}")

@@ -1,13 +1,12 @@
 """All ranks train on the same inputs: each reads recipe, data and model itself, perhaps from files of its own node."""
 
 import hashlib
-import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 from dcr_ds.data.load import RunData
-from dcr_ds.engine.distributed import Ranks, gather_objects
-from dcr_ds.errors import UserError
+from dcr_ds.engine.agreement import check_same
+from dcr_ds.engine.distributed import Ranks
 from dcr_ds.files import hash_of
 from dcr_ds.models.checkpoint_files import FILES, weight_files
 from dcr_ds.recipe import Recipe
@@ -21,15 +20,7 @@ def check_same_inputs(recipe: Recipe, source: Path, data: RunData, ranks: Ranks)
 
     The model's small files are compared completely, its weights by size and by a sample of their bytes.
     """
-    inputs = dict(_inputs(recipe, source, data))
-    gathered = gather_objects((platform.node(), inputs), ranks)
-    for rank, (node, theirs) in enumerate(gathered):
-        for name in {**gathered[0][1], **theirs}:
-            if theirs.get(name) != gathered[0][1].get(name):
-                raise UserError(
-                    f"rank {rank} on node {node} has another {name} than rank 0 on node {gathered[0][0]}; give all "
-                    "nodes the same files"
-                )
+    check_same(lambda: dict(_inputs(recipe, source, data)), ranks)
 
 
 def _inputs(recipe: Recipe, source: Path, data: RunData) -> Iterator[tuple[str, str]]:

@@ -103,7 +103,8 @@ def test_pairs_with_a_too_long_conversation_are_dropped_and_counted(pairs):
     longest = max(max(len(answer.ids) for answer in pair.both) for pair in pairs.samples)
     shorter = encode_pairs(preferences(), longest - 1, make_tokenizer())
     assert shorter.ids == ["a", "c"]
-    assert f"data.preferences: 1 of 3 pairs longer than {longest - 1} tokens left out" in shorter.notes
+    note = f"data.preferences: 1 of 3 pairs longer than align.max_length = {longest - 1} tokens left out"
+    assert note in shorter.notes
     with pytest.raises(UserError, match="no pair has at most align.max_length = 3 tokens"):
         encode_pairs(preferences(), 3, make_tokenizer())
 

@@ -110,8 +110,8 @@ def test_conversations_that_are_too_long_are_dropped_and_counted():
     assert mix.ids == ["g2", "g3", "g4", "g5", "r1", "r2", "r3"]
     assert max(len(sample.ids) for sample in mix.samples) <= 200
     assert mix.notes[:2] == [
-        "data.general: 2 of 6 conversations longer than 200 tokens left out",
-        "data.refusals: 1 of 4 conversations longer than 200 tokens left out",
+        "data.general: 2 of 6 conversations longer than align.max_length = 200 tokens left out",
+        "data.refusals: 1 of 4 conversations longer than align.max_length = 200 tokens left out",
     ]
 
 

@@ -30,7 +30,7 @@ def extended(tmp_path):
     """A tokenizer with a token beyond the 259 rows of its model's embedding."""
     tokenizer = make_tokenizer()
     assert len(tokenizer) == 259
-    tokenizer.add_tokens([EXTRA], special_tokens=True)
+    tokenizer.add_tokens([EXTRA])
     return save(tokenizer, tmp_path, vocab_size=259)
 
 

@@ -106,7 +106,7 @@ def test_too_long_samples_are_dropped_and_counted():
     assert prompts.notes[:3] == [
         "data.seemingly_toxic: 3 prompts longer than refine.max_length = 200 tokens left out",
         "data.toxic: 3 prompts longer than refine.max_length = 200 tokens left out",
-        "data.general: 2 conversations longer than 200 tokens left out of the retain term",
+        "data.general: 2 conversations longer than refine.max_length = 200 tokens left out of the retain term",
     ]
 
 

@@ -1,0 +1,124 @@
+"""The data of a run as tokens: encoded once, before anything is trained, and compared over ranks and attempts."""
+
+import hashlib
+from array import array
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from dcr_ds.align.mix import Mix
+from dcr_ds.align.objective import encode_samples
+from dcr_ds.align.pairs import Pair, Pairs
+from dcr_ds.align.refusals import RefusalProbe, build_probe
+from dcr_ds.align.state import num_steps
+from dcr_ds.data.load import RunData
+from dcr_ds.evaluate.run import encode_evaluation
+from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.limits import limits_of
+from dcr_ds.recipe import Recipe, StageSection
+from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts
+
+FIELDS = {"refine": "refine", "align": "align", "control": "align"}  # of the recipe, for each stage
+
+
+class RunTokens:
+    """The tokens of each stage, encoded when they are first asked for. The stages of a run have the same tokenizer.
+
+    Everything may raise a UserError that names data set and row: a row that cannot be encoded, a token that the model
+    does not have, or too few rows that are short enough.
+    """
+
+    def __init__(self, recipe: Recipe, source: Path, data: RunData):
+        """
+        Args:
+            recipe: resolved, without any `auto`.
+        """
+        self.recipe, self.source, self.data = recipe, source, data
+        self._hashes: dict[str, str] = {}
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.source, self.recipe.model.chat_template)
+
+    @cached_property
+    def prompts(self) -> RefinePrompts:
+        """Of stage 1."""
+        return encode_refine_prompts(self.recipe, self.data, self.tokenizer)
+
+    @cached_property
+    def samples(self) -> Mix | Pairs:
+        """Of stage 2 and of the control."""
+        return encode_samples(self.recipe, self.data, self.tokenizer)
+
+    @cached_property
+    def probe(self) -> RefusalProbe | None:
+        """Prompts whose refusal log-odds are measured in stage 2."""
+        return build_probe(self.recipe, self.data, self.tokenizer) if self.recipe.align.measure_every else None
+
+    def hash_of(self, stage: str) -> str:
+        """Hash of all token ids of a training stage."""
+        name = FIELDS[stage]
+        if name not in self._hashes:
+            self._hashes[name] = hash_rows(
+                _prompt_rows(self.prompts) if name == "refine" else _sample_rows(self.samples)
+            )
+        return self._hashes[name]
+
+    def evaluation_hashes(self) -> dict[str, str]:
+        """Hash of the prompts of each benchmark, and of the general answers."""
+        return encode_evaluation(self.data, self.recipe.evaluate, self.tokenizer, limits_of(self.tokenizer).context)
+
+    def describe(self, stages: Iterable[str]) -> dict[str, str]:
+        """Hashes of the tokens of training stages, and of the evaluation if it is a stage of the run."""
+        evaluated = self.evaluation_hashes() if "evaluate" in self.recipe.stages else {}
+        return {f"tokens of {stage}": self.hash_of(stage) for stage in stages} | evaluated
+
+    def drop_prompts(self) -> None:
+        """Free the prompts of stage 1, which no later stage needs."""
+        vars(self).pop("prompts", None)
+
+    def notes(self, stages: Iterable[str]) -> list[str]:
+        """Warnings about the schedule of stages."""
+        steps = {"refine": lambda: self.recipe.refine.max_steps, "align": self.align_steps}
+        named = [name for name in dict.fromkeys(FIELDS[stage] for stage in stages)]
+        return [note for name in named if (note := warmup_note(name, getattr(self.recipe, name), steps[name]()))]
+
+    def align_steps(self) -> int:
+        """Optimizer steps of stage 2."""
+        return num_steps(self.recipe.align.epochs, len(self.samples.samples), self.recipe.align.global_batch)
+
+
+def warmup_note(name: str, stage: StageSection, total_steps: int) -> str | None:
+    """A warning if the learning rate never reaches its peak."""
+    if stage.warmup_steps < total_steps:
+        return None
+    share = (total_steps - 1) / stage.warmup_steps if stage.warmup_steps else 1.0
+    if share >= 1:
+        return None
+    return (
+        f"WARNING: {name}: warmup_steps = {stage.warmup_steps}, and the stage has {total_steps} steps, so its learning "
+        f"rate ends at {share:.0%} of {name}.learning_rate; lower {name}.warmup_steps"
+    )
+
+
+def hash_rows(rows: Iterable[Sequence[int]]) -> str:
+    """SHA-256 of rows of integers, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(array("q", [len(row), *row]).tobytes())
+    return digest.hexdigest()
+
+
+def _prompt_rows(prompts: RefinePrompts) -> Iterable[Sequence[int]]:
+    yield from prompts.tokens.values()
+    yield from (row.ids for row in prompts.held_out)
+    yield from prompts.general
+    yield from prompts.held_out_general
+
+
+def _sample_rows(samples: Mix | Pairs) -> Iterable[Sequence[int]]:
+    for sample in samples.samples:
+        for answer in sample.both if isinstance(sample, Pair) else [sample]:
+            yield from ([answer.prompt_tokens], answer.ids)
