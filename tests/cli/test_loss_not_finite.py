@@ -41,6 +41,33 @@ def test_model_with_weights_that_are_not_finite(failing, with_weight, tmp_path, 
     assert not (tmp_path / "run" / stage / "model").exists()
 
 
+LORA = ["--refine.adapter", "lora", "--align.adapter", "lora"]
+DPO = ["--align.method", "dpo", "--data.preferences.rows", "12", "--align.global_batch", "4"]
+
+
+@pytest.mark.parametrize("adapter", [[], LORA])
+@pytest.mark.parametrize("stage", ["refine", "align", "align by DPO"])
+@pytest.mark.parametrize("zero", [0, 2])  # under ZeRO-3 the norm is computed in float64, and can be clipped
+def test_gradient_that_is_not_finite(failing, model, tmp_path, stage, adapter, zero):
+    """The model computes what it did, with activations of 1e30 inside, so that gradients overflow."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    for name in weights:
+        if re.search(r"layers\.0\..*layernorm", name):
+            weights[name] *= 1e30
+        elif re.search(r"layers\.0\..*(q|k|v|gate|up)_proj", name):
+            weights[name] *= 1e-30
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    name, *by_dpo = stage.split(" by ")
+    options = ["--model.source", folder, "--stages", f"[{name}]", "--output", tmp_path, *adapter]
+    options += [*(DPO if by_dpo else []), "--deepspeed", f"ds_configs/zero{zero}.json"]
+    message = failing(*options, code=1)
+    assert message.startswith(f"{name}: the gradient is not finite at step 1 (norm "), message
+    assert "no weight was changed by it. Samples of the step: " in message and f"{name}.learning_rate" in message
+    assert not list((tmp_path / "run" / name / "checkpoints").glob("step-*"))
+    assert not (tmp_path / "run" / name / "model").exists()
+
+
 def test_loss_that_is_not_finite_at_a_later_step(failing, with_weight, model, tmp_path):
     """The last checkpoint does not change, and each further attempt continues from it."""
     token = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids(RARE)
