@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 from dcr_ds.engine.distributed import set_environment
 
@@ -19,6 +20,7 @@ from dcr_ds.engine.build import build_engine, stage_config, trained_weights
 from dcr_ds.engine.session import Session
 from dcr_ds.errors import Diverged
 from dcr_ds.recipe import Recipe, StageSection
+from dcr_ds.recipe.layout import StageFolder
 
 STAGE = StageSection(learning_rate=0.05)
 RECIPE = Recipe(checkpoint={"every_steps": 1}, align={"global_batch": 6})
@@ -44,7 +46,8 @@ def steps(zero: int, dtype: str, factor: float, folder: Path, ranks) -> dict:
     config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, dtype, ranks)
     engine = build_engine(model.to(getattr(torch, dtype)), STAGE, config, "constant", 9, ranks)
     message, last = "", {}
-    with Session("align", RECIPE, engine, folder, 9, ranks, time.monotonic()) as session:
+    training = SimpleNamespace(engine=engine, recipe=RECIPE, ranks=ranks, total_steps=9)
+    with Session("align", training, StageFolder(folder), time.monotonic()) as session:
         try:
             while session.step < 9:
                 rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(session.step)).to(
