@@ -66,7 +66,7 @@ def test_every_model_is_measured_and_the_listed_ones_generate(tmp_path, models, 
     cost = read_json(home / "base" / "cost.json")
     rows = read_jsonl(home / "base/seeming/generations.jsonl") + read_jsonl(home / "base/toxic/generations.jsonl")
     assert cost["generated_tokens"] == sum(row["tokens"] for row in rows)
-    assert cost["seconds"] > 0 and cost["device"] == "CPU" and cost["ranks"] == 1
+    assert cost["seconds"] > 0 and cost["device"].startswith("CPU") and cost["ranks"] == 1
 
 
 DAMAGE = [b"", b"{}", b"[]", b"null", b'{"id": "p0", "prom', b"\0" * 20, b"[" * 9999, b'{"parts": [1], "tasks": 1}\n']
