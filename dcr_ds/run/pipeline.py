@@ -69,14 +69,19 @@ def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTo
     """Encode the data of all stages that are not done, and check that all ranks have the same. All ranks."""
     from dcr_ds.run.tokens import RunTokens
 
-    run, tokens = RunFolder(recipe.folder), RunTokens(recipe, source, data)
-    asked: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
-    asked += ["control"] if has_control(recipe) else []
-    pending = decide_on_main(lambda: [stage for stage in asked if not run.stage(stage).is_done], ranks)
+    tokens = RunTokens(recipe, source, data)
+    pending = decide_on_main(lambda: _pending_stages(recipe), ranks)
     check_same(lambda: tokens.describe(pending), ranks)
     for note in tokens.notes(pending):
         print_on_main(ranks, note)
     return tokens
+
+
+def _pending_stages(recipe: Recipe) -> list[str]:
+    """The training stages of a run that are not done. Rank 0."""
+    asked: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
+    asked += ["control"] if has_control(recipe) else []
+    return [stage for stage in asked if not RunFolder(recipe.folder).stage(stage).is_done]
 
 
 def _run_stages(tokens: "RunTokens", ranks: Ranks) -> None:

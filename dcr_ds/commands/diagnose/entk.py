@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, SETS, add_prompts, encoder, read_sets
 from dcr_ds.commands.parser import command_parser, positive_int, show
+from dcr_ds.data.records import digest
+from dcr_ds.engine.agreement import check_same
 from dcr_ds.recipe.layout import ALIGNED, CONTROL
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def run(options: Namespace) -> None:
     targets = targets_of(options.models)
     results = {}
     with _ranks() as ranks:
+        if ranks:
+            check_same(lambda: {f"set {name}": digest(rows) for name, rows in sets.items()}, ranks)
         for target in targets:
             result = _measure(target, sets, options, ranks)
             results[target.title] = result
