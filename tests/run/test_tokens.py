@@ -134,6 +134,6 @@ def test_weight_decay_of_an_older_version_is_not_resumed(train, run_folder, refu
 def test_an_older_run_without_weight_decay_is_resumed(train, run_folder):
     train("--stages", "[refine]", stop=True)
     identity = json.loads(run_folder.stage("refine").identity.read_text())
-    del identity["weight_decay"]
+    del identity["tokens"]
     run_folder.stage("refine").identity.write_text(json.dumps(identity))
     train("--stages", "[refine]")
