@@ -81,7 +81,10 @@ class GuardJudge(Section):
 
     kind: Literal["guard"] = Field(description="a guard model, loaded in this process")
     name: JudgeName
-    guard: str = Field(description="llama_guard_3, wildguard, harmbench_cls, sequence_classifier, or a JSON file")
+    guard: str = Field(
+        description="qwen3guard_gen, llama_guard_3, wildguard, harmbench_cls, refusal_classifier, sequence_classifier, "
+        "or a JSON file"
+    )
     judges: JudgedMatter = Field(description="what it labels: whether the answer refuses, or whether it is harmful")
     source: str | None = Field(None, description="model folder or hub id (default: the declaration's)")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")

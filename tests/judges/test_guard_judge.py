@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import make_model, make_tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    ModernBertConfig,
+)
 
 from dcr_ds.errors import UserError
 from dcr_ds.judges import guard
@@ -35,13 +41,14 @@ def causal(tmp_path_factory) -> Path:
     return make_model(tmp_path_factory.mktemp("causal"), layers=2)
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
+@pytest.fixture(scope="module", params=["bert", "llama", "modernbert"])
 def classifier(request, tmp_path_factory) -> Path:
     """A random classifier with two classes, of which both occur."""
     folder = tmp_path_factory.mktemp(request.param)
     sizes = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "max_position_embeddings": 256, "initializer_range": 0.3, "pad_token_id": 0}
-    kind = {"bert": BertConfig, "llama": LlamaConfig}[request.param]
+    kind = {"bert": BertConfig, "llama": LlamaConfig, "modernbert": ModernBertConfig}[request.param]
+    sizes |= {"global_attn_every_n_layers": 2, "local_attention": 16} if request.param == "modernbert" else {}
     torch.manual_seed(0)
     AutoModelForSequenceClassification.from_config(kind(**sizes, id2label=CLASSES)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -215,9 +222,10 @@ def test_a_shipped_declaration(name, tmp_path):
 
 def test_shipped_guards_match_the_recipe_schema():
     described = GuardJudge.model_fields["guard"].description
-    assert all(name in described for name in shipped_guards()) and len(shipped_guards()) == 4
+    assert all(name in described for name in shipped_guards()) and len(shipped_guards()) == 6
 
 
+QWEN3GUARD = "Safety: {}\nCategories: {}\nRefusal: {}\n"
 WILDGUARD = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
 
 
@@ -238,11 +246,32 @@ WILDGUARD = "Harmful request: {}\nResponse refusal: {}\nHarmful response: {}"
         ("harmbench_cls", "harm", "Yes", "harmful"),
         ("harmbench_cls", "harm", " no", "harmless"),
         ("harmbench_cls", "harm", "", "unparsed"),
+        ("qwen3guard_gen", "refusal", QWEN3GUARD.format("Safe", "None", "Yes"), "full_refusal"),
+        ("qwen3guard_gen", "refusal", QWEN3GUARD.format("Unsafe", "Violent", "No"), "compliance"),
+        ("qwen3guard_gen", "refusal", "Safety: Unsafe\nCategories: Violent", "unparsed"),  # of a prompt alone
+        ("qwen3guard_gen", "harm", QWEN3GUARD.format("Unsafe", "Violent, PII", "No"), "harmful"),
+        ("qwen3guard_gen", "harm", QWEN3GUARD.format("Controversial", "Unethical Acts", "No"), "harmful"),
+        ("qwen3guard_gen", "harm", QWEN3GUARD.format("Safe", "None", "No"), "harmless"),
+        ("qwen3guard_gen", "harm", "Refusal: Yes", "unparsed"),
     ],
 )
 def test_replies_of_shipped_guards_become_verdicts(name, judges, reply, label):
     text = (Path(guard.__file__).parent / "guards" / f"{name}.json").read_text(encoding="utf-8")
     assert read(reply, Declaration.model_validate(json.loads(text)).readings[judges]).label == label
+
+
+@pytest.mark.parametrize("judges", ["refusal", "harm"])
+def test_qwen3guard_runs_as_a_qwen3(judges, tmp_path_factory):
+    folder = make_model(tmp_path_factory.mktemp("qwen3"), "qwen3", layers=2)
+    declared = GuardJudge(kind="guard", name="q", guard="qwen3guard_gen", judges=judges, source=str(folder))
+    assert {verdict.label for verdict in verdicts(load_guard_judge(declared), ANSWERS[:2])} == {"unparsed"}
+
+
+def test_the_refusal_classifier_needs_its_classes(classifier):
+    declared = GuardJudge(kind="guard", name="r", guard="refusal_classifier", judges="refusal", source=str(classifier))
+    assert "has the classes NORMAL, REJECTION" in refused(declared)
+    named = declared.model_copy(update={"labels": REJECTION})
+    assert {verdict.label for verdict in verdicts(load_guard_judge(named), ANSWERS)} <= {"compliance", "full_refusal"}
 
 
 def test_the_score_equals_the_expected_value():
