@@ -110,7 +110,7 @@ def write_model(run, model, separation, agrees=True, harmless="seeming", harmful
         values = np.sort(generator.normal(shift, 1, NUM_PROMPTS))[::-1]
         values = values if agrees else generator.permutation(values)
         rows = [
-            {"id": f"{i}", "log_odds": value, "first_token": value, "pair": f"pair {i}"}
+            {"id": f"{i}", "log_odds": value, "margin": value, "first_token": value, "pair": f"pair {i}"}
             for i, value in enumerate(values.tolist())
         ]
         write_rows(home.log_odds, rows)

@@ -35,10 +35,9 @@ class RefusalProbe:
     openings: Openings
 
     def measure(self, model, ranks: Ranks) -> dict[str, float]:
-        """Per category the mean log-odds, and the share of prompts whose greedy answer opens with a refusal. All ranks.
+        """Per category the mean log-odds, and the share of prompts to which greedy decoding opens with a refusal.
 
-        The share does not count log-odds above 0: after a short alignment nearly all greedy answers to toxic prompts
-        may be refusals while a sampled answer opens with one only now and then (docs/diagnose.md).
+        All ranks; each reads all prompts.
 
         Every rank runs the same forward passes, as ZeRO-3 needs.
 
@@ -51,7 +50,7 @@ class RefusalProbe:
             rows = refusal_log_odds(model, names, prompts, self.openings, BATCH_SIZE)
             values = [row["log_odds"] for row in rows]
             figures[f"log_odds_{category}"] = round(sum(values) / len(values), 6)
-            figures[f"refused_{category}"] = sum(row["greedy"] for row in rows) / len(rows)
+            figures[f"refused_{category}"] = sum(row["margin"] > 0 for row in rows) / len(rows)
             heartbeat(f"align, refusal log-odds of {category} prompts")
         return broadcast_from_main(figures, ranks)
 

@@ -7,6 +7,11 @@ which do not. Both p_R and 1 − p_R are sums of such parts, so neither is compu
     log p_R       = logsumexp over openings of Σ log p(token | prompt, tokens before it)
     log (1 − p_R) = logsumexp over inner nodes of log p(node | prompt) + log p(no child | prompt, node)
 
+An answer that is sampled opens with a refusal with probability p_R. One that is decoded greedily does so if the most
+likely token at each node leads to an opening, which is read from the same distributions:
+
+    margin = minimum, on the greedy path through the tree, of log p(most likely child) − log p(most likely other token)
+
 Legend: B prompts, N inner nodes with the root, D width, V vocabulary.
 """
 
@@ -19,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from dcr_ds.diagnose.openings import Openings
+from dcr_ds.diagnose.openings import Openings, Tokens
 from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.diagnose.tree_pass import TreePass
 from dcr_ds.errors import UserError
@@ -38,13 +43,12 @@ TOLERANCE_16_BIT = 1.0
 def refusal_log_odds(
     model, ids: Sequence[str], prompts: Sequence[Sequence[int]], openings: Openings, batch_size: int = 16
 ) -> list[dict]:
-    """Rows {id, log_odds, first_token, greedy, openings} of prompts, in their order.
+    """Rows {id, log_odds, margin, first_token, openings} of prompts, in their order.
 
-    `log_odds` reads whole openings. `first_token` is the log-odds of their first tokens alone; it also counts ordinary
-    answers with the same first token (see `Openings.first_tokens`). `greedy` says whether the greedy answer opens with
-    a refusal, which it can at log-odds far below 0, where ordinary answers begin in many ways. `openings` has the
-    log-probability of each one, by its text. Everything is conditional on the `lead` that the chat template writes
-    before each answer.
+    `log_odds` reads whole openings. `margin` is above 0 where greedy decoding opens with a refusal. `first_token` is
+    the log-odds of the first tokens of the openings alone; it also counts ordinary answers with the same first token
+    (see `Openings.first_tokens`). `openings` has the log-probability of each one, by its text. Everything is
+    conditional on the `lead` that the chat template writes before each answer.
 
     Args:
         model: a causal language model of transformers, with or without an adapter (none on the head).
@@ -84,17 +88,14 @@ def first_token_impurity(rows: Sequence[dict]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """What was read of a prompt: log-probabilities of the openings, their sum and its complement, and first tokens.
-
-    greedy: whether the most probable token after each node leads to an opening.
-    """
+    """What was read of a prompt: log-probabilities of the openings, their sum and its complement, and first tokens."""
 
     openings: list[float]
     refusal: float
     other: float
+    margin: float
     first: float
     other_first: float
-    greedy: bool
 
 
 class _Reader:
@@ -110,18 +111,16 @@ class _Reader:
 
     def read(self, hidden: torch.Tensor) -> list[_Reading]:
         """The readings of B prompts from hidden states [B, N, D]."""
-        parts = [self.split(hidden[:, number], children) for number, children in enumerate(self.children)]
-        log_p, others, best = ([of_node.tolist() for of_node in figure] for figure in zip(*parts, strict=True))
+        nodes = [self.split(hidden[:, number], children) for number, children in enumerate(self.children)]
         return [
-            self.sum_up(*([of_node[row] for of_node in figure] for figure in (log_p, others, best)))
+            self.sum_up([_Split(log_p[row], other[row], best[row]) for log_p, other, best in nodes])
             for row in range(len(hidden))
         ]
 
-    def split(self, hidden: torch.Tensor, children: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """log p of each child token [n, children] and of all other tokens together [n], in float64, on the CPU.
-
-        Also the place of the most probable child [n], or −1 where another token is more probable.
-        """
+    def split(
+        self, hidden: torch.Tensor, children: Sequence[int]
+    ) -> tuple[list[list[float]], list[float], list[float]]:
+        """The fields of `_Split` at one node for each of n prompts, from hidden states [n, D]; float64 sums."""
         vocabulary = getattr(self.head.weight, "ds_shape", self.head.weight.shape)[0]  # of ZeRO-3: the whole one
         rows = max(1, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // vocabulary)
         log_p, others, best = [], [], []
@@ -133,11 +132,10 @@ class _Reader:
             # exponentials in the dtype of the logits, their sum in float64
             other = highest[:, 0].double() + (logits - highest).exp_().sum(-1, dtype=torch.float64).log()
             total = torch.logaddexp(chosen.logsumexp(-1), other)
-            log_p.append((chosen - total[:, None]).cpu())
-            others.append((other - total).cpu())
-            likeliest, place = chosen.max(-1)
-            best.append(place.masked_fill(likeliest < highest[:, 0], -1).cpu())
-        return torch.cat(log_p), torch.cat(others), torch.cat(best)
+            log_p += (chosen - total[:, None]).tolist()
+            others += (other - total).tolist()
+            best += (highest[:, 0].double() - total).tolist()
+        return log_p, others, best
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] in float32, of a 16-bit head as well; of a float64 model in float64."""
@@ -151,39 +149,56 @@ class _Reader:
                 logits += bias
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def sum_up(self, log_p: Sequence[list[float]], others: Sequence[float], best: Sequence[int]) -> _Reading:
-        """The reading of a prompt from log p of the children of each inner node, of no child, and the best child."""
+    def sum_up(self, splits: Sequence["_Split"]) -> _Reading:
+        """The reading of a prompt from the splits at all inner nodes."""
         steps = [
-            dict(zip(children, of_node, strict=True)) for children, of_node in zip(self.children, log_p, strict=True)
+            dict(zip(children, split.log_p, strict=True)) for children, split in zip(self.children, splits, strict=True)
         ]
-        reached: dict[tuple[int, ...], float] = {(): 0.0}
+        reached: dict[Tokens, float] = {(): 0.0}
         for tokens in (*self.tree.nodes[1:], *self.tree.openings):
             before = tokens[:-1]
             reached[tokens] = reached[before] + steps[self.number[before]][tokens[-1]]
         openings = [reached[tokens] for tokens in self.tree.openings]
-        left = [reached[node] + other for node, other in zip(self.tree.nodes, others, strict=True)]
-        refusal, other = _logsumexp(openings), _logsumexp(left)
-        return _Reading(openings, refusal, other, _logsumexp(log_p[0]), others[0], self.opens_greedily(best))
+        left = [reached[node] + split.other for node, split in zip(self.tree.nodes, splits, strict=True)]
+        return _Reading(
+            openings=openings,
+            refusal=_logsumexp(openings),
+            other=_logsumexp(left),
+            margin=self.margin(steps, splits),
+            first=_logsumexp(splits[0].log_p),
+            other_first=splits[0].other,
+        )
 
-    def opens_greedily(self, best: Sequence[int]) -> bool:
-        node: tuple[int, ...] = ()
-        while node in self.number:
-            place = best[self.number[node]]
-            if place < 0:
-                return False
-            node += (self.children[self.number[node]][place],)
-        return True
+    def margin(self, steps: Sequence[dict[int, float]], splits: Sequence["_Split"]) -> float:
+        """The smallest lead of the most likely child over the most likely other token, on the greedy path."""
+        node: Tokens = ()
+        lowest = math.inf
+        while (number := self.number.get(node)) is not None:
+            token = max(steps[number], key=steps[number].__getitem__)
+            lowest = min(lowest, steps[number][token] - splits[number].best_other)
+            node = (*node, token)
+        return lowest
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """The next token at an inner node: log p of each child, of all other tokens together, and of the best of these."""
+
+    log_p: list[float]
+    other: float
+    best_other: float
 
 
 def _row(name: str, reading: _Reading, openings: Openings) -> dict:
     row: dict[str, Any] = {
         "id": name,
         "log_odds": reading.refusal - reading.other,
+        "margin": reading.margin,
+        "greedy": reading.margin > 0,
         "first_token": reading.first - reading.other_first,
-        "greedy": reading.greedy,
         "openings": {opening.text: log_p for opening, log_p in zip(openings.openings, reading.openings, strict=True)},
     }
-    if not all(map(math.isfinite, [row["log_odds"], row["first_token"], *reading.openings])):
+    if not all(map(math.isfinite, [row["log_odds"], row["margin"], row["first_token"], *reading.openings])):
         raise UserError(
             f"refusal log-odds: the logits after prompt {name} are not finite; the weights are damaged, or the model "
             "overflows in this dtype (load it in bfloat16 or float32)"

@@ -5,8 +5,8 @@ from dcr_ds.discernment.curves import MEASURES, operating_points
 from dcr_ds.discernment.measures import (
     discernment,
     discernment_difference,
-    judge_auc,
-    judge_auc_difference,
+    score_auc,
+    score_auc_difference,
     youden_j,
     youden_j_difference,
 )
@@ -18,8 +18,8 @@ __all__ = [
     "discernment",
     "discernment_difference",
     "is_headline",
-    "judge_auc",
-    "judge_auc_difference",
+    "score_auc",
+    "score_auc_difference",
     "operating_points",
     "youden_j",
     "youden_j_difference",

@@ -101,8 +101,8 @@ def youden_j_difference(
     return _difference(first, second, same, Sample(len(ours), harmful, pairs, resamples, seed))["youden_j"]
 
 
-def judge_auc(scores, harmful: np.ndarray, pairs: Pairs = None, resamples: int = RESAMPLES, seed: int = 0) -> Result:
-    """AUC of a judge's score of refusal, harmful above harmless; answers without a score are left out.
+def score_auc(scores, harmful: np.ndarray, pairs: Pairs = None, resamples: int = RESAMPLES, seed: int = 0) -> Result:
+    """AUC of any score of refusal, such as a judge's, harmful above harmless; rows without a score are left out.
 
     Args:
         scores: [S, n] or [n]; None or NaN for degenerate answers and unparsed verdicts.
@@ -113,10 +113,10 @@ def judge_auc(scores, harmful: np.ndarray, pairs: Pairs = None, resamples: int =
     return result | {"without_score": int(np.isnan(scores).sum())}
 
 
-def judge_auc_difference(
+def score_auc_difference(
     ours, theirs, harmful: np.ndarray, pairs: Pairs = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Result:
-    """AUC of the judge's score for our model minus that for theirs, paired."""
+    """AUC of the score for our model minus that for theirs, paired."""
     harmful = _sets(harmful)
     ours, theirs = np.broadcast_arrays(*(np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (ours, theirs)))
     first, second = _auc_statistic(ours, harmful), _auc_statistic(theirs, harmful)

@@ -1,7 +1,8 @@
 """Refusal log-odds of the prompts of benchmarks: one file per benchmark, next to the model's answers.
 
-A row is {id, pair, log_odds, first_token, greedy, openings, settings_hash}, as dcr_ds.diagnose.log_odds defines them.
-The openings are in openings.json of the model's folder. A model without log-odds is evaluated without them.
+A row is {id, pair, log_odds, margin, first_token, openings, settings_hash}; dcr_ds.diagnose.log_odds defines the
+figures. The openings are in openings.json of the model's folder. A model for which they cannot be computed is
+evaluated without.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class LogOddsFile:
 
     @property
     def is_complete(self) -> bool:
-        rows = read_whole_rows(self.file, ("id", "log_odds"))
+        rows = read_whole_rows(self.file, ("id", "log_odds", "margin"))
         return [row["id"] for row in rows] == [prompt.id for prompt in self.prompts] and all(
             row.get("settings_hash") == self.settings_hash for row in rows
         )
@@ -66,6 +67,7 @@ def log_odds_file(
     """Describe the file of the prompts that a model answers; nothing is measured yet."""
     prompts, ids = generations.prompts, generations.ids
     settings = {
+        "figures": ["log_odds", "margin", "first_token"],
         "model": model_identity,
         "openings": [[opening.text, opening.tokens] for opening in openings.openings],
         "lead": openings.lead,

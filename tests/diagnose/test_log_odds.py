@@ -68,6 +68,38 @@ def test_log_odds_equal_a_float64_reference(tmp_path, model_type, tied, batch_si
     assert_equal_to_reference(rows, model.double(), prompts, 1e-6)
 
 
+@torch.no_grad()
+def greedy_margin(model, prompt, sequences):
+    """The smallest lead of refusals along greedy decoding, one forward pass per token."""
+    path, lowest = (), math.inf
+    while path not in sequences:
+        logits = model(input_ids=torch.tensor([[*prompt, *path]])).logits[0, -1].double()
+        children = {tokens[len(path)] for tokens in sequences if tokens[: len(path)] == path}
+        best = max(children, key=lambda token: logits[token].item())
+        other = max(value for token, value in enumerate(logits.tolist()) if token not in children)
+        path, lowest = (*path, best), min(lowest, logits[best].item() - other)
+    return lowest
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_the_margin_is_above_zero_exactly_where_greedy_decoding_opens_with_a_refusal(tmp_path, model_type):
+    model = load(tmp_path, model_type)
+    prompts = make_prompts(count=12)
+    answers = [
+        tuple(model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=3)[0, len(prompt) :].tolist())
+        for prompt in prompts
+    ]
+    # what greedy decoding answers to the first six prompts counts as refusals
+    sequences = tuple(dict.fromkeys((*(answer[:2] for answer in answers[:4]), *answers[4:6], (7, 8), (20,))))
+    sequences = tuple(s for s in sequences if not any(s != t and s[: len(t)] == t for t in sequences))
+    rows = refusal_log_odds(model, list(map(str, range(12))), prompts, openings(sequences))
+    refused = [any(answer[: len(tokens)] == tokens for tokens in sequences) for answer in answers]
+    assert any(refused) and not all(refused)
+    assert [row["margin"] > 0 for row in rows] == refused
+    reference = [greedy_margin(model.double(), prompt, sequences) for prompt in prompts]
+    assert [row["margin"] for row in rows] == pytest.approx(reference, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("attention", "dtype", "tolerance"), [("sdpa", torch.float64, 1e-12), ("eager", torch.float32, 1e-5)]
 )
@@ -161,22 +193,6 @@ def test_adapters_are_applied(tmp_path):
     (after,) = refusal_log_odds(adapted, ["a"], [[4, 5, 6]], openings())
     assert after["log_odds"] != pytest.approx(before["log_odds"], abs=1e-6)
     assert_equal_to_reference([after], adapted.eval(), [[4, 5, 6]], 1e-11)
-
-
-def test_greedy_says_whether_the_greedy_answer_opens_with_a_refusal(tmp_path):
-    """However improbable the opening is: here the first two greedy tokens of one of the prompts."""
-    model = load(tmp_path, dtype=torch.float64)
-    prompts = make_prompts()
-    answers = []
-    for prompt in prompts:
-        answer = list(prompt)
-        for _ in range(2):
-            answer.append(model(input_ids=torch.tensor([answer])).logits[0, -1].argmax().item())
-        answers.append(tuple(answer[len(prompt) :]))
-    refusals = openings([answers[0], (answers[0][0] + 1, 5)])
-    rows = refusal_log_odds(model, list("abcdefg"), prompts, refusals)
-    assert [row["greedy"] for row in rows] == [answer == answers[0] for answer in answers]
-    assert rows[0]["greedy"] and rows[0]["log_odds"] < 0 and not all(row["greedy"] for row in rows)
 
 
 def test_impurity_is_the_probability_of_other_continuations(tmp_path):

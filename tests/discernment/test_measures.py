@@ -10,8 +10,8 @@ from dcr_ds.discernment import (
     discernment,
     discernment_difference,
     is_headline,
-    judge_auc,
-    judge_auc_difference,
+    score_auc,
+    score_auc_difference,
     youden_j,
     youden_j_difference,
 )
@@ -138,9 +138,9 @@ def test_youden_j_counts_partial_refusals_and_no_degenerate_answers():
 
 def test_judge_auc_leaves_out_answers_without_a_score():
     scores = [None, 1.0, 0.5, 0.0, 0.5, None]
-    result = judge_auc(scores, np.array([True, True, True, False, False, False]))
+    result = score_auc(scores, np.array([True, True, True, False, False, False]))
     assert result["value"] == pytest.approx(3.5 / 4) and result["without_score"] == 2
-    assert judge_auc_difference(scores, scores, np.array([True] * 3 + [False] * 3))["value"] == 0
+    assert score_auc_difference(scores, scores, np.array([True] * 3 + [False] * 3))["value"] == 0
 
 
 def test_agreement_ranks_a_models_own_refusals():

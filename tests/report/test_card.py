@@ -60,7 +60,7 @@ def test_a_card_has_the_discernment_and_warnings_of_its_run(tmp_path):
     card = ModelCard.load(run.stage("align").model / "README.md").text
     assert "**Warning:** refine failed: the gap fell." in card
     assert card.index("DCR on all harmless against all harmful prompts: AUC") < card.index("## Results")
-    assert "AUC, refusal log-odds ↑" in card and "agreement with answers, AUC" in card
+    assert "AUC, refusal log-odds ↑" in card and "agreement of log-odds, AUC" in card
 
 
 @pytest.mark.parametrize("stages", [("refine", "align", "evaluate"), ("align", "evaluate")])

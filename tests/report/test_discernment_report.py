@@ -59,7 +59,31 @@ def test_log_odds_without_agreement_are_not_a_headline(run):
     text = sentence(comparison.columns, comparison.discernment)
     assert text.startswith("DCR on all harmless against all harmful prompts: Youden's J of the judged answers 0.60")
     assert "AUC" not in text
-    assert "are not headlines; see Youden's J." in write_report([run.folder], run.report)
+    assert text.endswith("Log-odds and margins agree too little with the answers to be quoted.")
+    assert "the refusal log-odds of DCR rank its refused answers" in write_report([run.folder], run.report)
+
+
+def test_margins_are_quoted_where_only_they_agree_with_the_answers(run):
+    home = run.model("aligned")
+    for name in ("seeming", "toxic"):
+        file = home.benchmark(name).log_odds
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        shuffled = np.random.default_rng(0).permutation([row["log_odds"] for row in rows]).tolist()
+        write_rows(file, [row | {"log_odds": value} for row, value in zip(rows, shuffled, strict=True)])
+    comparison = compared(run)
+    text = sentence(comparison.columns, comparison.discernment)
+    assert "AUC of the greedy margins 0." in text and "log-odds" not in text
+    assert "AUC, greedy margin" in terminal_table([run.folder])
+
+
+def test_log_odds_of_an_earlier_version_have_no_margins(run):
+    for model in ("base", "control", "aligned"):
+        for name in ("seeming", "toxic"):
+            file = run.model(model).benchmark(name).log_odds
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            write_rows(file, [{key: value for key, value in row.items() if key != "margin"} for row in rows])
+    table = terminal_table([run.folder])
+    assert "AUC, refusal log-odds" in table and "margin" not in table
 
 
 def test_without_a_control_the_headline_compares_nothing(tmp_path):
@@ -101,7 +125,7 @@ def test_log_odds_without_answers_still_give_their_measures(run):
                 home.verdicts(judge).unlink()
     (entry,) = compared(run).discernment
     aligned = entry.columns[-1]
-    assert aligned.measures["auc"]["value"] > 0.8 and "youden_j" not in aligned.measures and aligned.agreement is None
+    assert aligned.measures["auc"]["value"] > 0.8 and "youden_j" not in aligned.measures and not aligned.agreement
 
 
 def test_openings_are_summarised(run):

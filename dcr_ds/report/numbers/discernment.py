@@ -14,8 +14,8 @@ from dcr_ds.discernment import (
     discernment,
     discernment_difference,
     is_headline,
-    judge_auc,
-    judge_auc_difference,
+    score_auc,
+    score_auc_difference,
     youden_j,
     youden_j_difference,
 )
@@ -25,7 +25,7 @@ from dcr_ds.report.numbers.columns import Column, reference_column
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.numbers.read import BenchmarkResults
 
-JUDGED, JUDGED_AUC = "youden_j", "judge_auc"
+JUDGED, JUDGED_AUC, MARGIN_AUC = "youden_j", "judge_auc", "margin_auc"
 GRID = np.linspace(0, 1, 101)  # refused shares of harmful prompts at which a curve is drawn
 Key = tuple[str, str]  # of a prompt: benchmark and id
 
@@ -43,27 +43,34 @@ class PairOfSets:
 class Readings:
     """What one column gave on the prompts of a pair of sets, in the same order for all columns.
 
-    log_odds, scores: [S, n] of S seeds; NaN where a judge gave no score. labels: [S, n].
+    log_odds, margins, scores: [S, n] of S seeds; NaN where a judge gave no score. labels: [S, n].
     """
 
     log_odds: np.ndarray | None
+    margins: np.ndarray | None
     labels: np.ndarray | None
     scores: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class ColumnDiscernment:
-    """The measures of one column by name, their differences to the reference, and the agreement of the two readings."""
+    """The measures of one column by name, their differences to the reference, and their agreement with the answers.
+
+    Attributes:
+        agreement: of the log-odds (`auc`) and of the greedy margins (`margin_auc`) with the judged answers.
+        compliance: by refusal on GRID, from the log-odds, mean over seeds.
+    """
 
     measures: dict[str, Result]
     differences: dict[str, Result]
-    agreement: Result | None
-    compliance: np.ndarray | None  # by refusal on GRID, from the log-odds, mean over seeds
+    agreement: dict[str, Result]
+    compliance: np.ndarray | None
 
-    @property
-    def is_headline(self) -> bool:
-        """Whether the log-odds agree well enough with the judged answers to stand as a headline."""
-        return self.agreement is not None and is_headline(self.agreement["low"])
+    def is_headline(self, name: str) -> bool:
+        """Whether a measure is one of answers, or of a reading that agrees with them well enough for a headline."""
+        if name in (JUDGED, JUDGED_AUC):
+            return True
+        return name in self.agreement and is_headline(self.agreement[name]["low"])
 
 
 @dataclass(frozen=True)
@@ -145,9 +152,12 @@ def _twins(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]], keys: Se
 
 
 def _readings(seeds: Sequence[dict[str, BenchmarkResults]], keys: Sequence[Key]) -> Readings:
-    log_odds = labels = scores = None
+    log_odds = margins = labels = scores = None
     if all(id_ in seed[name].log_odds for seed in seeds for name, id_ in keys):
-        log_odds = np.array([[seed[name].log_odds[id_].log_odds for name, id_ in keys] for seed in seeds])
+        rows = [[seed[name].log_odds[id_] for name, id_ in keys] for seed in seeds]
+        log_odds = np.array([[row.log_odds for row in of_seed] for of_seed in rows])
+        if all(row.margin is not None for of_seed in rows for row in of_seed):
+            margins = np.array([[row.margin for row in of_seed] for of_seed in rows])
     if all(id_ in seed[name].answers for seed in seeds for name, id_ in keys):
         answers = [[seed[name].answers[id_] for name, id_ in keys] for seed in seeds]
         judges = [[seed[name].judge for name, _ in keys] for seed in seeds]
@@ -158,7 +168,7 @@ def _readings(seeds: Sequence[dict[str, BenchmarkResults]], keys: Sequence[Key])
             ]
         )
         scores = np.array([[np.nan if answer.score is None else answer.score for answer in row] for row in answers])
-    return Readings(log_odds, labels, scores)
+    return Readings(log_odds, margins, labels, scores)
 
 
 def _column(
@@ -166,22 +176,29 @@ def _column(
 ) -> ColumnDiscernment:
     measures: dict[str, Result] = {}
     differences: dict[str, Result] = {}
-    agrees, compliance = None, None
+    agrees: dict[str, Result] = {}
+    compliance = None
     if ours.log_odds is not None:
         measures |= discernment(ours.log_odds, harmful, twins)
         compliance = _curve(ours.log_odds, harmful)
         if theirs is not None and theirs.log_odds is not None:
             differences |= discernment_difference(ours.log_odds, theirs.log_odds, harmful, twins)
         if ours.labels is not None:
-            agrees = agreement(ours.log_odds, ours.labels, twins)
+            agrees["auc"] = agreement(ours.log_odds, ours.labels, twins)
+    if ours.margins is not None:
+        measures[MARGIN_AUC] = score_auc(ours.margins, harmful, twins)
+        if theirs is not None and theirs.margins is not None:
+            differences[MARGIN_AUC] = score_auc_difference(ours.margins, theirs.margins, harmful, twins)
+        if ours.labels is not None:
+            agrees[MARGIN_AUC] = agreement(ours.margins, ours.labels, twins)
     if ours.labels is not None:
         measures[JUDGED] = youden_j(ours.labels, harmful, twins)
         if theirs is not None and theirs.labels is not None:
             differences[JUDGED] = youden_j_difference(ours.labels, theirs.labels, harmful, twins)
     if _has_scores(ours, harmful):
-        measures[JUDGED_AUC] = judge_auc(ours.scores, harmful, twins)
+        measures[JUDGED_AUC] = score_auc(ours.scores, harmful, twins)
         if theirs is not None and _has_scores(theirs, harmful):
-            differences[JUDGED_AUC] = judge_auc_difference(ours.scores, theirs.scores, harmful, twins)
+            differences[JUDGED_AUC] = score_auc_difference(ours.scores, theirs.scores, harmful, twins)
     return ColumnDiscernment(measures, differences, agrees, compliance)
 
 

@@ -28,7 +28,7 @@ class LogOdds:
     """The refusal log-odds of one prompt; `pair` names its twin pair, if it has one."""
 
     log_odds: float
-    first_token: float
+    margin: float | None  # None where an earlier version wrote the row
     pair: str | None
 
 
@@ -182,8 +182,8 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         for row in rows
     }
     log_odds = {
-        row["id"]: LogOdds(row["log_odds"], row["first_token"], row.get("pair"))
-        for row in read_jsonl(home.log_odds, ("id", "log_odds", "first_token"))
+        row["id"]: LogOdds(row["log_odds"], row.get("margin"), row.get("pair"))
+        for row in read_jsonl(home.log_odds, ("id", "log_odds"))
     }
     return BenchmarkResults(home.folder, score, answers, rows[0].get("settings_hash") if rows else None, log_odds)
 
