@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processes import ROOT, run_command
 from tiny import one_thread_environment
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 
 
@@ -19,8 +19,7 @@ def run_python(*arguments) -> subprocess.CompletedProcess:
 
 def rows_of(path: Path, *arguments) -> list[dict[str, str]]:
     """Run Python with `--csv path`, which must succeed, and read the rows that it wrote."""
-    done = run_python(*arguments, "--csv", path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_command(sys.executable, *arguments, "--csv", path)
     return read_rows(path)
 
 

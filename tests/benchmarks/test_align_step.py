@@ -16,6 +16,7 @@ def align_step(monkeypatch):
     return align_step
 
 
+@pytest.mark.slow
 def test_padded_and_packed_steps_have_equal_losses(tmp_path):
     options = ["--tiny", "--arms", "ours-padded,ours-packed", "--warmup", "1", "--steps", "2"]
     padded, packed = rows_of(tmp_path / "rows.csv", "benchmarks/align_step.py", *options)

@@ -3,11 +3,9 @@
 import csv
 import subprocess
 import sys
-from pathlib import Path
 
+from processes import ROOT
 from tiny import one_thread_environment
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*arguments: object) -> None:

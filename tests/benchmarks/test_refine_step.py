@@ -4,7 +4,8 @@ import pytest
 from scripts import FOLDER, rows_of
 
 
-@pytest.mark.parametrize("zero", ["0", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", ["0", "2"])
 def test_losses_agree_and_ratios_are_written(tmp_path, zero):
     pytest.importorskip("pytorch_metric_learning")
     options = ["--tiny", "--layers", "2", "--zero", zero, "--steps", "2"]

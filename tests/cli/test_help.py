@@ -2,15 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from processes import ROOT
 from small_runs import the_error
 
 from dcr_ds.cli import COMMANDS, main
 from dcr_ds.recipe import DataSource, LlmJudge, field_rows, section_rows
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -1,16 +1,15 @@
 """Recipes: overrides, defaults, saving and loading, and the shipped recipes."""
 
 import json
-from pathlib import Path
 
 import pytest
+from processes import ROOT
 from pydantic import BaseModel
 
 from dcr_ds.cli import main
 from dcr_ds.engine.config import read_config, resolve_config
 from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe, section_rows
 
-ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
 

@@ -1,14 +1,11 @@
 """Refusal log-odds during alignment: curves in the metrics, and stopping at a target share of refusals."""
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_command, torchrun
 from small_runs import TOPICS, write_rows
-from tiny import one_thread_environment
 
 from dcr_ds.cli import main
 from dcr_ds.recipe.layout import RunFolder
@@ -71,14 +68,8 @@ def test_alignment_stops_at_the_target_refusal(recipe, measured, capsys):
 
 
 def test_two_ranks_under_zero3_measure_the_same_values(recipe, measured, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     more = {"align__epochs": 4, "deepspeed": "ds_configs/zero3.json"}
-    command = [*launcher, str(TRAIN), *arguments(recipe, "zero3", **more)]
-    done = subprocess.run(command, capture_output=True, text=True, env=one_thread_environment(), timeout=240)
-    assert done.returncode == 0, done.stderr
+    run_command(*torchrun(2), TRAIN, *arguments(recipe, "zero3", **more))
     for row, expected in zip(rows(recipe, "zero3"), rows(recipe, measured), strict=False):
         for name, value in row.items():
             if name.startswith("log_odds_"):

@@ -3,12 +3,11 @@
 import math
 import resource
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import torchrun
 from safetensors.torch import load_file, save_file
 from tiny import one_thread_environment
 
@@ -40,12 +39,8 @@ def disk_full(model, folder):
 @pytest.mark.parametrize("mistake", [bad_data, loss_not_finite, disk_full])
 def test_failure_ends_both_ranks(recipe, model, tmp_path, mistake):
     options, preexec, expected = mistake(model, tmp_path)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     process = subprocess.Popen(
-        [*launcher, str(TRAIN), recipe, "--output", str(tmp_path), *options],
+        [*torchrun(2), str(TRAIN), recipe, "--output", str(tmp_path), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from processes import ROOT
 from tiny import make_model, make_tokenizer, one_thread_environment
 from tiny_models import ONE_RANK
 
@@ -24,7 +25,6 @@ from dcr_ds.models.load import load_causal_lm
 from dcr_ds.recipe import EvaluateSection, load_recipe
 from dcr_ds.recipe.layout import ModelFolder
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["--suite", "builtin", "--limit", "10", "--max-new-tokens", "12", "--batch-size", "2"]
 FILES = {
     "scores.json",

@@ -6,11 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from tiny import one_thread_environment
 
 from dcr_ds.cli import main
 
-ROOT = Path(__file__).parents[2]
 DEMO = "recipes/smollm2-135m.yaml"
 SCRIPTS = sorted(map(str, [*ROOT.glob("slurm/*.sh"), *ROOT.glob("tests/slurm/*.sh")]))
 

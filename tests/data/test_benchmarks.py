@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 from dcr_ds.data.benchmarks import declarations, read_benchmarks, suites
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import EvaluateSection, Recipe, dump_recipe, load_recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 DECLARED = declarations()
 PUBLIC = [name for name, declared in DECLARED.items() if not declared.shipped]
 OVER_REFUSAL = {

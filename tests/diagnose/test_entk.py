@@ -2,15 +2,14 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny import make_model, one_thread_environment
+from processes import run_command, torchrun
+from tiny import make_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -308,22 +307,7 @@ dist.destroy_process_group()
 def test_two_ranks_compute_the_same_as_one(tmp_path):
     model, prompts = load(tmp_path, "qwen2"), prompts_of()
     (tmp_path / "ranks.py").write_text(RANKS)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0"]
-    done = subprocess.run(
-        [
-            *launcher,
-            "--rdzv-backend=c10d",
-            "--rdzv-endpoint=localhost:0",
-            tmp_path / "ranks.py",
-            tmp_path,
-            json.dumps(prompts),
-        ],
-        env=one_thread_environment(),
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_command(*torchrun(2), tmp_path / "ranks.py", tmp_path, json.dumps(prompts))
     single = entk(model, prompts, k=4)
     norms = [np.load(tmp_path / f"norms{rank}.npy") for rank in (0, 1)]
     np.testing.assert_array_equal(*norms)

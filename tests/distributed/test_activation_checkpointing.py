@@ -4,34 +4,21 @@ Stage 1 freezes the tied embeddings, stage 2 all but the adapter (transformers #
 """
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from processes import run_command, torchrun
 from safetensors.torch import load_file
-from tiny import make_model, one_thread_environment
+from tiny import make_model
 
 from dcr_ds.cli import main
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.plan.live_bytes import LiveBytes
 
-ROOT = Path(__file__).parents[2]
 STEPS = 3
-
-
-def launch_two_ranks(recipe: Path, *options: str) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command = [*launcher, "train.py", str(recipe), *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, env=one_thread_environment())
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def losses(run: Path, stage: str) -> list[float]:
@@ -64,7 +51,7 @@ def recipe(tmp_path_factory) -> Path:
 def test_activation_checkpointing_under_zero3_gives_the_same_losses(recipe):
     runs = recipe.parent / "runs"
     recomputing = ["--deepspeed", "ds_configs/zero3.json", "--model.activation_checkpointing", "true"]
-    launch_two_ranks(recipe, "--name", "recomputed", *recomputing)
+    run_command(*torchrun(2), "train.py", recipe, "--name", "recomputed", *recomputing)
     assert main(["train", str(recipe), "--name", "kept", "--deepspeed", "ds_configs/zero0.json"]) == 0
     for stage in ("refine", "align"):
         assert len(losses(runs / "kept", stage)) == STEPS

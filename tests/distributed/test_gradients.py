@@ -1,38 +1,18 @@
 """The gradient of an optimizer step does not depend on ranks, micro-batches, packing or ZeRO stage."""
 
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_model, one_thread_environment
+from processes import run_command, torchrun
+from tiny import make_model
 
 SCRIPT = Path(__file__).with_name("first_gradients.py")
 pytestmark = pytest.mark.timeout(900)  # three launches of up to three ranks, on few cores
 
 
 def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: str) -> dict:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(ranks),
-        "--master_port",
-        str(port),
-        str(SCRIPT),
-        str(model),
-        str(out),
-        zero_stages,
-        micro_batches,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=one_thread_environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_command(*torchrun(ranks), SCRIPT, model, out, zero_stages, micro_batches, timeout=400)
     return torch.load(out)
 
 

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
 import pytest
+from processes import free_port
 from tiny import one_thread_environment
 
 from dcr_ds.engine.distributed import LAUNCHER_VARIABLES, set_environment
@@ -62,15 +62,13 @@ def test_empty_launcher_variables_mean_a_single_process(launcher):
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_waiting_for_ranks_that_nobody_started_is_reported_and_can_be_interrupted(rank):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = free_port()
     variables = {
         "RANK": rank,
         "WORLD_SIZE": "2",
         "LOCAL_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": port,
     }
     process = subprocess.Popen(
         [sys.executable, "-c", JOIN], stderr=subprocess.PIPE, text=True, env=one_thread_environment() | variables

@@ -1,13 +1,10 @@
 """profile_steps writes a trace and a table of the steps."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
-from tiny import make_model, one_thread_environment
-
-ROOT = Path(__file__).resolve().parents[2]
+from processes import run_command
+from tiny import make_model
 
 
 def test_profile_has_a_trace_and_a_table(tmp_path):
@@ -26,10 +23,7 @@ def test_profile_has_a_trace_and_a_table(tmp_path):
         "refine.retain_batch": 2,
     }
     words = [str(word) for name, value in values.items() for word in (f"--{name}", value)]
-    done = subprocess.run(
-        [sys.executable, "train.py", *words], cwd=ROOT, env=one_thread_environment(), capture_output=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_command(sys.executable, "train.py", *words)
     folder = tmp_path / "smollm2-135m" / "refine" / "profile"
     names = {event.get("name") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
     assert {"forward", "backward", "optimizer"} <= names

@@ -2,23 +2,20 @@
 
 import json
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel
+from processes import run_command, torchrun
 from safetensors.torch import load_file
-from tiny import make_model, one_thread_environment
+from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ds.cli import main
 from dcr_ds.models.checkpoint_files import weights_hash
 
-ROOT = Path(__file__).parents[2]
 STEP = "step-00000002"
 
 
@@ -31,16 +28,7 @@ def source(tmp_path_factory) -> Path:
 def runs(tmp_path_factory, source) -> Path:
     """Runs on two ranks, stopped after two steps: refine-zeroN, full-parameter, and align-zeroN, with LoRA."""
     folder = tmp_path_factory.mktemp("runs")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    script = str(Path(__file__).with_name("save_checkpoints.py"))
-    done = subprocess.run(
-        [*command, script, str(source), str(folder)], cwd=ROOT, env=one_thread_environment(), text=True,
-        capture_output=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_command(*torchrun(2), Path(__file__).with_name("save_checkpoints.py"), source, folder)
     return folder
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import ROOT
 from tiny import make_model
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
@@ -19,7 +20,6 @@ from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import splice
 
-ROOT = Path(__file__).parents[2]
 DEEP = "[" * 100_000
 
 

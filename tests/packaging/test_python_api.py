@@ -8,11 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from small_runs import write_recipe
 
 import dcr_ds
 
-ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "python.md"
 
 

@@ -13,11 +13,11 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 from small_runs import write_recipe
 from tiny import one_thread_environment
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "dcr_ds", "kernels", "recipes", "ds_configs", "slurm")
 INHERITED = ("PYTHON", "SLURM_", "DCR_DS_", "SBATCH_", "VIRTUAL_ENV")  # variables that must not affect the installation
 

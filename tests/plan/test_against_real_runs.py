@@ -3,26 +3,15 @@
 benchmarks/plan_check.py builds the engines, runs real steps and compares; these tests run small cases of it.
 """
 
-import socket
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from tiny import one_thread_environment
-
-ROOT = Path(__file__).resolve().parents[2]
+from processes import run_command, torchrun
 
 
 def check(ranks: int, *options: str) -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(port)]
-    command = [sys.executable, *(launcher if ranks > 1 else []), "benchmarks/plan_check.py", *options]
-    done = subprocess.run(command, cwd=ROOT, env=one_thread_environment(), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    return done.stdout
+    launcher = torchrun(ranks) if ranks > 1 else [sys.executable]
+    return run_command(*launcher, "benchmarks/plan_check.py", *options).stdout
 
 
 def test_one_rank():

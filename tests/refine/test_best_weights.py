@@ -3,17 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from processes import ROOT, torchrun
 from safetensors.torch import load_file
 from small_runs import ROWS, write_recipe, write_rows
 from tiny import make_model, one_thread_environment
 
 from dcr_ds.cli import main
 
-ROOT = Path(__file__).parents[2]
 # drift exceeds its bound after step 2, so that steps 3 and 4 are not valid
 FIELDS = {
     "stages": "[refine]", "refine.learning_rate": 1e-3, "refine.target_gap": 2, "refine.patience": 9,
@@ -93,7 +92,7 @@ def test_the_best_weights_are_exported_even_after_a_kill(recipe, tmp_path, arm):
 @pytest.mark.slow
 def test_two_ranks_save_the_best_weights_and_one_rank_resumes(recipe, tmp_path):
     """Killed on two ranks under ZeRO-3 and resumed on one, the weights are those of an uninterrupted run."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launch = torchrun(2)
     paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
     words = {name: words_of(recipe, tmp_path / name, **ZERO3) for name in ("whole", "killed")}
     (script := tmp_path / "killed.py").write_text(KILLED.format(paths=paths, words=words["killed"]))

@@ -1,20 +1,15 @@
 """refine.layer: auto is chosen by the layer probe before stage 1, or by a rule where the probe cannot be run."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import yaml
+from processes import run_command, torchrun
 from small_runs import write_recipe, write_rows
-from tiny import make_model, one_thread_environment
+from tiny import make_model
 
 from dcr_ds.cli import main
 from dcr_ds.engine.resolve import refine_learning_rate
 from dcr_ds.models.load import load_causal_lm
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -52,10 +47,7 @@ def test_the_first_layer_that_separates_is_chosen(recipe, capsys):
 
 
 def test_two_ranks_train_the_layer_that_rank_0_chose(recipe):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "train.py", str(recipe), "--stages", "[refine]"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, env=one_thread_environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_command(*torchrun(2), "train.py", recipe, "--stages", "[refine]")
     assert done.stderr.count("refine.layer: ") == 1
     assert f"refine.layer: {saved_layer(recipe)} (held-out AUC 1.000 of the class means" in done.stderr
 

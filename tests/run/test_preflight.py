@@ -1,13 +1,13 @@
 """The preflight names nodes that do not work, and does not wait for a node that does not answer."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import free_port
 from tiny import one_thread_environment
 
 from dcr_ds.run.preflight import Place, check_this_rank, judge, within
@@ -58,13 +58,10 @@ def preflight(tmp_path):
     """Run some ranks of a job with one rank per node; returns their exit codes, outputs, and the result."""
 
     def run(*arguments: str, ranks: list[int], world_size: int) -> tuple[list[int], str, list[str]]:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
         verdict = tmp_path / "verdict"
         shared = {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
+            "MASTER_PORT": free_port(),
             "WORLD_SIZE": str(world_size),
             "LOCAL_RANK": "0",
             "LOCAL_WORLD_SIZE": "1",

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from processes import free_port
 from small_runs import the_error
 from tiny import one_thread_environment
 
@@ -38,9 +38,7 @@ def run_on(place, nodes):
     """Run `train` with one rank per node, with the environment of each; return the exit code and stderr of rank 0."""
 
     def run(*arguments: str, environments: tuple[dict, dict] = ({}, {})) -> tuple[int, str]:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = str(listener.getsockname()[1])
+        port = free_port()
         command = [sys.executable, "-c", RANK, str(place / "tiny.yaml"), "--stages", "[refine]", *arguments]
         processes = []
         for rank, (node, environment) in enumerate(zip(nodes, environments, strict=True)):
