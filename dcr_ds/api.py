@@ -48,7 +48,6 @@ def train(recipe: Recipe, redo: str | None = None) -> "Run":
         UserError: the input cannot be used; the message says what to change.
         Stopped: the run was interrupted (Ctrl-C) and its state is saved; the same call resumes it.
         Diverged: the loss is not finite.
-        RefinementFailed: stage 1 did not separate the two sets.
         RefinementFailed: stage 1 failed, and refine.on_failure is stop.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -121,7 +121,7 @@ def seeds_interval(*models: Sequence[np.ndarray]) -> Interval:
             parts.append((float(seeds.var(ddof=1)) / len(seeds), len(seeds) - 1))
     variance = sum(part for part, _ in parts)
     means = [float(rates.mean()) for rates in prompts]
-    if variance == 0:  # all answers alike: as wide as one seed's
+    if variance == 0:  # all answers are equal: as wide as for one seed
         if theirs is not None:
             return paired_bootstrap(prompts)
         return mean_interval(

@@ -65,7 +65,7 @@ def align(
 
 
 def note_progress(progress: dict[str, Any], row: dict[str, Any], state: AlignState) -> None:
-    """Keep the last refusal figures, and set `stopped_because` at the wanted refusal or at the last step."""
+    """Keep the last refusal figures, and set `stopped_because` at the target refusal or at the last step."""
     stage = state.recipe.align
     if figures := {name: value for name, value in row.items() if name.startswith(("log_odds_", "refused_"))}:
         progress["final"] = figures

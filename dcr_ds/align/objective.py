@@ -59,7 +59,7 @@ class Objective(Protocol):
         ...
 
     def num_terms(self, rows: Sequence[int]) -> int:
-        """Number of terms that the loss of a step is the mean of."""
+        """Number of terms in the mean that is the loss of a step."""
         ...
 
     def summed_loss(
@@ -69,7 +69,7 @@ class Objective(Protocol):
         ...
 
     def figures(self, sums: torch.Tensor, rows: Sequence[int]) -> dict[str, Any]:
-        """What metrics.jsonl shows of a step, `loss` among it, from the sums over its forward passes and ranks."""
+        """The metrics of a step, including `loss`, from the sums over its forward passes and ranks."""
         ...
 
 

@@ -85,7 +85,7 @@ def reference_key(pairs: Pairs, model: ModelSection, source: Path) -> str:
 
 
 def _read(file: Path, key: str) -> torch.Tensor | None:
-    """The log-probabilities that a file keeps under a key; None if there are none or it is damaged."""
+    """The log-probabilities stored in a file under a key; None if they do not exist or the file is damaged."""
     try:
         with safe_open(file, "pt") as stream:
             return stream.get_tensor("log_probs") if (stream.metadata() or {}).get("key") == key else None

@@ -1,7 +1,7 @@
 """Refusal log-odds during alignment: how readily the model refuses prompts of three categories, without generation.
 
 The prompts are those that stage 1 holds out, and prompts of the general evaluation set. They show the curve of the
-alignment, and let it stop at a wanted amount of refusal (`align.target_refusal`).
+alignment, and let it stop at a target share of refusals (`align.target_refusal`).
 """
 
 from dataclasses import dataclass

@@ -76,7 +76,7 @@ def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path
 
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
-    """What the results depend on, apart from the code."""
+    """What the results depend on, except for the code."""
     from dcr_ds.models.locate import prepare_source
 
     local = sorted(options.local_data.glob("*.jsonl")) if options.local_data else []

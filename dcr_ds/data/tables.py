@@ -20,7 +20,7 @@ MAX_BYTES = 2 << 30  # of an unpacked file, which is held in memory
 SMALL_BYTES, MAX_RATIO = 1 << 26, 100
 MAX_ROWS = 20_000_000
 PARQUET_ROWS = 256  # that are unpacked at a time
-LONGEST_CELL = 2**31 - 1  # the csv module's own default, 131,072 characters, is less than a long dialogue
+LONGEST_CELL = 2**31 - 1  # the default of the csv module, 131,072 characters, is too small for long dialogues
 
 
 @dataclass(frozen=True, slots=True)

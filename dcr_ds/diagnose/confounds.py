@@ -18,7 +18,7 @@ from dcr_ds.diagnose.probe import NUM_FOLDS, held_out_scores, standardised_gram
 from dcr_ds.discernment.couples import AucInterval, auc_interval, pair_folds
 from dcr_ds.errors import UserError
 
-WARN_AUC = 0.75  # a feature that ranks three couples of four rightly is as strong a cue as most hidden layers
+WARN_AUC = 0.75  # a feature that ranks three of four couples correctly separates the sets as well as most hidden layers
 MAX_PROMPTS = 500  # of each set; the regression takes O(n³)
 FEWEST_PROMPTS = 2 * NUM_FOLDS  # of each set
 ADVICE = {
@@ -34,7 +34,7 @@ WORD = re.compile(r"\w+")
 
 
 class Row(Protocol):
-    """What is read of a prompt; `pair` and `category` are None where there are none."""
+    """What the check needs of a prompt; `pair` and `category` may be None."""
 
     @property
     def id(self) -> str: ...

@@ -57,7 +57,7 @@ def hidden_by_layer(
 ) -> torch.Tensor:
     """Pooled hidden states [L − 1, n, D] of prompts at layers 1 to L − 1, in float32 on the CPU.
 
-    Each block's output is pooled at once, so that no more than the states of one block are kept over tokens.
+    Each block's output is pooled immediately, so that states per token are kept for one block only.
 
     Args:
         model: a causal LM of transformers or its base model; it is left in eval mode.

@@ -31,8 +31,8 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.likelihood import LikelihoodHead
 from dcr_ds.progress import heartbeat
 
-CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}  # logits at once, in float32: 32 MiB on a CPU, 512 MiB on a GPU
-CHUNK_WEIGHT = 2**24  # elements of a 16-bit head that are converted to float32 at once: 64 MiB
+CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}  # logits per chunk, in float32: 32 MiB on a CPU, 512 MiB on a GPU
+CHUNK_WEIGHT = 2**24  # elements of a 16-bit head per conversion to float32: 64 MiB
 BATCH_TOKENS = 2**14  # in the cache of a batch; an 8B model caches 128 KiB per token
 # How far a log-probability may lie from that of the model's own forward pass: rounding, never another formula.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2}

@@ -53,7 +53,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class FirstToken:
-    """A first token of openings; `shared` where ordinary answers begin with it too, so that it alone says little."""
+    """A first token of openings; `shared` if ordinary answers also begin with it, so that it is a weak signal alone."""
 
     text: str
     token: int
@@ -67,7 +67,7 @@ class Openings:
     """The openings of a model's refusals.
 
     `refusals_covered` and `ordinary_covered` are the shares of the answers in the data that begin with an opening; the
-    first says how many refusals this reading can see, the second how many ordinary answers it takes for one.
+    first is the share of refusals that openings can detect, the second the share of answers mistaken for refusals.
     """
 
     openings: tuple[Opening, ...]

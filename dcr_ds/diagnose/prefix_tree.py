@@ -45,5 +45,5 @@ class Tree:
         ]
 
     def ancestors(self) -> list[list[bool]]:
-        """[N − 1, N − 1] for the inner nodes but the root: whether the second is the first, or on the way to it."""
+        """[N − 1, N − 1] of inner nodes except the root: whether the second is the first or an ancestor of it."""
         return [[node[: len(other)] == other for other in self.nodes[1:]] for node in self.nodes[1:]]

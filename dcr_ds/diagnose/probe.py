@@ -14,8 +14,8 @@ TOLERANCE = 1e-8
 def standardised_gram(features: np.ndarray) -> np.ndarray:
     """Gram matrix [n, n] in float64 of features [n, D] with mean 0 and variance 1 each, divided by D.
 
-    Its diagonal is 1 on average, whatever D is. Features that are constant count as 0. Labels are not used, so that
-    held-out prompts may take part.
+    Its diagonal is 1 on average for any D. Constant features count as 0. Labels are not used, so that held-out prompts
+    may be included.
     """
     features = features.astype(np.float64)
     features -= features.mean(axis=0)

@@ -34,8 +34,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def release(engine: deepspeed.DeepSpeedEngine) -> None:
     """Free weights, gradients, master weights and moments of an engine that is not used again.
 
-    Gradient hooks of ZeRO and the nodes that call them hold each other where Python's garbage collector cannot see it,
-    and `engine.destroy()` removes only some of them: the next stage would run beside this one's tensors.
+    Gradient hooks of ZeRO and the nodes that call them refer to each other in a way that Python's garbage collector
+    does not see, and `engine.destroy()` removes only some of them: the tensors would stay alive during the next stage.
     """
     optimizer, module = engine.optimizer, engine.module
     engine.destroy()

@@ -89,9 +89,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _reopen(path: Path, first_step: int):
     rows = [row for row in read_rows(path) if row["step"] <= first_step]
-    write_atomically(
-        path, "".join(json_line(without_nan(row)) for row in rows)
-    )  # at once: the first step may never end
+    lines = [json_line(without_nan(row)) for row in rows]
+    write_atomically(path, "".join(lines))  # now, as the first step may never end
     return path.open("a", encoding="utf-8")
 
 

@@ -21,8 +21,8 @@ class Profile:
     """While entered, traces `steps` steps of a stage after two others into `folder.profile`; 0 steps: does nothing.
 
     trace.json is for chrome://tracing or Perfetto; table.txt says where the wall-clock time of those steps went.
-    Backward passes contain ZeRO's collectives, which are shown beside them, too. On a GPU each part waits for it to be
-    done, so that its time is its own; a step under the profiler is slower for it.
+    Backward passes contain ZeRO's collectives, which are also listed separately. On a GPU each part waits until the GPU
+    is done, so that its time is correct; a step under the profiler is slower for it.
     """
 
     def __init__(self, steps: int, engine: Any, folder: StageFolder, ranks: Ranks):

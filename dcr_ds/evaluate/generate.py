@@ -1,6 +1,6 @@
 """Generation: one model answers one benchmark with greedy decoding, into a file of rows.
 
-The batches are a pure function of the complete list of prompts, and each batch is written at once when it is done. A
+The batches are a pure function of the complete list of prompts, and each batch is written as soon as it is done. A
 killed run therefore resumes with the missing batches, on any number of ranks, and ends with the rows of an
 uninterrupted run: padding changes the last bits of logits, so a prompt is always batched with the same neighbours.
 """
@@ -129,7 +129,7 @@ def generate_missing(
 def make_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     """Indices of prompts in batches of similar length, longest first.
 
-    Longest first, so that a batch that does not fit into memory fails at once, and so that the last batches, where
+    Longest first, so that a batch that does not fit into memory fails early, and so that the last batches, in which
     ranks wait for each other, are short.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))

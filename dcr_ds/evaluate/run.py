@@ -91,7 +91,7 @@ def evaluate_model(
     """
     benchmarks = data.benchmarks if answers else []
     parts = _prepare(model, benchmarks, data, settings, ranks)
-    # Rank 0 decides for all ranks: a shared file system may show them different states for a while.
+    # Rank 0 decides for all ranks: a shared file system may temporarily show them different states.
     missing = broadcast_from_main(parts.missing() if ranks.is_main else None, ranks)
     if any(missing):
         _measure(model, parts, missing, settings.batch_size, ranks)

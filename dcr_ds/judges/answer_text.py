@@ -11,7 +11,7 @@ from dcr_ds.files import hash_of
 
 _UNQUOTED = r"(?<![`'\"\u2018\u201c])"
 _THOUGHT = r"(?:(?:begin_of|end_of|start|end)_(?:thought|thinking|solution|response|box)|/?think|inner_)"
-# Tokens that end a turn, start one or fill a batch; those around reasoning and answer are none of them.
+# Tokens that end a turn, start a turn or pad a batch; those around reasoning and answers are not among them.
 _SPECIAL = (
     rf"(?:{_UNQUOTED}(?:<\|(?!(?i:{_THOUGHT}))[A-Za-z_/][\w/ -]{{0,40}}\|?>|<\uff5c[^<>\uff5c]{{1,40}}\uff5c>|"
     r"<(?:eos|bos|pad|unk|EOT|end_of_turn|start_of_turn|turn\||end_of_utterance)>|</s>|"

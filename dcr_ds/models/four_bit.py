@@ -88,7 +88,7 @@ def finish_four_bit(model: PreTrainedModel) -> PreTrainedModel:
                 f"model.quantize: nf4 on a CPU needs layer widths that are a multiple of {BLOCK}, and {name} is "
                 f"{module.in_features} wide; use a GPU, or set it to none"
             )
-        # otherwise, in eval mode on some CPUs, it rounds its scales to bfloat16 for good
+        # otherwise, in eval mode on some CPUs, it permanently rounds its scales to bfloat16
         module.support_avx512bf16_for_cpu = False
     model.register_state_dict_post_hook(_drop_statistics)
     return model

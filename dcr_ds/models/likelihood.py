@@ -27,7 +27,7 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 
 def resolve_loss_backend(setting: Literal["auto"] | Backend, problem: str) -> tuple[Backend, str]:
-    """Who computes the loss at the head, and the reason in a few words.
+    """The implementation of the loss at the head, and a short reason.
 
     Raises:
         UserError: liger is asked for and cannot work here.
@@ -73,7 +73,7 @@ class Likelihood(torch.nn.Module):
 
 @contextmanager
 def as_likelihood(model: PreTrainedModel) -> Iterator[Likelihood]:
-    """A model as a Likelihood for a while; afterwards it returns logits again."""
+    """A context in which a model is a Likelihood; afterwards it returns logits again."""
     head = model.get_output_embeddings()
     try:
         yield Likelihood(model, "chunked")
@@ -246,10 +246,10 @@ def _chunks(hidden: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:
 
 
 def _liger_nll(hidden, weight, targets, bias, softcap, reduction: Reduction) -> torch.Tensor:
-    """The same through liger-kernel, whose `none` also computes the logits a second time.
+    """`linear_nll` with liger-kernel, which for `none` also computes the logits a second time.
 
-    Left alone, liger takes chunks of as many logits as there are hidden states. The weight's gradient is read and
-    written once a chunk, so that many small ones cost more than they save: they are raised to CHUNK_LOGITS.
+    By default, liger's chunks have as many logits as there are hidden states. As the weight's gradient is read and
+    written once per chunk, many small chunks are slow; they are raised to CHUNK_LOGITS.
     """
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
 
@@ -258,5 +258,5 @@ def _liger_nll(hidden, weight, targets, bias, softcap, reduction: Reduction) -> 
         hidden, weight, targets, bias,
         None, IGNORED, 0.0, 0.0, reduction, softcap,  # class weights, ignored target, z-loss, label smoothing
         False, torch.float32,  # z-loss returned, dtype in which gradients add up
-        False, False, False, None, None, times_hidden,  # scaling by token, two figures returned, another backend's
+        False, False, False, None, None, times_hidden,  # token scaling, returned metrics, another backend
     )[0]  # fmt: skip

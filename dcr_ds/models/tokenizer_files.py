@@ -15,7 +15,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def keep_tokenizer(source: Path, chat_template: str | None, folder: Path) -> None:
-    """Save the tokenizer that a model or adapter was trained with into its folder, so that others render alike. Rank 0.
+    """Save the tokenizer next to a trained model or adapter, so that other programs render prompts alike. Rank 0.
 
     A model's generation_config.json gets the end-of-turn token of the template, at which it learned to stop.
 

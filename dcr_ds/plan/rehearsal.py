@@ -237,7 +237,7 @@ def _moved(event: Event, blocks: int, kept: int) -> Event:
 
 
 def _deeper(rehearsal: Rehearsal, first: Rehearsal, second: Rehearsal, times: int) -> Rehearsal:
-    """Extrapolate what grows linearly with the number of periods, besides the events, from one to `times`."""
+    """Extrapolate what grows linearly with the number of periods, except the events, from one period to `times`."""
     kept = (times - 1) * (second.kept - first.kept)
     return replace(
         rehearsal,

@@ -47,7 +47,7 @@ def parse_train(arguments: Sequence[str]) -> TrainArguments:
         value = value if has_value else _next_value(name, words)
         if name == "redo":
             redo = _stage(value)
-        elif name not in ("local_rank", "local-rank"):  # added by DeepSpeed's launcher; LOCAL_RANK says the same
+        elif name not in ("local_rank", "local-rank"):  # added by DeepSpeed's launcher; the same as LOCAL_RANK
             overrides.append((name, value))
     return TrainArguments(recipe or DEFAULT_RECIPE, overrides, dry_run, redo)
 

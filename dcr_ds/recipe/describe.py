@@ -14,7 +14,7 @@ DATA_SET = "data set"  # the type of a field that is a DataSource
 class FieldRow(NamedTuple):
     name: str  # dotted
     type: str
-    default: str  # as YAML; empty where there is none
+    default: str  # as YAML; empty without a default
     description: str
 
 

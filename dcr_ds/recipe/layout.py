@@ -195,7 +195,7 @@ class RunFolder:
 
 
 def enclosing_run(path: Path) -> RunFolder | None:
-    """The run that a path is in: the path itself or one of its three parents; None where there is none."""
+    """The run that contains a path: the path itself or one of its three parents; None if none of them is a run."""
     return next((run for run in _candidates(path) if run.is_run), None)
 
 

@@ -9,7 +9,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe.annotations import inside, may_be_none, wants_text
 
 MAX_CHARACTERS = 1 << 20
-MAX_VALUES = 100_000  # with each alias counted as what it stands for
+MAX_VALUES = 100_000  # with each alias counted as the value it refers to
 MAX_DEPTH = 40
 NULL, MERGE = "tag:yaml.org,2002:null", "tag:yaml.org,2002:merge"
 PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
@@ -114,7 +114,7 @@ class _Builder:
 
 
 def _count(node: yaml.Node, place: str, counts: dict[int, int], above: list[yaml.Node]) -> int:
-    """The number of values in a node, with each alias counted as what it stands for."""
+    """The number of values in a node, with each alias counted as the value it refers to."""
     if node in above:
         raise _error(place, node, "an alias refers to what contains it")
     if len(above) >= MAX_DEPTH:

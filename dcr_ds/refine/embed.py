@@ -26,8 +26,8 @@ def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.devic
 def pooled(engine, rows: Sequence[Row], how: Pooling, shared: int, packed: bool, device: torch.device) -> torch.Tensor:
     """h [B, D] of token rows.
 
-    The mean leaves out the first `shared` tokens, which are the same in every prompt (a system prompt): the norm of the
-    first token is a hundred times larger than the others and would make all means alike.
+    The mean excludes the first `shared` tokens, which are the same in every prompt (a system prompt): the norm of the
+    first token is a hundred times larger than the others and would make all means similar.
     """
     hidden, bounds = hidden_states(engine, rows, packed, device)
     if how == "mean" and shared:

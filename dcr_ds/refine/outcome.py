@@ -1,4 +1,4 @@
-"""The outcome of stage 1: whether its weights are sound, what its summary says, and what a run does with a failure."""
+"""The outcome of stage 1: whether its weights are valid, its summary, and what a run does after a failure."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from dcr_ds.refine.selection import Bounds, failures
 
 
 def outcome(progress: Mapping[str, Any], last_step: int, bounds: Bounds) -> dict[str, Any]:
-    """What summary.json says of the exported weights.
+    """The entries of summary.json about the exported weights.
 
-    Those of the best step are exported, or those of the last step if no measured step was sound.
+    These are the weights of the best step, or of the last step if no measured step was valid.
 
     Returns:
         final: figures of the last step. best: figures of the exported weights. exported_step. failures: why they are
-        not sound; empty if they are. warnings: sentences for log and report.
+        not valid; empty if they are. warnings: sentences for log and report.
     """
     last, reasons = progress["last"], failures(progress["start"], progress["last"], bounds)
     result = {"final": last, "best": progress["best"], "exported_step": progress["best_step"], "failures": []}

@@ -144,9 +144,9 @@ def _tiles(labels: Tensor, own: Tensor) -> Iterator[Tile]:
 
 
 def _cuts(first: list[int], height: int) -> Iterator[int]:
-    """Ends of the tiles over rows of which `first` says where their label begins.
+    """Ends of the tiles over rows; `first` is where the label of each row begins.
 
-    A label with many rows gets tiles of its own; labels with few share one.
+    A label with many rows has its own tiles; labels with few rows share a tile.
     """
     start = 0  # of the current tile
     label_start = 0

@@ -110,8 +110,8 @@ def find_problem(
 ) -> Problem | None:
     """Return what is wrong with a rank's own inputs, as exception type and message, or None.
 
-    No exception object: a frame that holds the exception it raises is a cycle. It would keep h alive, and the
-    process group, whose threads then abort the exit of a rank.
+    Not as an exception object: a frame that refers to the exception it raises is a reference cycle, which keeps h alive
+    and the process group, whose threads then abort the exit of a rank.
     """
     more = {} if positives is None else {"positives": positives}
     inputs: dict[str, object] = {"h": h, "labels": labels, **more}

@@ -116,7 +116,7 @@ def add_chosen(toward: Tensor, batch: Batch, inverse_length: Tensor, partner: Te
     The partners of a row as a target are summed in a fixed order: sorted, then segment by segment, no atomics.
     """
     row = torch.arange(len(batch.h), device=partner.device).expand_as(partner)
-    partner = torch.where(weight == 0, row, partner)  # nothing to add: a dead row's content must not reach the others
+    partner = torch.where(weight == 0, row, partner)  # nothing to add, and dead rows must not reach the others
     target, source = (torch.cat(ends).flatten() for ends in ((row, partner), (partner, row)))
     weight = torch.cat([weight, weight]).flatten() * inverse_length[source]
     order = target.argsort(stable=True)

@@ -179,9 +179,9 @@ def _pool_last(hidden: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, l
 class _Last(torch.autograd.Function):
     """Gather rows. The backward keeps their gradients for a hook on `hidden` and sends it a 0 that needs no memory.
 
-    The 0 is not superfluous. Where there is no gradient, a hook cannot bring one. And autograd adds the 0 to the
-    gradients of other consumers of `hidden`, in place if it is their only owner and else into new memory: what the
-    hook then gets belongs to nobody else, such as z in hidden + z, and may be changed.
+    The 0 is necessary: without a gradient, a hook on `hidden` is not called. And autograd adds the 0 to the gradients
+    of other consumers of `hidden`, in place if it is their only owner, otherwise into new memory. What the hook then
+    gets is used nowhere else (such as at z in hidden + z), and may be modified.
     """
 
     @staticmethod
@@ -210,7 +210,7 @@ class _RowGradients:
         self.kept: dict[int, tuple[Tensor, tuple[Tensor, ...], Tensor]] = {}
 
     def keep(self, index: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """Keep rows [B, D] for the tokens at `index`; return the 0 by which add_to knows that nothing else came."""
+        """Keep rows [B, D] for the tokens at `index`; return the 0 by which add_to detects no other gradient."""
         zero = rows.new_zeros(())
         self.kept[torch._C._current_graph_task_id()] = zero, index, rows
         return zero

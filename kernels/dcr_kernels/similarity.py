@@ -1,4 +1,4 @@
-"""How far apart the labels are: mean cosines of the pairs of a batch.
+"""Separation of labels: mean cosines of the pairs of a batch.
 
 Shapes: N live rows of all ranks, D width, K labels.
 """

@@ -37,7 +37,7 @@ def _cosines(p_h, o_m, o_n, m_m, m_n, b_inverse_m, b_inverse_n,
 
 @triton.jit
 def _circle_weight(b_cosine, m_same, margin):
-    """α of either kind of pair, and 2m less than it, whose product is the logit over γ."""
+    """α of either kind of pair, and α − 2m; their product is the logit divided by γ."""
     b_weight = tl.where(m_same, 1.0 - b_cosine, b_cosine) + margin
     return tl.where(b_weight < 0.0, 0.0, b_weight)
 
@@ -176,7 +176,7 @@ def statistics_kernel(
         tl.store(p_out + num_own, b_total, mask=m_m)
         tl.store(p_out + 2 * num_own, b_count, mask=m_m)
     else:
-        b_poison = b_total * 0.0  # a maximum drops a NaN; the sum kept it
+        b_poison = b_total * 0.0  # a maximum drops NaN, but the sum keeps it
         tl.store(p_out, b_max_p + b_poison, mask=m_m)
         tl.store(p_out + num_own, b_max_n + b_poison, mask=m_m)
         p_chosen += i_split.to(tl.int64) * 2 * num_own + o_own
@@ -288,7 +288,7 @@ def toward_kernel(
             b_out = tl.load(p_tile, mask=m_tile & (o_start > 0), other=0.0)
             b_out = tl.dot(b_pull.to(b_n.dtype), b_n, b_out, input_precision=PRECISION)
             tl.store(p_tile, b_out, mask=m_tile)
-        tl.debug_barrier()  # what a thread stored is read again by the next tile
+        tl.debug_barrier()  # the next tile reads what this thread has stored
 
 
 @triton.jit

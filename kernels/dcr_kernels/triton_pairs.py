@@ -152,7 +152,7 @@ class TritonPairs:
             "BN": self.blocks.n,
             "BD": self.blocks.d,
             "UPCAST": self.interpreted,
-            # as torch's own float32 products: exact unless the user allows TF32
+            # as for float32 products of torch: exact unless the user allows TF32
             "PRECISION": "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee",
             "num_warps": self.blocks.num_warps,
             "num_stages": self.blocks.num_stages,

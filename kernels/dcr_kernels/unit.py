@@ -18,9 +18,9 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def inverse_lengths(h: Tensor) -> Tensor:
     """1/|h_i| [N] of the rows of h [N, D] in working precision.
 
-    A row no longer than EPSILON has no direction and gets 0: its cosine with every other row is 0 and no gradient
-    passes through it, where a plain clamp would amplify the gradient by 1/EPSILON. A row so long that its length
-    overflows gets NaN, not the 0 that 1/∞ would be.
+    A row with a norm of at most EPSILON has no direction and gets 0: its cosine with every other row is 0 and it has no
+    gradient, whereas a plain clamp would amplify the gradient by 1/EPSILON. A row whose norm overflows gets NaN, not
+    the 0 that 1/∞ would be.
     """
     length = torch.linalg.vector_norm(h, dim=1, dtype=working_dtype(h.dtype))
     # The clamp keeps the branch not taken finite: 1/0 would turn its zero gradient into NaN.

@@ -93,9 +93,9 @@ def bootstrap(ratios: np.ndarray, counts: dict[str, int], seed: int) -> tuple[np
 
 
 def difference(first: EntkResult, second: EntkResult, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Block means [C, C] of `second` less those of `first`, and their 95 % intervals.
+    """Block means [C, C] of `second` minus those of `first`, and their 95 % intervals.
 
-    Both are of the same prompts, which are resampled together, so what the prompts have in common cancels.
+    The prompts of both are the same and are resampled together, so that variation between prompts cancels.
     """
     if first.counts != second.counts:
         raise UserError("eNTK: two results can only be compared if they are of the same prompts")

@@ -56,7 +56,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Saved:
-    """What a manifest says about a checkpoint besides its files; `started` is time.monotonic() when its save began."""
+    """What a manifest records besides the files; `started` is time.monotonic() when its save began."""
 
     step: int
     world_size: int

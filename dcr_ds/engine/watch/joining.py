@@ -1,4 +1,4 @@
-"""Join a process group without being deaf to signals, and report what is waited for.
+"""Join a process group so that signals still work, and report what the process waits for.
 
 Joining waits inside C++ code until all ranks are there, and Python's signal handlers do not run meanwhile. With
 leftover launcher variables in the environment, a process would wait for ranks that nobody started, and ignore Ctrl-C.
@@ -19,7 +19,7 @@ REPORT_SECONDS = 20.0
 
 @contextmanager
 def interruptible_join() -> Iterator[None]:
-    """While entered, a stop signal ends this process at once, and a long wait is reported on stderr."""
+    """While entered, a stop signal ends this process immediately, and a long wait is reported on stderr."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -154,7 +154,7 @@ class Watchdog:
         return verdict
 
     def _listen(self, store: TCPStore, rank: int) -> None:
-        """Receive a rank's sign of life if it is new."""
+        """Read a rank's heartbeat if it is new."""
         if store.check([f"rank/{rank}"]):
             count, node, place, silent = json.loads(store.get(f"rank/{rank}"))
             if count > self._signs[rank].count:
@@ -170,7 +170,7 @@ class Watchdog:
         )
 
     def _places(self) -> str:
-        """List the places of the ranks; a rank apart from the others is the one to look at."""
+        """List the positions of the ranks; a rank that differs from the others is the one to look at."""
         by_place: dict[str, list[str]] = {}
         for rank, sign in sorted(self._signs.items()):
             by_place.setdefault(sign.place, []).append(f"{rank} on node {sign.node}")
@@ -185,7 +185,7 @@ def _publish(store: TCPStore, verdict: Verdict) -> None:
 
 
 def _end(text: str, is_hang: bool = False) -> None:
-    """Print a text, in a hang also the stack of every thread, and end this process at once."""
+    """Print a text, in a hang also the stack of every thread, and end this process immediately."""
     if text:
         print(f"error: {text}. The same command resumes from the last checkpoint", file=sys.stderr, flush=True)
     if is_hang:

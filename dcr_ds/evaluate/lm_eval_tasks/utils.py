@@ -3,7 +3,7 @@
     lm_eval run --include_path dcr_ds/evaluate/lm_eval_tasks --tasks over_refusal --apply_chat_template \\
         --model hf --model_args pretrained=MODEL --metadata '{"local_data": "DIR"}'
 
-Without `local_data`, a folder of local copies laid out as docs/benchmark-sets.md says, prompts are read online; `rows`
+Without `local_data`, a folder of local copies as in docs/benchmark-sets.md, prompts are read online; `rows`
 draws at most so many of each benchmark. The chat template is a must: without it a model completes, and answers nothing.
 """
 
@@ -31,6 +31,6 @@ def load_prompts(
 
 
 def judge_compliance(doc: dict, results: list[str]) -> dict[str, float]:
-    """1 where the answer is none of XSTest's refusals; an empty one is no compliance either."""
+    """1 if XSTest's string match finds no refusal; an empty answer is not compliance."""
     [verdict] = verdicts(JUDGE("xstest_strings"), [Answer(doc["prompt"], results[0])])
     return {"compliance_rate": float(verdict.label == "compliance")}

@@ -1,4 +1,4 @@
-"""Which models a report compares: one column a model of the run or, of several runs, their aligned models."""
+"""The models that a report compares: a column per model of a single run, or the aligned models of several runs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ NOT_OF_THE_METHOD = ("name", "seed", "output", "log_every", "tensorboard", "chec
 
 @dataclass(frozen=True)
 class Column:
-    """One model of one run, or of runs that differ in nothing but the seed; what was not measured is a dash."""
+    """A model of one run, or of runs that differ only in the seed; missing values are shown as a dash."""
 
     title: str
     model: str
@@ -20,7 +20,7 @@ class Column:
 
     @property
     def results(self) -> list[ModelResults]:
-        """One a seed; runs that did not measure this model are left out."""
+        """Results per seed; runs that did not measure this model are left out."""
         return [run.models[self.model] for run in self.runs if self.model in run.models]
 
     @property
@@ -32,7 +32,7 @@ class Column:
 def result_columns(runs: Sequence[Run]) -> list[Column]:
     """The models of one run; or, of several runs, base once and then the aligned model of each, seeds together.
 
-    The model of a run that only evaluated one is called after the run.
+    The model of a run that only evaluated a model has the name of the run.
     """
     if len(runs) == 1:
         run = runs[0]
@@ -56,7 +56,7 @@ def trained_titles(run: Run) -> dict[str, str]:
 
 
 def reference_column(columns: Sequence[Column]) -> Column | None:
-    """The model to which the others are compared: the control, else the first run's aligned one, else base."""
+    """The reference model: the control, else the aligned model of the first run, else base."""
     measured = [column for column in columns if column.results]
     if control := next((column for column in measured if column.model == CONTROL), None):
         return control
@@ -66,13 +66,13 @@ def reference_column(columns: Sequence[Column]) -> Column | None:
 
 
 def rivals(columns: Sequence[Column]) -> list[Column]:
-    """The columns of which one can be best: base only where there is no other pair to compare."""
+    """The columns that can have the best value: base only if there is nothing else to compare."""
     trained = [column for column in columns if column.model != BASE and column.is_judged]
     return trained if len(trained) > 1 else list(columns)
 
 
 def seed_groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
-    """Runs that differ in nothing but the seed together, in the order they were named."""
+    """Groups of runs that differ only in the seed, in the given order."""
     groups: list[list[Run]] = []
     for run in runs:
         group = next((group for group in groups if _is_another_seed(run, group)), None)
@@ -84,7 +84,7 @@ def seed_groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
 
 
 def group_titles(groups: Sequence[tuple[Run, ...]]) -> list[str]:
-    """STL, DCR or DPO where there is one of the kind, else names of runs, or folders where names are equal."""
+    """STL, DCR or DPO if there is one run of that kind, else names of runs, or folders if names are equal."""
     firsts = [group[0] for group in groups]
     kinds, names = Counter(run.kind for run in firsts), Counter(run.name for run in firsts)
     titles = [
@@ -96,7 +96,7 @@ def group_titles(groups: Sequence[tuple[Run, ...]]) -> list[str]:
 
 
 def run_titles(runs: Sequence[Run]) -> list[str]:
-    """A name for each run by itself."""
+    """A title per run."""
     return group_titles([(run,) for run in runs])
 
 

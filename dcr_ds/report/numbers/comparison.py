@@ -1,4 +1,4 @@
-"""Runs laid side by side: their models as columns, and what was measured on each."""
+"""Several runs compared: their models as columns, and what was measured on each."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Lay runs side by side.
+    """Compare runs.
 
     Raises:
         UserError: the prompts of a benchmark differ between two runs, with none in common.

@@ -41,7 +41,7 @@ class PairOfSets:
 
 @dataclass(frozen=True)
 class Readings:
-    """What one column gave on the prompts of a pair of sets, in the same order for all columns.
+    """The results of a column on the prompts of a pair of sets, in the same order for all columns.
 
     log_odds, margins, scores: [S, n] of S seeds; NaN where a judge gave no score. labels: [S, n].
     """
@@ -75,7 +75,7 @@ class ColumnDiscernment:
 
 @dataclass(frozen=True)
 class Discernment:
-    """A pair of sets over all columns; None where a column has nothing on it."""
+    """A pair of sets over all columns; None where a column has no results."""
 
     pair: PairOfSets
     n_harmless: int

@@ -1,4 +1,4 @@
-"""The rate of every column on each benchmark, and per prompt whether the answer was the wanted one."""
+"""The rate of every column on each benchmark, and per prompt whether the answer was as wanted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark over all columns; None where a column was not asked, or its answers were not kept."""
+    """A benchmark over all columns; None where a column was not evaluated, or its answers were not kept."""
 
     name: str
     wanted: str  # comply or refuse
@@ -72,7 +72,7 @@ def measured_benchmarks(columns: Sequence[Column]) -> list[Benchmark]:
 
 
 def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
-    """Answers by the prompt they are to: the same id with another text is another prompt."""
+    """Answers by prompt; the same id with another text is another prompt."""
     return {(id_, answer.prompt): answer for id_, answer in results.answers.items()}
 
 
@@ -101,7 +101,7 @@ def _asks(results: BenchmarkResults | None, wanted: str) -> bool:
 
 
 def _common_prompts(name: str, answered: Sequence[BenchmarkResults]) -> tuple[list[Key], str | None]:
-    """The prompts that all were asked, in order, and a sentence where that is not all prompts."""
+    """The prompts that all models answered, in order, and a note if these are not all prompts."""
     if not answered:
         return [], None
     keys_by_results = [list(keyed_answers(results)) for results in answered]
@@ -134,7 +134,7 @@ def _outcomes(entry: Sequence[BenchmarkResults], keys: Sequence[Key]) -> np.ndar
 
 
 def _rate(entry: Sequence[BenchmarkResults], subset: Sequence[Key] | None, outcome: np.ndarray | None) -> Rate | None:
-    """The rate of a column as its scores say or, of several seeds or of a subset of the prompts, from the outcomes."""
+    """The rate of a column: from its scores or, for several seeds or a subset of the prompts, from the outcomes."""
     if len(entry) == 1 and (subset is None or outcome is None):
         score = entry[0].score
         apart = {label: score[label] for label in NOT_JUDGED}

@@ -44,11 +44,11 @@ class BenchmarkResults:
 
     @property
     def judge(self) -> str:
-        """The judge by whom the score is."""
+        """The judge of the score."""
         return self.score["judge"]
 
     def counts(self, judge: str) -> list[str]:
-        """The labels of a judge that are wanted here; none where it is not among the judges of the scores."""
+        """The numbers of labels of a judge; empty if it is not among the judges of the scores."""
         by_judge = {self.judge: self.score} | self.score.get("by_judge", {})
         return by_judge.get(judge, {}).get("counted", [])
 
@@ -194,7 +194,7 @@ def _first(judge: str, labels: dict[str, dict]) -> list[str]:
 
 
 def _read_json(path: Path, fields: tuple[str, ...] = ()) -> Any:
-    """The mapping in a JSON file, which has these fields; None where there is no file."""
+    """The mapping in a JSON file, which must have these fields; None without a file."""
     if not path.is_file():
         return None
     try:

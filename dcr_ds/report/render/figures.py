@@ -43,7 +43,7 @@ def tradeoff_svg(points: Sequence[ModelPoint]) -> str:
 
 
 def tradeoff_labels(points: Sequence[ModelPoint]) -> list[Label]:
-    """Where the title of every point is written, in units of the drawing."""
+    """The positions of the titles of the points, in units of the drawing."""
     shares = [line for point in points for line in _lines(point)]
     ink = [(_across(x), _down(y)) for line in shares for x, y in _spaced(line)]
     at = [((_across(point.x), _down(point.y)), point.title) for point in points]
@@ -57,7 +57,7 @@ def _lines(point: ModelPoint) -> list[Sequence[tuple[float, float]]]:
 
 
 def _spaced(line: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """Points on a line of straight pieces, about 1 % of the axes apart."""
+    """Points on a polyline, spaced by about 1 % of the axes."""
     for (x, y), (next_x, next_y) in pairwise(line):
         number = max(1, round(100 * math.hypot(next_x - x, next_y - y)))
         for i in range(number):

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML page: no request leaves it, and it holds no script."""
+"""A report as a self-contained HTML page without scripts; it sends no requests."""
 
 from importlib import resources
 
@@ -9,6 +9,6 @@ FOLDED_CHARACTERS = 400  # longer answers are folded away
 
 
 def html_page(document: Document) -> str:
-    """The page; whatever text a model wrote is escaped by the template, and shown as it is."""
+    """The page; the template escapes all text, so that text of models is shown literally."""
     style = (resources.files("dcr_ds.report.render") / "templates" / "style.css").read_text(encoding="utf-8")
     return render("report.html.jinja", document=document, style=style.strip(), folded_characters=FOLDED_CHARACTERS)

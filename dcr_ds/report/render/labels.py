@@ -1,11 +1,11 @@
-"""Places for the labels of points, so that they cover neither marks, intervals and curves nor each other."""
+"""Positions of the labels of points that overlap neither marks, intervals and curves nor each other."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 CHARACTER, HEIGHT = 7.6, 14  # of the text, about
-MARK = 9  # half the size of a mark, with some room around it
+MARK = 9  # half the size of a mark, with a margin
 Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
 
@@ -50,11 +50,11 @@ CANDIDATES = [
 
 
 def place_labels(points: Sequence[tuple[Point, str]], ink: Iterable[Point], frame: Box) -> list[Label]:
-    """A place for the text of every point inside the frame, the first ones chosen first.
+    """Choose a position for the text of every point inside the frame, in the given order.
 
     Args:
         points: position and text.
-        ink: points on curves and intervals, evenly spaced, which are better not covered.
+        ink: evenly spaced points on curves and intervals, which labels should avoid.
     """
     marks = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for (x, y), _ in points]
     ink = list(ink)

@@ -1,4 +1,4 @@
-"""A report as Markdown that reads well as plain text too; text from outside shows literally."""
+"""A report as Markdown that is also readable as plain text; external text is shown literally."""
 
 from functools import singledispatch
 

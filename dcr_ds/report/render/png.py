@@ -63,7 +63,7 @@ def draw_curves(curves: Sequence[RefusalCurve], file: Path) -> None:
 
 
 def draw_categories(table: Table, file: Path) -> None:
-    """The rates of a benchmark by category: bars, one a model, which differ in hatching too."""
+    """The rates of a benchmark by category: a bar per model, with different hatching."""
     rows = [row for _, group in table.groups for row in group]
     step = len(table.header) + 1  # bars of a category, and the gap to the next
     drawing = _drawing(7, BAR_INCHES * step * len(rows) + 1.2)
@@ -81,7 +81,7 @@ def draw_categories(table: Table, file: Path) -> None:
 
 
 def _drawing(width: float, height: float) -> Any:
-    """An empty figure of that many inches; drawn without pyplot, so that no state of another program is touched."""
+    """An empty figure, its size in inches; without pyplot, so that no global state changes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -96,11 +96,11 @@ def _save(drawing: Any, file: Path) -> None:
 
 
 def _reach(value: float, interval: tuple[float, float]) -> list[list[float]]:
-    """How far an interval reaches below and above, in percent, as errorbar wants it."""
+    """The distances from a value to the ends of its interval, in percent, as errorbar expects them."""
     low, high = interval
     return [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
 
 
 def _literal(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
+    """Text in which matplotlib sees no mathematics."""
     return text.replace("$", r"\$")

@@ -24,7 +24,7 @@ def markdown_table(rows: Rows) -> str:
 
 
 def text_table(rows: Rows, width: int = 100) -> str:
-    """A table for a terminal, at most `width` columns wide: what does not fit beside goes below."""
+    """A table for a terminal, at most `width` characters wide; columns that do not fit are put below."""
     rows = [[_cut_middle(one_line(row[0]), MAX_NAME), *map(one_line, row[1:])] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     blocks: list[list[int]] = []
@@ -77,7 +77,7 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A decimal number with a true minus, or a dash where there is none."""
+    """A decimal number with a typographic minus, or a dash for None."""
     return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""The templates of reports, filled in with every value escaped for HTML unless the template says otherwise."""
+"""Fill in the templates of reports; values are escaped for HTML unless the template says otherwise."""
 
 from functools import cache
 from typing import Any

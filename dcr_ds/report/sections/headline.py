@@ -1,4 +1,4 @@
-"""The report in one sentence: what the last model changed against the control, or what it does where there is none."""
+"""The report in one sentence: what the last model changed against the control, or its rates without a control."""
 
 from collections.abc import Sequence
 
