@@ -14,6 +14,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, locate_target
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.locate import describe_source
 from dcr_ds.recipe import STAGES, Recipe, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_environment
@@ -56,7 +57,8 @@ def run(arguments: list[str]) -> int:
         environment = _environment(ranks, data)
         for recipe, model in zip(recipes, models, strict=True):
             if ranks.is_main:
-                save_run(recipe, environment)
+                folder = model.source if isinstance(model, LocalModel) else Path(model.model)
+                save_run(recipe, environment | {"model": describe_source(recipe.model, folder)})
             _evaluate(recipe, model, data, ranks)
     if ranks.is_main:
         _print_results([recipe.folder for recipe in recipes])

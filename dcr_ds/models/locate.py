@@ -51,6 +51,12 @@ def _locate(model: ModelSection) -> Path:
     return _from_hub(model)
 
 
+def describe_source(model: ModelSection, folder: Path) -> dict[str, str | None]:
+    """What a run records of its model: the source, and the commit of one that was downloaded from the hub."""
+    commit = folder.name if folder.parent.name == "snapshots" else None
+    return {"source": mask_secrets(model.source), "commit": commit}
+
+
 def _from_hub(model: ModelSection) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError

@@ -140,7 +140,9 @@ def _hub_results(comparison: Comparison, column: Column | None) -> list[dict]:
 
 def _facts(run: Run, model: str) -> list[tuple[str, str]]:
     recipe = run.recipe
-    facts = [("base model", _source(run)), ("revision", str(recipe.get("model", {}).get("revision") or "not pinned"))]
+    commit = (run.environment.get("model") or {}).get("commit")
+    revision = recipe.get("model", {}).get("revision") or commit or "not pinned"
+    facts = [("base model", _source(run)), ("revision", str(revision))]
     if (quantized := recipe.get("model", {}).get("quantize", "none")) != "none":
         facts.append(("base weights during training", f"{quantized}; merged into those of the base model itself"))
     stages_of_model: dict[str, tuple[str, ...]] = {CONTROL: ("control",), REFINED: ("refine",)}

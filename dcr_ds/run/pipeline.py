@@ -12,7 +12,7 @@ from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, pr
 from dcr_ds.errors import RefinementFailed, UserError
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import check_checkpoint, check_layer, model_config
-from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.locate import describe_source, prepare_source
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
 from dcr_ds.run.environment import describe_environment
@@ -58,7 +58,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         tokens = _encode(recipe, source, data, ranks)
         for note in decide_on_main(lambda: _check_resumed(tokens, ranks.world_size), ranks):
             print_on_main(ranks, note)
-        _describe(recipe, reasons, data, ranks)
+        _describe(recipe, source, reasons, data, ranks)
         _run_stages(tokens, ranks)
         if ranks.is_main:
             _report(recipe)
@@ -284,7 +284,7 @@ def _describe_only(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) ->
     print_on_main(ranks, describe_run(tokens, reasons, ranks.world_size))
 
 
-def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ranks) -> None:
+def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunData, ranks: Ranks) -> None:
     """Print what was resolved and noted, and write recipe.yaml and environment.json. All ranks."""
     from dcr_ds.engine.machine import device_name
 
@@ -292,6 +292,7 @@ def _describe(recipe: Recipe, reasons: dict[str, str], data: RunData, ranks: Ran
         section, _, field = name.partition(".")
         print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
     described = decide_on_main(lambda: _describe_data(data), ranks)  # the confound check takes a second
+    described["model"] = describe_source(recipe.model, source)
     for note in described["notes"]:
         print_on_main(ranks, note)
     for warning in described["warnings"]:

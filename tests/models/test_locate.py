@@ -151,3 +151,27 @@ def test_a_cache_folder_that_cannot_be_created_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DCR_DS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(UserError, match="set DCR_DS_CACHE to another folder"):
         prepare_source(ModelSection(source=str(tmp_path / "tiny.gguf")))
+
+
+def test_the_commit_of_a_downloaded_model_is_recorded(tmp_path):
+    from dcr_ds.models.locate import describe_source
+
+    cached = tmp_path / "models--owner--name" / "snapshots" / "0123abc"
+    section = ModelSection(source="owner/name")
+    assert describe_source(section, cached) == {"source": "owner/name", "commit": "0123abc"}
+    assert describe_source(section, tmp_path)["commit"] is None
+
+
+def test_a_home_folder_that_is_not_known_is_no_trace():
+    for source in ("~no-such-user/model", "~no-such-user/model.gguf"):
+        with pytest.raises(UserError, match="no-such-user"):
+            prepare_source(ModelSection(source=source))
+
+
+def test_a_model_named_by_a_variable(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="MODELS is not set"):
+        prepare_source(ModelSection(source="${MODELS}/m"))
+    monkeypatch.setenv("MODELS", str(tmp_path))
+    (tmp_path / "m").mkdir()
+    with pytest.raises(UserError, match=f"{tmp_path}/m: has no config.json"):
+        prepare_source(ModelSection(source="${MODELS}/m"))
