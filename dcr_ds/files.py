@@ -13,6 +13,8 @@ from typing import Any
 
 from dcr_ds.errors import UserError
 
+REPEAT = "repeat the command that writes it"
+
 
 def cache_folder() -> Path:
     """The folder of converted models and downloaded data: $DCR_DS_CACHE, or dcr_ds in the user's cache folder."""
@@ -110,16 +112,18 @@ def read_jsonl(path: Path, fields: Sequence[str] = ()) -> list[dict]:
         try:
             row = parse_json(content)
         except ValueError as error:  # also raised for a character torn in the middle
-            raise UserError(f"{place}: is not JSON ({error}); run again the command that writes it") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: is not a mapping; run again the command that writes it")
-        if missing := [field for field in fields if field not in row]:
-            raise UserError(
-                f"{place}: has no {', '.join(missing)}: another version wrote it, or something else; run again the "
-                "command that writes it"
-            )
+            raise UserError(f"{place}: is not JSON ({error}); {REPEAT}") from None
+        check_fields(row, fields, place)
         rows.append(row)
     return rows
+
+
+def check_fields(content: Any, fields: Sequence[str], place: object) -> None:
+    """Raise UserError unless a value read from JSON is a mapping with these fields."""
+    if not isinstance(content, dict):
+        raise UserError(f"{place}: is not a mapping; {REPEAT}")
+    if missing := [field for field in fields if field not in content]:
+        raise UserError(f"{place}: has no {', '.join(missing)}, as another version or program wrote it; {REPEAT}")
 
 
 def read_whole_rows(path: Path, fields: Sequence[str] = ()) -> list[dict]:

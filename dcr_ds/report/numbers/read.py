@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import parse_json, read_jsonl
+from dcr_ds.files import REPEAT, check_fields, parse_json, read_jsonl
 from dcr_ds.recipe import Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
 
@@ -200,16 +200,6 @@ def _read_json(path: Path, fields: tuple[str, ...] = ()) -> Any:
     try:
         content = parse_json(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); run the stage again that writes it") from None
-    _check_fields(content, fields, path)
+        raise UserError(f"{path}: is not JSON ({error}); {REPEAT}") from None
+    check_fields(content, fields, path)
     return content
-
-
-def _check_fields(content: Any, fields: tuple[str, ...], place: Any) -> None:
-    if not isinstance(content, dict):
-        raise UserError(f"{place}: is not a mapping; run the stage again that writes it")
-    if missing := [field for field in fields if field not in content]:
-        raise UserError(
-            f"{place}: has no {', '.join(missing)}: another version wrote it, or something else; "
-            "run the stage again that writes it"
-        )
