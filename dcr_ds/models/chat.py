@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.limits import check_ids, model_limits
+from dcr_ds.models.limits import check_ids, ids_beyond, model_limits
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.rendering import check_template, render
 from dcr_ds.reasoning import is_reasoning_mark, open_block
@@ -79,9 +79,9 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.model_limits = model_limits(model or folder)  # where `limits_of` finds it
+    if tokenizer.pad_token_id is None or ids_beyond(tokenizer.pad_token_id, tokenizer.model_limits.rows):
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 

@@ -62,7 +62,9 @@ class StageSection(Section):
     )
     packed_length: Auto | PositiveInt = Field("auto", description="tokens per packed row; each row is one forward pass")
     learning_rate: Auto | Annotated[float, Field(gt=0, le=1)] = Field(2e-5, description="peak learning rate")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="weight decay of AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, description="weight decay of AdamW; not of norms, biases and embeddings"
+    )
     warmup_steps: Count = Field(0, description="steps of linear warm-up of the learning rate")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm, taken over all ranks")
     max_length: PositiveInt = Field(512, description="longest sample, in tokens; longer ones are left out and counted")

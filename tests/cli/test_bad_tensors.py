@@ -33,6 +33,40 @@ def test_quantised_model(refused, model, tmp_path, options):
     assert message.startswith(f"{folder}: the weights are quantised already (config.json says gptq)")
 
 
+def without_prefix(tensors):
+    return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+
+
+def with_another_head(tensors):
+    return tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] * 1.01}
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_prefix, "the names of its tensors lack the prefix 'model.'"),
+        (with_another_head, "config.json says tie_word_embeddings: true, but the weights hold a lm_head.weight that"),
+    ],
+)
+def test_other_tensors_than_those_of_the_architecture(failing, tmp_path, change, words, options):
+    folder = make_model(tmp_path / "tied", layers=2)
+    file = folder / "model.safetensors"
+    save_file({name: tensor.clone() for name, tensor in change(load_file(file)).items()}, file)
+    message = failing("--model.source", folder, "--output", tmp_path, *options)
+    assert message.startswith(f"{folder}: {words}")
+    assert not (tmp_path / "run/refine").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_single_file_and_shards(failing, model, tmp_path, options):
+    folder = shutil.copytree(model, tmp_path / "model")
+    index = {"weight_map": dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors"), "metadata": {}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = failing("--model.source", folder, "--output", tmp_path, *options)
+    assert message.startswith(f"{folder}: holds both model.safetensors and model.safetensors.index.json")
+
+
 @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 def test_adapter_on_tied_embeddings(failing, tmp_path, module, options):

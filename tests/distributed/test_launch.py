@@ -73,7 +73,7 @@ def recipe(tmp_path_factory, model) -> str:
         "data": {"general": {"rows": 30}, "refusals": {"rows": 20}},
         "refine": {"layer": 2, "global_batch": 8, "max_steps": STEPS["refine"], "retain_batch": 3, "patience": 99,
                    "on_failure": "continue",
-                   "learning_rate": 1e-3, "pairs": "matched"},
+                   "learning_rate": 1e-3, "pairs": "matched", "weight_decay": 0.1},
         "align": {"global_batch": 10, "learning_rate": 1e-3, "max_length": 512},
         "checkpoint": {"every_steps": 2},
         "deepspeed": "ds_configs/zero3.json",

@@ -69,7 +69,7 @@ def main(source: str, output: str) -> None:
             values = {
                 "name": f"{stage}-zero{zero}", "output": output, "model.source": source, "refine.layer": 2,
                 "deepspeed": f"ds_configs/zero{zero}.json", f"{stage}.adapter": adapter, "align.lora.rank": 4,
-                "refine.learning_rate": 1e-2, "align.learning_rate": 1e-2,
+                "refine.learning_rate": 1e-2, "align.learning_rate": 1e-2, "refine.weight_decay": 0.1,
             }  # fmt: skip
             recipe = load_recipe(None, [(field, str(value)) for field, value in values.items()])
             stop_early(stage, recipe, Path(source), ranks)

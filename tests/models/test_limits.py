@@ -124,6 +124,14 @@ def test_a_date_in_the_template_does_not_depend_on_the_day(tmp_path):
     assert ours == rendered_on(tmp_path, 2032)[0] and "Today: 26 Jul 2024\\n<|im_start|>user" in ours
 
 
+def test_a_pad_token_that_the_model_lacks_is_replaced(extended):
+    tokenizer = load_tokenizer(extended)
+    tokenizer.pad_token = EXTRA
+    tokenizer.save_pretrained(extended)
+    loaded = load_tokenizer(extended)
+    assert loaded.pad_token_id == loaded.eos_token_id == 2
+
+
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%B %-d, %Y", "%A", "%H:%M:%S", "%c", "no date", "%j %y"])
 @pytest.mark.parametrize("start", ["", "\n", "  \n\n"])
 def test_the_date_is_written_as_strftime_does(tmp_path, form, start):
