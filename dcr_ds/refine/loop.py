@@ -4,6 +4,7 @@ A contrastive loss at the output of block ℓ pushes the hidden states of seemin
 prompts; a retain term keeps the activations of general conversations in place.
 """
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ def start_progress(progress: dict[str, Any], start: dict[str, float], state: Ref
 
 def restore_best(progress: dict[str, Any], step: int, snapshot: Snapshot, checkpoint: Path) -> None:
     """Bring the best weights back after a checkpoint was loaded. All ranks."""
+    for name in ("start", "best", "last"):  # figures, in which NaN is saved as null
+        if name in progress:
+            progress[name] = {key: math.nan if value is None else value for key, value in progress[name].items()}
     if "best" not in progress:  # saved by a version that did not keep them
         progress |= {"best": progress["start"], "best_step": 0}
     if progress["best_step"] == step:

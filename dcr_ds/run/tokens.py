@@ -61,9 +61,8 @@ class RunTokens:
         """Hash of all token ids of a training stage."""
         name = FIELDS[stage]
         if name not in self._hashes:
-            self._hashes[name] = hash_rows(
-                _prompt_rows(self.prompts) if name == "refine" else _sample_rows(self.samples)
-            )
+            rows = _prompt_rows(self.prompts) if name == "refine" else _sample_rows(self.samples, self.probe)
+            self._hashes[name] = hash_rows(rows)
         return self._hashes[name]
 
     def evaluation_hashes(self) -> dict[str, str]:
@@ -82,7 +81,7 @@ class RunTokens:
     def notes(self, stages: Iterable[str]) -> list[str]:
         """Warnings about the schedule of stages."""
         steps = {"refine": lambda: self.recipe.refine.max_steps, "align": self.align_steps}
-        named = [name for name in dict.fromkeys(FIELDS[stage] for stage in stages)]
+        named = list(dict.fromkeys(FIELDS[stage] for stage in stages))
         return [note for name in named if (note := warmup_note(name, getattr(self.recipe, name), steps[name]()))]
 
     def align_steps(self) -> int:
@@ -92,11 +91,9 @@ class RunTokens:
 
 def warmup_note(name: str, stage: StageSection, total_steps: int) -> str | None:
     """A warning if the learning rate never reaches its peak."""
-    if stage.warmup_steps < total_steps:
+    if stage.warmup_steps < max(1, total_steps):
         return None
-    share = (total_steps - 1) / stage.warmup_steps if stage.warmup_steps else 1.0
-    if share >= 1:
-        return None
+    share = (total_steps - 1) / stage.warmup_steps
     return (
         f"WARNING: {name}: warmup_steps = {stage.warmup_steps}, and the stage has {total_steps} steps, so its learning "
         f"rate ends at {share:.0%} of {name}.learning_rate; lower {name}.warmup_steps"
@@ -118,7 +115,9 @@ def _prompt_rows(prompts: RefinePrompts) -> Iterable[Sequence[int]]:
     yield from prompts.held_out_general
 
 
-def _sample_rows(samples: Mix | Pairs) -> Iterable[Sequence[int]]:
+def _sample_rows(samples: Mix | Pairs, probe: RefusalProbe | None) -> Iterable[Sequence[int]]:
     for sample in samples.samples:
         for answer in sample.both if isinstance(sample, Pair) else [sample]:
             yield from ([answer.prompt_tokens], answer.ids)
+    for prompts in probe.prompts.values() if probe else ():
+        yield from prompts
