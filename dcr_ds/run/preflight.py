@@ -82,7 +82,7 @@ def _disk(path: Path, free_gib: float) -> str | None:
             free = shutil.disk_usage(path).free / GIB
     except OSError as error:
         return f"{path} cannot be written to ({error.strerror})"
-    return f"{path} has {free:.1f} GiB free, {free_gib:g} are asked for" if free < free_gib else None
+    return f"{path} has {free:.1f} GiB free, but {free_gib:g} GiB are required" if free < free_gib else None
 
 
 def _gpu(place: Place) -> str | None:
@@ -185,7 +185,7 @@ def run_rank_0(store: Any, place: Place, seconds: float, verdict: Path) -> bool:
         print(f"preflight: {node}: {problem}", file=sys.stderr, flush=True)
     if reduced and not bad:
         hint = (
-            "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the network between the nodes; NCCL_DEBUG=INFO tells more"
+            "set NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME to the network between the nodes; NCCL_DEBUG=INFO shows more"
         )
         print(f"preflight: the all-reduce failed on every node ({reduced}); {hint}", file=sys.stderr, flush=True)
     good = not bad and not reduced

@@ -96,7 +96,7 @@ def test_a_hanging_node_is_named_and_the_others_end(preflight):
 def test_a_full_disk_is_reported_with_its_size(preflight):
     codes, output, verdict = preflight("--free-gib", "1e9", ranks=[0], world_size=1)
     assert (codes, verdict) == ([1], ["bad", "bad alpha"])
-    assert "GiB free, 1e+09 are asked for" in output
+    assert "GiB free, but 1e+09 GiB are required" in output
 
 
 def test_an_error_in_the_recipe_is_not_blamed_on_a_node(preflight):
