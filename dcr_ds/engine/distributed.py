@@ -117,13 +117,18 @@ def joined() -> Iterator[Ranks]:
 
 
 def start() -> Ranks:
-    """Join the process group, with NCCL on GPUs and gloo on CPUs. All ranks."""
+    """Join the process group, with NCCL on GPUs and gloo on CPUs. All ranks.
+
+    Raises:
+        UserError: fewer GPUs are visible than ranks were started on this node.
+    """
     import deepspeed.ops
     import torch
 
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+        device = torch.device("cuda", device_index(local_rank, torch.cuda.device_count()))
+        os.environ["LOCAL_RANK"] = str(device.index)  # where DeepSpeed reads the device
         torch.cuda.set_device(device)
         backend = "nccl"
     else:
@@ -132,6 +137,24 @@ def start() -> Ranks:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=LONGEST_COLLECTIVE, verbose=False)
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, device)
+
+
+def device_index(local_rank: int, visible: int) -> int:
+    """Return which of the visible GPUs a rank uses: that of its local rank, or the only one.
+
+    SLURM and other launchers may show each rank its own GPU only (--gpus-per-task, --gpu-bind).
+
+    Raises:
+        UserError: there are several GPUs, and fewer than ranks.
+    """
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        raise UserError(
+            f"local rank {local_rank}: only {visible} GPUs are visible; start one rank per GPU, or make one visible to "
+            "each rank"
+        )
+    return local_rank
 
 
 def close() -> None:

@@ -15,6 +15,7 @@ from dcr_ds.models.checkpoint_files import check_checkpoint, check_layer, model_
 from dcr_ds.models.locate import describe_source, prepare_source
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
+from dcr_ds.run.attempt import record_progress
 from dcr_ds.run.environment import describe_environment
 from dcr_ds.run.folder import begin_redo, end_redo, has_control, prepare_folder, redo_of, save_run
 from dcr_ds.run.identity import check_identity
@@ -49,6 +50,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         requested = recipe
         # again, under the lock: another run may have ended just now
         recipe = decide_on_main(lambda: prepare_folder(requested, redo), ranks)
+        decide_on_main(lambda: record_progress(RunFolder(requested.folder)), ranks)
         recipe, probed = _probe_layer(recipe, source, data, ranks)
         recipe, reasons = _resolve(recipe, source, ranks)
         if probed:

@@ -38,7 +38,7 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
     for name, rows in sets.items():
         if options.prompts and len(rows) < options.prompts:
             raise UserError(
-                f"{name.replace('_', ' ')}: {options.prompts} prompts requested, but the set has {len(rows)}; lower "
+                f"{name.replace('_', ' ')}: {options.prompts} prompts asked for, the set has {len(rows)}; lower "
                 f"--prompts, or name a larger file with {OPTIONS[name]}"
             )
     return {name: _sample(rows, options.prompts, options.seed) for name, rows in sets.items()}

@@ -111,12 +111,12 @@ def _common_prompts(name: str, answered: Sequence[BenchmarkResults]) -> tuple[li
     if not common:
         folders = ", ".join(dict.fromkeys(str(results.folder) for results in answered))
         raise UserError(
-            f"benchmark {name}: no prompt is common to {folders}, so they cannot be compared; report "
+            f"benchmark {name} has no prompt that was asked in all of {folders}, so they cannot be compared; report "
             "the runs separately, or evaluate them on the same prompts"
         )
     sizes = ", ".join(map(str, sorted({len(keys) for keys in keys_by_results})))
     note = (
-        f"{name}: the models answered different prompts ({sizes} of them); all columns show the {len(common)} that "
+        f"{name}: the models were asked different prompts ({sizes} of them); all columns show the {len(common)} that "
         "they have in common."
     )
     return [key for key in keys_by_results[0] if key in common], note

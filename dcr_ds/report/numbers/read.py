@@ -168,7 +168,7 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
     judge_scores = {row["id"]: row.get("score") for row in verdicts.get(judge, [])}
     if rows and (missing := [row["id"] for row in rows if row["id"] not in labels.get(judge, {})]):
         raise UserError(
-            f"{home.verdicts(judge)}: has no verdict on {len(missing)} of the {len(rows)} answers next to "
+            f"{home.verdicts(judge)}: has no verdict on {len(missing)} of the {len(rows)} answers beside "
             f"it (the first is {missing[0]}); run the evaluation again, which judges them without generating"
         )
     answers = {
