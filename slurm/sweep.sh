@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# An array of jobs over every combination of values, and one table of all runs at the end.
+# An array of jobs, one per combination of values, and a report of all runs at the end.
 #
-#   slurm/sweep.sh [--dry-run] RECIPE --FIELD VALUE,VALUE… [--FIELD VALUE,VALUE…]… [-- overrides for all…]
+#   slurm/sweep.sh [--dry-run] RECIPE --FIELD VALUE,VALUE… [--FIELD VALUE,VALUE…]… [-- --FIELD VALUE …]
 #   slurm/sweep.sh recipes/smollm2-135m.yaml --seed 0,1,2 --refine.loss circle,supcon -- --align.epochs 0.5
-#   fields worth a sweep: seed, refine.layer, refine.loss, refine.retain_weight, align.safe_ratio
+#   fields that are often swept: seed, refine.layer, refine.loss, refine.retain_weight, align.safe_ratio
 #
-# From the project's folder. Size of each job: DCR_DS_SBATCH_SWEEP (slurm/settings.sh). The runs, named after their
-# values, and report.md with report.html go to runs/sweep-<recipe>, or where --output among the overrides says.
+# Run it from the project's folder. Size of each job: DCR_DS_SBATCH_SWEEP (slurm/settings.sh). The runs, named after
+# their values, and report.md with report.html are in runs/sweep-<recipe>, or in the folder of --output after the --.
 set -euo pipefail
-project=$PWD
 scripts=${DCR_DS_SCRIPTS:-slurm}
 if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f train.py || ! -f slurm/common.sh) ]]; then
     echo "error: $PWD is not the project's folder; cd there first" >&2
@@ -28,7 +27,7 @@ shift
 stem=$(basename "$recipe" .yaml)
 points=('') names=("$stem")
 while (($# > 0)) && [[ $1 != -- ]]; do
-    [[ $1 == --* && -n ${2:-} ]] || fail "slurm/sweep.sh: $1 wants --FIELD VALUE,VALUE…; overrides for all follow --"
+    [[ $1 == --* && -n ${2:-} ]] || fail "slurm/sweep.sh: $1: use --FIELD VALUE,VALUE…; fields of all runs follow after --"
     IFS=, read -ra values <<<"$2"
     crossed=() crossed_names=()
     for i in "${!points[@]}"; do
@@ -52,15 +51,16 @@ if [[ -n $dry_run ]]; then
     sweep=$(mktemp -d)
     trap 'rm -rf "$sweep"' EXIT
 else
+    trap cancel_on_failure EXIT
     sweep=$log_folder/sweep-$stem-$(date +%Y%m%d-%H%M%S)-$$
     mkdir -p "$sweep"
 fi
-for i in "${!points[@]}"; do # a line an element, its arguments apart by tabs
+for i in "${!points[@]}"; do # one line per element of the array, with its arguments separated by tabs
     printf -- '%s--name\t%s\t--output\t%s\n' "${points[i]}" "${names[i]}" "$output" >>"$sweep/points"
     echo "$output/${names[i]}" | tee -a "$sweep/runs"
 done
 activate
-if "$python" -c 'import dcr_ds' 2>/dev/null; then # a mistake is told before anything waits in a queue
+if "$python" -c 'import dcr_ds' 2>/dev/null; then # a mistake is found before a job is queued
     "$python" -m dcr_ds slurm --check-points "$sweep/points" "$recipe" "$@" || exit 2
 fi
 read -ra options <<<"${DCR_DS_SBATCH_SWEEP:-}"
@@ -68,9 +68,9 @@ array=0-$((${#points[@]} - 1))${DCR_DS_SWEEP_AT_ONCE:+%$DCR_DS_SWEEP_AT_ONCE}
 submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL,DCR_DS_POINTS="$sweep/points" "${options[@]}" \
     "$scripts/dcr.sh" "$recipe" "$@"
 echo "sweep of ${#points[@]} runs: job $submitted"
-unset SBATCH_GPUS_PER_NODE SBATCH_CPUS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_EXCLUSIVE # a table needs one core
+unset SBATCH_GPUS_PER_NODE SBATCH_CPUS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_EXCLUSIVE # a report needs one core
 read -ra options <<<"${DCR_DS_SBATCH_REPORT:-}"
-# also after a failure: the table is of the runs that are done, and the job names the others
+# afterany, since the report of the runs that are done is wanted even if others failed
 submit --job-name="dcr-ds-report" --dependency=afterany:"$submitted" --kill-on-invalid-dep=yes "${options[@]}" \
     "$scripts/report.sh" "$sweep/runs" "$output/report.md"
 echo "table: job $submitted, $output/report.md"

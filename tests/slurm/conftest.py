@@ -29,11 +29,11 @@ LONG_REFINE = {"max_steps": 100, "patience": 100000, "target_gap": 2, "measure_e
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slurm", choices=["quick", "all"], help="run the tests that need a SLURM: the one, or all")
+    parser.addoption("--slurm", choices=["quick", "all"], help="run the tests on a private SLURM: one, or all")
 
 
 def pytest_collection_modifyitems(config, items):
-    """The tests of this folder run where they are asked for and can be; else the reason is told."""
+    """Skip the tests of this folder unless they were asked for and can be run, and give the reason."""
     asked = config.getoption("--slurm", default=None)
     search = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=search)]
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config, items):
         if asked is None:
             item.add_marker(pytest.mark.skip(reason="needs a SLURM: make test-slurm-quick, make test-slurm"))
         elif asked == "quick" and "quick" not in item.path.name:
-            item.add_marker(pytest.mark.skip(reason="not the quick one: make test-slurm"))
+            item.add_marker(pytest.mark.skip(reason="not the quick test: make test-slurm"))
         elif missing:
             item.add_marker(pytest.mark.skip(reason=f"{missing[0]} is missing: tests/slurm/cluster.sh install"))
         elif os.geteuid() != 0:
@@ -56,7 +56,7 @@ class Cluster:
     environment: dict[str, str] = field(default_factory=dict)
 
     def call(self, *command: str, **environment: str) -> str:
-        """Run a command of SLURM, or a script that submits, from the project's folder; gives what it printed."""
+        """Run a command of SLURM, or a script that submits, from the project's folder; return what it printed."""
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -70,11 +70,11 @@ class Cluster:
         return done.stdout
 
     def submit(self, *arguments: str, **environment: str) -> str:
-        """Submit with sbatch; gives the job's id."""
+        """Submit with sbatch; return the job id."""
         return self.call("sbatch", "--parsable", *arguments, **environment).strip()
 
     def job(self, job: str) -> dict[str, str]:
-        """What SLURM tells of a job: JobState, Restarts, ExitCode, NodeList, …"""
+        """SLURM's description of a job: JobState, Restarts, ExitCode, NodeList, …"""
         words = self.call("scontrol", "show", "job", "--oneliner", job).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
@@ -83,20 +83,30 @@ class Cluster:
         path = self.home / f"{job}.out"
         return path.read_text() if path.exists() else ""
 
+    def attempt(self, job: str, number: int = 0) -> Path:
+        """The folder of the logs of an attempt."""
+        return self.home / "logs/lab" / job / f"attempt-{number}"
+
     def wait(self, job: str, done: Callable[[], bool], seconds: float) -> None:
-        """Wait for something to happen in a job, which must not end before."""
+        """Wait for something to happen in a job."""
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"job {job} after {seconds} s: {self.job(job)}\n{self.log(job)[-6000:]}"
             time.sleep(0.1)
 
+    def restart(self) -> None:
+        """Start again the daemons that a test has killed, and the nodes that SLURM has given up since."""
+        subprocess.run([CLUSTER, "start", str(self.home / "lab"), str(NODES)], check=False, timeout=60)
+        for node in range(1, NODES + 1):
+            subprocess.run(["scontrol", "update", f"NodeName=node{node}", "State=RESUME"], env=self.environment)
+
     def end(self, job: str, state: str, seconds: float) -> dict[str, str]:
-        """Wait for the end of a job, which must be this state; gives what SLURM tells of it."""
+        """Wait for the end of a job, which must be in this state; return SLURM's description of it."""
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait(job, lambda: self.job(job)["JobState"] in ends, seconds)
-        told = self.job(job)
-        assert told["JobState"] == state, f"{told}\n{self.log(job)[-6000:]}"
-        return told
+        described = self.job(job)
+        assert described["JobState"] == state, f"{described}\n{self.log(job)[-6000:]}"
+        return described
 
 
 @pytest.fixture
@@ -128,6 +138,19 @@ def slurm() -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture
+def in_place_of_python(tmp_path) -> Callable[[str], str]:
+    """Write a script of bash that ranks run in place of Python; return its path, for DCR_DS_PYTHON."""
+
+    def write(text: str) -> str:
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/bash\n{text}\n")
+        script.chmod(0o755)
+        return str(script)
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory) -> str:
     """A recipe of a tiny model under ZeRO-3, all three stages; a run of it takes seconds once it has begun."""
@@ -141,7 +164,7 @@ def recipe(tmp_path_factory) -> str:
 
 @pytest.fixture
 def rows() -> Callable[[Path], list[dict]]:
-    """The rows of a metrics.jsonl, none where there is none yet."""
+    """The rows of a metrics.jsonl; none if it does not exist yet."""
 
     def read(metrics: Path) -> list[dict]:
         if not metrics.exists():

@@ -6,14 +6,14 @@ import pytest
 
 
 @pytest.mark.timeout(900)
-def test_stopped_job_is_requeued_and_goes_on_by_itself(cluster, recipe, rows, tmp_path):
+def test_stopped_job_is_requeued_and_resumes_by_itself(cluster, recipe, rows, tmp_path):
     job = cluster.submit("--nodes=2", "--time=10", "slurm/dcr.sh", recipe, "--output", str(tmp_path))
     run = tmp_path / "tiny"
     metrics = run / "refine/metrics.jsonl"
     cluster.wait(job, lambda: len(rows(metrics)) >= 3, 400)
     cluster.call("scancel", "--signal=USR1", job)
-    told = cluster.end(job, "COMPLETED", 400)
-    assert (told["Restarts"], told["ExitCode"]) == ("1", "0:0")
+    described = cluster.end(job, "COMPLETED", 400)
+    assert (described["Restarts"], described["ExitCode"]) == ("1", "0:0")
     log = "\n".join(line for line in cluster.log(job).splitlines() if not line.startswith("refine "))
     assert "stopped and saved; requeued" in log and "resuming from" in log, log
     assert [row["step"] for row in rows(metrics)] == list(range(1, 101))
