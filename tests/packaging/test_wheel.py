@@ -1,59 +1,24 @@
-"""The wheel, installed in a new virtual environment and used from an empty folder without the checkout.
+"""The wheel, installed in a new virtual environment and used from an empty folder without the checkout."""
 
-Only the wheel is installed there; torch and the other dependencies are found in the environment that runs the
-tests, through PYTHONPATH-like .pth entries that do not process its editable installs.
-"""
-
-import os
 import shlex
-import shutil
 import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
+from built_wheel import build_wheel, install_wheel
 from processes import ROOT
 from small_runs import write_recipe
-from tiny import one_thread_environment
 
 pytestmark = pytest.mark.slow
-SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "dcr_ds", "kernels", "recipes", "ds_configs", "slurm")
-INHERITED = ("PYTHON", "SLURM_", "DCR_DS_", "SBATCH_", "VIRTUAL_ENV")  # variables that must not affect the installation
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Build from a copy, as a build in the checkout would include leftovers in build/."""
-    sources = tmp_path_factory.mktemp("sources")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        else:
-            shutil.copy(ROOT / name, sources)
-    target = tmp_path_factory.mktemp("dist")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(sources)]
-    done = subprocess.run(build, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = target.glob("*.whl")
-    return path
-
-
-@pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
+def installed(tmp_path_factory):
     """Run a command of the new environment in an empty folder; returns the finished process."""
     home = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True, timeout=120)
-    python = home / "bin" / "python"
-    packages = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps", "--no-index", str(wheel)]
-    done = subprocess.run(pip, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    parents = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (packages / "dependencies.pth").write_text("\n".join(parents) + "\n")
+    wheel = build_wheel(tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("dist"))
+    environment = install_wheel(wheel, home)
     folder = tmp_path_factory.mktemp("empty")
-    inherited = {name: value for name, value in one_thread_environment().items() if not name.startswith(INHERITED)}
-    environment = inherited | {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
 
     def call(command: str, **variables: str) -> subprocess.CompletedProcess:
         words = shlex.split(command)
