@@ -133,7 +133,7 @@ def test_openings_are_listed_with_their_coverage(model, tmp_path, capsys):
     [
         (["nothing"], "unknown diagnosis 'nothing'; there are entk, layers, confounds"),
         (["layers", "MODEL", "--prompts", "4"], "layer probe: 4 seemingly toxic prompts"),
-        (["layers", "MODEL", "--prompts", "9999"], "seemingly toxic: 9999 prompts requested, but the set has 161"),
+        (["layers", "MODEL", "--prompts", "9999"], "seemingly toxic: 9999 prompts asked for, the set has 161"),
         (["layers", "RUN", "--refined", "MODEL"], "is a run, whose models are compared anyway"),
         (["layers", "MODEL", "--prompts", "10", "--refined", "DEEPER"], "compare a model with one that was trained"),
         (["entk", "MODEL", "--prompts", "2", "--k", "999"], "999"),

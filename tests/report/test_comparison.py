@@ -88,7 +88,7 @@ def test_a_prompt_with_another_text_under_the_same_id_is_another_prompt(pair):
     write_rows(file, [rows[0] | {"prompt": "something else?"}, *rows[1:]])
     assert compared(pair).benchmarks[0].n == 39
     write_rows(file, [row | {"prompt": f"other {row['id']}"} for row in rows])
-    with pytest.raises(UserError, match=r"seeming: no prompt is common to .*stl.*dcr.*report the runs"):
+    with pytest.raises(UserError, match=r"seeming has no prompt that was asked in all of .*stl.*dcr.*report the runs"):
         compared(pair)
 
 
