@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import io
 import logging
 import os
 import signal
@@ -45,6 +46,9 @@ MAIN_RANK_FIRST_SECONDS = 10
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Returns 0 (done), 1 (training failed), 2 (error of the user) or 75 (stopped and saved)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding than UTF-8
     try:
         return _dispatch(arguments)
     except SystemExit as done:  # argparse, after --help

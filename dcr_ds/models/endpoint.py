@@ -36,6 +36,7 @@ HINTS = {
 }
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 300.0  # even if a server asks for more
+MAX_REPLY_BYTES = 1 << 26
 QUOTED_CHARACTERS = 300  # of a server's message
 _jitter = random.Random()  # separate from the global generator, which is seeded for training
 
@@ -189,7 +190,10 @@ class Endpoint:
             self.spent.requests += 1
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
-                return self._without_key(response.read())
+                reply = response.read(MAX_REPLY_BYTES + 1)
+                if len(reply) > MAX_REPLY_BYTES:
+                    raise UserError(f"{self.url}, model {self.model}: a reply of more than {MAX_REPLY_BYTES:,} bytes")
+                return self._without_key(reply)
         except HTTPError as error:
             message = f"HTTP {error.code}: {self._message_of(error)}"
             if error.code in RETRIED or error.code >= 500:
@@ -208,7 +212,7 @@ class Endpoint:
     def _message_of(self, error: HTTPError) -> str:
         """The message in a server's error response."""
         try:
-            text = self._without_key(error.read()).decode(errors="replace")
+            text = self._without_key(error.read(MAX_REPLY_BYTES)).decode(errors="replace")
         except (OSError, HTTPException):
             return str(error.reason)
         with suppress(ValueError, KeyError, TypeError):
