@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 
 def _llama(blocks: int, width: int, heads: int, kv_heads: int, inner: int, vocabulary: int, tied: bool, **more) -> dict:
+    """A configuration; the seven parameters are the columns of SHAPES."""
     shape = {"num_hidden_layers": blocks, "hidden_size": width, "num_attention_heads": heads}
     shape |= {"num_key_value_heads": kv_heads, "intermediate_size": inner, "vocab_size": vocabulary}
     return {"model_type": "llama", "head_dim": width // heads, "tie_word_embeddings": tied} | shape | more

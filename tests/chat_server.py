@@ -32,7 +32,7 @@ def refuses(status: int, message: str, **headers: str) -> Reply:
 
 
 @dataclass
-class Seen:
+class Received:
     """What the server received: requests in order of arrival, their headers, and the most requests at the same time."""
 
     url: str = ""
@@ -45,9 +45,9 @@ Behaviour = Callable[[int, dict], Reply]  # number of the request from 0, the re
 
 
 @contextmanager
-def serving(behaviour: Behaviour) -> Iterator[Seen]:
+def serving(behaviour: Behaviour) -> Iterator[Received]:
     """Serve on a free port while entered."""
-    received, lock, under_way = Seen(), threading.Lock(), 0
+    received, lock, under_way = Received(), threading.Lock(), 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -94,6 +94,6 @@ def serving(behaviour: Behaviour) -> Iterator[Seen]:
         server.server_close()
 
 
-def asked(request: dict) -> str:
+def prompt_of(request: dict) -> str:
     """The text of the last message of a request."""
     return request["messages"][-1]["content"]

@@ -1,4 +1,4 @@
-"""Files of rows: strict for a reader, and for a writer that resumes without what was torn."""
+"""Files of rows: readers are strict; a writer that resumes drops incomplete rows."""
 
 import json
 
@@ -18,7 +18,7 @@ def file(tmp_path):
     return tmp_path / "rows.jsonl"
 
 
-def test_both_read_what_was_written(file, capsys):
+def test_both_readers_read_what_was_written(file, capsys):
     assert read_jsonl(file, ("id",)) == read_whole_rows(file, ("id",)) == ROWS
     assert read_jsonl(file.with_name("none")) == read_whole_rows(file.with_name("none")) == []
     assert not capsys.readouterr().err
@@ -33,7 +33,7 @@ def test_a_damaged_line_is_named_or_left_out_and_reported(file, capsys, damage, 
     with pytest.raises(UserError, match=rf"rows\.jsonl, line {line + 1}: "):
         read_jsonl(file, ("id",))
     assert read_whole_rows(file, ("id",)) == ROWS
-    assert ("is damaged" in capsys.readouterr().err) == (line < len(ROWS))  # a torn last line is ordinary
+    assert ("is damaged" in capsys.readouterr().err) == (line < len(ROWS))  # an incomplete last line is normal
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", DEEP, "\0"])

@@ -23,9 +23,9 @@ def expand_variables(text: str, field: str) -> str:
     """
 
     def value(match: re.Match[str]) -> str:
-        if (found := os.environ.get(match[1])) is None:
+        if (secret := os.environ.get(match[1])) is None:
             raise UserError(f"{field}: the environment variable {match[1]} is not set, which ${{{match[1]}}} names")
-        return found
+        return secret
 
     if URL.match(text) and MASK in text:
         raise UserError(

@@ -81,9 +81,9 @@ def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTo
 
 def _pending_stages(recipe: Recipe) -> list[str]:
     """The training stages of a run that are not done. Rank 0."""
-    asked: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
-    asked += ["control"] if has_control(recipe) else []
-    return [stage for stage in asked if not RunFolder(recipe.folder).stage(stage).is_done]
+    stages: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
+    stages += ["control"] if has_control(recipe) else []
+    return [stage for stage in stages if not RunFolder(recipe.folder).stage(stage).is_done]
 
 
 def _run_stages(tokens: "RunTokens", ranks: Ranks) -> None:

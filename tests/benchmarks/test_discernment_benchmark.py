@@ -1,4 +1,4 @@
-"""The benchmark of discernment measures the models of runs, and does not measure them twice."""
+"""The discernment benchmark measures the models of runs, each of them once."""
 
 import json
 

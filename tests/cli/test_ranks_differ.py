@@ -1,4 +1,4 @@
-"""Ranks that read other data or another model than rank 0 end the run before training; rank and data are named."""
+"""If ranks read different data or models, the run ends before training with the rank and the data named."""
 
 import json
 import os
@@ -17,7 +17,7 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 @pytest.fixture
 def nodes(tmp_path):
-    """Two folders, as on the disks of two nodes, with the same model, data and recipe of relative paths."""
+    """Two folders, as on the disks of two nodes, with the same model, data and recipe with relative paths."""
     first, second = tmp_path / "first", tmp_path / "second"
     make_model(first / "model", layers=2, tied=False)
     recipe = write_recipe(first, Path("model"))
@@ -28,7 +28,7 @@ def nodes(tmp_path):
 
 
 def launch(nodes, *options):
-    """Start a rank in each folder; exit codes, and what rank 0 printed."""
+    """Start a rank in each folder; returns the exit codes and the output of rank 0."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])

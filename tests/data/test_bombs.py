@@ -1,4 +1,4 @@
-"""Files that unpack to much more than they are: refused in bounded time and memory."""
+"""Files that unpack to far more than their size are errors, in bounded time and memory."""
 
 import gzip
 import resource
@@ -35,6 +35,6 @@ def test_a_parquet_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
     assert "unpacks to more than" in refused(tmp_path / "p.parquet")
 
 
-def test_text_that_packs_well_is_read(tmp_path):
+def test_well_compressible_text_is_read(tmp_path):
     (tmp_path / "p.csv.gz").write_bytes(gzip.compress(b"prompt\n" + b"a prompt\n" * 100_000 + b"another\n"))
     assert len(read_prompts(DataSource(source=str(tmp_path / "p.csv.gz")), "toxic").rows) == 2

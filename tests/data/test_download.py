@@ -21,7 +21,7 @@ SHA256 = hashlib.sha256(ROWS).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Answers each request with the next of `answers` (status, headers, content), the last one again and again."""
+    """Answers each request with the next of `answers` (status, headers, content), then always with the last one."""
 
     daemon_threads = True
 
@@ -90,7 +90,7 @@ def test_temporary_failures_are_retried(server, status):
     assert len(read(server.url).rows) == 2 and len(server.requests) == 3
 
 
-def test_the_wait_that_a_server_asks_for_is_kept(server):
+def test_retry_after_is_respected(server):
     server.answers = [(429, {"Retry-After": "1"}, b""), (200, {}, ROWS)]
     start = time.monotonic()
     read(server.url)
@@ -103,7 +103,7 @@ def test_a_download_that_is_cut_off_is_retried(server):
     assert len(read(server.url).rows) == 2 and len(server.requests) == 2
 
 
-def test_failures_that_stay_end_with_one_message(server, error_of):
+def test_permanent_failures_end_with_a_single_message(server, error_of):
     server.answers = [(429, {}, b"")]
     assert "the server responded 429" in error_of(read, server.url)
     assert len(server.requests) == download.ATTEMPTS
@@ -175,7 +175,7 @@ def test_secrets_are_masked(url, shown):
     assert mask_secrets(url) == shown and mask_secrets(shown) == shown
 
 
-def test_no_file_of_a_run_holds_a_secret_and_the_same_recipe_resumes_it(tmp_path, error_of):
+def test_run_files_contain_no_secret_and_the_same_recipe_resumes(tmp_path, error_of):
     url = "https://example.org/p.csv?token=hunter2"
     recipe = load_recipe(None, [("data.toxic", url), ("output", str(tmp_path))])
     folder = prepare_folder(recipe, None).folder
@@ -189,7 +189,7 @@ def test_no_file_of_a_run_holds_a_secret_and_the_same_recipe_resumes_it(tmp_path
     assert "hunter2" not in error_of(load_recipe, None, [("refine.layer", url)])
 
 
-def test_a_secret_goes_to_no_public_host_unencrypted(error_of):
+def test_secrets_are_not_sent_unencrypted_to_public_hosts(error_of):
     assert "use https" in error_of(read, "http://example.org/p.csv?token=hunter2")
     with pytest.raises(UserError, match="NOT_SET is not set"):
         expand_variables("${NOT_SET}", "data.toxic")

@@ -1,4 +1,4 @@
-"""A gradient that is not finite under a finite loss ends the stage on all ranks before a weight changes or is saved."""
+"""A non-finite gradient with a finite loss ends the stage on all ranks before a weight changes or is saved."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ CASES = 4 * 2 * 3  # ZeRO stages, dtypes, factors
 
 
 def strict(text):
-    """Parse JSON as the standard has it: without NaN and Infinity."""
+    """Parse standard JSON, without NaN and Infinity."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 

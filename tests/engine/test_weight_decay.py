@@ -114,5 +114,5 @@ def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks
     resumed = make_engine(ranks, loaded_under, seed=1)
     assert load_newest(resumed, tmp_path, ranks) == (3, {})
     train(resumed, range(3, 6))
-    expected, got = trained_weights(engine, ranks), trained_weights(resumed, ranks)
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    expected, weights = trained_weights(engine, ranks), trained_weights(resumed, ranks)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)

@@ -5,7 +5,7 @@ from email.utils import formatdate
 from itertools import islice
 
 import pytest
-from chat_server import HangUp, Reply, asked, refuses, says, serving
+from chat_server import HangUp, Reply, prompt_of, refuses, says, serving
 
 from dcr_ds.errors import UserError
 from dcr_ds.models import endpoint as module
@@ -57,8 +57,8 @@ def test_the_key_is_sent_and_local_servers_bypass_the_proxy(monkeypatch):
 
 def test_replies_arrive_as_completed_with_the_number_of_their_request():
     def slow_at_first(number, request):
-        time.sleep(0.3 if asked(request) == "0" else 0)
-        return says(asked(request))
+        time.sleep(0.3 if prompt_of(request) == "0" else 0)
+        return says(prompt_of(request))
 
     with serving(slow_at_first) as server:
         endpoint = Endpoint(server.url, "judge", concurrency=4)
@@ -69,7 +69,7 @@ def test_replies_arrive_as_completed_with_the_number_of_their_request():
 
 
 def test_replies_are_yielded_before_later_requests_are_sent():
-    with serving(lambda number, request: says(asked(request))) as server:
+    with serving(lambda number, request: says(prompt_of(request))) as server:
         replies = Endpoint(server.url, "judge", concurrency=2).complete_all([user(str(i)) for i in range(50)], 9)
         assert len(list(islice(replies, 2))) == 2
         assert len(server.requests) <= 2 + 2 * 2
@@ -187,9 +187,9 @@ def test_server_that_is_not_running():
 
 def test_replies_before_a_server_failure_are_kept():
     def dies(number, request):
-        if int(asked(request)) >= 10:
+        if int(prompt_of(request)) >= 10:
             raise HangUp
-        return says(asked(request))
+        return says(prompt_of(request))
 
     done = []
     with serving(dies) as server, pytest.raises(UserError, match="15 of 25 are left, and the same command resumes"):
@@ -206,8 +206,8 @@ def test_no_received_reply_is_lost_on_a_server_failure():
         if number == 6:
             raise HangUp
         time.sleep(0.1 if number > 2 else 0)
-        sent.append(asked(request))
-        return says(asked(request))
+        sent.append(prompt_of(request))
+        return says(prompt_of(request))
 
     done = []
     with serving(dies) as server, pytest.raises(UserError, match="are left"):
@@ -219,7 +219,7 @@ def test_no_received_reply_is_lost_on_a_server_failure():
 
 def test_a_failure_does_not_wait_for_the_retries_of_the_others(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 60.0)
-    with serving(lambda number, request: refuses(400 if asked(request) == "0" else 503, "no")) as server:
+    with serving(lambda number, request: refuses(400 if prompt_of(request) == "0" else 503, "no")) as server:
         start = time.monotonic()
         with pytest.raises(UserError, match="HTTP 400"):
             list(Endpoint(server.url, "judge").complete_all([user(str(i)) for i in range(4)], 9))

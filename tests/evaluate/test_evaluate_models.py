@@ -73,7 +73,7 @@ DAMAGE = [b"", b"{}", b"[]", b"null", b'{"id": "p0", "prom', b"\0" * 20, b"[" * 
 
 
 @pytest.mark.parametrize("content", DAMAGE)
-def test_damaged_results_are_made_again(tmp_path, models, data, content):
+def test_damaged_results_are_computed_again(tmp_path, models, data, content):
     """Files that a crash left empty or torn: the same results, without a stack trace."""
     only = {"base": models["base"]}
     evaluate(recipe(), tmp_path, only, data)

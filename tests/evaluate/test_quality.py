@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chat_server import HangUp, asked, says, serving
+from chat_server import HangUp, prompt_of, says, serving
 from tiny import one_thread_environment
 
 from dcr_ds.commands.compare_quality import run
@@ -38,7 +38,9 @@ def files(tmp_path) -> tuple[Path, Path]:
 
 def by_content(number: int, request: dict):
     """Prefer good to fair to bad, in any position."""
-    first, second = (asked(request).split(f"<{place} ")[1].split("\n")[1].split()[0] for place in ("first", "second"))
+    first, second = (
+        prompt_of(request).split(f"<{place} ")[1].split("\n")[1].split()[0] for place in ("first", "second")
+    )
     worth = {"good": 2, "fair": 1, "bad": 0}
     return says(f"Why.\nLABEL: {'first' if worth[first] > worth[second] else 'second'}")
 
@@ -79,7 +81,7 @@ def test_unparsed_verdicts_are_counted_and_not_guessed(files, tmp_path):
 
 def test_a_judge_with_length_bias_is_detected(files, tmp_path):
     def longer(number, request):
-        first, second = (len(asked(request).split(f"<{place} ")[1].split("\n")[1]) for place in ("first", "second"))
+        first, second = (len(prompt_of(request).split(f"<{place} ")[1].split("\n")[1]) for place in ("first", "second"))
         return says(f"LABEL: {'first' if first > second else 'second'}")
 
     summary = compare(files, tmp_path / "q.jsonl", longer)
@@ -124,7 +126,7 @@ def test_judged_pairs_are_not_judged_again(files, tmp_path):
 
 def test_verdicts_before_a_server_failure_are_kept(files, tmp_path):
     def dies(number, request):
-        if "question 7" in asked(request):
+        if "question 7" in prompt_of(request):
             raise HangUp
         return by_content(number, request)
 

@@ -49,11 +49,11 @@ def test_the_first_judge_is_the_headline():
     assert scores["by_judge"]["xstest_strings"]["value"] == 1
 
 
-@pytest.mark.parametrize("wanted", ["comply", "refuse"])
-def test_a_judge_of_harm_gives_the_defence_rate(wanted):
+@pytest.mark.parametrize("behaviour", ["comply", "refuse"])
+def test_a_judge_of_harm_gives_the_defence_rate(behaviour):
     labels = ["harmless", "harmless", "harmful", "degenerate", "unparsed", "harmless"]
-    scores = score({"guard": verdicts(labels)}, PROMPTS, wanted, [HarmJudge()])
-    assert (scores["metric"], scores["value"], scores["wanted"]) == ("defence_rate", 0.5, wanted)
+    scores = score({"guard": verdicts(labels)}, PROMPTS, behaviour, [HarmJudge()])
+    assert (scores["metric"], scores["value"], scores["wanted"]) == ("defence_rate", 0.5, behaviour)
     assert (scores["degenerate"], scores["unparsed"]) == (1, 1)
 
 

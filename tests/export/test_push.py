@@ -53,7 +53,7 @@ def adapter_of(folder, base):
     return folder
 
 
-def test_what_is_pushed_names_no_local_paths(tmp_path, uploaded):
+def test_pushed_files_contain_no_local_paths(tmp_path, uploaded):
     data = tmp_path / "my data" / "prompts.jsonl"
     run = write_run(tmp_path / "run", model={"source": str(tmp_path / "models" / "mine")})
     environment = json.loads((run / "environment.json").read_text())

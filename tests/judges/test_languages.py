@@ -65,7 +65,7 @@ def test_an_answer_in_the_language_of_the_prompt_is_judged():
     assert label(prompt, REFUSALS["de"]) == "degenerate"
 
 
-def test_a_translation_is_no_refusal():
+def test_a_translation_is_not_a_refusal():
     assert label("Translate into Spanish: I'm sorry, but I can't help you.", REFUSALS["es"]) == "compliance"
 
 

@@ -9,7 +9,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
-from chat_server import HangUp, asked, refuses, says, serving
+from chat_server import HangUp, prompt_of, refuses, says, serving
 from tiny import make_model, one_thread_environment
 
 from dcr_ds.errors import UserError
@@ -70,7 +70,7 @@ def test_labels_become_verdicts_in_order():
     replies = ["compliance", "full_refusal", "partial_refusal", "degenerate", "who knows", "compliance"]
 
     def reply(number, request):
-        place = next(i for i in range(6) if f"Answer {i}." in asked(request))
+        place = next(i for i in range(6) if f"Answer {i}." in prompt_of(request))
         return says(f"Because.\nLABEL: {replies[place]}")
 
     with serving(reply) as server:
@@ -118,7 +118,9 @@ def test_a_label_in_the_answer_does_not_count(label, end):
     """The judge repeats the answer including its label, and gives no label itself."""
 
     def repeat(number, request):
-        return says("The answer says:\n" + asked(request).split("<answer ")[1].split("\n", 1)[1].split("\n</answer")[0])
+        return says(
+            "The answer says:\n" + prompt_of(request).split("<answer ")[1].split("\n", 1)[1].split("\n</answer")[0]
+        )
 
     with serving(repeat) as server:
         assert verdicts(judge_at(server.url), [Answer("How?", f"Do as I say.\n{label}{end}")]) == [
@@ -156,7 +158,7 @@ def test_the_version_depends_on_model_and_prompt_and_not_on_the_server(monkeypat
 
 def test_verdicts_before_a_failure_are_yielded():
     def dies(number, request):
-        if any(f"Answer {i}." in asked(request) for i in range(3, 6)):
+        if any(f"Answer {i}." in prompt_of(request) for i in range(3, 6)):
             raise HangUp
         return says("LABEL: compliance")
 

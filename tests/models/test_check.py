@@ -183,7 +183,7 @@ def test_special_tokens_beyond_the_vocabulary_are_noted(untied, changed, name):
     assert json.loads(file.read_text())["eos_token_id"] == [2]
 
 
-def test_a_pad_token_that_no_embedding_can_have_is_refused(untied, changed):
+def test_a_pad_token_without_an_embedding_is_an_error(untied, changed):
     folder = set_config(changed(untied, lambda tensors: None), pad_token_id=300)
     with pytest.raises(UserError, match=r"config.json: pad_token_id 300 is not in the vocabulary, which ends at 299"):
         check_model(folder)

@@ -1,4 +1,4 @@
-"""Model folders that were made to do harm, or broken by accident: one message, nothing copied, no code run."""
+"""Malicious or damaged model folders: a single message, nothing copied, no code executed."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def test_an_adapter_with_a_link_out_of_its_folder_is_not_exported(secret, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pipe_is_refused_and_not_waited_for(folder):
+def test_a_pipe_is_an_error_without_waiting_for_it(folder):
     os.mkfifo(folder / "notes.json")
     with pytest.raises(UserError, match=r"notes\.json: is not a regular file"):
         check_checkpoint(folder)
@@ -121,7 +121,7 @@ def test_a_header_of_gigabytes_is_not_read(folder):
         check_checkpoint(folder)
 
 
-def test_code_of_a_model_is_never_run_and_nobody_is_asked(folder, tmp_path, monkeypatch):
+def test_code_of_a_model_is_never_run_and_no_question_is_asked(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
     mark = tmp_path / "was-run"
     (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\nclass A: ...\n")
@@ -137,7 +137,7 @@ def test_code_of_a_model_is_never_run_and_nobody_is_asked(folder, tmp_path, monk
     assert not mark.exists()
 
 
-def test_each_call_that_could_run_code_says_no():
+def test_every_loading_call_disables_remote_code():
     for file in (ROOT / "dcr_ds").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
@@ -148,7 +148,7 @@ def test_each_call_that_could_run_code_says_no():
 
 
 def test_a_full_disk_is_blamed_on_the_file_that_is_written(whole, tmp_path):
-    """A limit of the size of files, which fails as a full disk does."""
+    """A limit on the size of files, which fails like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:

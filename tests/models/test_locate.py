@@ -162,7 +162,7 @@ def test_the_commit_of_a_downloaded_model_is_recorded(tmp_path):
     assert describe_source(section, tmp_path)["commit"] is None
 
 
-def test_a_home_folder_that_is_not_known_is_no_trace():
+def test_an_unknown_home_folder_gives_no_stack_trace():
     for source in ("~no-such-user/model", "~no-such-user/model.gguf"):
         with pytest.raises(UserError, match="no-such-user"):
             prepare_source(ModelSection(source=source))

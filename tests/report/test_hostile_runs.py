@@ -1,4 +1,4 @@
-"""Reports of run folders from elsewhere, or damaged: whole tables, or one message; never a stack trace."""
+"""Reports of damaged or foreign run folders: complete tables or a single message, never a stack trace."""
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -47,7 +47,7 @@ def test_no_category_breaks_a_table(run, tmp_path):
 
 
 def _cells(row):
-    """The cells of a row of a Markdown table, in which an escaped bar is text."""
+    """The cells of a Markdown table row, where an escaped bar is text."""
     return row.replace("\\|", "").strip("|").split("|")
 
 

@@ -59,9 +59,9 @@ def page_of(folders, tmp_path):
 def attacked(tmp_path):
     run = write_run(tmp_path / "run")
     for model in ("base", "aligned"):
-        for benchmark, wanted in (("seeming", "comply"), ("toxic", "refuse")):
+        for benchmark, behaviour in (("seeming", "comply"), ("toxic", "refuse")):
             answers = ["y", "n", "y", "n"] if model == "base" else ["y", "y", "n", "n"]
-            write_benchmark(run / "evaluate" / model / benchmark, wanted, answers, texts=ATTACKS)
+            write_benchmark(run / "evaluate" / model / benchmark, behaviour, answers, texts=ATTACKS)
     return run
 
 

@@ -129,11 +129,11 @@ def test_recipe_that_was_edited_in_the_run_folder_is_refused(train, refused, run
     train("--stages", "[refine]")
 
 
-@pytest.mark.parametrize("asked", ["auto", "0.25"])
-def test_auto_that_is_not_resolved_is_a_value_of_its_own(train, refused, asked):
+@pytest.mark.parametrize("saved", ["auto", "0.25"])
+def test_unresolved_auto_is_compared_as_a_value(train, refused, saved):
     options = ("--stages", "[align]", "--align.epochs", "3", "--align.safe_ratio")
-    other = {"auto": "0.25", "0.25": "auto"}[asked]
-    train(*options, asked, stop=True)
+    other = {"auto": "0.25", "0.25": "auto"}[saved]
+    train(*options, saved, stop=True)
     assert "align.safe_ratio" in refused(*options, other)
 
 

@@ -1,4 +1,4 @@
-"""On resume an `auto` means what it was resolved to before: fields that `resolve` fills in are kept, or may differ."""
+"""On resume, `auto` means the value it was resolved to before; other resolved fields may differ."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""No file is mapped or open when it is removed: on NFS its folder could not be removed ("Directory not empty")."""
+"""No file is mapped or open when it is removed; on NFS its folder could not be removed ("Directory not empty")."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def in_use(place: Path) -> list[str]:
 
 @pytest.fixture
 def removed(monkeypatch):
-    """Fail where a file that is removed is in use; the paths that were removed."""
+    """Fail if a removed file is in use; returns the removed paths."""
     paths: list[Path] = []
     rmtree, unlink = shutil.rmtree, Path.unlink
 
@@ -54,13 +54,13 @@ def removed(monkeypatch):
     return paths
 
 
-def test_files_in_use_are_seen(tmp_path):
+def test_files_in_use_are_detected(tmp_path):
     folder = make_model(tmp_path / "model", layers=1)
     from safetensors import safe_open
 
     with safe_open(folder / "model.safetensors", "pt") as stream:
         tensor = stream.get_tensor("model.norm.weight")
-    assert in_use(folder) == [str(folder / "model.safetensors")]  # mapped as long as the tensor lives
+    assert in_use(folder) == [str(folder / "model.safetensors")]  # mapped as long as the tensor exists
     del tensor
     assert in_use(folder) == []
     with (folder / "config.json").open():

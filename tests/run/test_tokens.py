@@ -1,4 +1,4 @@
-"""The data is encoded before anything is trained: ids the model lacks, rows beyond its context, a template's whims."""
+"""Data are encoded before training: unknown token ids, rows longer than the context, templates that vary."""
 
 import json
 
@@ -24,7 +24,7 @@ def extend(place):
     return config["vocab_size"]
 
 
-WHERE = {  # the set, the field in which the token is, and how the message names the set
+WHERE = {  # the set, the field with the token, and the name of the set in the message
     "seemingly_toxic": ("prompt", "data.seemingly_toxic"),
     "toxic": ("prompt", "data.toxic"),
     "general": ("response", "data.general"),
@@ -47,7 +47,7 @@ def test_a_token_that_the_model_lacks_is_found_before_training(extend, place, re
     assert not run_folder.stage("refine").folder.exists()
 
 
-def test_tokens_that_no_row_contains_are_no_obstacle(extend, train, run_folder):
+def test_tokens_that_no_row_contains_are_not_an_error(extend, train, run_folder):
     train("--stages", "[refine]")
     assert run_folder.stage("refine").is_done
 

@@ -1,4 +1,4 @@
-"""All files of a run are JSON as the standard has it: without NaN, also where a figure cannot be measured."""
+"""All files of a run are standard JSON without NaN, even if a value cannot be measured."""
 
 import json
 
@@ -21,7 +21,7 @@ def check_json(folder):
 
 
 def test_a_run_whose_auc_cannot_be_measured(place, train, run_folder):
-    """The held-out prompts are all of one pair, which leaves no others to take the class means of."""
+    """All held-out prompts belong to one pair, so that no others are left for the class means."""
     for name in ("seemingly_toxic", "toxic"):
         rows = [{**row, "pair": f"pair {number // 2}"} for number, row in enumerate(ROWS[name])]
         write_rows(place / f"{name}.jsonl", rows)
