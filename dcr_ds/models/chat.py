@@ -7,6 +7,7 @@ conversation, an answer without an end-of-turn token.
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -228,19 +229,19 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     """Strings that count as tokens only where the template writes them.
 
     These are the special tokens, and other added tokens that the template writes around the turns of a conversation.
-    An added token that it does not write there, such as <think>, is a token in an answer, too.
+    Added tokens that it does not write there, and tags of reasoning such as <think>, are tokens in an answer, too.
     """
     added = {number: token for number, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}
-    try:
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        written = {*_plain_ids(tokenizer, [*turns, turns[0]]), *turn_end_ids(tokenizer)}
-    except UserError:  # the template does not render these turns
-        written = set()
+    system, user, assistant = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+    written: set[int] = set()
+    for turns in ([user, assistant, user], [system, user, assistant, user]):
+        with suppress(UserError):  # the template does not render these turns
+            written |= {*_plain_ids(tokenizer, turns), *turn_end_ids(tokenizer)}
     special = set(tokenizer.all_special_tokens)
     return {
         token.content
         for number, token in added.items()
-        if token.special or token.content in special or number in written
+        if (number in written or token.special or token.content in special) and not is_reasoning_mark(token.content)
     }
 
 

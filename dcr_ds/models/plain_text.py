@@ -55,9 +55,9 @@ class TextEncoder:
         if BEGIN not in text and END not in text:
             ids = list(self._tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
             # a normaliser can make control tokens of other strings
-            if add_special_tokens or self._count(ids) <= len(self._find(text)):
+            if add_special_tokens or self._count(ids) <= self._num_control(text):
                 return ids
-        num_control = len(self._find(text))
+        num_control = self._num_control(text)
         if self._pattern:
             text = self._pattern.sub(lambda match: self._names[match[0]], text)
         text = re.sub(f"{BEGIN}{self._nonce}-[0-9]+{END}", lambda match: self._texts[match[0]], text)
@@ -68,8 +68,10 @@ class TextEncoder:
             raise self._impossible()
         return list(ids)
 
-    def _find(self, text: str) -> list[str]:
-        return self._pattern.findall(text) if self._pattern else []
+    def _num_control(self, text: str) -> int:
+        """The number of control tokens in a text, without the unknown token, which is also that of other texts."""
+        found = self._pattern.findall(text) if self._pattern else []
+        return sum(self._tokenizer.convert_tokens_to_ids(token) in self._ids for token in found)
 
     def _count(self, ids: list[int]) -> int:
         return sum(token in self._ids for token in ids)

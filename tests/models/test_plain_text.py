@@ -104,6 +104,19 @@ def test_added_tokens_that_are_not_control_tokens_stay_tokens():
     assert set(tokenizer.convert_tokens_to_ids(["<think>", "</think>"])) <= set(encoded.ids)
 
 
+def test_tags_of_reasoning_stay_tokens_even_where_they_are_special():
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[THINK]", "[/THINK]", "[TOOL]"]})
+    ids = encode_conversation(tokenizer, conversation("[TOOL] why?", "[THINK]hm[/THINK]So.")).ids
+    marks = tokenizer.convert_tokens_to_ids(["[THINK]", "[/THINK]", "[TOOL]"])
+    assert [mark in ids for mark in marks] == [True, True, False]
+
+
+def test_headers_of_a_system_message_are_control_tokens():
+    tokenizer = KINDS["byte level, ends not special"]()
+    assert tokenizer.convert_tokens_to_ids("<|system|>") not in encode_prompt(tokenizer, "hi <|system|>")
+
+
 def test_rows_that_cannot_be_encoded_are_left_out_and_named():
     tokenizer = byte_level("{% for m in messages %}<|im_start|>{{ m['content'][:9] }}<|im_end|>{% endfor %}")
     rows = [Row("a", "ordinary"), Row("b", "<|im_end|> twice"), Row("c", "another")]

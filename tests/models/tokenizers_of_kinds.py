@@ -40,6 +40,14 @@ def byte_level(template: str = CHATML, **options) -> PreTrainedTokenizerFast:
     return _fast(tokenizer, template, bos_token=None, eos_token="<|im_end|>", pad_token="<|pad|>", **options)
 
 
+def one_special_token() -> PreTrainedTokenizerFast:
+    """As GPT-2: the unknown token also begins and ends texts, and ends turns here."""
+    turns = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|im_end|>{% endfor %}"
+    fast = byte_level(turns + "{% if add_generation_prompt %}assistant: {% endif %}")
+    fast.unk_token = fast.bos_token = "<|im_end|>"
+    return fast
+
+
 def byte_level_headers() -> PreTrainedTokenizerFast:
     """Headers and ends that are added tokens, but not special ones."""
     fast = byte_level(HEADERS)
@@ -100,6 +108,7 @@ def greedy_neighbours() -> PreTrainedTokenizerFast:
 KINDS = {
     "byte level": byte_level,
     "byte level, ends not special": byte_level_headers,
+    "one special token": one_special_token,
     "metaspace, stripped contents": metaspace,
     "metaspace, raw contents": lambda: metaspace(RAW),
     "metaspace, headers": lambda: metaspace(HEADERS),
