@@ -66,10 +66,14 @@ def json_line(row: dict) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError for anything that cannot be parsed, also for nesting a thousand deep."""
+def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
+    """Parse JSON. Raises ValueError for anything that cannot be parsed, also for nesting a thousand deep.
+
+    Args:
+        unique_keys: refuse an object with the same key twice, of which Python takes the last.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_with_unique_keys if unique_keys else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -81,6 +85,15 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} is there twice")
+        values[key] = value
+    return values
 
 
 def read_json(path: Path) -> Any:

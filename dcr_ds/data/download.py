@@ -1,13 +1,13 @@
 """Download a data file once per node, and keep it by its content.
 
-The first process fetches; the others wait for it and read the copy in the cache folder. Later runs read the same copy
-without the network, so that the data of a URL does not change under a run.
+The first process fetches; the others wait for it and read the copy in the cache folder. Later runs ask the server
+whether the file has changed, and read the copy if it has not, or if the server cannot be reached.
 """
 
 import hashlib
 import http.client
-import json
 import random
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,25 +16,37 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock
 
 from dcr_ds.data.tables import Origin
-from dcr_ds.files import cache_folder, read_json, write_atomically
-from dcr_ds.locks import locked
+from dcr_ds.errors import UserError
+from dcr_ds.files import cache_folder, read_object, write_json
 
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 5
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 60.0  # even if a server asks for more
+FRESH_SECONDS = 600.0  # within which a copy is read without asking the server: the ranks of a run start together
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
 MAX_BYTES = 4 << 30
 CHUNK_BYTES = 1 << 20
+VALIDATORS = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}  # of an answer, and of the next request
+
+
+class _Answer(NamedTuple):
+    """What a server sent; the content is None if it has not changed."""
+
+    content: bytes | None
+    validators: dict[str, str]
 
 
 def fetch(url: str, sha256: str | None, origin: Origin) -> bytes:
-    """The content of a URL, from the cache folder if it has been fetched before.
+    """The content of a URL, from the cache folder if it has been fetched before and has not changed.
 
     Args:
-        sha256: hash that the content must have; None: any, and the copy of an earlier download.
+        sha256: hash that the content must have; a copy with this hash is read without asking the server.
         origin: names the URL without its secrets, for messages.
 
     Raises:
@@ -44,21 +56,43 @@ def fetch(url: str, sha256: str | None, origin: Origin) -> bytes:
     folder = record.parent
     with _write_errors(folder, origin):
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(record.with_suffix(".lock")):
-            known = read_json(record)
-            hashes = [sha256] if sha256 else [known.get("sha256")] if isinstance(known, dict) else []
-            for digest in hashes:
-                if (content := _cached(folder, digest)) is not None:
-                    return content
-            content = _download(url, origin)
-            if content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-                raise origin.error("is a web page, not a data file; use the URL of the raw file")
+        with FileLock(record.with_suffix(".lock")):
+            known = read_object(record)
+            copy = _cached(folder, sha256 or known.get("sha256"))
+            if copy is not None and (sha256 or _is_fresh(known)):
+                return copy
+            content, validators = _fetch_changed(url, origin, known, copy)
+            if content is None:
+                assert copy is not None  # only then the server is asked for changes
+                write_json(record, known | {"checked": time.time()})
+                return copy
             digest = hashlib.sha256(content).hexdigest()
             check_hash(digest, sha256, origin)
             _keep(folder / digest, content)
-            fetched = datetime.now(UTC).isoformat(timespec="seconds")
-            write_atomically(record, json.dumps({"url": origin.path, "sha256": digest, "fetched": fetched}) + "\n")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            facts = {"url": origin.path, "sha256": digest, "fetched": now, "checked": time.time()}
+            write_json(record, facts | {"validators": validators})
             return content
+
+
+def _fetch_changed(url: str, origin: Origin, known: dict[str, Any], copy: bytes | None) -> _Answer:
+    """What the server sends, or that nothing has changed where it cannot be reached and there is a copy."""
+    validators = known.get("validators") if copy is not None else None
+    try:
+        answer = _download(url, origin, validators if isinstance(validators, dict) else {})
+    except UserError as error:
+        if copy is None:
+            raise
+        print(f"{error}. The copy of {known.get('fetched')} is used", file=sys.stderr)
+        return _Answer(None, {})
+    if answer.content and answer.content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise origin.error("is a web page, not a data file; use the URL of the raw file")
+    return answer
+
+
+def _is_fresh(known: dict[str, Any]) -> bool:
+    checked = known.get("checked")
+    return isinstance(checked, float) and 0 <= time.time() - checked < FRESH_SECONDS
 
 
 def forget(url: str) -> None:
@@ -101,12 +135,16 @@ def _write_errors(folder: Path, origin: Origin) -> Iterator[None]:
         ) from None
 
 
-def _download(url: str, origin: Origin) -> bytes:
+def _download(url: str, origin: Origin, validators: dict[str, str]) -> _Answer:
+    headers = {VALIDATORS[name]: str(value) for name, value in validators.items() if name in VALIDATORS}
+    request = urllib.request.Request(url, headers=headers)
     for attempt in range(ATTEMPTS):
         requested = None
         try:
-            return _read(url, origin)
+            return _read(request, origin)
         except urllib.error.HTTPError as error:
+            if error.code == 304:
+                return _Answer(None, {})
             problem = f"the server responded {error.code} {error.reason}"
             requested = _requested_wait(error.headers.get("Retry-After") or "")
             if error.code not in RETRIED:
@@ -120,9 +158,9 @@ def _download(url: str, origin: Origin) -> bytes:
     raise origin.error(f"{problem}; {ATTEMPTS} attempts; check the network, or use a local file") from None
 
 
-def _read(url: str, origin: Origin) -> bytes:
+def _read(request: urllib.request.Request, origin: Origin) -> _Answer:
     parts = []
-    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as reply:
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
         expected = reply.length  # bytes that the server announced
         while part := reply.read(CHUNK_BYTES):
             parts.append(part)
@@ -131,7 +169,7 @@ def _read(url: str, origin: Origin) -> bytes:
     content = b"".join(parts)
     if expected is not None and len(content) < expected:
         raise http.client.HTTPException(f"{len(content)} of {expected} bytes arrived")
-    return content
+    return _Answer(content, {name: reply.headers[name] for name in VALIDATORS if reply.headers.get(name)})
 
 
 def _wait_seconds(attempt: int, requested: float | None) -> float:

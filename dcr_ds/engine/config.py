@@ -123,7 +123,7 @@ def _read_json(name: str) -> dict:
     if path is None:
         raise UserError(f"deepspeed: no such file {name!r}; shipped: ds_configs/zero0.json … zero3_offload.json")
     try:
-        config = parse_json(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"), unique_keys=True)
     except UnicodeDecodeError:
         raise UserError(f"{name}: not UTF-8 text; a DeepSpeed configuration is a JSON file") from None
     except json.JSONDecodeError as error:

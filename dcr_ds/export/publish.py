@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import read_object, write_json
+from dcr_ds.files import read_object, write_atomically, write_json
 from dcr_ds.models.checkpoint_files import BASE_RECORD
+from dcr_ds.report.numbers.public import public_text
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]+)")  # in the cache of the hub
@@ -15,7 +16,7 @@ CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "sp
 
 
 def make_public(folder: Path, base: str | None) -> None:
-    """Replace local paths in the configurations of an exported folder.
+    """Replace local paths in the card and the configurations of an exported folder.
 
     Args:
         base: hub id of an adapter's base model; None: found from where the base was downloaded.
@@ -25,6 +26,9 @@ def make_public(folder: Path, base: str | None) -> None:
     """
     if (folder / ADAPTER).is_file():
         _name_base(folder, base)
+    card = folder / "README.md"  # of a run: written by this package, or by its owner
+    if card.is_file():
+        write_atomically(card, public_text(card.read_text(encoding="utf-8", errors="replace")))
     for name in CONFIGS:
         values = read_object(folder / name)
         if (public := {key: _without_folder(value) for key, value in values.items()}) != values:

@@ -107,7 +107,7 @@ def _read_file(name: str, where: str) -> Declaration:
         hint = f"did you mean {similar[0]}?" if similar else f"shipped: {', '.join(shipped_guards())}"
         raise UserError(f"{where}: unknown guard, and no such file: {name!r}; {hint}")
     try:
-        return Declaration.model_validate(parse_json(file.read_text(encoding="utf-8")))
+        return Declaration.model_validate(parse_json(file.read_text(encoding="utf-8"), unique_keys=True))
     except ValidationError as error:
         problem = error.errors()[0]
         field = ".".join(str(key) for key in problem["loc"])

@@ -78,3 +78,14 @@ def test_field_that_deepspeed_rejects(failing, tmp_path):
     """DeepSpeed checks its own fields when the engine is built; its error becomes a message, too."""
     message = failing("--deepspeed", "{zero_optimization: {stage: 2, reduce_bucket_size: many}}", "--output", tmp_path)
     assert message.startswith("deepspeed: ") and "reduce_bucket_size" in message
+
+
+@pytest.mark.parametrize("content", ['{"bf16": {}, "bf16": {}}', '{"a": {"b": 1, "b": 2}}', "[" * 100_000])
+def test_a_file_with_a_key_twice_or_without_end(tmp_path, content):
+    from dcr_ds.engine.config import read_config
+    from dcr_ds.errors import UserError
+    from dcr_ds.recipe import load_recipe
+
+    (tmp_path / "ds.json").write_text(content)
+    with pytest.raises(UserError, match=r"ds\.json"):
+        read_config(load_recipe(None, [("deepspeed", str(tmp_path / "ds.json"))]))

@@ -27,13 +27,14 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.requests = [(200, {}, ROWS)], []
+        self.answers, self.requests, self.headers = [(200, {}, ROWS)], [], []
         self.url = f"http://127.0.0.1:{self.server_port}/p.jsonl"
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests.append(self.path)
+        self.server.headers.append(self.headers)
         number = min(len(self.server.requests), len(self.server.answers)) - 1
         status, headers, content = self.server.answers[number]
         self.send_response(status)
@@ -69,6 +70,17 @@ def test_a_url_is_fetched_once_and_read_again_without_the_network(server, own_ca
     server.answers = [(500, {}, b"")]
     assert read(server.url) == first and len(server.requests) == 1
     assert first.version == f"sha256:{SHA256}" and (own_cache / "downloads" / SHA256).read_bytes() == ROWS
+
+
+def test_later_runs_ask_whether_the_file_has_changed(server, monkeypatch, capsys):
+    monkeypatch.setattr(download, "FRESH_SECONDS", 0.0)
+    server.answers = [(200, {"ETag": '"1"'}, ROWS), (304, {}, b""), (404, {}, b""), (200, {}, b'{"prompt": "new"}')]
+    first = read(server.url)
+    assert read(server.url) == first and server.headers[-1]["If-None-Match"] == '"1"'
+    assert read(server.url) == first and "The copy of 2" in capsys.readouterr().err
+    assert [row.prompt for row in read(server.url).rows] == ["new"]
+    server.answers, requests = [(500, {}, b"")], len(server.requests)
+    assert read(server.url, sha256=SHA256) == first and len(server.requests) == requests
 
 
 def test_ranks_wait_for_the_first_one(server):

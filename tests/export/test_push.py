@@ -64,6 +64,10 @@ def test_pushed_files_contain_no_local_paths(tmp_path, uploaded):
     out.mkdir()
     (out / "config.json").write_text(json.dumps({"_name_or_path": str(tmp_path / "models" / "mine"), "a": "a/b"}))
     (out / "tokenizer_config.json").write_text(json.dumps({"name_or_path": str(tmp_path), "chat_template": "/a/b\n/c"}))
+    (out / "README.md").write_text(f"base model: {tmp_path}/models/mine, see https://a.org/b/c and a/b/c")
+    push(run, "align", out, "me/model")
+    assert uploaded.pop("README.md") == "base model: mine, see https://a.org/b/c and a/b/c"
+    (out / "README.md").unlink()
     push(run, "align", out, "me/model")
     assert set(uploaded) == {"README.md", "config.json", "tokenizer_config.json"}
     assert not [name for name, text in uploaded.items() if str(tmp_path) in text or str(tmp_path.parent) in text]
