@@ -46,7 +46,8 @@ def test_zero_3_is_not_recommended_for_a_frozen_base(plan):
 
 
 def test_a_model_that_does_not_fit_gets_a_suggestion(plan):
-    out = plan("recipes/qwen2.5-7b.yaml", "--gpu", "rtx4090", "--stages", "[refine]")
+    one_row = ["--refine.micro_batch", "1"]  # no other sizes are tried
+    out = plan("recipes/qwen2.5-7b.yaml", "--gpu", "rtx4090", "--stages", "[refine]", *one_row)
     assert "Nothing fits" in out and "With model.activation_checkpointing: true, refine.adapter: lora" in flat(out)
 
 
