@@ -32,7 +32,7 @@ class LogOddsFile:
 
     @property
     def is_complete(self) -> bool:
-        rows = read_whole_rows(self.file, ("id", "log_odds", "margin"))
+        rows = read_whole_rows(self.file, ("id", "log_odds"))
         return [row["id"] for row in rows] == [prompt.id for prompt in self.prompts] and all(
             row.get("settings_hash") == self.settings_hash for row in rows
         )
