@@ -16,17 +16,11 @@ FILES = (".py", ".md", ".json", ".jsonl", ".yaml", ".safetensors", ".sh", ".txt"
 FIELD = re.compile(rf"(?:--)?((?:{'|'.join(name for name in sorted(SECTIONS) if '.' not in name)})\.[a-z0-9_.]+)")
 OPTION = re.compile(r"(?<!\S)--[a-z][a-z_-]+")
 # Options of programs that are not part of dcr-ds: sbatch, srun, py-spy, deepspeed, pytest.
-FOREIGN = {"--kill-on-bad-exit", "--gpus-per-node", "--gpus-per-task", "--ntasks-per-node", "--nodes", "--hostfile"}
-FOREIGN |= {
-    "--num_gpus",
-    "--nproc_per_node",
-    "--no-python",
-    "--signal",
-    "--jobid",
-    "--overlap",
-    "--pid",
-    "--full-kernels",
-}
+FOREIGN = {
+    "--kill-on-bad-exit", "--gpus-per-node", "--gpus-per-task", "--gpus-per-socket", "--gpu-bind", "--gpus", "--gres",
+    "--ntasks", "--ntasks-per-node", "--nodes", "--signal", "--jobid", "--overlap", "--hostfile", "--num_gpus",
+    "--nproc_per_node", "--no-python", "--pid", "--full-kernels",
+}  # fmt: skip
 
 
 def is_field(name: str) -> bool:
