@@ -14,7 +14,7 @@ from processes import ROOT
 PAGES = sorted(
     [
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-        *(ROOT / name / "README.md" for name in ("ds_configs", "slurm", "kernels")),
+        *(ROOT / name / "README.md" for name in ("benchmarks", "ds_configs", "slurm", "kernels")),
         *(ROOT / "docs").glob("*.md"),
     ]
 )
