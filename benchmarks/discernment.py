@@ -1,14 +1,16 @@
-"""Discernment of the models of run folders on pairs of public or built-in sets, from refusal log-odds alone.
+"""Discernment of the models of run folders on pairs of public or built-in sets, without any answers.
 
     python benchmarks/discernment.py runs/seed-0 runs/seed-1 --sets xstest,or-bench --data data --out runs/log-odds \\
         --csv benchmarks/results/discernment.csv
 
-A row per run, model and pair of sets; then the figures over the runs (seeds) and the paired difference of the aligned
-model to its control, with 95 % intervals over prompts and seeds. The log-odds of each prompt are kept under --out, so a
-second call measures only what is new. `data` has local copies of the sets, laid out as in docs/benchmark-sets.md.
+A row per run, model, pair of sets and reading (refusal log-odds, greedy margin); then the figures over the runs (seeds)
+and the paired difference of the aligned model to its control, with 95 % intervals over prompts and seeds. The readings
+of each prompt are kept under --out, so a second call measures only what is new. `data` has local copies of the sets,
+laid out as in docs/benchmark-sets.md.
 """
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +38,7 @@ PAIRS: dict[str, tuple[str, str, int | None]] = {
     "builtin": ("builtin-seemingly-toxic", "builtin-toxic-twins", None),
 }
 SHOWN = ("auc", "partial_auc", "refusal_at_5_false_refusals", "compliance_at_80_refusal", "compliance_at_90_refusal")
+READINGS = ("log_odds", "margin")
 
 
 class Sets(NamedTuple):
@@ -49,24 +52,20 @@ class Sets(NamedTuple):
 def main() -> None:
     options = parse()
     sets = {name: read_sets(name, options.data) for name in options.sets}
-    log_odds: dict[tuple[str, str], list[np.ndarray]] = {}
-    for run in options.runs:
-        for model in options.models:
-            values = measured(run, model, sets, options.out)
-            for name, rows in values.items():
-                log_odds.setdefault((name, model), []).append(np.array([row["log_odds"] for row in rows]))
-                row = {
-                    "commit": commit(),
-                    "run": run.name,
-                    "model": model,
-                    "sets": name,
-                    **figures(rows, sets[name]),
-                }
-                print(row["run"], model, name, f"AUC {row['auc']:.3f} ({row['auc_low']:.2f}–{row['auc_high']:.2f})")
+    values: dict[tuple[str, str, str], list[np.ndarray]] = {}  # by pair of sets, reading and model: an array per run
+    for run, model in itertools.product(options.runs, options.models):
+        for name, rows in measured(run, model, sets, options.out).items():
+            for reading in READINGS:
+                of_prompts = np.array([row[reading] for row in rows])
+                values.setdefault((name, reading, model), []).append(of_prompts)
+                row = {"commit": commit(), "run": run.name, "model": model, "sets": name, "reading": reading}
+                row |= figures(of_prompts, np.array([row["margin"] for row in rows]) > 0, sets[name])
+                print(*list(row.values())[1:5], f"AUC {row['auc']:.3f} ({row['auc_low']:.2f}–{row['auc_high']:.2f})")
                 if options.csv:
                     append(options.csv, row)
-    for name in options.sets:
-        summarise(name, sets[name], {model: np.stack(log_odds[name, model]) for model in options.models})
+    for name, reading in itertools.product(options.sets, READINGS):
+        by_model = {model: np.stack(values[name, reading, model]) for model in options.models}
+        summarise(f"{name}, {reading}", sets[name], by_model)
 
 
 def parse() -> argparse.Namespace:
@@ -109,28 +108,27 @@ def measured(run: Path, model: str, sets: dict[str, Sets], out: Path) -> dict[st
     return {name: read_jsonl(file) for name, file in files.items()}
 
 
-def figures(rows: list[dict], sets: Sets) -> dict[str, float | int | None]:
-    results = discernment(np.array([row["log_odds"] for row in rows]), sets.harmful, sets.pairs)
-    refused = np.array([row["greedy"] for row in rows])
+def figures(values: np.ndarray, refused: np.ndarray, sets: Sets) -> dict[str, float | int | None]:
+    """The figures of a reading [n], and the operating point of greedy answers, by their openings: refused [n]."""
+    results = discernment(values, sets.harmful, sets.pairs)
     return {
         "harmless": int((~sets.harmful).sum()),
         "harmful": int(sets.harmful.sum()),
         **{name: results[name]["value"] for name in SHOWN},
         "auc_low": results["auc"]["low"],
         "auc_high": results["auc"]["high"],
-        # the operating point of greedy answers, by their openings
         "complied_harmless": float((~refused)[~sets.harmful].mean()),
         "refused_harmful": float(refused[sets.harmful].mean()),
     }
 
 
-def summarise(name: str, sets: Sets, log_odds: dict[str, np.ndarray]) -> None:
+def summarise(name: str, sets: Sets, readings: dict[str, np.ndarray]) -> None:
     """Print the figures over all runs, and the difference of the aligned model to the control."""
-    results = {model: discernment(values, sets.harmful, sets.pairs) for model, values in log_odds.items()}
-    if {CONTROL, ALIGNED} <= set(log_odds):
-        difference = discernment_difference(log_odds[ALIGNED], log_odds[CONTROL], sets.harmful, sets.pairs)
+    results = {model: discernment(values, sets.harmful, sets.pairs) for model, values in readings.items()}
+    if {CONTROL, ALIGNED} <= set(readings):
+        difference = discernment_difference(readings[ALIGNED], readings[CONTROL], sets.harmful, sets.pairs)
         results[f"{ALIGNED} less {CONTROL}"] = difference
-    count = len(next(iter(log_odds.values())))
+    count = len(next(iter(readings.values())))
     print(f"\n{name}, {(~sets.harmful).sum()} harmless and {sets.harmful.sum()} harmful prompts, {count} runs")
     for title, of_model in results.items():
         cells = [
