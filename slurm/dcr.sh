@@ -15,7 +15,7 @@ set -euo pipefail
 # This process only waits and takes signals: in bash 5.2, a signal with a trap that arrives during $(…) may end a script.
 # `run` does the work in a subshell. It reads in the folder `state` whether the job was asked to stop, and writes there
 # the process of srun. USR1 reaches this process alone, and srun passes it on to the ranks, which SLURM itself sends TERM.
-state=${TMPDIR:-/tmp}/dcr-ds-${SLURM_JOB_ID:-0}-$$
+state=/tmp/dcr-ds-${SLURM_JOB_ID:-0}-$$
 # shellcheck disable=SC2329  # the trap calls it
 ask_to_stop() {
     local step
@@ -31,6 +31,7 @@ lead=300 # seconds before the time limit at which SLURM sends USR1: #SBATCH --si
 
 run() { # recipe and overrides …
     trap : TERM
+    local process=$BASHPID
     project=${SLURM_SUBMIT_DIR:-$PWD} # SLURM runs a copy of this file in its spool folder
     if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f $project/train.py || ! -f $project/slurm/common.sh) ]]; then
         echo "error: $project is not the project's folder; cd there, then sbatch slurm/dcr.sh" >&2
@@ -59,7 +60,7 @@ run() { # recipe and overrides …
         say "WARNING: the time limit of $limit s is not longer than the $lead s before it at which SLURM asks to stop"
     preflight_log=$DCR_DS_ATTEMPT/srun-preflight srun_log=$DCR_DS_ATTEMPT/srun
     # the output of rank 0 and of srun is also that of the job, to the end
-    tail -q -n +1 -F --pid="$BASHPID" "$DCR_DS_ATTEMPT/${nodes[0]}.log" "$preflight_log" "$srun_log" 2>/dev/null &
+    tail -q -n +1 -F --pid="$process" "$DCR_DS_ATTEMPT/${nodes[0]}.log" "$preflight_log" "$srun_log" 2>/dev/null &
     trap 'sleep 1' EXIT
 
     seconds=${DCR_DS_PREFLIGHT_SECONDS:-600}

@@ -54,7 +54,7 @@ count_ranks() { # [ranks per node]: sets ranks_per_node and cores (per rank); ex
     mapfile -t gpus < <(gpus_of_nodes)
     ((${#gpus[@]} < 2)) ||
         fail "the nodes have different numbers of GPUs (${gpus[*]}); request the same on each: --gpus-per-node"
-    export DCR_DS_GPUS=${gpus[0]:-0}
+    export DCR_DS_GPUS=${gpus[0]:-${SLURM_GPUS_ON_NODE:-0}}
     per_node=$(job_field NtasksPerN:B:S:C) tasks=$(job_field NumTasks)
     per_node=${per_node%%:*}
     if ((DCR_DS_GPUS > 0)); then

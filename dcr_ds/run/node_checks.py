@@ -5,6 +5,7 @@ since the texts differ.
 """
 
 import ctypes
+import errno
 import os
 import platform
 import secrets
@@ -20,7 +21,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.run.environment import package_versions
 
 GIB = 2**30
-NO_RESERVATION = (38, 95)  # ENOSYS, EOPNOTSUPP: the file system cannot reserve space, so quotas are not seen
+NO_RESERVATION = (errno.ENOSYS, errno.EOPNOTSUPP)  # the file system cannot reserve space, so quotas are not seen
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def create_probe(folder: Path, free_gib: float) -> Path:
         UserError: the folder cannot be written to, or has too little space.
     """
     existing = _existing(folder)
-    if problem := _space(existing, free_gib):
+    if problem := _space(existing, free_gib) or _quota(existing, free_gib):
         raise UserError(f"{problem}; free some space, set --output to another folder, or lower DCR_DS_FREE_GIB")
     probe = existing / f".preflight-{secrets.token_hex(8)}"  # a new name, so that no node has it in its cache
     probe.touch()
@@ -96,30 +97,30 @@ def _existing(path: Path) -> Path:
 
 
 def _space(path: Path, free_gib: float) -> str:
-    """Return "" or why a folder cannot take so many GiB. Quotas count if the file system can reserve space."""
+    """Return "" or why a folder cannot take so many GiB."""
     try:
-        with tempfile.TemporaryFile(dir=path) as file:
+        with tempfile.TemporaryFile(dir=path):
             free = shutil.disk_usage(path).free / GIB
-            if free < free_gib:
-                return f"{path} has {free:.1f} GiB free, {free_gib:g} are required"
-            if reason := _reserve(file.fileno(), int(free_gib * GIB)):
-                return f"{path} does not take {free_gib:g} GiB ({reason}), although the disk has {free:.1f} GiB free"
     except OSError as error:
         return f"{path} cannot be written to ({error.strerror})"
-    return ""
+    return f"{path} has {free:.1f} GiB free, {free_gib:g} are required" if free < free_gib else ""
 
 
-def _reserve(descriptor: int, num_bytes: int) -> str:
-    """Reserve space for a file without writing it; return "" or why that fails.
+def _quota(path: Path, free_gib: float) -> str:
+    """Return "" or why so many GiB cannot be reserved in a folder, by a quota for example; nothing is written.
 
-    Not os.posix_fallocate, which writes gigabytes where the file system cannot reserve.
+    Not by os.posix_fallocate, which writes gigabytes if the file system cannot reserve.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    if num_bytes <= 0 or not hasattr(libc, "fallocate"):
+    size = ctypes.c_longlong(int(free_gib * GIB))
+    if size.value <= 0 or not hasattr(libc, "fallocate"):
         return ""
-    done = libc.fallocate(descriptor, 0, ctypes.c_longlong(0), ctypes.c_longlong(num_bytes))
+    with tempfile.TemporaryFile(dir=path) as file:
+        done = libc.fallocate(file.fileno(), 0, ctypes.c_longlong(0), size)
     number = ctypes.get_errno()
-    return "" if done == 0 or number in NO_RESERVATION else os.strerror(number)
+    if done == 0 or number in NO_RESERVATION:
+        return ""
+    return f"{path} does not take {free_gib:g} GiB ({os.strerror(number)}), although the disk has them free"
 
 
 def _is_visible(probe: Path, seconds: float) -> str:

@@ -199,7 +199,7 @@ def test_a_quota_below_the_free_space_is_seen(preflight):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))  # noqa: E731
     codes, printed, verdict = preflight("--free-gib", "0.01", ranks=[0], world_size=1, preexec_fn=limit)
     assert (codes, verdict) == ([2], ["user"])
-    assert "does not take 0.01 GiB (File too large), although the disk has" in printed
+    assert "does not take 0.01 GiB (File too large), although the disk has them free" in printed
 
 
 def test_a_mistake_in_the_recipe_is_the_users_and_no_nodes(preflight):
