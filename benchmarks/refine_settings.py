@@ -2,6 +2,7 @@
 
     python benchmarks/refine_settings.py --data data --csv benchmarks/results/refine_settings.csv
     python benchmarks/refine_settings.py --data data --only scale=32 scale=4
+    python benchmarks/refine_settings.py --data data --measure runs/seed-0
 
 The defaults of the schema, with the batches of the demo and one field changed at a time, without an early stop. A row
 per setting: gap and AUC of the class means at layer ℓ after refine, drift of general conversations, and the loss on
@@ -46,24 +47,32 @@ LAYER = 23  # what `refine.layer: auto` gives for this model and the built-in tr
 def main() -> None:
     options = parse()
     sets = {name: read_sets(name, options.data) for name in ("builtin", "jailbreakbench")}
-    for name in options.only or SETTINGS:
-        folder = RunFolder(options.out / name)
-        if not folder.stage("refine").is_done:
+    for name in [] if options.measure else options.only or SETTINGS:
+        if not RunFolder(options.out / name).stage("refine").is_done:
             dcr_ds.train(recipe_of(name, options))
-        row = {"commit": commit(), "setting": name, **measured(folder, sets)}
-        print(row)
-        if options.csv:
-            append(options.csv, row)
+        write(name, options.out / name, sets, options.csv)
+    for run in options.measure:
+        write(run.name, run, sets, options.csv)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), metavar="SETTING")
+    parser.add_argument(
+        "--measure", nargs="+", type=Path, default=[], metavar="RUN", help="refined runs; train nothing"
+    )
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--data", help="folder of local copies of the public sets")
     parser.add_argument("--out", type=Path, default=Path("runs/refine-settings"))
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     return parser.parse_args()
+
+
+def write(name: str, run: Path, sets: dict[str, Sets], file: Path | None) -> None:
+    row = {"commit": commit(), "setting": name, **measured(RunFolder(run), sets)}
+    print(row)
+    if file:
+        append(file, row)
 
 
 def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
