@@ -151,10 +151,10 @@ def encode_evaluation(
     for benchmark in data.benchmarks:
         generations = _prepare_benchmark(benchmark, Path(), tokenizer, settings, {})
         check_context(generations, context)
-        hashes[f"prompts of the benchmark {benchmark.name}"] = generations.settings_hash
+        hashes[f"hash of the tokens of benchmark {benchmark.name}"] = generations.settings_hash
     if data.evaluate_general is not None:
         loss = prepare_general_loss(Path(), data.evaluate_general.rows, tokenizer, {}, context)
-        hashes["tokens of evaluate.general"] = loss.settings_hash
+        hashes["hash of the tokens of evaluate.general"] = loss.settings_hash
     return hashes
 
 

@@ -72,7 +72,7 @@ class RunTokens:
     def describe(self, stages: Iterable[str]) -> dict[str, str]:
         """Hashes of the tokens of training stages, and of the evaluation if it is a stage of the run."""
         evaluated = self.evaluation_hashes() if "evaluate" in self.recipe.stages else {}
-        return {f"tokens of {stage}": self.hash_of(stage) for stage in stages} | evaluated
+        return {f"hash of the tokens of {stage}": self.hash_of(stage) for stage in stages} | evaluated
 
     def drop_prompts(self) -> None:
         """Free the prompts of stage 1, which no later stage needs."""

@@ -42,7 +42,7 @@ def run(options: Namespace) -> None:
     results = {}
     with _ranks() as ranks:
         if ranks:
-            check_same(lambda: {f"set {name}": digest(rows) for name, rows in sets.items()}, ranks)
+            check_same(lambda: {f"set of {name} prompts": digest(rows) for name, rows in sets.items()}, ranks)
         for target in targets:
             result = _measure(target, sets, options, ranks)
             results[target.title] = result
