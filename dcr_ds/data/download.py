@@ -26,6 +26,7 @@ from dcr_ds.files import cache_folder, read_object, write_json
 
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 5
+ATTEMPTS_TO_CONNECT = 3  # an address that is wrong, or no network
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 60.0  # even if a server asks for more
 FRESH_SECONDS = 600.0  # within which a copy is read without asking the server: the ranks of a run start together
@@ -153,9 +154,11 @@ def _download(url: str, origin: Origin, validators: dict[str, str]) -> _Answer:
             raise origin.error("could not be downloaded: not a valid URL") from None
         except (OSError, http.client.HTTPException) as error:
             problem = f"could not be downloaded ({getattr(error, 'reason', error)})"
+            if attempt + 1 == ATTEMPTS_TO_CONNECT:
+                break
         if attempt + 1 < ATTEMPTS:
             time.sleep(_wait_seconds(attempt, requested))
-    raise origin.error(f"{problem}; {ATTEMPTS} attempts; check the network, or use a local file") from None
+    raise origin.error(f"{problem}; {attempt + 1} attempts; check the network, or use a local file") from None
 
 
 def _read(request: urllib.request.Request, origin: Origin) -> _Answer:
