@@ -18,6 +18,7 @@ from tiny import make_model, one_thread_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = {"refine": 4, "align": 5}
+pytestmark = pytest.mark.timeout(600)  # the first test that uses a fixture also waits for its launches
 
 
 def deepspeed(*arguments: str, ranks: int) -> list[str]:
