@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -47,9 +46,6 @@ class _Cached:
     key: tuple
     ends: list[int] | None = None
     encoder: TextEncoder | None = None
-
-
-_cache: "WeakKeyDictionary[PreTrainedTokenizerBase, _Cached]" = WeakKeyDictionary()
 
 
 def load_tokenizer(
@@ -205,9 +201,9 @@ def _encode_rest(tokenizer: PreTrainedTokenizerBase, rest: str, prompt: list[int
 
 def _cached(tokenizer: PreTrainedTokenizerBase) -> _Cached:
     key = str(tokenizer.chat_template), tuple(tokenizer.all_special_tokens)
-    cached = _cache.get(tokenizer)
+    cached = getattr(tokenizer, "encoding_cache", None)  # kept with the tokenizer, and freed with it
     if cached is None or cached.key != key:
-        cached = _cache[tokenizer] = _Cached(key)
+        cached = tokenizer.encoding_cache = _Cached(key)
     return cached
 
 
