@@ -120,7 +120,16 @@ start() { # file for the messages of srun, arguments of ranks …: sets `step`, 
     ranks "${@:2}" 2>"$1" &
     step=$!
     echo "$step" >"$state/step"
-    [[ ! -e $state/stop ]] || kill -USR1 "$step" 2>/dev/null || true # USR1 came before the file was written
+    pass_on_early_stop "$step" &
+}
+
+pass_on_early_stop() { # process of srun: sends USR1 again in the first minute, since srun drops it until the ranks run
+    local i
+    for ((i = 0; i < 60; i++)); do
+        [[ ! -e $state/stop ]] || kill -USR1 "$1" 2>/dev/null || true
+        sleep 1
+        kill -0 "$1" 2>/dev/null || break
+    done
 }
 
 end() { # waits for the end of `step`; returns its code

@@ -2,6 +2,7 @@
 
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,11 +12,14 @@ NO_PREFLIGHT = {"DCR_DS_PREFLIGHT_SECONDS": "0"}
 
 @pytest.mark.parametrize("seconds", [0, 0.2, 0.5, 1, 2])
 def test_usr1_at_any_moment_before_the_first_step_requeues_the_job(cluster, in_place_of_python, seconds):
-    """It may come before the ranks, while srun starts them, or before Python has a handler."""
+    """It may come before the ranks, while srun starts them, or before Python has a handler.
+
+    Before the script has its handler, which it sets first, SLURM itself may drop the signal.
+    """
     job = cluster.submit(
         "--time=10", "slurm/dcr.sh", DCR_DS_PYTHON=in_place_of_python("exec sleep 100"), **NO_PREFLIGHT
     )
-    cluster.wait(job, lambda: cluster.job(job)["JobState"] == "RUNNING", 30)
+    cluster.wait(job, lambda: bool(list(Path("/tmp").glob(f"dcr-ds-{job}-*"))), 30)
     time.sleep(seconds)
     cluster.call("scancel", "--signal=USR1", "--batch", job)
     cluster.wait(job, lambda: "; requeued" in cluster.log(job), 30)
