@@ -80,6 +80,6 @@ def export(state: AlignState, source: Path, folder: StageFolder) -> None:
     weights = trained_weights(state.engine, state.ranks, needs_masters(state.recipe.align, source))
     weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
     if state.ranks.is_main:
-        template = state.recipe.model.chat_template
-        write_trained(state.engine.module.model, weights, source, folder, chat_template=template)
+        template = state.recipe.model.template
+        write_trained(state.engine.module.model, weights, source, folder, template=template)
     barrier(state.ranks)

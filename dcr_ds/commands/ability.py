@@ -99,7 +99,7 @@ def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     loaded = load_causal_lm(source, dtype, "sdpa", device)
-    tokenizer = load_tokenizer(source, options.chat_template or model.chat_template)
+    tokenizer = load_tokenizer(source, options.chat_template or model.template)
     return measure_ability(loaded, tokenizer, options.tasks, options.local_data, options.limit, options.batch_size)
 
 

@@ -5,7 +5,14 @@ import json
 import re
 from pathlib import Path
 
-from dcr_ds.commands.parser import auto_or_positive_int, comma_separated, command_parser, positive_int, refuse
+from dcr_ds.commands.parser import (
+    auto_or_positive_int,
+    comma_separated,
+    command_parser,
+    json_mapping,
+    positive_int,
+    refuse,
+)
 from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
@@ -80,6 +87,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--limit", type=positive_int, metavar="ROWS", help="prompts per benchmark, sampled with seed 0 (default: all)")
     help_template = "Jinja file, or the name of a shipped template, for models without one"
     add("--chat-template", metavar="FILE", help=help_template)
+    help_kwargs = "variables of the chat template, for example '{\"enable_thinking\": false}'"
+    add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
     add("--dtype", choices=("float32", "bfloat16"), help="precision (default: bfloat16 on a GPU, else float32)")
     add("--out", required=True, metavar="DIR", help="folder of the run folders")
     options = parser.parse_args(arguments)
@@ -120,6 +129,7 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "stages": ["evaluate"],
         "model.source": model,
         "model.chat_template": options.chat_template,
+        "model.chat_template_kwargs": options.chat_template_kwargs,
         "model.dtype": options.dtype,
         "evaluate.models": [MODEL],
         "evaluate.benchmarks": [{"name": name, "rows": options.limit} for name in names],
@@ -162,7 +172,7 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
         section = recipe.model
         dtype = DTYPES[section.dtype]
         evaluated = EvaluatedModel(
-            recipe.name, home, model.source, dtype, section.attention, section.chat_template, model.adapter
+            recipe.name, home, model.source, dtype, section.attention, section.template, model.adapter
         )
         evaluate_model(evaluated, data, recipe.evaluate, ranks)
     elif ranks.is_main:

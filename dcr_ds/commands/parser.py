@@ -1,5 +1,6 @@
 """What all subcommands share: one parser, one way to refuse bad usage, the kinds of option values, and long texts."""
 
+import json
 import math
 import os
 import shutil
@@ -66,6 +67,16 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def json_mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ArgumentTypeError(f'{text!r} is not a JSON object, such as {{"enable_thinking": false}}')
+    return value
 
 
 def positive_number(text: str) -> float:

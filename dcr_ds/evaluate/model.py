@@ -12,6 +12,7 @@ from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
 from dcr_ds.models.limits import model_limits
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate
 from dcr_ds.recipe.layout import ModelFolder
 
 
@@ -24,12 +25,12 @@ class EvaluatedModel:
     source: Path
     dtype: torch.dtype
     attention: str
-    chat_template: str | None = None
+    template: ChatTemplate = OWN_TEMPLATE
     adapter: Path | None = None  # in peft's format; merged into the source
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(tokenizer_folder(self.source, self.adapter), self.chat_template, self.source)
+        return load_tokenizer(tokenizer_folder(self.source, self.adapter), self.template, self.source)
 
     @property
     def context(self) -> int | None:

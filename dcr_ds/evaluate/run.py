@@ -75,7 +75,7 @@ def evaluate_models(recipe: Recipe, models: dict[str, Path], data: RunData, rank
     section = recipe.model
     for name, source in models.items():
         folder = RunFolder(recipe.folder).model(name)
-        model = EvaluatedModel(name, folder, source, DTYPES[section.dtype], section.attention, section.chat_template)
+        model = EvaluatedModel(name, folder, source, DTYPES[section.dtype], section.attention, section.template)
         evaluate_model(model, data, recipe.evaluate, ranks, answers=name in recipe.evaluate.models)
 
 

@@ -36,7 +36,7 @@ def locate_target(model: ModelSection) -> LocalModel | Endpoint:
     from dcr_ds.models.chat import load_tokenizer
 
     local = _locate_files(model)
-    load_tokenizer(tokenizer_folder(*local), model.chat_template, local.source)
+    load_tokenizer(tokenizer_folder(*local), model.template, local.source)
     return local
 
 

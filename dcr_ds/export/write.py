@@ -173,7 +173,7 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, optio
             merge_lora(source, adapter, out)
         finally:
             shutil.rmtree(adapter, ignore_errors=True)
-    keep_tokenizer(source, recipe.model.chat_template, out)
+    keep_tokenizer(source, recipe.model.template, out)
     return f"{stage} at step {manifest.step}, from {checkpoint}"
 
 

@@ -16,7 +16,7 @@ from dcr_ds.models.checkpoint_files import BASE_RECORD, check_base, weights_hash
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import splice
-from dcr_ds.recipe import LoraSection
+from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate, LoraSection
 from dcr_ds.recipe.layout import StageFolder
 
 WEIGHTS = "adapter_model.safetensors"
@@ -65,7 +65,7 @@ def write_trained(
     source: Path,
     stage: StageFolder,
     prefix: str = "",
-    chat_template: str | None = None,
+    template: ChatTemplate = OWN_TEMPLATE,
 ) -> None:
     """Write the trained model to `stage.model`, and with LoRA the adapter to `stage.adapter`. Rank 0.
 
@@ -76,15 +76,15 @@ def write_trained(
         trained: its trainable parameters by name, not partitioned, on the CPU.
         source: the checkpoint that the stage started from.
         prefix: prefix of the model's parameter names in the source: "model." for a trunk, none for a whole model.
-        chat_template: `model.chat_template` of the recipe.
+        template: `model.template` of the recipe.
     """
     if isinstance(model, PeftModel):
         save_lora(model, trained, source, stage.adapter, prefix)
-        keep_tokenizer(source, chat_template, stage.adapter)
+        keep_tokenizer(source, template, stage.adapter)
         merge_lora(source, stage.adapter, stage.model)
     else:
         splice(model, trained, source, stage.model, prefix)
-    keep_tokenizer(source, chat_template, stage.model)
+    keep_tokenizer(source, template, stage.model)
 
 
 def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = "") -> None:

@@ -17,8 +17,9 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.limits import check_ids, ids_beyond, model_limits
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.rendering import check_template, render
+from dcr_ds.models.template_variables import with_variables
 from dcr_ds.reasoning import is_reasoning_mark, open_block
-from dcr_ds.recipe import find_file
+from dcr_ds.recipe import ChatTemplate, find_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROMPT_END_TOKENS = 64  # enough for a tag and white space
@@ -49,17 +50,19 @@ class _Cached:
 
 
 def load_tokenizer(
-    folder: Path, chat_template: str | None = None, model: Path | None = None
+    folder: Path, chat_template: ChatTemplate | str | None = None, model: Path | None = None
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer with a chat template: its own, a Jinja file, or the name of a shipped template.
 
     Args:
+        chat_template: the file, or also values of the template's variables.
         model: folder of the model that reads the tokens, whose limits are known to `limits_of` from then on; None: the
             same folder.
     """
     tokenizer = read_tokenizer(folder, model)
-    if chat_template is not None:
-        tokenizer.chat_template = read_template(chat_template)
+    template = ChatTemplate.of(chat_template)
+    if template.file is not None:
+        tokenizer.chat_template = read_template(template.file)
     if tokenizer.chat_template is None:
         raise UserError(
             f"{folder}: this tokenizer has no chat template (a base model?); set model.chat_template to a Jinja "
@@ -67,6 +70,8 @@ def load_tokenizer(
             f"{', '.join(sorted(path.stem for path in TEMPLATES.glob('*.jinja')))}"
         )
     check_template(str(tokenizer.chat_template), f"{folder}")
+    if template.variables:
+        tokenizer.chat_template = with_variables(tokenizer.get_chat_template(), template.variables)
     return tokenizer
 
 

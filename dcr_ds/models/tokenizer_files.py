@@ -6,27 +6,33 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from dcr_ds.files import read_json, write_atomically, write_json
-from dcr_ds.models.chat import read_template, turn_end_ids
+from dcr_ds.models.chat import load_tokenizer, read_template, turn_end_ids
 from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, copied_files
 from dcr_ds.models.limits import ids_beyond, model_limits
+from dcr_ds.recipe import ChatTemplate
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def keep_tokenizer(source: Path, chat_template: str | None, folder: Path) -> None:
+def keep_tokenizer(source: Path, chat_template: ChatTemplate | str | None, folder: Path) -> None:
     """Save the tokenizer next to a trained model or adapter, so that other programs render prompts alike. Rank 0.
 
     A model's generation_config.json gets the end-of-turn token of the template, at which it learned to stop.
 
     Args:
         source: the folder that the tokenizer was loaded from.
-        chat_template: `model.chat_template`; None: the tokenizer's own.
+        chat_template: `model.template`; its file is None for the tokenizer's own template.
     """
     for file in copied_files(source, TOKENIZER_FILES):
         shutil.copyfile(file, folder / file.name)
-    if chat_template is not None:
-        write_atomically(folder / TEMPLATE, read_template(chat_template))
+    template = ChatTemplate.of(chat_template)
+    if template.file is not None or template.variables:
+        if template.variables:
+            text = load_tokenizer(source, template).get_chat_template()
+        else:
+            text = read_template(str(template.file))
+        write_atomically(folder / TEMPLATE, text)
         config = read_json(folder / CONFIG)
         if isinstance(config, dict) and config.pop(
             "chat_template", None

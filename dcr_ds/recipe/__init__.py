@@ -19,7 +19,9 @@ from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
 from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe, public_values
 from dcr_ds.recipe.schema import (
+    OWN_TEMPLATE,
     AlignSection,
+    ChatTemplate,
     CheckpointSection,
     DataSection,
     DpoSection,
@@ -28,11 +30,14 @@ from dcr_ds.recipe.schema import (
     Recipe,
     RefineSection,
     StageSection,
+    TemplateValue,
 )
 from dcr_ds.recipe.shipped import shipped_file, shipped_files, source_checkout
 from dcr_ds.recipe.yaml_files import read_yaml
 
 __all__ = [
+    "OWN_TEMPLATE",
+    "ChatTemplate",
     "STAGES",
     "TRAINING_STAGES",
     "AlignSection",
@@ -51,6 +56,7 @@ __all__ = [
     "LlmJudge",
     "LoraSection",
     "ModelSection",
+    "TemplateValue",
     "PositiveInt",
     "Recipe",
     "RefineSection",

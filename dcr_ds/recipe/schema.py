@@ -1,7 +1,8 @@
 """The schema of recipes. Each field has a type, a default, a range and a description, which --help prints."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -9,6 +10,23 @@ from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
 from dcr_ds.recipe.urls import expand_variables
+
+TemplateValue = bool | int | float | str
+
+
+class ChatTemplate(NamedTuple):
+    """A chat template by the name of its file, None for the model's own, and values of its variables."""
+
+    file: str | None = None
+    variables: Mapping[str, TemplateValue] = {}
+
+    @classmethod
+    def of(cls, template: "ChatTemplate | str | None") -> "ChatTemplate":
+        """A template, or one that is named by its file alone."""
+        return template if isinstance(template, ChatTemplate) else cls(template)
+
+
+OWN_TEMPLATE = ChatTemplate()  # of the model
 
 
 class ModelSection(Section):
@@ -27,11 +45,18 @@ class ModelSection(Section):
     chat_template: str | None = Field(
         None, description="Jinja file, or the shipped `instruction` for base models; default: the model's own"
     )
+    chat_template_kwargs: dict[str, TemplateValue] = Field(
+        {}, description="variables of the chat template, such as enable_thinking: false (docs/training.md)"
+    )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
     quantize: Literal["none", "nf4"] = Field(
         "none", description="nf4: base weights in 4 bits, for stages with an adapter (QLoRA; docs/qlora.md)"
     )
     quantize_zero3: bool = Field(False, description="quantize under ZeRO-3 all the same (docs/qlora.md)")
+
+    @property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.chat_template, self.chat_template_kwargs)
 
 
 class DataSection(Section):

@@ -119,5 +119,5 @@ def note_progress(progress: dict[str, Any], row: dict[str, Any], stage: RefineSe
 def export(state: RefineState, weights: dict[str, torch.Tensor], source: Path, folder: StageFolder) -> None:
     """Write the model with the given trained weights, and with LoRA the adapter. All ranks."""
     if state.ranks.is_main:
-        write_trained(state.engine.module, weights, source, folder, "model.", state.recipe.model.chat_template)
+        write_trained(state.engine.module, weights, source, folder, "model.", state.recipe.model.template)
     barrier(state.ranks)

@@ -98,7 +98,7 @@ def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any
         "weights": _describe_weights(start, known),
         "config": hash_of(model_config(start)),
         "tokenizer": _tokenizer_hash(start),
-        "chat_template": template_hash(load_tokenizer(start, recipe.model.chat_template)),
+        "chat_template": template_hash(load_tokenizer(start, recipe.model.template)),
         "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in _data(recipe, stage)},
         "recipe": settings_of(recipe, stage) | {"deepspeed": json.dumps(_deepspeed(recipe)[0], sort_keys=True)},
         "software": describe_software(),

@@ -37,7 +37,7 @@ def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tu
     if obstacle := _obstacle(recipe, source, sets, ranks):
         return None, obstacle
     heartbeat("refine, layer probe")
-    tokenizer = load_tokenizer(source, recipe.model.chat_template)
+    tokenizer = load_tokenizer(source, recipe.model.template)
     tokens = [
         encode_row(f"data.{name}", row, lambda row: encode_prompt(tokenizer, row.prompt))
         for name, rows in zip(("seemingly_toxic", "toxic"), sets, strict=True)

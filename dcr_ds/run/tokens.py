@@ -40,7 +40,7 @@ class RunTokens:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.source, self.recipe.model.chat_template)
+        return load_tokenizer(self.source, self.recipe.model.template)
 
     @cached_property
     def prompts(self) -> RefinePrompts:

@@ -35,7 +35,7 @@ class Target:
     def tokenizer(self) -> Any:
         from dcr_ds.models.chat import load_tokenizer
 
-        return load_tokenizer(tokenizer_folder(*self.files), self.section.chat_template, self.files.source)
+        return load_tokenizer(tokenizer_folder(*self.files), self.section.template, self.files.source)
 
     def load(self, device: "torch.device | None" = None) -> Any:
         """The model in float32, with its adapter merged. Device: the GPU if there is one."""

@@ -13,6 +13,7 @@ from dcr_ds.report.sections.results import loss_change
 # Fields of the recipe that the numbers depend on; those of refine are shown only if a run has that stage.
 SETTINGS = (
     "stages", "control", "model.source", "model.revision", "model.dtype", "model.attention", "model.chat_template",
+    "model.chat_template_kwargs",
     "refine.layer", "refine.loss", "refine.form", "refine.margin", "refine.scale", "refine.temperature",
     "refine.pooling", "refine.pairs",
     "refine.global_batch", "refine.learning_rate", "refine.max_steps", "refine.target_gap", "refine.patience",
