@@ -11,7 +11,9 @@ from dcr_ds.commands.parser import (
     command_parser,
     json_mapping,
     positive_int,
+    positive_number,
     refuse,
+    whole_number,
 )
 from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
@@ -54,7 +56,7 @@ def run(arguments: list[str]) -> int:
 
     recipes = [_recipe(name, model, options) for name, model in _named(options.models).items()]
     data = load_data(recipes[0])  # the models differ, the benchmarks do not
-    models = [locate_target(recipe.model) for recipe in recipes]
+    models = [locate_target(recipe.model, recipe.evaluate.endpoint) for recipe in recipes]
     check_judges(recipes[0].evaluate)
     recipes = [_open(recipe) for recipe in recipes]
     hang_minutes = recipes[0].watchdog.hang_minutes
@@ -90,6 +92,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     help_kwargs = "variables of the chat template, for example '{\"enable_thinking\": false}'"
     add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
     add("--dtype", choices=("float32", "bfloat16"), help="precision (default: bfloat16 on a GPU, else float32)")
+    add("--concurrency", type=positive_int, metavar="N", help="requests in flight to an endpoint (default: 8)")
+    add("--timeout", type=positive_number, metavar="SECONDS", help="of a request to an endpoint (default: 60)")
+    add("--retries", type=whole_number, metavar="N", help="of a request to an endpoint (default: 5)")
+    help_limit = "field of a request that limits the answer (default: max_tokens)"
+    add("--limit-field", choices=("max_tokens", "max_completion_tokens"), help=help_limit)
     add("--out", required=True, metavar="DIR", help="folder of the run folders")
     options = parser.parse_args(arguments)
     if not options.benchmarks and not options.suite:
@@ -136,6 +143,10 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "evaluate.local_data": options.local_data,
         "evaluate.max_new_tokens": options.max_new_tokens,
         "evaluate.batch_size": options.batch_size,
+        "evaluate.endpoint.concurrency": options.concurrency,
+        "evaluate.endpoint.timeout_seconds": options.timeout,
+        "evaluate.endpoint.retries": options.retries,
+        "evaluate.endpoint.limit_field": options.limit_field,
     }
     overrides = [(field, json.dumps(value)) for field, value in fields.items() if value is not None]
     if options.judge:

@@ -69,6 +69,12 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def json_mapping(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)

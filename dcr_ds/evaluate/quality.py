@@ -16,7 +16,8 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
 from dcr_ds.judges.answer_text import answer_text
 from dcr_ds.judges.llm import judge_request, last_label
-from dcr_ds.models.endpoint import Completion, Endpoint
+from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.replies import Completion
 from dcr_ds.statistics import rate
 
 RUBRIC = """\

@@ -6,13 +6,15 @@ Existing answers are not requested again.
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from dcr_ds.data import Benchmark
-from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.replies import FILTERED
 from dcr_ds.progress import heartbeat
 
 
@@ -20,8 +22,8 @@ def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoi
     """Describe the answers of an endpoint to a benchmark; every prompt is sent as one user message."""
     prompts = benchmark.prompts.rows
     settings = {
-        "decoding": {"greedy": True, "max_new_tokens": max_new_tokens},
-        "endpoint": [endpoint.url, endpoint.model],
+        "decoding": {**asdict(endpoint.fields), "max_new_tokens": max_new_tokens},
+        "endpoint": endpoint.model,  # its address changes from job to job
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
     }
     return Generations(benchmark.name, file, prompts, max_new_tokens, hash_of(settings))
@@ -39,18 +41,28 @@ def generate_remote(
         spend: called after each answer is on disk, with the seconds since the last one.
 
     Raises:
-        UserError: the endpoint refuses a request or is down; received answers are kept.
+        UserError: the endpoint refuses every request or is down; received answers are kept.
     """
     done = set(generations.resume([[index] for index in range(len(generations.prompts))], ranks))
     missing = [index for index in range(len(generations.prompts)) if index not in done]
     conversations = [[{"role": "user", "content": generations.prompts[index].prompt}] for index in missing]
+    problems: dict[str, str] = {}
     start = time.perf_counter()
     with generations.file.open("ab") as out:
-        for number, reply in endpoint.complete_all(conversations, generations.max_new_tokens):
+        for number, reply in endpoint.complete_all(conversations, generations.max_new_tokens, bool(done)):
+            if reply.problem:
+                problems[generations.prompts[missing[number]].id] = reply.problem
             row = generations.row(missing[number], reply.text.strip(), reply.completion_tokens, reply.finish)
             out.write(json_line(row).encode())
             out.flush()
             heartbeat(f"{generations.benchmark}, an answer of {endpoint.model}")
             spend(time.perf_counter() - start)
             start = time.perf_counter()
+    if problems:
+        first = next(iter(problems))
+        print_on_main(
+            ranks,
+            f"{generations.benchmark}: the server refused {len(problems)} of {len(missing)} prompts; they are recorded "
+            f"as {FILTERED}, and unparsed. The first is {first}: {problems[first]}",
+        )
     generations.finish()

@@ -9,9 +9,9 @@ from dcr_ds.engine.distributed import is_main_process
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, tokenizer_folder
-from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.endpoint import Endpoint, RequestFields
 from dcr_ds.models.locate import prepare_source
-from dcr_ds.recipe import ModelSection
+from dcr_ds.recipe import EndpointSection, ModelSection
 
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")  # URL#MODEL
 
@@ -23,14 +23,20 @@ class LocalModel(NamedTuple):
     adapter: Path | None
 
 
-def locate_target(model: ModelSection) -> LocalModel | Endpoint:
+def locate_target(model: ModelSection, settings: EndpointSection) -> LocalModel | Endpoint:
     """Locate a model and check it: its weights, as before training, and its chat template; or the key of an endpoint.
 
     Raises:
         UserError: what is missing, and where.
     """
     if remote := ENDPOINT.fullmatch(model.source):
-        return Endpoint(remote[1], remote[2])
+        endpoint = Endpoint(
+            remote[1], remote[2], settings.key_env, settings.concurrency, settings.timeout_seconds, settings.retries
+        )
+        endpoint.fields = RequestFields(
+            settings.limit_field, settings.temperature, settings.seed, model.chat_template_kwargs or None
+        )
+        return endpoint
     if re.match(r"https?://", model.source):
         raise UserError(f"{model.source}: name the endpoint with its model: {model.source}#MODEL")
     from dcr_ds.models.chat import load_tokenizer

@@ -14,7 +14,8 @@ from dcr_ds.files import hash_of
 from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_answers, labelled
-from dcr_ds.models.endpoint import Completion, Endpoint, Messages
+from dcr_ds.models.endpoint import Endpoint, Messages
+from dcr_ds.models.replies import Completion
 from dcr_ds.recipe import LlmJudge
 
 JUDGED_CHARACTERS = 8000  # of request and answer each, to fit into a context of 8k tokens
@@ -80,12 +81,15 @@ class EndpointJudge:
         requests = [
             judge_request(rubric, self._labels, request=answer.prompt, answer=answer.completion) for answer in answers
         ]
+        refused = 0
         try:
             for index, reply in self.endpoint.complete_all(requests, self._max_tokens):
+                refused += bool(reply.problem)
                 label = last_label(reply, self._labels)
                 yield index, labelled(label) if label else UNPARSED
         finally:
-            print(f"{self.name}: {self.endpoint.spent}", file=sys.stderr, flush=True)
+            unparsed = f", {refused} answers refused by the server (unparsed)" if refused else ""
+            print(f"{self.name}: {self.endpoint.spent}{unparsed}", file=sys.stderr, flush=True)
 
 
 def load_llm_judge(declared: LlmJudge) -> EndpointJudge:

@@ -10,21 +10,30 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, Literal, NoReturn
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import parse_json
+from dcr_ds.models.replies import (
+    FILTERED,
+    REFUSED,
+    Completion,
+    PromptRefused,
+    error_message,
+    error_of,
+    is_about_the_prompt,
+    read_completion,
+    refused_field,
+)
 from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
 
 Messages = list[dict[str, str]]
@@ -37,17 +46,31 @@ HINTS = {
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 300.0  # even if a server asks for more
 MAX_REPLY_BYTES = 1 << 26
-QUOTED_CHARACTERS = 300  # of a server's message
+MOST_HELD = 20  # refused prompts before the first answer; then the request is at fault
 _jitter = random.Random()  # separate from the global generator, which is seeded for training
 
 
-class Completion(NamedTuple):
-    """A reply of the model; `finish` is "stop", or "length" if it was cut off at max_tokens."""
+@dataclass(frozen=True)
+class RequestFields:
+    """Fields of requests that not every model accepts; None: not sent."""
 
-    text: str
-    finish: str | None
-    prompt_tokens: int
-    completion_tokens: int
+    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    temperature: float | None = 0.0
+    seed: int | None = 0
+    chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def of(self, max_tokens: int) -> dict[str, Any]:
+        optional = {
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "chat_template_kwargs": dict(self.chat_template_kwargs) if self.chat_template_kwargs else None,
+        }
+        return {self.limit: max_tokens} | {name: value for name, value in optional.items() if value is not None}
+
+    def without(self, field: str) -> "RequestFields":
+        """What is sent instead once a server has refused a field."""
+        changed: dict[str, Any] = {"limit": "max_completion_tokens"} if field == "max_tokens" else {field: None}
+        return replace(self, **changed)
 
 
 @dataclass
@@ -65,9 +88,14 @@ class Spent:
 class _Temporary(Exception):
     """A temporary failure; `wait_seconds` is the wait that the server asks for, if any."""
 
-    def __init__(self, reason: str, wait_seconds: float | None = None) -> None:
+    def __init__(self, reason: str, wait_seconds: float | None = None, reply: Completion | None = None) -> None:
         super().__init__(reason)
         self.wait_seconds = wait_seconds
+        self.reply = reply  # what the server sent all the same
+
+
+class _FieldRefused(Exception):
+    """The server does not accept a field of the request."""
 
 
 class Endpoint:
@@ -99,6 +127,8 @@ class Endpoint:
         self.concurrency = concurrency
         self.timeout = timeout
         self.retries = retries
+        self.fields = RequestFields()
+        self._accepted: RequestFields | None = None  # once the server has refused a field
         self.spent = Spent()
         self._counting = threading.Lock()
         local = _is_local(url)
@@ -111,50 +141,68 @@ class Endpoint:
             )
         self._opener = _opener(local)
 
-    def complete(
-        self,
-        messages: Messages,
-        max_tokens: int,
-        temperature: float = 0.0,
-        seed: int = 0,
-        abandoned: threading.Event | None = None,
-    ) -> Completion:
-        """Request one reply.
+    def complete(self, messages: Messages, max_tokens: int, abandoned: threading.Event | None = None) -> Completion:
+        """Request one reply; a field that the server refuses by name is left out, also of later requests.
 
         Args:
             abandoned: once set, nothing is retried.
 
         Raises:
-            UserError: the server refuses the request, or the last retry failed; quotes the server.
+            PromptRefused: the server refuses the request, perhaps because of its prompt.
+            UserError: the server refuses every request, or the last retry failed; quotes the server.
         """
-        request = {
-            "model": self.model,
-            "messages": messages,
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "seed": seed,
-        }
         abandoned = abandoned or threading.Event()
         for attempt in range(self.retries + 1):
             try:
-                return self._count(_read_completion(self._post(json.dumps(request).encode())))
+                return self._count(self._request(messages, max_tokens))
             except _Temporary as failure:
-                reason, wait_seconds = str(failure), failure.wait_seconds
+                reason, wait_seconds, reply = str(failure), failure.wait_seconds, failure.reply
             if attempt == self.retries or abandoned.wait(_wait_seconds(attempt, wait_seconds)):
                 break
+        if reply:
+            return reply
         raise UserError(f"{self.url}, model {self.model}: {reason}; gave up after {attempt + 1} attempts")
 
-    def complete_all(self, conversations: Sequence[Messages], max_tokens: int) -> Iterator[tuple[int, Completion]]:
+    def _request(self, messages: Messages, max_tokens: int) -> Completion:
+        """Request one reply once, or again without the fields that the server refuses."""
+        while True:
+            fields = self._accepted or self.fields
+            sent = {"model": self.model, "messages": messages, **fields.of(max_tokens)}
+            try:
+                body = self._post(sent)
+            except _FieldRefused as refused:
+                field = str(refused)
+                with self._counting:
+                    if (self._accepted or self.fields) is fields:
+                        self._accepted = fields.without(field)
+                        print(f"{self.url}: the server does not accept {field}; not sent again", file=sys.stderr)
+                continue
+            try:
+                reply = read_completion(body)
+            except ValueError as error:
+                raise _Temporary(str(error)) from None
+            if reply.finish == "error":
+                raise _Temporary(f"the server failed while it generated: {reply.problem}", reply=reply)
+            return reply
+
+    def complete_all(
+        self, conversations: Sequence[Messages], max_tokens: int, has_answered: bool = False
+    ) -> Iterator[tuple[int, Completion]]:
         """Yield (index of a request, its reply) as replies arrive; greedy decoding.
 
-        After a failure no request is sent; replies to earlier requests are awaited and yielded, so that no paid reply
-        is lost.
+        A prompt that the server refuses, for its content or its length, gets an empty reply with the finish FILTERED.
+        If no prompt is answered, the error is not one of the prompts, unless the server says so. After any other
+        failure no request is sent; replies to earlier requests are awaited and yielded, so that no paid reply is lost.
+
+        Args:
+            has_answered: whether the endpoint has answered other prompts before.
 
         Raises:
             UserError: as `complete`, after the last reply; also says how many replies are missing.
         """
         abandoned, failure, left = threading.Event(), None, len(conversations)
         todo, pending = iter(enumerate(conversations)), dict[Future[Completion], int]()
+        held: dict[int, PromptRefused] = {}  # until a prompt is answered
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
         try:
             while True:
@@ -165,25 +213,37 @@ class Endpoint:
                     break
                 done = wait(pending, return_when=FIRST_COMPLETED).done
                 for future in sorted(done, key=pending.__getitem__):
-                    index = pending.pop(future)
-                    if isinstance(error := future.exception(), UserError):
-                        failure = failure or error
-                        abandoned.set()
-                    else:
+                    index, error = pending.pop(future), future.exception()
+                    if isinstance(error, PromptRefused) and (error.is_certain or has_answered):
                         left -= 1
+                        yield index, _filtered(error)
+                    elif isinstance(error, PromptRefused):
+                        held[index] = error
+                    elif isinstance(error, UserError):
+                        failure = failure or error
+                    else:
+                        has_answered, left = True, left - 1
                         yield index, future.result()
+                if has_answered:
+                    for index, refusal in held.items():
+                        left -= 1
+                        yield index, _filtered(refusal)
+                    held = {}
+                elif len(held) >= MOST_HELD or (held and not pending and left == len(held)):
+                    failure = failure or next(iter(held.values()))
                 if failure:
+                    abandoned.set()
                     pending = {future: index for future, index in pending.items() if not future.cancel()}
         finally:
             abandoned.set()
             pool.shutdown(cancel_futures=True)
-        if failure:
+        if failure := failure or next(iter(held.values()), None):
             total = len(conversations)
             raise UserError(f"{failure}; {left} of {total} are left, and the same command resumes with them")
 
-    def _post(self, body: bytes) -> bytes:
+    def _post(self, sent: dict[str, Any]) -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "dcr-ds"}
-        request = Request(self.url, data=body, headers=headers, method="POST")
+        request = Request(self.url, data=json.dumps(sent).encode(), headers=headers, method="POST")
         if self._key:  # unredirected: not sent to another host
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         with self._counting:
@@ -195,11 +255,7 @@ class Endpoint:
                     raise UserError(f"{self.url}, model {self.model}: a reply of more than {MAX_REPLY_BYTES:,} bytes")
                 return self._without_key(reply)
         except HTTPError as error:
-            message = f"HTTP {error.code}: {self._message_of(error)}"
-            if error.code in RETRIED or error.code >= 500:
-                raise _Temporary(message, _requested_wait(error.headers)) from None
-            hint = HINTS.get(error.code, "the server does not accept such requests")
-            raise UserError(f"{self.url}, model {self.model}: {message}; {hint}") from None
+            self._raise_for(error, sent)
         except TimeoutError:
             raise _Temporary(
                 f"no data for {self.timeout:g} s; increase the timeout, or lower the concurrency"
@@ -209,15 +265,23 @@ class Endpoint:
                 raise _Temporary(f"no connection within {self.timeout:g} s") from None
             raise _Temporary(f"no connection ({getattr(error, 'reason', error)}); is the server up?") from None
 
-    def _message_of(self, error: HTTPError) -> str:
-        """The message in a server's error response."""
+    def _raise_for(self, failed: HTTPError, sent: dict[str, Any]) -> NoReturn:
+        """Raise for a failed request: temporary, about a field or the prompt, or final."""
         try:
-            text = self._without_key(error.read(MAX_REPLY_BYTES)).decode(errors="replace")
+            error = error_of(self._without_key(failed.read(MAX_REPLY_BYTES)))
         except (OSError, HTTPException):
-            return str(error.reason)
-        with suppress(ValueError, KeyError, TypeError):
-            text = str(parse_json(text)["error"]["message"])
-        return _start_of(text) or str(error.reason)
+            error = {"message": ""}
+        message = f"HTTP {failed.code}: {error_message(error) or failed.reason}"
+        if failed.code in RETRIED or failed.code >= 500:
+            raise _Temporary(message, _requested_wait(failed.headers)) from None
+        is_certain = is_about_the_prompt(error)
+        if failed.code in REFUSED and not is_certain and (field := refused_field(error, sent)):
+            raise _FieldRefused(field) from None
+        hint = HINTS.get(failed.code, "the server does not accept such requests")
+        message = f"{self.url}, model {self.model}: {message}; {hint}"
+        if failed.code in REFUSED:
+            raise PromptRefused(message, is_certain) from None
+        raise UserError(message) from None
 
     def _without_key(self, body: bytes) -> bytes:
         """A response with the key removed, in case the server quotes it; a short placeholder is not a secret."""
@@ -230,28 +294,8 @@ class Endpoint:
         return completion
 
 
-def _start_of(text: str) -> str:
-    return " ".join(text.split())[:QUOTED_CHARACTERS]
-
-
-def _read_completion(body: bytes) -> Completion:
-    try:
-        reply = parse_json(body)
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
-        text = choice["message"]["content"] or ""  # null if a filter or a reasoning limit left nothing
-        if not isinstance(text, str):
-            raise TypeError
-        return Completion(
-            text,
-            choice.get("finish_reason"),
-            int(usage.get("prompt_tokens") or 0),
-            int(usage.get("completion_tokens") or 0),
-        )
-    except (ValueError, LookupError, TypeError, AttributeError):
-        start = _start_of(body.decode(errors="replace"))
-        raise _Temporary(
-            f"the reply is not a chat completion: {start!r}; is the url that of a chat endpoint?"
-        ) from None
+def _filtered(refusal: PromptRefused) -> Completion:
+    return Completion("", FILTERED, problem=str(refusal))
 
 
 def _is_local(url: str) -> bool:
@@ -283,8 +327,11 @@ def _opener(local: bool) -> OpenerDirector:
 
 
 def _wait_seconds(attempt: int, requested: float | None) -> float:
-    """The wait that the server requests, or exponential backoff with jitter, so that retries are spread out."""
-    wait = FIRST_WAIT_SECONDS * 2**attempt * _jitter.uniform(0.5, 1.0) if requested is None else requested
+    """The wait that the server requests, or exponential backoff with jitter, so that retries are spread out.
+
+    A request to come back at once, or in the past, is none: the server has just failed.
+    """
+    wait = requested or FIRST_WAIT_SECONDS * 2**attempt * _jitter.uniform(0.5, 1.0)
     return min(wait, LONGEST_WAIT_SECONDS)
 
 

@@ -9,6 +9,7 @@ from dcr_ds.recipe.describe import FieldRow, SectionRow, field_rows, section_row
 from dcr_ds.recipe.evaluation import (
     AnyBenchmark,
     AnyJudge,
+    EndpointSection,
     EvaluateSection,
     GuardJudge,
     LlmJudge,
@@ -50,6 +51,7 @@ __all__ = [
     "DataSource",
     "NamedBenchmark",
     "DpoSection",
+    "EndpointSection",
     "EvaluateSection",
     "FieldRow",
     "GuardJudge",

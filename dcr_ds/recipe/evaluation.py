@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from dcr_ds.recipe.fields import Auto, Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, ModelName
 
 
@@ -58,6 +58,20 @@ JudgeName = Annotated[
     ),
 ]
 JudgedMatter = Literal["refusal", "harm"]
+
+
+class EndpointSection(Section):
+    key_env: str = Field("OPENAI_API_KEY", description="environment variable with the endpoint's key")
+    concurrency: PositiveInt = Field(8, description="requests in flight")
+    timeout_seconds: float = Field(
+        60.0, gt=0, le=86_400, description="retry a request after this many seconds without a reply"
+    )
+    retries: Count = Field(5, description="attempts after the first, for temporary failures")
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="the field that limits an answer"
+    )
+    temperature: float | None = Field(0.0, ge=0, description="of sampling; null: not sent")
+    seed: int | None = Field(0, ge=0, le=MAX_SEED, description="of sampling; null: not sent")
 
 
 class LlmJudge(Section):
@@ -155,6 +169,9 @@ class EvaluateSection(Section):
         128, description="longest answer, in tokens, decoded greedily; auto: the value of each benchmark's authors"
     )
     batch_size: PositiveInt = Field(32, description="prompts per generation batch")
+    endpoint: EndpointSection = Field(
+        EndpointSection(), description="requests to a model behind an endpoint (dcr-ds evaluate URL#MODEL)"
+    )
     general: Data = Field(
         DataSource(split="held_out"), description="conversations on whose answers the loss of each model is measured"
     )

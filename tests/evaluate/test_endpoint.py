@@ -1,5 +1,6 @@
 """The client for endpoints against a real server that answers, fails, delays, sends invalid replies or dies."""
 
+import json
 import time
 from email.utils import formatdate
 from itertools import islice
@@ -9,7 +10,8 @@ from chat_server import HangUp, Reply, prompt_of, refuses, says, serving
 
 from dcr_ds.errors import UserError
 from dcr_ds.models import endpoint as module
-from dcr_ds.models.endpoint import Completion, Endpoint
+from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.replies import Completion
 
 KEY = "sk-not-to-be-seen"
 
@@ -219,9 +221,9 @@ def test_no_received_reply_is_lost_on_a_server_failure():
 
 def test_a_failure_does_not_wait_for_the_retries_of_the_others(monkeypatch):
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 60.0)
-    with serving(lambda number, request: refuses(400 if prompt_of(request) == "0" else 503, "no")) as server:
+    with serving(lambda number, request: refuses(401 if prompt_of(request) == "0" else 503, "no")) as server:
         start = time.monotonic()
-        with pytest.raises(UserError, match="HTTP 400"):
+        with pytest.raises(UserError, match="HTTP 401"):
             list(Endpoint(server.url, "judge").complete_all([user(str(i)) for i in range(4)], 9))
         assert time.monotonic() - start < 5
 
@@ -274,3 +276,153 @@ def test_a_key_with_a_line_break_is_refused_and_not_shown(monkeypatch):
 def test_impossible_host_names():
     with pytest.raises(UserError, match="no connection"):
         Endpoint("http://" + "a" * 70, "judge", retries=0).complete(user("hi"), 9)
+
+
+# Prompts that a server refuses
+
+
+def filters(status: int = 400, message: str = "The response was filtered by the content management policy", **error):
+    return Reply(json.dumps({"error": {"message": message, **error}}), status)
+
+
+CONTEXT = "'max_tokens' is too large: 512. This model's maximum context length is 4096 tokens; your request has 5000"
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        filters(),
+        filters(message="no", code="content_filter"),
+        filters(message=CONTEXT),
+        filters(message="prompt is too long: 9000 tokens", status=413),
+        filters(message="data_inspection_failed"),
+        filters(message="bad request"),  # about the prompt, because others are answered
+        filters(422, "cannot be processed"),
+    ],
+)
+def test_a_refused_prompt_is_recorded_and_the_others_are_answered(refusal):
+    with serving(lambda number, request: refusal if prompt_of(request) == "3" else says(prompt_of(request))) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=2)
+        replies = dict(endpoint.complete_all([user(str(i)) for i in range(8)], 9))
+    assert [replies[i].text for i in range(8)] == ["0", "1", "2", "", "4", "5", "6", "7"]
+    assert replies[3].finish == "filtered" and "HTTP 4" in replies[3].problem
+    assert len(server.requests) == 8
+
+
+def test_refused_prompts_before_the_first_answer_are_recorded_too():
+    with serving(lambda number, request: filters(400, "no") if int(prompt_of(request)) < 5 else says("fine")) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=1)
+        replies = dict(endpoint.complete_all([user(str(i)) for i in range(8)], 9))
+    assert [replies[i].text for i in range(8)] == [""] * 5 + ["fine"] * 3
+
+
+@pytest.mark.parametrize("rows", [1, 5, 200])
+def test_an_endpoint_that_refuses_every_request_is_an_error(rows):
+    with serving(lambda number, request: filters(400, "no such field")) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=2)
+        with pytest.raises(UserError, match=f"HTTP 400: no such field.*{rows} of {rows} are left"):
+            list(endpoint.complete_all([user(str(i)) for i in range(rows)], 9))
+    assert len(server.requests) <= 30
+
+
+def test_prompts_that_are_all_filtered_are_all_recorded():
+    with serving(lambda number, request: filters()) as server:
+        replies = dict(Endpoint(server.url, "judge").complete_all([user("a"), user("b")], 9))
+    assert {reply.finish for reply in replies.values()} == {"filtered"}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_errors_of_key_and_model_end_it(status):
+    with (
+        serving(lambda number, request: says("a") if number == 0 else refuses(status, "no")) as server,
+        pytest.raises(UserError, match=f"HTTP {status}"),
+    ):
+        list(Endpoint(server.url, "judge", concurrency=1).complete_all([user(str(i)) for i in range(50)], 9))
+    assert len(server.requests) < 10
+
+
+# Fields that a server does not accept
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
+        ("temperature", "Unsupported value: 'temperature' does not support 0.0. Only the default (1) is supported."),
+        ("seed", "Unrecognized request argument supplied: seed"),
+        ("seed", "seed: Extra inputs are not permitted"),
+    ],
+)
+def test_a_field_that_the_server_names_is_left_out(field, message, capsys):
+    def picky(number, request):
+        return refuses(400, message) if field in request else says("fine")
+
+    with serving(picky) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=1)
+        replies = dict(endpoint.complete_all([user(str(i)) for i in range(5)], 9))
+    assert [reply.text for reply in replies.values()] == ["fine"] * 5 and len(server.requests) == 6
+    assert all(request.get("max_tokens", request.get("max_completion_tokens")) == 9 for request in server.requests)
+    assert f"does not accept {field}" in capsys.readouterr().err
+
+
+def test_several_fields_are_left_out_one_after_the_other():
+    def picky(number, request):
+        wrong = next((name for name in ("max_tokens", "temperature", "seed") if name in request), None)
+        return refuses(400, f"{wrong} is not supported") if wrong else says("fine")
+
+    with serving(picky) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
+    assert set(server.requests[-1]) == {"path", "model", "messages", "max_completion_tokens"}
+
+
+# What replies contain
+
+
+def message_of(content, finish="stop", **more):
+    message = {"role": "assistant", "content": content, **more}
+    return Reply(json.dumps({"choices": [{"message": message, "finish_reason": finish}]}))
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        (message_of(None, refusal="I can't help with that."), "I can't help with that."),
+        (message_of("Sure.", reasoning_content="Hm. I can't."), "Sure."),
+        (message_of(None, "length", reasoning_content="Hm."), ""),
+        (message_of([{"type": "text", "text": "Su"}, {"type": "text", "text": "re."}]), "Sure."),
+        (message_of([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Sure."}]), "Sure."),
+        (message_of([{"type": "refusal", "refusal": "No."}]), "No."),
+        (message_of("half \ud83d"), "half \ufffd"),
+        (message_of("whole \U0001f600"), "whole \U0001f600"),
+    ],
+)
+def test_the_text_of_a_message(reply, text):
+    with serving(lambda number, request: reply) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == text
+
+
+def test_a_prompt_with_half_a_surrogate_pair_is_sent():
+    with serving(lambda number, request: says("fine")) as server:
+        assert Endpoint(server.url, "judge").complete(user("half \ud83d"), 9).text == "fine"
+
+
+def test_a_server_that_fails_while_it_generates_is_asked_again_and_then_recorded():
+    failed = Reply(
+        json.dumps(
+            {"choices": [{"message": {"content": "Su"}, "finish_reason": "error", "error": {"message": "upstream"}}]}
+        )
+    )
+    with serving(failing_first(2, failed)) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
+    with serving(lambda number, request: failed) as server:
+        reply = Endpoint(server.url, "judge", retries=2).complete(user("hi"), 9)
+    assert (reply.text, reply.finish, reply.problem, len(server.requests)) == ("Su", "error", "upstream", 3)
+
+
+@pytest.mark.parametrize("seconds", ["0", formatdate(0, usegmt=True)])
+def test_a_request_to_retry_at_once_backs_off_all_the_same(monkeypatch, seconds):
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.4)
+    with serving(failing_first(1, refuses(429, "busy", Retry_After=seconds))) as server:
+        start = time.monotonic()
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
+        assert time.monotonic() - start >= 0.2

@@ -67,3 +67,42 @@ def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     assert read_json(tmp_path / "seeming" / "scores.json")["n"] == len(PROMPTS)
     cost = read_json(tmp_path / "cost.json")
     assert cost["generated_tokens"] == 3 * len(PROMPTS) and cost["device"].startswith("endpoint http://")
+
+
+def test_a_refused_prompt_is_recorded_counted_and_named(tmp_path, capsys):
+    def filters_one(number, request):
+        refused = request["messages"][-1]["content"] == PROMPTS[1].prompt
+        return refuses(400, "flagged by the content filter") if refused else says("Press the key.")
+
+    settings = EvaluateSection(max_new_tokens=8, judges=["rules", "xstest_strings"])
+    with serving(filters_one) as server:
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
+    assert len(server.requests) == len(PROMPTS)  # a recorded prompt is not sent again
+    row = read_jsonl(tmp_path / "seeming" / "generations.jsonl")[1]
+    assert (row["id"], row["completion"], row["finish"]) == (PROMPTS[1].id, "", "filtered")
+    scores = read_json(tmp_path / "seeming" / "scores.json")
+    assert scores["unparsed"] == 1 and scores["by_judge"]["xstest_strings"]["unparsed"] == 1
+    out = "".join(capsys.readouterr())
+    assert PROMPTS[1].id in out and "flagged by the content filter" in out and "refused 1 of" in out
+
+
+def test_another_address_of_the_same_model_keeps_the_answers(tmp_path):
+    for _ in range(2):
+        with serving(answers) as server:
+            generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
+            if not generations.is_complete:
+                generate_remote(generations, endpoint(server), ONE_RANK)
+    assert server.requests == []
+
+
+def test_answers_are_kept_after_a_field_was_left_out(tmp_path):
+    def picky(number, request):
+        return refuses(400, "'seed' is not supported") if "seed" in request else answers(number, request)
+
+    with serving(picky) as server:
+        generations = prepare_remote(BENCHMARK, tmp_path / "generations.jsonl", 8, endpoint(server))
+        asked = endpoint(server)
+        generate_remote(generations, asked, ONE_RANK)
+        assert prepare_remote(BENCHMARK, generations.file, 8, asked).is_complete
+        assert prepare_remote(BENCHMARK, generations.file, 8, endpoint(server)).is_complete

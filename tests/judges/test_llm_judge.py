@@ -18,7 +18,8 @@ from dcr_ds.judges.base import Answer, Verdict, verdicts
 from dcr_ds.judges.llm import EndpointJudge, judge_request, last_label, load_llm_judge
 from dcr_ds.label_agreement import HARM_LABELS, REFUSAL_LABELS
 from dcr_ds.models import endpoint as endpoint_module
-from dcr_ds.models.endpoint import Completion, Endpoint
+from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.replies import Completion
 from dcr_ds.recipe import LlmJudge
 
 LABELS = ("compliance", "full_refusal", "partial_refusal", "degenerate")
@@ -170,7 +171,7 @@ def test_verdicts_before_a_failure_are_yielded():
 
 
 def test_the_cost_is_printed_even_after_a_failure(capsys):
-    refusing_the_second = serving(lambda number, request: refuses(400, "no") if number else says("LABEL: compliance"))
+    refusing_the_second = serving(lambda number, request: refuses(401, "no") if number else says("LABEL: compliance"))
     with refusing_the_second as server, pytest.raises(UserError):
         verdicts(judge_at(server.url, concurrency=1), ANSWERS[:2])
     assert "llm: 2 requests, 7 tokens read, 2 written" in capsys.readouterr().err
@@ -225,3 +226,14 @@ def test_a_model_behind_transformers_serve(transformers_server):
     assert reply == again and reply.finish in ("stop", "length")
     with pytest.raises(UserError, match="HTTP 400"):
         Endpoint(url, "another").complete([{"role": "user", "content": "hi"}], 4)
+
+
+def test_an_answer_that_the_server_refuses_is_unparsed(capsys):
+    refusing_one = serving(
+        lambda number, request: refuses(400, "content_filter") if number == 1 else says("LABEL: compliance")
+    )
+    with refusing_one as server:
+        judge = EndpointJudge("llm", Endpoint(server.url, "m", concurrency=1), "refusal", 99)
+        labels = [verdict.label for verdict in verdicts(judge, [Answer("a", text) for text in ("1", "2", "3")])]
+    assert sorted(labels) == ["compliance", "compliance", "unparsed"]
+    assert "1 answers refused by the server" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.models.checkpoint_files import tokenizer_folder
-from dcr_ds.recipe import ModelSection, load_recipe
+from dcr_ds.recipe import EndpointSection, ModelSection, load_recipe
 from dcr_ds.recipe.layout import BASE, MODELS, STAGE_OF_MODEL, RunFolder
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _targets(name: str, several: bool) -> list[Target]:
 
 
 def _target(title: str, section: ModelSection, run: RunFolder | None = None) -> Target:
-    files = locate_target(section)
+    files = locate_target(section, EndpointSection())
     if not isinstance(files, LocalModel):
         raise UserError(f"{section.source}: an endpoint shows neither gradients nor hidden states; name a model folder")
     return Target(title, section, files, run)

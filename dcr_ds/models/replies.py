@@ -1,0 +1,118 @@
+"""What an OpenAI-compatible server sends back: replies, refused prompts, and fields that it does not accept."""
+
+import re
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from dcr_ds.errors import UserError
+from dcr_ds.files import parse_json
+
+QUOTED_CHARACTERS = 300  # of a server's message
+REFUSED = {400, 413, 422}  # may be about this prompt alone
+FILTERED = "filtered"  # the finish of a prompt that the server does not pass to the model
+ABOUT_THE_PROMPT = re.compile(
+    r"content[_ -]?(?:filter|policy|management|moderation)|moderation|safety|inspection|prohibited|blocked|flagged|"
+    r"responsible ai|usage polic|context[_ -]?(?:length|window)|too (?:long|large|many tokens)|"
+    r"maximum (?:\w+ )?(?:length|tokens)|max_model_len|exceeds? (?:the )?(?:\w+ ){0,3}(?:limit|length|tokens|context)",
+    re.IGNORECASE,
+)
+FIELDS = ("max_tokens", "temperature", "seed", "chat_template_kwargs")  # that some servers do not know
+_NOT_ACCEPTED = re.compile(
+    r"support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra|deprecated|only the default|instead",
+    re.IGNORECASE,
+)
+
+
+class Completion(NamedTuple):
+    """A reply of the model.
+
+    `finish` is "stop", "length" if it was cut off, "content_filter" if the server withheld the rest, "error" if the
+    server failed while it generated, and FILTERED if it refused the prompt; `problem` is its message then.
+    """
+
+    text: str
+    finish: str | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    problem: str = ""
+
+
+class PromptRefused(UserError):
+    """The server refuses a request, perhaps because of its prompt; `is_certain`: its message says so."""
+
+    def __init__(self, message: str, is_certain: bool) -> None:
+        super().__init__(message)
+        self.is_certain = is_certain
+
+
+def read_completion(body: bytes) -> Completion:
+    """Read a chat completion.
+
+    The text is that of the message, or its `refusal`. Reasoning that a server returns apart is not part of it.
+
+    Raises:
+        ValueError: not a chat completion; quotes its start.
+    """
+    try:
+        reply = parse_json(body)
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        message = choice["message"]
+        text = _text(message["content"]) or _text(message.get("refusal"))
+        finish = choice.get("finish_reason")
+        problem = error_message(choice.get("error")) if finish == "error" else ""
+        prompt_tokens, completion_tokens = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
+        return Completion(text, finish, prompt_tokens, completion_tokens, problem)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        start = start_of(body.decode(errors="replace"))
+        raise ValueError(
+            f"the reply is not a chat completion: {start!r}; is the url that of a chat endpoint?"
+        ) from None
+
+
+def error_of(body: bytes) -> dict[str, Any]:
+    """The error in the body of a failed request; its `message` is the body if the server says nothing more."""
+    text = body.decode(errors="replace")
+    with suppress(ValueError, KeyError, TypeError):
+        error = parse_json(text)["error"]
+        return error if isinstance(error, dict) and "message" in error else {"message": str(error)}
+    return {"message": text}
+
+
+def error_message(error: Any) -> str:
+    return start_of(str(error.get("message", error) if isinstance(error, dict) else error or ""))
+
+
+def is_about_the_prompt(error: dict[str, Any]) -> bool:
+    """Whether the server refuses this prompt: its content, or its length."""
+    return bool(ABOUT_THE_PROMPT.search(" ".join(str(error.get(key) or "") for key in ("code", "type", "message"))))
+
+
+def refused_field(error: dict[str, Any], sent: dict[str, Any]) -> str | None:
+    """The field of a request that the server does not accept, by the server's own words."""
+    message = str(error.get("message", ""))
+    if not _NOT_ACCEPTED.search(message):
+        return None
+    named = [name for name in FIELDS if name in sent and re.search(rf"\b{name}\b", message)]
+    return next((name for name in named if error.get("param") == name), named[0] if named else None)
+
+
+def start_of(text: str) -> str:
+    return " ".join(text.split())[:QUOTED_CHARACTERS]
+
+
+def _text(content: Any) -> str:
+    """The text of a content, also in parts; null if a filter or a limit on reasoning left nothing."""
+    if isinstance(content, list):
+        content = "".join(_text_of_part(part) for part in content)
+    if not isinstance(content, str | None):
+        raise TypeError
+    # Servers that cut a text within a character send half of a surrogate pair, which no file can store.
+    return (content or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _text_of_part(part: dict) -> str:
+    kind = part.get("type", "text")
+    value = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "output_text", "refusal") else ""
+    if not isinstance(value, str | None):
+        raise TypeError
+    return value or ""
