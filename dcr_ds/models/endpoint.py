@@ -229,7 +229,7 @@ class Endpoint:
                         left -= 1
                         yield index, _filtered(refusal)
                     held = {}
-                elif len(held) >= MOST_HELD or (held and not pending and left == len(held)):
+                elif len(held) >= MOST_HELD:
                     failure = failure or next(iter(held.values()))
                 if failure:
                     abandoned.set()
