@@ -56,6 +56,11 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     zero = _section(config, "zero_optimization", place)
     if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
         raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
+    if _section(config, "bf16", place).get("check_grad_overflow", True) is not True:
+        raise UserError(
+            f"{place}: bf16.check_grad_overflow is off, so that a gradient that is not finite would reach the weights; "
+            "remove it"
+        )
     bf16 = _section(config, "bf16", place).get("enabled", "auto")
     if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):
         raise UserError(
@@ -105,8 +110,7 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
         "gradient_clipping": stage.max_grad_norm,
-        # with the check, a step whose gradient is not finite changes no weight
-        "bf16": {**(resolved.get("bf16") or {}), "enabled": dtype == "bfloat16", "check_grad_overflow": True},
+        "bf16": {**(resolved.get("bf16") or {}), "enabled": dtype == "bfloat16"},
         "steps_per_print": 10**9,
         "managed_gradient_accumulation": False,
         "zero_allow_untested_optimizer": stage.optimizer != "adamw",

@@ -20,6 +20,11 @@ CONFIGS = {
         ["--model.dtype", "bfloat16"],
         ["bf16.enabled is False", '"auto"'],
     ),
+    "no check of gradients": (
+        {"bf16": {"check_grad_overflow": False}},
+        [],
+        ["check_grad_overflow is off", "remove it"],
+    ),
     "stage 7": ({"zero_optimization": {"stage": 7}}, [], ["zero_optimization.stage is 7", "0, 1, 2 or 3"]),
     "stage as text": ({"zero_optimization": {"stage": "2"}}, [], ["stage is '2'", "0, 1, 2 or 3"]),
     "stage true": ({"zero_optimization": {"stage": True}}, [], ["stage is True", "0, 1, 2 or 3"]),
