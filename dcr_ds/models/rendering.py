@@ -102,14 +102,15 @@ def _limited_time() -> Iterator[None]:
 
 @contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Let allocations fail that exceed the current address space by MAX_BYTES; not limited where it is not known."""
-    if not STATM.exists():
+    """Let allocations fail that exceed the current address space by MAX_BYTES; no limit where the system has none."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    lower = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
+    try:
+        limit = int(STATM.read_text().split()[0]) * resource.getpagesize() + MAX_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (min([limit, *lower]), hard))
+    except (OSError, ValueError):
         yield
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = int(STATM.read_text().split()[0]) * resource.getpagesize() + MAX_BYTES
-    lower = [bound for bound in (soft, hard) if bound != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min([limit, *lower]), hard))
     try:
         yield
     finally:
