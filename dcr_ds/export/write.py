@@ -216,12 +216,14 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
 
 
 def _copy(folder: Path, out: Path) -> None:
-    """Copy a folder, and compare the hashes of its files with those of the copies."""
-    copied_files(folder, ("**/*",))
-    shutil.copytree(folder, out)
-    for file in folder.rglob("*"):
-        if file.is_file() and _sha256(file) != _sha256(out / file.relative_to(folder)):
-            raise RuntimeError(f"{out / file.relative_to(folder)}: differs from {file}")
+    """Copy the files of a folder, and compare their hashes with those of the copies."""
+    out.mkdir()
+    for file in copied_files(folder, ("**/*",)):
+        copy = out / file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+        if _sha256(file) != _sha256(copy):
+            raise RuntimeError(f"{copy}: differs from {file}")
 
 
 def _sha256(file: Path) -> str:

@@ -91,6 +91,17 @@ def test_disk_full(failing, recipe, tmp_path, disk_full, stage, what):
     assert (tmp_path / f"run/{stage}/model/model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("largest", [100, 3000, 20_000])
+def test_disk_full_in_an_export(finished_run, tmp_path, disk_full, capsys, largest):
+    """The message names the new folder, not the model that is copied, and nothing is left."""
+    capsys.readouterr()
+    with disk_full(largest):
+        assert main(["export", str(finished_run), "--out", str(tmp_path / "out")]) == 2
+    message = the_error(capsys.readouterr().err)
+    assert str(tmp_path / "out") in message and str(finished_run) not in message, message
+    assert "cannot be written" in message and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
