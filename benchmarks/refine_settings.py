@@ -1,7 +1,7 @@
 """Settings of stage 1 on SmolLM2-135M, compared on development sets: built-in held-out twins and JailbreakBench.
 
     python benchmarks/refine_settings.py --data data --csv benchmarks/results/refine_settings.csv
-    python benchmarks/refine_settings.py --data data --only scale=32 scale=4
+    python benchmarks/refine_settings.py --data data --only scale-32 scale-4
     python benchmarks/refine_settings.py --data data --measure runs/seed-0
 
 The defaults of the schema, with the batches of the demo and one field changed at a time, without an early stop. A row
@@ -31,15 +31,15 @@ from dcr_ds.refine.separation import separation
 
 SETTINGS: dict[str, dict[str, object]] = {
     "defaults": {},
-    "layer=20": {"layer": 20},
-    "layer=26": {"layer": 26},
-    "scale=4": {"scale": 4},
-    "scale=32": {"scale": 32},
-    "learning_rate=1.25e-4": {"learning_rate": 1.25e-4},
-    "learning_rate=5e-4": {"learning_rate": 5e-4},
-    "retain_weight=10": {"retain_weight": 10},
-    "retain_weight=100": {"retain_weight": 100},
-    "pairs=matched": {"pairs": "matched"},
+    "layer-20": {"layer": 20},
+    "layer-26": {"layer": 26},
+    "scale-4": {"scale": 4},
+    "scale-32": {"scale": 32},
+    "learning_rate-1.25e-4": {"learning_rate": 1.25e-4},
+    "learning_rate-5e-4": {"learning_rate": 5e-4},
+    "retain_weight-10": {"retain_weight": 10},
+    "retain_weight-100": {"retain_weight": 100},
+    "pairs-matched": {"pairs": "matched"},
 }
 LAYER = 23  # what `refine.layer: auto` gives for this model and the built-in training prompts
 
