@@ -32,11 +32,15 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically, creating its folder: readers see the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())  # a rename may reach the disk before the content does
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())  # a rename may reach the disk before the content does
+        partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # that a full disk does not name
+        raise
 
 
 def flush(path: Path) -> None:

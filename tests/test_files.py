@@ -1,11 +1,12 @@
 """Files of rows: readers are strict; a writer that resumes drops incomplete rows."""
 
 import json
+import resource
 
 import pytest
 
-from dcr_ds.errors import UserError
-from dcr_ds.files import read_json, read_jsonl, read_object, read_whole_rows, write_jsonl
+from dcr_ds.errors import UserError, write_errors_as_user_errors
+from dcr_ds.files import read_json, read_jsonl, read_object, read_whole_rows, write_atomically, write_jsonl
 
 ROWS = [{"id": str(number), "text": "é\u2028"} for number in range(3)]
 DEEP = "[" * 100_000
@@ -44,3 +45,14 @@ def test_a_damaged_object_is_empty(tmp_path, content):
         assert read_json(tmp_path / "a.json") is None
     (tmp_path / "a.json").write_text(json.dumps({"a": 1}))
     assert read_object(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_full_disk_is_reported_with_the_file(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        message = rf"^{tmp_path}/big\.txt: cannot be written"
+        with pytest.raises(UserError, match=message), write_errors_as_user_errors(tmp_path / "elsewhere"):
+            write_atomically(tmp_path / "big.txt", "x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

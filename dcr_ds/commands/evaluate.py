@@ -19,7 +19,7 @@ from dcr_ds.data.benchmarks import suites
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, locate_target
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
@@ -59,8 +59,8 @@ def run(arguments: list[str]) -> int:
     models = [locate_target(recipe.model, recipe.evaluate.endpoint) for recipe in recipes]
     check_judges(recipes[0].evaluate)
     recipes = [_open(recipe) for recipe in recipes]
-    hang_minutes = recipes[0].watchdog.hang_minutes
-    with open_run([recipe.folder for recipe in recipes], hang_minutes) as ranks:
+    folders, hang_minutes = [recipe.folder for recipe in recipes], recipes[0].watchdog.hang_minutes
+    with write_errors_as_user_errors(Path(options.out)), open_run(folders, hang_minutes) as ranks:
         check_same(data.hashes, ranks)
         recipes = [_resolve(recipe, model, ranks) for recipe, model in zip(recipes, models, strict=True)]
         environment = _environment(ranks, data)

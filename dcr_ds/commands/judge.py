@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from dcr_ds.commands.parser import command_parser, output_file, refuse, refuse_overwriting
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import write_atomically, write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.agreement import Labels, as_json, as_markdown
@@ -40,10 +40,11 @@ def run(arguments: list[str]) -> int:
     """
     options = _parse(arguments)
     rows = read_answers(options.file)
-    if options.compare:
-        _compare(rows, options.compare, options.out)
-    else:
-        _judge(rows, [_load(name) for name in options.judge], options.out)
+    with write_errors_as_user_errors(options.out):
+        if options.compare:
+            _compare(rows, options.compare, options.out)
+        else:
+            _judge(rows, [_load(name) for name in options.judge], options.out)
     return 0
 
 
