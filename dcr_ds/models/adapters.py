@@ -131,8 +131,8 @@ def load_with_adapter(
     base = load_causal_lm(source, dtype, attention, device)
     try:
         return PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # what peft raises depends on the field of adapter_config.json that is wrong
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
 
 
@@ -145,8 +145,11 @@ def _adapted_weights(adapter: Path) -> set[str] | None:
         raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
     if others := [name for name in names if ".lora_" not in name]:
         raise UserError(f"{adapter}: holds {others[0]}, which is not a LoRA weight; only LoRA adapters can be merged")
-    if PeftConfig.from_pretrained(str(adapter)).target_parameters:
-        return None
+    try:
+        if PeftConfig.from_pretrained(str(adapter)).target_parameters:
+            return None
+    except Exception as error:  # as in load_with_adapter
+        raise UserError(f"{adapter}: peft cannot read adapter_config.json ({type(error).__name__}: {error})") from None
     return {f"{_module_of(name)}.weight" for name in names}
 
 

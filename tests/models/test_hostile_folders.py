@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from processes import ROOT
+from safetensors.torch import save_file
 from tiny import make_model
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.export.write import ExportOptions, export
+from dcr_ds.models.adapters import load_with_adapter, merge_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import check_checkpoint, model_config
 from dcr_ds.models.load import load_causal_lm
@@ -77,6 +79,20 @@ def test_an_adapter_with_a_link_out_of_its_folder_is_not_exported(secret, tmp_pa
     (adapter / "notes.md").symlink_to(secret)
     with pytest.raises(UserError, match="is a symbolic link"):
         export(adapter, tmp_path / "out", ExportOptions())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "config", [{"peft_type": "EVIL"}, {}, {"peft_type": "LORA", "r": "x"}, {"peft_type": "LORA", "target_modules": 3}]
+)
+def test_an_adapter_that_peft_cannot_load_is_an_error_that_names_it(whole, tmp_path, config):
+    save_file({"base_model.model.lm_head.lora_A.weight": torch.zeros(1, 32)}, tmp_path / "adapter_model.safetensors")
+    base = {"base_model_name_or_path": str(whole)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(base | config))
+    with pytest.raises(UserError, match=f"{tmp_path}: "):
+        load_with_adapter(whole, tmp_path, torch.float32, "eager", torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{tmp_path}: "):
+        merge_lora(whole, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
