@@ -15,7 +15,7 @@ from dcr_ds.align.refusals import RefusalProbe, build_probe
 from dcr_ds.align.state import num_steps
 from dcr_ds.data.load import RunData
 from dcr_ds.evaluate.run import encode_evaluation
-from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.chat import load_tokenizer, turn_end_ids
 from dcr_ds.models.limits import limits_of
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts
@@ -71,6 +71,7 @@ class RunTokens:
 
     def describe(self, stages: Iterable[str]) -> dict[str, str]:
         """Hashes of the tokens of training stages, and of the evaluation if it is a stage of the run."""
+        turn_end_ids(self.tokenizer)  # renders a conversation: an invalid template is not an error of the first row
         evaluated = self.evaluation_hashes() if "evaluate" in self.recipe.stages else {}
         return {f"hash of the tokens of {stage}": self.hash_of(stage) for stage in stages} | evaluated
 
