@@ -194,7 +194,6 @@ def _row(name: str, reading: _Reading, openings: Openings) -> dict:
         "id": name,
         "log_odds": reading.refusal - reading.other,
         "margin": reading.margin,
-        "greedy": reading.margin > 0,
         "first_token": reading.first - reading.other_first,
         "openings": {opening.text: log_p for opening, log_p in zip(openings.openings, reading.openings, strict=True)},
     }
