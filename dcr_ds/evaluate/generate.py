@@ -24,6 +24,7 @@ from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.chat import decode_answer, encode_prompt, template_hash, turn_end_ids
 from dcr_ds.models.limits import padding_id
 from dcr_ds.models.rows import encode_row
+from dcr_ds.models.template_variables import saved_variables
 from dcr_ds.progress import heartbeat
 
 
@@ -73,6 +74,7 @@ def prepare_generations(
         decoding.batch_size,
         ids,
         settings["template"],
+        saved_variables(tokenizer.get_chat_template()),
     )
 
 

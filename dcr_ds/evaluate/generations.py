@@ -1,12 +1,12 @@
 """The answers of one model to one benchmark: a file of rows that survives being killed, however they are generated.
 
-A row is {id, category, prompt, completion, tokens, finish, template_hash, settings_hash}. `category` is that of the
-benchmark, or null; `tokens` counts the generated tokens including the end of the turn; `finish` is "stop" if the model
-ended its turn and "length" if the answer was cut off.
+A row is {id, category, prompt, completion, tokens, finish, template_hash, settings_hash}, and template_variables where
+the chat template has any. `category` is that of the benchmark, or null; `tokens` counts the generated tokens including
+the end of the turn; `finish` is "stop" if the model ended its turn and "length" if the answer was cut off.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcr_ds.data import Prompt
@@ -32,6 +32,7 @@ class Generations:
     batch_size: int = 1
     ids: Sequence[list[int]] = ()  # token ids of the prompts
     template_hash: str | None = None
+    template_variables: Mapping[str, str] = field(default_factory=dict)  # such as enable_thinking; name → JSON
 
     @property
     def is_complete(self) -> bool:
@@ -60,6 +61,7 @@ class Generations:
             "finish": finish,
             "template_hash": self.template_hash,
             "settings_hash": self.settings_hash,
+            **({"template_variables": dict(self.template_variables)} if self.template_variables else {}),
         }
 
     def resume(self, batches: Sequence[Sequence[int]], ranks: Ranks) -> list[int]:

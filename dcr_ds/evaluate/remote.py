@@ -4,6 +4,7 @@ The server renders prompts with its own template and chooses its own batches, so
 Existing answers are not requested again.
 """
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -26,7 +27,8 @@ def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoi
         "endpoint": endpoint.model,  # its address changes from job to job
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
     }
-    return Generations(benchmark.name, file, prompts, max_new_tokens, hash_of(settings))
+    variables = {name: json.dumps(value) for name, value in (endpoint.fields.chat_template_kwargs or {}).items()}
+    return Generations(benchmark.name, file, prompts, max_new_tokens, hash_of(settings), template_variables=variables)
 
 
 def generate_remote(

@@ -45,6 +45,7 @@ def _score_by(judge: Judge, verdicts: Sequence[dict], prompts: Sequence[Prompt],
         if prompt.category is not None:
             categories.setdefault(prompt.category, []).append(labels[prompt.id])
     return {
+        "judge_version": judge.version,
         "metric": metric,
         "counted": counted,
         **_counts([labels[prompt.id] for prompt in prompts], counted),

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -147,6 +148,27 @@ def test_base_under_other_settings_is_reported(stl, tmp_path):
     other = write_run(tmp_path / "dcr-run", base_hash="h1")
     results = sections(write_report([stl, other], tmp_path / "report.md"))["Results"]
     assert "Base answered seeming, toxic under other settings in dcr-run than in stl-run" in results
+
+
+def test_models_that_answered_in_different_modes_are_reported(dcr, tmp_path):
+    plain = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    assert "different modes" not in plain
+    file = dcr / "evaluate" / "aligned" / "toxic" / "generations.jsonl"
+    rows = [
+        json.loads(line) | {"template_variables": {"enable_thinking": "false"}}
+        for line in file.read_text().splitlines()
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    results = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    assert "different modes of their chat templates" in results and "thinking=false" in results
+
+
+def test_judgements_by_different_versions_are_reported(dcr, tmp_path):
+    assert "different versions" not in sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    file = dcr / "evaluate" / "aligned" / "toxic" / "scores.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"judge_version": "3-x"}))
+    results = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    assert "judged by different versions of xstest" in results
 
 
 def test_refined_column_has_scores_for_benchmarks_it_answered(tmp_path):

@@ -1,6 +1,6 @@
 """Read run folders: all results that exist, as plain records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class BenchmarkResults:
     answers: dict[str, Answer]
     settings_hash: str | None  # of what the answers depend on: model, prompts, template, decoding
     log_odds: dict[str, LogOdds]
+    template_variables: dict[str, str] = field(default_factory=dict)  # of the chat template, as enable_thinking
 
     @property
     def judge(self) -> str:
@@ -185,7 +186,10 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         row["id"]: LogOdds(row["log_odds"], row.get("margin"), row.get("pair"))
         for row in read_jsonl(home.log_odds, ("id", "log_odds"))
     }
-    return BenchmarkResults(home.folder, score, answers, rows[0].get("settings_hash") if rows else None, log_odds)
+    first = rows[0] if rows else {}
+    return BenchmarkResults(
+        home.folder, score, answers, first.get("settings_hash"), log_odds, first.get("template_variables") or {}
+    )
 
 
 def _first(judge: str, labels: dict[str, dict]) -> list[str]:

@@ -6,7 +6,7 @@ from dcr_ds.recipe.layout import BASE, CONTROL, REFINED
 from dcr_ds.report.numbers.columns import Column, rivals
 from dcr_ds.report.numbers.comparison import Comparison
 from dcr_ds.report.numbers.measured import NOT_JUDGED, Benchmark, Rate
-from dcr_ds.report.numbers.read import Run
+from dcr_ds.report.numbers.read import BenchmarkResults, Run
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, points
 
@@ -21,6 +21,7 @@ def results(comparison: Comparison) -> list[Block]:
     if not table.groups:
         return [Paragraph(missing(comparison.unevaluated))]
     remarks = [benchmark.note for benchmark in benchmarks if benchmark.note] + _base_differences(runs)
+    remarks += [*_modes(comparison.columns), *_judge_versions(comparison.columns)]
     remarks += [_explanation(comparison), *_advice(runs)]
     if comparison.unevaluated:
         remarks.append(missing(comparison.unevaluated))
@@ -114,6 +115,43 @@ def _base_differences(runs: Sequence[Run]) -> list[str]:
                 f"base is from {with_base[0].name}."
             )
     return remarks
+
+
+def _modes(columns: Sequence[Column]) -> list[str]:
+    """A warning if models answered with different values of the chat template's variables."""
+    values: dict[str, set[str]] = {}
+    for column, benchmark in _judged(columns):
+        variables = {f"{name}={value}" for name, value in benchmark.template_variables.items()}
+        values.setdefault(column.title, set()).update(variables)
+    if len({frozenset(variables) for variables in values.values()}) < 2:
+        return []
+    described = "; ".join(f"{title}: {', '.join(sorted(variables)) or 'none'}" for title, variables in values.items())
+    return [
+        f"The models answered in different modes of their chat templates, so do not compare them ({described}). "
+        "Evaluate them with the same model.chat_template_kwargs."
+    ]
+
+
+def _judge_versions(columns: Sequence[Column]) -> list[str]:
+    """A warning if the answers were judged by different versions of the judge."""
+    versions: dict[str, set[str]] = {}
+    for _, benchmark in _judged(columns):
+        versions.setdefault(benchmark.judge, set()).add(str(benchmark.score.get("judge_version", "earlier")))
+    return [
+        f"The answers were judged by different versions of {judge}, so do not compare them. Repeat the evaluations: "
+        "answers are kept and judged again."
+        for judge, names in versions.items()
+        if len(names) > 1
+    ]
+
+
+def _judged(columns: Sequence[Column]) -> list[tuple[Column, BenchmarkResults]]:
+    return [
+        (column, benchmark)
+        for column in columns
+        for results in column.results
+        for benchmark in results.benchmarks.values()
+    ]
 
 
 def _benchmark_rows(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Row]:
