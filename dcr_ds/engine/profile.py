@@ -22,7 +22,7 @@ class Profile:
 
     trace.json is for chrome://tracing or Perfetto; table.txt says where the wall-clock time of those steps went.
     Backward passes contain ZeRO's collectives, which are also listed separately. On a GPU each part waits until the GPU
-    is done, so that its time is correct; a step under the profiler is slower for it.
+    is done, so that its time is correct. This slows profiled steps down.
     """
 
     def __init__(self, steps: int, engine: Any, folder: StageFolder, ranks: Ranks):

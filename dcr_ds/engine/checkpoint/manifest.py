@@ -70,7 +70,7 @@ def seal(checkpoint: Path, saved: Saved) -> Manifest:
     """Hash the files of a folder and write its manifest.
 
     Raises:
-        UserError: the shards of a rank are not there.
+        UserError: shards of a rank are missing.
     """
     files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
     by_name = {str(file.relative_to(checkpoint)): facts for file, facts in zip(files, _facts(files), strict=True)}

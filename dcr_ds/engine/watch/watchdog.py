@@ -170,7 +170,7 @@ class Watchdog:
         )
 
     def _places(self) -> str:
-        """List the positions of the ranks; a rank that differs from the others is the one to look at."""
+        """List the positions of the ranks; look first at a rank that differs from the others."""
         by_place: dict[str, list[str]] = {}
         for rank, sign in sorted(self._signs.items()):
             by_place.setdefault(sign.place, []).append(f"{rank} on node {sign.node}")
