@@ -3,7 +3,7 @@
 Pure functions of the samples, their lengths, the number of ranks and the batching; no torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,17 +40,33 @@ def forward_passes(
 
     Every sample is alive on exactly one rank. Copies that are not alive are padding: they have no weight in the loss.
     """
+    return passes_of_ranks(samples, lengths, [rank], world_size, batching)[0]
+
+
+def passes_of_ranks(
+    samples: Sequence[Sample], lengths: Sequence[int], ranks: Iterable[int], world_size: int, batching: Batching
+) -> list[list[Sequence[tuple[Sample, bool]]]]:
+    """Return the forward passes of each of `ranks`; see `forward_passes`.
+
+    Takes time proportional to the samples of the step, not to samples × ranks.
+    """
+    order = _by_length(lengths)
     if batching.packed_length is None:
-        return micro_batches(rank_share(samples, lengths, rank, world_size), batching.micro_batch)
-    indices = range(len(samples))
-    shares = [
-        [index for index, alive in rank_share(indices, lengths, other, world_size) if alive]
-        for other in range(world_size)
+        shares = (_padded_share(samples, order, rank, world_size) for rank in ranks)
+        return [micro_batches(share, batching.micro_batch) for share in shares]
+    capacity = batching.packed_length
+    # with more ranks than samples, the other shares are empty
+    number = max(
+        len(first_fit(order[rank::world_size], lengths, capacity)) for rank in range(min(world_size, len(order)))
+    )
+    filler = [(samples[order[0]], False)]
+    return [
+        [
+            [(samples[index], True) for index in row] or filler
+            for row in packed_rows(order[rank::world_size], lengths, capacity, number)
+        ]
+        for rank in ranks
     ]
-    number = max(len(first_fit(share, lengths, batching.packed_length)) for share in shares)
-    rows = packed_rows(shares[rank], lengths, batching.packed_length, number)
-    shortest = min(indices, key=lambda index: lengths[index])
-    return [[(samples[index], True) for index in row] or [(samples[shortest], False)] for row in rows]
 
 
 def rank_share(
@@ -62,9 +78,19 @@ def rank_share(
     little padding. All ranks must run the same number of forward passes, so all get the same number of samples: missing
     ones are filled with copies that are not alive and have no weight in the loss.
     """
-    order = sorted(range(len(samples)), key=lambda index: (lengths[index], index))
+    return _padded_share(samples, _by_length(lengths), rank, world_size)
+
+
+def _by_length(lengths: Sequence[int]) -> list[int]:
+    """Indices of samples from the shortest to the longest."""
+    return sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+
+
+def _padded_share(
+    samples: Sequence[Sample], order: Sequence[int], rank: int, world_size: int
+) -> list[tuple[Sample, bool]]:
     share = [(samples[index], True) for index in order[rank::world_size]]
-    missing = -(-len(samples) // world_size) - len(share)
+    missing = -(-len(order) // world_size) - len(share)
     return share + [(samples[order[-1]], False)] * missing
 
 

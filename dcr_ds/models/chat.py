@@ -8,7 +8,7 @@ conversation, an answer without an end-of-turn token.
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -47,6 +47,7 @@ class _Cached:
     key: tuple
     ends: list[int] | None = None
     encoder: TextEncoder | None = None
+    conversations: "dict[tuple, Encoded]" = field(default_factory=dict)
 
 
 def load_tokenizer(
@@ -96,11 +97,26 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
     """Token ids of a conversation, cut after the first end-of-turn token of its last answer.
 
+    The stages of a run share data sets, so the result is kept until `forget_encoded`. It must not be changed.
+
     Raises:
         UserError: the rendered prompt is not a prefix of the conversation, or the template ends the answer without a
             special token, so that a model trained on it would never learn to stop.
         EncodingError: these messages cannot be encoded; others can.
     """
+    known = _cached(tokenizer).conversations
+    key = tuple(tuple(message.items()) for message in messages)
+    if key not in known:
+        known[key] = _encode_conversation(tokenizer, messages)
+    return known[key]
+
+
+def forget_encoded(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Free the conversations that `encode_conversation` keeps with a tokenizer."""
+    _cached(tokenizer).conversations.clear()
+
+
+def _encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
     answered = encode_answered(tokenizer, messages)
     ends = set(turn_end_ids(tokenizer))
     end = next((i for i in range(answered.prompt_tokens, len(answered.ids)) if answered.ids[i] in ends), None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dcr_kernels import CircleLoss, ContrastiveLoss, InfoNCELoss, NTXentLoss, SupConLoss, TripletLoss
 
-from dcr_ds.engine.batching import Batching, forward_passes
+from dcr_ds.engine.batching import Batching, passes_of_ranks
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.recipe import RefineSection
 
@@ -34,10 +34,8 @@ def gathered_positives(positives: Sequence[int], lengths: Sequence[int], ranks: 
         lengths: tokens of each sample.
     """
     samples = range(len(lengths))
-    shares = [
-        list(chain.from_iterable(forward_passes(samples, lengths, rank, ranks.world_size, batching)))
-        for rank in range(ranks.world_size)
-    ]
+    passes = passes_of_ranks(samples, lengths, range(ranks.world_size), ranks.world_size, batching)
+    shares = [list(chain.from_iterable(of_rank)) for of_rank in passes]
     alive = [(index, row) for row, (index, is_alive) in enumerate(chain.from_iterable(shares)) if is_alive]
     gathered_row = dict(alive)
     return [gathered_row[positives[index]] if is_alive else -1 for index, is_alive in shares[ranks.rank]]

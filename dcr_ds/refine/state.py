@@ -13,7 +13,7 @@ from deepspeed import DeepSpeedEngine
 from dcr_ds.data.sampler import draw
 from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.build import build_stage
-from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.distributed import Ranks, gather_objects
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
@@ -53,11 +53,18 @@ class RefineState:
         batch = self.recipe.refine.retain_batch
         return draw(f"{self.recipe.seed}/retain", len(self.prompts.general), step * batch, batch)
 
-    def retain_passes(self, step: int, rank: int) -> list[Sequence[tuple[int, bool]]]:
-        """The forward passes of a rank over the general rows of a step, as (row, alive)."""
+    def retain_passes(self, step: int) -> list[Sequence[tuple[int, bool]]]:
+        """This rank's forward passes over the general rows of a step, as (row, alive)."""
         rows = self.retain_rows(step)
         lengths = [len(self.prompts.general[row]) for row in rows]
-        return forward_passes(rows, lengths, rank, self.ranks.world_size, self.batching)
+        return forward_passes(rows, lengths, self.ranks.rank, self.ranks.world_size, self.batching)
+
+    def anchor_passes(self) -> list[list[int]]:
+        """Forward passes over every general row that this rank will train on, as row indices."""
+        steps = (self.retain_passes(step) for step in range(self.total_steps))
+        rows = sorted({row for groups in steps for group in groups for row, _ in group})
+        passes = forward_passes(rows, [len(self.prompts.general[row]) for row in rows], 0, 1, self.batching)
+        return [[row for row, _ in group] for group in passes]
 
 
 def build_refine(recipe: Recipe, source: Path, prompts: RefinePrompts, ranks: Ranks) -> RefineState:
@@ -75,22 +82,11 @@ def _keep_original_activations(state: RefineState) -> None:
     """Fill the anchors, before anything is trained and before a checkpoint is loaded."""
     engine, prompts, packed, device = state.engine, state.prompts, state.batching.packed, state.ranks.device
     if state.recipe.refine.retain_weight:
-        for indices in _anchor_passes(state):
+        passes = state.anchor_passes()
+        number = max(gather_objects(len(passes), state.ranks))  # ZeRO-3 needs as many on every rank
+        for indices in passes + passes[-1:] * (number - len(passes)):
             state.anchors.keep(engine, prompts.general, indices, packed, device)
             heartbeat("refine, activations of the original model")
     for shard in shards(prompts.held_out_general, state.batching, state.ranks):
         indices = [index for index, _ in shard]
         state.held_out_anchors.keep(engine, prompts.held_out_general, indices, packed, device)
-
-
-def _anchor_passes(state: RefineState) -> list[list[int]]:
-    """Forward passes over every general row that this rank will train on; equally many on all ranks."""
-    general = state.prompts.general
-    passes_by_rank = []
-    for rank in range(state.ranks.world_size):
-        steps = (state.retain_passes(step, rank) for step in range(state.recipe.refine.max_steps))
-        rows = sorted({row for groups in steps for group in groups for row, _ in group})
-        passes_by_rank.append(forward_passes(rows, [len(general[row]) for row in rows], 0, 1, state.batching))
-    own = passes_by_rank[state.ranks.rank]
-    own += [own[-1]] * (max(map(len, passes_by_rank)) - len(own))
-    return [[row for row, _ in group] for group in own]

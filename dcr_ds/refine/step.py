@@ -89,7 +89,7 @@ def _retain_backward(state: RefineState, step: int) -> tuple[torch.Tensor, int]:
     # DeepSpeed averages over the ranks; the mean is over the tokens of all of them
     scale = state.recipe.refine.retain_weight * ranks.world_size / num_tokens
     total = torch.zeros((), device=ranks.device)
-    for group in state.retain_passes(step, ranks.rank):
+    for group in state.retain_passes(step):
         loss = retain_loss(state.engine, general, group, state.anchors, state.batching.packed, ranks.device)
         total += loss.detach()
         state.engine.backward(loss * scale, scale_wrt_gas=False)

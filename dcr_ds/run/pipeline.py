@@ -69,6 +69,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
 
 def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTokens":
     """Encode the data of all stages that are not done, and check that all ranks have the same. All ranks."""
+    from dcr_ds.models.chat import forget_encoded
     from dcr_ds.run.tokens import RunTokens
 
     tokens = RunTokens(recipe, source, data)
@@ -76,6 +77,7 @@ def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTo
     check_same(lambda: tokens.describe(pending), ranks)
     for note in tokens.notes(pending):
         print_on_main(ranks, note)
+    forget_encoded(tokens.tokenizer)
     return tokens
 
 

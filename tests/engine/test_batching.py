@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.engine.batching import Batching, first_fit, forward_passes, micro_batches, packed_rows, rank_share
+from dcr_ds.engine.batching import (
+    Batching,
+    first_fit,
+    forward_passes,
+    micro_batches,
+    packed_rows,
+    passes_of_ranks,
+    rank_share,
+)
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 WORLDS = st.integers(1, 9)
@@ -74,6 +82,33 @@ def test_forward_passes_contain_every_sample_once(lengths, world_size, batching)
             assert sum(lengths[sample] for sample, _ in group) <= batching.packed_length
         fewest = len(first_fit(range(len(lengths)), lengths, batching.packed_length))
         assert world_size > 1 or len(passes[0]) == fewest
+
+
+@given(LENGTHS, WORLDS, st.integers(9, 40))
+def test_packed_rows_of_a_rank_are_those_of_its_share(lengths, world_size, capacity):
+    own = [[sample for sample, alive in share if alive] for share in shares(lengths, world_size)]
+    number = max(len(first_fit(share, lengths, capacity)) for share in own)
+    passes = passes_of_ranks(range(len(lengths)), lengths, range(world_size), world_size, Batching(1, capacity))
+    for share, of_rank in zip(own, passes, strict=True):
+        rows = [[sample for sample, alive in group if alive] for group in of_rank]
+        assert rows == packed_rows(share, lengths, capacity, number)
+
+
+class Counted(list):
+    """A list that counts how often an element is read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("batching", [Batching(2), Batching(1, 512)])
+def test_planning_a_rank_reads_each_length_a_few_times(batching):
+    lengths = Counted(1 + 37 * index % 256 for index in range(2048))
+    forward_passes(range(2048), lengths, 5, 1024, batching)
+    assert lengths.reads < 10 * 2048
 
 
 @given(LENGTHS, st.integers(9, 40))
