@@ -8,6 +8,7 @@ from dcr_ds.models.chat import (
     decode_answer,
     encode_conversation,
     encode_prompt,
+    forget_encoded,
     load_tokenizer,
     template_hash,
     turn_end_ids,
@@ -183,6 +184,19 @@ def test_an_unknown_template_is_named_with_the_shipped_ones(folder):
         UserError, match=r"model\.chat_template: no such file 'alpacca'.*\(chatml_system, instruction\)"
     ):
         load_tokenizer(folder, "alpacca")
+
+
+def test_a_conversation_is_encoded_once_until_it_is_forgotten(folder):
+    tokenizer = load_tokenizer(folder)
+    first = encode_conversation(tokenizer, PAIR)
+    assert encode_conversation(tokenizer, [dict(message) for message in PAIR]) is first
+    assert encode_conversation(tokenizer, LONG) != first
+    tokenizer.chat_template = TEMPLATE.replace("\n", " ")
+    assert encode_conversation(tokenizer, PAIR) != first
+    tokenizer.chat_template = TEMPLATE
+    forget_encoded(tokenizer)
+    again = encode_conversation(tokenizer, PAIR)
+    assert again == first and again is not first
 
 
 def test_a_folder_without_a_tokenizer_is_named(tmp_path):
