@@ -66,7 +66,7 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
         tokenizer, "refine.max_length", recipe.refine.max_length
     )  # the same rows as in stage 1, so that the same ones are held out
     encoded = {
-        name: encode_rows(f"data.{name}", rows.rows, lambda row: encode_prompt(tokenizer, row.prompt), [])
+        name: encode_rows(f"data.{name}", rows.rows, lambda row: encode_prompt(tokenizer, row.messages), [])
         for name, rows in (("seemingly_toxic", data.seemingly_toxic), ("toxic", data.toxic))
     }
     fitting = {name: {row.id: (row, ids) for row, ids in rows if len(ids) <= limit} for name, rows in encoded.items()}

@@ -1,4 +1,7 @@
-"""Prompt sets: rows with a `prompt` and, where available, `id`, `label`, `category` and `pair`."""
+"""Prompt sets: rows with a `prompt` and, where available, `id`, `label`, `category` and `pair`.
+
+A prompt is text, or a list of messages that ends with the user's: a conversation whose last message is the prompt.
+"""
 
 import re
 from collections.abc import Callable
@@ -6,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from dcr_ds.data.columns import optional_text, required_text, row_id
+from dcr_ds.data.messages import Messages, checked_messages
 from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
 from dcr_ds.data.records import Prompt, PromptSet
 from dcr_ds.data.tables import Row
@@ -36,11 +40,11 @@ def _parser(layout: Layout, all_rows: bool = False) -> Callable[[Row], Prompt | 
     def parse(row: Row) -> Prompt | LeftOut:
         if has_both_classes and optional_text(row, label) != layout.set_name:
             return LeftOut("label of the other class")
-        text = required_text(_unwrapped(row, column), column)
+        context, text = _conversation(row, column)
         if layout.source.first_human_turn:
             text = _first_human_turn(text, row, column)
         optional = (optional_text(row, layout.columns.get(name)) for name in ("label", "category", "pair"))
-        return Prompt(row_id(row, layout.columns.get("id")), text, *optional)
+        return Prompt(row_id(row, layout.columns.get("id")), text, *optional, context=context)
 
     return parse
 
@@ -61,10 +65,19 @@ def _has_both_classes(layout: Layout) -> bool:
     return True
 
 
-def _unwrapped(row: Row, column: str) -> Row:
-    """The row with a list of one turn replaced by the turn, as SORRY-Bench stores its prompts."""
+def _conversation(row: Row, column: str) -> tuple[Messages, str]:
+    """The messages before the prompt, and its text. A list of one text is the text, as SORRY-Bench stores prompts."""
     value = row.cells.get(column)
-    return replace(row, cells={**row.cells, column: value[0]}) if isinstance(value, list) and len(value) == 1 else row
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        messages = checked_messages(value, column, row, last_role="user")
+        return messages[:-1], messages[-1]["content"]
+    unwrapped = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return (), required_text(replace(row, cells={**row.cells, column: unwrapped}), column)
+
+
+def _content(prompt: Prompt) -> tuple[str, ...]:
+    """The texts of all messages; prompts that differ only in earlier turns are different."""
+    return tuple(message["content"].strip() for message in prompt.messages)
 
 
 def _first_human_turn(text: str, row: Row, column: str) -> str:
@@ -76,4 +89,4 @@ def _first_human_turn(text: str, row: Row, column: str) -> str:
     return turn[1].strip()
 
 
-PROMPTS = Kind("prompts", COLUMNS, _parser, lambda prompt: prompt.prompt.strip(), takes_first_human_turn=True)
+PROMPTS = Kind("prompts", COLUMNS, _parser, _content, takes_first_human_turn=True)

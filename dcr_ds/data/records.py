@@ -12,7 +12,8 @@ from typing import Generic, TypeVar
 class Prompt:
     """One prompt of stage 1, of a probe or of a benchmark.
 
-    `pair` is a key that a seemingly toxic prompt and its toxic twin have in common.
+    `pair` is a key that a seemingly toxic prompt and its toxic twin have in common. `context` holds the messages before
+    the prompt: an optional system message, then earlier turns; most prompts have none.
     """
 
     id: str
@@ -20,6 +21,19 @@ class Prompt:
     label: str | None = None
     category: str | None = None
     pair: str | None = None
+    context: tuple[dict[str, str], ...] = ()
+
+    @property
+    def messages(self) -> tuple[dict[str, str], ...]:
+        """The conversation that a model answers."""
+        return (*self.context, {"role": "user", "content": self.prompt})
+
+    @property
+    def transcript(self) -> str:
+        """The conversation as text, for judges and reports: the prompt itself if nothing comes before it."""
+        if not self.context:
+            return self.prompt
+        return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in self.messages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +96,10 @@ def digest(rows: Sequence[AnyRecord]) -> str:
     """SHA-256 of the rows that are used, in order: after filtering, dropping repeats and drawing."""
     hasher = hashlib.sha256()
     for row in rows:
-        hasher.update(json.dumps(dataclasses.asdict(row), sort_keys=True).encode() + b"\n")
+        fields = dataclasses.asdict(row)
+        if isinstance(row, Prompt) and not row.context:
+            del fields["context"]  # the hash of sets without earlier turns is that of versions that knew none
+        hasher.update(json.dumps(fields, sort_keys=True).encode() + b"\n")
     return hasher.hexdigest()
 
 

@@ -58,7 +58,7 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     remaining: list[list[Prompt]] = []
     for label, name in enumerate(("seemingly_toxic", "toxic")):
         rows = getattr(data, name).rows
-        encoded = encode_rows(f"data.{name}", rows, lambda row: encode_prompt(tokenizer, row.prompt), notes)
+        encoded = encode_rows(f"data.{name}", rows, lambda row: encode_prompt(tokenizer, row.messages), notes)
         fitting = [(row, ids) for row, ids in encoded if len(ids) <= limit]
         remaining.append([row for row, _ in fitting])
         if long := len(encoded) - len(fitting):

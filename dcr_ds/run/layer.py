@@ -39,7 +39,7 @@ def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tu
     heartbeat("refine, layer probe")
     tokenizer = load_tokenizer(source, recipe.model.template)
     tokens = [
-        encode_row(f"data.{name}", row, lambda row: encode_prompt(tokenizer, row.prompt))
+        encode_row(f"data.{name}", row, lambda row: encode_prompt(tokenizer, row.messages))
         for name, rows in zip(("seemingly_toxic", "toxic"), sets, strict=True)
         for row in rows
     ]

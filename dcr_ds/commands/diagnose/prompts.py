@@ -49,7 +49,7 @@ def encoder(tokenizer: Any) -> Callable[[Prompt], list[int]]:
     from dcr_ds.models.chat import encode_prompt
     from dcr_ds.models.rows import encode_row
 
-    return lambda row: encode_row("diagnose", row, lambda row: encode_prompt(tokenizer, row.prompt))
+    return lambda row: encode_row("diagnose", row, lambda row: encode_prompt(tokenizer, row.messages))
 
 
 def _read(options: Namespace, name: str) -> list[Prompt]:
