@@ -81,6 +81,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("models", nargs="+", metavar="[NAME=]MODEL", help=help_models)
     add("--benchmarks", type=comma_separated, default=[], metavar="NAME,…", help="see docs/benchmark-sets.md")
     add("--suite", choices=tuple(suites()), help="a suite of benchmarks")
+    add("--attacks", type=comma_separated, default=[], metavar="NAME,…", help="repeat harmful benchmarks under attacks")
     add("--local-data", metavar="DIR", help="folder of local copies of the benchmarks (default: the hub)")
     add("--judge", action="append", metavar="NAME", help="a judge, as in a recipe; may be repeated")
     help_length = "longest answer, in tokens (default: as each benchmark's authors)"
@@ -140,6 +141,7 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "model.dtype": options.dtype,
         "evaluate.models": [MODEL],
         "evaluate.benchmarks": [{"name": name, "rows": options.limit} for name in names],
+        "evaluate.attacks": options.attacks,
         "evaluate.local_data": options.local_data,
         "evaluate.max_new_tokens": options.max_new_tokens,
         "evaluate.batch_size": options.batch_size,

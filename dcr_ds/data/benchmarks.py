@@ -8,6 +8,7 @@ answer length its authors use, licence and citation. docs/benchmark-sets.md list
 """
 
 import difflib
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 import yaml
 from pydantic import Field
 
+from dcr_ds.data.attacks import Attack, attacks, conversation
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import PromptSet, digest
+from dcr_ds.data.records import Prompt, PromptSet, digest
 from dcr_ds.data.selection import draw_rows
 from dcr_ds.data.tables import Origin, known_ending
 from dcr_ds.errors import UserError
@@ -26,6 +28,7 @@ from dcr_ds.recipe.urls import expand_variables
 
 FOLDER = Path(__file__).parent / "benchmark_sets"
 SUITES = "suites"
+ATTACKED = "+"  # <benchmark>+<attack>
 
 
 class Benchmark(NamedTuple):
@@ -36,6 +39,17 @@ class Benchmark(NamedTuple):
     prompts: PromptSet
     max_new_tokens: int | None = None  # answer length that its authors use, if they say
     counterpart: str | None = None  # the benchmark of harmful prompts that it is compared with
+    attack: Attack | None = None  # how the prompts are asked; None: as they are
+    attacked: str | None = None  # the benchmark whose prompts these are, if there is an attack
+
+    def messages(self, prompt: Prompt) -> tuple[dict[str, str], ...]:
+        """The conversation that a model answers."""
+        return conversation(prompt, self.attack)
+
+    @property
+    def opening(self) -> str:
+        """The given first words of each answer; "" without a prefilled answer."""
+        return self.attack.opening if self.attack else ""
 
 
 class Declaration(Section):
@@ -48,6 +62,7 @@ class Declaration(Section):
     online: DataSource
     local: DataSource | None = Field(None, description="its source is a path relative to evaluate.local_data")
     shipped: str | None = Field(None, description="which built-in set `online: builtin` means")
+    pairs: str | None = Field(None, description="twins have the same value in `pair`, and their sets have this name")
     unverified: list[Literal["online", "local"]] = Field([], description="taken from documentation, never opened here")
     gated: bool = Field(False, description="the hub requires an account with granted access")
     max_new_tokens: PositiveInt | None = None
@@ -79,17 +94,58 @@ def read_benchmarks(settings: EvaluateSection) -> list[Benchmark]:
     Raises:
         UserError: an unknown or repeated name, missing local copies, or a set that cannot be read.
     """
-    chosen = [benchmark for entry in settings.benchmarks for benchmark in _expanded(entry)]
-    names = [benchmark.name for benchmark in chosen]
+    chosen = [pair for entry in settings.benchmarks for pair in _with_attack(entry)]
+    listed = [_full_name(benchmark, attack) for benchmark, attack in chosen]
+    chosen += [
+        (benchmark, attack)
+        for benchmark, of_entry in chosen
+        for attack in settings.attacks
+        if of_entry is None and _wanted(benchmark) == "refuse" and _full_name(benchmark, attack) not in listed
+    ]
+    names = [_full_name(benchmark, attack) for benchmark, attack in chosen]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         containing = [suite for suite, members in suites().items() if repeated in [member.name for member in members]]
         hint = f" (it is part of {' and '.join(containing)})" if containing else ""
         raise UserError(f"evaluate.benchmarks: two benchmarks have the name {repeated!r}{hint}; remove one")
-    _check_local_copies(chosen, settings.local_data)
-    return [
-        _read_own(benchmark) if isinstance(benchmark, OwnBenchmark) else _read_declared(benchmark, settings.local_data)
-        for benchmark in chosen
-    ]
+    if settings.attacks and not any(attack for _, attack in chosen):
+        raise UserError(
+            "evaluate.attacks: none of the benchmarks has harmful prompts to attack; add one, such as advbench"
+        )
+    _check_local_copies([benchmark for benchmark, _ in chosen], settings.local_data)
+    return [_under_attack(_read(benchmark, settings.local_data), attack) for benchmark, attack in chosen]
+
+
+def _full_name(benchmark: OwnBenchmark | NamedBenchmark, attack: str | None) -> str:
+    return benchmark.name + (ATTACKED + attack if attack else "")
+
+
+def _wanted(benchmark: OwnBenchmark | NamedBenchmark) -> str:
+    return benchmark.wanted if isinstance(benchmark, OwnBenchmark) else declarations()[benchmark.name].wanted
+
+
+def _with_attack(entry: OwnBenchmark | NamedBenchmark) -> list[tuple[OwnBenchmark | NamedBenchmark, str | None]]:
+    """The benchmarks of an entry, and the attack that it names; of an attacked suite, those with harmful prompts."""
+    if isinstance(entry, OwnBenchmark) or ATTACKED not in entry.name:
+        return [(benchmark, None) for benchmark in _expanded(entry)]
+    name, _, attack = entry.name.partition(ATTACKED)
+    if attack not in attacks():
+        raise UserError(
+            f"evaluate.benchmarks: {entry.name}: unknown attack {attack!r}; attacks: {', '.join(attacks())}"
+        )
+    members = _expanded(entry.model_copy(update={"name": name}))
+    harmful = [(benchmark, attack) for benchmark in members if _wanted(benchmark) == "refuse"]
+    if not harmful:
+        raise UserError(
+            f"evaluate.benchmarks: {entry.name}: {name} has harmless prompts, and attacks are for harmful ones"
+        )
+    return harmful  # type: ignore[return-value]  # lists are invariant
+
+
+def _under_attack(benchmark: Benchmark, attack: str | None) -> Benchmark:
+    if attack is None:
+        return benchmark
+    name = f"{benchmark.name}{ATTACKED}{attack}"
+    return benchmark._replace(name=name, attack=attacks()[attack], attacked=benchmark.name)
 
 
 def _expanded(benchmark: OwnBenchmark | NamedBenchmark) -> list[OwnBenchmark | NamedBenchmark]:
@@ -108,6 +164,10 @@ def _expanded(benchmark: OwnBenchmark | NamedBenchmark) -> list[OwnBenchmark | N
         raise UserError(
             f"evaluate.benchmarks: {benchmark.name} is a suite and cannot have a source; set evaluate.local_data to a "
             "folder of local copies"
+        )
+    if benchmark.columns or benchmark.where is not None or benchmark.subset or benchmark.split:
+        raise UserError(
+            f"evaluate.benchmarks: {benchmark.name} is a suite; columns, where, subset and split are for one benchmark"
         )
     return [
         member.model_copy(update={"rows": _minimum(member.rows, benchmark.rows)}) for member in suites()[benchmark.name]
@@ -139,6 +199,10 @@ def _local_path(name: str, folder: str) -> Path | None:
     return expand_user(expand_variables(folder, "evaluate.local_data")) / local.source if local else None
 
 
+def _read(benchmark: OwnBenchmark | NamedBenchmark, local_data: str | None) -> Benchmark:
+    return _read_own(benchmark) if isinstance(benchmark, OwnBenchmark) else _read_declared(benchmark, local_data)
+
+
 def _read_own(benchmark: OwnBenchmark) -> Benchmark:
     field = f"evaluate.benchmarks.{benchmark.name}.prompts"
     prompts = read_prompts(benchmark.prompts, benchmark.name, field, is_benchmark=True)
@@ -147,10 +211,13 @@ def _read_own(benchmark: OwnBenchmark) -> Benchmark:
 
 def _read_declared(benchmark: NamedBenchmark, local_data: str | None) -> Benchmark:
     declared, field = declarations()[benchmark.name], f"evaluate.benchmarks.{benchmark.name}"
-    source = _source_of(benchmark, declared, local_data)
+    source = _changed(_source_of(benchmark, declared, local_data), benchmark)
     prompts = read_prompts(source, declared.shipped or benchmark.name, field, is_benchmark=True)
     if declared.prompts and len(prompts.rows) != declared.prompts:
         prompts.notes.append(f"{len(prompts.rows)} prompts, but {declared.prompts} are published")
+    if declared.pairs:
+        rows = [replace(row, pair=row.pair and f"{declared.pairs} {row.pair}") for row in prompts.rows]
+        prompts = replace(prompts, rows=rows, sha256=digest(rows))
     if benchmark.rows is not None and benchmark.rows < len(prompts.rows):
         prompts = _drawn(prompts, benchmark.rows, field)
     return Benchmark(benchmark.name, declared.wanted, prompts, declared.max_new_tokens, declared.counterpart)
@@ -164,6 +231,13 @@ def _source_of(benchmark: NamedBenchmark, declared: Declaration, local_data: str
     if local_data is not None and declared.local is not None:
         return declared.local.model_copy(update={"source": str(_local_path(benchmark.name, local_data))})
     return declared.online
+
+
+def _changed(source: DataSource, benchmark: NamedBenchmark) -> DataSource:
+    """The source with what the recipe says about it."""
+    changes = {"subset": benchmark.subset, "split": benchmark.split, "where": benchmark.where}
+    given = {name: value for name, value in changes.items() if value is not None}
+    return source.model_copy(update={"columns": source.columns | benchmark.columns, **given})
 
 
 def _drawn(prompts: PromptSet, count: int, field: str) -> PromptSet:

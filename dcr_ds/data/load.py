@@ -45,8 +45,11 @@ class RunData:
 
     def evaluation_sets(self) -> dict[str, PromptSet | ConversationSet]:
         """The evaluation sets by benchmark or field in the recipe."""
+        # An attacked benchmark has the prompts of another one, which is listed in its place.
+        attacked = {benchmark.attacked: benchmark.prompts for benchmark in self.benchmarks if benchmark.attacked}
         sets: dict[str, PromptSet | ConversationSet] = {
-            benchmark.name: benchmark.prompts for benchmark in self.benchmarks
+            **attacked,
+            **{benchmark.name: benchmark.prompts for benchmark in self.benchmarks if not benchmark.attacked},
         }
         return sets | ({"evaluate.general": self.evaluate_general} if self.evaluate_general else {})
 

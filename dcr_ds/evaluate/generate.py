@@ -16,12 +16,19 @@ import torch
 from tqdm import tqdm
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from dcr_ds.data import Benchmark
+from dcr_ds.data import Benchmark, Prompt
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
-from dcr_ds.models.chat import decode_answer, encode_prompt, template_hash, turn_end_ids
+from dcr_ds.models.chat import (
+    decode_answer,
+    decode_continuation,
+    encode_opened,
+    encode_prompt,
+    template_hash,
+    turn_end_ids,
+)
 from dcr_ds.models.limits import padding_id
 from dcr_ds.models.rows import encode_row
 from dcr_ds.models.template_variables import saved_variables
@@ -54,7 +61,7 @@ def prepare_generations(
     """
     prompts = benchmark.prompts.rows
     ids = [
-        encode_row(f"benchmark {benchmark.name}", row, lambda row: encode_prompt(tokenizer, row.prompt))
+        encode_row(f"benchmark {benchmark.name}", row, lambda row: _encode(tokenizer, benchmark, row))
         for row in prompts
     ]
     settings: dict[str, Any] = {
@@ -75,7 +82,15 @@ def prepare_generations(
         ids,
         settings["template"],
         saved_variables(tokenizer.get_chat_template()),
+        benchmark.attack,
     )
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, benchmark: Benchmark, prompt: Prompt) -> list[int]:
+    messages = benchmark.messages(prompt)
+    if benchmark.opening:
+        return encode_opened(tokenizer, messages, benchmark.opening)
+    return encode_prompt(tokenizer, messages)
 
 
 def check_context(generations: Generations, context: int | None) -> None:
@@ -147,10 +162,19 @@ def generate_batch(
     for index, ids in zip(batch, _new_tokens(generations, batch, model, tokenizer, ends), strict=True):
         stop = next((i for i, token in enumerate(ids) if token in ends), None)
         # Cut at the end of the turn before decoding: padding follows, and the end need not be a special token.
-        text = decode_answer(tokenizer, generations.ids[index], ids[:stop])
+        text = _completion(tokenizer, generations, index, ids[:stop])
         tokens, ending = (len(ids), "length") if stop is None else (stop + 1, "stop")
         rows.append(generations.row(index, text, tokens, ending))
     return rows
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, generations: Generations, index: int, ids: Sequence[int]) -> str:
+    """The text of an answer: a given opening and its continuation; "" if the model did not continue it."""
+    prompt, opening = generations.ids[index], generations.attack.opening if generations.attack else ""
+    if not opening:
+        return decode_answer(tokenizer, prompt, ids)
+    continuation = decode_continuation(tokenizer, prompt, ids)
+    return opening + continuation if continuation.strip() else ""
 
 
 @torch.inference_mode()

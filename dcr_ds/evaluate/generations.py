@@ -1,8 +1,10 @@
 """The answers of one model to one benchmark: a file of rows that survives being killed, however they are generated.
 
-A row is {id, category, prompt, completion, tokens, finish, template_hash, settings_hash}, and template_variables where
-the chat template has any. `category` is that of the benchmark, or null; `tokens` counts the generated tokens including
-the end of the turn; `finish` is "stop" if the model ended its turn and "length" if the answer was cut off.
+A row is {id, category, prompt, completion, tokens, finish, template_hash, settings_hash}. `category` is that of the
+benchmark, or null; `tokens` counts the generated tokens including the end of the turn; `finish` is "stop" if the model
+ended its turn and "length" if the answer was cut off. Where there are any, a row also has template_variables of the
+chat template, the `context` (messages before the prompt), the `pair` of twins, and `attack`: the text that was sent in
+place of the prompt, and the given opening of the completion.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dcr_ds.data import Prompt
+from dcr_ds.data.attacks import Attack, conversation
 from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.files import read_whole_rows, write_jsonl
 
@@ -33,6 +36,7 @@ class Generations:
     ids: Sequence[list[int]] = ()  # token ids of the prompts
     template_hash: str | None = None
     template_variables: Mapping[str, str] = field(default_factory=dict)  # such as enable_thinking; name → JSON
+    attack: Attack | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -49,6 +53,10 @@ class Generations:
         """Tokens of all answers in the file."""
         return sum(row["tokens"] for row in read_whole_rows(self.file, FIELDS))
 
+    def messages(self, index: int) -> tuple[dict[str, str], ...]:
+        """The conversation of a prompt as it is sent."""
+        return conversation(self.prompts[index], self.attack)
+
     def row(self, index: int, completion: str, tokens: int, finish: str | None) -> dict:
         """The row of the answer to a prompt."""
         prompt = self.prompts[index]
@@ -62,6 +70,9 @@ class Generations:
             "template_hash": self.template_hash,
             "settings_hash": self.settings_hash,
             **({"template_variables": dict(self.template_variables)} if self.template_variables else {}),
+            **({"context": list(prompt.context)} if prompt.context else {}),
+            **({"pair": prompt.pair} if prompt.pair is not None else {}),
+            **({"attack": _attack_row(self.attack, prompt)} if self.attack else {}),
         }
 
     def resume(self, batches: Sequence[Sequence[int]], ranks: Ranks) -> list[int]:
@@ -106,3 +117,7 @@ class Generations:
 
     def _part_files(self) -> list[Path]:
         return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))
+
+
+def _attack_row(attack: Attack, prompt: Prompt) -> dict[str, str]:
+    return {"name": attack.name, "sent": attack.text(prompt), "opening": attack.opening}

@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dcr_ds.data import Benchmark
 from dcr_ds.engine.distributed import Ranks, print_on_main
+from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
@@ -20,15 +22,34 @@ from dcr_ds.progress import heartbeat
 
 
 def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoint: Endpoint) -> Generations:
-    """Describe the answers of an endpoint to a benchmark; every prompt is sent as one user message."""
+    """Describe the answers of an endpoint to a benchmark; prompts are sent as messages.
+
+    Raises:
+        UserError: the benchmark gives the first words of the answers.
+    """
+    if benchmark.opening:
+        raise UserError(
+            f"{benchmark.name}: {endpoint.model} is behind an endpoint, and chat endpoints have no common way to "
+            "continue a given answer; evaluate the model from its folder, or leave this attack out"
+        )
     prompts = benchmark.prompts.rows
-    settings = {
+    settings: dict[str, Any] = {
         "decoding": {**asdict(endpoint.fields), "max_new_tokens": max_new_tokens},
         "endpoint": endpoint.model,  # its address changes from job to job
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
     }
+    if any(len(benchmark.messages(prompt)) > 1 for prompt in prompts) or benchmark.attack:
+        settings["messages"] = [benchmark.messages(prompt) for prompt in prompts]
     variables = {name: json.dumps(value) for name, value in (endpoint.fields.chat_template_kwargs or {}).items()}
-    return Generations(benchmark.name, file, prompts, max_new_tokens, hash_of(settings), template_variables=variables)
+    return Generations(
+        benchmark.name,
+        file,
+        prompts,
+        max_new_tokens,
+        hash_of(settings),
+        template_variables=variables,
+        attack=benchmark.attack,
+    )
 
 
 def generate_remote(
@@ -47,7 +68,7 @@ def generate_remote(
     """
     done = set(generations.resume([[index] for index in range(len(generations.prompts))], ranks))
     missing = [index for index in range(len(generations.prompts)) if index not in done]
-    conversations = [[{"role": "user", "content": generations.prompts[index].prompt}] for index in missing]
+    conversations = [list(generations.messages(index)) for index in missing]
     problems: dict[str, str] = {}
     start = time.perf_counter()
     with generations.file.open("ab") as out:

@@ -28,6 +28,7 @@ from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.scores import score
 from dcr_ds.files import hash_of, write_json
 from dcr_ds.judges import Judge, load_judge
+from dcr_ds.judges.continued import continued
 from dcr_ds.judges.judging import judge_file
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import DTYPES
@@ -110,9 +111,13 @@ def evaluate_endpoint(
     """Evaluate a model behind an endpoint: it answers the benchmarks, but gives no loss. Rank 0."""
     cost = Cost(folder.cost, f"endpoint {endpoint.url}", world_size=1)
     judges = [load_judge(declared) for declared in settings.judges]
-    for benchmark in benchmarks:
-        file = folder.benchmark(benchmark.name).generations
-        generations = prepare_remote(benchmark, file, longest_answer(settings, benchmark), endpoint)
+    prepared = [  # all of them before the first request, so that what cannot be asked is found at once
+        prepare_remote(
+            benchmark, folder.benchmark(benchmark.name).generations, longest_answer(settings, benchmark), endpoint
+        )
+        for benchmark in benchmarks
+    ]
+    for benchmark, generations in zip(benchmarks, prepared, strict=True):
         if not generations.is_complete:
             print_on_main(ranks, f"{endpoint.model}: {benchmark.name}, {len(generations.prompts)} prompts")
             spend = partial(cost.spend, benchmark.name, generations.settings_hash)
@@ -210,7 +215,8 @@ def _prepare_log_odds(
 
 
 def _compared_sets(benchmarks: Sequence[Benchmark]) -> set[str]:
-    """The benchmarks that discernment is measured on: those with a counterpart, else all of them."""
+    """The benchmarks that discernment is measured on: those with a counterpart, else all that are not attacked."""
+    benchmarks = [benchmark for benchmark in benchmarks if benchmark.attack is None]
     names = {benchmark.name for benchmark in benchmarks}
     pairs = [(benchmark.name, benchmark.counterpart) for benchmark in benchmarks if benchmark.counterpart in names]
     return {name for pair in pairs for name in pair if name} or names
@@ -275,7 +281,14 @@ def _judge_and_score(generations: Generations, benchmark: Benchmark, judges: Seq
     """Judge and score a complete file; every time, so that verdicts and scores match the answers. Rank 0."""
     folder = BenchmarkFolder(generations.file.parent)
     verdicts = {
-        judge.name: judge_file(generations.file, judge, folder.verdicts(judge.name), repair=True) for judge in judges
+        judge.name: judge_file(
+            generations.file, continued(judge, benchmark.opening), folder.verdicts(judge.name), repair=True
+        )
+        for judge in judges
     }
-    scores = score(verdicts, generations.prompts, benchmark.wanted, judges)
-    write_json(folder.scores, scores | ({"counterpart": benchmark.counterpart} if benchmark.counterpart else {}))
+    scores = score(verdicts, generations.prompts, benchmark.wanted, judges, is_attacked=benchmark.attack is not None)
+    if benchmark.attack is not None:
+        scores |= {"attack": benchmark.attack.name, "attacked": benchmark.attacked}
+    elif benchmark.counterpart:
+        scores |= {"counterpart": benchmark.counterpart}
+    write_json(folder.scores, scores)

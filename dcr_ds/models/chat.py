@@ -23,6 +23,7 @@ from dcr_ds.recipe import ChatTemplate, find_file
 
 TEMPLATES = Path(__file__).parent / "templates"
 PROMPT_END_TOKENS = 64  # enough for a tag and white space
+OPENING_END_TOKENS = 4  # of a given opening, decoded with its continuation so that white space between them is kept
 # Texts put before the rest of a conversation while it is encoded alone; most tokenizers need none.
 ANCHORS = ("", "\n", ".", "a")
 Messages = Sequence[dict[str, str]]
@@ -94,6 +95,21 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     return _encode(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))
 
 
+def encode_opened(tokenizer: PreTrainedTokenizerBase, messages: Messages, opening: str) -> list[int]:
+    """Token ids of a prompt and the first words of its answer, up to where the model continues the answer.
+
+    The opening is placed where the template puts the text of an answer: after an empty block of reasoning, for example.
+
+    Raises:
+        UserError: the template does not render the opening as it is.
+    """
+    text = _rendered(tokenizer, [*messages, {"role": "assistant", "content": opening}], add_generation_prompt=False)
+    start = text.rfind(opening)
+    if start < 0:
+        raise UserError(f"model.chat_template: the template changes the text of answers, so none can begin {opening!r}")
+    return _encode(tokenizer, text[: start + len(opening)])
+
+
 def encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
     """Token ids of a conversation, cut after the first end-of-turn token of its last answer.
 
@@ -154,6 +170,14 @@ def decode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids
     text = str(tokenizer.decode(list(ids), skip_special_tokens=not has_marks)).strip()
     tag = open_block(str(tokenizer.decode(list(prompt[-PROMPT_END_TOKENS:]))))
     return f"{tag}\n{text}" if tag else text
+
+
+def decode_continuation(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of generated tokens that continue a given opening, with the white space before them."""
+    before = list(prompt[-OPENING_END_TOKENS:])
+    opening, text = (str(tokenizer.decode(part, skip_special_tokens=True)) for part in (before, before + list(ids)))
+    continuation = text[len(opening) :] if text.startswith(opening) else str(tokenizer.decode(list(ids)))
+    return continuation.rstrip()
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
-from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
+from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section, Texts
 from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, ModelName
 
 
@@ -29,8 +29,14 @@ class OwnBenchmark(Section):
 class NamedBenchmark(Section):
     """A benchmark or suite that docs/benchmark-sets.md lists. A plain string in its place is its `name`."""
 
-    name: str = Field(description="xstest-safe, or-bench-hard, … or a suite: builtin, quick, paper")
+    name: str = Field(
+        description="xstest-safe, or-bench-hard, … or a suite: builtin, quick, paper; NAME+ATTACK is attacked"
+    )
     source: str | None = Field(None, description="a copy of it: file, URL or hub id (default: evaluate.local_data)")
+    subset: str | None = Field(None, description="configuration of the hub data set (default: the declared one)")
+    split: str | None = Field(None, description="split of the hub data set (default: the declared one)")
+    columns: dict[str, str] = Field({}, description="column in the source by our column name, if the declared is wrong")
+    where: dict[str, Texts] | None = Field(None, description="rows that count (default: the declared ones)")
     rows: PositiveInt | None = Field(None, description="maximum number of prompts, sampled with seed 0")
 
 
@@ -42,6 +48,8 @@ def _kind_of_benchmark(value: Any) -> str:
     own = isinstance(value, OwnBenchmark) or (isinstance(value, dict) and bool({"prompts", "wanted"} & value.keys()))
     return "OwnBenchmark" if own else "NamedBenchmark"
 
+
+AttackName = Literal["prefill", "suppression", "role_play", "language"]
 
 AnyBenchmark = Annotated[
     Annotated[OwnBenchmark, Tag("OwnBenchmark")] | Annotated[NamedBenchmark, Tag("NamedBenchmark")],
@@ -158,6 +166,9 @@ class EvaluateSection(Section):
         ["builtin"],  # type: ignore[list-item]  # validated like any other value: becomes a NamedBenchmark
         min_length=1,
         description="names of benchmarks or suites (docs/benchmark-sets.md), or mappings",
+    )
+    attacks: list[AttackName] = Field(
+        [], description="attacks (docs/evaluate.md) that every benchmark of harmful prompts is repeated under"
     )
     local_data: str | None = Field(
         None, description="folder of local copies of the named benchmarks (default: the hub)"

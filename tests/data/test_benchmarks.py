@@ -14,7 +14,8 @@ DECLARED = declarations()
 PUBLIC = [name for name, declared in DECLARED.items() if not declared.shipped]
 OVER_REFUSAL = {
     "xstest-safe", "coconot-contrast", "or-bench-hard", "oktest", "phtest", "phtest-controversial",
-    "i-physicalsafety-safe", "jailbreakbench-benign",
+    "i-physicalsafety-safe", "jailbreakbench-benign", "evorefuse-test", "falsereject-test", "fortress-benign",
+    "xsb-safe", "ms-xsb-safe",
 }  # fmt: skip
 # columns of the published files whose names differ from ours; `which` is a column that filters rows
 HEADERS = {
@@ -41,6 +42,10 @@ HEADERS = {
     "coconot-contrast": ("coconot/coconot_contrast_eval.jsonl", {}),
     "oktest": ("oktest/OKTest.csv", {}),
     "strongreject": ("strongreject/strongreject_dataset.csv", {"prompt": "forbidden_prompt"}),
+    "evorefuse-test": ("evorefuse/evo_test.jsonl", {"prompt": "instruction"}),
+    "falsereject-test": ("falsereject/test.jsonl", {"category": "category_text"}),
+    "xsb-safe": ("xsb/xsb.csv", {"which": ("label", "safe")}),
+    "xsb-unsafe": ("xsb/xsb.csv", {"which": ("label", "unsafe")}),
 }
 
 
@@ -69,7 +74,7 @@ def write_form(folder: Path, name: str) -> Path:
 
 def test_every_declaration_is_complete_and_documented():
     document = (ROOT / "docs" / "benchmark-sets.md").read_text(encoding="utf-8")
-    assert len(PUBLIC) == 19 and {name for name in PUBLIC if DECLARED[name].wanted == "comply"} == OVER_REFUSAL
+    assert len(PUBLIC) == 27 and {name for name in PUBLIC if DECLARED[name].wanted == "comply"} == OVER_REFUSAL
     for name, declared in DECLARED.items():
         assert declared.title and declared.licence and declared.citation
         assert f"`{name}`" in document
@@ -115,6 +120,81 @@ def test_columns_with_tags_or_single_turns_are_read(tmp_path):
     questions.write_text("".join(json.dumps(row) + "\n" for row in [*turns, turns[0] | {"prompt_style": "slang"}]))
     [sorry] = read({"name": "sorry-bench", "source": str(questions)})
     assert [(row.id, row.prompt) for row in sorry.prompts.rows] == [("1", "do 1"), ("2", "do 2")]
+
+
+def conversation(*texts):
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+
+
+def test_conversations_are_read_as_prompts_with_earlier_turns(tmp_path):
+    turns = conversation("We stage a play.", "Which one?", "How does the villain steal the crown?")
+    other = conversation("We run a museum.", "Which one?", "How does the villain steal the crown?")
+    rows = [
+        {"messages": turns, "label": "safe"},
+        {"messages": other, "label": "safe"},
+        {"messages": turns, "label": "unsafe"},
+    ]
+    file = tmp_path / "xsb/ms_xsb.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [safe] = read("ms-xsb-safe", local_data=str(tmp_path))
+    first, second = safe.prompts.rows  # the same last message after other turns is another prompt
+    assert first.prompt == second.prompt == turns[-1]["content"]
+    assert list(first.context) == turns[:-1] and list(first.messages) == turns
+    assert first.transcript.startswith("User: We stage a play.\n\nAssistant: Which one?\n\nUser: How does")
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        (conversation("Hello", "Hi"), "must end with the user's message"),
+        ([{"role": "user"}], 'must have the form {"role": text, "content": text}'),
+        (["one", "two"], "must be text, this is a list"),
+    ],
+)
+def test_prompts_that_are_no_conversations_are_named(tmp_path, messages, words):
+    file = tmp_path / "own.jsonl"
+    file.write_text(json.dumps({"prompt": messages}) + "\n")
+    with pytest.raises(UserError, match="own.jsonl.*row 1|own.jsonl.*line 1") as error:
+        read({"name": "own", "wanted": "comply", "prompts": str(file)})
+    assert words in str(error.value)
+
+
+def test_the_hash_of_prompts_without_earlier_turns_is_that_of_versions_that_knew_none():
+    from dcr_ds.data.records import Prompt, digest
+
+    assert digest([Prompt("1", "how?")]) == "e93de615369c670bd48c7cc5a760964c59d8d4421631de829e43c2851abe9e4f"
+    assert digest([Prompt("1", "how?", context=({"role": "user", "content": "x"},))]) != digest([Prompt("1", "how?")])
+
+
+def test_benign_twins_have_the_pairs_of_their_adversarial_prompts(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"ID": i, "adversarial_prompt": f"break {i}", "benign_prompt": f"mend {i}", "risk_domain": "d", "rubric": ["a"]}
+        for i in range(3)
+    ]
+    file = tmp_path / "fortress/train-00000-of-00001.parquet"
+    file.parent.mkdir()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    benign, adversarial = read("fortress-benign", "fortress-adversarial", local_data=str(tmp_path))
+    assert benign.counterpart == adversarial.name and adversarial.wanted == "refuse"
+    for name, benchmark in (("mend", benign), ("break", adversarial)):
+        assert [(row.id, row.prompt, row.pair) for row in benchmark.prompts.rows] == [
+            (f"{i}", f"{name} {i}", f"fortress {i}") for i in range(3)
+        ]
+
+
+def test_columns_and_rows_of_a_declared_benchmark_can_be_corrected(tmp_path):
+    file = tmp_path / "xsb.csv"
+    file.write_text("text,kind\none,harmless\ntwo,harmful\n")
+    with pytest.raises(UserError, match="no column 'label'; columns: text, kind"):
+        read({"name": "xsb-safe", "source": str(file)})
+    corrected = {"source": str(file), "columns": {"prompt": "text"}, "where": {"kind": "harmless"}}
+    assert [row.prompt for row in read({"name": "xsb-safe", **corrected})[0].prompts.rows] == ["one"]
+    with pytest.raises(UserError, match="quick is a suite; columns"):
+        read({"name": "quick", "columns": {"prompt": "text"}})
 
 
 @pytest.mark.parametrize(
