@@ -34,17 +34,17 @@ def read_prompts(source: DataSource, name: str, field: str | None = None, is_ben
 
 
 def _parser(layout: Layout, all_rows: bool = False) -> Callable[[Row], Prompt | LeftOut]:
-    column, label = layout.required("prompt"), layout.columns.get("label")
+    column, label_column = layout.required("prompt"), layout.columns.get("label")
     has_both_classes = not all_rows and _has_both_classes(layout)
 
     def parse(row: Row) -> Prompt | LeftOut:
-        if has_both_classes and optional_text(row, label) != layout.set_name:
+        if has_both_classes and optional_text(row, label_column) != layout.set_name:
             return LeftOut("label of the other class")
         context, text = _conversation(row, column)
         if layout.source.first_human_turn:
             text = _first_human_turn(text, row, column)
-        optional = (optional_text(row, layout.columns.get(name)) for name in ("label", "category", "pair"))
-        return Prompt(row_id(row, layout.columns.get("id")), text, *optional, context=context)
+        label, category, pair = (optional_text(row, layout.columns.get(name)) for name in ("label", "category", "pair"))
+        return Prompt(row_id(row, layout.columns.get("id")), text, label, category, pair, context)
 
     return parse
 
