@@ -10,6 +10,7 @@ held-out general answers. Models are kept under --out, so a second call continue
 """
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -46,18 +47,22 @@ LAYER = 23  # what `refine.layer: auto` gives for this model and the built-in tr
 
 def main() -> None:
     options = parse()
-    sets = {name: read_sets(name, options.data) for name in ("builtin", "jailbreakbench")}
     for name in [] if options.measure else options.only or SETTINGS:
         if not RunFolder(options.out / name).stage("refine").is_done:
-            dcr_ds.train(recipe_of(name, options))
-        write(name, options.out / name, sets, options.csv)
+            dcr_ds.train(recipe_of(name, SETTINGS[name], options))
+        write(name, options.out / name, options)
     for run in options.measure:
-        write(run.name, run, sets, options.csv)
+        write(run.name, run, options)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=tuple(SETTINGS), metavar="SETTING")
+    add_options(parser, tuple(SETTINGS))
+    return parser.parse_args()
+
+
+def add_options(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> None:
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME")
     parser.add_argument(
         "--measure", nargs="+", type=Path, default=[], metavar="RUN", help="refined runs; train nothing"
     )
@@ -65,17 +70,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="folder of local copies of the public sets")
     parser.add_argument("--out", type=Path, default=Path("runs/refine-settings"))
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
-    return parser.parse_args()
 
 
-def write(name: str, run: Path, sets: dict[str, Sets], file: Path | None) -> None:
-    row = {"commit": commit(), "setting": name, **measured(RunFolder(run), sets)}
+def write(name: str, run: Path, options: argparse.Namespace) -> None:
+    row = {"commit": commit(), "setting": name, **figures_of(read_refined(run, options.data))}
     print(row)
-    if file:
-        append(file, row)
+    if options.csv:
+        append(options.csv, row)
 
 
-def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
+def recipe_of(name: str, fields: dict[str, object], options: argparse.Namespace) -> Recipe:
     refine = {"layer": LAYER, "max_steps": options.steps, "measure_every": 6, "target_gap": 2, "on_failure": "continue"}
     refine |= {"global_batch": 28, "retain_batch": 4}  # as in the demo
     return Recipe.model_validate(
@@ -84,28 +88,52 @@ def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
             "output": str(options.out),
             "model": {"source": "smollm2-135m"},
             "stages": ["refine"],
-            "refine": refine | SETTINGS[name],
+            "refine": refine | fields,
         }
     )
 
 
-def measured(folder: RunFolder, sets: dict[str, Sets]) -> dict[str, float | int]:
-    summary, source = read_json(folder.stage("refine").summary), folder.stage("refine").model
-    model, tokenizer = (
-        load_causal_lm(source, torch.float32, "eager", torch.device("cpu")).eval(),
-        load_tokenizer(source),
-    )
-    row = {"layer": summary["layer"], "steps": summary["exported_step"], "drift": summary["best"]["drift"]}
-    for name, of_set in sets.items():
-        tokens = [encode_prompt(tokenizer, prompt.prompt) for prompt in of_set.prompts]
-        hidden = hidden_by_layer(model, tokens)[summary["layer"] - 1]
+@dataclass
+class Refined:
+    """A refined run: its summary, the development sets and their hidden states at layer ℓ, by name of the set.
+
+    Attributes:
+        general_loss: on held-out general answers.
+    """
+
+    summary: dict
+    sets: dict[str, Sets]
+    hidden: dict[str, torch.Tensor]
+    general_loss: float
+
+    def labels_and_pairs(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        of_set = self.sets[name]
         keys = [pair or f"row {number}" for number, pair in enumerate(of_set.pairs)]
-        pairs = torch.tensor(np.unique(keys, return_inverse=True)[1])
-        figures = separation(hidden, torch.tensor(of_set.harmful.astype(int)), pairs)
-        row |= {f"{name}_gap": figures["gap"], f"{name}_auc": figures["auc"]}
+        return torch.tensor(of_set.harmful.astype(int)), torch.tensor(np.unique(keys, return_inverse=True)[1])
+
+
+def read_refined(run: Path, data: str | None) -> Refined:
+    folder = RunFolder(run).stage("refine")
+    summary, device = read_json(folder.summary), torch.device("cpu")
+    model, tokenizer = load_causal_lm(folder.model, torch.float32, "eager", device).eval(), load_tokenizer(folder.model)
+    sets = {name: read_sets(name, data) for name in ("builtin", "jailbreakbench")}
+    hidden = {
+        name: hidden_by_layer(model, [encode_prompt(tokenizer, prompt.prompt) for prompt in of_set.prompts])
+        for name, of_set in sets.items()
+    }
     answers = read_conversations(DataSource(split="held_out"), "general").rows
     encoded = [encode_conversation(tokenizer, answer.messages) for answer in answers]
-    return row | {"general_loss": general_loss(model, encoded, 16, Ranks(0, 1, 0, torch.device("cpu")))["loss"]}
+    loss = general_loss(model, encoded, 16, Ranks(0, 1, 0, device))["loss"]
+    return Refined(summary, sets, {name: layers[summary["layer"] - 1] for name, layers in hidden.items()}, loss)
+
+
+def figures_of(refined: Refined) -> dict[str, float | int]:
+    summary = refined.summary
+    row = {"layer": summary["layer"], "steps": summary["exported_step"], "drift": summary["best"]["drift"]}
+    for name, hidden in refined.hidden.items():
+        figures = separation(hidden, *refined.labels_and_pairs(name))
+        row |= {f"{name}_gap": figures["gap"], f"{name}_auc": figures["auc"]}
+    return row | {"general_loss": refined.general_loss}
 
 
 if __name__ == "__main__":

@@ -77,11 +77,11 @@ class ContrastiveSampler:
         self.half = batch // 2
         self.seed = seed
         self.notes: list[str] = []
-        self._rows = (seemingly_toxic, toxic)
+        self.rows = (seemingly_toxic, toxic)
         self._pairs = match_twins(seemingly_toxic, toxic) if pairs == "matched" else None
         if self._pairs is not None:
             self._check_pairs(len(self._pairs))
-        fewest = min(map(len, self._rows)) if self._pairs is None else len(self._pairs)
+        fewest = min(map(len, self.rows)) if self._pairs is None else len(self._pairs)
         if fewest < self.half:
             self.notes.append(f"a batch of {batch} contains repeats: it draws {self.half} of {fewest} rows or pairs")
 
@@ -101,7 +101,7 @@ class ContrastiveSampler:
         return [2 * ((i // 2 + offset) % self.half) + i % 2 for i, offset in enumerate(offsets)]
 
     def _draw(self, label: int, step: int) -> list[Prompt]:
-        rows = self._rows[label]
+        rows = self.rows[label]
         return [rows[index] for index in draw_whole(f"{self.seed}/{label}", len(rows), step, self.half)]
 
     def _check_pairs(self, count: int) -> None:
@@ -110,7 +110,7 @@ class ContrastiveSampler:
                 "refine.pairs: matched requires rows of data.seemingly_toxic and data.toxic with the same `pair`; "
                 "there are none. Map the column (columns.pair), or set --refine.pairs mixed"
             )
-        for name, rows in zip(("seemingly toxic", "toxic"), self._rows, strict=True):
+        for name, rows in zip(("seemingly toxic", "toxic"), self.rows, strict=True):
             if left_out := len(rows) - count:
                 self.notes.append(f"{left_out} {name} rows left out: no twin (refine.pairs: matched)")
 
