@@ -80,7 +80,7 @@ def model_card(comparison: Comparison, model: str) -> str:
         facts=[(name, literal(value)) for name, value in _facts(run, model)],
         data="\n\n".join(map(written, stages.data([run]))) or "Not recorded.",
         discernment=_discernment(comparison) if is_measured else "",
-        results=written(results_table(comparison.columns, comparison.benchmarks) if is_measured else not_measured),
+        results=written(results_table(comparison) if is_measured else not_measured),
         licence=literal(_licence(run)),
         citation=CITATION,
     )

@@ -35,7 +35,7 @@ def compose(comparison: Comparison, command: str, drawings: Mapping[str, str]) -
         "Discernment": discernment(columns, comparison.discernment),
         "Compliance against safety": [figure] if figure else [],
         "Results": results(comparison),
-        "Differences": differences(columns, benchmarks),
+        "Differences": differences(comparison),
         "Leakage": stages.leakage(runs),
         "Categories": categories(columns, benchmarks),
         "Judges": agreement(columns, benchmarks),
@@ -51,7 +51,7 @@ def compose(comparison: Comparison, command: str, drawings: Mapping[str, str]) -
     }
     return Document(
         f"DCR report: {_names(runs)}",
-        headline(columns, benchmarks, comparison.discernment),
+        headline(comparison),
         CONTENT_NOTE,
         warnings(runs),
         [Section(title, blocks) for title, blocks in sections.items() if blocks],

@@ -81,14 +81,14 @@ def terminal_table(folders: Sequence[Path]) -> str:
         table = measures_table(comparison.columns, entry, TERMINAL_ROWS)
         parts.append(f"{_wrapped(table.caption)}\n\n{text_table(table_rows(table))}")
     parts.append(text_table(rows))
-    if summary := headline(comparison.columns, comparison.benchmarks, comparison.discernment):
+    if summary := headline(comparison):
         parts.append(_wrapped(summary))
     return "\n\n".join(parts)
 
 
 def _results_rows(comparison: Comparison) -> list[list[str]]:
     """The table of results; next to a control without the number of prompts, to fit the width."""
-    rows = [list(row) for row in table_rows(results_table(comparison.columns, comparison.benchmarks))]
+    rows = [list(row) for row in table_rows(results_table(comparison))]
     has_control = any(column.model == CONTROL for column in comparison.columns)
     return [[row[0], *row[2:]] for row in rows] if has_control else rows
 

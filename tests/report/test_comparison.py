@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 from run_folders import write, write_benchmark, write_run
@@ -60,7 +61,7 @@ def test_differences_are_paired_and_against_the_first_run(pair):
     assert difference(toxic, titles.index("DCR"), at).p == 1
     assert difference(seeming, at, at) is None
     assert mean_difference([seeming], titles.index("DCR"), at).value == pytest.approx(0.4)
-    rows = table_rows(differences_table(comparison.columns, comparison.benchmarks))
+    rows = table_rows(differences_table(comparison))
     assert rows[0][-1] == "DCR"
     assert rows[1][0] == "seeming: compliance ↑" and rows[1][-1].startswith("+40.0 (+")
     assert rows[1][-1].endswith("; p<0.001)") and rows[2][-1].startswith("−5.0 (−")
@@ -68,7 +69,7 @@ def test_differences_are_paired_and_against_the_first_run(pair):
 
 def test_the_headline_states_gains_and_losses(pair):
     comparison = compared(pair)
-    text = headline(comparison.columns, comparison.benchmarks, [])
+    text = headline(replace(comparison, discernment=[]))
     assert text.startswith("DCR complies with 90.0% of harmless prompts, STL 50.0% (+40.0 points, 95% interval +")
     assert "and refuses 95.0% of harmful prompts, STL 100.0% (−5.0 points, 95% interval −" in text
 
@@ -104,7 +105,7 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
     assert 0 <= rate.low < 0.85 < rate.high <= 1
     change = difference(seeming, len(comparison.columns) - 1, len(comparison.columns) - 2)
     assert change.value == pytest.approx(0.35) and change.p is None and change.low < 0.35 < change.high
-    assert "DCR (2 seeds)" in written(results_table(comparison.columns, comparison.benchmarks))
+    assert "DCR (2 seeds)" in written(results_table(comparison))
 
 
 def test_a_run_given_twice_is_not_a_second_seed(pair):
@@ -169,7 +170,7 @@ def test_general_ability_is_shown_with_its_interval(pair):
         score = {"metric": "acc_norm", "value": value, "low": value - 0.1, "high": value + 0.1, "n": 200}
         write(folder / "evaluate/aligned/ability.json", {"settings": {}, "tasks": {"arc_easy": score}})
     comparison = compared(pair)
-    table = written(results_table(comparison.columns, comparison.benchmarks))
+    table = written(results_table(comparison))
     assert "arc_easy: acc_norm ↑" in table
     assert "**50.0%** (40.0–60.0)" in table
 

@@ -62,7 +62,12 @@ def test_report_of_one_run(dcr, tmp_path):
         "seeming: degenerate",
         "*Safety: harmful prompts*",
         "toxic: refusal ↑",
+        "*Safety under attack: answered harmful prompts*",
+        "rates: not measured",
+        "*Discernment: all harmless against all harmful prompts*",
+        "Youden's J, judged answers ↑",
         "*General ability*",
+        "accuracy: not measured",
         "loss on held-out answers ↓",
     ]
     assert results["seeming: compliance ↑"] == {

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dcr_ds.recipe.layout import ALIGNED
+from dcr_ds.report.numbers.attacks import measured_attacks
 from dcr_ds.report.numbers.columns import Column, result_columns
 from dcr_ds.report.numbers.discernment import Discernment, measured_discernment
 from dcr_ds.report.numbers.measured import Benchmark, measured_benchmarks
@@ -18,6 +19,7 @@ class Comparison:
     runs: Sequence[Run]
     columns: list[Column]
     benchmarks: list[Benchmark]
+    attacks: list[Benchmark]  # benchmarks under attack, and the worst case of each
     discernment: list[Discernment]
 
     @property
@@ -38,4 +40,4 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """
     columns = result_columns(runs)
     benchmarks = measured_benchmarks(columns)
-    return Comparison(runs, columns, benchmarks, measured_discernment(columns, benchmarks))
+    return Comparison(runs, columns, benchmarks, measured_attacks(columns), measured_discernment(columns, benchmarks))

@@ -142,11 +142,13 @@ def _common_prompts(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]])
 
 def _twins(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]], keys: Sequence[Key]) -> list[str | None]:
     pairs = {
-        (name, id_): reading.pair
+        (name, id_): row.pair
         for seeds in per_column
         for seed in seeds
         for name, results in seed.items()
-        for id_, reading in results.log_odds.items()
+        for rows in (results.answers, results.log_odds)
+        for id_, row in rows.items()
+        if row.pair is not None
     }
     return [pairs.get(key) for key in keys]
 

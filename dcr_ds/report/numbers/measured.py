@@ -10,7 +10,12 @@ from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.read import Answer, BenchmarkResults
 from dcr_ds.statistics import Interval, seeds_interval, wilson_interval
 
-METRICS = {"compliance_rate": "compliance ↑", "refusal_rate": "refusal ↑", "defence_rate": "harmless answers ↑"}
+METRICS = {
+    "compliance_rate": "compliance ↑",
+    "refusal_rate": "refusal ↑",
+    "defence_rate": "harmless answers ↑",
+    "attack_success_rate": "success ↓",
+}
 NOT_JUDGED = ("degenerate", "unparsed")  # labels that are neither compliance nor refusal
 
 Key = tuple[str, str]  # of a prompt: id and text
@@ -57,18 +62,19 @@ class Benchmark:
 
 
 def measured_benchmarks(columns: Sequence[Column]) -> list[Benchmark]:
-    """All benchmarks, those that want compliance first.
+    """All benchmarks without an attack, those that want compliance first.
 
     Raises:
         UserError: a benchmark of two runs has no prompt in common.
     """
     keys = {
-        (results.score["wanted"], name): None
+        (results.score["wanted"], name)
         for column in columns
         for model in column.results
         for name, results in model.benchmarks.items()
+        if results.attacked is None
     }
-    return [_measure(name, wanted, columns) for wanted, name in sorted(keys)]
+    return [measure(name, wanted, columns) for wanted, name in sorted(keys)]
 
 
 def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
@@ -76,7 +82,8 @@ def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
     return {(id_, answer.prompt): answer for id_, answer in results.answers.items()}
 
 
-def _measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
+def measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
+    """One benchmark over all columns."""
     entries = [
         [model.benchmarks[name] for model in column.results if _asks(model.benchmarks.get(name), wanted)]
         for column in columns
@@ -143,6 +150,11 @@ def _rate(entry: Sequence[BenchmarkResults], subset: Sequence[Key] | None, outco
     if outcome is None:
         return None
     apart = {label: sum(_count(results, label, subset) for results in entry) for label in NOT_JUDGED}
+    return rate_of(outcome, apart)
+
+
+def rate_of(outcome: np.ndarray, apart: dict[str, int]) -> Rate:
+    """The rate of outcomes [seeds, prompts] of 0 and 1."""
     seeds, size = outcome.shape
     value = float(outcome.mean())
     interval = seeds_interval([outcome]) if seeds > 1 else wilson_interval(round(value * size), size)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.data.records import Prompt
 from dcr_ds.errors import UserError
 from dcr_ds.files import REPEAT, check_fields, parse_json, read_jsonl
 from dcr_ds.recipe import Recipe, read_yaml
@@ -14,13 +15,14 @@ SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", 
 
 @dataclass(frozen=True)
 class Answer:
-    """A completion and its label by each judge."""
+    """A completion and its label by each judge; a prompt of several turns is its transcript."""
 
     prompt: str
     completion: str
     labels: dict[str, str]
     score: float | None  # of refusal, by the judge of the benchmark's score
     category: str | None  # None also where an earlier version wrote the row
+    pair: str | None = None  # names its twin pair, if it has one
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class BenchmarkResults:
     def judge(self) -> str:
         """The judge of the score."""
         return self.score["judge"]
+
+    @property
+    def attacked(self) -> str | None:
+        """The benchmark whose prompts were asked under an attack; None without an attack."""
+        return self.score.get("attacked")
 
     def counts(self, judge: str) -> list[str]:
         """The numbers of labels of a judge; empty if it is not among the judges of the scores."""
@@ -174,11 +181,12 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         )
     answers = {
         row["id"]: Answer(
-            row["prompt"],
+            Prompt(row["id"], row["prompt"], context=tuple(row.get("context") or ())).transcript,
             row["completion"],
             {name: labels[name][row["id"]] for name in _first(judge, labels) if row["id"] in labels[name]},
             judge_scores.get(row["id"]),
             row.get("category"),
+            row.get("pair"),
         )
         for row in rows
     }

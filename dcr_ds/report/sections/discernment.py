@@ -53,11 +53,7 @@ def discernment(columns: Sequence[Column], measured: Sequence[Discernment]) -> l
 def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequence[str] = tuple(ROWS)) -> Table:
     """The measures of a pair of sets, a column per model; the last rows are the agreement of the readings."""
     shown = [(i, figures) for i, figures in enumerate(entry.columns) if figures]
-    rows = [
-        Row(ROWS[name][0], [_cell(figures.measures.get(name), ROWS[name][1]) for _, figures in shown])
-        for name in names
-        if any(name in figures.measures for _, figures in shown)
-    ]
+    rows = [Row(row.name, [row.cells[i] for i, _ in shown]) for row in measures_rows(entry, names)]
     rows += [
         Row(title, [_cell(figures.agreement.get(name), False) for _, figures in shown])
         for name, (title, _) in AGREEMENTS.items()
@@ -66,6 +62,18 @@ def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequenc
     size = f"{count(entry.n_harmless)} harmless and {count(entry.n_harmful)} harmful prompts"
     caption = f"Discernment, {entry.pair.title} ({size}), with 95% intervals."
     return Table(caption, [columns[i].title for i, _ in shown], [("", rows)])
+
+
+def measures_rows(entry: Discernment, names: Sequence[str]) -> list[Row]:
+    """A row per measure that a column has, with a cell per column."""
+    return [
+        Row(
+            ROWS[name][0],
+            [_cell(figures.measures.get(name) if figures else None, ROWS[name][1]) for figures in entry.columns],
+        )
+        for name in names
+        if any(figures and name in figures.measures for figures in entry.columns)
+    ]
 
 
 def _differences_table(columns: Sequence[Column], entry: Discernment) -> Table | None:

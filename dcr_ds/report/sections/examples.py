@@ -42,7 +42,8 @@ def examples(columns: Sequence[Column]) -> list[Block]:
         return []
     first, second = pair
     ours, theirs = first.results[0].benchmarks, second.results[0].benchmarks
-    names = sorted((name for name in ours if name in theirs), key=lambda name: (ours[name].score["wanted"], name))
+    names = [name for name in ours if name in theirs and ours[name].attacked is None]
+    names.sort(key=lambda name: (ours[name].score["wanted"], name))
     return [block for name in names for block in _benchmark_examples(first, second, ours[name], theirs[name], name)]
 
 

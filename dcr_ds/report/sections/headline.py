@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from dcr_ds.recipe.layout import BASE
 from dcr_ds.report.numbers.columns import Column, reference_column
-from dcr_ds.report.numbers.differences import mean_difference, mean_rate
-from dcr_ds.report.numbers.discernment import Discernment
+from dcr_ds.report.numbers.comparison import Comparison
+from dcr_ds.report.numbers.differences import difference, mean_difference, mean_rate
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.render.tables import percent, points
 from dcr_ds.report.sections.discernment import sentence
@@ -13,11 +13,12 @@ from dcr_ds.report.sections.discernment import sentence
 CLAUSES = {"compliance_rate": ("complies with", "harmless prompts"), "refusal_rate": ("refuses", "harmful prompts")}
 
 
-def headline(columns: Sequence[Column], benchmarks: Sequence[Benchmark], measured: Sequence[Discernment]) -> str:
-    """Discernment first, then rates averaged over benchmarks; empty where answers were not kept.
+def headline(comparison: Comparison) -> str:
+    """Discernment first, then rates averaged over benchmarks, then attacks; empty where answers were not kept.
 
     A base model refuses little, so the last column is never compared with it here: without a control it stands alone.
     """
+    columns, benchmarks = comparison.columns, comparison.benchmarks
     reference = reference_column(columns)
     others = [column for column in columns if column.results and column is not reference]
     if reference is None or not others:
@@ -29,8 +30,27 @@ def headline(columns: Sequence[Column], benchmarks: Sequence[Benchmark], measure
         clauses.append(_clause(ours, words, columns, others[-1], control))
     complete = [clause for clause in clauses if clause]
     rates = f"{others[-1].title} {', and '.join(complete)}." if complete else ""
-    parts = [sentence(columns, measured) if control else "", rates]
+    parts = [sentence(columns, comparison.discernment), rates, easier_to_attack(comparison)] if control else [rates]
     return " ".join(part for part in parts if part)
+
+
+def easier_to_attack(comparison: Comparison) -> str:
+    """A sentence if attacks succeed more often on the last model than on the control; empty without a control."""
+    columns = comparison.columns
+    reference = reference_column(columns)
+    others = [column for column in columns if column.results and column is not reference]
+    if reference is None or reference.model == BASE or not others:
+        return ""
+    ours, theirs = columns.index(others[-1]), columns.index(reference)
+    changes = {attack.name: difference(attack, ours, theirs) for attack in comparison.attacks}
+    higher = [
+        f"{name} ({points(change.value)} points, 95% interval {points(change.low)} to {points(change.high)})"
+        for name, change in changes.items()
+        if change and change.low > 0
+    ]
+    if not higher:
+        return ""
+    return f"{others[-1].title} is easier to attack than {reference.title}: success is higher on {'; '.join(higher)}."
 
 
 def _clause(

@@ -5,20 +5,28 @@ from collections.abc import Callable, Sequence
 from dcr_ds.recipe.layout import BASE, CONTROL, REFINED
 from dcr_ds.report.numbers.columns import Column, rivals
 from dcr_ds.report.numbers.comparison import Comparison
+from dcr_ds.report.numbers.discernment import JUDGED, MARGIN_AUC
 from dcr_ds.report.numbers.measured import NOT_JUDGED, Benchmark, Rate
 from dcr_ds.report.numbers.read import BenchmarkResults, Run
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, points
+from dcr_ds.report.sections.discernment import measures_rows
 
 GROUPS = {"comply": "Over-refusal: harmless prompts", "refuse": "Safety: harmful prompts"}
+ATTACKS = "Safety under attack: answered harmful prompts"
 GENERAL = "General ability"
+ATTACK_EXPLANATION = (
+    " Under attack (benchmark+attack), success is the share of harmful prompts that are answered, lower is better; in "
+    "the worst case, those on which at least one attack or the plain prompt succeeds."
+)
+DISCERNMENT_ROWS = ("auc", MARGIN_AUC, JUDGED, "compliance_at_80_refusal")
 
 
 def results(comparison: Comparison) -> list[Block]:
     """The table of results and how to read it; of runs that were not evaluated, how to do that."""
     runs, benchmarks = comparison.runs, comparison.benchmarks
-    table = results_table(comparison.columns, benchmarks)
-    if not table.groups:
+    table = standard_table(comparison)
+    if table is None:
         return [Paragraph(missing(comparison.unevaluated))]
     remarks = [benchmark.note for benchmark in benchmarks if benchmark.note] + _base_differences(runs)
     remarks += [*_modes(comparison.columns), *_judge_versions(comparison.columns)]
@@ -34,21 +42,56 @@ def missing(runs: Sequence[Run]) -> str:
     return f"Not evaluated yet: {names}. Run the recipe with the evaluate stage."
 
 
-def results_table(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> Table:
-    """Benchmarks as rows, grouped by the wanted behaviour, models as columns; general ability last.
+def standard_table(comparison: Comparison) -> Table | None:
+    """All that is measured on a model, models as columns, and what was not measured; None if nothing was."""
+    columns = comparison.columns
+    *rates, (general, rows) = _groups(comparison)
+    if not rows and not any(of_kind for _, of_kind in rates):
+        return None
+    if not _ability_rows(columns):
+        rows = [_missing_row("accuracy", columns), *rows]
+    groups = [*rates, _discernment_group(comparison), (general, rows)]
+    return _shown_columns([(title, rows or [_missing_row("rates", columns)]) for title, rows in groups], columns)
+
+
+def _discernment_group(comparison: Comparison) -> tuple[str, list[Row]]:
+    """The main figures of discernment, on the pair of sets with the most prompts."""
+    entry = max(comparison.discernment, key=lambda entry: entry.n_harmless + entry.n_harmful, default=None)
+    if entry is None:
+        return "Discernment", [_missing_row("figures", comparison.columns)]
+    rows = [Row(row.name, [Cell(""), *row.cells]) for row in measures_rows(entry, DISCERNMENT_ROWS)]
+    return f"Discernment: {entry.pair.title}", rows
+
+
+def results_table(comparison: Comparison) -> Table:
+    """The rates of what was measured: benchmarks by the wanted behaviour, attacks, and general ability last."""
+    return _shown_columns([(title, rows) for title, rows in _groups(comparison) if rows], comparison.columns)
+
+
+def _groups(comparison: Comparison) -> list[tuple[str, list[Row]]]:
+    columns, benchmarks = comparison.columns, comparison.benchmarks
+    groups = [
+        (title, _benchmark_rows(columns, benchmarks_that_want(benchmarks, behaviour), max))
+        for behaviour, title in GROUPS.items()
+    ]
+    groups.append((ATTACKS, _benchmark_rows(columns, comparison.attacks, min)))
+    return [*groups, (GENERAL, _ability_rows(columns) + _loss_rows(columns))]
+
+
+def _missing_row(what: str, columns: Sequence[Column]) -> Row:
+    return Row(f"{what}: not measured", [Cell(""), *(Cell(NOTHING) for _ in columns)])
+
+
+def _shown_columns(groups: Sequence[tuple[str, list[Row]]], columns: Sequence[Column]) -> Table:
+    """The table without empty columns.
 
     Next to a control, a refined model that was not judged is left out: its loss is in the section on refinement.
     """
     has_control = any(column.model == CONTROL for column in columns)
     shown = [i for i, column in enumerate(columns) if column.is_judged or column.model != REFINED or not has_control]
-    groups = [
-        (title, _benchmark_rows(columns, benchmarks_that_want(benchmarks, behaviour)))
-        for behaviour, title in GROUPS.items()
-    ]
-    groups.append((GENERAL, _ability_rows(columns) + _loss_rows(columns)))
-    caption = "Rates of wanted answers, with 95% intervals; the best of a row in bold."
-    filled = [(title, [_with_cells(row, shown) for row in rows]) for title, rows in groups if rows]
-    return Table(caption, ["n", *(columns[i].title for i in shown)], filled)
+    caption = "Rates with 95% intervals; the best of a row in bold."
+    rows = [(title, [_with_cells(row, shown) for row in rows]) for title, rows in groups]
+    return Table(caption, ["n", *(columns[i].title for i in shown)], rows)
 
 
 def _with_cells(row: Row, shown: Sequence[int]) -> Row:
@@ -78,6 +121,7 @@ def _explanation(comparison: Comparison) -> str:
         f"↑ higher is better, ↓ lower is better. In brackets or below: {interval}; for the loss, a mean over answer "
         f"tokens, its change relative to base. Judged by {', '.join(judges) or 'no judge yet'}. An empty answer is "
         "degenerate: it counts as neither compliance nor refusal, so it lowers both rates."
+        + (ATTACK_EXPLANATION if comparison.attacks else "")
     )
 
 
@@ -151,15 +195,16 @@ def _judged(columns: Sequence[Column]) -> list[tuple[Column, BenchmarkResults]]:
         for column in columns
         for results in column.results
         for benchmark in results.benchmarks.values()
+        if benchmark.attacked is None
     ]
 
 
-def _benchmark_rows(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Row]:
+def _benchmark_rows(columns: Sequence[Column], benchmarks: Sequence[Benchmark], better: Callable) -> list[Row]:
     rows = []
     contenders = rivals(columns)
     for benchmark in benchmarks:
         values = [rate.value if rate and columns[i] in contenders else None for i, rate in enumerate(benchmark.rates)]
-        best = _best(values, max)
+        best = _best(values, better)
         cells = [_rate_cell(rate, i in best, benchmark.n is None) for i, rate in enumerate(benchmark.rates)]
         size = Cell(count(benchmark.n) if benchmark.n is not None else "")
         rows.append(Row(benchmark.title, [size, *cells]))
