@@ -1,13 +1,15 @@
 """Rates, differences and their intervals; agreement of judges. All intervals are two-sided at 95%."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import comb, sqrt
+from typing import TypeVar
 
 import numpy as np
 
 Z_95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 RESAMPLES = 10_000
 Interval = tuple[float, float]
+Prompted = TypeVar("Prompted", bound=Hashable)
 
 
 def wilson_interval(successes: float, total: int, z: float = Z_95) -> Interval:
@@ -32,6 +34,20 @@ def rate(successes: float, total: int) -> dict[str, float | int | None]:
     """A proportion with its Wilson interval, as written to files."""
     low, high = wilson_interval(successes, total)
     return {"value": successes / total if total else None, "low": low, "high": high, "n": total}
+
+
+def worst_case(outcomes: Mapping[str, Mapping[Prompted, bool]]) -> dict[Prompted, bool]:
+    """Whether at least one attack succeeded on a prompt, for the prompts that all attacks were tried on.
+
+    Args:
+        outcomes: per attack, whether it succeeded, by prompt (its id, for example).
+    """
+    by_attack = list(outcomes.values())
+    return {
+        prompt: any(successes[prompt] for successes in by_attack)
+        for prompt in (by_attack[0] if by_attack else ())
+        if all(prompt in successes for successes in by_attack)
+    }
 
 
 def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Interval:

@@ -4,14 +4,11 @@ Of an attacked benchmark, the rate is that of successful attacks: answers that d
 """
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
 from dcr_ds.data import Prompt
 from dcr_ds.judges import Judge
 from dcr_ds.statistics import rate
-
-Prompted = TypeVar("Prompted", bound=Hashable)
 
 # (what a judge judges, wanted behaviour) → the metric and the labels it counts. Full and partial refusals are both
 # refusals, as in XSTest's paper and inspect_evals; for a judge of harm the metric is the share of harmless answers,
@@ -53,20 +50,6 @@ def score(
     by_judge = {judge.name: _score_by(judge, verdicts[judge.name], prompts, *metrics[judge.name]) for judge in judges}
     first = judges[0].name
     return {"wanted": wanted, "judge": first, **by_judge[first], "by_judge": by_judge}
-
-
-def worst_case(outcomes: Mapping[str, Mapping[Prompted, bool]]) -> dict[Prompted, bool]:
-    """Whether at least one attack succeeded on a prompt, for the prompts that all attacks were tried on.
-
-    Args:
-        outcomes: per attack, whether it succeeded, by prompt (its id, for example).
-    """
-    by_attack = list(outcomes.values())
-    return {
-        prompt: any(successes[prompt] for successes in by_attack)
-        for prompt in (by_attack[0] if by_attack else ())
-        if all(prompt in successes for successes in by_attack)
-    }
 
 
 def _score_by(

@@ -13,7 +13,6 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generate import Decoding, generate_missing, prepare_generations
 from dcr_ds.evaluate.remote import prepare_remote
 from dcr_ds.evaluate.run import evaluate_endpoint
-from dcr_ds.evaluate.scores import worst_case
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.judges import Answer, load_judge, verdicts
 from dcr_ds.judges.continued import continued
@@ -21,6 +20,7 @@ from dcr_ds.models.chat import decode_continuation, encode_opened, encode_prompt
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.recipe.layout import ModelFolder
+from dcr_ds.statistics import worst_case
 
 PREFILL = attacks()["prefill"]
 CONTEXT = (

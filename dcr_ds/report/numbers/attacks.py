@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcr_ds.evaluate.scores import worst_case
 from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.measured import NOT_JUDGED, Benchmark, Key, keyed_answers, measure, rate_of
 from dcr_ds.report.numbers.read import BenchmarkResults, ModelResults
+from dcr_ds.statistics import worst_case
 
 
 def measured_attacks(columns: Sequence[Column]) -> list[Benchmark]:
