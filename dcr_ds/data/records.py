@@ -28,13 +28,6 @@ class Prompt:
         """The conversation that a model answers."""
         return (*self.context, {"role": "user", "content": self.prompt})
 
-    @property
-    def transcript(self) -> str:
-        """The conversation as text, for judges and reports: the prompt itself if nothing comes before it."""
-        if not self.context:
-            return self.prompt
-        return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in self.messages)
-
 
 @dataclass(frozen=True, slots=True)
 class Conversation:

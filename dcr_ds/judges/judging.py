@@ -8,12 +8,12 @@ rows are written atomically in the order of the answers. Both files are the cach
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcr_ds.data.records import Prompt
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
 from dcr_ds.judges.base import Answer, Judge, Verdict
 from dcr_ds.judges.rows import AnswerRow
 from dcr_ds.progress import heartbeat
+from dcr_ds.transcript import transcript
 
 VERDICT_FIELDS = ("id", "label", "score", "key")
 
@@ -21,19 +21,20 @@ VERDICT_FIELDS = ("id", "label", "score", "key")
 def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False) -> list[dict]:
     """Judge a file of generations; returns the written rows {id, label, score, key}, in the order of the file.
 
+    Judges read a prompt with its earlier turns.
+
     Args:
         repair: write a file at `out` again that holds no verdicts, as those of a run may after a crash.
     """
     rows = [
-        AnswerRow(row["id"], Answer(_request(row), row["completion"], row.get("finish")), {})
+        AnswerRow(
+            row["id"],
+            Answer(transcript(row.get("context") or (), row["prompt"]), row["completion"], row.get("finish")),
+            {},
+        )
         for row in read_jsonl(generations, ("id", "prompt", "completion"))
     ]
     return judge_rows(rows, judge, out, repair)
-
-
-def _request(row: dict) -> str:
-    """What the judge reads as the request: with earlier turns, the conversation."""
-    return Prompt(row["id"], row["prompt"], context=tuple(row.get("context") or ())).transcript
 
 
 def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool = False) -> list[dict]:

@@ -9,6 +9,7 @@ from processes import ROOT
 from dcr_ds.data.benchmarks import declarations, read_benchmarks, suites
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import EvaluateSection, Recipe, dump_recipe, load_recipe
+from dcr_ds.transcript import transcript
 
 DECLARED = declarations()
 PUBLIC = [name for name, declared in DECLARED.items() if not declared.shipped]
@@ -141,7 +142,10 @@ def test_conversations_are_read_as_prompts_with_earlier_turns(tmp_path):
     first, second = safe.prompts.rows  # the same last message after other turns is another prompt
     assert first.prompt == second.prompt == turns[-1]["content"]
     assert list(first.context) == turns[:-1] and list(first.messages) == turns
-    assert first.transcript.startswith("User: We stage a play.\n\nAssistant: Which one?\n\nUser: How does")
+    assert transcript(first.context, first.prompt).startswith(
+        "User: We stage a play.\n\nAssistant: Which one?\n\nUser: How does"
+    )
+    assert transcript((), "one") == "one"
 
 
 @pytest.mark.parametrize(

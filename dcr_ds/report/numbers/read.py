@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.data.records import Prompt
 from dcr_ds.errors import UserError
 from dcr_ds.files import REPEAT, check_fields, parse_json, read_jsonl
 from dcr_ds.recipe import Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
+from dcr_ds.transcript import transcript
 
 SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", "n", "degenerate", "unparsed")
 
@@ -181,7 +181,7 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         )
     answers = {
         row["id"]: Answer(
-            Prompt(row["id"], row["prompt"], context=tuple(row.get("context") or ())).transcript,
+            transcript(row.get("context") or (), row["prompt"]),
             row["completion"],
             {name: labels[name][row["id"]] for name in _first(judge, labels) if row["id"] in labels[name]},
             judge_scores.get(row["id"]),
