@@ -86,7 +86,7 @@ def generations_for(tokenizer, file: Path, prompts=PROMPTS, batch_size: int = 3,
 def run_children(target, world_size: int, *arguments) -> list[int]:
     """Run `target(rank, world_size, …)` per rank and return the exit codes. A hang is an error."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tiny_models", "transformers.models.llama.modeling_llama"])
+    context.set_forkserver_preload(["tiny_models", "dcr_ds.evaluate.run", "transformers.models.llama.modeling_llama"])
     children = [context.Process(target=target, args=(rank, world_size, *arguments)) for rank in range(world_size)]
     for child in children:
         child.start()
@@ -100,7 +100,7 @@ def run_children(target, world_size: int, *arguments) -> list[int]:
 
 def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendezvous: Path, kill: str) -> None:
     """Answer the tiny benchmark; `kill` is where the process dies: nowhere, after N batches, at rename, at unlink."""
-    ranks = _join(rank, world_size, rendezvous)
+    ranks = join(rank, world_size, rendezvous)
     model, tokenizer = load(folder)
     batches_done = 0
 
@@ -119,7 +119,7 @@ def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendez
 
 
 def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:
-    ranks = _join(rank, world_size, rendezvous)
+    ranks = join(rank, world_size, rendezvous)
     model, tokenizer = load(folder)
     encoded = [encode_conversation(tokenizer, conversation.messages) for conversation in CONVERSATIONS]
     result = general_loss(model, encoded, 2, ranks)
@@ -127,7 +127,7 @@ def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvou
         out.write_text(f"{result['loss']!r} {result['tokens']} {result['n']}")
 
 
-def _join(rank: int, world_size: int, rendezvous: Path) -> Ranks:
+def join(rank: int, world_size: int, rendezvous: Path) -> Ranks:
     torch.set_num_threads(1)
     if world_size > 1:
         torch.distributed.init_process_group(

@@ -87,6 +87,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     help_length = "longest answer, in tokens (default: as each benchmark's authors)"
     add("--max-new-tokens", type=auto_or_positive_int, default="auto", metavar="N", help=help_length)
     add("--batch-size", type=positive_int, metavar="N", help="prompts generated together (default: 32)")
+    help_copy = "GPUs of a node that hold one copy of a model together (default: auto, as few as fit)"
+    add("--ranks-per-copy", type=auto_or_positive_int, metavar="N", help=help_copy)
     add("--limit", type=positive_int, metavar="ROWS", help="prompts per benchmark, sampled with seed 0 (default: all)")
     help_template = "Jinja file, or the name of a shipped template, for models without one"
     add("--chat-template", metavar="FILE", help=help_template)
@@ -145,6 +147,7 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "evaluate.local_data": options.local_data,
         "evaluate.max_new_tokens": options.max_new_tokens,
         "evaluate.batch_size": options.batch_size,
+        "evaluate.ranks_per_copy": options.ranks_per_copy,
         "evaluate.endpoint.concurrency": options.concurrency,
         "evaluate.endpoint.timeout_seconds": options.timeout,
         "evaluate.endpoint.retries": options.retries,
@@ -165,14 +168,27 @@ def _open(recipe: Recipe) -> Recipe:
 
 
 def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks) -> Recipe:
-    """The recipe with precision and attention resolved for this device; unchanged for an endpoint."""
+    """The recipe with precision, attention and ranks per copy resolved for this device; unchanged for an endpoint.
+
+    Raises:
+        UserError: the model does not fit, or has an adapter and does not fit on one rank.
+    """
     if not isinstance(model, LocalModel):
         return recipe
     from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import resolve
 
-    source = model.source
-    return process.decide_on_main(lambda: resolve(recipe, model_config(source), Machine.detect(ranks))[0], ranks)
+    config, machine = model_config(model.source), Machine.detect(ranks)
+    resolved, reasons = process.decide_on_main(lambda: resolve(recipe, config, machine), ranks)
+    size = resolved.evaluate.ranks_per_copy
+    if model.adapter and size != 1:
+        raise UserError(
+            f"{model.adapter}: an adapter cannot be merged into a model that is spread over {size} ranks; merge it "
+            f"first (dcr-ds export {model.adapter} --merge --out MODEL), or set --ranks-per-copy 1"
+        )
+    if machine.ranks_per_node > 1 and (reason := reasons.get("evaluate.ranks_per_copy")):
+        process.print_on_main(ranks, f"{recipe.name}: evaluate.ranks_per_copy: {size} ({reason})")
+    return resolved
 
 
 def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks: process.Ranks) -> None:

@@ -29,6 +29,7 @@ from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.diagnose.tree_pass import TreePass
 from dcr_ds.errors import UserError
 from dcr_ds.models.likelihood import LikelihoodHead
+from dcr_ds.models.tensor_parallel import gather_columns, own_rows
 from dcr_ds.progress import heartbeat
 
 CHUNK_LOGITS = {"cpu": 2**23, "cuda": 2**27}  # logits per chunk, in float32: 32 MiB on a CPU, 512 MiB on a GPU
@@ -140,11 +141,13 @@ class _Reader:
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits [n, V] in float32, of a 16-bit head as well; of a float64 model in float64."""
         with _gathered(self.head) as (weight, bias):
-            if weight.dtype in (torch.float32, torch.float64):
-                logits = F.linear(hidden.to(weight.dtype), weight)
+            own = own_rows(weight)
+            if own.dtype in (torch.float32, torch.float64):
+                logits = F.linear(hidden.to(own.dtype), own)
             else:
-                rows = max(1, CHUNK_WEIGHT // weight.shape[1])
-                logits = torch.cat([F.linear(hidden.float(), some.float()) for some in weight.split(rows)], dim=-1)
+                rows = max(1, CHUNK_WEIGHT // own.shape[1])
+                logits = torch.cat([F.linear(hidden.float(), some.float()) for some in own.split(rows)], dim=-1)
+            logits = gather_columns(logits, weight)
             if bias is not None:
                 logits += bias
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)

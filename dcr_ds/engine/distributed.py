@@ -35,14 +35,36 @@ NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE",
 
 @dataclass(frozen=True)
 class Ranks:
+    """Which of the processes this one is.
+
+    Attributes:
+        per_copy: how many consecutive ranks hold one copy of an evaluated model together.
+    """
+
     rank: int
     world_size: int
     local_rank: int
     device: "torch.device"
+    per_copy: int = 1
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def copies(self) -> int:
+        """The number of copies of an evaluated model."""
+        return self.world_size // self.per_copy
+
+    @property
+    def copy(self) -> int:
+        """The number of the copy that this rank is part of."""
+        return self.rank // self.per_copy
+
+    @property
+    def is_first_of_copy(self) -> bool:
+        """Whether this rank writes the results of its copy; the others compute the same."""
+        return self.rank % self.per_copy == 0
 
 
 def set_environment() -> None:

@@ -38,6 +38,10 @@ class Machine:
     liger: str = "no GPU"
     varlen: bool = False
 
+    @property
+    def ranks_per_node(self) -> int:
+        return self.ranks // self.nodes
+
     @classmethod
     def detect(cls, ranks: Ranks) -> "Machine":
         """Describe the machine of this process; all ranks are assumed to have the same devices and packages."""

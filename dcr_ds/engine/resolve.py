@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from dcr_ds.engine.config import read_config
+from dcr_ds.engine.copies import resolve_copies
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.optimizers import check_optimizer
 from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.fused import resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
-from dcr_ds.models.load import resolve_attention
+from dcr_ds.models.load import DTYPES, resolve_attention
 from dcr_ds.models.varlen import packed_attention
 from dcr_ds.recipe import Recipe, StageSection
 
@@ -42,6 +43,12 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
     if recipe.refine.learning_rate == "auto":
         rate, reason = refine_learning_rate(model_config["hidden_size"], recipe.refine.adapter == "lora")
         values["refine"]["learning_rate"], reasons["refine.learning_rate"] = rate, reason
+    if "evaluate" in recipe.stages:
+        itemsize = DTYPES[values["model"]["dtype"]].itemsize
+        copies, reason = resolve_copies(recipe.evaluate, model_config, machine, itemsize)
+        if recipe.evaluate.ranks_per_copy == "auto":
+            values["evaluate"]["ranks_per_copy"] = copies
+            reasons["evaluate.ranks_per_copy"] = reason
     backend, reason = resolve_loss_backend(recipe.align.loss_backend, machine.liger)
     if recipe.align.loss_backend == "auto":
         values["align"]["loss_backend"] = backend

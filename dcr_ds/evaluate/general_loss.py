@@ -74,11 +74,13 @@ def general_loss(
     batches = loss_batches([len(conversation.ids) for conversation in conversations], batch_size)
     sums = torch.zeros(3, dtype=torch.float64, device=ranks.device)  # loss, supervised tokens, conversations
     with as_likelihood(model) as likelihood:
-        for batch in batches[ranks.rank :: ranks.world_size]:
+        for batch in batches[ranks.copy :: ranks.copies]:
             own = [conversations[index] for index in batch]
             nll = answer_nll(likelihood, own, [True] * len(own), False, model.device, "none")
             heartbeat("evaluate, loss on general answers")
-            sums += torch.tensor([nll.double().sum().item(), len(nll), len(own)], dtype=torch.float64).to(ranks.device)
+            if ranks.is_first_of_copy:
+                counts = [nll.double().sum().item(), len(nll), len(own)]
+                sums += torch.tensor(counts, dtype=torch.float64).to(ranks.device)
     total, tokens, n = sum_over_ranks(sums, ranks).tolist()
     return {"loss": total / tokens, "tokens": int(tokens), "n": int(n)}
 

@@ -116,14 +116,14 @@ def generate_missing(
 ) -> None:
     """Generate the missing answers and complete the file, in the order of the prompts.
 
-    All ranks; each has the complete model.
+    All ranks; those of a copy of the model generate the same batches, and the first of them writes the rows.
 
     Args:
         spend: called with the seconds of each batch once it is on disk.
     """
     batches = make_batches([len(ids) for ids in generations.ids], generations.batch_size)
     done = set(broadcast_from_main(generations.resume(batches, ranks) if ranks.is_main else None, ranks))
-    own = [number for number in range(ranks.rank, len(batches), ranks.world_size) if number not in done]
+    own = [number for number in range(ranks.copy, len(batches), ranks.copies) if number not in done]
     show = ranks.is_main and sys.stderr.isatty()
     with (
         generations.part_file(ranks).open("ab") as out,

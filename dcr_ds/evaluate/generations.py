@@ -7,6 +7,7 @@ chat template, the `context` (messages before the prompt), the `pair` of twins, 
 place of the prompt, and the given opening of the completion.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,12 @@ class Generations:
         return done
 
     def part_file(self, ranks: Ranks) -> Path:
-        """The file a rank appends its rows to: the file itself with a single rank, else a part that rank 0 merges."""
+        """The file a rank appends its rows to: the file itself with a single rank, else a part that rank 0 merges.
+
+        The ranks that hold a copy of the model together have the same rows, and only the first of them keeps them.
+        """
+        if not ranks.is_first_of_copy:
+            return Path(os.devnull)
         if ranks.world_size == 1:
             return self.file
         return self.file.with_name(f"{self.file.stem}.rank{ranks.rank:04d}{self.file.suffix}")

@@ -80,11 +80,11 @@ def log_odds_file(
 def measure_log_odds(
     model: PreTrainedModel, target: LogOddsFile, openings: Openings, batch_size: int, ranks: Ranks
 ) -> str | None:
-    """Measure and write the file; returns why the model does not allow it, or None. All ranks; each has the full model.
+    """Measure and write the file; returns why the model does not allow it, or None. All ranks.
 
     Up to rounding, the file depends neither on the number of ranks nor on the batch size.
     """
-    own = range(ranks.rank, len(target.prompts), ranks.world_size)
+    own = range(ranks.copy, len(target.prompts), ranks.copies)
     rows, problem = [], None
     if own:
         names, tokens = [target.prompts[index].id for index in own], [target.ids[index] for index in own]

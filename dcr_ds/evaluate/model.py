@@ -12,6 +12,7 @@ from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
 from dcr_ds.models.limits import model_limits
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.tensor_parallel import load_spread
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate
 from dcr_ds.recipe.layout import ModelFolder
 
@@ -37,12 +38,17 @@ class EvaluatedModel:
         """Longest input plus output in tokens; None for architectures without a fixed context."""
         return model_limits(self.source).context
 
-    def load(self, device: torch.device) -> PreTrainedModel:
-        if self.adapter is None:
-            return load_causal_lm(self.source, self.dtype, self.attention, device)
-        return load_with_adapter(self.source, self.adapter, self.dtype, self.attention, device)
+    def load(self, device: torch.device, ranks_per_copy: int = 1) -> PreTrainedModel:
+        """Load a whole copy, or the part of this rank. All ranks."""
+        if self.adapter is not None:
+            return load_with_adapter(self.source, self.adapter, self.dtype, self.attention, device)
+        if ranks_per_copy > 1:
+            return load_spread(self.source, self.dtype, self.attention, ranks_per_copy, device)
+        return load_causal_lm(self.source, self.dtype, self.attention, device)
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, ranks_per_copy: int = 1) -> dict[str, str]:
         """What its answers depend on, by content: the same model in another folder is the same model."""
         content = model_hash(self.source) + (f"+{model_hash(self.adapter)}" if self.adapter else "")
-        return {"content": content, "dtype": str(self.dtype).removeprefix("torch."), "attention": self.attention}
+        identity = {"content": content, "dtype": str(self.dtype).removeprefix("torch."), "attention": self.attention}
+        # sums over ranks change the last bits of logits
+        return identity | ({"ranks_per_copy": str(ranks_per_copy)} if ranks_per_copy > 1 else {})

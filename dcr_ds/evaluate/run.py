@@ -7,7 +7,7 @@ all, general_loss.json and cost.json. What was already made under the same setti
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -85,11 +85,14 @@ def evaluate_model(
 ) -> None:
     """Evaluate one model: its answers to the benchmarks, its refusal log-odds, and the loss on general answers.
 
-    All ranks; each loads the complete model.
+    All ranks. Each holds the complete model, or with `settings.ranks_per_copy` the part of one.
 
     Args:
+        settings: an `auto` number of ranks per copy that was not resolved means whole copies.
         answers: whether it answers the benchmarks; the loss is always measured.
     """
+    if settings.ranks_per_copy != "auto":
+        ranks = replace(ranks, per_copy=settings.ranks_per_copy)
     benchmarks = data.benchmarks if answers else []
     parts = _prepare(model, benchmarks, data, settings, ranks)
     # Rank 0 decides for all ranks: a shared file system may temporarily show them different states.
@@ -179,7 +182,7 @@ def _prepare(
 ) -> Parts:
     """Encode everything that the model will read, without loading the model."""
     tokenizer, context = model.tokenizer, model.context
-    identity = broadcast_from_main(model.identity() if ranks.is_main else None, ranks)
+    identity = broadcast_from_main(model.identity(ranks.per_copy) if ranks.is_main else None, ranks)
     all_generations = []
     for benchmark in benchmarks:
         file = model.folder.benchmark(benchmark.name).generations
@@ -224,7 +227,10 @@ def _compared_sets(benchmarks: Sequence[Benchmark]) -> set[str]:
 
 def _measure(model: EvaluatedModel, parts: Parts, missing: Missing, batch_size: int, ranks: Ranks) -> None:
     """Measure the missing parts. The model is in memory only during this call. All ranks."""
-    loaded = model.load(ranks.device)
+    if ranks.per_copy > 1:
+        text = f"copies of the model: {ranks.copies}, ranks per copy: {ranks.per_copy}"
+        print_on_main(ranks, f"evaluate {model.name}: {text}")
+    loaded = model.load(ranks.device, ranks.per_copy)
     cost = Cost(model.folder.cost, device_name(ranks.device), ranks.world_size, is_writer=ranks.is_main)
     for index in missing.generations:
         generations = parts.generations[index]

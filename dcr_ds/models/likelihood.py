@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from dcr_ds.errors import UserError
 from dcr_ds.models.batches import to_device, token_batch
 from dcr_ds.models.chat import Encoded
+from dcr_ds.models.tensor_parallel import gather_columns, own_rows
 
 IGNORED = -100  # target of a token that does not count
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
@@ -221,7 +222,8 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _logits(hidden, weight, bias, softcap: float | None) -> torch.Tensor:
-    logits = F.linear(hidden, weight, bias).float()
+    product = F.linear(hidden, own_rows(weight), bias)
+    logits = gather_columns(product, weight).float()
     return logits if softcap is None else logits.div_(softcap).tanh_().mul_(softcap)
 
 

@@ -180,6 +180,10 @@ class EvaluateSection(Section):
         128, description="longest answer, in tokens, decoded greedily; auto: the value of each benchmark's authors"
     )
     batch_size: PositiveInt = Field(32, description="prompts per generation batch")
+    ranks_per_copy: Auto | PositiveInt = Field(
+        "auto",
+        description="GPUs of a node that hold one copy of a model together (tensor parallelism); auto: as few as fit",
+    )
     endpoint: EndpointSection = Field(
         EndpointSection(), description="requests to a model behind an endpoint (dcr-ds evaluate URL#MODEL)"
     )
