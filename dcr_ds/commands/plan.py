@@ -26,8 +26,9 @@ from dcr_ds.recipe.arguments import parse_train
 
 DESCRIPTION = """\
 Plan the training stages of a recipe: memory per GPU by part, time, and the ZeRO stage and micro-batch size that fit;
-for stage 1 also the cost without the cut. Needs no GPU, loads no weights and downloads nothing: the model is built
-without memory and its steps are rehearsed. Memory is that of rows of max_length tokens.
+for stage 1 also the cost without the cut; and how the evaluation is laid out. Needs no GPU, loads no weights and
+downloads nothing: the model is built without memory and its steps are rehearsed. Memory is that of rows of max_length
+tokens.
 
   dcr-ds plan recipes/llama-3-8b.yaml --gpus 8
   dcr-ds plan recipes/qwen2.5-7b-qlora.yaml --gpus 1 --gpu rtx4090

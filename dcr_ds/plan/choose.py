@@ -93,7 +93,7 @@ class Option:
 
 
 def planned(recipe: Recipe, folder: Path, cluster: Cluster) -> Recipe:
-    """The recipe with `auto` resolved as by training on the cluster, except micro_batch and packed_length.
+    """The recipe with `auto` resolved as by training on the cluster, except what depends on what fits.
 
     Optional kernels (flash-attn, liger-kernel) need slightly less memory than planned, so they are planned without.
     """
@@ -101,11 +101,13 @@ def planned(recipe: Recipe, folder: Path, cluster: Cluster) -> Recipe:
     if values["model"]["attention"] == "flash_attention_2":
         values["model"]["attention"] = "auto"
     values["model"]["kernels"] = values["align"]["loss_backend"] = "auto"
+    values["evaluate"]["ranks_per_copy"] = 1
     resolved, _ = resolve(Recipe.model_validate(values), model_config(folder), cluster.machine)
     values = resolved.model_dump()
     for stage in TRAINING_STAGES:
         section = getattr(recipe, stage)
         values[stage] |= {"micro_batch": section.micro_batch, "packed_length": section.packed_length}
+    values["evaluate"]["ranks_per_copy"] = recipe.evaluate.ranks_per_copy
     return Recipe.model_validate(values)
 
 

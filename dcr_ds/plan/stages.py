@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.plan.choose import Lengths, Option, Stage, planned
+from dcr_ds.plan.evaluation import plan_evaluation
 from dcr_ds.plan.measure import Calibration
 from dcr_ds.plan.options import PlanOptions
 from dcr_ds.plan.tables import describe, prose, rates_in_words
@@ -16,7 +17,7 @@ from dcr_ds.recipe import TRAINING_STAGES, Recipe
 def plan_stages(
     recipe: Recipe, folder: Path, origin: str, options: PlanOptions, measured: Mapping[str, Calibration]
 ) -> tuple[str, dict[str, Any]]:
-    """Memory, time and the choice of ZeRO stage and micro-batch for each training stage of the recipe.
+    """Memory, time and the choice of ZeRO stage and micro-batch for each training stage; the layout of the evaluation.
 
     Args:
         folder: the model's configuration.
@@ -35,6 +36,9 @@ def plan_stages(
         text, chosen = describe(stage, steps)
         sections.append(f"{prose(_heading(stage))}\n\n{text}")
         figures[name] = _figures(chosen, steps) if chosen else None
+    if "evaluate" in recipe.stages:
+        text, figures["evaluate"] = plan_evaluation(recipe, folder, cluster)
+        sections.append(prose(text))
     head = (
         f"{recipe.name}: {recipe.model.source} ({origin}), {recipe.model.dtype}, {cluster.gpus} × "
         f"{cluster.unit} of {cluster.memory_gib:.4g} GiB, "
