@@ -16,6 +16,7 @@ from dcr_ds.align.step import train_step
 from dcr_ds.engine.build import needs_masters, trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.memory import release
+from dcr_ds.engine.overlap import settle_overlap
 from dcr_ds.engine.session import Session
 from dcr_ds.models.adapters import write_trained
 from dcr_ds.recipe import Recipe
@@ -50,6 +51,8 @@ def align(
     with Session("align", state, folder, started) as session:
         if probe and session.is_new:
             session.state["start"] = probe.measure(state.model, ranks)
+        if "stopped_because" not in session.state:
+            settle_overlap(state.engine, recipe, lambda: train_step(state, session.step), ranks)
         while "stopped_because" not in session.state:
             sample_ids = state.sample_ids(session.step)
             row = train_step(state, session.step)

@@ -86,6 +86,8 @@ def sharded_loading(config: dict[str, Any], quantize: str = "none") -> Iterator[
     # transformers keeps only a weak reference, so this object must stay alive
     partitions = config["zero_optimization"]["stage"] == 3 and quantize == "none"
     keep_alive = HfDeepSpeedConfig(config) if partitions else None
+    # of the stage before; DeepSpeed refuses to create the groups of hpZ while it has others
+    deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
     try:
         yield
     finally:

@@ -7,9 +7,10 @@ import difflib
 import json
 from typing import Any
 
+from dcr_ds.engine.zero3 import check_communication, resolve_overlap
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
-from dcr_ds.recipe import Recipe, StageSection, find_file
+from dcr_ds.recipe import Recipe, StageSection, find_file, shipped_files
 
 DECIDED_BY_RECIPE = {
     "optimizer": "learning_rate and weight_decay of the stage",
@@ -85,8 +86,7 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
             )
     if stage < 2 and zero.get("offload_optimizer"):
         raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
-    if zero.get("overlap_comm") and stage != 2:
-        raise UserError(f"{place}: overlap_comm is supported with ZeRO stage 2 only; set it to false")
+    check_communication(zero, recipe.model.quantize, place)
     return config
 
 
@@ -116,6 +116,8 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
         "zero_allow_untested_optimizer": stage.optimizer != "adamw",
     }
     zero = resolved["zero_optimization"] = {"stage": 0} | (resolved.get("zero_optimization") or {})
+    if zero["stage"] == 3 or "overlap_comm" in zero:  # DeepSpeed's default in stage 3 is on
+        zero["overlap_comm"] = resolve_overlap(zero, world_size, on_gpu)
     for name in OFFLOADS:
         if (zero.get(name) or {}).get("pin_memory") == "auto":
             zero[name]["pin_memory"] = on_gpu
@@ -125,7 +127,8 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
 def _read_json(name: str) -> dict:
     path = find_file(name)
     if path is None:
-        raise UserError(f"deepspeed: no such file {name!r}; shipped: ds_configs/zero0.json … zero3_offload.json")
+        shipped = ", ".join(f"ds_configs/{file.name}" for file in shipped_files("ds_configs", ".json"))
+        raise UserError(f"deepspeed: no such file {name!r}; shipped: {shipped}")
     try:
         config = parse_json(path.read_text(encoding="utf-8"), unique_keys=True)
     except UnicodeDecodeError:

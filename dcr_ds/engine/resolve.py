@@ -8,6 +8,7 @@ from dcr_ds.engine.config import read_config
 from dcr_ds.engine.copies import resolve_copies
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.optimizers import check_optimizer
+from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.fused import resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
@@ -60,7 +61,11 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
         if values[name]["packing"]:
             _, reason = packed_attention(values["model"]["attention"], values["model"]["dtype"], machine.varlen)
             reasons[f"{name}.packing"] = f"rows are kept apart by {reason}"
-    values["deepspeed"] = read_config(recipe)
+    config = read_config(recipe)
+    zero, notes = resolve_partition(config.get("zero_optimization") or {}, machine.ranks, machine.nodes, machine.on_gpu)
+    values["deepspeed"] = config | ({"zero_optimization": zero} if zero else {})
+    if notes:
+        reasons["deepspeed"] = "; ".join(notes)
     return Recipe.model_validate(values), reasons
 
 

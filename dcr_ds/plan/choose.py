@@ -1,7 +1,7 @@
 """Which ZeRO stage and micro-batch fit, how long a step takes, and what to change if nothing fits."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -91,6 +91,16 @@ class Option:
     def fits(self) -> bool:
         return self.memory.peak <= self.usable
 
+    @property
+    def sent(self) -> int:
+        """Bytes that a rank sends per step."""
+        return sum(collective.bytes for collective in self.traffic)
+
+    @property
+    def sent_within(self) -> int:
+        """Bytes of `sent` that stay in the node because only its ranks take part (hpZ)."""
+        return sum(collective.bytes for collective in self.traffic if collective.ranks)
+
 
 def planned(recipe: Recipe, folder: Path, cluster: Cluster) -> Recipe:
     """The recipe with `auto` resolved as by training on the cluster, except what depends on what fits.
@@ -137,10 +147,14 @@ class Stage:
         return sum(tensor.elements for tensor in self.tensors)
 
     def options(self) -> list[Option]:
-        """One per ZeRO stage that the model can train under; offloading only as in the recipe's own configuration."""
-        own = Zero.of(read_config(self.recipe))
-        stages = [0, 1, 2] if self.recipe.model.quantize != "none" else [0, 1, 2, 3]
-        zeros = [own if own.stage == stage else zero_of(stage) for stage in stages]
+        """One per ZeRO stage that the model can train under, and hpZ on several nodes.
+
+        Offloading and quantised messages only as in the recipe's own configuration.
+        """
+        own, quantised = Zero.of(read_config(self.recipe)), self.recipe.model.quantize != "none"
+        zeros = [own if own.stage == stage else zero_of(stage) for stage in ([0, 1, 2] if quantised else [0, 1, 2, 3])]
+        if self.cluster.gpus > self.cluster.per_node and not quantised and own.partition == 1:
+            zeros.append(replace(zero_of(3), partition=self.cluster.per_node))
         return [self.option(zero) for zero in zeros]
 
     def option(self, zero: Zero) -> Option:

@@ -51,16 +51,19 @@ class StepTime:
 
     @property
     def serial(self) -> float:
-        """No overlap: the upper bound, which ds_configs/ with overlap_comm off approach."""
+        """No overlap: the upper bound, which configurations with overlap_comm off approach."""
         return self.compute + self.traffic
 
 
 def step_time(flops: int, collectives: Iterable[Collective], ranks: int, per_node: int, rates: Rates) -> StepTime:
     """The time of a step on `ranks` GPUs, with `per_node` GPUs per node.
 
-    A ring passes through every node, so with several nodes the network is the bottleneck.
+    A ring passes through every node, so with several nodes the network is the bottleneck, except for collectives of
+    the ranks of one node.
     """
-    link = rates.share * (rates.node_link if ranks <= per_node else rates.network)
-    waits = math.log2(ranks) * rates.latency if ranks > 1 else 0.0
-    traffic = sum(collective.bytes / link + collective.calls * waits for collective in collectives)
+    traffic = 0.0
+    for collective in collectives:
+        members = collective.ranks or ranks
+        link = rates.share * (rates.node_link if members <= per_node else rates.network)
+        traffic += collective.bytes / link + collective.calls * math.log2(members) * rates.latency
     return StepTime(flops / (rates.flops * rates.mfu), traffic)

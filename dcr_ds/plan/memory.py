@@ -64,6 +64,7 @@ class Memory:
         state = self.states
         return {
             "parameters": state.parameters,
+            **({"secondary partition": state.secondary} if state.secondary else {}),
             "gathered layers": state.gathered,
             "fp32 masters": state.masters,
             "optimizer state": state.moments,

@@ -3,14 +3,16 @@
 Under ZeRO-3, as configured by the recipe or else by ds_configs/zero3.json.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dcr_ds.engine.config import read_config
+from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.errors import UserError
-from dcr_ds.plan.choose import Lengths, Option, Stage, planned, zero_of
+from dcr_ds.plan.choose import Cluster, Lengths, Option, Stage, planned, zero_of
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
 from dcr_ds.plan.options import PlanOptions
@@ -49,10 +51,9 @@ def scaling(
         for count in nodes
     }
     first = clusters[kinds[0], nodes[0]]
+    section = read_config(recipe).get("zero_optimization") or {}
     recipe = planned(recipe, folder, first)
     lengths = Lengths(**options.mean_tokens(recipe))
-    own = Zero.of(read_config(recipe))
-    zero = own if own.stage == 3 else zero_of(3)
     texts = [_assumptions(recipe, origin, rows, lengths, first.rates, bool(measured))]
     figures: dict[str, Any] = {}
     for kind in kinds:
@@ -60,11 +61,12 @@ def scaling(
         for count in nodes:
             cluster = clusters[kind, count]
             stage = Stage(_with_rows(recipe, rows, cluster.gpus), folder, kind, cluster, lengths)
-            option = stage.at(zero, rows)
-            lines.append(_line(stage, option, count))
+            option = stage.at(_zero_on(section, cluster), rows)
+            lines.append(_line(stage, option, count, _has_partition(section)))
             figures.setdefault(kind, {})[cluster.gpus] = _figures(stage, option, count)
         names = [name for name in COLLECTIVES if kind != "align" or not name.startswith("contrastive")]
-        head = ["GPUs", "peak GiB", *(SHORT[name] for name in names), "step s", "saved GiB", "save"]
+        crossing = ["between nodes"] if _has_partition(section) else []
+        head = ["GPUs", "peak GiB", *(SHORT[name] for name in names), *crossing, "step s", "saved GiB", "save"]
         texts.append(f"{TITLES[kind]} ({stage.trained / 1e9:.1f}e9 of {stage.loaded / 1e9:.1f}e9 parameters train)")
         texts[-1] += "\n" + table(head, lines)
     texts.append("gather, reduce, contrastive: GiB that a GPU sends per step, by collective. * does not fit.")
@@ -92,6 +94,19 @@ SHORT = {
 }
 
 
+def _zero_on(section: dict[str, Any], cluster: Cluster) -> Zero:
+    """ZeRO-3 as configured, with the secondary partition of this number of nodes."""
+    if section.get("stage") != 3:
+        return zero_of(3)
+    machine = cluster.machine
+    resolved, _ = resolve_partition(section, machine.ranks, machine.nodes, machine.on_gpu)
+    return Zero.of({"zero_optimization": resolved})
+
+
+def _has_partition(section: dict[str, Any]) -> bool:
+    return section.get("zero_hpz_partition_size", 1) != 1
+
+
 def checkpoint_bytes(stage: Stage) -> int:
     """Bytes of a checkpoint over all ranks: trained weights in the training dtype, masters and moments."""
     width = next(tensor.width for tensor in stage.tensors if tensor.trains)
@@ -106,14 +121,17 @@ def _with_rows(recipe: Recipe, rows: int, gpus: int) -> Recipe:
     return Recipe.model_validate(values)
 
 
-def _line(stage: Stage, option: Option, nodes: int) -> list[str]:
-    sent = {collective.name: collective.bytes for collective in option.traffic}
+def _line(stage: Stage, option: Option, nodes: int, has_partition: bool) -> list[str]:
+    sent: Counter[str] = Counter()
+    for collective in option.traffic:
+        sent[collective.name] += collective.bytes
     names = [name for name in COLLECTIVES if stage.name != "align" or not name.startswith("contrastive")]
     size = checkpoint_bytes(stage)
     return [
         str(stage.cluster.gpus),
         gib(option.memory.peak) + ("" if option.fits else "*"),
         *(gib(sent.get(name, 0)) for name in names),
+        *([gib(option.sent - option.sent_within if nodes > 1 else 0)] if has_partition else []),
         f"{option.time.overlapped:.3g}–{option.time.serial:.3g}",
         gib(size),
         duration(size / (stage.cluster.rates.storage * nodes)),

@@ -64,6 +64,7 @@ def _heading(stage: Stage) -> str:
 def _figures(chosen: Option, steps: int | None) -> dict[str, Any]:
     return {
         "zero_stage": chosen.zero.stage,
+        "partition": chosen.zero.partition,
         "micro_batch": chosen.micro_batch,
         "peak_bytes": chosen.memory.peak,
         "host_bytes": chosen.memory.host,

@@ -11,6 +11,8 @@ bfloat16, 4 in float32), n trainable parameters and R ranks:
 
     * only in bfloat16. ZeRO keeps masters in float32 training, too. Only stage 3 shards frozen parameters.
 
+hpZ keeps a copy of the parameters in addition, b n / (ranks of a node).
+
 Moments are those of torch's AdamW; in 8 bits they take 1 + 1/64 bytes each, and `paged_` ones are in host memory at
 worst.
 """
@@ -18,6 +20,8 @@ worst.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+from dcr_ds.engine.zero3 import resolve_overlap
 
 MASTER, MOMENTS = 4, 8  # bytes per element: a float32 copy; both moments of AdamW in float32
 EIGHT_BIT = 2 + 2 * 4 / 256  # both moments, a byte each, with a float32 scale per 256
@@ -30,6 +34,7 @@ DEFAULTS = {
     "stage3_param_persistence_threshold": 100_000,
     "stage3_max_live_parameters": 1_000_000_000,
     "stage3_max_reuse_distance": 1_000_000_000,
+    "zero_hpz_partition_size": 1,
 }
 
 
@@ -54,7 +59,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Zero:
-    """The fields of zero_optimization in a DeepSpeed configuration that a plan needs."""
+    """The fields of zero_optimization in a DeepSpeed configuration that a plan needs.
+
+    Attributes:
+        overlap: whether traffic overlaps with computation; for "auto", if the first step passes its check.
+        partition: ranks of a secondary partition (hpZ); 1: there is none.
+    """
 
     stage: int
     reduce_bucket: int
@@ -65,10 +75,15 @@ class Zero:
     max_reuse: int
     offload_optimizer: bool
     offload_param: bool
+    overlap: bool = False
+    partition: int = 1
+    quantised_weights: bool = False
+    quantised_gradients: bool = False
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> "Zero":
         section = config.get("zero_optimization") or {}
+        overlap = resolve_overlap(section, world_size=2, on_gpu=True)
         section = DEFAULTS | {name: value for name, value in section.items() if value != "auto"}
         return cls(
             stage=section.get("stage", 0),
@@ -80,7 +95,21 @@ class Zero:
             max_reuse=int(section["stage3_max_reuse_distance"]),
             offload_optimizer=bool(section.get("offload_optimizer")),
             offload_param=bool(section.get("offload_param")),
+            overlap=overlap,
+            partition=section["zero_hpz_partition_size"],
+            quantised_weights=bool(section.get("zero_quantized_weights")),
+            quantised_gradients=bool(section.get("zero_quantized_gradients")),
         )
+
+    @property
+    def name(self) -> str:
+        """The stage and its options, for tables."""
+        options = {
+            "hpZ": self.partition > 1,
+            "quantised": self.quantised_weights or self.quantised_gradients,
+            "offload": self.offload_optimizer,
+        }
+        return " ".join([f"ZeRO-{self.stage}", *(name for name, used in options.items() if used)])
 
     @property
     def kept(self) -> int:
@@ -107,6 +136,7 @@ class States:
         buckets: buffers of the reduction of gradients.
         step: additional memory of the optimizer step, besides resident states and gradients.
         host: bytes in host memory instead, not included in the other fields.
+        secondary: the copy of the parameters that hpZ keeps, sharded within a node.
     """
 
     parameters: int
@@ -117,11 +147,12 @@ class States:
     buckets: int
     step: int
     host: int = 0
+    secondary: int = 0
 
     @property
     def resident(self) -> int:
         """Bytes between two steps, without gathered parameters."""
-        return self.parameters + self.masters + self.moments
+        return self.parameters + self.secondary + self.masters + self.moments
 
 
 def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool, optimizer: str = "adamw") -> States:
@@ -189,7 +220,8 @@ def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) ->
         buckets=zero.reduce_bucket * width + (min(zero.reduce_bucket, sum(t.elements for t in trained)) * width),
         step=MASTER * group + max(width * group if width < MASTER else 0, _adam(group, on_gpu)),
     )
-    return _offloaded(full, zero)
+    secondary = sum(round(sharded(tensor.elements, zero.partition) * tensor.width) for tensor in tensors)
+    return replace(_offloaded(full, zero), secondary=secondary if zero.partition > 1 else 0)
 
 
 def _flat_step(shard: int, width: int, on_gpu: bool) -> int:

@@ -57,14 +57,13 @@ def options_table(options: Sequence[Option], chosen: Option | None) -> str:
     """Memory, traffic and time per ZeRO stage."""
     rows = []
     for option in options:
-        sent = _sent(option)
         verdict = "does not fit" if not option.fits else "<- chosen" if option is chosen else ""
         rows.append(
             [
-                f"ZeRO-{option.zero.stage}" + (" offload" if option.zero.offload_optimizer else ""),
+                option.zero.name,
                 str(option.micro_batch),
                 gib(option.memory.peak),
-                gib(sent),
+                gib(option.sent),
                 f"{option.time.overlapped:.3g}–{option.time.serial:.3g}",
                 verdict,
             ]
@@ -72,9 +71,18 @@ def options_table(options: Sequence[Option], chosen: Option | None) -> str:
     return table(["", "micro-batch", "peak GiB", "sent GiB/step", "step s", ""], rows)
 
 
-def _sent(option: Option) -> int:
-    """Bytes that a rank sends per step."""
-    return sum(collective.bytes for collective in option.traffic)
+def total_time(option: Option, steps: int, ranks: int, unit: str) -> str:
+    """The time of all steps with and without overlap, and which of the two applies."""
+    times = [option.time.overlapped, option.time.serial] if option.traffic else [option.time.serial]
+    seconds = " to ".join(duration(steps * time) for time in times)
+    hours = " to ".join(f"{steps * time * ranks / 3600:.3g}" for time in times)
+    text = f"{steps} steps: {seconds}, {hours} {unit}-hours"
+    if not option.traffic:
+        return f"{text}."
+    applies = "the first is approached" if option.zero.overlap else "the second applies, since overlap_comm is off"
+    if option.zero.overlap and option.zero.stage == 3:
+        applies += " if the check of overlap_comm passes at the first step"
+    return f"{text} (traffic fully overlapped with computation, or not at all; {applies})."
 
 
 def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
@@ -83,7 +91,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
     chosen = best(options)
     shown = chosen or min(options, key=lambda option: option.memory.peak)
     lines = [options_table(options, chosen)]
-    columns = {f"{NAMES[stage.name]}, ZeRO-{shown.zero.stage}": (shown.micro_batch, shown.memory)}
+    columns = {f"{NAMES[stage.name]}, {shown.zero.name}": (shown.micro_batch, shown.memory)}
     if stage.name == "refine":
         whole = Stage(stage.recipe, stage.folder, "whole", stage.cluster, stage.lengths)
         uncut = whole.at(shown.zero, shown.micro_batch)
@@ -96,12 +104,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
     lines.insert(1, memory_table(columns, stage.cluster.unit))
     lines.append(_why(stage, options, chosen))
     if chosen and steps:
-        low, high = steps * chosen.time.overlapped, steps * chosen.time.serial
-        hours = " to ".join(f"{seconds * stage.cluster.gpus / 3600:.3g}" for seconds in (low, high))
-        lines.append(
-            f"{steps} steps: {duration(low)} to {duration(high)}, {hours} {stage.cluster.unit}-hours "
-            "(traffic fully overlapped with computation, or not at all)."
-        )
+        lines.append(total_time(chosen, steps, stage.cluster.gpus, stage.cluster.unit))
     elif chosen:
         lines.append("The number of steps is unknown without the data; set it with --steps.")
     return "\n\n".join(line if "\n" in line else prose(line) for line in lines), chosen
@@ -122,12 +125,14 @@ def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:
                 f"micro-batch {option.micro_batch}."
             )
         return f"{text} Use more GPUs, GPUs with more memory, ds_configs/zero3_offload.json or a smaller model."
-    text = f"ZeRO-{chosen.zero.stage}: the fastest that fits in {usable:.1f} GiB"
+    text = f"{chosen.zero.name}: the fastest that fits in {usable:.1f} GiB"
+    if chosen.zero.partition > 1:
+        text += f" (ds_configs/zero3_hpz.json); {gib(chosen.sent_within)} of {gib(chosen.sent)} GiB stay in the node"
     if over := [option for option in options if not option.fits and option.zero.stage < chosen.zero.stage]:
         text += f"; ZeRO-{over[-1].zero.stage} would need {gib(over[-1].memory.peak)} GiB"
     three = next((option for option in options if option.zero.stage == 3), None)
-    if three and three is not chosen and three.fits and three.traffic:
-        ratio = _sent(three) / max(1, _sent(chosen))
+    if three and chosen.zero.stage != 3 and three.fits and three.traffic:
+        ratio = three.sent / max(1, chosen.sent)
         text += f"; ZeRO-3 sends {ratio:.1f} times the bytes" + (
             ", because it gathers the frozen base in every pass" if stage.section.adapter == "lora" else ""
         )

@@ -13,11 +13,16 @@ from dcr_ds.plan.states import Tensor, Zero
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of collective: bytes that a rank sends per step, and number of calls."""
+    """One kind of collective: bytes that a rank sends per step, and number of calls.
+
+    Attributes:
+        ranks: that take part; 0: all of them.
+    """
 
     name: str
     bytes: int
     calls: int
+    ranks: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,8 @@ def traffic(
     trained = [tensor for tensor in tensors if tensor.trains]
     gradients = sum(tensor.bytes for tensor in trained)
     if zero.stage == 3:
-        sharded = [tensor for tensor in tensors if tensor.elements > zero.persistence]
-        whole, width = sum(tensor.bytes for tensor in sharded), trained[0].width
-        back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
-        again = max(0, sum(tensor.bytes for tensor in back) - round(zero.kept * width))
-        if passes.recomputed:  # frozen parameters are released in between
-            again += sum(tensor.bytes for tensor in back if tensor.in_block and not tensor.trains)
-        calls = len(sharded)
-        forward = passes.forward + passes.backward
-        reduced = max(1, round(gradients / (width * zero.reduce_bucket)))
-        collectives = [
-            Collective("all-gather, forward", round(ring * whole * forward), calls * forward),
-            Collective(
-                "all-gather, backward",
-                round(ring * again * passes.backward),
-                len(back) * passes.backward,
-            ),
-            Collective("reduce-scatter", round(ring * gradients * passes.backward), reduced * passes.backward),
-        ]
+        gathers = _gathers(tensors, zero, ranks, passes, tail_has_no_backward)
+        collectives = [*gathers, *_reductions(gradients, trained[0].width, zero, ranks, passes)]
     else:
         times = passes.backward if zero.stage == 2 else 1
         buckets = max(1, round(gradients / (trained[0].width * zero.reduce_bucket)))
@@ -82,3 +71,55 @@ def traffic(
     if embeddings:
         collectives.append(Collective("contrastive all-gather", round(ring * embeddings), 1))
     return collectives
+
+
+def _gathers(
+    tensors: Sequence[Tensor], zero: Zero, ranks: int, passes: Passes, tail_has_no_backward: bool
+) -> list[Collective]:
+    """The gathers of parameters under ZeRO-3.
+
+    With hpZ only the first pass of a step gathers what was trained from all ranks; the other passes gather the
+    secondary partition of a node. Frozen parameters keep it from the start.
+    """
+    sharded = [tensor for tensor in tensors if tensor.elements > zero.persistence]
+    trained = [tensor for tensor in sharded if tensor.trains]
+    back = [tensor for tensor in sharded if tensor.trains or not tail_has_no_backward]
+    width = next(tensor.width for tensor in tensors if tensor.trains)
+    sent = 1 / width if zero.quantised_weights else 1.0  # a byte per weight
+
+    def size(of: Sequence[Tensor]) -> float:
+        return sent * sum(tensor.bytes for tensor in of)
+
+    again = max(0.0, size(back) - round(zero.kept * width * sent))
+    if passes.recomputed:  # frozen parameters are released in between
+        again += size([tensor for tensor in back if tensor.in_block and not tensor.trains])
+    forward = passes.forward + passes.backward
+    backward_calls = len(back) * passes.backward
+    everywhere = (ranks - 1) / ranks
+    if not 1 < zero.partition < ranks:
+        return [
+            Collective("all-gather, forward", round(everywhere * size(sharded) * forward), len(sharded) * forward),
+            Collective("all-gather, backward", round(everywhere * again * passes.backward), backward_calls),
+        ]
+    within = (zero.partition - 1) / zero.partition
+    inside = size(sharded) * forward - size(trained)
+    calls = len(sharded) * forward - len(trained)
+    return [
+        Collective("all-gather, forward", round(everywhere * size(trained)), len(trained)),
+        Collective("all-gather, forward", round(within * inside), calls, zero.partition),
+        Collective("all-gather, backward", round(within * again * passes.backward), backward_calls, zero.partition),
+    ]
+
+
+def _reductions(gradients: int, width: float, zero: Zero, ranks: int, passes: Passes) -> list[Collective]:
+    """The reductions of gradients under ZeRO-3; quantised to 4 bits, first within a node, then between nodes."""
+    calls = max(1, round(gradients / (width * zero.reduce_bucket))) * passes.backward
+    if not zero.quantised_gradients:
+        return [Collective("reduce-scatter", round((ranks - 1) / ranks * gradients * passes.backward), calls)]
+    size, nodes = gradients / width / 2 * passes.backward, ranks // zero.partition
+    within = (zero.partition - 1) / zero.partition * size
+    between = (nodes - 1) / nodes * size / zero.partition
+    return [
+        Collective("reduce-scatter", round(within), calls, zero.partition),
+        Collective("reduce-scatter", round(between), calls),
+    ]

@@ -14,6 +14,7 @@ import torch
 from dcr_ds.engine.build import needs_masters, trained_weights
 from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
 from dcr_ds.engine.memory import release
+from dcr_ds.engine.overlap import settle_overlap
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.models.adapters import write_trained
@@ -51,6 +52,8 @@ def refine(recipe: Recipe, source: Path, prompts: RefinePrompts, folder: StageFo
             start_progress(progress, measure(state), state)
         else:
             restore_best(progress, session.step, snapshot, session.checkpoints.path(session.step))
+        if "stopped_because" not in progress:
+            settle_overlap(state.engine, recipe, lambda: train_step(state, session.step), ranks)
         while "stopped_because" not in progress:
             samples = state.sample_ids(session.step)
             row = train_step(state, session.step)

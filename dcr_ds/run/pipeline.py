@@ -294,7 +294,8 @@ def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunDa
 
     for name, reason in reasons.items():
         section, _, field = name.partition(".")
-        print_on_main(ranks, f"{name}: {getattr(getattr(recipe, section), field)} ({reason})")
+        value = f"{getattr(getattr(recipe, section), field)} ({reason})" if field else reason
+        print_on_main(ranks, f"{name}: {value}")
     described = decide_on_main(lambda: _describe_data(data), ranks)  # the confound check takes a second
     described["model"] = describe_source(recipe.model, source)
     for note in described["notes"]:

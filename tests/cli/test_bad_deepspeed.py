@@ -30,10 +30,40 @@ CONFIGS = {
     "stage true": ({"zero_optimization": {"stage": True}}, [], ["stage is True", "0, 1, 2 or 3"]),
     "a number for a section": ({"zero_optimization": 2}, [], ["zero_optimization", "must be an object", "2"]),
     "true for a section": ({"bf16": True}, [], ["bf16", "must be an object", "True"]),
-    "overlap with stage 3": (
-        {"zero_optimization": {"stage": 3, "overlap_comm": True}},
+    "overlap with stage 1": (
+        {"zero_optimization": {"stage": 1, "overlap_comm": True}},
         [],
-        ["overlap_comm", "stage 2 only", "false"],
+        ["overlap_comm", "stages 2 and 3, not 1", "false"],
+    ),
+    "overlap as text": (
+        {"zero_optimization": {"stage": 3, "overlap_comm": "yes"}},
+        [],
+        ["overlap_comm is 'yes'", '"auto"'],
+    ),
+    "hpZ with stage 2": (
+        {"zero_optimization": {"stage": 2, "zero_hpz_partition_size": "auto"}},
+        [],
+        ["zero_hpz_partition_size applies to ZeRO stage 3 only, not 2"],
+    ),
+    "hpZ as text": (
+        {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "8"}},
+        [],
+        ["zero_hpz_partition_size is '8'", "ranks of a node"],
+    ),
+    "hpZ with offload": (
+        {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8, "offload_param": {"device": "cpu"}}},
+        [],
+        ["zero_hpz_partition_size is not supported with offload_param"],
+    ),
+    "quantised weights with stage 1": (
+        {"zero_optimization": {"stage": 1, "zero_quantized_weights": True}},
+        [],
+        ["zero_quantized_weights applies to ZeRO stage 3 only, not 1"],
+    ),
+    "quantised frozen weights": (
+        {"zero_optimization": {"stage": 3, "zero_quantized_nontrainable_weights": True}},
+        [],
+        ["zero_quantized_nontrainable_weights is not supported", "nf4"],
     ),
     "offload with stage 1": (
         {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},

@@ -1,8 +1,13 @@
 """Traffic computed by hand for small tensors."""
 
+from dataclasses import replace
+
+import pytest
+
 from dcr_ds.plan.choose import zero_of
+from dcr_ds.plan.clock import Rates, step_time
 from dcr_ds.plan.states import Tensor, flat_shard, gathered_elements, owned_elements, sharded
-from dcr_ds.plan.traffic import Passes, traffic
+from dcr_ds.plan.traffic import Collective, Passes, traffic
 
 TENSORS = [Tensor(1_000_000, True, 2), Tensor(3_000_000, False, 2, in_block=True)]
 
@@ -50,3 +55,29 @@ def test_gathered_elements_are_at_most_all():
     zero = zero_of(3)
     assert gathered_elements([10, 20], zero) == 30
     assert gathered_elements([10**9] * 8, zero) < 8 * 10**9
+
+
+def test_hpz_gathers_once_from_all_ranks_and_then_within_the_node():
+    """Of three passes, the first gathers what was trained from all 8 ranks; frozen parameters stay in the node."""
+    plain, hpz = (replace(zero_of(3).without_reuse(), partition=size) for size in (1, 4))
+    gathers = [gather for gather in traffic(TENSORS, hpz, 8, Passes(1, 2)) if gather.name.startswith("all-gather")]
+    assert [gather.ranks for gather in gathers] == [0, 4, 4]
+    assert gathers[0].bytes == 2_000_000 * 7 // 8
+    assert gathers[1].bytes == (2 * 2_000_000 + 3 * 6_000_000) * 3 // 4
+    assert gathers[2].bytes == 2 * 8_000_000 * 3 // 4
+    calls = sum(gather.calls for gather in traffic(TENSORS, plain, 8, Passes(1, 2)) if "gather" in gather.name)
+    assert sum(gather.calls for gather in gathers) == calls
+
+
+def test_quantised_messages_send_8_bits_of_weights_and_4_of_gradients():
+    zero = replace(zero_of(3).without_reuse(), partition=4, quantised_weights=True, quantised_gradients=True)
+    first, *_, within, between = traffic(TENSORS, zero, 8, Passes(1, 2))
+    assert first.bytes == 1_000_000 * 7 // 8
+    assert (within.bytes, within.ranks) == (2 * 500_000 * 3 // 4, 4)
+    assert (between.bytes, between.ranks) == (2 * 500_000 // 4 // 2, 0)
+
+
+def test_traffic_within_a_node_uses_its_links():
+    rates = Rates(flops=1e12, node_link=100e9, network=10e9, mfu=1, share=1, latency=0)
+    collectives = [Collective("a", 10**10, 1), Collective("b", 10**11, 1, ranks=8)]
+    assert step_time(0, collectives, 64, 8, rates).traffic == pytest.approx(1 + 1)

@@ -1,0 +1,48 @@
+"""Under ZeRO-3, overlap and hpZ change neither losses nor gradients; hpZ gathers within a node what it can."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_command, torchrun
+from tiny import make_model
+
+SCRIPT = Path(__file__).with_name("communication.py")
+pytestmark = pytest.mark.timeout(600)  # a launch of four ranks, on few cores
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("communication")
+    model = make_model(folder / "model", tied=False)
+    run_command(*torchrun(4), SCRIPT, model, folder / "out.pt", timeout=400)
+    return torch.load(folder / "out.pt")
+
+
+@pytest.mark.parametrize("case", ["overlap", "hpz"])
+@pytest.mark.parametrize("stage", ["refine", "align"])
+def test_losses_and_gradients_are_the_same(runs, case, stage):
+    """Equal bit for bit, also after a step: a secondary partition of old weights is not used."""
+    plain, run = runs["plain"], runs[case]
+    assert run[f"{stage}/losses"] == plain[f"{stage}/losses"] and len(set(run[f"{stage}/losses"])) == 3
+    expected = plain[f"{stage}/gradients"]
+    assert run[f"{stage}/gradients"].keys() == expected.keys() and expected
+    assert all(torch.equal(run[f"{stage}/gradients"][name], expected[name]) for name in expected)
+
+
+def test_the_check_of_overlap_passes_on_several_ranks(runs):
+    assert runs["overlap"]["equal"]
+
+
+def test_the_secondary_partition_is_as_large_as_planned(runs):
+    assert runs["hpz"]["partition"] == 2 and runs["plain"]["secondary"] == 0
+    assert runs["hpz"]["secondary"] == pytest.approx(runs["hpz"]["planned"], rel=0.01)
+
+
+@pytest.mark.parametrize("stage", ["refine", "align"])
+def test_only_the_first_pass_of_a_step_gathers_from_all_nodes(runs, stage):
+    plain, hpz = (runs[case][f"{stage}/gathered"] for case in ("plain", "hpz"))
+    assert plain.keys() == {4} and hpz.keys() == {2, 4}
+    assert sum(hpz.values()) == pytest.approx(plain[4], rel=0.01)
+    trained = sum(gradient.numel() * 4 for gradient in runs["plain"][f"{stage}/gradients"].values())
+    assert hpz[4] == pytest.approx(trained, rel=0.01)
