@@ -24,18 +24,23 @@ class Attack(Section):
     title: str
     template: str = Field(PROMPT, pattern=r"\{prompt\}", description="what the user says")
     opening: str = Field("", description="first words of the answer, which the model continues")
+    judged: str = Field(PROMPT, pattern=r"\{prompt\}", description="what judges read as the request")
     source: str
 
-    def text(self, prompt: Prompt) -> str:
+    def sent(self, prompt: Prompt) -> str:
         """What the user says in place of the prompt."""
         return self.template.replace(PROMPT, prompt.prompt)
+
+    def request(self, prompt: Prompt) -> str:
+        """What judges read: the plain prompt, as people would judge its answer."""
+        return self.judged.replace(PROMPT, prompt.prompt)
 
 
 def conversation(prompt: Prompt, attack: Attack | None) -> tuple[dict[str, str], ...]:
     """The messages that a model answers: the last one under the attack, earlier turns as they are."""
     if attack is None:
         return prompt.messages
-    return (*prompt.context, {"role": "user", "content": attack.text(prompt)})
+    return (*prompt.context, {"role": "user", "content": attack.sent(prompt)})
 
 
 @cache

@@ -4,7 +4,7 @@ A row is {id, category, prompt, completion, tokens, finish, template_hash, setti
 benchmark, or null; `tokens` counts the generated tokens including the end of the turn; `finish` is "stop" if the model
 ended its turn and "length" if the answer was cut off. Where there are any, a row also has template_variables of the
 chat template, the `context` (messages before the prompt), the `pair` of twins, and `attack`: the text that was sent in
-place of the prompt, and the given opening of the completion.
+place of the prompt, the given opening of the completion, and the request as judges read it.
 """
 
 import os
@@ -126,4 +126,9 @@ class Generations:
 
 
 def _attack_row(attack: Attack, prompt: Prompt) -> dict[str, str]:
-    return {"name": attack.name, "sent": attack.text(prompt), "opening": attack.opening}
+    return {
+        "name": attack.name,
+        "sent": attack.sent(prompt),
+        "opening": attack.opening,
+        "request": attack.request(prompt),
+    }

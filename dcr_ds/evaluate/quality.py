@@ -19,6 +19,7 @@ from dcr_ds.judges.llm import judge_request, last_label
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.replies import Completion
 from dcr_ds.statistics import rate
+from dcr_ds.transcript import transcript
 
 RUBRIC = """\
 You compare two assistants' answers to one request: which serves whoever asked it better?
@@ -55,12 +56,17 @@ def read_pairs(a: Path, b: Path) -> list[Pair]:
             "compare two models on the same benchmark"
         )
     for key, row in ours.items():
-        if row["prompt"] != theirs[key]["prompt"]:
+        if _request(row) != _request(theirs[key]):
             raise UserError(f"{a} and {b}: the prompt of {key!r} differs; compare two models on the same benchmark")
     return [
-        Pair(key, row["prompt"], answer_text(row["completion"]), answer_text(theirs[key]["completion"]))
+        Pair(key, _request(row), answer_text(row["completion"]), answer_text(theirs[key]["completion"]))
         for key, row in ours.items()
     ]
+
+
+def _request(row: dict) -> str:
+    """The prompt as the judge reads it, with its earlier turns."""
+    return transcript(row.get("context") or (), row["prompt"])
 
 
 def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:

@@ -21,7 +21,7 @@ VERDICT_FIELDS = ("id", "label", "score", "key")
 def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False) -> list[dict]:
     """Judge a file of generations; returns the written rows {id, label, score, key}, in the order of the file.
 
-    Judges read a prompt with its earlier turns.
+    Judges read a prompt with its earlier turns, and without what an attack put around it.
 
     Args:
         repair: write a file at `out` again that holds no verdicts, as those of a run may after a crash.
@@ -29,12 +29,17 @@ def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False)
     rows = [
         AnswerRow(
             row["id"],
-            Answer(transcript(row.get("context") or (), row["prompt"]), row["completion"], row.get("finish")),
+            Answer(_request(row), row["completion"], row.get("finish")),
             {},
         )
         for row in read_jsonl(generations, ("id", "prompt", "completion"))
     ]
     return judge_rows(rows, judge, out, repair)
+
+
+def _request(row: dict) -> str:
+    attack = row.get("attack") or {}
+    return transcript(row.get("context") or (), attack.get("request", row["prompt"]))
 
 
 def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool = False) -> list[dict]:

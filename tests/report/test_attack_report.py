@@ -52,8 +52,8 @@ def test_attack_success_is_shown_per_attack_and_in_the_worst_case(run):
     assert [benchmark.name for benchmark in comparison.benchmarks] == ["seeming", "toxic"]
     assert [attack.name for attack in comparison.attacks] == ["toxic+prefill", "toxic+suppression", "toxic, worst case"]
     rows = rows_of(results_table(comparison))
-    assert rows["toxic+prefill: success ↓"][:1] == ["40"]
-    assert [cell.split()[0] for cell in rows["toxic+prefill: success ↓"][1:]] == ["100.0%", "10.0%", "70.0%"]
+    assert rows["toxic, prefill: success ↓"][:1] == ["40"]
+    assert [cell.split()[0] for cell in rows["toxic, prefill: success ↓"][1:]] == ["100.0%", "10.0%", "70.0%"]
     # plain prompts: the control refuses 24, DCR 32 of 40 (the first ones); suppression succeeds on the first 4
     worst = [rate.value for rate in comparison.attacks[-1].rates if rate]  # without refined, which answered nothing
     assert worst == pytest.approx([1.0, (16 + 4) / 40, (28 + 4) / 40])
@@ -62,19 +62,19 @@ def test_attack_success_is_shown_per_attack_and_in_the_worst_case(run):
     assert "**10.0%** (30.0–95.0)" in bold  # the best attack success is the lowest
 
 
-def test_a_sentence_says_that_dcr_is_easier_to_attack_if_the_interval_excludes_zero(run):
+def test_a_sentence_says_that_attacks_succeed_more_often_if_the_interval_excludes_zero(run):
     text = headline(compare([read_run(run)]))
-    assert "DCR is easier to attack than STL: success is higher on toxic+prefill (+60.0 points, 95% interval" in text
-    assert "toxic+suppression" not in text and "toxic, worst case" in text
+    assert "Attacks succeed more often on DCR than on STL: toxic, prefill (+60.0 points, 95% interval" in text
+    assert "toxic, suppression" not in text and "toxic, worst case" in text
     home = RunFolder(run).model("aligned").benchmark("toxic").folder
     write_attack(home, "n" * 36 + "y" * 4)
     (RunFolder(run).model("aligned").benchmark("toxic+suppression").scores).unlink()
-    assert "easier to attack" not in headline(compare([read_run(run)]))
+    assert "Attacks succeed" not in headline(compare([read_run(run)]))
 
 
 def test_attacks_are_among_the_differences_and_not_in_discernment_or_examples(run):
     comparison = compare([read_run(run)])
-    assert rows_of(differences_table(comparison))["toxic+prefill: success ↓"][-1].startswith("+60.0 (")
+    assert rows_of(differences_table(comparison))["toxic, prefill: success ↓"][-1].startswith("+60.0 (")
     [entry] = comparison.discernment
     assert entry.n_harmful == 40
     titles = [block.title for block in examples(comparison.columns) if hasattr(block, "title")]

@@ -51,8 +51,13 @@ class Benchmark:
     note: str | None  # what limits the comparison
 
     @property
+    def label(self) -> str:
+        """The name as it is shown: of an attacked one, the benchmark and the attack as separate words."""
+        return self.name.replace("+", ", ")
+
+    @property
     def title(self) -> str:
-        return f"{self.name}: {METRICS.get(self.metric, self.metric)}"
+        return f"{self.label}: {METRICS.get(self.metric, self.metric)}"
 
     @property
     def n(self) -> int | None:

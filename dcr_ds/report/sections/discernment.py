@@ -53,7 +53,7 @@ def discernment(columns: Sequence[Column], measured: Sequence[Discernment]) -> l
 def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequence[str] = tuple(ROWS)) -> Table:
     """The measures of a pair of sets, a column per model; the last rows are the agreement of the readings."""
     shown = [(i, figures) for i, figures in enumerate(entry.columns) if figures]
-    rows = [Row(row.name, [row.cells[i] for i, _ in shown]) for row in measures_rows(entry, names)]
+    rows = [Row(row.name, [row.cells[i] for i, _ in shown]) for row in measures_rows(entry, names).values()]
     rows += [
         Row(title, [_cell(figures.agreement.get(name), False) for _, figures in shown])
         for name, (title, _) in AGREEMENTS.items()
@@ -64,16 +64,16 @@ def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequenc
     return Table(caption, [columns[i].title for i, _ in shown], [("", rows)])
 
 
-def measures_rows(entry: Discernment, names: Sequence[str]) -> list[Row]:
-    """A row per measure that a column has, with a cell per column."""
-    return [
-        Row(
+def measures_rows(entry: Discernment, names: Sequence[str]) -> dict[str, Row]:
+    """A row, with a cell per column, for each measure that a column has."""
+    return {
+        name: Row(
             ROWS[name][0],
             [_cell(figures.measures.get(name) if figures else None, ROWS[name][1]) for figures in entry.columns],
         )
         for name in names
         if any(figures and name in figures.measures for figures in entry.columns)
-    ]
+    }
 
 
 def _differences_table(columns: Sequence[Column], entry: Discernment) -> Table | None:

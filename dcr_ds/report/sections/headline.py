@@ -35,14 +35,14 @@ def headline(comparison: Comparison) -> str:
 
 
 def easier_to_attack(comparison: Comparison) -> str:
-    """A sentence if attacks succeed more often on the last model than on the control; empty without a control."""
+    """A sentence if an attack succeeds more often on the last model than on the control; empty without a control."""
     columns = comparison.columns
     reference = reference_column(columns)
     others = [column for column in columns if column.results and column is not reference]
     if reference is None or reference.model == BASE or not others:
         return ""
     ours, theirs = columns.index(others[-1]), columns.index(reference)
-    changes = {attack.name: difference(attack, ours, theirs) for attack in comparison.attacks}
+    changes = {attack.label: difference(attack, ours, theirs) for attack in comparison.attacks}
     higher = [
         f"{name} ({points(change.value)} points, 95% interval {points(change.low)} to {points(change.high)})"
         for name, change in changes.items()
@@ -50,7 +50,7 @@ def easier_to_attack(comparison: Comparison) -> str:
     ]
     if not higher:
         return ""
-    return f"{others[-1].title} is easier to attack than {reference.title}: success is higher on {'; '.join(higher)}."
+    return f"Attacks succeed more often on {others[-1].title} than on {reference.title}: {'; '.join(higher)}."
 
 
 def _clause(

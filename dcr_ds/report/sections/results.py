@@ -1,6 +1,7 @@
 """The section on results: the rates of every model on every benchmark, general ability, and how to read them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dcr_ds.recipe.layout import BASE, CONTROL, REFINED
 from dcr_ds.report.numbers.columns import Column, rivals
@@ -16,7 +17,7 @@ GROUPS = {"comply": "Over-refusal: harmless prompts", "refuse": "Safety: harmful
 ATTACKS = "Safety under attack: answered harmful prompts"
 GENERAL = "General ability"
 ATTACK_EXPLANATION = (
-    " Under attack (benchmark+attack), success is the share of harmful prompts that are answered, lower is better; in "
+    " Under attack, success is the share of harmful prompts that are answered, lower is better; in "
     "the worst case, those on which at least one attack or the plain prompt succeeds."
 )
 DISCERNMENT_ROWS = ("auc", MARGIN_AUC, JUDGED, "compliance_at_80_refusal")
@@ -59,7 +60,13 @@ def _discernment_group(comparison: Comparison) -> tuple[str, list[Row]]:
     entry = max(comparison.discernment, key=lambda entry: entry.n_harmless + entry.n_harmful, default=None)
     if entry is None:
         return "Discernment", [_missing_row("figures", comparison.columns)]
-    rows = [Row(row.name, [Cell(""), *row.cells]) for row in measures_rows(entry, DISCERNMENT_ROWS)]
+    rows = []
+    for name, row in measures_rows(entry, DISCERNMENT_ROWS).items():
+        measures = [figures.measures.get(name) if figures else None for figures in entry.columns]
+        values = [measure["value"] if measure else None for measure in measures]
+        best = _best_of_rivals(values, comparison.columns, max)
+        cells = [replace(cell, is_best=i in best) for i, cell in enumerate(row.cells)]
+        rows.append(Row(row.name, [Cell(""), *cells]))
     return f"Discernment: {entry.pair.title}", rows
 
 
@@ -211,7 +218,7 @@ def _benchmark_rows(columns: Sequence[Column], benchmarks: Sequence[Benchmark], 
         for label in NOT_JUDGED:
             if any(rate.apart[label] for rate in benchmark.rates if rate):
                 counts = [Cell(count(rate.apart[label]) if rate else NOTHING) for rate in benchmark.rates]
-                rows.append(Row(f"{benchmark.name}: {label}", [size, *counts]))
+                rows.append(Row(f"{benchmark.label}: {label}", [size, *counts]))
     return rows
 
 
