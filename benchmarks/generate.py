@@ -44,7 +44,7 @@ def main() -> None:
     decoding = Decoding(options.max_new_tokens, options.batch_size)
     generations = prepare_generations(benchmark, Path(), tokenizer, decoding, {})
     answers, seconds = measure(
-        generations, lambda batch: generate_batch(generations, batch, model, tokenizer), options.device
+        generations, lambda batch: generate_batch(generations, batch, model, tokenizer)[0], options.device
     )
     row = columns_of(options) | {
         "benchmarks": "mixed" if options.mixed else options.benchmarks,

@@ -1,13 +1,15 @@
-"""Time to compute the refusal log-odds of prompts, compared with the time to answer them greedily.
+"""Share of the refusal log-odds in the time to answer prompts greedily and to compute their log-odds.
 
     python benchmarks/log_odds.py --csv benchmarks/results/log_odds.csv
     python benchmarks/log_odds.py MODEL --max-new-tokens 256 --batch-size 64
     python benchmarks/log_odds.py --tiny                                     a smoke test
 
 The prompts are the built-in pairs held out from training; the openings are derived from the built-in refusals, general
-answers and published phrases. Both arms use the same prompts and batch size and take turns for `--rounds` rounds; the
-fastest round of each arm counts. On a CPU the time is CPU time of the process. Generation ignores the end-of-turn
-token, so that every answer has the same number of tokens whatever the model.
+answers and published phrases. The log-odds are computed twice: from the key-value cache that each batch of answers
+leaves, as in an evaluation (`share`), and from the prompts alone, as during training (`ratio` to the time of
+generation). All take turns for `--rounds` rounds; the fastest round counts. On a CPU the time is CPU time of the
+process. Generation ignores the end-of-turn token, so that every answer has the same number of tokens whatever the
+model.
 """
 
 import argparse
@@ -19,9 +21,9 @@ import torch
 from measuring import seconds_now
 from named_model import columns_of, load_model, model_parser
 from record import append
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig
 
-from dcr_ds.diagnose.log_odds import first_token_impurity, refusal_log_odds
+from dcr_ds.diagnose.log_odds import first_token_impurity, log_odds_after_answers, refusal_log_odds
 from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.judges.strings import PRESETS
 from dcr_ds.models.chat import encode_prompt
@@ -35,23 +37,25 @@ def main() -> None:
     ids = [str(number) for number in range(len(prompts))]
     rows: list[dict] = []
 
-    def read() -> None:
+    def read_prompts() -> None:
         rows[:] = refusal_log_odds(model, ids, prompts, openings, options.batch_size)
 
-    def answer() -> None:
-        generate(model, prompts, options)
+    def answer() -> float:
+        return answer_and_read(model, prompts, openings, options)
 
-    seconds = fastest({"log_odds": read, "generation": answer}, options.rounds, options.device)
+    seconds = fastest(read_prompts, answer, options.rounds, options.device)
     row = columns_of(options) | {
         "prompts": len(prompts),
         "prompt_tokens": sum(map(len, prompts)) / len(prompts),
         "openings": len(openings.openings),
         "max_new_tokens": options.max_new_tokens,
         "batch_size": options.batch_size,
-        "log_odds_seconds": seconds["log_odds"],
+        "log_odds_seconds": seconds["prompts"],
         "generation_seconds": seconds["generation"],
-        "ratio": seconds["log_odds"] / seconds["generation"],
+        "ratio": seconds["prompts"] / seconds["generation"],
         "first_token_impurity": first_token_impurity(rows),
+        "after_answers_seconds": seconds["after_answers"],
+        "share": seconds["after_answers"] / (seconds["after_answers"] + seconds["generation"]),
     }
     print(json.dumps(row, indent=2))
     if options.csv:
@@ -88,31 +92,52 @@ def builtin_openings(tokenizer) -> Openings:
     return find_openings(tokenizer, refusals, ordinary, phrases)
 
 
-@torch.inference_mode()
-def generate(model, prompts: list[list[int]], options: argparse.Namespace) -> None:
-    """Answer greedily in batches of similar length, as an evaluation does."""
-    model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=options.max_new_tokens, min_new_tokens=options.max_new_tokens, pad_token_id=0
-    )
+def answer_and_read(model, prompts: list[list[int]], openings: Openings, options: argparse.Namespace) -> float:
+    """Answer in batches of similar length, as an evaluation does, and read log-odds; returns the seconds of these."""
     ordered = sorted(prompts, key=len, reverse=True)
+    spent = 0.0
     for start in range(0, len(ordered), options.batch_size):
         batch = ordered[start : start + options.batch_size]
-        width = len(batch[0])
-        tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch], device=model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
-        model.generate(input_ids=tokens, attention_mask=mask)
+        cache = generate(model, batch, options.max_new_tokens)
+        started = seconds_now(options.device)
+        names = [str(number) for number in range(len(batch))]
+        if log_odds_after_answers(model, names, batch, openings, cache, check=start == 0) is None:
+            raise SystemExit("the cache of this model's answers cannot be used for log-odds")
+        spent += seconds_now(options.device) - started
+    return spent
 
 
-def fastest(arms: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Seconds of the fastest round of each arm; on a GPU an extra first round is a warm-up."""
+@torch.inference_mode()
+def generate(model, batch: list[list[int]], max_new_tokens: int) -> Cache:
+    """The cache of greedy answers to left-padded prompts, longest first."""
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, pad_token_id=0
+    )
+    width = len(batch[0])
+    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in batch], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch], device=model.device)
+    output = model.generate(input_ids=tokens, attention_mask=mask, return_dict_in_generate=True)
+    return output.cache if hasattr(output, "cache") else output.past_key_values  # transformers 5 renames the field
+
+
+def fastest(
+    read_prompts: Callable[[], None], answer: Callable[[], float], rounds: int, device: str
+) -> dict[str, float]:
+    """Seconds of the fastest round of each part; on a GPU an extra first round is a warm-up.
+
+    `answer` returns how many of its seconds were spent on log-odds.
+    """
     warmups = int(device == "cuda")
-    best = dict.fromkeys(arms, float("inf"))
+    best = dict.fromkeys(("prompts", "generation", "after_answers"), float("inf"))
     for number in range(rounds + warmups):
-        for name, action in arms.items():
-            started = seconds_now(device)
-            action()
-            if number >= warmups:
-                best[name] = min(best[name], seconds_now(device) - started)
+        start = seconds_now(device)
+        read_prompts()
+        middle = seconds_now(device)
+        spent = answer()
+        answered = seconds_now(device) - middle
+        seconds = {"prompts": middle - start, "generation": answered - spent, "after_answers": spent}
+        if number >= warmups:
+            best = {part: min(best[part], seconds[part]) for part in best}
     return best
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +12,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dcr_ds.data import Benchmark, Conversation, Prompt, PromptSet
+from dcr_ds.diagnose.openings import Opening, Openings
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate import generate
+from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import general_loss
+from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file
 from dcr_ds.models.chat import encode_conversation, load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 
@@ -116,6 +120,26 @@ def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendez
     if kill == "at unlink":  # the finished file exists, and so do its parts
         Path.unlink = lambda path, missing_ok=False: _kill_self()
     generate.generate_missing(generations_for(tokenizer, file), model, tokenizer, ranks, spend)
+
+
+def log_odds_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:
+    """Answer the tiny benchmark and measure its log-odds, into files of a folder."""
+    ranks = join(rank, world_size, rendezvous)
+    model, tokenizer = load(folder)
+    measure_log_odds(model, tokenizer, out, ranks)
+
+
+def measure_log_odds(model, tokenizer, out: Path, ranks: Ranks) -> tuple[LogOddsMeasurement, str | None]:
+    """Answer the prompts that have no answer yet, and measure the log-odds of all; returns the problem, if any."""
+    answers = generations_for(tokenizer, out / "generations.jsonl")
+    listed = [Opening(text, tuple(tokenizer(text).input_ids), "data", 0.5, 0.0) for text in ("I c", "I'm", "So", "No")]
+    openings = Openings(tuple(listed), (), (), 0.5, 0.0)
+    target = log_odds_file(out / "log_odds.jsonl", answers, openings, {"content": "tiny"})
+    measurement = LogOddsMeasurement(
+        model, LogOdds(openings, [target]), Cost(out / "cost.json", "CPU", ranks.world_size, ranks.is_main)
+    )
+    generate.generate_missing(answers, model, tokenizer, ranks, then=partial(measurement.after_answers, out))
+    return measurement, measurement.finish(3, ranks)
 
 
 def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:

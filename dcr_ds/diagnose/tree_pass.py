@@ -2,19 +2,21 @@
 
 What all prompts begin with (a system prompt, the header of the turn) is computed once and cached. Then one pass runs
 over the rest of each prompt and the nodes of the tree behind it, with a mask by which a node sees the prompt and its
-own ancestors. Models with layers that such a mask does not reach (sliding windows, recurrent layers) and other
-attention kernels take two passes: over the prompts, and over the paths of the tree from a repeated key-value cache.
+own ancestors. Where the model has just answered the prompts, the cache of the answers holds all but their last token.
+Models with layers that such a mask does not reach (sliding windows, recurrent layers) and other attention kernels take
+two passes: over the prompts, and over the paths of the tree from a repeated key-value cache.
 
-Legend: B prompts, W width of a batch, L shared tokens, N inner nodes with the root, P paths of depth d, D width.
+Legend: B prompts, W width of a batch, K cached tokens, N inner nodes with the root, P paths of depth d, D width.
 """
 
 import copy
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from dcr_ds.diagnose.openings import Tokens
@@ -22,9 +24,9 @@ from dcr_ds.diagnose.prefix_tree import Tree
 
 
 class TreePass:
-    """Runs the decoder of a model over batches of the given prompts."""
+    """Runs the decoder of a model over batches of the given prompts, of which it computes the beginning once."""
 
-    def __init__(self, decoder, tree: Tree, prompts: Sequence[Sequence[int]]):
+    def __init__(self, decoder, tree: Tree, prompts: Sequence[Sequence[int]] = ()):
         self.decoder, self.tree = decoder, tree
         self.device = decoder.get_input_embeddings().weight.device
         # transformers 5 renames the argument
@@ -34,7 +36,7 @@ class TreePass:
         self.by_mask = all(type(layer) is DynamicLayer for layer in cache.layers) and (
             decoder.config._attn_implementation in ("sdpa", "eager")
         )
-        self.shared = shared_beginning(prompts) if self.by_mask else ()
+        self.shared = shared_beginning(prompts) if self.by_mask and prompts else ()
         if self.shared:
             decoder(input_ids=torch.tensor([self.shared], device=self.device), **{self.cache_name: cache})
         self.cache = cache
@@ -50,36 +52,56 @@ class TreePass:
         cache = copy.deepcopy(self.cache)
         if self.shared:
             cache.batch_repeat_interleave(len(prompts))
-        own = [prompt[len(self.shared) :] for prompt in prompts]
-        width = max(map(len, own))
-        lengths = torch.tensor([len(prompt) for prompt in own], device=self.device)
-        tokens = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in own], device=self.device)
-        place = torch.arange(width, device=self.device) - (width - lengths)[:, None]  # [B, W], below 0: padding
-        return self._masked(tokens, place, cache) if self.by_mask else self._repeated(tokens, place, cache)
+        tokens, place = self._padded([prompt[len(self.shared) :] for prompt in prompts])
+        if not self.by_mask:
+            return self._repeated(tokens, place, cache)
+        return self._masked(tokens, place, torch.ones(len(prompts), len(self.shared), device=self.device) > 0, cache)
 
-    def _masked(self, tokens: torch.Tensor, place: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        nodes, (size, width), shared = self.tree.nodes[1:], tokens.shape, len(self.shared)
+    def after_answers(self, prompts: Sequence[Sequence[int]], lead: Sequence[int], cache: Cache) -> torch.Tensor | None:
+        """The same of prompts with a lead, from the cache that their left-padded answers left behind.
+
+        The cache is cut to the prompts and consumed. None where that cannot be done for this model or cache.
+        """
+        layers: list[Any] = [layer for layer in cache.layers if type(layer) is DynamicLayer and layer.is_initialized]
+        if not self.by_mask or len(layers) < len(cache.layers):
+            return None
+        lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
+        width = max(map(len, prompts)) - 1
+        for layer in layers:
+            layer.keys, layer.values = layer.keys[:, :, :width], layer.values[:, :, :width]
+        tokens, place = self._padded([[prompt[-1], *lead] for prompt in prompts])
+        return self._masked(tokens, place, torch.arange(width, device=self.device) >= width - lengths[:, None], cache)
+
+    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Left-padded tokens [B, W] and their places [B, W], below 0 for padding."""
+        width = max(map(len, rows))
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=self.device)
+        return tokens, torch.arange(width, device=self.device) - (width - lengths)[:, None]
+
+    def _masked(self, tokens: torch.Tensor, place: torch.Tensor, cached: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Hidden states [B, N, D] after tokens that follow a cache; `cached` [B, K] is False for its padding."""
+        nodes, (size, width), before = self.tree.nodes[1:], tokens.shape, cached.shape[1]
         ahead = torch.tensor([node[-1] for node in nodes], dtype=tokens.dtype, device=self.device)
         depth = torch.tensor([len(node) for node in nodes], dtype=place.dtype, device=self.device)
         place = torch.cat([place, place[:, -1:] + depth], dim=1)  # [B, W + N − 1]
-        sees = torch.ones(width + len(nodes), shared + width + len(nodes), dtype=torch.bool, device=self.device)
-        sees[:width, shared:] = sees[:width, shared:].tril()
+        sees = torch.ones(width + len(nodes), before + width + len(nodes), dtype=torch.bool, device=self.device)
+        sees[:width, before:] = sees[:width, before:].tril()
         if nodes:
-            sees[width:, shared + width :] = torch.tensor(self.tree.ancestors(), device=self.device)
-        real = F.pad(place >= 0, (shared, 0), value=True)
-        sees = sees & real[:, None, :]
-        sees.diagonal(shared, dim1=1, dim2=2).fill_(True)  # padding sees itself: a row of nothing is NaN
+            sees[width:, before + width :] = torch.tensor(self.tree.ancestors(), device=self.device)
+        sees = sees & torch.cat([cached, place >= 0], dim=1)[:, None, :]
+        sees.diagonal(before, dim1=1, dim2=2).fill_(True)  # padding sees itself: a row of nothing is NaN
         mask = torch.zeros(sees.shape, dtype=self.decoder.dtype, device=self.device)
         mask.masked_fill_(~sees, torch.finfo(mask.dtype).min)
         hidden = self.decoder(
             input_ids=torch.cat([tokens, ahead.expand(size, -1)], dim=1),
             attention_mask=mask[:, None],
-            position_ids=place.clamp_min(0) + shared,
+            position_ids=place.clamp_min(0) + cached.sum(1, keepdim=True),
             **{self.cache_name: cache},
         ).last_hidden_state
         return hidden[:, width - 1 :]
 
-    def _repeated(self, tokens: torch.Tensor, place: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    def _repeated(self, tokens: torch.Tensor, place: torch.Tensor, cache: Cache) -> torch.Tensor:
         mask = (place >= 0).long()
         root = self.decoder(
             input_ids=tokens, attention_mask=mask, position_ids=place.clamp_min(0), **{self.cache_name: cache}

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Benchmark, Prompt
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
@@ -113,6 +113,7 @@ def generate_missing(
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
     spend: Callable[[float], None] = lambda seconds: None,
+    then: Callable[[Sequence[int], Cache | None], None] | None = None,
 ) -> None:
     """Generate the missing answers and complete the file, in the order of the prompts.
 
@@ -120,6 +121,8 @@ def generate_missing(
 
     Args:
         spend: called with the seconds of each batch once it is on disk.
+        then: called after it with the indices of each batch of prompts, and the key-value cache of prompts and answers,
+            left-padded; it may change the cache, which is None for a model without one.
     """
     batches = make_batches([len(ids) for ids in generations.ids], generations.batch_size)
     done = set(broadcast_from_main(generations.resume(batches, ranks) if ranks.is_main else None, ranks))
@@ -131,10 +134,13 @@ def generate_missing(
     ):
         for number in own:
             start = time.perf_counter()
-            rows = generate_batch(generations, batches[number], model, tokenizer)
+            rows, cache = generate_batch(generations, batches[number], model, tokenizer)
             out.write("".join(json_line(row) for row in rows).encode())
             out.flush()
             spend(time.perf_counter() - start)
+            if then is not None:
+                then(batches[number], cache)
+            del cache  # before the next batch makes another one
             heartbeat(f"evaluate {generations.benchmark}, batch {number + 1} of {len(batches)}")
             bar.update()
     barrier(ranks)
@@ -155,17 +161,18 @@ def make_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 def generate_batch(
     generations: Generations, batch: Sequence[int], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[dict]:
-    """The rows of one batch of prompts."""
+) -> tuple[list[dict], Cache | None]:
+    """The rows of one batch of prompts, and the key-value cache of prompts and answers."""
     ends = turn_end_ids(tokenizer)
     rows = []
-    for index, ids in zip(batch, _new_tokens(generations, batch, model, tokenizer, ends), strict=True):
+    answers, cache = _new_tokens(generations, batch, model, tokenizer, ends)
+    for index, ids in zip(batch, answers, strict=True):
         stop = next((i for i, token in enumerate(ids) if token in ends), None)
         # Cut at the end of the turn before decoding: padding follows, and the end need not be a special token.
         text = _completion(tokenizer, generations, index, ids[:stop])
         tokens, ending = (len(ids), "length") if stop is None else (stop + 1, "stop")
         rows.append(generations.row(index, text, tokens, ending))
-    return rows
+    return rows, cache
 
 
 def _completion(tokenizer: PreTrainedTokenizerBase, generations: Generations, index: int, ids: Sequence[int]) -> str:
@@ -184,8 +191,11 @@ def _new_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ends: list[int],
-) -> list[list[int]]:
-    """The generated tokens of each prompt; left-padded, so that all answers start at the same position."""
+) -> tuple[list[list[int]], Cache | None]:
+    """The generated tokens of each prompt, and the cache.
+
+    The prompts are left-padded, so that all answers start at the same position.
+    """
     prompts = [generations.ids[index] for index in batch]
     width = max(map(len, prompts))
     pad = padding_id(tokenizer)
@@ -196,5 +206,7 @@ def _new_tokens(
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=generations.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
     )
-    output = cast(GenerationMixin, model).generate(input_ids=tokens, attention_mask=mask)
-    return output[:, width:].tolist()
+    output = cast(Any, model).generate(input_ids=tokens, attention_mask=mask, return_dict_in_generate=True)
+    # transformers 5 renames the field
+    cache = output.cache if hasattr(output, "cache") else output.past_key_values
+    return output.sequences[:, width:].tolist(), cache

@@ -5,17 +5,19 @@ figures. The openings are in openings.json of the model's folder. A model for wh
 evaluated without.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import ConversationSet, Prompt
-from dcr_ds.diagnose.log_odds import refusal_log_odds
+from dcr_ds.diagnose.log_odds import log_odds_after_answers, refusal_log_odds
 from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.engine.distributed import Ranks, gather_objects
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, read_whole_rows, write_jsonl
 from dcr_ds.judges.strings import published_phrases
@@ -44,6 +46,10 @@ class LogOdds:
 
     openings: Openings
     files: Sequence[LogOddsFile]
+
+    def only(self, indices: Sequence[int]) -> "LogOdds":
+        """The same with the files of these indices."""
+        return LogOdds(self.openings, [self.files[index] for index in indices])
 
 
 def openings_of(
@@ -77,28 +83,75 @@ def log_odds_file(
     return LogOddsFile(file, prompts, ids, hash_of(settings))
 
 
-def measure_log_odds(
-    model: PreTrainedModel, target: LogOddsFile, openings: Openings, batch_size: int, ranks: Ranks
-) -> str | None:
-    """Measure and write the file; returns why the model does not allow it, or None. All ranks.
+class LogOddsMeasurement:
+    """Measures files of log-odds of one model.
 
-    Up to rounding, the file depends neither on the number of ranks nor on the batch size.
+    Prompts that the model has just answered are read from the key-value cache of the answers, which costs the openings
+    only. Those rows stay in memory; `finish` measures all other prompts: answered by an earlier run, or by a model
+    whose cache cannot be used.
     """
-    own = range(ranks.copy, len(target.prompts), ranks.copies)
-    rows, problem = [], None
-    if own:
-        names, tokens = [target.prompts[index].id for index in own], [target.ids[index] for index in own]
+
+    def __init__(self, model: PreTrainedModel, log_odds: LogOdds, cost: Cost) -> None:
+        self.model, self.log_odds, self.cost = model, log_odds, cost
+        self.key = hash_of([target.settings_hash for target in log_odds.files])
+        self.rows: dict[Path, dict[str, dict]] = {target.file: {} for target in log_odds.files}
+        self.from_answers = True
+
+    def after_answers(self, folder: Path, batch: Sequence[int], cache: Cache | None) -> None:
+        """Read the prompts of a batch, given by their indices, from the cache of their answers.
+
+        Args:
+            folder: of the benchmark; nothing is read if its log-odds are not to be measured.
+        """
+        target = next((target for target in self.log_odds.files if target.file.parent == folder), None)
+        if target is None or cache is None or not self.from_answers:
+            return
+        start = time.perf_counter()
+        rows = self.rows[target.file]
+        names, tokens = _named_tokens(target, batch)
         try:
-            rows = refusal_log_odds(model, names, tokens, openings, batch_size)
-        except UserError as error:
-            problem = str(error)
-    gathered = gather_objects((rows, problem), ranks)
-    if problems := [problem for _, problem in gathered if problem]:
-        return problems[0]
-    if ranks.is_main:
-        by_id = {row["id"]: row for rows, _ in gathered for row in rows}
-        write_jsonl(target.file, [_row(prompt, by_id[prompt.id], target) for prompt in target.prompts])
-    return None
+            read = log_odds_after_answers(self.model, names, tokens, self.log_odds.openings, cache, check=not rows)
+        except UserError:  # the same problem is found and reported by `finish`
+            read = None
+            rows.clear()
+        self.from_answers = read is not None
+        rows |= {row["id"]: row for row in read or []}
+        self.cost.spend("log_odds", self.key, time.perf_counter() - start)
+
+    def finish(self, batch_size: int, ranks: Ranks) -> str | None:
+        """Measure what is left and write the files; returns why the model does not allow it, or None. All ranks.
+
+        Up to rounding, the files depend neither on the number of ranks nor on the batch size.
+        """
+        for target in self.log_odds.files:
+            start = time.perf_counter()
+            if problem := self._finish_file(target, batch_size, ranks):
+                return problem
+            self.cost.spend("log_odds", self.key, time.perf_counter() - start)
+        self.cost.finish("log_odds", self.key, prompts=sum(len(target.prompts) for target in self.log_odds.files))
+        return None
+
+    def _finish_file(self, target: LogOddsFile, batch_size: int, ranks: Ranks) -> str | None:
+        read = {name: row for rows in gather_objects(self.rows[target.file], ranks) for name, row in rows.items()}
+        unread = [index for index, prompt in enumerate(target.prompts) if prompt.id not in read]
+        rows, problem = [], None
+        if own := unread[ranks.copy :: ranks.copies]:
+            names, tokens = _named_tokens(target, own)
+            try:
+                rows = refusal_log_odds(self.model, names, tokens, self.log_odds.openings, batch_size)
+            except UserError as error:
+                problem = str(error)
+        gathered = gather_objects((rows, problem), ranks)
+        if problems := [problem for _, problem in gathered if problem]:
+            return problems[0]
+        if ranks.is_main:
+            read |= {row["id"]: row for rows, _ in gathered for row in rows}
+            write_jsonl(target.file, [_row(prompt, read[prompt.id], target) for prompt in target.prompts])
+        return None
+
+
+def _named_tokens(target: LogOddsFile, indices: Sequence[int]) -> tuple[list[str], list[list[int]]]:
+    return [target.prompts[index].id for index in indices], [target.ids[index] for index in indices]
 
 
 def _row(prompt: Prompt, figures: dict, target: LogOddsFile) -> dict:

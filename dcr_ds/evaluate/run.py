@@ -22,11 +22,11 @@ from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import GeneralLoss, general_loss, prepare_general_loss
 from dcr_ds.evaluate.generate import Decoding, check_context, generate_missing, prepare_generations
 from dcr_ds.evaluate.generations import Generations
-from dcr_ds.evaluate.log_odds import LogOdds, log_odds_file, measure_log_odds, openings_as_json, openings_of
+from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file, openings_as_json, openings_of
 from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.scores import score
-from dcr_ds.files import hash_of, write_json
+from dcr_ds.files import write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.continued import continued
 from dcr_ds.judges.judging import judge_file
@@ -232,42 +232,35 @@ def _measure(model: EvaluatedModel, parts: Parts, missing: Missing, batch_size: 
         print_on_main(ranks, f"evaluate {model.name}: {text}")
     loaded = model.load(ranks.device, ranks.per_copy)
     cost = Cost(model.folder.cost, device_name(ranks.device), ranks.world_size, is_writer=ranks.is_main)
+    log_odds = LogOddsMeasurement(loaded, parts.log_odds.only(missing.log_odds), cost) if parts.log_odds else None
     for index in missing.generations:
         generations = parts.generations[index]
         name, key = generations.benchmark, generations.settings_hash
         print_on_main(ranks, f"evaluate {model.name}: {name}, {len(generations.prompts)} prompts")
-        generate_missing(generations, loaded, parts.tokenizer, ranks, partial(cost.spend, name, key))
+        then = partial(log_odds.after_answers, generations.file.parent) if log_odds else None
+        generate_missing(generations, loaded, parts.tokenizer, ranks, partial(cost.spend, name, key), then)
         if ranks.is_main:
             cost.finish(name, key, generated_tokens=generations.generated_tokens)
-    if parts.log_odds and missing.log_odds:
-        log_odds = LogOdds(parts.log_odds.openings, [parts.log_odds.files[index] for index in missing.log_odds])
-        _measure_log_odds(model, log_odds, loaded, batch_size, cost, ranks)
+    if log_odds and missing.log_odds:
+        _finish_log_odds(model, log_odds, batch_size, ranks)
     if missing.general_loss:
         count = len(parts.general_loss.conversations)
         print_on_main(ranks, f"evaluate {model.name}: loss on {count} general conversations")
         _measure_general_loss(parts, loaded, batch_size, cost, ranks)
     barrier(ranks)
-    del loaded
+    del loaded, log_odds
     gc.collect()  # one model in memory at a time: the next one is loaded after this
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _measure_log_odds(
-    model: EvaluatedModel, log_odds: LogOdds, loaded: PreTrainedModel, batch_size: int, cost: Cost, ranks: Ranks
-) -> None:
-    print_on_main(ranks, f"evaluate {model.name}: refusal log-odds, {len(log_odds.openings.openings)} openings")
-    key = hash_of([file.settings_hash for file in log_odds.files])
+def _finish_log_odds(model: EvaluatedModel, log_odds: LogOddsMeasurement, batch_size: int, ranks: Ranks) -> None:
+    openings = log_odds.log_odds.openings
+    print_on_main(ranks, f"evaluate {model.name}: refusal log-odds, {len(openings.openings)} openings")
     if ranks.is_main:  # first: a file of log-odds that is complete is not measured again
-        write_json(model.folder.openings, openings_as_json(log_odds.openings))
-    for file in log_odds.files:
-        start = time.perf_counter()
-        if problem := measure_log_odds(loaded, file, log_odds.openings, batch_size, ranks):
-            print_on_main(ranks, f"evaluate {model.name}: no refusal log-odds: {problem}")
-            return
-        cost.spend("log_odds", key, time.perf_counter() - start)
-    if ranks.is_main:
-        cost.finish("log_odds", key, prompts=sum(len(file.prompts) for file in log_odds.files))
+        write_json(model.folder.openings, openings_as_json(openings))
+    if problem := log_odds.finish(batch_size, ranks):
+        print_on_main(ranks, f"evaluate {model.name}: no refusal log-odds: {problem}")
 
 
 def _measure_general_loss(parts: Parts, loaded: PreTrainedModel, batch_size: int, cost: Cost, ranks: Ranks) -> None:

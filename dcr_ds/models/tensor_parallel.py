@@ -95,6 +95,21 @@ def own_rows(weight: torch.Tensor) -> torch.Tensor:
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
+def first_own_row(weight: torch.Tensor) -> int:
+    """The number of the first row that this rank holds."""
+    if not isinstance(weight, DTensor):
+        return 0
+    mesh = weight.device_mesh
+    return min(len(weight), -(-len(weight) // mesh.size()) * mesh.get_local_rank())  # as torch.chunk divides
+
+
+def gather_parts(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The values of all ranks that hold a weight together [ranks, …]; [1, …] unless the weight is spread."""
+    if not isinstance(weight, DTensor):
+        return values[None]
+    return DTensor.from_local(values[None], weight.device_mesh, [Shard(0)], run_check=False).full_tensor()
+
+
 def gather_columns(product: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Products [n, V] with all rows of a weight from those [n, v] with `own_rows(weight)`. All ranks of a group."""
     if not isinstance(weight, DTensor):

@@ -12,6 +12,7 @@ def test_generation_writes_ratios_and_shares_of_identical_answers(tmp_path):
 def test_log_odds_write_the_ratio_to_generation(tmp_path):
     (row,) = rows_of(tmp_path / "rows.csv", "benchmarks/log_odds.py", "--tiny", "--rounds", "1")
     assert (row["model"], row["prompts"]) == ("tiny", "6") and float(row["ratio"]) > 0
+    assert 0 < float(row["share"]) < 1
     assert 0 <= float(row["first_token_impurity"]) < 1
 
 

@@ -8,7 +8,8 @@ import torch
 from tiny import make_model
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from dcr_ds.diagnose.log_odds import first_token_impurity, refusal_log_odds
+from dcr_ds.diagnose import log_odds, readings
+from dcr_ds.diagnose.log_odds import first_token_impurity, log_odds_after_answers, refusal_log_odds
 from dcr_ds.diagnose.openings import Opening, Openings
 from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.diagnose.tree_pass import TreePass, shared_beginning
@@ -66,6 +67,58 @@ def test_log_odds_equal_a_float64_reference(tmp_path, model_type, tied, batch_si
     rows = refusal_log_odds(model, [f"p{i}" for i in range(7)], prompts, openings(), batch_size)
     assert [row["id"] for row in rows] == [f"p{i}" for i in range(7)]
     assert_equal_to_reference(rows, model.double(), prompts, 1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_blocks_of_the_vocabulary_give_the_same_sums(tmp_path, monkeypatch, size):
+    """Blocks of one token have only a child, or no child; 300 tokens are not a multiple of 7."""
+    monkeypatch.setattr(readings, "CHUNK_LOGITS", {"cpu": 1})
+    monkeypatch.setattr(readings, "MIN_CHUNK", size)
+    model = load(tmp_path, "gemma2")
+    prompts = make_prompts()
+    rows = refusal_log_odds(model, list("abcdefg"), prompts, openings())
+    assert_equal_to_reference(rows, model.double(), prompts, 1e-6)
+
+
+def answer(model, prompts, new_tokens=5):
+    """The cache of greedy answers to left-padded prompts."""
+    width = max(map(len, prompts))
+    tokens = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with torch.inference_mode():
+        output = model.generate(
+            tokens, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens, return_dict_in_generate=True
+        )
+    return output.cache if hasattr(output, "cache") else output.past_key_values
+
+
+@pytest.mark.parametrize(
+    ("dtype", "attention", "lead", "tolerance"),
+    [
+        (torch.float32, "sdpa", (), 1e-6),
+        (torch.float32, "eager", (6, 9), 1e-5),
+        (torch.float64, "sdpa", (6, 9), 1e-11),
+        (torch.bfloat16, "sdpa", (), 0.1),
+    ],
+)
+def test_the_cache_of_answers_gives_the_same_log_odds(tmp_path, dtype, attention, lead, tolerance):
+    """Of prompts with 1 to 24 tokens, against the float64 reference."""
+    model = load(tmp_path, "qwen2", dtype=dtype)
+    model.set_attn_implementation(attention)
+    prompts = [*make_prompts(), [5]]
+    rows = log_odds_after_answers(model, list("abcdefgh"), prompts, openings(lead=lead), answer(model, prompts))
+    assert [row["id"] for row in rows] == list("abcdefgh")
+    model.set_attn_implementation("sdpa")
+    assert_equal_to_reference(rows, model.double(), [[*prompt, *lead] for prompt in prompts], tolerance)
+
+
+def test_caches_that_cannot_be_used_are_refused(tmp_path, monkeypatch):
+    """Those of sliding windows, which no longer hold the prompts; and trees too large for a batch of answers."""
+    model = load(tmp_path, "gemma2")
+    assert log_odds_after_answers(model, ["a"], [[4, 5]], openings(), answer(model, [[4, 5]])) is None
+    model = load(tmp_path / "llama")
+    monkeypatch.setattr(log_odds, "BATCH_TOKENS", 5)
+    assert log_odds_after_answers(model, ["a"], [[4, 5]], openings(), answer(model, [[4, 5]])) is None
 
 
 @torch.no_grad()
@@ -239,3 +292,5 @@ def test_a_model_that_rescales_its_logits_is_refused(tmp_path):
     model = load(tmp_path, "cohere", logit_scale=0.25)
     with pytest.raises(UserError, match="cannot be read this way"):
         refusal_log_odds(model, ["a"], [[4, 5]], openings())
+    with pytest.raises(UserError, match="cannot be read this way"):
+        log_odds_after_answers(model, ["a"], [[4, 5]], openings(), answer(model, [[4, 5]]))
