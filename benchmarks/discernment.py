@@ -2,11 +2,13 @@
 
     python benchmarks/discernment.py runs/seed-0 runs/seed-1 --sets xstest,or-bench --data data --out runs/log-odds \\
         --csv benchmarks/results/discernment.csv
+    python benchmarks/discernment.py runs/a runs/b --models aligned --against-first --out runs/log-odds
 
 A row per run, model, pair of sets and reading (refusal log-odds, greedy margin); then the figures over the runs (seeds)
-and the paired difference of the aligned model to its control, with 95 % intervals over prompts and seeds. The readings
-of each prompt are kept under --out, so a second call measures only what is new. `data` has local copies of the sets,
-laid out as in docs/benchmark-sets.md.
+and the paired difference of the aligned model to its control, with 95 % intervals over prompts and seeds; with
+--against-first the difference of each run's aligned model to that of the first run. The readings of each prompt are
+kept under --out, so a second call measures only what is new. `data` has local copies of the sets, laid out as in
+docs/benchmark-sets.md.
 """
 
 import argparse
@@ -66,6 +68,8 @@ def main() -> None:
     for name, reading in itertools.product(options.sets, READINGS):
         by_model = {model: np.stack(values[name, reading, model]) for model in options.models}
         summarise(f"{name}, {reading}", sets[name], by_model)
+        if options.against_first:
+            compare_runs(options.runs, sets[name], by_model[ALIGNED])
 
 
 def parse() -> argparse.Namespace:
@@ -76,9 +80,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", help="folder of local copies")
     parser.add_argument("--out", type=Path, required=True, help="folder of the log-odds of each prompt")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    parser.add_argument("--against-first", action="store_true", help="compare the aligned models with the first run's")
     options = parser.parse_args()
     if unknown := (set(options.sets) - set(PAIRS)) | (set(options.models) - set(MODELS)):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; sets: {', '.join(PAIRS)}; models: {', '.join(MODELS)}")
+    if options.against_first and ALIGNED not in options.models:
+        parser.error(f"--against-first compares aligned models: add {ALIGNED} to --models")
     return options
 
 
@@ -131,10 +138,19 @@ def summarise(name: str, sets: Sets, readings: dict[str, np.ndarray]) -> None:
     count = len(next(iter(readings.values())))
     print(f"\n{name}, {(~sets.harmful).sum()} harmless and {sets.harmful.sum()} harmful prompts, {count} runs")
     for title, of_model in results.items():
-        cells = [
-            f"{m} {of_model[m]['value']:.3f} ({of_model[m]['low']:.2f} to {of_model[m]['high']:.2f})" for m in SHOWN
-        ]
-        print(f"  {title}: " + ", ".join(cells))
+        print_figures(title, of_model)
+
+
+def compare_runs(runs: list[Path], sets: Sets, values: np.ndarray) -> None:
+    """Print the paired difference of each run to the first, of a reading [runs, n]."""
+    for run, of_run in zip(runs[1:], values[1:], strict=True):
+        difference = discernment_difference(of_run, values[0], sets.harmful, sets.pairs)
+        print_figures(f"{run.name} less {runs[0].name}", difference)
+
+
+def print_figures(title: str, results: dict) -> None:
+    cells = [f"{m} {results[m]['value']:.3f} ({results[m]['low']:.2f} to {results[m]['high']:.2f})" for m in SHOWN]
+    print(f"  {title}: " + ", ".join(cells))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def test_rows_of_two_runs_and_their_summary(tmp_path):
     assert "builtin, log_odds, 63 harmless and 63 harmful prompts, 2 runs" in done.stdout
     mean = (float(rows[2]["auc"]) + float(rows[6]["auc"])) / 2
     assert f"aligned: auc {mean:.3f}" in done.stdout and "aligned less control: auc" in done.stdout
+    compared = run_python(*command, "--models", "aligned", "--against-first")
+    assert "seed-1 less seed-0: auc" in compared.stdout, compared.stderr[-3000:]
     answers = tmp_path / "kept/seed-0/aligned/builtin.jsonl"
     assert len(answers.read_text().splitlines()) == 126 and "margin" in json.loads(answers.read_text().splitlines()[0])
     before = answers.stat().st_mtime_ns

@@ -41,7 +41,7 @@ def test_a_failed_refinement_ends_the_run_before_align(model, tmp_path, capsys, 
     assert len(summary["warnings"]) == 1 and reason in summary["warnings"][0]
     assert (summary["best_step"], summary["exported_step"]) == (0, 2)
     assert summary["best"] == summary["final"]
-    assert (run / "report" / "report.md").is_file() and not (run / "align").exists()
+    assert reason in (run / "report" / "report.md").read_text() and not (run / "align").exists()
 
     assert train(recipe, *words) == 1  # it is not considered done when the command is repeated
     written = (run / "refine" / "model" / "model.safetensors").stat().st_mtime_ns
@@ -56,14 +56,13 @@ def test_a_failed_refinement_ends_the_run_before_align(model, tmp_path, capsys, 
         ({"gap": 0.1}, ["gap"]),
         ({"auc": 0.7}, ["AUC"]),
         ({"drift": 0.5}, ["drift"]),
-        ({"gap": 0.0, "auc": 0.1, "drift": 9.0}, ["gap", "AUC", "drift"]),
+        ({"gap": 0.0, "auc": 0.1, "drift": 9.0}, ["gap", "drift", "AUC"]),
     ],
 )
 def test_each_kind_of_failed_refinement_is_named(last, words):
     last = START | {"gap": 0.3} | last
     result = outcome({"start": START, "best": START, "best_step": 0, "last": last}, 7, Bounds(0.4))
-    assert len(result["failures"]) == len(words)
-    assert all(word in reason for word, reason in zip(words, [*result["failures"]], strict=True)) or len(words) > 1
+    assert all(word in reason for word, reason in zip(words, result["failures"], strict=True))
     assert result["exported_step"] == 7 and result["best"] == last
     assert len(result["warnings"]) == 1 and all(reason in result["warnings"][0] for reason in result["failures"])
 
