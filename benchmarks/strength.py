@@ -44,6 +44,7 @@ def draw(rows: dict[tuple[str, int], Row], out: Path) -> None:
         panel.set_title(title, fontsize=11)
         panel.set_xlabel("loss on held-out general answers, change from the base model (%)")
         panel.set_ylabel("AUC of the class means at layer ℓ, after refine")
+        panel.margins(0.12)
         panel.grid(color="#DDDDDD", linewidth=0.7)
         panel.spines[["top", "right"]].set_visible(False)
     lines, labels = panels[0].get_legend_handles_labels()
@@ -53,15 +54,18 @@ def draw(rows: dict[tuple[str, int], Row], out: Path) -> None:
 
 
 def draw_set(panel, rows: dict[tuple[str, int], Row], name: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     base = rows[BASE, 0]
     defaults = rows[DEFAULTS, 12]
 
     def point(row: Row) -> tuple[float, float]:
         return 100 * (float(row["general_loss"]) / float(base["general_loss"]) - 1), float(row[f"{name}_auc"])
 
-    def label(row: Row, text: str, color: str, above: bool = True) -> None:
-        offset = (4, 5) if above else (4, -12)
-        panel.annotate(text, point(row), offset, textcoords="offset points", fontsize=8, color=color)
+    def label(row: Row, text: str, color: str, above: bool) -> None:
+        place = {"textcoords": "offset points", "ha": "center", "va": "bottom" if above else "top"}
+        text = panel.annotate(text, point(row), (0, 6 if above else -6), fontsize=8, color=color, **place)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
     drawn = {(BASE, 0), (DEFAULTS, 12)}
     for title, (prefix, default, color, marker) in LINES.items():
@@ -73,18 +77,18 @@ def draw_set(panel, rows: dict[tuple[str, int], Row], name: str) -> None:
         path = [by_value[value] for value in sorted(by_value)]
         panel.plot(*zip(*map(point, path), strict=True), color=color, marker=marker, label=title)
         for setting, row in own.items():
-            label(row, setting.removeprefix(prefix), color)
+            label(row, setting.removeprefix(prefix), color, above=False)
     trajectory = [base] + [row for (setting, _), row in sorted(rows.items(), key=by_steps) if setting == DEFAULTS]
     drawn |= {key for key in rows if key[0] == DEFAULTS}
     panel.plot(*zip(*map(point, trajectory), strict=True), color=STEPS, marker="o", label="steps (target gap)")
     for row in trajectory:
-        text = "base" if row is base else f"{row['steps']} steps, gap {float(row['builtin_gap']):.2f}"
-        label(row, text, STEPS, above=False)
+        steps = "" if row is base else f" after {row['steps']} steps, gap {float(row['builtin_gap']):.2f}"
+        label(row, f"{'base' if row is base else DEFAULTS}{steps}", STEPS, above=row is defaults)
     others = {key: row for key, row in rows.items() if key not in drawn and key[0] not in NOT_DRAWN}
     if others:
         panel.plot(*zip(*map(point, others.values()), strict=True), "x", color=OTHER, label="other settings")
     for (setting, _), row in others.items():
-        label(row, setting.replace("-", " ", 1), OTHER)
+        label(row, setting.replace("-", " ", 1), OTHER, above=True)
 
 
 def by_steps(item: tuple[tuple[str, int], Row]) -> int:
