@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from dcr_ds.cli import main
 from dcr_ds.engine.config import read_config, resolve_config
+from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe, section_rows
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -93,7 +94,10 @@ def test_shipped_recipes_write_into_different_folders():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_shipped_deepspeed_config(path, dtype):
     recipe = load_recipe(None, [("deepspeed", f"ds_configs/{path.name}"), ("model.dtype", dtype)])
-    resolved = resolve_config(read_config(recipe), recipe.refine, 2, dtype, on_gpu=False)
+    config = read_config(recipe)
+    if zero := config.get("zero_optimization"):
+        config["zero_optimization"], _ = resolve_partition(zero, 2, 2, on_gpu=True)
+    resolved = resolve_config(config, recipe.refine, 2, dtype, on_gpu=False)
     assert "auto" not in json.dumps(resolved)
     assert resolved["bf16"] == {"enabled": dtype == "bfloat16"}
     assert resolved["train_batch_size"] == 2  # DeepSpeed's product of ranks, micro-batch and accumulation
