@@ -20,6 +20,7 @@ from dcr_ds.errors import (
     EXIT_USER_ERROR,
     Diverged,
     RefinementFailed,
+    ServerFailed,
     Stopped,
     UserError,
     write_errors_as_user_errors,
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USER_ERROR)
     except Stopped as stopped:
         return _end(f"{stopped}; the same command continues from there", EXIT_STOPPED)
-    except (Diverged, RefinementFailed) as error:
+    except (Diverged, RefinementFailed, ServerFailed) as error:
         return _fail(str(error), 1)
     except RuntimeError as error:
         if not is_peer_failure(error):

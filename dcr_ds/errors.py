@@ -37,6 +37,10 @@ class RefinementFailed(RunEnded):
     """Stage 1 did not separate the sets, or moved general activations too far. Exits with code 1."""
 
 
+class ServerFailed(RunEnded):
+    """A server that the evaluation started was killed, hangs, or ended while it was used. Exits with code 1."""
+
+
 @contextmanager
 def write_errors_as_user_errors(place: Path) -> Iterator[None]:
     """Turn "disk full" and "permission denied" into a UserError that names the file, or `place` where it is unknown."""

@@ -20,11 +20,13 @@ from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import UserError, write_errors_as_user_errors
+from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, locate_target
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.locate import describe_source
 from dcr_ds.recipe import STAGES, Recipe, load_recipe
+from dcr_ds.recipe.engines import LOCAL, VLLM
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_environment
 from dcr_ds.run.folder import prepare_folder, save_run
@@ -38,6 +40,7 @@ An interrupted evaluation continues with the same command. On several GPUs: torc
 
   dcr-ds evaluate HuggingFaceTB/SmolLM2-135M-Instruct --suite quick --out runs
   dcr-ds evaluate dcr=runs/smollm2-135m/align/model stl=other/model --suite quick --out runs
+  dcr-ds evaluate dcr=runs/qwen2.5-7b/align/model --engine vllm --suite quick --out runs
   dcr-ds evaluate https://api.example.com/v1#big --benchmarks xstest-safe --limit 100 --out runs
 """
 
@@ -58,6 +61,7 @@ def run(arguments: list[str]) -> int:
     data = load_data(recipes[0])  # the models differ, the benchmarks do not
     models = [locate_target(recipe.model, recipe.evaluate.endpoint) for recipe in recipes]
     check_judges(recipes[0].evaluate)
+    check_engine(recipes[0].evaluate.engine)
     recipes = [_open(recipe) for recipe in recipes]
     folders, hang_minutes = [recipe.folder for recipe in recipes], recipes[0].watchdog.hang_minutes
     with write_errors_as_user_errors(Path(options.out)), open_run(folders, hang_minutes) as ranks:
@@ -95,7 +99,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     help_kwargs = "variables of the chat template, for example '{\"enable_thinking\": false}'"
     add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
     add("--dtype", choices=("float32", "bfloat16"), help="precision (default: bfloat16 on a GPU, else float32)")
-    add("--concurrency", type=positive_int, metavar="N", help="requests in flight to an endpoint (default: 8)")
+    add("--engine", choices=(LOCAL, VLLM), help="what generates the answers (default: transformers)")
+    help_server = "command of another server, with {model}, {host} and {port}; it is started and ended"
+    add("--server-command", metavar="COMMAND", help=help_server)
+    add("--server-minutes", type=positive_number, metavar="N", help="time for a server to become ready (default: 30)")
+    add("--concurrency", type=positive_int, metavar="N", help="requests in flight (default: 8; vllm: 64)")
     add("--timeout", type=positive_number, metavar="SECONDS", help="of a request to an endpoint (default: 60)")
     add("--retries", type=whole_number, metavar="N", help="of a request to an endpoint (default: 5)")
     help_limit = "field of a request that limits the answer (default: max_tokens)"
@@ -104,6 +112,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.benchmarks and not options.suite:
         refuse("evaluate", "name --benchmarks or a --suite")
+    if options.engine and options.server_command:
+        refuse("evaluate", "--engine and --server-command: leave one of them out")
+    if (options.engine or options.server_command) and all(ENDPOINT.fullmatch(model) for model in options.models):
+        refuse("evaluate", "--engine and --server-command are for models on this machine; these are endpoints")
     return options
 
 
@@ -148,6 +160,8 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "evaluate.max_new_tokens": options.max_new_tokens,
         "evaluate.batch_size": options.batch_size,
         "evaluate.ranks_per_copy": options.ranks_per_copy,
+        "evaluate.engine": options.server_command or options.engine,
+        "evaluate.server_minutes": options.server_minutes,
         "evaluate.endpoint.concurrency": options.concurrency,
         "evaluate.endpoint.timeout_seconds": options.timeout,
         "evaluate.endpoint.retries": options.retries,

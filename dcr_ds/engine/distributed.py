@@ -4,7 +4,9 @@ One process per rank, however it was launched: `python`, `deepspeed`, `torchrun`
 describe the ranks in environment variables; `set_environment` checks them, and sets them for a single process.
 """
 
+import itertools
 import os
+import pickle
 import platform
 import socket
 import sys
@@ -26,6 +28,8 @@ Value = TypeVar("Value")
 
 # Longer than rank 0 ever judges or exports while the others wait. The watchdog ends a run that hangs long before.
 LONGEST_COLLECTIVE = timedelta(hours=6)
+WORK_POLL_SECONDS = 0.5
+_works = itertools.count()  # the same on all ranks
 VISIBLE_SECONDS = 60.0  # network file systems cache what a folder holds for up to this long
 # how gloo and NCCL report that another rank is gone
 PEER_FAILURES = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
@@ -89,7 +93,7 @@ def set_environment() -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun has its own port
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
 
 
 def _check_launcher_variables() -> None:
@@ -246,6 +250,35 @@ def decide_on_main(decide: Callable[[], Value], ranks: Ranks) -> Value:
     return value
 
 
+def work_on_main(work: Callable[[], None], ranks: Ranks) -> None:
+    """Let rank 0 work for minutes or hours, while the other ranks wait without their GPUs. All ranks.
+
+    They wait for a key in the store of the process group: a collective would occupy the GPUs that rank 0 needs.
+
+    Raises:
+        RunEnded, OSError: rank 0 raised it; all ranks raise the same.
+    """
+    if ranks.world_size == 1:
+        work()
+        return
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    store, key = _get_default_store(), f"work/{next(_works)}"
+    error: RunEnded | OSError | None = None
+    if ranks.is_main:
+        try:
+            work()
+        except (RunEnded, OSError) as raised:
+            error = raised
+        store.set(key, pickle.dumps(error))
+    else:
+        while not store.check([key]):
+            time.sleep(WORK_POLL_SECONDS)
+        error = pickle.loads(store.get(key))
+    if error is not None:
+        raise error
+
+
 def wait_until_visible(paths: list[Path], ranks: Ranks) -> None:
     """Wait until every rank sees the paths that rank 0 sees. All ranks.
 
@@ -280,7 +313,7 @@ def print_on_main(ranks: Ranks, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -17,7 +17,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.replies import FILTERED
+from dcr_ds.models.replies import FILTERED, Completion
 from dcr_ds.progress import heartbeat
 
 
@@ -57,11 +57,13 @@ def generate_remote(
     endpoint: Endpoint,
     ranks: Ranks,
     spend: Callable[[float], None] = lambda seconds: None,
+    text_of: Callable[[int, Completion], str] = lambda index, reply: reply.text.strip(),
 ) -> None:
     """Request the missing answers and complete the file. Rank 0.
 
     Args:
         spend: called after each answer is on disk, with the seconds since the last one.
+        text_of: the completion of a prompt, from its index and its reply.
 
     Raises:
         UserError: the endpoint refuses every request or is down; received answers are kept.
@@ -73,9 +75,11 @@ def generate_remote(
     start = time.perf_counter()
     with generations.file.open("ab") as out:
         for number, reply in endpoint.complete_all(conversations, generations.max_new_tokens, bool(done)):
+            index = missing[number]
             if reply.problem:
-                problems[generations.prompts[missing[number]].id] = reply.problem
-            row = generations.row(missing[number], reply.text.strip(), reply.completion_tokens, reply.finish)
+                problems[generations.prompts[index].id] = reply.problem
+            text = "" if reply.finish == FILTERED else text_of(index, reply)
+            row = generations.row(index, text, reply.completion_tokens, reply.finish)
             out.write(json_line(row).encode())
             out.flush()
             heartbeat(f"{generations.benchmark}, an answer of {endpoint.model}")

@@ -26,6 +26,7 @@ from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file,
 from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.scores import score
+from dcr_ds.evaluate.serving.answers import answer_with_server, max_length_of
 from dcr_ds.files import write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.continued import continued
@@ -33,6 +34,7 @@ from dcr_ds.judges.judging import judge_file
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import DTYPES
 from dcr_ds.recipe import EvaluateSection, GuardJudge, Recipe
+from dcr_ds.recipe.engines import LOCAL
 from dcr_ds.recipe.layout import BenchmarkFolder, ModelFolder, RunFolder
 
 LONGEST_ANSWER = 256  # tokens, if neither the recipe nor a benchmark's authors say
@@ -97,10 +99,15 @@ def evaluate_model(
     parts = _prepare(model, benchmarks, data, settings, ranks)
     # Rank 0 decides for all ranks: a shared file system may temporarily show them different states.
     missing = broadcast_from_main(parts.missing() if ranks.is_main else None, ranks)
+    if not any(missing):
+        print_on_main(ranks, f"evaluate {model.name}: already done")
+    served = [index for index, benchmark in enumerate(benchmarks) if is_served(settings, benchmark)]
+    if asked := [index for index in missing.generations if index in served]:
+        max_length = max_length_of([parts.generations[index] for index in served])
+        answer_with_server(model, [parts.generations[index] for index in asked], settings, max_length, ranks)
+        missing = missing._replace(generations=[index for index in missing.generations if index not in served])
     if any(missing):
         _measure(model, parts, missing, settings.batch_size, ranks)
-    else:
-        print_on_main(ranks, f"evaluate {model.name}: already done")
     if ranks.is_main:
         judges = [load_judge(declared) for declared in settings.judges]
         for generations, benchmark in zip(parts.generations, benchmarks, strict=True):
@@ -147,6 +154,11 @@ def longest_answer(settings: EvaluateSection, benchmark: Benchmark) -> int:
     return benchmark.max_new_tokens or LONGEST_ANSWER
 
 
+def is_served(settings: EvaluateSection, benchmark: Benchmark) -> bool:
+    """Whether a server answers a benchmark; not if the beginnings of the answers are given."""
+    return settings.engine != LOCAL and not benchmark.opening
+
+
 def encode_evaluation(
     data: RunData, settings: EvaluateSection, tokenizer: PreTrainedTokenizerBase, context: int | None
 ) -> dict[str, str]:
@@ -174,6 +186,8 @@ def _prepare_benchmark(
     identity: dict[str, str],
 ) -> Generations:
     decoding = Decoding(longest_answer(settings, benchmark), settings.batch_size)
+    if is_served(settings, benchmark):  # the server chooses its own batches
+        decoding, identity = replace(decoding, batch_size=1), identity | {"engine": settings.engine}
     return prepare_generations(benchmark, file, tokenizer, decoding, identity)
 
 

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from dcr_ds.engine.distributed import is_main_process
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.serving.command import requests_in_flight
 from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint, RequestFields
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import EndpointSection, ModelSection
+from dcr_ds.recipe.engines import LOCAL
 
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")  # URL#MODEL
 
@@ -31,7 +33,12 @@ def locate_target(model: ModelSection, settings: EndpointSection) -> LocalModel 
     """
     if remote := ENDPOINT.fullmatch(model.source):
         endpoint = Endpoint(
-            remote[1], remote[2], settings.key_env, settings.concurrency, settings.timeout_seconds, settings.retries
+            remote[1],
+            remote[2],
+            settings.key_env,
+            requests_in_flight(LOCAL, settings.concurrency),
+            settings.timeout_seconds,
+            settings.retries,
         )
         endpoint.fields = RequestFields(
             settings.limit_field, settings.temperature, settings.seed, model.chat_template_kwargs or None

@@ -28,6 +28,7 @@ class Completion(NamedTuple):
 
     `finish` is "stop", "length" if it was cut off, "content_filter" if the server withheld the rest, "error" if the
     server failed while it generated, and FILTERED if it refused the prompt; `problem` is its message then.
+    `has_reasoning`: the server returned reasoning apart from the text.
     """
 
     text: str
@@ -35,6 +36,7 @@ class Completion(NamedTuple):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     problem: str = ""
+    has_reasoning: bool = False
 
 
 class PromptRefused(UserError):
@@ -61,7 +63,8 @@ def read_completion(body: bytes) -> Completion:
         finish = choice.get("finish_reason")
         problem = error_message(choice.get("error")) if finish == "error" else ""
         prompt_tokens, completion_tokens = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
-        return Completion(text, finish, prompt_tokens, completion_tokens, problem)
+        has_reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
+        return Completion(text, finish, prompt_tokens, completion_tokens, problem, has_reasoning)
     except (ValueError, LookupError, TypeError, AttributeError):
         start = start_of(body.decode(errors="replace"))
         raise ValueError(

@@ -32,16 +32,19 @@ def keep_tokenizer(source: Path, chat_template: ChatTemplate | str | None, folde
             text = load_tokenizer(source, template).get_chat_template()
         else:
             text = read_template(str(template.file))
-        write_atomically(folder / TEMPLATE, text)
-        config = read_json(folder / CONFIG)
-        if isinstance(config, dict) and config.pop(
-            "chat_template", None
-        ):  # an older template, from before .jinja files
-            write_json(folder / CONFIG, config)
+        keep_template(text, folder)
     if (folder / "config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
             _stop_at(turn_end_ids(tokenizer), folder)
+
+
+def keep_template(text: str, folder: Path) -> None:
+    """Save a chat template next to a tokenizer, in place of its own."""
+    write_atomically(folder / TEMPLATE, text)
+    config = read_json(folder / CONFIG)
+    if isinstance(config, dict) and config.pop("chat_template", None):  # older, from before .jinja files
+        write_json(folder / CONFIG, config)
 
 
 def _stop_at(ids: list[int], folder: Path) -> None:

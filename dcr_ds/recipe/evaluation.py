@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 
+from dcr_ds.recipe.engines import LOCAL, checked_engine
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section, Texts
 from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, ModelName
 
@@ -70,7 +71,9 @@ JudgedMatter = Literal["refusal", "harm"]
 
 class EndpointSection(Section):
     key_env: str = Field("OPENAI_API_KEY", description="environment variable with the endpoint's key")
-    concurrency: PositiveInt = Field(8, description="requests in flight")
+    concurrency: Auto | PositiveInt = Field(
+        "auto", description="requests in flight; auto: 64 with evaluate.engine: vllm, else 8"
+    )
     timeout_seconds: float = Field(
         60.0, gt=0, le=86_400, description="retry a request after this many seconds without a reply"
     )
@@ -183,6 +186,14 @@ class EvaluateSection(Section):
     ranks_per_copy: Auto | PositiveInt = Field(
         "auto",
         description="GPUs of a node that hold one copy of a model together (tensor parallelism); auto: as few as fit",
+    )
+    engine: Annotated[str, AfterValidator(checked_engine)] = Field(
+        LOCAL,
+        description="what generates the answers: transformers, or a server that rank 0 starts and ends: vllm, or a "
+        "command with {model}, {host} and {port} (docs/evaluate.md)",
+    )
+    server_minutes: float = Field(
+        30.0, gt=0, le=10_080, description="time that a server of evaluate.engine has to become ready"
     )
     endpoint: EndpointSection = Field(
         EndpointSection(), description="requests to a model behind an endpoint (dcr-ds evaluate URL#MODEL)"

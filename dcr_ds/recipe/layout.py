@@ -137,6 +137,16 @@ class ModelFolder:
         """The refusal openings that the log-odds are read from."""
         return self.folder / "openings.json"
 
+    @property
+    def server_log(self) -> Path:
+        """The output of the server that answered, if evaluate.engine starts one."""
+        return self.folder / "server.log"
+
+    @property
+    def served(self) -> Path:
+        """The folder that the server loads; it exists only while the server runs."""
+        return self.folder / ".served"
+
     def benchmark(self, name: str) -> BenchmarkFolder:
         return BenchmarkFolder(self.folder / name)
 

@@ -4,8 +4,10 @@ import torch
 from transformers import AutoModel
 
 from dcr_ds.engine.config import read_config
+from dcr_ds.evaluate.serving.command import describe_engine
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.check import build_on_meta
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import TRAINING_STAGES, Recipe, dump_recipe
 from dcr_ds.run.folder import has_control
@@ -57,6 +59,7 @@ def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) ->
     if "evaluate" in recipe.stages:
         num_prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
         lines.append(f"evaluate: {num_prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
+        lines += describe_engine(recipe.evaluate.engine, torch.cuda.device_count(), model_config(source))
     lines += tokens.notes(stage for stage in TRAINING_STAGES if stage in recipe.stages)
     return "\n".join(lines)
 

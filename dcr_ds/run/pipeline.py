@@ -10,6 +10,7 @@ from dcr_ds.engine.agreement import check_same
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, print_on_main, wait_until_visible
 from dcr_ds.errors import RefinementFailed, UserError
+from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import check_checkpoint, check_layer, model_config
 from dcr_ds.models.locate import describe_source, prepare_source
@@ -34,6 +35,8 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     """
     read_config(recipe)
     data = load_data(recipe)
+    if "evaluate" in recipe.stages:
+        check_engine(recipe.evaluate.engine)
     source = prepare_source(recipe.model)
     if "refine" in recipe.stages and recipe.refine.layer != "auto":
         check_layer(source, recipe.refine.layer)

@@ -21,7 +21,7 @@ SETTINGS = (
     "refine.retain_weight", "refine.retain_batch",
     "align.method", "align.loss_on", "align.learning_rate", "align.epochs", "align.global_batch", "align.safe_ratio",
     "align.max_length", "align.target_refusal", "align.adapter",
-    "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "deepspeed", "seed",
+    "evaluate.judges", "evaluate.max_new_tokens", "evaluate.batch_size", "evaluate.engine", "deepspeed", "seed",
 )  # fmt: skip
 MAX_OVERLAPS = 20  # listed of one run
 MAX_NOTE = 400  # characters

@@ -1,0 +1,1 @@
+"""A server of a model on this machine that lives as long as the evaluation needs it."""
