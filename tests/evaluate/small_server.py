@@ -21,7 +21,7 @@ parser.add_argument("--fail", action="store_true", help="end with an error")
 parser.add_argument("--killed", action="store_true", help="end by a signal")
 parser.add_argument("--never", action="store_true", help="never become ready")
 parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM")
-parser.add_argument("--die-after", type=int, default=10**9, metavar="N", help="end at request N")
+parser.add_argument("--die-after", type=int, metavar="N", help="end after N requests (default: $DIE_AFTER, or never)")
 parser.add_argument("--child", type=Path, help="start a process in another session, and write its id and that of this")
 parser.add_argument("--name", help="of the model, in place of its folder")
 options = parser.parse_args()
@@ -40,7 +40,7 @@ if options.killed:
     os.kill(os.getpid(), signal.SIGKILL)
 if options.never:
     time.sleep(1000)
-num_requests = 0
+num_requests, die_after = 0, options.die_after or int(os.environ.get("DIE_AFTER") or 10**9)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -51,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
         global num_requests
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         num_requests += 1
-        if num_requests > options.die_after:
+        if num_requests > die_after:
             os._exit(9)
         fields = {key: value for key, value in request.items() if key not in ("model", "messages")}
         text = json.dumps({"prompt": request["messages"][-1]["content"], **fields})

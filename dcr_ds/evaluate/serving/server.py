@@ -84,9 +84,9 @@ class Server:
         raise AssertionError
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        code = self._process.poll() if self._process else None
+        code = self._code_if_ended() if isinstance(error, UserError) else None
         self._end()
-        if code is not None and isinstance(error, UserError):
+        if code is not None:
             raise ServerFailed(
                 self._described(
                     f"ended while it was used ({_ending(code)}); answers are kept, and the same command resumes"
@@ -145,8 +145,22 @@ class Server:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
+    def _code_if_ended(self) -> int | None:
+        """The exit code of a server that does not listen any more, once the guard has ended the rest of it."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(0 if self._is_listening() else END_SECONDS)
+        return None
+
+    def _is_listening(self) -> bool:
+        try:
+            with socket.create_connection((HOST, self._port), timeout=1):
+                return True
+        except OSError:
+            return False
+
     def _raise_ended(self, code: int) -> NoReturn:
-        with suppress(OSError), socket.create_connection((HOST, self._port), timeout=1):
+        if self._is_listening():
             raise _PortTaken
         problem = self._described(f"ended before it was ready ({_ending(code)})")
         raise ServerFailed(problem) if code >= BY_A_SIGNAL or code < 0 else UserError(problem)
