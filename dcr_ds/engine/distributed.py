@@ -4,6 +4,7 @@ One process per rank, however it was launched: `python`, `deepspeed`, `torchrun`
 describe the ranks in environment variables; `set_environment` checks them, and sets them for a single process.
 """
 
+import base64
 import itertools
 import os
 import pickle
@@ -270,11 +271,11 @@ def work_on_main(work: Callable[[], None], ranks: Ranks) -> None:
             work()
         except (RunEnded, OSError) as raised:
             error = raised
-        store.set(key, pickle.dumps(error))
+        store.set(key, base64.b64encode(pickle.dumps(error)).decode())
     else:
         while not store.check([key]):
             time.sleep(WORK_POLL_SECONDS)
-        error = pickle.loads(store.get(key))
+        error = pickle.loads(base64.b64decode(store.get(key)))
     if error is not None:
         raise error
 
