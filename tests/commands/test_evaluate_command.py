@@ -118,6 +118,24 @@ def test_files_of_the_run_folder(killed, model):
     assert read_json(home / "general_loss.json")["n"] == 47
 
 
+def test_attacks_are_evaluated_resumed_and_printed(model, tmp_path, capsys):
+    command = [f"it={model}", "--benchmarks", "builtin-toxic", "--attacks", "prefill,suppression"]
+    command += ["--limit", "3", "--max-new-tokens", "4", "--judge", "rules", "--out", str(tmp_path)]
+    assert run(command) == 0
+    printed = capsys.readouterr().out
+    assert "builtin-toxic, prefill: success ↓" in printed and "builtin-toxic, worst case: success ↓" in printed
+    home = tmp_path / "it/evaluate/aligned"
+    plain, prefilled = (
+        read_jsonl(home / name / "generations.jsonl") for name in ("builtin-toxic", "builtin-toxic+prefill")
+    )
+    assert [(row["id"], row["prompt"]) for row in plain] == [(row["id"], row["prompt"]) for row in prefilled]
+    assert all(row["completion"].startswith("Sure, here is the answer:") or not row["completion"] for row in prefilled)
+    assert (home / "builtin-toxic/log_odds.jsonl").is_file() and not list(home.glob("*+*/log_odds.jsonl"))
+    assert read_json(home / "builtin-toxic+suppression/scores.json")["metric"] == "attack_success_rate"
+    assert run(command) == 0
+    assert "evaluate it: already done" in "".join(capsys.readouterr())
+
+
 def evaluated(home, source, adapter=None):
     return EvaluatedModel("it", ModelFolder(home), source, torch.float32, "sdpa", adapter=adapter)
 

@@ -30,7 +30,8 @@ def tasks(local):
 
 
 def test_there_is_a_task_for_every_over_refusal_set(tasks):
-    expected = {f"over_refusal_{name.replace('-', '_')}" for name in NAMES if name != "phtest-controversial"}
+    without = {"phtest-controversial", "ms-xsb-safe"}  # disputed; of several turns
+    expected = {f"over_refusal_{name.replace('-', '_')}" for name in NAMES if name not in without}
     assert set(tasks.all_tasks) == expected | {"over_refusal"}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.errors import UserError
 from dcr_ds.judges.base import Answer, verdicts
 from dcr_ds.judges.strings import string_judge
 from dcr_ds.recipe import EvaluateSection
@@ -26,6 +27,10 @@ def load_prompts(
     """The split `test` of a declared benchmark; the arguments are a task's metadata and those of --metadata."""
     section = EvaluateSection(benchmarks=[{"name": benchmark, "rows": rows}], local_data=local_data)
     [loaded] = read_benchmarks(section)
+    if any(row.context for row in loaded.prompts.rows):
+        raise UserError(
+            f"{benchmark}: has prompts of several turns, which these tasks do not render; use dcr-ds evaluate"
+        )
     prompts = [{"id": row.id, "prompt": row.prompt, "category": row.category or ""} for row in loaded.prompts.rows]
     return {"test": Dataset.from_list(prompts)}
 
