@@ -11,9 +11,8 @@ from pathlib import Path
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
 from dcr_ds.judges.base import Answer, Judge, Verdict
-from dcr_ds.judges.rows import AnswerRow
+from dcr_ds.judges.rows import AnswerRow, request_of
 from dcr_ds.progress import heartbeat
-from dcr_ds.transcript import transcript
 
 VERDICT_FIELDS = ("id", "label", "score", "key")
 
@@ -29,17 +28,12 @@ def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False)
     rows = [
         AnswerRow(
             row["id"],
-            Answer(_request(row), row["completion"], row.get("finish")),
+            Answer(request_of(row, row["prompt"]), row["completion"], row.get("finish")),
             {},
         )
         for row in read_jsonl(generations, ("id", "prompt", "completion"))
     ]
     return judge_rows(rows, judge, out, repair)
-
-
-def _request(row: dict) -> str:
-    attack = row.get("attack") or {}
-    return transcript(row.get("context") or (), attack.get("request", row["prompt"]))
 
 
 def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool = False) -> list[dict]:

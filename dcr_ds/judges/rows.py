@@ -1,5 +1,6 @@
 """Read files of answers and of labels: csv, json, jsonl or parquet, like the project's data sets."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dcr_ds.data.columns import list_names, optional_text, required_text
@@ -9,6 +10,7 @@ from dcr_ds.data.tables import Table
 from dcr_ds.judges.base import Answer
 from dcr_ds.label_agreement import LABELS
 from dcr_ds.recipe import DataSource
+from dcr_ds.transcript import transcript
 
 ANSWER_COLUMNS = ("prompt", "completion")
 LABEL_COLUMNS = ("label", "human_label")
@@ -30,6 +32,8 @@ class AnswerRow(NamedTuple):
 def read_answers(file: str) -> list[AnswerRow]:
     """Read a file with the columns `prompt` and `completion`, and optionally `id` and `finish`.
 
+    In generations.jsonl of an evaluation, `context` and `attack` of a row are read, too (`request_of`).
+
     Without a column of ids, a row's id is its number, counted from 1. A completion may be empty.
 
     Raises:
@@ -40,9 +44,20 @@ def read_answers(file: str) -> list[AnswerRow]:
     for row, row_id in zip(table.rows, _ids(table), strict=True):
         prompt, completion = (required_text(row, name, may_be_empty=True) for name in ANSWER_COLUMNS)
         finish = optional_text(row, "finish")
+        prompt = request_of(row.cells, prompt)
         others = {name: value for name, value in row.cells.items() if name not in ("id", *ANSWER_COLUMNS)}
         rows.append(AnswerRow(row_id, Answer(prompt, completion, finish), others))
     return rows
+
+
+def request_of(cells: Mapping[str, Any], prompt: str) -> str:
+    """What a judge reads as the request: the prompt with its earlier turns, without what an attack put around it."""
+    attack, context = cells.get("attack"), cells.get("context")
+    if isinstance(attack, dict) and isinstance(attack.get("request"), str):
+        prompt = attack["request"]
+    messages = context if isinstance(context, list) else []
+    is_conversation = all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in messages)
+    return transcript(messages if is_conversation else (), prompt)
 
 
 def read_labels(file: str, column: str | None = None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from dcr_ds.evaluate.run import evaluate_endpoint
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.judges import Answer, load_judge, verdicts
 from dcr_ds.judges.continued import continued
+from dcr_ds.judges.rows import read_answers
 from dcr_ds.models.chat import decode_continuation, encode_opened, encode_prompt, turn_end_ids
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
@@ -231,3 +232,17 @@ def test_answers_in_the_language_of_the_attack_are_judged(tmp_path, text, label)
         )
     [verdict] = read_jsonl(tmp_path / "toxic+language" / "verdicts.rules.jsonl")
     assert verdict["label"] == label
+
+
+def test_a_file_of_answers_is_judged_as_in_the_evaluation(tmp_path):
+    file = tmp_path / "generations.jsonl"
+    attack = {"name": "language", "sent": "Lee: x", "opening": "", "request": "x (in Spanish)"}
+    rows = [
+        {"id": "1", "prompt": "x", "completion": "y", "context": list(CONTEXT)},
+        {"id": "2", "prompt": "x", "completion": "y", "attack": attack},
+        {"id": "3", "prompt": "x", "completion": "y", "context": "a text of somebody else's"},
+        {"id": "4", "prompt": "x", "completion": "y", "context": ["a", "list"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    requests = [row.answer.prompt for row in read_answers(str(file))]
+    assert requests[0].endswith("Assistant: About what?\n\nUser: x") and requests[1:] == ["x (in Spanish)", "x", "x"]
