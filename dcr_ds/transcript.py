@@ -1,11 +1,19 @@
 """Conversations as text, as judges and reports show them."""
 
-from collections.abc import Sequence
+from typing import Any
 
 
-def transcript(context: Sequence[dict[str, str]], prompt: str) -> str:
-    """A prompt after its earlier messages, each with its role; the prompt itself if there are none."""
-    if not context:
+def transcript(context: Any, prompt: str) -> str:
+    """A prompt after its earlier messages, each with its role; the prompt itself if there are none.
+
+    Args:
+        context: a list of {role, content}; anything else, such as a text column of that name, is ignored.
+    """
+    if not (isinstance(context, list | tuple) and context and all(map(_is_message, context))):
         return prompt
     messages = [*context, {"role": "user", "content": prompt}]
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and all(isinstance(item.get(name), str) for name in ("role", "content"))

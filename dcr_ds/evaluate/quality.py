@@ -66,7 +66,7 @@ def read_pairs(a: Path, b: Path) -> list[Pair]:
 
 def _request(row: dict) -> str:
     """The prompt as the judge reads it, with its earlier turns."""
-    return transcript(row.get("context") or (), row["prompt"])
+    return transcript(row.get("context"), row["prompt"])
 
 
 def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:

@@ -52,12 +52,10 @@ def read_answers(file: str) -> list[AnswerRow]:
 
 def request_of(cells: Mapping[str, Any], prompt: str) -> str:
     """What a judge reads as the request: the prompt with its earlier turns, without what an attack put around it."""
-    attack, context = cells.get("attack"), cells.get("context")
+    attack = cells.get("attack")
     if isinstance(attack, dict) and isinstance(attack.get("request"), str):
         prompt = attack["request"]
-    messages = context if isinstance(context, list) else []
-    is_conversation = all(isinstance(item, dict) and {"role", "content"} <= item.keys() for item in messages)
-    return transcript(messages if is_conversation else (), prompt)
+    return transcript(cells.get("context"), prompt)
 
 
 def read_labels(file: str, column: str | None = None) -> dict[str, str]:

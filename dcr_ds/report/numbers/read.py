@@ -181,7 +181,7 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         )
     answers = {
         row["id"]: Answer(
-            transcript(row.get("context") or (), row["prompt"]),
+            transcript(row.get("context"), row["prompt"]),
             row["completion"],
             {name: labels[name][row["id"]] for name in _first(judge, labels) if row["id"] in labels[name]},
             judge_scores.get(row["id"]),
