@@ -50,7 +50,8 @@ def align(
     objective.prepare(state.engine, state.batching, source, folder.reference, ranks)
     with Session("align", state, folder, started) as session:
         if probe and session.is_new:
-            session.state["start"] = probe.measure(state.model, ranks)
+            with session.measuring():
+                session.state["start"] = probe.measure(state.model, ranks)
         if "stopped_because" not in session.state:
             settle_overlap(state.engine, recipe, lambda: train_step(state, session.step), ranks)
         while "stopped_because" not in session.state:
@@ -58,7 +59,8 @@ def align(
             row = train_step(state, session.step)
             session.take_step(row, sample_ids)
             if probe and state.is_measured(session.step):
-                row |= probe.measure(state.model, ranks)
+                with session.measuring():
+                    row |= probe.measure(state.model, ranks)
             session.log(row)
             note_progress(session.state, row, state)
             session.save_or_stop(is_last="stopped_because" in session.state)

@@ -12,8 +12,8 @@ session.finish({…})
 import math
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import deepspeed
@@ -34,6 +34,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import CONTROL, StageFolder
 
 NOT_IN_SUMMARY = ("recent_losses", "identity")
+PARTS = ("measure_seconds", "retain_seconds")  # of a row; their sums are in the summary
 MARGIN = 1.5
 MARGIN_SECONDS = 5.0  # until the process has ended
 
@@ -76,6 +77,7 @@ class Session:
         self._started = started - self.state["seconds"]
         self._spikes = SpikeDetector(self.state)
         self._longest_step, self._boundary = 0.0, time.monotonic()
+        self._measured = 0.0
 
     def __enter__(self) -> "Session":
         recipe = self.recipe
@@ -117,8 +119,20 @@ class Session:
             "tokens": self.state["tokens"],
         }
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Count the time of a measurement, for the next row and for the summary."""
+        started = time.monotonic()
+        yield
+        self._measured += time.monotonic() - started
+
     def log(self, row: dict[str, Any]) -> None:
-        """Write the row of the step just taken."""
+        """Write the row of the step just taken, with the seconds of its measurement and of its retain term, if any."""
+        if self._measured:
+            row["measure_seconds"], self._measured = round(self._measured, 4), 0.0
+        for name in PARTS:
+            if name in row:
+                self.state[name] = round(self.state.get(name, 0.0) + row[name], 4)
         self._log.write(row)
         self._profile.step()
 

@@ -14,7 +14,7 @@ from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.load import DTYPES
 from dcr_ds.plan.clock import Rates, StepTime, step_time
-from dcr_ds.plan.memory import Memory, memory, rows_of, share_of, tensors_of
+from dcr_ds.plan.memory import Memory, Share, memory, rows_of, share_of, tensors_of
 from dcr_ds.plan.passes import Kind, Work
 from dcr_ds.plan.rehearsal import rehearse
 from dcr_ds.plan.states import Zero
@@ -177,13 +177,20 @@ class Stage:
         held = memory(self.recipe, self.folder, self.kind, zero, cluster.gpus, share, self.tensors, cluster.on_gpu)
         held = held.calibrated(cluster.memory_factor)
         extra = share.micro_batches if self.name == "refine" and share.micro_batches > 1 else 0
-        retain = -(-share.retain_rows // share.micro_batch)
+        retain = 0 if self._is_one_pass(zero, share) else -(-share.retain_rows // share.micro_batch)
         passes = Passes(extra, share.micro_batches + retain, self.recipe.model.activation_checkpointing)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
         sent = traffic(self.tensors, zero, cluster.gpus, passes, embeddings, self.kind == "whole")
         flops = self._flops(zero, extra > 0)
         time = step_time(flops, sent, cluster.gpus, cluster.per_node, cluster.rates)
         return Option(zero, share.micro_batch, held, time, sent, cluster.usable)
+
+    def _is_one_pass(self, zero: Zero, share: Share) -> bool:
+        """Whether stage 1 computes both terms in one pass, for rows of mean length; see `refine.step.is_one_pass`."""
+        if self.kind != "refine" or zero.stage != 3 or self.cluster.gpus == 1 or not self.section.packing:
+            return False
+        rows, retain = rows_of(self.recipe, "refine", self.cluster.gpus)
+        return rows * self.lengths.refine + retain * self.lengths.align <= share.tokens
 
     def _flops(self, zero: Zero, embeds_first: bool) -> int:
         """Floating-point operations of one step on one rank, for rows of mean length."""

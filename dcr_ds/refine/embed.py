@@ -24,16 +24,23 @@ def hidden_states(engine, rows: Sequence[Row], packed: bool, device: torch.devic
 
 
 def pooled(engine, rows: Sequence[Row], how: Pooling, shared: int, packed: bool, device: torch.device) -> torch.Tensor:
-    """h [B, D] of token rows.
+    """h [B, D] of token rows; see `pool_rows`."""
+    hidden, bounds = hidden_states(engine, rows, packed, device)
+    return pool_rows(hidden, bounds, rows, how, shared)
+
+
+def pool_rows(
+    hidden: torch.Tensor, bounds: torch.Tensor, rows: Sequence[Row], how: Pooling, shared: int
+) -> torch.Tensor:
+    """h [B, D] of rows from the hidden states of their tokens [N, D] and the bounds of the rows [B + 1].
 
     The mean excludes the first `shared` tokens, which are the same in every prompt (a system prompt): the norm of the
     first token is a hundred times larger than the others and would make all means similar.
     """
-    hidden, bounds = hidden_states(engine, rows, packed, device)
     if how == "mean" and shared:
         own = torch.cat([torch.arange(len(row)) >= shared for row in rows])
-        hidden = hidden[own.nonzero().flatten().to(device)]
-        bounds = bounds - shared * torch.arange(len(rows) + 1, dtype=bounds.dtype, device=device)
+        hidden = hidden[own.nonzero().flatten().to(hidden.device)]
+        bounds = bounds - shared * torch.arange(len(rows) + 1, dtype=bounds.dtype, device=hidden.device)
     return pool(hidden, how, cu_seqlens=bounds)[0]
 
 

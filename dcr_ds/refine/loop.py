@@ -49,7 +49,9 @@ def refine(recipe: Recipe, source: Path, prompts: RefinePrompts, folder: StageFo
     with Session("refine", state, folder, started) as session:
         progress = session.state
         if session.is_new:
-            start_progress(progress, measure(state), state)
+            with session.measuring():
+                start = measure(state)
+            start_progress(progress, start, state)
         else:
             restore_best(progress, session.step, snapshot, session.checkpoints.path(session.step))
         if "stopped_because" not in progress:
@@ -59,7 +61,8 @@ def refine(recipe: Recipe, source: Path, prompts: RefinePrompts, folder: StageFo
             row = train_step(state, session.step)
             session.take_step(row, samples)
             if session.step % stage.measure_every == 0 or session.step == stage.max_steps:
-                row |= measure(state)
+                with session.measuring():
+                    row |= measure(state)
             session.log(row)
             note_progress(progress, row, stage)
             is_last = "stopped_because" in progress

@@ -71,8 +71,15 @@ def _distances(
     engine, rows: Sequence[Row], group: Group, anchors: Anchors, packed: bool, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The relative distance squared per token of a group's rows, and 1 where the row is alive, else 0 [N]."""
+    hidden, _ = hidden_states(engine, [rows[index] for index, _ in group], packed, device)
+    return distances_of(hidden, rows, group, anchors)
+
+
+def distances_of(
+    hidden: torch.Tensor, rows: Sequence[Row], group: Group, anchors: Anchors
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `_distances`, from the hidden states of the tokens of a group's rows [N, D]."""
     indices, alive = zip(*group, strict=True)
-    hidden, _ = hidden_states(engine, [rows[index] for index in indices], packed, device)
     lengths = torch.tensor([len(rows[index]) for index in indices])
-    weight = to_device(torch.tensor(alive, dtype=torch.float32).repeat_interleave(lengths), device)
-    return relative_distance_squared(hidden, anchors.of(indices, device)), weight
+    weight = to_device(torch.tensor(alive, dtype=torch.float32).repeat_interleave(lengths), hidden.device)
+    return relative_distance_squared(hidden, anchors.of(indices, hidden.device)), weight

@@ -45,6 +45,11 @@ class RefineState:
     def total_steps(self) -> int:
         return self.recipe.refine.max_steps
 
+    @property
+    def gathers(self) -> bool:
+        """Whether every forward pass gathers the trunk from other ranks."""
+        return self.ranks.world_size > 1 and self.engine.zero_optimization_stage() == 3
+
     def sample_ids(self, step: int) -> list[str]:
         return [prompt.id for prompt, _ in self.prompts.sampler.batch(step)]
 
@@ -58,6 +63,10 @@ class RefineState:
         rows = self.retain_rows(step)
         lengths = [len(self.prompts.general[row]) for row in rows]
         return forward_passes(rows, lengths, self.ranks.rank, self.ranks.world_size, self.batching)
+
+    def num_retain_tokens(self, step: int) -> int:
+        """Tokens of the general rows of a step, over all ranks."""
+        return sum(len(self.prompts.general[row]) for row in self.retain_rows(step))
 
     def anchor_passes(self) -> list[list[int]]:
         """Forward passes over every general row that this rank will train on, as row indices."""

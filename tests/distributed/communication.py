@@ -16,30 +16,36 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.overlap import Streams, compare
 from dcr_ds.plan.memory import tensors_of
 from dcr_ds.plan.states import Zero, states
+from dcr_ds.refine.step import Contrast, is_one_pass
 
-CASES = {
+CASES: dict = {
     "plain": ("3", {"overlap_comm": False}),
     "overlap": ("3", {"overlap_comm": True}),
     "hpz": ("3_hpz", {}),
+    "joint": ("3", {}),  # packed rows that take both terms of stage 1
 }
 
 
 def run(model: str, ranks, name: str) -> dict:
     file, changes = CASES[name]
-    recipe = gradients.load(model, ranks, file, 2)
+    recipe = gradients.load(model, ranks, file, 2, packing=name == "joint")
     # without persistent parameters, so that also those of a tiny model are gathered
     changes = changes | {"stage3_param_persistence_threshold": 0}
     config = recipe.deepspeed | {"zero_optimization": recipe.deepspeed["zero_optimization"] | changes}
-    recipe = recipe.model_copy(update={"deepspeed": config})
+    refine = recipe.refine.model_copy(update={"packed_length": 4096 if name == "joint" else 700})
+    recipe = recipe.model_copy(update={"deepspeed": config, "refine": refine})
     prompts, objective = gradients.read(model, "sft")
     results = {"partition": config["zero_optimization"].get("zero_hpz_partition_size", 1)}
     state = gradients.build_refine(recipe, Path(model), prompts, ranks)
     if name == "overlap":  # as the first step of a run does it on GPUs; it must leave no trace
         results["equal"] = compare(state.engine, Streams(state.engine), lambda: gradients.refine_step(state, 0), ranks)
+    results["joint"] = [is_one_pass(state, Contrast.of(state, step), step) for step in (0, 1)]
     results["secondary"] = secondary_bytes(state.engine)
     planned = states(tensors_of(recipe, Path(model), "refine"), Zero.of(config), ranks.world_size, False)
     results["planned"] = planned.secondary
     results |= two_steps("refine", state, gradients.refine_step, ranks)
+    if name == "joint":
+        return results
     state = gradients.build_align(recipe, Path(model), objective, ranks)
     return results | two_steps("align", state, gradients.align_step, ranks)
 

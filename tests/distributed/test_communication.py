@@ -47,3 +47,15 @@ def test_only_the_first_pass_of_a_step_gathers_from_all_nodes(runs, stage, group
     assert sum(hpz.values()) == pytest.approx(plain[4], rel=0.01)
     trained = sum(gradient.numel() * 4 for gradient in runs["plain"][f"{stage}/gradients"].values())
     assert hpz[4] == pytest.approx(trained, rel=0.01)
+
+
+def test_both_terms_of_stage_1_in_one_pass_have_the_same_gradients(runs):
+    plain, joint = runs["plain"], runs["joint"]
+    assert joint["joint"] == [True, True] and plain["joint"] == [False, False]
+    assert joint["refine/losses"] == pytest.approx(plain["refine/losses"], rel=2e-5)
+    for name, expected in plain["refine/gradients"].items():
+        assert torch.allclose(joint["refine/gradients"][name], expected, rtol=1e-4, atol=1e-5 * expected.norm().item())
+
+
+def test_one_pass_gathers_half_as_much_as_two(runs):
+    assert runs["plain"]["refine/gathered"][4] == 2 * runs["joint"]["refine/gathered"][4]

@@ -71,7 +71,8 @@ def cost(runs: Sequence[Run]) -> list[Block]:
     if len(rows) == 1:
         return []
     explanation = "Tokens of an evaluation are the generated ones; its wall time excludes loading the model."
-    return [plain_table("Time, tokens and memory of each stage.", rows), Paragraph(explanation + _log_odds_cost(runs))]
+    explanation += _log_odds_cost(runs) + _training_shares(runs)
+    return [plain_table("Time, tokens and memory of each stage.", rows), Paragraph(explanation)]
 
 
 def data(runs: Sequence[Run]) -> list[Block]:
@@ -151,6 +152,22 @@ def _evaluation_cost(name: str, spent: dict) -> list[str]:
     speed = spent["generated_tokens"] / generating if generating else None
     tokens = count(spent["generated_tokens"] or None)
     return [name, duration(spent["seconds"]), NOTHING, tokens, count(speed), NOTHING, str(spent["device"])]
+
+
+def _training_shares(runs: Sequence[Run]) -> str:
+    """What part of the training measurements and the retain term were; empty if it is not known."""
+    sentences = []
+    for stage in ("refine", "align"):
+        summaries = [summary for run in runs if (summary := getattr(run, stage)) and summary.get("wall_seconds")]
+        seconds = sum(summary["wall_seconds"] for summary in summaries)
+        parts = {
+            what: sum(summary.get(name) or 0.0 for summary in summaries)
+            for name, what in (("measure_seconds", "measuring"), ("retain_seconds", "the retain term"))
+        }
+        shares = [f"{what} took {spent / seconds:.0%}" for what, spent in parts.items() if spent]
+        if shares:
+            sentences.append(f" Of {stage}, {' and '.join(shares)} of the wall time.")
+    return "".join(sentences)
 
 
 def _log_odds_cost(runs: Sequence[Run]) -> str:
