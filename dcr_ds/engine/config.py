@@ -78,6 +78,9 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
             "before it is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
             "model.quantize_zero3: true to do it anyway"
         )
+    if recipe.model.kernels == "compile" and (stage == 3 or recipe.model.quantize != "none"):
+        reason = "ZeRO-3, which gathers parameters between the operations of a block" if stage == 3 else "4-bit weights"
+        raise UserError(f"{place}: model.kernels: compile does not work with {reason}; use auto")
     for name in recipe.stages:
         if zero.get("offload_optimizer") and name != "evaluate" and getattr(recipe, name).optimizer != "adamw":
             raise UserError(

@@ -10,7 +10,7 @@ from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.optimizers import check_optimizer
 from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.models.four_bit import check_four_bit
-from dcr_ds.models.fused import resolve_kernels
+from dcr_ds.models.fused import check_compiler, resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
 from dcr_ds.models.load import DTYPES, resolve_attention
 from dcr_ds.models.varlen import packed_attention
@@ -82,6 +82,8 @@ def check_device(recipe: Recipe, model_type: str, device: torch.device) -> None:
     """Raise UserError unless this device can run the optimizers and the quantisation of a recipe; both are tried."""
     if recipe.model.quantize != "none":
         check_four_bit(model_type, device)
+    if recipe.model.kernels == "compile":
+        check_compiler()
     for stage in ("refine", "align"):
         if stage in recipe.stages:
             check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)

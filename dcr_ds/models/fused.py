@@ -1,9 +1,11 @@
-"""Fused kernels in the blocks of a model on a GPU: liger-kernel's norms, rotary embeddings and gated MLPs.
+"""Fused kernels in the blocks of a model: liger-kernel's norms, rotary embeddings and gated MLPs, or torch.compile.
 
 These operations are memory-bound. Fused, each is one pass instead of several and keeps less for the backward pass.
 """
 
 import importlib.util
+import os
+import shutil
 import sys
 
 import torch
@@ -29,6 +31,8 @@ def resolve_kernels(setting: str, model_type: str, problem: str) -> tuple[str, s
     Raises:
         UserError: liger is asked for and cannot work here.
     """
+    if setting == "compile":
+        return setting, "as asked"
     if not problem and model_type not in FUSED:
         problem = f"{model_type} is not among {', '.join(FUSED)}"
     if setting == "liger" and problem:
@@ -38,6 +42,16 @@ def resolve_kernels(setting: str, model_type: str, problem: str) -> tuple[str, s
     return ("none", problem) if problem else ("liger", "liger-kernel is installed")
 
 
+def check_compiler() -> None:
+    """Raise UserError unless there is the C++ compiler that torch.compile needs, on a GPU, too."""
+    compilers = [name for name in (os.environ.get("CXX"), "g++", "clang++") if name]
+    if not any(map(shutil.which, compilers)):
+        raise UserError(
+            f"model.kernels: compile needs a C++ compiler, and there is none of {', '.join(compilers)}; install g++, "
+            "set CXX, or use another value"
+        )
+
+
 def fuse_blocks(model: PreTrainedModel, kernels: str) -> None:
     """Put the fused kernels into the blocks of a model, in place, before it is wrapped or trained.
 
@@ -45,6 +59,10 @@ def fuse_blocks(model: PreTrainedModel, kernels: str) -> None:
     The classes of norms and MLPs, which liger-kernel would also replace, are restored.
     """
     if kernels == "none":
+        return
+    if kernels == "compile":
+        for block in model.get_decoder().layers:
+            block.compile(dynamic=True)  # at the first call, with adapters; lengths vary from step to step
         return
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 

@@ -38,9 +38,10 @@ class ModelSection(Section):
     attention: Auto | Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "auto", description="attention implementation of transformers"
     )
-    kernels: Auto | Literal["none", "liger"] = Field(
+    kernels: Auto | Literal["none", "liger", "compile"] = Field(
         "auto",
-        description="kernels of norms, rotary embeddings and MLPs; auto: liger on a GPU if liger-kernel is installed",
+        description="kernels of norms, rotary embeddings and MLPs; auto: liger on a GPU if liger-kernel is installed; "
+        "compile: torch.compile of the blocks, not under ZeRO-3 (docs/packing.md)",
     )
     chat_template: str | None = Field(
         None, description="Jinja file, or the shipped `instruction` for base models; default: the model's own"

@@ -70,6 +70,11 @@ CONFIGS = {
         [],
         ["offload_optimizer", "not 1"],
     ),
+    "compiled blocks with stage 3": (
+        {"zero_optimization": {"stage": 3}},
+        ["--model.kernels", "compile"],
+        ["model.kernels: compile does not work with ZeRO-3"],
+    ),
     "an array": ([1], [], ["a JSON object", "list"]),
 }
 TEXTS = {

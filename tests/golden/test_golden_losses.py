@@ -6,6 +6,7 @@ A change that intentionally changes them records new ones and gives the reason i
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from dcr_ds.cli import main
 
 LORA = ["--refine.adapter", "lora", "--align.adapter", "lora"]
 RUNS = {"full": [], "lora": LORA, "qlora": [*LORA, "--model.quantize", "nf4"]}
+COMPILED = {"compile": ["--model.kernels", "compile"]}
 STEPS = {
     "refine.max_steps": 4, "refine.target_gap": 2, "refine.patience": 9, "refine.learning_rate": 1e-3,
     "refine.lora.rank": 4, "align.global_batch": 5, "align.epochs": 1.6, "align.learning_rate": 1e-3,
@@ -39,7 +41,7 @@ def losses(name: str, folder: Path) -> dict[str, list[float]]:
     )  # fmt: skip
     recipe = write_recipe(folder, model)
     steps = [word for field, value in STEPS.items() for word in (f"--{field}", str(value))]
-    assert main(["train", str(recipe), *steps, *RUNS[name]]) == 0
+    assert main(["train", str(recipe), *steps, *(RUNS | COMPILED)[name]]) == 0
     lines = {stage: (folder / "runs/run" / stage / "metrics.jsonl").read_text() for stage in ("refine", "align")}
     return {stage: [json.loads(line)["loss"] for line in text.splitlines()] for stage, text in lines.items()}
 
@@ -51,6 +53,15 @@ def test_losses_equal_those_recorded(name, tmp_path):
     for stage, values in expected.items():
         assert measured[stage] == pytest.approx(values, rel=1e-4), stage
         assert max(values) > 1.01 * min(values)  # the losses change over the steps
+
+
+@pytest.mark.slow  # compiles for a minute or more
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_have_the_same_losses(tmp_path):
+    expected = json.loads(RECORDED.read_text())["full"]
+    for stage, values in losses("compile", tmp_path).items():
+        assert values == pytest.approx(expected[stage], rel=1e-4), stage
 
 
 if __name__ == "__main__":
