@@ -27,9 +27,12 @@ def run(folder, ranks, seed=0, disturb=lambda step, row: None, recipe=RECIPE):
     training = SimpleNamespace(engine=engine, recipe=recipe, ranks=ranks, total_steps=STEPS)
     with Session("align", training, StageFolder(folder), time.monotonic()) as session:
         while session.step < STEPS:
-            row = {"loss": accumulate(engine, session.step), "step_tokens": 24}
+            row = {"loss": accumulate(engine, session.step), "step_tokens": 24, "retain_seconds": 0.5}
             disturb(session.step, row)
             session.take_step(row, [f"sample {session.step}"])
+            if session.step % 3 == 0:
+                with session.measuring():
+                    time.sleep(0.01)
             session.log(row)
             session.save_or_stop(is_last=session.step == STEPS)
     session.finish({"more": True})
@@ -51,6 +54,14 @@ def test_a_finished_stage_leaves_only_metrics_and_a_summary(uninterrupted):
     summary = json.loads((uninterrupted / "summary.json").read_text())
     assert (summary["steps"], summary["samples"], summary["tokens"], summary["more"]) == (6, 36, 144, True)
     assert (summary["loss_first"], summary["loss_last"]) == (losses(uninterrupted)[0], losses(uninterrupted)[-1])
+
+
+def test_the_time_of_measurements_is_in_their_rows_and_in_the_summary(uninterrupted):
+    rows = read_rows(uninterrupted / "metrics.jsonl")
+    measured = [row["measure_seconds"] for row in rows if "measure_seconds" in row]
+    assert [row["step"] for row in rows if "measure_seconds" in row] == [3, 6] and min(measured) >= 0.01
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["measure_seconds"] == pytest.approx(sum(measured)) and summary["retain_seconds"] == 3.0
 
 
 @pytest.mark.parametrize("step", [0, 2, 3])

@@ -191,6 +191,14 @@ def test_the_control_and_the_log_odds_are_in_the_cost_table(run):
     assert re.search(r"\| control +\| +stl \|", text)
 
 
+def test_the_shares_of_measurements_and_of_the_retain_term_are_reported(run):
+    write(run.stage("refine").summary, {"steps": 9, "wall_seconds": 200.0, "measure_seconds": 30, "retain_seconds": 50})
+    write(run.stage("align").summary, {"steps": 9, "wall_seconds": 100.0})
+    text = " ".join(write_report([run.folder], run.report).split())
+    assert "Of refine, measuring took 15% and the retain term took 25% of the wall time." in text
+    assert "Of align" not in text
+
+
 @pytest.mark.parametrize(("low", "high", "integers"), [(0, 17, True), (0, 1, True), (-7.3, 4.1, False), (0, 0, False)])
 def test_ticks_enclose_the_values_in_few_even_steps(low, high, integers):
     marks = ticks(low, high, integers)
