@@ -8,6 +8,7 @@ Under ZeRO-3 every forward pass gathers the trunk from all ranks. With packed ro
 one pass where the share of each rank fits in one row.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from dcr_ds.refine.state import RefineState
 class Contrast:
     """The contrastive batch of a step: tokens and labels of all prompts, and this rank's forward passes."""
 
-    tokens: list[Row]
+    tokens: Sequence[Row]
     labels: list[int]
     groups: list[Group]
 
