@@ -3,9 +3,18 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from dcr_ds.commands.parser import comma_separated, command_parser, output_file, positive_int
-from dcr_ds.evaluate.ability import TASKS, measure_ability
+from dcr_ds.commands.parser import (
+    add_template,
+    comma_separated,
+    command_parser,
+    output_file,
+    positive_int,
+    refuse,
+    template_fields,
+)
+from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
 from dcr_ds.files import hash_of, read_object, write_json
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
@@ -29,7 +38,8 @@ def run(arguments: list[str]) -> int:
     options = _parse(arguments)
     measured = {}
     for target in options.targets:
-        for title, model, file in _models(Path(target), target):
+        for title, section, file in _models(Path(target), target):
+            model = section.model_copy(update=template_fields(options))
             measured[title] = _measure_once(options, model, file)
     if options.out:
         write_json(options.out, measured)
@@ -45,9 +55,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--local-data", type=Path, metavar="DIR", help="folder of DIR/TASK*.jsonl files (default: the hub)")
     add("--limit", type=positive_int, metavar="N", help="questions per task (default: all)")
     add("--batch-size", type=positive_int, default=8, metavar="N", help="questions per forward pass (default: 8)")
-    add("--chat-template", metavar="FILE", help="Jinja file, or the name of a shipped template")
+    help_apply = "ask with the model's chat template (default: plain text, as lm-eval)"
+    add("--apply-chat-template", action="store_true", help=help_apply)
+    add_template(parser)
     add("--out", type=output_file, metavar="FILE", help="write the results as JSON, too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if template_fields(options) and not options.apply_chat_template:
+        refuse("ability", "--chat-template… without --apply-chat-template: questions are plain text")
+    return options
 
 
 def _measure_once(options: argparse.Namespace, model: ModelSection, file: Path | None) -> dict[str, dict]:
@@ -77,6 +92,7 @@ def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
     """What the results depend on, except for the code."""
+    from dcr_ds.models.chat import template_hash
     from dcr_ds.models.locate import prepare_source
 
     local = sorted(options.local_data.glob("*.jsonl")) if options.local_data else []
@@ -85,22 +101,37 @@ def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
         "tasks": options.tasks,
         "limit": options.limit,
         "local_data": hash_of([[file.name, file.stat().st_size] for file in local]) if local else None,
+        **({"template": template_hash(_tokenizer(options, model))} if options.apply_chat_template else {}),
     }
+
+
+def _tokenizer(options: argparse.Namespace, model: ModelSection) -> Any:
+    """The tokenizer; to ask with its chat template, with the variables and the date of training and evaluation."""
+    from dcr_ds.models.chat import load_tokenizer, read_tokenizer
+    from dcr_ds.models.dates import dated
+    from dcr_ds.models.locate import prepare_source
+
+    source = prepare_source(model)
+    if not options.apply_chat_template:
+        return read_tokenizer(source)
+    tokenizer = load_tokenizer(source, model.template)
+    tokenizer.chat_template = dated(tokenizer.get_chat_template())
+    return tokenizer
 
 
 def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict]:
     import torch
 
     from dcr_ds.evaluate.targets import checked_source
-    from dcr_ds.models.chat import load_tokenizer
     from dcr_ds.models.load import load_causal_lm
 
     source = checked_source(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    loaded = load_causal_lm(source, dtype, "sdpa", device)
-    tokenizer = load_tokenizer(source, options.chat_template or model.template)
-    return measure_ability(loaded, tokenizer, options.tasks, options.local_data, options.limit, options.batch_size)
+    asked = AbilityOptions(
+        options.tasks, options.local_data, options.limit, options.batch_size, options.apply_chat_template
+    )
+    return measure_ability(load_causal_lm(source, dtype, "sdpa", device), _tokenizer(options, model), asked)
 
 
 def _table(measured: dict[str, dict[str, dict]], tasks: list[str]) -> str:

@@ -4,10 +4,17 @@ import argparse
 import json
 from pathlib import Path
 
-from dcr_ds.commands.parser import command_parser, positive_int, positive_number, refuse, refuse_overwriting
+from dcr_ds.commands.parser import (
+    command_parser,
+    json_mapping,
+    positive_int,
+    positive_number,
+    refuse,
+    refuse_overwriting,
+)
 from dcr_ds.evaluate.quality import compare, read_pairs, summarise
 from dcr_ds.files import write_json
-from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.endpoint import Endpoint, RequestFields
 
 DESCRIPTION = """\
 Ask an LLM judge which of two models answers each prompt better. Each pair is judged in both orders; a preference that
@@ -34,6 +41,7 @@ def run(arguments: list[str]) -> int:
         concurrency=options.concurrency,
         timeout=options.timeout_seconds,
     )
+    endpoint.fields = RequestFields(chat_template_kwargs=options.chat_template_kwargs)
     rows = compare(pairs, endpoint, options.out)
     summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
     write_json(options.out.with_suffix(".json"), summary)
@@ -53,6 +61,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--concurrency", type=positive_int, default=8, metavar="N", help="requests in flight (default: 8)")
     help_timeout = "retry a request after this many seconds without a reply (default: 60)"
     add("--timeout-seconds", type=positive_number, default=60.0, metavar="S", help=help_timeout)
+    help_kwargs = "variables of the judge's chat template, for example '{\"enable_thinking\": false}'"
+    add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
     options = parser.parse_args(arguments)
     if options.out.suffix != ".jsonl":
         refuse("compare-quality", f"--out: {options.out} does not end in .jsonl")

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from dcr_ds.commands.parser import (
+    add_template,
     auto_or_positive_int,
     comma_separated,
     command_parser,
-    json_mapping,
     positive_int,
     positive_number,
     refuse,
@@ -94,10 +94,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     help_copy = "GPUs of a node that hold one copy of a model together (default: auto, as few as fit)"
     add("--ranks-per-copy", type=auto_or_positive_int, metavar="N", help=help_copy)
     add("--limit", type=positive_int, metavar="ROWS", help="prompts per benchmark, sampled with seed 0 (default: all)")
-    help_template = "Jinja file, or the name of a shipped template, for models without one"
-    add("--chat-template", metavar="FILE", help=help_template)
-    help_kwargs = "variables of the chat template, for example '{\"enable_thinking\": false}'"
-    add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
+    add_template(parser)
     add("--dtype", choices=("float32", "bfloat16"), help="precision (default: bfloat16 on a GPU, else float32)")
     add("--engine", choices=(LOCAL, VLLM), help="what generates the answers (default: transformers)")
     help_server = "command of another server, with {model}, {host} and {port}; it is started and ended"

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,20 @@ class _CommandParser(ArgumentParser):
 def refuse(command: str, message: str) -> NoReturn:
     """Raise the UserError for wrong usage: names the command, what is wrong, and where the options are listed."""
     raise UserError(f"dcr-ds {command}: {message.removeprefix('argument ')}; see dcr-ds {command} --help")
+
+
+def add_template(parser: ArgumentParser) -> None:
+    """Add the options that say which chat template renders prompts, and in which mode."""
+    help_template = "Jinja file, or the name of a shipped template, for models without one"
+    parser.add_argument("--chat-template", metavar="FILE", help=help_template)
+    help_kwargs = "variables of the chat template, for example '{\"enable_thinking\": false}'"
+    parser.add_argument("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
+
+
+def template_fields(options: Namespace) -> dict[str, Any]:
+    """The fields of a recipe's model section that the options of `add_template` set."""
+    names = ("chat_template", "chat_template_kwargs")
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
 def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path]) -> None:

@@ -8,12 +8,14 @@ of lm-eval's tasks of that name, zero-shot, so that figures differ from lm-eval'
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of
+from dcr_ds.reasoning import open_block
 from dcr_ds.statistics import rate
 
 # The paper's tasks. acc_norm divides the score of a choice by its bytes, for tasks whose choices differ in length.
@@ -33,28 +35,44 @@ DEFAULT_LAYOUT = "Question: {{question}}\nAnswer:"
 COLUMNS = {"question", "choices", "answer"}
 
 
-def measure_ability(
-    model: Any, tokenizer: Any, tasks: Sequence[str], local: Path | None, limit: int | None, batch_size: int
-) -> dict[str, dict]:
-    """Accuracy of a loaded model by task: metric, value, low, high (Wilson, 95 %), n, and the hash of the rows.
+@dataclass(frozen=True)
+class AbilityOptions:
+    """What is measured, and how.
 
-    Args:
+    Attributes:
         local: folder of local files; None: lm-eval's own tasks from the hub.
         limit: use only the first rows of each task (of each subject in lm-eval's mmlu).
+        with_template: ask with the tokenizer's chat template, instead of plain text.
+    """
+
+    tasks: Sequence[str]
+    local: Path | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    with_template: bool = False
+
+
+def measure_ability(model: Any, tokenizer: Any, options: AbilityOptions) -> dict[str, dict]:
+    """Accuracy of a loaded model by task: metric, value, low, high (Wilson, 95 %), n, and the hash of the rows.
 
     Raises:
-        UserError: lm-eval is not installed, a task is unknown, or its data is not available.
+        UserError: lm-eval is not installed, a task is unknown, its data is not available, or the chat template opens a
+            block of reasoning, after which no choice of an answer is to be expected.
     """
     if find_spec("lm_eval") is None:
         raise UserError("general ability needs lm-eval: pip install 'dcr-ds[eval]'")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    loaded = [_local_task(task, local) if local else _known(task) for task in tasks]
+    if options.with_template:
+        _check_template(tokenizer)
+    tasks = options.tasks
+    loaded = [_local_task(task, options.local) if options.local else _known(task) for task in tasks]
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=options.batch_size)
+    settings: dict[str, Any] = {"limit": options.limit, "apply_chat_template": options.with_template}
     try:
-        output = simple_evaluate(language_model, tasks=loaded, num_fewshot=0, limit=limit, bootstrap_iters=0)
+        output = simple_evaluate(language_model, tasks=loaded, num_fewshot=0, bootstrap_iters=0, **settings)
     except (OSError, ConnectionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
@@ -62,6 +80,16 @@ def measure_ability(
             "--local-data to a folder of local files"
         ) from None
     return {task: _figures(task, output["samples"]) for task in tasks}
+
+
+def _check_template(tokenizer: Any) -> None:
+    from dcr_ds.models.chat import PROMPT_END_TOKENS, encode_prompt
+
+    if tag := open_block(str(tokenizer.decode(encode_prompt(tokenizer, "a")[-PROMPT_END_TOKENS:]))):
+        raise UserError(
+            f"ability: the chat template opens a block of reasoning ({tag}), which a choice does not continue; close "
+            "it, with many models by --chat-template-kwargs '{\"enable_thinking\": false}', or ask without the template"
+        )
 
 
 def _known(task: str) -> str:

@@ -78,7 +78,9 @@ def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
     Raises:
         UserError: the endpoint fails; earlier verdicts are in the file.
     """
-    keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), endpoint.model, MAX_TOKENS]) for pair in pairs]
+    variables = endpoint.fields.chat_template_kwargs
+    judge = [endpoint.model, MAX_TOKENS, *([dict(variables)] if variables else [])]
+    keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), *judge]) for pair in pairs]
     preferences: dict[tuple[Any, Any], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
     for row in read_whole_rows(out):
         preferences.setdefault((row.get("id"), row.get("key")), {}).update(row)

@@ -8,13 +8,13 @@ the last line of the judge's reply counts; a reply without one is `unparsed`, no
 import re
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from dcr_ds.files import hash_of
 from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_answers, labelled
-from dcr_ds.models.endpoint import Endpoint, Messages
+from dcr_ds.models.endpoint import Endpoint, Messages, RequestFields
 from dcr_ds.models.replies import Completion
 from dcr_ds.recipe import LlmJudge
 
@@ -64,9 +64,10 @@ class EndpointJudge:
         self._max_tokens = max_tokens
         self._labels = [label for label in LABELS_OF[judges] if label != "unparsed"]
         sample = judge_request(RUBRICS[judges], self._labels, request="", answer="")
-        self.version = hash_of(
-            [sample, JUDGED_CHARACTERS, endpoint.model, {"max_tokens": max_tokens, "seed": 0}, VERSION]
-        )
+        decoding: dict[str, Any] = {"max_tokens": max_tokens, "seed": 0}
+        if variables := endpoint.fields.chat_template_kwargs:
+            decoding |= {"chat_template_kwargs": dict(variables)}
+        self.version = hash_of([sample, JUDGED_CHARACTERS, endpoint.model, decoding, VERSION])
 
     def label(self, answers: Sequence[Answer]) -> Iterator[tuple[int, Verdict]]:
         """Yield the verdicts with their indices as replies arrive; no answer is degenerate without a request.
@@ -105,6 +106,7 @@ def load_llm_judge(declared: LlmJudge) -> EndpointJudge:
         concurrency=declared.concurrency,
         timeout=declared.timeout_seconds,
     )
+    endpoint.fields = RequestFields(chat_template_kwargs=declared.chat_template_kwargs or None)
     return EndpointJudge(declared.name, endpoint, declared.judges, declared.max_tokens)
 
 

@@ -99,6 +99,9 @@ class LlmJudge(Section):
     timeout_seconds: float = Field(
         60.0, gt=0, le=86_400, description="retry a request after this many seconds without a reply"
     )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        {}, description="variables of its chat template, such as enable_thinking: false"
+    )
 
 
 class GuardJudge(Section):

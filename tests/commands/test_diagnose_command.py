@@ -139,6 +139,8 @@ def test_openings_are_listed_with_their_coverage(model, tmp_path, capsys):
         (["entk", "MODEL", "--prompts", "2", "--k", "999"], "999"),
         (["entk", "/no/such/folder"], "/no/such/folder"),
         (["entk", "http://localhost/v1#model"], "an endpoint shows neither gradients nor hidden states"),
+        (["layers", "MODEL", "--chat-template-kwargs", '{"thinking": true}'], "no variable 'thinking'"),
+        (["layers", "RUN", "--chat-template", "instruction"], "is a run, whose recipe has the chat template"),
         (["entk", "MODEL", "MODEL"], "two models have the name 'tiny'"),
         (["pca", "MODEL"], "not a run folder with a refined model"),
         (["confounds", "--dry-run"], "options of train"),

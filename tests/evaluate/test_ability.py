@@ -8,9 +8,10 @@ from tiny import make_model
 
 from dcr_ds.commands.ability import run
 from dcr_ds.errors import UserError
-from dcr_ds.evaluate.ability import TASKS, measure_ability
+from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.template_variables import with_variables
 
 pytest.importorskip("lm_eval", reason="general ability needs lm-eval")
 ROWS = [
@@ -22,6 +23,8 @@ ROWS = [
     }
     for n in range(1, 7)
 ]
+
+FIGURE = {"metric": "acc", "value": 0.5, "low": 0.2, "high": 0.8, "n": 2}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +39,12 @@ def local(tmp_path):
     return tmp_path
 
 
-def best_choice(model, tokenizer, prompt: str, choices: list[str]) -> int:
+def best_choice(model, tokenizer, prompt: str, choices: list[str], space: str = " ") -> int:
     """The choice with the highest summed log-probability after the prompt, which is the definition of acc."""
     scores = []
     for choice in choices:
         start = len(tokenizer(prompt).input_ids)
-        ids = torch.tensor([tokenizer(f"{prompt} {choice}").input_ids])
+        ids = torch.tensor([tokenizer(f"{prompt}{space}{choice}").input_ids])
         logits = model(ids).logits[0, :-1].log_softmax(-1)
         scores.append(logits[range(start - 1, ids.shape[1] - 1), ids[0, start:]].sum().item())
     return scores.index(max(scores))
@@ -50,7 +53,7 @@ def best_choice(model, tokenizer, prompt: str, choices: list[str]) -> int:
 def test_accuracy_counts_the_most_likely_choice(model_folder, local):
     model = load_causal_lm(model_folder, torch.float32, "sdpa", torch.device("cpu"))
     tokenizer = load_tokenizer(model_folder)
-    figure = measure_ability(model, tokenizer, ["arc_easy"], local, None, 4)["arc_easy"]
+    figure = measure_ability(model, tokenizer, AbilityOptions(["arc_easy"], local, batch_size=4))["arc_easy"]
     with torch.no_grad():
         answers = [
             best_choice(model, tokenizer, f"Question: {row['question']}\nAnswer:", row["choices"]) for row in ROWS
@@ -58,6 +61,53 @@ def test_accuracy_counts_the_most_likely_choice(model_folder, local):
     expected = sum(answer == row["answer"] for answer, row in zip(answers, ROWS, strict=True)) / len(ROWS)
     assert figure["value"] == expected and figure["n"] == len(ROWS)
     assert figure["low"] < expected < figure["high"] or expected in (0, 1)
+
+
+def test_questions_with_the_chat_template_of_training_and_evaluation(model_folder, local):
+    model = load_causal_lm(model_folder, torch.float32, "sdpa", torch.device("cpu"))
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = "{{ 'on' if thinking else 'off' }} {{ messages[0]['content'] }}\n>"
+    ours = load_tokenizer(model_folder)
+    ours.chat_template = with_variables(tokenizer.chat_template, {"thinking": True})
+    figure = measure_ability(model, ours, AbilityOptions(["arc_easy"], local, with_template=True))["arc_easy"]
+    with torch.no_grad():
+        prompts = [f"on Question: {row['question']}\nAnswer:\n>" for row in ROWS]
+        pairs = zip(prompts, ROWS, strict=True)
+        answers = [best_choice(model, tokenizer, prompt, row["choices"], space="") for prompt, row in pairs]
+    expected = sum(answer == row["answer"] for answer, row in zip(answers, ROWS, strict=True)) / len(ROWS)
+    assert figure["value"] == expected
+
+
+def test_variables_of_a_run_reach_the_questions(model_folder, local, tmp_path, monkeypatch):
+    (tmp_path / "t.jinja").write_text("{{ 'on' if thinking else 'off' }} {{ messages[0]['content'] }}")
+    rendered = []
+    monkeypatch.setattr(
+        "dcr_ds.commands.ability.measure_ability",
+        lambda model, tokenizer, options: rendered.append(tokenizer.chat_template) or {"piqa": FIGURE},
+    )
+    for thinking in (False, True):
+        section = {"source": str(model_folder), "chat_template": str(tmp_path / "t.jinja")}
+        recipe = {"model": section | {"chat_template_kwargs": {"thinking": thinking}}}
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "recipe.yaml").write_text(json.dumps(recipe))
+        run([str(tmp_path / "run"), "--tasks", "piqa", "--local-data", str(local), "--apply-chat-template"])
+    assert [text.split("%}")[0] for text in rendered] == ["{% set thinking = false ", "{% set thinking = true "]
+
+
+def test_an_open_block_of_reasoning_is_refused(model_folder, local):
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    with pytest.raises(UserError, match="opens a block of reasoning"):
+        measure_ability(None, tokenizer, AbilityOptions(["piqa"], local, with_template=True))
+
+
+def test_a_base_model_without_a_template_is_measured(local, tmp_path):
+    folder = make_model(tmp_path / "model")
+    (folder / "chat_template.jinja").unlink()
+    arguments = [str(folder), "--local-data", str(local), "--limit", "2", "--tasks", "piqa"]
+    assert run(arguments) == 0
+    with pytest.raises(UserError, match="no chat template"):
+        run([*arguments, "--apply-chat-template"])
 
 
 def test_command_measures_every_task_and_writes_the_results(model_folder, local, tmp_path, capsys):

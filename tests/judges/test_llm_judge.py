@@ -186,6 +186,18 @@ def test_judge_from_a_recipe(monkeypatch):
     assert (judge.name, judge.judges, judge.endpoint.model) == ("big", "refusal", "big-1")
 
 
+def test_a_judge_has_the_mode_of_its_chat_template(monkeypatch):
+    with serving(lambda number, request: says("LABEL: compliance")) as server:
+        plain, quick = (
+            load_llm_judge(LlmJudge(kind="llm", name="j", url=server.url, model="m", chat_template_kwargs=variables))
+            for variables in ({}, {"enable_thinking": False})
+        )
+        verdicts(quick, ANSWERS[:1])
+        verdicts(plain, ANSWERS[:1])
+    assert server.requests[0]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert "chat_template_kwargs" not in server.requests[1] and plain.version != quick.version
+
+
 @pytest.fixture(scope="module")
 def transformers_server(tmp_path_factory):
     """(url, model) of `transformers serve` with a tiny random model."""

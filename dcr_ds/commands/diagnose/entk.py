@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, SETS, add_prompts, encoder, read_sets
-from dcr_ds.commands.parser import command_parser, positive_int, show
+from dcr_ds.commands.parser import add_template, command_parser, positive_int, show, template_fields
 from dcr_ds.data.records import digest
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.recipe.layout import ALIGNED, CONTROL
@@ -31,6 +31,7 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--k", type=positive_int, default=10, help="largest logits per prompt (default: 10)")
     help_parameters = "all, blocks<=N, blocks>N, or a regular expression on names (default: all)"
     parser.add_argument("--parameters", default="all", metavar="SELECTION", help=help_parameters)
+    add_template(parser)
     add_out(parser, "entk.json, entk.csv and entk.png of each model")
     return parser.parse_args(arguments)
 
@@ -38,7 +39,7 @@ def parse(arguments: list[str]) -> Namespace:
 def run(options: Namespace) -> None:
     """Measure each model, compare the later ones with the first, and an aligned one with its control. All ranks."""
     sets = read_sets(options, SETS)
-    targets = targets_of(options.models)
+    targets = targets_of(options.models, template_fields(options))
     results = {}
     with _ranks() as ranks:
         if ranks:

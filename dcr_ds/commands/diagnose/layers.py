@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, encoder, read_sets
-from dcr_ds.commands.parser import command_parser, refuse, show
+from dcr_ds.commands.parser import add_template, command_parser, refuse, show, template_fields
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
 
@@ -29,6 +29,7 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--refined", metavar="MODEL", help="a model trained from MODEL, to compare with it")
     add_prompts(parser, PAIRED, split="train", count=None)
     parser.add_argument("--pooling", choices=("last", "mean"), default="last", help="of tokens (default: last)")
+    add_template(parser)
     add_out(parser, "layers.json of each model")
     return parser.parse_args(arguments)
 
@@ -60,14 +61,14 @@ def run(options: Namespace) -> None:
 
 
 def _targets(options: Namespace) -> list[Target]:
-    targets = targets_of([options.model])
+    targets = targets_of([options.model], template_fields(options))
     if options.refined is None:
         return targets
     if len(targets) > 1:
         refuse(
             "diagnose layers", f"--refined: {options.model} is a run, whose models are compared anyway; leave it out"
         )
-    refined = targets_of([options.refined])
+    refined = targets_of([options.refined], template_fields(options))
     if len(refined) > 1:
         refuse("diagnose layers", f"--refined: {options.refined} is a run; name one of its models")
     return [*targets, replace(refined[0], title="refined")]

@@ -1,7 +1,7 @@
 """The models that a command line names: all models of a run, or a single one; how they are loaded."""
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,13 +50,16 @@ class Target:
         return load_with_adapter(self.files.source, self.files.adapter, torch.float32, "eager", device)
 
 
-def targets_of(names: Sequence[str]) -> list[Target]:
+def targets_of(names: Sequence[str], template: Mapping[str, Any] | None = None) -> list[Target]:
     """The models that are named, each checked to be complete; those of a run in the order base, control, refined, …
 
+    Args:
+        template: chat_template and chat_template_kwargs of models that are not those of a run.
+
     Raises:
-        UserError: a model is missing or incomplete, an endpoint, or two have the same title.
+        UserError: a model is missing or incomplete, an endpoint, or two have the same title; a template for a run.
     """
-    targets = [target for name in names for target in _targets(name, len(names) > 1)]
+    targets = [target for name in names for target in _targets(name, len(names) > 1, template or {})]
     titles = [target.title for target in targets]
     if repeated := {title for title in titles if titles.count(title) > 1}:
         raise UserError(f"two models have the name {min(repeated)!r}; diagnose them one at a time")
@@ -74,12 +77,15 @@ def folder_of(target: Target, what: str, out: Path | None) -> Path | None:
     return home and home / target.title
 
 
-def _targets(name: str, several: bool) -> list[Target]:
+def _targets(name: str, several: bool, template: Mapping[str, Any]) -> list[Target]:
     run = RunFolder(Path(name))
     if not run.is_run:
         path = Path(name)
         is_of_a_stage = path.name in ("model", "adapter") and path.parent.name
-        return [_target(path.parent.name if is_of_a_stage else path.name, ModelSection(source=name))]
+        return [_target(path.parent.name if is_of_a_stage else path.name, ModelSection(source=name, **template))]
+    if template:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in template)
+        raise UserError(f"{name}: is a run, whose recipe has the chat template; leave out {options}")
     section = load_recipe(str(run.recipe), []).model
     sections = {BASE: section}
     for title in MODELS[1:]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, targets_of
-from dcr_ds.commands.parser import command_parser, show
+from dcr_ds.commands.parser import add_template, command_parser, show, template_fields
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
@@ -27,6 +27,7 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("--refusals", metavar="FILE", help="conversations that end with a refusal (default: built-in)")
     help_general = "conversations that end with an ordinary answer (default: built-in)"
     parser.add_argument("--general", metavar="FILE", help=help_general)
+    add_template(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="write openings.json into DIR")
     return parser.parse_args(arguments)
 
@@ -35,7 +36,7 @@ def run(options: Namespace) -> None:
     """Find and print the openings; all models of a run have the same tokenizer."""
     from dcr_ds.evaluate.log_odds import openings_as_json, openings_of
 
-    target = targets_of([options.model])[0]
+    target = targets_of([options.model], template_fields(options))[0]
     refusals, ordinary = (
         read_conversations(DataSource(source=path) if path else DataSource(), name)
         for name, path in (("refusals", options.refusals), ("general", options.general))
