@@ -13,11 +13,11 @@ from dcr_ds.align.pairs import Pairs
 from dcr_ds.align.refusals import RefusalProbe, stops_alignment
 from dcr_ds.align.state import AlignState, build_align
 from dcr_ds.align.step import train_step
-from dcr_ds.engine.build import needs_masters, trained_weights
-from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
+from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.engine.memory import release
 from dcr_ds.engine.overlap import settle_overlap
 from dcr_ds.engine.session import Session
+from dcr_ds.engine.weights import TrainedWeights, needs_masters
 from dcr_ds.models.adapters import write_trained
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
@@ -64,7 +64,8 @@ def align(
             session.log(row)
             note_progress(session.state, row, state)
             session.save_or_stop(is_last="stopped_because" in session.state)
-    export(state, source, folder)
+    weights = TrainedWeights(state.engine, ranks, needs_masters(recipe.align, source), prefix="model.")
+    write_trained(state.model, weights, source, folder, template=recipe.model.template)
     session.finish(objective.data.counts)
     release(state.engine)
 
@@ -78,13 +79,3 @@ def note_progress(progress: dict[str, Any], row: dict[str, Any], state: AlignSta
         progress["stopped_because"] = reason
     elif row["step"] == state.total_steps:
         progress["stopped_because"] = f"{stage.epochs:g} epochs done"
-
-
-def export(state: AlignState, source: Path, folder: StageFolder) -> None:
-    """Write the trained model, and with LoRA the adapter. All ranks."""
-    weights = trained_weights(state.engine, state.ranks, needs_masters(state.recipe.align, source))
-    weights = {name.removeprefix("model."): weight for name, weight in weights.items()}
-    if state.ranks.is_main:
-        template = state.recipe.model.template
-        write_trained(state.engine.module.model, weights, source, folder, template=template)
-    barrier(state.ranks)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from dcr_ds.align.pairs import Pair, Pairs
 from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, print_on_main, sum_over_ranks
-from dcr_ds.models.checkpoint_files import weights_hash
+from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.likelihood import answer_nll
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import ModelSection

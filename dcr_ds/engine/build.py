@@ -1,15 +1,13 @@
-"""Build the model and DeepSpeed engine of a training stage, and gather its trained weights."""
+"""Build the model and DeepSpeed engine of a training stage."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import pydantic
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 from transformers import PreTrainedModel, get_scheduler
 
 from dcr_ds.engine.config import resolve_config
@@ -18,12 +16,10 @@ from dcr_ds.engine.memory import reset_peak_memory
 from dcr_ds.engine.optimizers import build_optimizer, parameter_groups
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
-from dcr_ds.models.checkpoint_files import stored_dtypes
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
-from dcr_ds.progress import heartbeat
-from dcr_ds.recipe import AlignSection, Recipe, RefineSection, StageSection
+from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import Stage
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -139,37 +135,3 @@ def gradient_norm(engine: deepspeed.DeepSpeedEngine) -> float:
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Recompute activations in the backward pass; works with frozen parameters under ZeRO-3 from DeepSpeed 0.19.4."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def needs_masters(stage: RefineSection | AlignSection, source: Path) -> bool:
-    """Return whether weights are exported from their float32 masters, as `dcr-ds export` reads them from a checkpoint.
-
-    A source that is all in bfloat16 gets the same bytes without them, in half the memory.
-    """
-    return stage.adapter != "none" or stored_dtypes(source) != {"BF16"}
-
-
-def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks, masters: bool = True) -> dict[str, torch.Tensor]:
-    """Gather the trainable parameters by name on the CPU of rank 0, one at a time; empty on other ranks. All ranks.
-
-    Args:
-        masters: in float32 where the optimizer keeps a copy in it; else in the dtype that the model computes in.
-    """
-    weights = {}
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        with whole_weight(parameter, masters) as weight:
-            if ranks.is_main:
-                weights[name] = weight.detach().to("cpu", copy=True)
-        heartbeat(f"gathering {name}")
-    return weights
-
-
-@contextmanager
-def whole_weight(parameter: torch.nn.Parameter, masters: bool) -> Iterator[torch.Tensor]:
-    """A parameter, not partitioned, or its float32 master if there is one. All ranks."""
-    master = safe_get_full_fp32_param(parameter) if masters else None
-    partitioned = master is None and hasattr(parameter, "ds_id")
-    with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
-        yield parameter if master is None else master

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import deepspeed
 import torch
+import torch.distributed
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from dcr_ds.engine.build import whole_weight
-from dcr_ds.engine.distributed import Ranks, barrier
+from dcr_ds.engine.distributed import Ranks, barrier, gather_objects
+from dcr_ds.engine.weights import RankProcesses, whole_weight
 
 PATTERN = "snapshot-*.safetensors"
 
@@ -23,7 +24,7 @@ class Snapshot:
     def __init__(self, engine: deepspeed.DeepSpeedEngine, ranks: Ranks, masters: bool):
         """
         Args:
-            masters: as for `trained_weights`.
+            masters: as for `TrainedWeights`.
         """
         self._ranks, self._masters = ranks, masters
         named = engine.module.named_parameters()
@@ -59,17 +60,11 @@ class Snapshot:
         if missing := own - self._weights.keys():
             raise RuntimeError(f"{folder}: the snapshot has no {sorted(missing)[0]}")
 
-    def gather(self, folder: Path) -> dict[str, torch.Tensor]:
-        """All weights by name on rank 0, through files in a folder; empty on other ranks."""
-        if self._ranks.world_size == 1:
-            return self._weights
-        self.write(folder)
-        gathered: dict[str, torch.Tensor] = {}
-        if self._ranks.is_main:
-            for file in sorted(folder.glob(PATTERN)):
-                gathered |= {name: weight.clone() for name, weight in load_file(file).items()}
-                file.unlink()
-        return gathered
+    def weights(self) -> "SnapshotWeights":
+        """The weights, for an export."""
+        own = {name: (weight.dtype, weight.shape) for name, weight in self._weights.items()}
+        kept = {name: facts for owned in gather_objects(own, self._ranks) for name, facts in owned.items()}
+        return SnapshotWeights(self._weights, {name: kept[name] for name, _ in self._trained}, self._ranks)
 
     def _is_owner(self, index: int) -> bool:
         return index % self._ranks.world_size == self._ranks.rank
@@ -78,6 +73,33 @@ class Snapshot:
         if name not in self._weights or self._weights[name].dtype != weight.dtype:
             self._weights[name] = torch.empty(weight.shape, dtype=weight.dtype, device="cpu")
         self._weights[name].copy_(weight.detach())
+
+
+class SnapshotWeights:
+    """Weights of a snapshot, each sent by the rank that keeps it when it is read."""
+
+    def __init__(self, own: dict[str, torch.Tensor], kept: dict[str, tuple[torch.dtype, torch.Size]], ranks: Ranks):
+        """
+        Args:
+            own: the weights that this rank keeps.
+            kept: dtype and shape of all weights, in the order in which ranks keep them in turn.
+        """
+        self._own, self._dtypes, self._ranks = own, {name: dtype for name, (dtype, _) in kept.items()}, ranks
+        self._owner = {name: index % ranks.world_size for index, name in enumerate(kept)}
+        self.shapes = {name: shape for name, (_, shape) in kept.items()}
+        self.processes = RankProcesses(ranks)
+
+    def read(self, name: str, wanted: bool) -> torch.Tensor | None:
+        """A weight on the CPU where it is wanted. All ranks."""
+        if self._ranks.world_size == 1:
+            return self._own[name] if wanted else None
+        device = self._ranks.device
+        if name in self._own:
+            weight = self._own[name].to(device)
+        else:
+            weight = torch.empty(self.shapes[name], dtype=self._dtypes[name], device=device)
+        torch.distributed.broadcast(weight, self._owner[name])
+        return weight.cpu() if wanted else None
 
 
 def _numel(parameter: torch.Tensor) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dcr_ds.models.adapters import load_with_adapter
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
 from dcr_ds.models.limits import model_limits
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.merge import load_with_adapter
 from dcr_ds.models.tensor_parallel import load_spread
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate
 from dcr_ds.recipe.layout import ModelFolder

@@ -9,8 +9,9 @@ from dcr_ds.engine.distributed import is_main_process
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.serving.command import requests_in_flight
 from dcr_ds.files import expand_user
-from dcr_ds.models.checkpoint_files import base_of_adapter, check_base, tokenizer_folder
+from dcr_ds.models.checkpoint_files import base_of_adapter, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint, RequestFields
+from dcr_ds.models.hashes import check_base
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import EndpointSection, ModelSection
 from dcr_ds.recipe.engines import LOCAL

@@ -1,8 +1,7 @@
 """Export the model or adapter of a run, a checkpoint or an adapter folder, checked before it gets its final name."""
 
-import hashlib
 import shutil
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +11,20 @@ from safetensors import safe_open
 from transformers import AutoModel, PreTrainedModel
 
 from dcr_ds.engine.checkpoint.checkpoints import newest_complete
-from dcr_ds.engine.checkpoint.consolidate import consolidated_weights
+from dcr_ds.engine.checkpoint.consolidate import CheckpointWeights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import checked_source
-from dcr_ds.files import read_json
-from dcr_ds.models.adapters import WEIGHTS, add_lora, merge_lora, save_lora
+from dcr_ds.files import flush, read_json
+from dcr_ds.models.adapters import add_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import build_on_meta, check_model
-from dcr_ds.models.checkpoint_files import base_of_adapter, copied_files, tokenizer_folder, weights_hash
+from dcr_ds.models.checkpoint_files import base_of_adapter, copied_files, tokenizer_folder
+from dcr_ds.models.hashes import weights_hash
+from dcr_ds.models.merge import WEIGHTS, merge_lora
+from dcr_ds.models.splice import read_all, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
-from dcr_ds.models.trunk import freeze_tail, splice, trunk_config
+from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import RunFolder, enclosing_run
 
@@ -31,6 +33,7 @@ SECTIONS = {"refine": "refine", "align": "align", "control": "align"}  # of the 
 # prefixes of the model's parameter names in the engine of a stage, and in the source checkpoint
 ENGINE_PREFIX = {"refine": "", "align": "model."}
 SOURCE_PREFIX = {"refine": "model.", "align": ""}
+REPORTED_BYTES = 1_000_000_000  # of a file whose copy is reported
 
 
 @dataclass(frozen=True)
@@ -158,29 +161,23 @@ def _export_checkpoint(run: Path, stage: str, checkpoint: Path, out: Path, optio
     _check_source(run, stage, source)
     model = _outline(recipe, section, source)
     shapes = {name: weight.shape for name, weight in model.named_parameters() if weight.requires_grad}
-    weights = _weights(checkpoint, shapes, ENGINE_PREFIX[section])
-    if wrong := [name for name, shape in shapes.items() if name not in weights or weights[name].shape != shape]:
+    weights = CheckpointWeights(checkpoint, shapes, ENGINE_PREFIX[section])
+    if wrong := [name for name, shape in shapes.items() if weights.shapes.get(name) != shape]:
         raise UserError(f"{checkpoint}: has no {wrong[0]} of the shape required by {recipe_file} and {source}")
     prefix = SOURCE_PREFIX[section]
     if getattr(recipe, section).adapter == "none":
         splice(model, weights, source, out, prefix)
     elif not options.merge:
-        save_lora(model, weights, source, out, prefix)
+        save_lora(model, read_all(weights, True), source, out, prefix)
     else:
         adapter = out.with_name(f"{out.name}.adapter")
         try:
-            save_lora(model, weights, source, adapter, prefix)
+            save_lora(model, read_all(weights, True), source, adapter, prefix)
             merge_lora(source, adapter, out)
         finally:
             shutil.rmtree(adapter, ignore_errors=True)
     keep_tokenizer(source, recipe.model.template, out)
     return f"{stage} at step {manifest.step}, from {checkpoint}"
-
-
-def _weights(checkpoint: Path, names: Iterable[str], prefix: str) -> dict[str, torch.Tensor]:
-    """The weights of these parameters in a checkpoint, which puts a prefix before their names."""
-    saved = consolidated_weights(checkpoint)
-    return {name: saved[prefix + name] for name in names if prefix + name in saved}
 
 
 def _source_of(run: Path, stage: str, recipe: Recipe, base: str | None) -> Path:
@@ -196,7 +193,7 @@ def _check_source(run: Path, stage: str, source: Path) -> None:
     identity = read_json(RunFolder(run).stage(stage).identity)
     weights = identity.get("weights") if isinstance(identity, dict) else None
     expected = weights.get("sha256") if isinstance(weights, dict) else None
-    if expected and weights_hash(source) != expected:
+    if expected and weights_hash(source, str(expected)) != expected:
         raise UserError(
             f"{source}: has other weights than those that {stage} of {run} began with; name the right ones with --base"
         )
@@ -216,16 +213,15 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
 
 
 def _copy(folder: Path, out: Path) -> None:
-    """Copy the files of a folder, and compare their hashes with those of the copies."""
+    """Copy the files of a folder, and flush them to disk."""
     out.mkdir()
-    for file in copied_files(folder, ("**/*",)):
+    files = copied_files(folder, ("**/*",))
+    for number, file in enumerate(files, 1):
         copy = out / file.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, copy)
-        if _sha256(file) != _sha256(copy):
-            raise RuntimeError(f"{copy}: differs from {file}")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        shutil.copyfile(file, copy)
+        flush(copy)
+        if (copied := copy.stat().st_size) != (size := file.stat().st_size):
+            raise RuntimeError(f"{copy}: {copied} bytes, {file} has {size}")
+        if size > REPORTED_BYTES:
+            print(f"{file}: {size / 1e9:.3g} GB copied ({number} of {len(files)})", file=sys.stderr, flush=True)

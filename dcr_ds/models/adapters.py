@@ -1,27 +1,26 @@
-"""LoRA adapters through peft: add an adapter, save it with a record of its base, merge it into a checkpoint."""
+"""LoRA adapters through peft: add an adapter, save it with a record of its base, and write what a stage trained."""
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
-from dcr_ds.models.checkpoint_files import BASE_RECORD, check_base, weights_hash
-from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.checkpoint_files import BASE_RECORD
+from dcr_ds.models.hashes import weights_hash
+from dcr_ds.models.merge import ROOT, WEIGHTS, merge_lora, module_of
+from dcr_ds.models.splice import HeldWeights, Weights, read_all, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
-from dcr_ds.models.trunk import splice
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate, LoraSection
 from dcr_ds.recipe.layout import StageFolder
 
-WEIGHTS = "adapter_model.safetensors"
 TIED = ("embed_tokens", "lm_head")  # modules that share one weight in a tied model
-ROOT = "base_model.model."  # what peft puts before a module's name
 
 
 def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
@@ -61,30 +60,38 @@ def _refuse_tied(model: PeftModel, field: str) -> None:
 
 def write_trained(
     model: PreTrainedModel | PeftModel,
-    trained: dict[str, torch.Tensor],
+    trained: Weights | Mapping[str, torch.Tensor],
     source: Path,
     stage: StageFolder,
     prefix: str = "",
     template: ChatTemplate = OWN_TEMPLATE,
 ) -> None:
-    """Write the trained model to `stage.model`, and with LoRA the adapter to `stage.adapter`. Rank 0.
+    """Write the trained model to `stage.model`, and with LoRA the adapter to `stage.adapter`.
 
-    Both get the tokenizer with the chat template of the training.
+    All processes of `trained`. Both get the tokenizer with the chat template of the training.
 
     Args:
         model: the trained model, whole or a trunk, with or without an adapter; its own weights are not read.
-        trained: its trainable parameters by name, not partitioned, on the CPU.
+        trained: its trainable parameters by name.
         source: the checkpoint that the stage started from.
         prefix: prefix of the model's parameter names in the source: "model." for a trunk, none for a whole model.
         template: `model.template` of the recipe.
     """
+    weights: Weights = HeldWeights(trained) if isinstance(trained, Mapping) else trained
+    processes = weights.processes
     if isinstance(model, PeftModel):
-        save_lora(model, trained, source, stage.adapter, prefix)
-        keep_tokenizer(source, template, stage.adapter)
-        merge_lora(source, stage.adapter, stage.model)
+        adapter = read_all(weights, processes.rank == 0)
+
+        def save_adapter() -> None:
+            save_lora(model, adapter, source, stage.adapter, prefix)
+            keep_tokenizer(source, template, stage.adapter)
+
+        processes.decide(save_adapter)
+        processes.wait_until_visible(stage.adapter)
+        merge_lora(source, stage.adapter, stage.model, processes)
     else:
-        splice(model, trained, source, stage.model, prefix)
-    keep_tokenizer(source, template, stage.model)
+        splice(model, weights, source, stage.model, prefix)
+    processes.decide(lambda: keep_tokenizer(source, template, stage.model))
 
 
 def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Path, prefix: str = "") -> None:
@@ -99,60 +106,9 @@ def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Pat
     config.inference_mode = True
     config.base_model_name_or_path = str(source.resolve())
     if not config.target_parameters:  # fused experts have them; peft names those in its own way
-        config.target_modules = sorted({_module_of(name) for name in tensors})  # a trunk's adapter ends at its layer
+        config.target_modules = sorted({module_of(name) for name in tensors})  # a trunk's adapter ends at its layer
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(folder)
     base = {"source": str(source.resolve()), "sha256": weights_hash(source)}
     write_atomically(folder / BASE_RECORD, json.dumps(base, indent=1))
-
-
-def merge_lora(source: Path, adapter: Path, target: Path) -> None:
-    """Write a copy of the source checkpoint with an adapter merged in, from the source's own weights and dtype. Rank 0.
-
-    Raises:
-        UserError: the adapter is damaged, not a LoRA adapter, or was trained on another base.
-    """
-    check_base(source, adapter)
-    names = _adapted_weights(adapter)
-    merged = load_with_adapter(source, adapter, "auto", "eager", torch.device("cpu"))  # eager: supported by every model
-    weights = {name: weight.detach() for name, weight in merged.named_parameters() if names is None or name in names}
-    splice(merged, weights, source, target)
-
-
-def load_with_adapter(
-    source: Path, adapter: Path, dtype: torch.dtype | str, attention: str, device: torch.device
-) -> PreTrainedModel:
-    """A causal language model with an adapter merged in.
-
-    Raises:
-        UserError: the adapter is damaged, or was trained on another model.
-    """
-    base = load_causal_lm(source, dtype, attention, device)
-    try:
-        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    except Exception as error:  # what peft raises depends on the field of adapter_config.json that is wrong
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
-
-
-def _adapted_weights(adapter: Path) -> set[str] | None:
-    """Names of the base weights that a LoRA adapter changes; None with an adapter on fused experts: any of them."""
-    try:
-        with safe_open(adapter / WEIGHTS, "pt") as stream:
-            names = list(stream.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
-    if others := [name for name in names if ".lora_" not in name]:
-        raise UserError(f"{adapter}: holds {others[0]}, which is not a LoRA weight; only LoRA adapters can be merged")
-    try:
-        if PeftConfig.from_pretrained(str(adapter)).target_parameters:
-            return None
-    except Exception as error:  # as in load_with_adapter
-        raise UserError(f"{adapter}: peft cannot read adapter_config.json ({type(error).__name__}: {error})") from None
-    return {f"{_module_of(name)}.weight" for name in names}
-
-
-def _module_of(name: str) -> str:
-    """The module that an adapter's tensor belongs to."""
-    return name.removeprefix(ROOT).partition(".lora_")[0]

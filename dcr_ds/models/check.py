@@ -15,9 +15,8 @@ from transformers.initialization import no_init_weights
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_json
-from dcr_ds.models.checkpoint_files import BLOCK, BUFFER, check_not_quantised, model_config, read_headers
+from dcr_ds.models.checkpoint_files import BLOCK, BUFFER, HEAD, check_not_quantised, model_config, read_headers
 from dcr_ds.models.limits import ids_beyond, model_limits
-from dcr_ds.models.trunk import HEAD
 
 PREFIX = "model."  # of the base model's weights in a causal language model
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")

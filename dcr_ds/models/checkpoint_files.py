@@ -11,7 +11,6 @@ from pathlib import Path
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
-from dcr_ds.progress import heartbeat
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
@@ -19,6 +18,7 @@ BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name o
 BUFFER = re.compile(r"(^|\.)(inv_freq|original_inv_freq|position_ids|num_batches_tracked|masked_bias|attn\.bias)$")
 CHUNK_BYTES = 1 << 24
 INDEX = "model.safetensors.index.json"
+HEAD = "lm_head.weight"
 SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantised
@@ -158,28 +158,13 @@ def check_not_quantised(folder: Path) -> None:
 def model_hash(folder: Path) -> str:
     """Short hash of the files that decide a model's answers: weights, config and tokenizer.
 
-    The same model under another path has the same hash. `weights_hash` is of the weights alone.
+    The same model under another path has the same hash. `weights_hash` (hashes.py) is of the weights alone.
     """
     digest = hashlib.sha256()
     for path in sorted({path for pattern in HASHED_FILES for path in folder.glob(pattern)}):
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 of a checkpoint's tensors in order of name, with dtypes and shapes, however they are sharded."""
-    digest = hashlib.sha256()
-    for name, entry in sorted(read_headers(folder).items()):
-        digest.update(f"{name} {entry['dtype']} {entry['shape']}\n".encode())
-        with entry["file"].open("rb") as stream:
-            data = 8 + int.from_bytes(stream.read(8), "little")
-            begin, end = (data + offset for offset in entry["data_offsets"])
-            stream.seek(begin)
-            for start in range(begin, end, CHUNK_BYTES):
-                heartbeat(f"reading {entry['file']}")
-                digest.update(stream.read(min(CHUNK_BYTES, end - start)))
-    return digest.hexdigest()
 
 
 def base_of_adapter(folder: Path) -> str | None:
@@ -204,33 +189,13 @@ def base_of_adapter(folder: Path) -> str | None:
     return base
 
 
-def check_base(source: Path, adapter: Path) -> None:
-    """Raise UserError if base.json next to an adapter records other weights than those of the source.
-
-    Reads the whole source once. An adapter from elsewhere has no base.json and passes.
-    """
-    record = adapter / BASE_RECORD
-    if not record.is_file():
-        return
-    try:
-        base = parse_json(record.read_bytes())
-        name, expected = base["source"], base["sha256"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{record}: damaged; copy the adapter again") from None
-    if weights_hash(source) != expected:
-        raise UserError(
-            f"{adapter}: was trained on other weights than those of {source} ({BASE_RECORD} has another hash); use the "
-            f"base model it was trained on: {name}"
-        )
-
-
 def tokenizer_folder(source: Path, adapter: Path | None) -> Path:
     """The folder to load the tokenizer from: the adapter's if one was saved with it, else the checkpoint's."""
     return adapter if adapter is not None and (adapter / "tokenizer_config.json").is_file() else source
 
 
 def read_headers(folder: Path) -> dict[str, dict]:
-    """The entry of each tensor of a checkpoint, by name: `dtype`, `shape`, `data_offsets`, and `file`.
+    """The entry of each tensor of a checkpoint, by name: `dtype`, `shape`, `data_offsets`, `file`, and `start` in it.
 
     Raises:
         UserError: a file is damaged, or two shards hold the same tensor.
@@ -266,8 +231,13 @@ def _read_header(file: Path) -> dict[str, dict]:
             if header_size > MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {header_size:,} bytes")
             header = parse_json(stream.read(header_size))
-            tensors = {name: header[name] for name in header if name != "__metadata__"}
-            expected = 8 + header_size + max(tensor["data_offsets"][1] for tensor in tensors.values())
+            data = 8 + header_size
+            tensors = {
+                name: entry | {"start": data + entry["data_offsets"][0]}
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+            expected = data + max(tensor["data_offsets"][1] for tensor in tensors.values())
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again") from None
     if expected != size:

@@ -9,14 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dcr_ds.engine.build import needs_masters, trained_weights
-from dcr_ds.engine.distributed import Ranks, barrier, print_on_main
+from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.engine.memory import release
 from dcr_ds.engine.overlap import settle_overlap
 from dcr_ds.engine.session import Session
 from dcr_ds.engine.snapshot import Snapshot
+from dcr_ds.engine.weights import TrainedWeights, needs_masters
 from dcr_ds.models.adapters import write_trained
 from dcr_ds.recipe import Recipe, RefineSection
 from dcr_ds.recipe.layout import StageFolder
@@ -75,8 +73,8 @@ def refine(recipe: Recipe, source: Path, prompts: RefinePrompts, folder: StageFo
     for warning in result["warnings"]:
         print_on_main(ranks, f"WARNING: {warning}")
     is_current = result["exported_step"] == session.step
-    weights = trained_weights(state.engine, ranks, masters) if is_current else snapshot.gather(folder.folder)
-    export(state, weights, source, folder)
+    weights = TrainedWeights(state.engine, ranks, masters) if is_current else snapshot.weights()
+    write_trained(state.engine.module, weights, source, folder, "model.", recipe.model.template)
     session.finish({"layer": stage.layer} | result)
     release(state.engine)
 
@@ -120,10 +118,3 @@ def note_progress(progress: dict[str, Any], row: dict[str, Any], stage: RefineSe
             )
     if step == stage.max_steps and "stopped_because" not in progress:
         progress["stopped_because"] = f"max_steps = {stage.max_steps} reached at gap {row['gap']:.3f}"
-
-
-def export(state: RefineState, weights: dict[str, torch.Tensor], source: Path, folder: StageFolder) -> None:
-    """Write the model with the given trained weights, and with LoRA the adapter. All ranks."""
-    if state.ranks.is_main:
-        write_trained(state.engine.module, weights, source, folder, "model.", state.recipe.model.template)
-    barrier(state.ranks)

@@ -13,7 +13,8 @@ from typing import Any
 from dcr_ds.data.load import RunData
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, parse_json, read_json, write_json
-from dcr_ds.models.checkpoint_files import model_config, weight_files, weights_hash
+from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.models.hashes import file_states, weights_hash
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import RunFolder, StageFolder
 from dcr_ds.run.environment import describe_software
@@ -130,17 +131,13 @@ def _identity_hash(record: dict[str, Any]) -> str:
 
 
 def _describe_weights(folder: Path, known: Any) -> dict[str, Any]:
-    """Hash of a model's weights. Files that have not been touched since they were hashed are not read again.
-
-    A file that was replaced, or written to, has another inode or change time, which no program can set.
-    """
-    files = {}
-    for file in weight_files(folder):
-        status = file.stat()
-        files[file.name] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    """Hash of a model's weights, of the kind that was recorded. Files untouched since then are not read again."""
+    files = file_states(folder)
+    recorded = _of(known, "sha256")
     if isinstance(known, dict) and known.get("files") == files and known.get("folder") == str(folder.absolute()):
         return known
-    return {"folder": str(folder.absolute()), "sha256": weights_hash(folder), "files": files}
+    value = weights_hash(folder, recorded) if isinstance(recorded, str) else weights_hash(folder)
+    return {"folder": str(folder.absolute()), "sha256": value, "files": files}
 
 
 def _tokenizer_hash(folder: Path) -> str:

@@ -16,8 +16,9 @@ set_environment()
 import torch
 
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.session import Session
+from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import Diverged
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import StageFolder

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.build import build_engine, gradient_norm, stage_config, trained_weights
+from dcr_ds.engine.build import build_engine, gradient_norm, stage_config
 from dcr_ds.engine.config import read_config
+from dcr_ds.engine.weights import trained_weights
 from dcr_ds.recipe import load_recipe
 
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from small_engine import load_newest, make_engine, save_checkpoint, train
 
-from dcr_ds.engine.build import trained_weights
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.checkpoint.manifest import MANIFEST, Saved, seal
+from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import UserError
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from small_engine import load_newest, save_checkpoint
 
-from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, check_optimizer
+from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from tiny import make_model
 
-from dcr_ds.engine.build import build_engine, stage_config, trained_weights
+from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.weights import trained_weights
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import LoraSection, StageSection

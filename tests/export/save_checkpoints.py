@@ -14,9 +14,10 @@ set_environment()
 import torch
 
 from dcr_ds.engine import distributed as process
-from dcr_ds.engine.build import build_engine, sharded_loading, stage_config, trained_weights
+from dcr_ds.engine.build import build_engine, sharded_loading, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.config import read_config
+from dcr_ds.engine.weights import trained_weights
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import load_causal_lm

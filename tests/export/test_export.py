@@ -14,7 +14,7 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ds.cli import main
-from dcr_ds.models.checkpoint_files import weights_hash
+from dcr_ds.models.hashes import weights_hash
 
 STEP = "step-00000002"
 

@@ -11,8 +11,9 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.adapters import add_lora, merge_lora, save_lora, write_trained
+from dcr_ds.models.adapters import add_lora, save_lora, write_trained
 from dcr_ds.models.load import NO_GPU, flash_attention_problem, load_causal_lm, resolve_attention
+from dcr_ds.models.merge import merge_lora
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import LoraSection
 from dcr_ds.recipe.layout import StageFolder

@@ -14,8 +14,9 @@ from transformers import LlamaConfig
 from dcr_ds.errors import UserError
 from dcr_ds.models.check import build_on_meta, check_model, expected_shapes
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.splice import splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
-from dcr_ds.models.trunk import load_trunk, splice
+from dcr_ds.models.trunk import load_trunk
 
 TYPES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "mixtral"]
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"

@@ -9,7 +9,8 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.checkpoint_files import check_base, check_checkpoint, weight_files, weights_hash
+from dcr_ds.models.checkpoint_files import check_checkpoint, weight_files
+from dcr_ds.models.hashes import check_base, weights_hash
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from dcr_ds.errors import UserError
 from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import NO_GPU, resolve_attention
-from dcr_ds.models.trunk import load_trunk, splice
+from dcr_ds.models.splice import splice
+from dcr_ds.models.trunk import load_trunk
 
 TYPES = ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3", "qwen3_moe", "mixtral"]
 LAYER = 2

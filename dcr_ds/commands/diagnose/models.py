@@ -41,8 +41,8 @@ class Target:
         """The model in float32, with its adapter merged. Device: the GPU if there is one."""
         import torch
 
-        from dcr_ds.models.adapters import load_with_adapter
         from dcr_ds.models.load import load_causal_lm
+        from dcr_ds.models.merge import load_with_adapter
 
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if self.files.adapter is None:

@@ -20,12 +20,12 @@ from dcr_ds.evaluate.remote import generate_remote
 from dcr_ds.evaluate.serving.command import parallel_sizes, requests_in_flight
 from dcr_ds.evaluate.serving.server import Server
 from dcr_ds.files import write_json
-from dcr_ds.models.adapters import merge_lora
 from dcr_ds.models.chat import PROMPT_END_TOKENS, turn_end_ids
 from dcr_ds.models.checkpoint_files import copied_files, model_config, tokenizer_folder, weight_files
 from dcr_ds.models.dates import dated
 from dcr_ds.models.endpoint import Endpoint, RequestFields
 from dcr_ds.models.limits import padding_id
+from dcr_ds.models.merge import merge_lora
 from dcr_ds.models.replies import Completion
 from dcr_ds.models.tokenizer_files import keep_template, keep_tokenizer
 from dcr_ds.reasoning import open_block

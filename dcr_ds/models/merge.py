@@ -1,0 +1,153 @@
+"""Merge a LoRA adapter into a checkpoint, one weight at a time, from the checkpoint's own weights and dtypes."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from dcr_ds.errors import UserError
+from dcr_ds.models.check import build_on_meta
+from dcr_ds.models.checkpoint_files import read_headers
+from dcr_ds.models.hashes import check_base
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.splice import ALONE, Processes, splice
+
+WEIGHTS = "adapter_model.safetensors"
+ROOT = "base_model.model."  # what peft puts before a module's name
+NOT_BY_WEIGHT = ("target_parameters", "use_dora", "layer_replication")  # options of an adapter: on fused experts, …
+CPU = torch.device("cpu")
+
+
+def merge_lora(source: Path, adapter: Path, target: Path, processes: Processes = ALONE) -> None:
+    """Write a copy of the source checkpoint with an adapter merged in, from the source's own weights and dtypes.
+
+    All processes. One weight at a time, except with adapters on fused experts or with DoRA: rank 0 loads those models
+    whole.
+
+    Raises:
+        UserError: the adapter is damaged, not a LoRA adapter, or was trained on another base.
+    """
+    processes.decide(lambda: check_base(source, adapter))
+    names, config = adapted_weights(adapter), _config_of(adapter)
+    if any(getattr(config, option, None) for option in NOT_BY_WEIGHT):
+        processes.decide(lambda: _merge_whole(source, adapter, target, None if getattr(config, "target_parameters", None) else names))
+    else:
+        merged = MergedWeights(source, adapter, names, processes)
+        splice(merged.model, merged, source, target)
+
+
+def _merge_whole(source: Path, adapter: Path, target: Path, names: set[str] | None) -> None:
+    """Merge in memory.
+
+    Args:
+        names: the weights that the adapter changes; None: any, with an adapter on fused experts.
+    """
+    merged = load_with_adapter(source, adapter, "auto", "eager", CPU)  # eager: supported by every model
+    splice(
+        merged,
+        {name: weight for name, weight in merged.named_parameters() if not names or name in names},
+        source,
+        target,
+    )
+
+
+class MergedWeights:
+    """The weights of a checkpoint that an adapter changes, merged when they are read.
+
+    Attributes:
+        model: the base model with the adapter, on the meta device.
+    """
+
+    def __init__(self, source: Path, adapter: Path, names: set[str], processes: Processes):
+        """
+        Args:
+            names: the weights that the adapter changes.
+        """
+        self.processes, self._adapter = processes, adapter / WEIGHTS
+        self.model = build_on_meta(source)
+        self._stored = read_headers(source)
+        adapted = _with_adapter(self.model, source, adapter, low_cpu_mem_usage=True, torch_device="cpu")
+        modules = {name.removeprefix(ROOT): module for name, module in adapted.named_modules()}
+        self._layers: dict[str, Any] = {
+            f"{name}.weight": layer for name, layer in modules.items() if isinstance(layer, LoraLayer)
+        }
+        shapes = {name: tuple(self._stored[name]["shape"]) for name in sorted(names) if name in self._layers}
+        self.shapes: Mapping[str, Sequence[int]] = shapes
+
+    def read(self, name: str, wanted: bool) -> torch.Tensor | None:
+        """A merged weight, as peft merges it."""
+        if not wanted:
+            return None
+        layer = self._layers[name]
+        base = layer.get_base_layer()
+        with safe_open(self._stored[name]["file"], "pt") as stream:
+            base.weight = torch.nn.Parameter(stream.get_tensor(name).clone(), requires_grad=False)
+        layer.load_state_dict(self._adapter_of(name), strict=False, assign=True)
+        layer.merge()
+        merged = base.weight.data
+        layer.merged_adapters.clear()
+        layer.to("meta")  # new tensors: `merged` stays
+        return merged
+
+    def _adapter_of(self, name: str) -> dict[str, torch.Tensor]:
+        """The adapter's tensors for a weight, by their names in peft's layer, and in float32, as peft loads them."""
+        tensors = {}
+        with safe_open(self._adapter, "pt") as stream:
+            for saved in stream.keys():
+                if f"{module_of(saved)}.weight" == name:
+                    part, *rest = saved.partition(".lora_")[2].split(".")  # A.weight, embedding_A
+                    tensors[".".join([f"lora_{part}", "default", *rest])] = stream.get_tensor(saved).float()
+        return tensors
+
+
+def load_with_adapter(
+    source: Path, adapter: Path, dtype: torch.dtype | str, attention: str, device: torch.device
+) -> PreTrainedModel:
+    """A causal language model with an adapter merged in.
+
+    Raises:
+        UserError: the adapter is damaged, or was trained on another model.
+    """
+    base = load_causal_lm(source, dtype, attention, device)
+    return _with_adapter(base, source, adapter).merge_and_unload()
+
+
+def _with_adapter(base: PreTrainedModel, source: Path, adapter: Path, **options) -> PeftModel:
+    try:
+        return PeftModel.from_pretrained(base, adapter, **options)
+    except Exception as error:  # what peft raises depends on the field of adapter_config.json that is wrong
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
+
+
+def adapted_weights(adapter: Path) -> set[str]:
+    """Names of the base weights that a LoRA adapter changes.
+
+    Raises:
+        UserError: the adapter cannot be read, or is no LoRA adapter.
+    """
+    try:
+        with safe_open(adapter / WEIGHTS, "pt") as stream:
+            names = list(stream.keys())
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
+    if others := [name for name in names if ".lora_" not in name]:
+        raise UserError(f"{adapter}: holds {others[0]}, which is not a LoRA weight; only LoRA adapters can be merged")
+    return {f"{module_of(name)}.weight" for name in names}
+
+
+def _config_of(adapter: Path) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(str(adapter))
+    except Exception as error:  # as in _with_adapter
+        raise UserError(f"{adapter}: peft cannot read adapter_config.json ({type(error).__name__}: {error})") from None
+
+
+def module_of(name: str) -> str:
+    """The module that an adapter's tensor belongs to."""
+    return name.removeprefix(ROOT).partition(".lora_")[0]
