@@ -35,7 +35,9 @@ def merge_lora(source: Path, adapter: Path, target: Path, processes: Processes =
     processes.decide(lambda: check_base(source, adapter))
     names, config = adapted_weights(adapter), _config_of(adapter)
     if any(getattr(config, option, None) for option in NOT_BY_WEIGHT):
-        processes.decide(lambda: _merge_whole(source, adapter, target, None if getattr(config, "target_parameters", None) else names))
+        processes.decide(
+            lambda: _merge_whole(source, adapter, target, None if getattr(config, "target_parameters", None) else names)
+        )
     else:
         merged = MergedWeights(source, adapter, names, processes)
         splice(merged.model, merged, source, target)

@@ -1,8 +1,11 @@
 """Launched by test_export.py on two ranks: runs stopped in stage 1 (full-parameter) and stage 2 (LoRA), per ZeRO stage.
 
-Next to each, in `expected`, is what the stage itself would have written.
+Next to each, in `expected`, is what the stage would write from weights in the memory of one rank, and in `streamed`
+what both ranks write together. A run of stage 1 has `sharded`, `snapshot`, and the error of a rank that cannot write.
 """
 
+import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -17,10 +20,14 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.build import build_engine, sharded_loading, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.config import read_config
-from dcr_ds.engine.weights import trained_weights
+from dcr_ds.engine.snapshot import Snapshot
+from dcr_ds.engine.weights import TrainedWeights, trained_weights
+from dcr_ds.errors import UserError
+from dcr_ds.models import shards
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.splice import splice
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import Recipe, dump_recipe, load_recipe
 
@@ -61,6 +68,30 @@ def stop_early(stage: str, recipe: Recipe, source: Path, ranks) -> None:
     if ranks.is_main:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe))
         write_trained(model, weights, source, StageFolder(folder / "expected"), kept)
+    streamed = TrainedWeights(engine, ranks, prefix=held)
+    write_trained(model, streamed, source, StageFolder(folder / "streamed"), kept)
+    if stage == "refine":
+        write_in_shards(model, engine, source, folder, ranks)
+
+
+def write_in_shards(model, engine, source: Path, folder: Path, ranks) -> None:
+    """Write several files from live weights and from a snapshot; then rank 1 cannot write its files."""
+    shards.MAX_SHARD_BYTES = 40_000
+    weights = TrainedWeights(engine, ranks)
+    splice(model, weights, source, folder / "sharded", "model.")
+    snapshot = Snapshot(engine, ranks, masters=True)
+    snapshot.take()
+    splice(model, snapshot.weights(), source, folder / "snapshot", "model.")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if ranks.rank == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        splice(model, weights, source, folder / "full", "model.")
+    except UserError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        (folder / f"error-{ranks.rank}").write_text(str(error))
+    shards.MAX_SHARD_BYTES = 5_000_000_000
 
 
 def main(source: str, output: str) -> None:

@@ -1,6 +1,7 @@
 """An export equals what the stage itself writes, for every ZeRO stage and number of ranks of the checkpoint."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dcr_ds.cli import main
+from dcr_ds.models.check import check_model
+from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.hashes import weights_hash
 
 STEP = "step-00000002"
@@ -78,6 +81,36 @@ def test_an_adapter_is_merged_or_copied(runs, export):
     expected = runs / "align-zero0" / "expected"
     shutil.rmtree(export(expected / "adapter"))
     assert contents(export(expected / "adapter", "--merge")) == contents(expected / "model")
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize(("stage", "name"), [("refine", "model"), ("align", "model"), ("align", "adapter")])
+def test_two_ranks_write_what_one_writes_from_memory(runs, zero, stage, name):
+    run = runs / f"{stage}-zero{zero}"
+    assert contents(run / "streamed" / name) == contents(run / "expected" / name)
+
+
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("name", ["sharded", "snapshot"])
+def test_two_ranks_write_a_large_file_as_shards(runs, zero, name):
+    run = runs / f"refine-zero{zero}"
+    files = weight_files(run / name)
+    assert len(files) > 3 and not (run / name / "model.safetensors").exists()
+    assert max(file.stat().st_size for file in files) < 45_000
+    assert weights_hash(run / name) == weights_hash(run / "expected" / "model")
+    assert check_model(run / name) == []
+    expected = load_file(run / "expected" / "model" / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(run / name)
+    assert all(torch.equal(weight, expected[key]) for key, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_all_ranks_report_the_file_that_one_cannot_write(runs, zero):
+    run = runs / f"refine-zero{zero}"
+    messages = {(run / f"error-{rank}").read_text() for rank in range(2)}
+    assert len(messages) == 1
+    assert re.search(r"full.partial/model-\d+-of-\d+.safetensors: cannot be written \(File too large\)", messages.pop())
+    assert not (run / "full").exists()
 
 
 def test_an_older_checkpoint_is_exported_by_name(runs, export):
