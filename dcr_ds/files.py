@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,13 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         error.filename = error.filename or str(path)  # that a full disk does not name
         raise
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Free space of the file system of a folder, or of its nearest parent that exists; None if it is not reported."""
+    folder = folder.absolute()
+    usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
+    return usage.free if usage.total > 0 else None  # some network file systems report 0 bytes of 0
 
 
 def flush(path: Path) -> None:

@@ -19,6 +19,7 @@ from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
+from dcr_ds.progress import heartbeat_while_moving
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import Stage
 
@@ -108,7 +109,8 @@ def build_engine(
         config = config | {"gradient_clipping": 0.0}
         optimizer.register_step_pre_hook(partial(_clip, parameters, stage.max_grad_norm))
     try:
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+        with heartbeat_while_moving("building the DeepSpeed engine"):
+            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
     except pydantic.ValidationError as error:
         raise UserError(f"deepspeed: DeepSpeed rejects the configuration: {error}") from None
     return engine

@@ -137,10 +137,11 @@ class Session:
         self._profile.step()
 
     def save_or_stop(self, is_last: bool, snapshot: Snapshot | None = None) -> None:
-        """Save if a checkpoint is due, a stop was requested, or little time is left before the deadline.
+        """Save if a checkpoint is due, at the last step, if a stop was requested, or little time is left.
 
-        Until a save has been measured, its time is an estimate that may be far too long. So the deadline is checked
-        again after the save: the run stops only if another step and a save as long as this one do not fit.
+        The last step is saved so that an export that fails can be repeated without training again. Until a save has
+        been measured, its time is an estimate that may be far too long. So the deadline is checked again after the
+        save: the run stops only if another step and a save as long as this one do not fit.
 
         Args:
             snapshot: earlier weights that the checkpoint keeps as well.
@@ -151,7 +152,7 @@ class Session:
         self.state["seconds"] = time.monotonic() - self._started
         self._longest_step = max(self._longest_step, time.monotonic() - self._boundary)
         stopping = self._stop.agreed(self._seconds_needed())
-        if stopping or self.step % self.recipe.checkpoint.every_steps == 0:
+        if stopping or is_last or self.step % self.recipe.checkpoint.every_steps == 0:
             self.checkpoints.save(self.step, without_nan(self.state), snapshot)
         if stopping and not is_last:
             self.checkpoints.wait_until_saved()

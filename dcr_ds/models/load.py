@@ -10,6 +10,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
+from dcr_ds.progress import heartbeat_while_moving
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_GPU = "no GPU"
@@ -73,9 +74,10 @@ def load_causal_lm(
         quantize: `nf4` loads the linear layers except the head in 4 bits, and needs a device.
     """
     options = loading_options(quantize, dtype, device)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
-    ).eval()
+    with heartbeat_while_moving(f"loading {folder}"):
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
+        ).eval()
     if quantize != "none":
         return finish_four_bit(model)
     return model if device is None else model.to(device)

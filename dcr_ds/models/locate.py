@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import cache_folder, expand_user
+from dcr_ds.files import cache_folder, expand_user, free_bytes
 from dcr_ds.locks import locked
 from dcr_ds.models.checkpoint_files import FILES, check_checkpoint
 from dcr_ds.recipe import ModelSection
@@ -61,6 +62,7 @@ def _from_hub(model: ModelSection) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    _check_room(model)
     try:
         return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -69,6 +71,27 @@ def _from_hub(model: ModelSection) -> Path:
             f"model.source: {model.source} could not be downloaded from the hub ({reason}); check the name, the "
             "network and HF_TOKEN, or use a local folder"
         ) from None
+
+
+def _check_room(model: ModelSection) -> None:
+    """Raise UserError if the cache of the hub has no room for what has to be downloaded, as far as both are known."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    try:
+        info = HfApi().model_info(model.source, revision=model.revision, files_metadata=True)
+        files = [file for file in info.siblings or [] if any(fnmatch(file.rfilename, pattern) for pattern in FILES)]
+        cached = {
+            file.rfilename: try_to_load_from_cache(model.source, file.rfilename, revision=info.sha) for file in files
+        }
+        needed = sum(file.size or 0 for file in files if not isinstance(cached[file.rfilename], str))
+        free = free_bytes(Path(constants.HF_HUB_CACHE))
+    except Exception:  # no network, no such model, …: the download reports it
+        return
+    if usage.total > 0 and usage.free < needed:
+        raise UserError(
+            f"model.source: {model.source} needs {needed / 1e9:.3g} GB in {cache}, which has {usage.free / 1e9:.3g} GB "
+            "free; free some space, or set HF_HUB_CACHE to a folder on another file system"
+        )
 
 
 def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
+from dcr_ds.progress import heartbeat_while_moving
 
 OLDEST = "5.20"  # the first transformers whose device meshes can be given
 AXES = ("pp", "dp_replicate", "fsdp", "tp")  # of transformers' meshes; only the last has more than one rank here
@@ -59,7 +60,7 @@ def load_spread(folder: Path, dtype: torch.dtype, attention: str, size: int, dev
             f"evaluate.ranks_per_copy: {size} needs transformers {OLDEST} or newer: pip install -U transformers"
         ) from None
     mesh = _mesh_of_groups(dist.group.WORLD, device.type, size)[AXES]
-    with _prepared(device, TransformersDeviceMesh(mesh, mesh)):
+    with _prepared(device, TransformersDeviceMesh(mesh, mesh)), heartbeat_while_moving(f"loading {folder}"):
         return AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from dcr_ds.models.checkpoint_files import check_layer
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
+from dcr_ds.progress import heartbeat_while_moving
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
@@ -52,9 +53,10 @@ def load_trunk(
     """
     config = trunk_config(folder, layer)
     options = loading_options(quantize, dtype, device)
-    trunk = AutoModel.from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
-    )
+    with heartbeat_while_moving(f"loading {folder}"):
+        trunk = AutoModel.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
+        )
     return freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk))
 
 

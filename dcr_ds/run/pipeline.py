@@ -130,14 +130,13 @@ def _check_refinement(recipe: Recipe, ranks: Ranks) -> None:
 
 
 def _check_resumed(tokens: "RunTokens", world_size: int) -> list[str]:
-    """Check the identity of each stage that has results, before anything is written. Rank 0.
-
-    Returns:
-        Notes to print: what differs and is no reason to refuse.
+    """Check the identity of each stage that has results, and free space; returns notes to print. Rank 0.
 
     Raises:
-        UserError: a stage began with another model or other data.
+        UserError: a stage began with another model or other data, or the disk has too little space.
     """
+    from dcr_ds.run.space import check_space
+
     notes = []
     recipe, source = tokens.recipe, tokens.source
     run = RunFolder(recipe.folder)
@@ -147,7 +146,7 @@ def _check_resumed(tokens: "RunTokens", world_size: int) -> list[str]:
         is_asked = stage in recipe.stages or (stage == "control" and has_control(recipe))
         if is_asked and run.stage(stage).has_results and start.is_dir():
             notes += _check_identity(tokens, stage, start, world_size)
-    return notes
+    return notes + check_space(tokens, _pending_stages(recipe))
 
 
 def _check_identity(tokens: "RunTokens", stage: str, start: Path, world_size: int) -> list[str]:

@@ -227,7 +227,7 @@ def test_an_older_checkpoint_stays_until_the_next_is_complete(folder, engine, ra
 
 
 def test_full_disk_is_an_error_before_anything_is_written(folder, engine, ranks, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=10**9, free=1_000))
     before = sorted(folder.rglob("*"))
     with pytest.raises(UserError, match="step-00000004.partial: needs .* GB and the disk has 1e-06 GB left"):
         save_checkpoint(engine, folder, 4, {}, keep=1, ranks=ranks)

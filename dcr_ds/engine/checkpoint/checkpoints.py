@@ -33,7 +33,8 @@ from dcr_ds.engine.distributed import (
 )
 from dcr_ds.engine.snapshot import Snapshot
 from dcr_ds.errors import UserError
-from dcr_ds.files import flush, hash_of, write_atomically
+from dcr_ds.files import flush, free_bytes, hash_of, write_atomically
+from dcr_ds.progress import heartbeat, heartbeat_while_moving
 
 BYTES_PER_WEIGHT = 16  # at most: the weight, its fp32 master and AdamW's two moments
 SLOW_DISK = 100e6  # bytes per second and node
@@ -80,14 +81,16 @@ class Checkpoints:
         problem = broadcast_from_main(self._make_room(partial, needed) if self.ranks.is_main else None, self.ranks)
         if problem:
             raise UserError(problem)
-        self.engine.save_checkpoint(
-            str(self.folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=True
-        )
-        if snapshot:
-            snapshot.write(partial)
-        if self.ranks.local_rank == 0:  # files of this node, before an older checkpoint is removed
-            for file in sorted(partial.rglob("*"), reverse=True):
-                flush(file)
+        with heartbeat_while_moving(f"saving {final}"):
+            self.engine.save_checkpoint(
+                str(self.folder), tag=partial.name, save_latest=False, exclude_frozen_parameters=True
+            )
+            if snapshot:
+                snapshot.write(partial)
+            if self.ranks.local_rank == 0:  # files of this node, before an older checkpoint is removed
+                for file in sorted(partial.rglob("*"), reverse=True):
+                    flush(file)
+                    heartbeat(f"flushing {file}")
         self._check_shared(partial)
         if self.ranks.is_main:
             zero_stage = self.engine.zero_optimization_stage()
@@ -107,7 +110,8 @@ class Checkpoints:
 
     def wait_until_saved(self) -> None:
         """Wait until the last save is complete and on disk; an error of its thread is raised on all ranks."""
-        error = self._sealing.exception() if self._sealing else None
+        with heartbeat_while_moving(f"hashing a checkpoint in {self.folder}"):
+            error = self._sealing.exception() if self._sealing else None
         self._sealing = None
         if error := broadcast_from_main(error, self.ranks):
             raise error
@@ -127,9 +131,10 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints and none is complete, or it cannot be loaded under this ZeRO stage.
         """
-        name, manifest, broken = broadcast_from_main(
-            newest_complete(self.folder) if self.ranks.is_main else None, self.ranks
-        )
+        with heartbeat_while_moving(f"verifying checkpoints in {self.folder}"):
+            name, manifest, broken = broadcast_from_main(
+                newest_complete(self.folder) if self.ranks.is_main else None, self.ranks
+            )
         for path, problem in broken:
             print_on_main(self.ranks, f"{self.folder / path}: incomplete ({problem}); looking for an older one")
         if manifest is None:
@@ -161,7 +166,8 @@ class Checkpoints:
 
     def _load(self, name: str) -> None:
         wait_until_visible(_files(self.folder / name), self.ranks)
-        path, _ = self.engine.load_checkpoint(str(self.folder), tag=name, load_module_strict=False)
+        with heartbeat_while_moving(f"loading {self.folder / name}"):
+            path, _ = self.engine.load_checkpoint(str(self.folder), tag=name, load_module_strict=False)
         if path is None:
             raise RuntimeError(f"{self.folder / name}: DeepSpeed loaded nothing")
 
@@ -191,8 +197,8 @@ class Checkpoints:
         needed = self.expected_bytes if needed is None else needed
         shutil.rmtree(partial, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
-        if free >= needed:
+        free = free_bytes(self.folder)
+        if free is None or free >= needed:
             return ""
         return (
             f"{partial}: needs {_gigabytes(needed)} and the disk has {_gigabytes(free)} left. Earlier checkpoints are "
