@@ -87,10 +87,10 @@ def _check_room(model: ModelSection) -> None:
         free = free_bytes(Path(constants.HF_HUB_CACHE))
     except Exception:  # no network, no such model, …: the download reports it
         return
-    if usage.total > 0 and usage.free < needed:
+    if free is not None and free < needed:
         raise UserError(
-            f"model.source: {model.source} needs {needed / 1e9:.3g} GB in {cache}, which has {usage.free / 1e9:.3g} GB "
-            "free; free some space, or set HF_HUB_CACHE to a folder on another file system"
+            f"model.source: {model.source} needs {needed / 1e9:.3g} GB in {constants.HF_HUB_CACHE}, which has "
+            f"{free / 1e9:.3g} GB free; free some space, or set HF_HUB_CACHE to a folder on another file system"
         )
 
 
