@@ -22,6 +22,8 @@ from dcr_ds.models.tensor_parallel import gather_columns, own_rows
 
 IGNORED = -100  # target of a token that does not count
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # c × V: 64 MiB in float32 on a CPU, 512 MiB on a GPU
+HELD_BYTES = 3 * 2**30  # of a head's gradient in float32; larger ones are computed in blocks, in the backward pass
+BLOCK_BYTES = 2**28  # of such a block in float32
 Reduction = Literal["sum", "none"]
 Backend = Literal["liger", "chunked"]
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]  # at hidden states, weight and bias
@@ -144,13 +146,14 @@ def linear_nll(
     """−log softmax(s·tanh((W h + b) / s))[target] of each row [n], or their sum, in float32; s = softcap, if any.
 
     Products are in the dtype of `hidden`, everything after them and the gradients of weight and bias accumulate in
-    float32. The gradient of a sum is computed in the forward pass; for single values the backward pass recomputes the
-    logits.
+    float32. The gradient of a sum is computed in the forward pass; for single values, and where it is large (V × D
+    above HELD_BYTES: 70B and more), the backward pass recomputes the logits. A large gradient is computed in blocks of
+    the vocabulary, in the dtype of the weight: it never exists in float32.
 
     Args:
         hidden: [n, D]; weight: [V, D]; targets: [n], where IGNORED gives 0 and no gradient; bias: [V].
     """
-    if reduction == "sum" and torch.is_grad_enabled():
+    if reduction == "sum" and torch.is_grad_enabled() and not _is_large(weight):
         return _SummedNll.apply(hidden, weight, bias, targets, softcap)
     nll = _TokenNll.apply(hidden, weight, bias, targets, softcap)
     return nll.sum() if reduction == "sum" else nll
@@ -173,19 +176,60 @@ class _SummedNll(torch.autograd.Function):
 class _TokenNll(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, softcap):
-        ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.softcap = softcap
+        ctx.softcap, ctx.in_blocks = softcap, _is_large(weight)
         nll = hidden.new_empty(len(hidden), dtype=torch.float32)
+        normaliser = torch.empty_like(nll) if ctx.in_blocks else None
         for rows in _chunks(hidden, weight):
             logits = _logits(hidden[rows], weight, bias, softcap)
             nll[rows] = F.cross_entropy(logits, targets[rows], ignore_index=IGNORED, reduction="none")
+            if normaliser is not None:
+                normaliser[rows] = logits.logsumexp(-1)
+        ctx.save_for_backward(hidden, weight, bias, targets, normaliser)
         return nll
 
     @staticmethod
     def backward(ctx, upstream):
-        hidden, weight, bias, targets = ctx.saved_tensors
+        if ctx.in_blocks:
+            return *_gradients_in_blocks(ctx, upstream), None, None
+        hidden, weight, bias, targets, _ = ctx.saved_tensors
         _, gradients = _gradients(hidden, weight, bias, targets, ctx.softcap, upstream, ctx.needs_input_grad)
         return *(None if gradient is None else gradient.to(weight.dtype) for gradient in gradients), None, None
+
+
+def _is_large(weight: torch.Tensor) -> bool:
+    return weight.requires_grad and weight.numel() * torch.float32.itemsize > HELD_BYTES
+
+
+def _gradients_in_blocks(ctx, upstream: torch.Tensor) -> Gradients:
+    """The gradients of Σ upstream · value, computed for one block of the vocabulary after the other."""
+    hidden, weight, bias, targets, normaliser = ctx.saved_tensors
+    of_hidden, _, of_bias, *_ = ctx.needs_input_grad
+    scale = upstream * (targets != IGNORED)
+    at_hidden = torch.zeros_like(hidden, dtype=torch.float32) if of_hidden else None
+    at_weight, at_bias = torch.empty_like(weight), torch.empty_like(bias) if of_bias else None
+    size = max(1, BLOCK_BYTES // torch.float32.itemsize // weight.shape[1])
+    for start in range(0, len(weight), size):
+        block = slice(start, start + size)
+        part, part_bias = weight[block], None if bias is None else bias[block]
+        total = torch.zeros_like(part, dtype=torch.float32)
+        total_bias = total.new_zeros(len(part))
+        for rows in _chunks(hidden, part):
+            logits = _logits(hidden[rows], part, part_bias, ctx.softcap)
+            slope = (logits - normaliser[rows, None]).exp_()
+            places = targets[rows] - start
+            is_inside = (places >= 0) & (places < len(part))
+            slope.scatter_add_(1, places.clamp(0, len(part) - 1)[:, None], -is_inside.float()[:, None])
+            if ctx.softcap is not None:
+                slope *= 1 - logits.div_(ctx.softcap).square_()
+            slope = slope.mul_(scale[rows, None]).to(hidden.dtype)
+            _add_product(total, slope.t(), hidden[rows])
+            total_bias += slope.sum(0, dtype=torch.float32)
+            if at_hidden is not None:
+                _add_product(at_hidden[rows], slope, part)
+        at_weight[block] = total
+        if at_bias is not None:
+            at_bias[block] = total_bias
+    return None if at_hidden is None else at_hidden.to(hidden.dtype), at_weight, at_bias
 
 
 def _gradients(hidden, weight, bias, targets, softcap, scale, needed) -> tuple[torch.Tensor, Gradients]:

@@ -2,6 +2,7 @@
 micro-batch, computed by the stages' step functions. Rank 0 writes them to OUT."""
 
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from dcr_ds.data.load import load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
+from dcr_ds.models import likelihood
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.recipe import load_recipe
@@ -31,6 +33,8 @@ from dcr_ds.refine.state import build_refine
 from dcr_ds.refine.step import train_step as refine_step
 
 BETA1 = 0.9
+if int(os.environ["WORLD_SIZE"]) > 1:  # the gradient of the head in blocks, as for 70B; on one rank, whole
+    likelihood.HELD_BYTES, likelihood.BLOCK_BYTES = 0, 20_000
 OTHER_LOSSES = ("supcon", "infonce", "ntxent", "triplet")
 
 
