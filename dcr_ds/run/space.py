@@ -78,9 +78,11 @@ def files_of_stage(recipe: Recipe, source: Path, stage: str, steps: int) -> Stag
     elements = sum(tensor.elements for tensor in trained)
     width = int(trained[0].width)
     assert isinstance(recipe.deepspeed, dict)  # resolved
-    has_masters = (recipe.deepspeed.get("zero_optimization") or {}).get("stage", 0) > 0 or width < MASTER
+    zero_stage = (recipe.deepspeed.get("zero_optimization") or {}).get("stage", 0)
+    weights = 0 if zero_stage == 3 else width  # under ZeRO-3 the masters alone are saved
+    masters = MASTER if zero_stage or width < MASTER else 0
     moments = EIGHT_BIT if section.optimizer.endswith("8bit") else MOMENTS
-    checkpoint = elements * (width + (MASTER if has_masters else 0) + moments)
+    checkpoint = elements * (weights + masters + moments)
     if stage == "refine":  # the best weights, next to the current ones
         checkpoint += elements * (MASTER if section.adapter != "none" or stored_dtypes(source) != {"BF16"} else width)
     saves = max(1, -(-steps // recipe.checkpoint.every_steps))
