@@ -5,6 +5,7 @@ of models that write no tags. The answer is what follows the last closing tag.
 """
 
 import re
+from typing import NamedTuple
 
 _WORDS = (
     "think|thinking|thought|thoughts|reason|reasoning|reflection|analysis|scratchpad|"
@@ -43,6 +44,7 @@ _WRAPPER_END = re.compile(
     re.IGNORECASE,
 )
 _OPEN_AT_THE_END = re.compile(rf"({_OPEN.pattern})\s*$", re.IGNORECASE)
+_BLOCK_AT_THE_END = re.compile(rf"(?P<open>{_OPEN.pattern})\s*(?P<close>{_CLOSE.pattern})?\s*$", re.IGNORECASE)
 
 
 def after_reasoning(completion: str) -> str | None:
@@ -66,6 +68,41 @@ def open_block(prompt: str) -> str:
     """The opening tag at the end of a rendered prompt, after which a model writes reasoning; otherwise ''."""
     match = _OPEN_AT_THE_END.search(prompt[-300:])
     return match[1] if match else ""
+
+
+class Block(NamedTuple):
+    """A block of reasoning at the end of a rendered prompt: its start, its opening tag, and whether it is closed."""
+
+    start: int
+    tag: str
+    is_closed: bool
+
+
+def block_at_the_end(prompt: str) -> Block | None:
+    """The block of reasoning, open or empty, that a rendered prompt ends with."""
+    offset = max(0, len(prompt) - 300)
+    match = _BLOCK_AT_THE_END.search(prompt, offset)
+    return Block(match.start(), match["open"], match["close"] is not None) if match else None
+
+
+def closing_tag(tag: str) -> str | None:
+    """The tag that closes <think>, [THINK] and the like; None for other styles."""
+    match = re.fullmatch(r"(<|\[)\s*([\w:]+)(?:\s[^<>]*)?([>\]])", tag)
+    return f"{match[1]}/{match[2]}{match[3]}" if match else None
+
+
+def leading_block(answer: str) -> tuple[str, str | None] | None:
+    """The reasoning that an answer begins with, and what follows it: None if it never ends.
+
+    None if the answer does not begin with reasoning.
+    """
+    opening = _OPEN.match(answer, len(answer) - len(answer.lstrip()))
+    if not opening:
+        return None
+    closing = _CLOSE.search(answer, opening.end())
+    if not closing:
+        return answer[opening.end() :], None
+    return answer[opening.end() : closing.start()], answer[closing.end() :]
 
 
 def is_reasoning_mark(token: str) -> bool:

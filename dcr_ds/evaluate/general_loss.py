@@ -1,7 +1,7 @@
 """General loss: how well a model predicts held-out general answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,7 +46,7 @@ def prepare_general_loss(
         UserError: none fits the context, or one cannot be encoded.
     """
     encoded = [
-        encode_row("evaluate.general", row, lambda row: encode_conversation(tokenizer, row.messages))
+        _of_the_data(encode_row("evaluate.general", row, lambda row: encode_conversation(tokenizer, row.messages)))
         for row in conversations
     ]
     fitting = [conversation for conversation in encoded if context is None or len(conversation.ids) <= context]
@@ -61,6 +61,11 @@ def prepare_general_loss(
         "ids": [[conversation.ids, conversation.prompt_tokens] for conversation in fitting],
     }
     return GeneralLoss(file, fitting, len(encoded) - len(fitting), hash_of(settings))
+
+
+def _of_the_data(conversation: Encoded) -> Encoded:
+    """A conversation whose loss leaves out the end of an empty block of reasoning, which is not an answer."""
+    return replace(conversation, prompt_tokens=conversation.prompt_tokens + conversation.added_tokens, added_tokens=0)
 
 
 @torch.inference_mode()

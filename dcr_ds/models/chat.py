@@ -8,7 +8,7 @@ conversation, an answer without an end-of-turn token.
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dcr_ds.errors import UserError
 from dcr_ds.models.limits import check_ids, ids_beyond, model_limits
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
+from dcr_ds.models.reasoning_templates import continued
 from dcr_ds.models.rendering import check_template, render
 from dcr_ds.models.template_variables import with_variables
 from dcr_ds.reasoning import is_reasoning_mark, open_block
@@ -31,10 +32,14 @@ Messages = Sequence[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A conversation as tokens: `ids[prompt_tokens:]`, the answer and its end-of-turn token, is supervised."""
+    """A conversation as tokens: `ids[prompt_tokens:]`, the answer and its end-of-turn token, is supervised.
+
+    The first `added_tokens` of them close a block of reasoning that the prompt opens; the data does not have them.
+    """
 
     ids: list[int]
     prompt_tokens: int
+    added_tokens: int = 0
 
     @property
     def num_supervised(self) -> int:
@@ -103,7 +108,7 @@ def encode_opened(tokenizer: PreTrainedTokenizerBase, messages: Messages, openin
     Raises:
         UserError: the template does not render the opening as it is.
     """
-    text = _rendered(tokenizer, [*messages, {"role": "assistant", "content": opening}], add_generation_prompt=False)
+    _, text, _ = _texts(tokenizer, [*messages, {"role": "assistant", "content": opening}])
     start = text.rfind(opening)
     if start < 0:
         raise UserError(f"model.chat_template: the template changes the text of answers, so none can begin {opening!r}")
@@ -141,23 +146,23 @@ def _encode_conversation(tokenizer: PreTrainedTokenizerBase, messages: Messages)
             "model.chat_template: no end-of-turn token follows the answer, so the model would never learn to stop; "
             f"expected one of {tokenizer.convert_ids_to_tokens(sorted(ends))}"
         )
-    return Encoded(answered.ids[: end + 1], answered.prompt_tokens)
+    return replace(answered, ids=answered.ids[: end + 1])
 
 
 def encode_answered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> Encoded:
     """Token ids of a conversation with all that the template writes after the answer. Raises as encode_conversation."""
-    prompt_text = _rendered(tokenizer, messages[:-1], add_generation_prompt=True)
-    text = _rendered(tokenizer, messages, add_generation_prompt=False)
+    prompt_text, text, added = _texts(tokenizer, messages)
     prompt, ids = _encode(tokenizer, prompt_text), _encode(tokenizer, text)
-    if ids[: len(prompt)] == prompt:
-        return Encoded(ids, len(prompt))
-    if not text.startswith(prompt_text):
-        raise UserError(
-            "model.chat_template: the prompt is not a token prefix of the conversation, so where "
-            f"the answer starts is unknown; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}"
-        )
-    # The answer begins with what merges with the end of the prompt: a line break, or spaces.
-    return Encoded(prompt + _encode_rest(tokenizer, text[len(prompt_text) :], prompt, ids), len(prompt))
+    if ids[: len(prompt)] != prompt:
+        if not text.startswith(prompt_text):
+            raise UserError(
+                "model.chat_template: the prompt is not a token prefix of the conversation, so where the answer starts "
+                f"is unknown; rendered prompt: {tokenizer.decode(prompt)[-80:]!r}; use a template that writes the same "
+                "before an answer with and without add_generation_prompt, in model.chat_template"
+            )
+        # The answer begins with what merges with the end of the prompt: a line break, or spaces.
+        ids = prompt + _encode_rest(tokenizer, text[len(prompt_text) :], prompt, ids)
+    return Encoded(ids, len(prompt), _num_shared(tokenizer, ids[len(prompt) :], added))
 
 
 def decode_answer(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], ids: Sequence[int]) -> str:
@@ -204,6 +209,24 @@ def read_template(name: str) -> str:
         return check_template(path.read_text(encoding="utf-8"), "model.chat_template")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"model.chat_template: {path}: cannot be read as UTF-8 text ({_first_line(error)})") from None
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, str, str]:
+    """A rendered prompt, the conversation, and what was added to it to close a block of reasoning."""
+    prompt = _rendered(tokenizer, messages[:-1], add_generation_prompt=True)
+    text = _rendered(tokenizer, messages, add_generation_prompt=False)
+    if not text.startswith(prompt):
+        content = _text_encoder(tokenizer).mask(messages[-1]["content"])
+        return (prompt, *(continued(prompt, text, content) or (text, "")))
+    return prompt, text, ""
+
+
+def _num_shared(tokenizer: PreTrainedTokenizerBase, answer: list[int], added: str) -> int:
+    """The number of tokens at the start of an answer that hold nothing but the added text."""
+    num_tokens = 0
+    while added and num_tokens < len(answer) and added.startswith(str(tokenizer.decode(answer[: num_tokens + 1]))):
+        num_tokens += 1
+    return num_tokens
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> str:
