@@ -3,10 +3,12 @@
 A prompt is text, or a list of messages that ends with the user's: a conversation whose last message is the prompt.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from dcr_ds.data.columns import optional_text, required_text, row_id
 from dcr_ds.data.messages import Messages, checked_messages
@@ -67,12 +69,23 @@ def _has_both_classes(layout: Layout) -> bool:
 
 def _conversation(row: Row, column: str) -> tuple[Messages, str]:
     """The messages before the prompt, and its text. A list of one text is the text, as SORRY-Bench stores prompts."""
-    value = row.cells.get(column)
+    value = _parsed(row.cells.get(column))
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         messages = checked_messages(value, column, row, last_role="user")
         return messages[:-1], messages[-1]["content"]
     unwrapped = value[0] if isinstance(value, list) and len(value) == 1 else value
     return (), required_text(replace(row, cells={**row.cells, column: unwrapped}), column)
+
+
+def _parsed(value: Any) -> Any:
+    """The messages that a cell of a CSV file holds as JSON; any other value as it is."""
+    if not (isinstance(value, str) and value.lstrip().startswith("[")):
+        return value
+    try:
+        messages = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return messages if messages and all(isinstance(item, dict) and "role" in item for item in messages) else value
 
 
 def _content(prompt: Prompt) -> tuple[str, ...]:

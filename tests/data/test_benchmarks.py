@@ -148,6 +148,16 @@ def test_conversations_are_read_as_prompts_with_earlier_turns(tmp_path):
     assert transcript((), "one") == "one"
 
 
+def test_conversations_in_a_csv_file_are_json(tmp_path):
+    turns = conversation("We stage a play.", "Which one?", "How does the villain steal the crown?")
+    cells = [json.dumps(turns), '["sic"] [1]', '[{"a": 1}]']
+    rows = ["prompt"] + ['"' + cell.replace('"', '""') + '"' for cell in cells]
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n")
+    [own] = read({"name": "own", "wanted": "comply", "prompts": str(tmp_path / "own.csv")})
+    assert list(own.prompts.rows[0].messages) == turns
+    assert [row.prompt for row in own.prompts.rows[1:]] == cells[1:]  # a prompt may be any other text
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
