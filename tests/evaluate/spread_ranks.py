@@ -13,7 +13,8 @@ from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate import run
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.model import EvaluatedModel
-from dcr_ds.models.tensor_parallel import own_rows
+from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.tensor_parallel import load_spread, own_rows
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.recipe.layout import ModelFolder
 
@@ -61,3 +62,40 @@ def evaluate_in_child(rank: int, world_size: int, source: Path, home: Path, rend
 
     Cost.spend, EvaluatedModel.load = spend_or_die, load_and_note
     evaluate(source, home, ranks, 2)
+
+
+@torch.inference_mode()
+def compare_in_child(rank: int, world_size: int, folders: dict[str, Path], out: Path, rendezvous: Path) -> None:
+    """Compare spread models with whole ones: the largest difference of logits, and whether greedy answers are equal."""
+    ranks = join(rank, world_size, rendezvous)
+    ids = torch.randint(3, 250, (2, 12), generator=torch.Generator().manual_seed(0))
+    compared = {}
+    for kind, folder in folders.items():
+        attention = "eager" if kind == "gemma2" else "sdpa"
+        whole = load_causal_lm(folder, torch.float32, attention, ranks.device)
+        spread = load_spread(folder, torch.float32, attention, world_size, ranks.device)
+        difference = (whole(input_ids=ids).logits - spread(input_ids=ids).logits).abs().max().item()
+        answers = [
+            model.generate(input_ids=ids, do_sample=False, max_new_tokens=8).tolist() for model in (whole, spread)
+        ]
+        compared[kind] = (difference, answers[0] == answers[1])
+    if rank == 0:
+        out.write_text(json.dumps(compared))
+
+
+def load_in_child(rank: int, world_size: int, folders: list[Path], out: Path, rendezvous: Path) -> None:
+    """Load the models one after the other, and write the growth of the peak of resident memory by the last, in bytes.
+
+    It counts the mapped pages of the files that are read.
+    """
+    ranks = join(rank, world_size, rendezvous)
+    for folder in folders:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from what is resident now
+        before = _resident("VmRSS")
+        load_spread(folder, torch.float32, "sdpa", world_size, ranks.device)
+        (out / f"rank{rank}").write_text(str(_resident("VmHWM") - before))
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
