@@ -81,7 +81,7 @@ def resolve_copies(evaluate: EvaluateSection, model_config: dict, machine: Machi
     problems = {size: why_not_spread(config, size) for size in divisors if size > 1}
     possible = [1, *(size for size, problem in problems.items() if not problem)]
     if asked != "auto":
-        problem = problems.get(asked, f"the {ranks} ranks per node are not a multiple of it")
+        problem = problems.get(asked, f"it does not divide the number of ranks per node, {ranks}")
         if problem:
             raise UserError(
                 f"{FIELD}: {asked} is not possible: {problem}; set it to {' or '.join(map(str, possible))} or auto, "

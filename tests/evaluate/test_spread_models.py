@@ -74,8 +74,9 @@ def results(folder: Path) -> dict[str, tuple[int, str]]:
 @pytest.mark.slow
 def test_a_killed_rank_ends_all_ranks_and_the_same_command_resumes(tmp_path):
     model = make_model(tmp_path / "model")
-    command = ["--no-python", "dcr-ds", "evaluate", f"tiny={model}", "--ranks-per-copy", "2", "--suite", "builtin"]
-    command += ["--limit", "12", "--max-new-tokens", "40", "--batch-size", "1", "--judge", "xstest_strings", "--out"]
+    command = ["--no-python", "dcr-ds", "evaluate", f"tiny={model}", "--ranks-per-copy", "2"]
+    command += ["--benchmarks", "builtin-toxic", "--limit", "15", "--max-new-tokens", "20", "--batch-size", "1"]
+    command += ["--judge", "xstest_strings", "--out"]
     run_command(*torchrun(2), *command, tmp_path / "undisturbed")
     process = subprocess.Popen(
         [*torchrun(2), *command, str(tmp_path / "killed")], cwd=ROOT, env=one_thread_environment(), text=True,
