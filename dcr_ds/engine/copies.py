@@ -100,7 +100,8 @@ def _smallest(sizes: list[int], copy: Footprint, memory: int, problems: dict[int
         more = next((f" ({problem})" for larger, problem in problems.items() if larger > size and problem), "")
         raise UserError(
             f"{FIELD}: the model does not fit: {need}, a GPU has {memory / GIB:.1f} GiB, and a copy can be on at most "
-            f"{size} rank{'s' if size > 1 else ''} of a node{more}; use more or larger GPUs per node, or {REMEDY}"
+            f"{size} rank{'s' if size > 1 else ''} of a node{more}; start more ranks per node (torchrun "
+            f"--nproc_per_node), use larger GPUs, or {REMEDY}"
         )
     room = f"{usable / GIB:.1f} GiB, which leaves {RESERVE:.0%} of a GPU free"
     return size, f"{need}; {'at most' if copy.per_rank(size) <= usable else 'more than'} {room}"

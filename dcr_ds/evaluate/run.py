@@ -186,8 +186,9 @@ def _prepare_benchmark(
     identity: dict[str, str],
 ) -> Generations:
     decoding = Decoding(longest_answer(settings, benchmark), settings.batch_size)
-    if is_served(settings, benchmark):  # the server chooses its own batches
+    if is_served(settings, benchmark):  # the server chooses its own batches and GPUs
         decoding, identity = replace(decoding, batch_size=1), identity | {"engine": settings.engine}
+        identity.pop("ranks_per_copy", None)
     return prepare_generations(benchmark, file, tokenizer, decoding, identity)
 
 

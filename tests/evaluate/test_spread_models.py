@@ -7,14 +7,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from processes import ROOT, run_command, torchrun
 from small_runs import snapshot, write_recipe
 from spread_ranks import compare_in_child, evaluate, evaluate_in_child, load_in_child
 from tiny import make_model, one_thread_environment
 from tiny_models import ONE_RANK, PROMPTS, run_children
 
+from dcr_ds.data import Benchmark, PromptSet
+from dcr_ds.evaluate.model import EvaluatedModel
+from dcr_ds.evaluate.run import _prepare_benchmark
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.checkpoint_files import SUPPORTED
+from dcr_ds.recipe import EvaluateSection
+from dcr_ds.recipe.layout import ModelFolder
 
 
 def test_two_copies_of_two_ranks_complete_what_one_began(model_folder, tmp_path):
@@ -107,3 +113,15 @@ def test_one_job_refines_aligns_evaluates_and_reports(tmp_path):
     run = tmp_path / "runs" / "run"
     assert len(read_jsonl(run / "evaluate/aligned/asked/generations.jsonl")) == 2
     assert (run / "report" / "report.md").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("engine", "is_same"), [("transformers", False), ("vllm", True)])
+def test_answers_of_a_server_do_not_depend_on_ranks_per_copy(tiny, model_folder, tmp_path, engine, is_same):
+    model = EvaluatedModel("tiny", ModelFolder(tmp_path), model_folder, torch.float32, "sdpa")
+    benchmark = Benchmark("tiny", "comply", PromptSet("tiny", "test", PROMPTS, "0" * 64))
+    settings = EvaluateSection(engine=engine)
+    hashes = {
+        _prepare_benchmark(benchmark, tmp_path, tiny[1], settings, model.identity(size)).settings_hash
+        for size in (1, 2, 4)
+    }
+    assert len(hashes) == (1 if is_same else 3)
