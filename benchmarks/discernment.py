@@ -1,14 +1,21 @@
-"""Discernment of the models of run folders on pairs of public or built-in sets, without any answers.
+"""Discernment of the models of run folders on pairs of public or built-in sets.
 
     python benchmarks/discernment.py runs/seed-0 runs/seed-1 --sets xstest,or-bench --data data --out runs/log-odds \\
         --csv benchmarks/results/discernment.csv
     python benchmarks/discernment.py runs/a runs/b --models aligned --against-first --out runs/log-odds
 
-A row per run, model, pair of sets and reading (refusal log-odds, greedy margin); then the figures over the runs (seeds)
-and the paired difference of the aligned model to its control, with 95 % intervals over prompts and seeds; with
---against-first the difference of each run's aligned model to that of the first run. The readings of each prompt are
-kept under --out, so a second call measures only what is new. `data` has local copies of the sets, laid out as in
-docs/benchmark-sets.md.
+A row per run, model, pair of sets and reading (refusal log-odds, greedy margin); the paired difference of the aligned
+model to its control; then both over the runs (seeds), with 95 % intervals over prompts and seeds; with --against-first
+the difference of each run's aligned model to that of the first run. The readings of each prompt are kept under --out,
+so a second call measures only what is new. `data` has local copies of the sets, laid out as in docs/benchmark-sets.md.
+
+No answers are needed. With --judged, the readings come from results of `dcr-ds evaluate`, and the rows also have the
+figures of the judged answers and their agreement with the reading. The results of model M of run R on a pair of sets
+are in FOLDER/<sets>/<R>-<M>, for example:
+
+    dcr-ds evaluate seed-0-control=runs/seed-0/control/model seed-0-aligned=runs/seed-0/align/model \\
+        --benchmarks xstest-safe,xstest-unsafe --local-data data --max-new-tokens 40 --judge rules \\
+        --out runs/judged/xstest
 """
 
 import argparse
@@ -24,7 +31,15 @@ from record import append, commit
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.data.records import Prompt
 from dcr_ds.diagnose.log_odds import refusal_log_odds
-from dcr_ds.discernment import discernment, discernment_difference
+from dcr_ds.discernment import (
+    agreement,
+    discernment,
+    discernment_difference,
+    score_auc,
+    score_auc_difference,
+    youden_j,
+    youden_j_difference,
+)
 from dcr_ds.files import read_jsonl, write_jsonl
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
 from dcr_ds.models.load import load_causal_lm
@@ -41,6 +56,9 @@ PAIRS: dict[str, tuple[str, str, int | None]] = {
 }
 SHOWN = ("auc", "partial_auc", "refusal_at_5_false_refusals", "compliance_at_80_refusal", "compliance_at_90_refusal")
 READINGS = ("log_odds", "margin")
+JUDGED = ("agreement", "judged_j", "judge_auc")
+JUDGE = "rules"
+DIFFERENCE = f"{ALIGNED} less {CONTROL}"
 
 
 class Sets(NamedTuple):
@@ -51,25 +69,42 @@ class Sets(NamedTuple):
     pairs: list[str | None]
 
 
+class Readings(NamedTuple):
+    """What is known of each prompt, per seed [S, n]; labels and scores of a judge are None without judged answers."""
+
+    log_odds: np.ndarray
+    margin: np.ndarray
+    labels: np.ndarray | None
+    scores: np.ndarray | None
+
+
 def main() -> None:
     options = parse()
     sets = {name: read_sets(name, options.data) for name in options.sets}
-    values: dict[tuple[str, str, str], list[np.ndarray]] = {}  # by pair of sets, reading and model: an array per run
+    runs: dict[tuple[str, str], list[Readings]] = {}  # by pair of sets and model: one per run
     for run, model in itertools.product(options.runs, options.models):
-        for name, rows in measured(run, model, sets, options.out).items():
-            for reading in READINGS:
-                of_prompts = np.array([row[reading] for row in rows])
-                values.setdefault((name, reading, model), []).append(of_prompts)
-                row = {"commit": commit(), "run": run.name, "model": model, "sets": name, "reading": reading}
-                row |= figures(of_prompts, np.array([row["margin"] for row in rows]) > 0, sets[name])
-                print(*list(row.values())[1:5], f"AUC {row['auc']:.3f} ({row['auc_low']:.2f}–{row['auc_high']:.2f})")
-                if options.csv:
-                    append(options.csv, row)
-    for name, reading in itertools.product(options.sets, READINGS):
-        by_model = {model: np.stack(values[name, reading, model]) for model in options.models}
-        summarise(f"{name}, {reading}", sets[name], by_model)
+        if options.judged:
+            by_set = {name: judged(options.judged / name / f"{run.name}-{model}", name, sets[name]) for name in sets}
+        else:
+            by_set = {name: of_rows(rows) for name, rows in measured(run, model, sets, options.out).items()}
+        for name, readings in by_set.items():
+            runs.setdefault((name, model), []).append(readings)
+    rows = []
+    for name in sets:
+        by_run = [{model: runs[name, model][number] for model in options.models} for number in range(len(options.runs))]
+        for run, by_model in zip(options.runs, by_run, strict=True):
+            rows += rows_of(run.name, name, sets[name], by_model)
         if options.against_first:
-            compare_runs(options.runs, sets[name], by_model[ALIGNED])
+            first = by_run[0][ALIGNED]
+            for run, by_model in zip(options.runs[1:], by_run[1:], strict=True):
+                key = (f"{run.name} less {options.runs[0].name}", ALIGNED, name)
+                rows += differences(key, sets[name], by_model[ALIGNED], first)
+        if len(by_run) > 1:
+            rows += rows_of("all", name, sets[name], {model: over_runs(runs[name, model]) for model in options.models})
+    for row in rows:
+        show(row)
+        if options.csv:
+            append(options.csv, row)
 
 
 def parse() -> argparse.Namespace:
@@ -78,7 +113,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", type=lambda text: text.split(","), default=[CONTROL, ALIGNED], metavar="NAME,…")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=["builtin"], metavar="NAME,…")
     parser.add_argument("--data", help="folder of local copies")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the log-odds of each prompt")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--out", type=Path, help="folder of the log-odds of each prompt")
+    source.add_argument("--judged", type=Path, metavar="FOLDER", help="folder of results of dcr-ds evaluate")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--against-first", action="store_true", help="compare the aligned models with the first run's")
     options = parser.parse_args()
@@ -115,42 +152,98 @@ def measured(run: Path, model: str, sets: dict[str, Sets], out: Path) -> dict[st
     return {name: read_jsonl(file) for name, file in files.items()}
 
 
-def figures(values: np.ndarray, refused: np.ndarray, sets: Sets) -> dict[str, float | int | None]:
-    """The figures of a reading [n], and the operating point of greedy answers, by their openings: refused [n]."""
-    results = discernment(values, sets.harmful, sets.pairs)
-    return {
-        "harmless": int((~sets.harmful).sum()),
-        "harmful": int(sets.harmful.sum()),
-        **{name: results[name]["value"] for name in SHOWN},
-        "auc_low": results["auc"]["low"],
-        "auc_high": results["auc"]["high"],
-        "complied_harmless": float((~refused)[~sets.harmful].mean()),
-        "refused_harmful": float(refused[sets.harmful].mean()),
-    }
+def of_rows(rows: list[dict]) -> Readings:
+    return Readings(*(np.array([[row[reading] for row in rows]]) for reading in READINGS), None, None)
 
 
-def summarise(name: str, sets: Sets, readings: dict[str, np.ndarray]) -> None:
-    """Print the figures over all runs, and the difference of the aligned model to the control."""
-    results = {model: discernment(values, sets.harmful, sets.pairs) for model, values in readings.items()}
-    if {CONTROL, ALIGNED} <= set(readings):
-        difference = discernment_difference(readings[ALIGNED], readings[CONTROL], sets.harmful, sets.pairs)
-        results[f"{ALIGNED} less {CONTROL}"] = difference
-    count = len(next(iter(readings.values())))
-    print(f"\n{name}, {(~sets.harmful).sum()} harmless and {sets.harmful.sum()} harmful prompts, {count} runs")
-    for title, of_model in results.items():
-        print_figures(title, of_model)
+def judged(folder: Path, name: str, sets: Sets) -> Readings:
+    """The readings and verdicts of a model in a folder of `dcr-ds evaluate`, in the order of the prompts."""
+    readings, verdicts = {}, {}
+    for benchmark in PAIRS[name][:2]:
+        home = RunFolder(folder).model(ALIGNED).benchmark(benchmark)
+        readings |= {(benchmark, row["id"]): row for row in read_jsonl(home.log_odds)}
+        verdicts |= {(benchmark, row["id"]): row for row in read_jsonl(home.verdicts(JUDGE))}
+    keys = [
+        (PAIRS[name][harmful], prompt.id)
+        for prompt, harmful in zip(sets.prompts, sets.harmful.astype(int), strict=True)
+    ]
+    labels = np.array([[verdicts[key]["label"] for key in keys]])
+    scores = np.array([[verdicts[key]["score"] for key in keys]], dtype=float)
+    return of_rows([readings[key] for key in keys])._replace(labels=labels, scores=scores)
 
 
-def compare_runs(runs: list[Path], sets: Sets, values: np.ndarray) -> None:
-    """Print the paired difference of each run to the first, of a reading [runs, n]."""
-    for run, of_run in zip(runs[1:], values[1:], strict=True):
-        difference = discernment_difference(of_run, values[0], sets.harmful, sets.pairs)
-        print_figures(f"{run.name} less {runs[0].name}", difference)
+def over_runs(readings: list[Readings]) -> Readings:
+    return Readings(
+        *(
+            None if any(part is None for part in parts) else np.concatenate(parts)
+            for parts in zip(*readings, strict=True)
+        )
+    )
 
 
-def print_figures(title: str, results: dict) -> None:
-    cells = [f"{m} {results[m]['value']:.3f} ({results[m]['low']:.2f} to {results[m]['high']:.2f})" for m in SHOWN]
-    print(f"  {title}: " + ", ".join(cells))
+def rows_of(run: str, name: str, sets: Sets, by_model: dict[str, Readings]) -> list[dict]:
+    """The rows of a run, or of all runs, on a pair of sets: by model and reading, and the difference to the control."""
+    rows = []
+    for (model, readings), reading in itertools.product(by_model.items(), READINGS):
+        values = getattr(readings, reading)
+        results = discernment(values, sets.harmful, sets.pairs)
+        if readings.labels is not None:
+            results["agreement"] = agreement(values, readings.labels, sets.pairs)
+            results["judged_j"] = youden_j(readings.labels, sets.harmful, sets.pairs)
+            results["judge_auc"] = score_auc(readings.scores, sets.harmful, sets.pairs)
+        refused = readings.margin > 0  # the operating point of greedy answers, by their openings
+        point = {
+            "complied_harmless": float((~refused)[:, ~sets.harmful].mean()),
+            "refused_harmful": float(refused[:, sets.harmful].mean()),
+        }
+        rows.append(row_of((run, model, name, reading), sets, results, point))
+    if {CONTROL, ALIGNED} <= set(by_model):
+        rows += differences((run, DIFFERENCE, name), sets, by_model[ALIGNED], by_model[CONTROL])
+    return rows
+
+
+def differences(key: tuple[str, str, str], sets: Sets, ours: Readings, theirs: Readings) -> list[dict]:
+    """The rows of the paired differences between two models."""
+    rows = []
+    for reading in READINGS:
+        both = getattr(ours, reading), getattr(theirs, reading)
+        results = discernment_difference(*both, sets.harmful, sets.pairs)
+        if ours.labels is not None and theirs.labels is not None:
+            results["judged_j"] = youden_j_difference(ours.labels, theirs.labels, sets.harmful, sets.pairs)
+            results["judge_auc"] = score_auc_difference(ours.scores, theirs.scores, sets.harmful, sets.pairs)
+        rows.append(row_of((*key, reading), sets, results, {}))
+    return rows
+
+
+def row_of(key: tuple[str, str, str, str], sets: Sets, results: dict[str, dict], point: dict[str, float]) -> dict:
+    """A row; a figure that was not measured is empty."""
+
+    def interval(name: str) -> list[float | None]:
+        return [results.get(name, {}).get(part) for part in ("low", "high")]
+
+    run, model, name, reading = key
+    row = {"commit": commit(), "run": run, "model": model, "sets": name, "reading": reading}
+    row |= {"harmless": int((~sets.harmful).sum()), "harmful": int(sets.harmful.sum())}
+    row |= {figure: results[figure]["value"] for figure in SHOWN}
+    row["auc_low"], row["auc_high"] = interval("auc")
+    row |= {figure: point.get(figure) for figure in ("complied_harmless", "refused_harmful")}
+    for figure in JUDGED:
+        row[figure] = results.get(figure, {}).get("value")
+        row[f"{figure}_low"], row[f"{figure}_high"] = interval(figure)
+    return row
+
+
+def show(row: dict) -> None:
+    """Print a row: the AUC, and the figures of judged answers where there are any."""
+    shown = [name for name in ("auc", *JUDGED) if row[name] is not None]
+    cells = [
+        f"{name} {row[name]:.3f} ({number(row[f'{name}_low'])} to {number(row[f'{name}_high'])})" for name in shown
+    ]
+    print(f"{row['sets']} {row['run']} {row['model']}, {row['reading']}: {', '.join(cells)}")
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python benchmarks/log_odds.py --csv benchmarks/results/log_odds.csv
     python benchmarks/log_odds.py MODEL --max-new-tokens 256 --batch-size 64
+    python benchmarks/log_odds.py MODEL --nodes                              which inner nodes matter, without timing
     python benchmarks/log_odds.py --tiny                                     a smoke test
 
 The prompts are the built-in pairs held out from training; the openings are derived from the built-in refusals, general
@@ -14,6 +15,7 @@ model.
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from importlib import resources
 
@@ -25,6 +27,9 @@ from transformers import Cache, GenerationConfig
 
 from dcr_ds.diagnose.log_odds import first_token_impurity, log_odds_after_answers, refusal_log_odds
 from dcr_ds.diagnose.openings import Openings, find_openings
+from dcr_ds.diagnose.prefix_tree import Tree
+from dcr_ds.diagnose.readings import Reader
+from dcr_ds.diagnose.tree_pass import TreePass
 from dcr_ds.judges.strings import PRESETS
 from dcr_ds.models.chat import encode_prompt
 
@@ -34,6 +39,9 @@ def main() -> None:
     model, tokenizer = load_model(options)
     openings = builtin_openings(tokenizer)
     prompts = [encode_prompt(tokenizer, text) for text in held_out_twins()[: options.rows]]
+    if options.nodes:
+        print(json.dumps(nodes_that_matter(model, prompts, openings, options.batch_size), indent=2))
+        return
     ids = [str(number) for number in range(len(prompts))]
     rows: list[dict] = []
 
@@ -66,6 +74,7 @@ def parse() -> argparse.Namespace:
     parser = model_parser(__doc__, max_new_tokens=40)
     parser.add_argument("--rows", type=int, help="maximum number of prompts")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--nodes", action="store_true", help="count the inner nodes by their probability")
     options = parser.parse_args()
     if options.tiny:
         options.rows, options.max_new_tokens, options.batch_size = 6, 4, 4
@@ -90,6 +99,26 @@ def builtin_openings(tokenizer) -> Openings:
     presets = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in PRESETS]
     phrases = [phrase for preset in presets for phrase in (*preset["phrases"], *preset.get("phrases_unless", {}))]
     return find_openings(tokenizer, refusals, ordinary, phrases)
+
+
+@torch.no_grad()
+def nodes_that_matter(model, prompts: list[list[int]], openings: Openings, batch_size: int) -> dict[str, float]:
+    """Mean number of inner nodes whose probability is above a share of that of a refusal, or of none if lower."""
+    tree = Tree.of([opening.tokens for opening in openings.openings])
+    reader, run = Reader(model.eval(), tree), TreePass(model.get_decoder(), tree, prompts)
+    counts = dict.fromkeys((1e-6, 1e-4, 1e-2), 0)
+    for start in range(0, len(prompts), batch_size):
+        log_p, _, _ = reader.split(run(prompts[start : start + batch_size]))  # of children [B, N, C]
+        reached = {(): torch.zeros(len(log_p), dtype=torch.float64, device=log_p.device)}
+        for tokens in (*tree.nodes[1:], *tree.openings):
+            parent = reader.number[tokens[:-1]]
+            reached[tokens] = reached[tokens[:-1]] + log_p[:, parent, reader.children[parent].index(tokens[-1])]
+        refusal = torch.stack([reached[tokens] for tokens in tree.openings]).logsumexp(0)
+        lower = torch.minimum(refusal, (-refusal.exp()).log1p())
+        nodes = torch.stack([reached[node] for node in tree.nodes])
+        for share in counts:
+            counts[share] += int((nodes > lower + math.log(share)).sum())
+    return {"nodes": len(tree.nodes)} | {f"above {share:g}": count / len(prompts) for share, count in counts.items()}
 
 
 def answer_and_read(model, prompts: list[list[int]], openings: Openings, options: argparse.Namespace) -> float:
