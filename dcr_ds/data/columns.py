@@ -1,9 +1,15 @@
 """The columns of a table by our names, and the text in its cells."""
 
+import difflib
 from typing import Any
 
 from dcr_ds.data.tables import Row, Table, kind_of
 from dcr_ds.errors import UserError
+
+MAX_SHOWN = 20  # column names in a message
+LONGEST = 60  # characters of a column name in a message
+WORDS_OF_DATA = 4  # a name of so many words is a text rather than a name
+HEADER_IS_DATA = ". If the first line is a row, not a header, put a line with the names of the columns above it"
 
 
 def resolve_columns(table: Table, mapping: dict[str, str], known: tuple[str, ...]) -> dict[str, str]:
@@ -29,15 +35,20 @@ def resolve_columns(table: Table, mapping: dict[str, str], known: tuple[str, ...
 
 def missing_column(table: Table, source_column: str, column: str) -> UserError:
     """The error for a missing column; it lists the columns and shows how to map one."""
+    is_data = any(len(name.split()) >= WORDS_OF_DATA for name in table.columns)
     return table.origin.error(
-        f"no column {source_column!r}; columns: {list_names(table.columns)}. "
+        f"no column {source_column!r}; columns: {list_names(table.columns, source_column)}. "
         f"Map the right one with {table.origin.setting(f'columns.{column}', 'NAME')}"
+        + (HEADER_IS_DATA if is_data else "")
     )
 
 
-def list_names(names: list[str]) -> str:
-    """Column names for a message; unprintable ones are quoted."""
-    return ", ".join(name if name and name.isprintable() else repr(name) for name in names)
+def list_names(names: list[str], wanted: str = "") -> str:
+    """Column names for a message, at most 20, those similar to `wanted` first; unprintable ones are quoted."""
+    similar = difflib.get_close_matches(wanted, names, n=3) if len(names) > MAX_SHOWN else []
+    shown = [*similar, *(name for name in names if name not in similar)][:MAX_SHOWN]
+    listed = ", ".join(name[:LONGEST] if name and name.isprintable() else repr(name[:LONGEST]) for name in shown)
+    return listed + (f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else "")
 
 
 def row_id(row: Row, column: str | None) -> str:

@@ -1,21 +1,28 @@
-"""Conversations: `messages`, or `prompt` and `response`, or Alpaca's `instruction`, `input` and `output`."""
+"""Conversations: `messages`, ShareGPT's `conversations`, or a prompt and an answer in columns of several names."""
 
 from collections.abc import Callable
 
 from dcr_ds.data.columns import list_names, optional_text, required_text, row_id
-from dcr_ds.data.messages import Messages, checked_messages
-from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
+from dcr_ds.data.messages import Messages, checked_messages, context_of, refuse_tools, with_history, with_system
+from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Conversation, ConversationSet
+from dcr_ds.data.rows import LeftOut
 from dcr_ds.data.tables import Row
 from dcr_ds.recipe import DataSource
 
 # the columns that each form requires; Alpaca's `input` is optional
 FORMS = (
     ("messages",),
+    ("conversations",),
     ("prompt", "response"),
+    ("prompt", "completion"),
     ("instruction", "output"),
 )
-COLUMNS = ("id", "category", "messages", "prompt", "response", "instruction", "input", "output")
+CONTEXT = ("system", "history", "tools")  # optional; they belong to any form
+COLUMNS = (
+    *("id", "category", "messages", "conversations", "prompt", "response", "completion"),
+    *("instruction", "input", "output", *CONTEXT),
+)
 NO_INPUT = ("", "<no input>", "<noinput>")
 
 
@@ -25,13 +32,16 @@ def read_conversations(source: DataSource, name: str, field: str | None = None) 
 
 
 def _parser(layout: Layout) -> Callable[[Row], Conversation | LeftOut]:
-    form, columns = _form(layout), layout.columns
+    form = _form(layout)
+    read = _whole(layout.required(form[0])) if len(form) == 1 else _exchange(layout, form)
+    id_column, category, system, history, tools = (layout.column(name) for name in ("id", "category", *CONTEXT))
 
     def parse(row: Row) -> Conversation | LeftOut:
-        messages = _messages(row, columns, form)
+        refuse_tools(row, tools)
+        messages = with_system(with_history(read(row), row, history), row, system)
         if not messages[-1]["content"].strip():
             return LeftOut("empty answer")
-        return Conversation(row_id(row, columns.get("id")), messages, optional_text(row, columns.get("category")))
+        return Conversation(row_id(row, id_column), messages, optional_text(row, category))
 
     return parse
 
@@ -51,27 +61,39 @@ def _form(layout: Layout) -> tuple[str, ...]:
     )
 
 
-def _messages(row: Row, columns: dict[str, str], form: tuple[str, ...]) -> Messages:
-    if form == ("messages",):
-        return checked_messages(row.cells.get(columns["messages"]), columns["messages"], row)
-    question = required_text(row, columns[form[0]])
-    answer = required_text(row, columns[form[1]], may_be_empty=True)
-    if form[0] == "instruction":
-        question = _with_input(question, row, columns.get("input"))
-    return ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+def _whole(column: str) -> Callable[[Row], Messages]:
+    """Reads a column of complete conversations."""
+    return lambda row: checked_messages(row.cells.get(column), column, row)
 
 
-def _with_input(instruction: str, row: Row, column: str | None) -> str:
+def _exchange(layout: Layout, form: tuple[str, ...]) -> Callable[[Row], Messages]:
+    """Reads a prompt and its answer, each text or messages."""
+    prompt, answer = layout.required(form[0]), layout.required(form[1])
+    extra = layout.column("input") if form[0] == "instruction" else None
+
+    def read(row: Row) -> Messages:
+        context = context_of(row, prompt)
+        if extra is not None:
+            context = (*context[:-1], {**context[-1], "content": _with_input(context[-1]["content"], row, extra)})
+        answers = row.cells.get(answer)
+        if isinstance(answers, list):
+            return checked_messages([*context, *answers], answer, row)
+        return (*context, {"role": "assistant", "content": required_text(row, answer, may_be_empty=True)})
+
+    return read
+
+
+def _with_input(instruction: str, row: Row, column: str) -> str:
     """Alpaca's instruction, followed by a blank line and its input if there is one."""
-    if column is None or row.cells.get(column) is None:
+    if row.cells.get(column) is None:
         return instruction
     text = required_text(row, column, may_be_empty=True)
     return instruction if text.strip().lower() in NO_INPUT else f"{instruction}\n\n{text}"
 
 
-def _content(conversation: Conversation) -> tuple[str, ...]:
-    """All user and assistant messages; conversations that differ only in the system message are the same."""
-    return tuple(message["content"].strip() for message in conversation.messages if message["role"] != "system")
+def _content(conversation: Conversation) -> tuple[tuple[str, str], ...]:
+    """All messages; conversations that differ in the system prompt teach different things."""
+    return tuple((message["role"], message["content"].strip()) for message in conversation.messages)
 
 
 CONVERSATIONS = Kind("conversations", COLUMNS, _parser, _content)

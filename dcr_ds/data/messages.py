@@ -1,12 +1,23 @@
-"""Checked messages of a conversation: `{"role", "content"}`, user and assistant alternating."""
+"""Checked messages of a conversation: `{"role", "content"}`, user and assistant alternating.
 
+ShareGPT's `{"from", "value"}`, its names of roles, and contents as a list of text parts are converted.
+"""
+
+import json
 from typing import Any
 
-from dcr_ds.data.columns import checked_text
-from dcr_ds.data.tables import Row, kind_of
-from dcr_ds.errors import UserError
+from dcr_ds.data.columns import checked_text, optional_text, required_text
+from dcr_ds.data.tables import Row, RowError, kind_of
 
 Messages = tuple[dict[str, str], ...]
+ROLES = {
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+}
+TOOL_ROLES = ("tool", "tool_call", "tool_response", "function", "function_call", "function_response", "observation")
+TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
+ONLY_TEXT = "only text is trained on; remove the row"
 
 
 def checked_messages(value: Any, column: str, row: Row, last_role: str = "assistant") -> Messages:
@@ -14,6 +25,7 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
 
     The last message may be empty if it is the assistant's; callers leave such rows out.
     """
+    value = as_list(value)
     if not isinstance(value, list):
         raise row.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}")
     messages = [_message(item, number, row, column) for number, item in enumerate(value, 1)]
@@ -33,11 +45,104 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
     return tuple(messages)
 
 
+def as_list(value: Any) -> Any:
+    """A list that a text file holds as JSON; any other value as it is."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def context_of(row: Row, column: str) -> Messages:
+    """The prompt in a cell: text, or messages that end with the user's, also as the JSON of a text file."""
+    value = row.cells.get(column)
+    parsed = as_list(value)
+    if parsed and isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed):
+        value = parsed
+    if isinstance(value, list):
+        return checked_messages(value, column, row, last_role="user")
+    return ({"role": "user", "content": required_text(row, column)},)
+
+
+def with_history(messages: Messages, row: Row, column: str | None) -> Messages:
+    """The messages after the earlier turns in a column: pairs of texts, as LLaMA-Factory has them, or messages."""
+    value = as_list(row.cells.get(column)) if column is not None else None
+    if column is None or value is None or value in ([], ""):
+        return messages
+    if messages[0]["role"] == "system":
+        raise row.error(f"{column!r} stands before messages that begin with a system prompt; remove the row")
+    if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
+        return (*checked_messages(value, column, row), *messages)
+    is_pair = isinstance(value, list) and all(
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) and text.strip() for text in turn)
+        for turn in value
+    )
+    if not is_pair:
+        raise row.error(f"{column!r} must be a list of pairs [prompt, answer] of texts, or of {{role, content}}")
+    turns = [
+        {"role": role, "content": checked_text(text, column, row)}
+        for pair in value
+        for role, text in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return (*turns, *messages)
+
+
+def with_system(messages: Messages, row: Row, column: str | None) -> Messages:
+    """The messages after the system prompt in a column; an empty cell means none."""
+    text = optional_text(row, column)
+    if column is None or text is None:
+        return messages
+    if messages[0]["role"] != "system":
+        return ({"role": "system", "content": required_text(row, column)}, *messages)
+    if messages[0]["content"].strip() == text:
+        return messages
+    raise row.error(f"{column!r} and the first message are different system prompts; remove one of them")
+
+
+def refuse_tools(row: Row, column: str | None) -> None:
+    """Raise if a column describes tools: without them, the conversation would be another one."""
+    value = row.cells.get(column) if column is not None else None
+    if as_list(value) not in (None, "", []):
+        raise row.error(f"{column!r} describes tools; {ONLY_TEXT}")
+
+
 def _message(item: Any, number: int, row: Row, column: str) -> dict[str, str]:
-    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
-        raise _message_error('must have the form {"role": text, "content": text}', number, row, column)
-    return {"role": item["role"], "content": checked_text(item["content"], column, row)}
+    if not isinstance(item, dict):
+        raise _wrong_form(number, row, column)
+    role = item.get("role") or item.get("from")
+    content = item.get("content") if item.get("content") is not None else item.get("value")
+    if not isinstance(role, str):
+        raise _wrong_form(number, row, column)
+    role = ROLES.get(role.lower(), role)
+    if role.lower() in TOOL_ROLES:
+        raise _message_error(f"has the role {role!r}, the use of a tool; {ONLY_TEXT}", number, row, column)
+    if used := next((key for key in TOOL_KEYS if item.get(key)), None):
+        raise _message_error(f"uses a tool ({used!r}); {ONLY_TEXT}", number, row, column)
+    if isinstance(content, list):
+        content = _joined(content, number, row, column)
+    if not isinstance(content, str):
+        raise _wrong_form(number, row, column)
+    return {"role": role, "content": checked_text(content, column, row)}
 
 
-def _message_error(problem: str, number: int, row: Row, column: str) -> UserError:
+def _joined(parts: list[Any], number: int, row: Row, column: str) -> str:
+    """The text of a content that is a list of parts; other parts than text are an error."""
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) else part
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if not isinstance(text, str) or not str(kind).endswith("text"):
+            shown = kind if isinstance(kind, str) and not kind.endswith("text") else kind_of(part)
+            raise _message_error(f"contains a part that is not text ({shown}); {ONLY_TEXT}", number, row, column)
+        texts.append(text)
+    return "".join(texts)
+
+
+def _wrong_form(number: int, row: Row, column: str) -> RowError:
+    return _message_error('must have the form {"role": text, "content": text}', number, row, column)
+
+
+def _message_error(problem: str, number: int, row: Row, column: str) -> RowError:
     return row.error(f"message {number} of {column!r} {problem}")

@@ -10,43 +10,46 @@ import re
 from collections.abc import Callable
 
 from dcr_ds.data.columns import optional_text, required_text, row_id
-from dcr_ds.data.messages import Messages, checked_messages
-from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
+from dcr_ds.data.messages import Messages, checked_messages, context_of, refuse_tools, with_history, with_system
+from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Preference, PreferenceSet
+from dcr_ds.data.rows import LeftOut
 from dcr_ds.data.tables import Row
 from dcr_ds.recipe import DataSource
 
-COLUMNS = ("id", "category", "prompt", "chosen", "rejected")
+COLUMNS = ("id", "category", "prompt", "chosen", "rejected", "system", "history", "tools")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
-SHOWN = 5  # rows listed in an error
 
 
 def read_preferences(source: DataSource, name: str = "preferences", field: str | None = None) -> PreferenceSet:
     """Read pairs of answers; see `read_data_set`.
 
-    Pairs with an empty answer, and pairs whose conversations differ before the last answer, are left out. If chosen and
-    rejected are equal, an error is raised: such a pair teaches nothing and is a mistake in the data.
+    Pairs with an empty answer, and pairs whose conversations differ before the last answer, are left out. A row whose
+    chosen and rejected answers are equal is a bad row: it teaches nothing and is a mistake in the data.
     """
     return read_data_set(PREFERENCES, source, name, field)
 
 
 def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
     chosen_column, rejected_column = layout.required("chosen"), layout.required("rejected")
-    prompt_column = layout.columns.get("prompt")
+    prompt_column, id_column, category = (layout.column(name) for name in ("prompt", "id", "category"))
+    system, history, tools = (layout.column(name) for name in ("system", "history", "tools"))
 
     def parse(row: Row) -> Preference | LeftOut:
-        chosen = _conversation(row, chosen_column, prompt_column)
-        rejected = _conversation(row, rejected_column, prompt_column)
-        if chosen is None or rejected is None:
+        refuse_tools(row, tools)
+        conversations = [_conversation(row, column, prompt_column) for column in (chosen_column, rejected_column)]
+        if any(conversation is None for conversation in conversations):
             return LeftOut("not a dialogue in which Human and Assistant take turns")
+        chosen, rejected = (with_system(with_history(c, row, history), row, system) for c in conversations if c)
         if chosen[:-1] != rejected[:-1]:
             return LeftOut("the conversations differ before the last answer")
         answers = chosen[-1]["content"], rejected[-1]["content"]
         if not all(answer.strip() for answer in answers):
             return LeftOut("empty answer")
-        category = optional_text(row, layout.columns.get("category"))
-        return Preference(row_id(row, layout.columns.get("id")), chosen[:-1], *answers, category)
+        if answers[0].strip() == answers[1].strip():
+            raise row.error("chosen and rejected are the same answer; correct or remove the row")
+        return Preference(row_id(row, id_column), chosen[:-1], *answers, optional_text(row, category))
 
     return parse
 
@@ -54,6 +57,8 @@ def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
 def _conversation(row: Row, column: str, prompt_column: str | None) -> Messages | None:
     """The complete conversation that ends with the answer in a column; None for an irregular transcript."""
     value = row.cells.get(column)
+    if isinstance(value, dict):  # ShareGPT's form: the answer as a message
+        value = [value]
     if isinstance(value, list) and len(value) != 1:
         return checked_messages(value, column, row)
     if isinstance(value, list):  # a single message: the answer
@@ -70,10 +75,7 @@ def _context(row: Row, prompt_column: str | None, answer_column: str) -> Message
             f"{answer_column!r} is an answer without a prompt; map the column of prompts with "
             f"{row.origin.setting('columns.prompt', 'NAME')}"
         )
-    value = row.cells.get(prompt_column)
-    if isinstance(value, list):
-        return checked_messages(value, prompt_column, row, last_role="user")
-    return ({"role": "user", "content": required_text(row, prompt_column)},)
+    return context_of(row, prompt_column)
 
 
 def _transcript(text: str, row: Row, column: str) -> Messages | None:
@@ -93,19 +95,9 @@ def _transcript(text: str, row: Row, column: str) -> Messages | None:
     return turns if alternates and has_content and len(turns) % 2 == 0 else None
 
 
-def _refuse_equal_answers(records: list[tuple[Row, Preference]]) -> None:
-    equal = [row for row, pair in records if pair.chosen.strip() == pair.rejected.strip()]
-    if equal:
-        places = ", ".join(row.place for row in equal[:SHOWN]) + (", …" if len(equal) > SHOWN else "")
-        raise equal[0].origin.error(
-            f"chosen and rejected are the same answer in {len(equal)} of {len(records)} rows; correct or remove them",
-            places,
-        )
-
-
-def _content(preference: Preference) -> tuple[str, ...]:
-    context = tuple(message["content"].strip() for message in preference.context)
+def _content(preference: Preference) -> tuple[object, ...]:
+    context = tuple((message["role"], message["content"].strip()) for message in preference.context)
     return (*context, preference.chosen.strip(), preference.rejected.strip())
 
 
-PREFERENCES = Kind("pairs", COLUMNS, _parser, _content, check=_refuse_equal_answers)
+PREFERENCES = Kind("pairs", COLUMNS, _parser, _content)

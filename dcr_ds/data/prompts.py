@@ -3,21 +3,20 @@
 A prompt is text, or a list of messages that ends with the user's: a conversation whose last message is the prompt.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from dcr_ds.data.columns import optional_text, required_text, row_id
-from dcr_ds.data.messages import Messages, checked_messages
-from dcr_ds.data.reader import Kind, Layout, LeftOut, read_data_set
+from dcr_ds.data.messages import Messages, context_of, refuse_tools, with_history, with_system
+from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Prompt, PromptSet
+from dcr_ds.data.rows import LeftOut
 from dcr_ds.data.tables import Row
 from dcr_ds.recipe import DataSource
 
-COLUMNS = ("prompt", "id", "label", "category", "pair")
+COLUMNS = ("prompt", "id", "label", "category", "pair", "system", "history", "tools")
 CLASSES = ("seemingly_toxic", "toxic")
 FIRST_HUMAN_TURN = re.compile(r"\s*Human:(.*?)(?=\n\nAssistant:|\n\nHuman:|\Z)", re.DOTALL)
 
@@ -31,29 +30,35 @@ def read_prompts(source: DataSource, name: str, field: str | None = None, is_ben
     Args:
         is_benchmark: takes every row; if there is a column of ids, it must be filled, as runs are compared row by row.
     """
-    kind = replace(PROMPTS, needs_ids=True, parser=partial(_parser, all_rows=True)) if is_benchmark else PROMPTS
+    kind = PROMPTS
+    if is_benchmark:
+        kind = replace(PROMPTS, needs_ids=True, notes_unused=False, parser=partial(_parser, all_rows=True))
     return read_data_set(kind, source, name, field)
 
 
 def _parser(layout: Layout, all_rows: bool = False) -> Callable[[Row], Prompt | LeftOut]:
-    column, label_column = layout.required("prompt"), layout.columns.get("label")
+    column, label = layout.required("prompt"), layout.column("label")
+    id_column, category, pair = (layout.column(name) for name in ("id", "category", "pair"))
+    system, history, tools = (layout.column(name) for name in ("system", "history", "tools"))
     has_both_classes = not all_rows and _has_both_classes(layout)
 
     def parse(row: Row) -> Prompt | LeftOut:
-        if has_both_classes and optional_text(row, label_column) != layout.set_name:
+        if has_both_classes and optional_text(row, label) != layout.set_name:
             return LeftOut("label of the other class")
-        context, text = _conversation(row, column)
+        refuse_tools(row, tools)
+        messages = with_system(with_history(_messages(row, column), row, history), row, system)
+        context, text = messages[:-1], messages[-1]["content"]
         if layout.source.first_human_turn:
             text = _first_human_turn(text, row, column)
-        label, category, pair = (optional_text(row, layout.columns.get(name)) for name in ("label", "category", "pair"))
-        return Prompt(row_id(row, layout.columns.get("id")), text, label, category, pair, context)
+        optional = [optional_text(row, name) for name in (label, category, pair)]
+        return Prompt(row_id(row, id_column), text, optional[0], optional[1], optional[2], context)
 
     return parse
 
 
 def _has_both_classes(layout: Layout) -> bool:
     """Whether the labels are the names of the stage-1 sets, so that only some rows belong to this set."""
-    label, name = layout.columns.get("label"), layout.set_name
+    label, name = layout.column("label"), layout.set_name
     if label is None or name not in CLASSES:
         return False
     labels = {optional_text(row, label) for row in layout.table.rows}
@@ -67,25 +72,12 @@ def _has_both_classes(layout: Layout) -> bool:
     return True
 
 
-def _conversation(row: Row, column: str) -> tuple[Messages, str]:
-    """The messages before the prompt, and its text. A list of one text is the text, as SORRY-Bench stores prompts."""
-    value = _parsed(row.cells.get(column))
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        messages = checked_messages(value, column, row, last_role="user")
-        return messages[:-1], messages[-1]["content"]
-    unwrapped = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return (), required_text(replace(row, cells={**row.cells, column: unwrapped}), column)
-
-
-def _parsed(value: Any) -> Any:
-    """The messages that a cell of a CSV file holds as JSON; any other value as it is."""
-    if not (isinstance(value, str) and value.lstrip().startswith("[")):
-        return value
-    try:
-        messages = json.loads(value)
-    except (ValueError, RecursionError):
-        return value
-    return messages if messages and all(isinstance(item, dict) and "role" in item for item in messages) else value
+def _messages(row: Row, column: str) -> Messages:
+    """The prompt as messages that end with the user's. A list of one text is that text, as SORRY-Bench has them."""
+    value = row.cells.get(column)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        row = replace(row, cells={**row.cells, column: value[0]})
+    return context_of(row, column)
 
 
 def _content(prompt: Prompt) -> tuple[str, ...]:

@@ -1,39 +1,40 @@
 """The reader of every kind of data set: locate the table, resolve columns, parse rows, check them, select."""
 
-from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
-from dcr_ds.data.columns import missing_column, resolve_columns
+from dcr_ds.data.columns import list_names, missing_column, resolve_columns
+from dcr_ds.data.markup import markup_notes
 from dcr_ds.data.records import DataSet, Record, digest
-from dcr_ds.data.selection import draw_rows, drop_repeats, filter_rows, refuse_doubled_ids, refuse_missing_ids
+from dcr_ds.data.rows import LeftOut, note_of, parse_rows
+from dcr_ds.data.selection import draw_rows, filter_rows, refuse_doubled_ids, refuse_missing_ids, split_repeats
 from dcr_ds.data.sources import read_table
 from dcr_ds.data.tables import Row, Table
 from dcr_ds.recipe import DataSource
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row that is left out. Rows left out for the same reason are counted in one note."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Layout:
-    """A table with its columns by our names, and the settings of the data set."""
+    """A table with its columns by our names, and the settings of the data set. It records which columns are used."""
 
     table: Table
     columns: dict[str, str]  # our name → name in the source, for columns that exist
     source: DataSource
     set_name: str
+    used: set[str] = field(default_factory=set)
 
-    def required(self, column: str) -> str:
+    def column(self, name: str) -> str | None:
+        """The source's name of an optional column; None if it is missing."""
+        if name in self.columns:
+            self.used.add(self.columns[name])
+        return self.columns.get(name)
+
+    def required(self, name: str) -> str:
         """The source's name of a column; an error if the column is missing."""
-        if column not in self.columns:
-            raise missing_column(self.table, column, column)
-        return self.columns[column]
+        if (column := self.column(name)) is None:
+            raise missing_column(self.table, name, name)
+        return column
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +46,18 @@ class Kind(Generic[Record]):
         columns: our names of its columns.
         parser: checks which columns a table has, and returns the function that parses a row.
         content: what makes two records the same; repeats of a record are left out.
-        check: raises on records that cannot all be right.
         needs_ids: a column of ids, if there is one, must be filled.
         takes_first_human_turn: whether the option `first_human_turn` applies.
+        notes_unused: whether columns that are not used are noted.
     """
 
     plural: str
     columns: tuple[str, ...]
     parser: Callable[[Layout], Callable[[Row], Record | LeftOut]]
     content: Callable[[Record], Hashable]
-    check: Callable[[list[tuple[Row, Record]]], None] = lambda records: None
     needs_ids: bool = False
     takes_first_human_turn: bool = False
+    notes_unused: bool = True
 
 
 def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str | None = None) -> DataSet[Record]:
@@ -72,24 +73,30 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
     Raises:
         UserError: with the path, the line or row, the column, what is wrong and what to do.
     """
-    table = filter_rows(read_table(source, name, field or f"data.{name}"), source.where)
+    table: Table = filter_rows(read_table(source, name, field or f"data.{name}"), source.where)
     if source.first_human_turn and not kind.takes_first_human_turn:
         raise table.origin.error("first_human_turn applies to prompt sets only; remove it")
-    columns = resolve_columns(table, source.columns, kind.columns)
-    parse = kind.parser(Layout(table, columns, source, name))
+    layout: Layout = Layout(table, resolve_columns(table, source.columns, kind.columns), source, name)
+    id_column = layout.column("id")
+    parse = kind.parser(layout)
     if kind.needs_ids:
-        refuse_missing_ids(table, columns.get("id"))
-    parsed = [(row, parse(row)) for row in table.rows]
-    records = [(row, record) for row, record in parsed if not isinstance(record, LeftOut)]
-    reasons = Counter(record.reason for _, record in parsed if isinstance(record, LeftOut))
-    total = f"{len(table.rows)} {kind.plural}"
-    notes = [f"{count} of {total} left out: {reason}" for reason, count in reasons.items()]
+        refuse_missing_ids(table, id_column)
+    records, notes = parse_rows(table, parse, kind.plural, source.max_bad_share)
     if not records:
         raise table.origin.error(f"no usable {kind.plural}: {'; '.join(notes)}")
-    kind.check(records)
-    distinct = drop_repeats(records, kind.content)
-    if repeats := len(records) - len(distinct):
-        notes.append(f"{repeats} of {total} left out: repeated")
+    distinct, repeats = split_repeats(records, kind.content)
+    if repeats:
+        total = len(table.rows) + len(table.broken)
+        notes.append(note_of([row.place for row, _ in repeats], total, kind.plural, "repeated"))
     refuse_doubled_ids(distinct)
+    notes += [*table.notes, *(_unused(layout) if kind.notes_unused and source.source != "builtin" else [])]
+    notes += markup_notes([record.prompt for _, record in distinct], kind.plural)
     rows = draw_rows([record for _, record in distinct], source, table.origin)
     return DataSet(name, table.origin.path, rows, digest(rows), notes, table.version)
+
+
+def _unused(layout: Layout) -> list[str]:
+    """A note on the columns that are not used, if there are any."""
+    used = layout.used | set(layout.source.where)
+    unused = [name for name in layout.table.columns if name and name not in used]
+    return [f"columns that are not used: {list_names(unused)}"] if unused else []

@@ -28,7 +28,7 @@ def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:
     """
     for column in where:
         if column not in table.columns:
-            raise table.origin.error(f"where: no column {column!r}; columns: {list_names(table.columns)}")
+            raise table.origin.error(f"where: no column {column!r}; columns: {list_names(table.columns, column)}")
     accepted = {column: _accepted(values) for column, values in where.items()}
     rows = [row for row in table.rows if all(_values(row, column) & accepted[column] for column in accepted)]
     if not rows:
@@ -54,12 +54,18 @@ def _common_values(table: Table, column: str, limit: int = 5) -> str:
     return shown + (f" and {len(counts) - limit} other values" if len(counts) > limit else "")
 
 
-def drop_repeats(records: list[tuple[Row, Record]], content: Callable[[Record], Hashable]) -> list[tuple[Row, Record]]:
-    """The first record of each content."""
-    first: dict[Hashable, tuple[Row, Record]] = {}
+def split_repeats(
+    records: list[tuple[Row, Record]], content: Callable[[Record], Hashable]
+) -> tuple[list[tuple[Row, Record]], list[tuple[Row, Record]]]:
+    """The first record of each content, and the others."""
+    distinct: list[tuple[Row, Record]] = []
+    repeats: list[tuple[Row, Record]] = []
+    known: set[Hashable] = set()
     for row, record in records:
-        first.setdefault(content(record), (row, record))
-    return list(first.values())
+        key = content(record)
+        (repeats if key in known else distinct).append((row, record))
+        known.add(key)
+    return distinct, repeats
 
 
 def refuse_missing_ids(table: Table, column: str | None) -> None:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from dcr_ds.data.tables import Origin, Table, number_rows, parse_table, table_of
+from dcr_ds.data.formats import parse_table
+from dcr_ds.data.tables import Origin, Table, numbered, table_of
 from dcr_ds.recipe import DataSource
 
 FOLDER = Path(__file__).parent / "builtin"
@@ -31,7 +32,7 @@ def read_shipped(source: DataSource, name: str, field: str) -> Table:
     cells = [row.cells for row in rows if row.cells["split"] == split]
     if FILES[name] == "pairs.jsonl":
         cells = [_one_of_pair(pair, name) for pair in cells]
-    return table_of(cells, number_rows(cells), origin)
+    return table_of(numbered(cells), origin)
 
 
 def _one_of_pair(pair: dict, name: str) -> dict:

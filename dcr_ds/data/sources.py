@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.data.download import check_hash, fetch, forget
+from dcr_ds.data.formats import parse_table, unknown_format
 from dcr_ds.data.shipped import read_shipped
-from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, number_rows, parse_table, table_of
+from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, table_of
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, find_file
@@ -106,7 +107,7 @@ def _read_url(source: DataSource, field: str) -> Table:
     origin = _file_origin(shown, field)
     _refuse_hub_fields(source, origin)
     if known_ending(parts.path) is None:
-        raise origin.error(f"unknown file format; data files end in {', '.join(ENDINGS)}")
+        raise unknown_format(parts.path, origin)
     if parts.scheme == "http" and mask_secrets(source.source) != source.source and not is_local(source.source):
         raise origin.error("a secret in a URL would be sent unencrypted; use https")
     content = fetch(source.source, source.sha256, origin)
@@ -134,7 +135,7 @@ def _read_hub(source: DataSource, field: str) -> Table:
             "and network (HF_HUB_OFFLINE disables downloads), or use a local file: "
             + origin.setting("source", "prompts.jsonl")
         ) from None
-    return replace(table_of(cells, number_rows(cells), origin), version=_commit(data))
+    return replace(table_of(numbered(cells), origin), version=_commit(data))
 
 
 def _commit(data: Any) -> str | None:

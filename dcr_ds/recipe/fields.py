@@ -31,7 +31,9 @@ Texts = Annotated[str | list[str], BeforeValidator(_as_text, json_schema_input_t
 class DataSource(Section):
     """One data set. A plain string in its place is its `source`."""
 
-    source: str = Field("builtin", description="builtin, a file (csv, json, jsonl, parquet; .gz), a URL or a hub id")
+    source: str = Field(
+        "builtin", description="builtin, a file (csv, tsv, txt, json, jsonl, parquet; .gz), a URL or a hub id"
+    )
     subset: str | None = Field(None, description="configuration of a hub data set")
     split: str | None = Field(None, description="split of a hub data set (default: train)")
     revision: str | None = Field(None, description="branch, tag or commit of a hub data set")
@@ -46,6 +48,9 @@ class DataSource(Section):
     rows: PositiveInt | None = Field(None, description="sample this many rows (default: all, in file order)")
     skip: Count = Field(0, description="skip this many sampled rows first; for disjoint samples of one file")
     seed: int = Field(0, ge=-MAX_SEED, le=MAX_SEED, description="seed of the sampling")
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="most bad rows, as a share, that are left out; five always are, unless this is 0"
+    )
 
 
 def _source(value: Any) -> Any:

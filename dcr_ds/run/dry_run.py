@@ -23,6 +23,8 @@ def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) ->
     lines.append(f"ranks: {world_size}; ZeRO stage {zero_stage}")
     for name, data_set in data.summary()["sets"].items():
         lines.append(f"data: {name}: {data_set['rows']} rows from {data_set['source']}")
+        lines += [f"data: {name}: note: {note}" for note in data_set["notes"]]
+    lines += [f"data: note: {note}" for note in data.notes]
     full_model = build_on_meta(source)
     total = sum(parameter.numel() for parameter in full_model.parameters())
     if "refine" in recipe.stages:

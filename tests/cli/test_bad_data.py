@@ -21,7 +21,7 @@ FILES = {
         b'{"prompt": "a", "label": "seemingly_toxic"}\n',
         ["contains only one class", "use another file"],
     ),
-    "an unknown ending": ("p.txt", GOOD, ["unknown file format", ".jsonl"]),
+    "an unknown ending": ("p.yaml", GOOD, ["unknown file format", ".jsonl"]),
 }
 
 
@@ -30,7 +30,7 @@ def test_bad_data_file(refused, tmp_path, case):
     name, content, expected = FILES[case]
     path = tmp_path / name
     path.write_bytes(content)
-    message = refused("--data.toxic", path)
+    message = refused("--data.toxic", path, "--data.toxic.max_bad_share", "0")
     assert message.startswith(f"data.toxic: {path}"), message
     assert all(word in message for word in expected), message
 

@@ -291,5 +291,6 @@ def test_bad_rows_are_named_with_file_and_line(tmp_path, lines, words):
     file.write_text("\n".join(["id,prompt,label", *lines]) + "\n")
     declared = DECLARED["xstest-safe"].local
     with pytest.raises(UserError) as error:
-        read({"name": "mine", "wanted": "comply", "prompts": {"source": str(file), "where": declared.where}})
+        prompts = {"source": str(file), "where": declared.where, "max_bad_share": 0}
+        read({"name": "mine", "wanted": "comply", "prompts": prompts})
     assert all(word in str(error.value) for word in [str(file), "mine", *words]), str(error.value)

@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from dcr_ds.data import read_prompts, tables
+from dcr_ds.data import formats, read_prompts
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
 
@@ -29,7 +29,7 @@ def test_a_gzip_bomb_is_not_unpacked_to_its_end(tmp_path):
 
 
 def test_a_parquet_bomb_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_BYTES", 1 << 26)
+    monkeypatch.setattr(formats, "MAX_BYTES", 1 << 26)
     column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000), pyarrow.array(["x" * 10_000]))
     pyarrow.parquet.write_table(pyarrow.table({"prompt": column}), tmp_path / "p.parquet")
     assert "unpacks to more than" in refused(tmp_path / "p.parquet")

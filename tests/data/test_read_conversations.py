@@ -11,7 +11,7 @@ SYSTEM = {"role": "system", "content": "be kind"}
 
 
 def read(path, **fields):
-    return read_conversations(DataSource(source=path, **fields), "general")
+    return read_conversations(DataSource(source=path, **{"max_bad_share": 0, **fields}), "general")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "jsonl.gz"])
@@ -64,8 +64,8 @@ def test_duplicates_and_empty_answers_are_dropped_and_counted(write):
     conversation_set = read(write("c.jsonl", [{"prompt": p, "response": r} for p, r in rows]))
     assert [(row.prompt, row.response) for row in conversation_set.rows] == [("a", "1"), ("a", "2")]
     assert conversation_set.notes == [
-        "2 of 5 conversations left out: empty answer",
-        "1 of 5 conversations left out: repeated",
+        "2 of 5 conversations left out: empty answer (line 4, line 5)",
+        "1 of 5 conversations left out: repeated (line 2)",
     ]
 
 
@@ -92,7 +92,7 @@ def test_rows_are_sampled_after_dropping(write):
         ([SYSTEM, USER, SYSTEM], "message 3 of 'messages' has the role 'system'"),
         ([USER, {"role": "tool", "content": "x"}], "message 2 of 'messages' has the role 'tool'"),
         ([{"role": "user", "content": " "}, ASSISTANT], "message 1 of 'messages' is empty"),
-        ([{"from": "human", "value": "x"}, ASSISTANT], "message 1 of 'messages' must have the form"),
+        ([{"speaker": "human", "text": "x"}, ASSISTANT], "message 1 of 'messages' must have the form"),
         ([{"role": "user", "content": 3}, ASSISTANT], "message 1 of 'messages' must have the form"),
     ],
 )

@@ -13,7 +13,7 @@ DIALOGUE = "\n\nHuman: one\n\nAssistant: 1\n\nHuman: two\n\nAssistant:"
 
 
 def read(path, **fields):
-    return read_preferences(DataSource(source=path, **fields))
+    return read_preferences(DataSource(source=path, **{"max_bad_share": 0, **fields}))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
@@ -68,10 +68,10 @@ def test_pairs_without_a_preference_are_dropped_and_counted(write):
     preferences = read(write("hh.jsonl", rows))
     assert len(preferences.rows) == 1
     assert preferences.notes == [
-        "1 of 5 pairs left out: empty answer",
-        "1 of 5 pairs left out: the conversations differ before the last answer",
-        "1 of 5 pairs left out: not a dialogue in which Human and Assistant take turns",
-        "1 of 5 pairs left out: repeated",
+        "1 of 5 pairs left out: empty answer (line 3)",
+        "1 of 5 pairs left out: the conversations differ before the last answer (line 4)",
+        "1 of 5 pairs left out: not a dialogue in which Human and Assistant take turns (line 5)",
+        "1 of 5 pairs left out: repeated (line 2)",
     ]
 
 
@@ -80,7 +80,7 @@ def test_pairs_without_a_preference_are_dropped_and_counted(write):
     [
         (
             [ROW, {**ROW, "rejected": " good\n"}, {**ROW, "rejected": "good"}],
-            ", line 2, line 3: chosen and rejected are the same answer in 2 of 3 rows",
+            ", line 2: chosen and rejected are the same answer; correct or remove the row. In all, 2 of 3 rows cannot",
         ),
         ([{"prompt": "a", "chosen": "b"}], ": no column 'rejected'"),
         ([{**ROW, "rejected": ""}], ": no usable pairs: 1 of 1 pairs left out: empty answer"),

@@ -92,7 +92,7 @@ def test_one_file_feeds_both_stage_one_sets(write):
     path = write("both.jsonl", rows)
     assert texts(read(path, "toxic")) == ["one"]
     assert texts(read(path, "seemingly_toxic")) == ["two"]
-    assert read(path, "toxic").notes == ["1 of 2 prompts left out: label of the other class"]
+    assert read(path, "toxic").notes == ["1 of 2 prompts left out: label of the other class (line 2)"]
     assert texts(read(path, "xstest")) == ["one", "two"]
 
 
@@ -117,7 +117,7 @@ def test_duplicate_prompts_are_dropped_and_counted(write):
     ]
     prompt_set = read(write("p.jsonl", rows))
     assert texts(prompt_set) == ["one", "One"]
-    assert prompt_set.notes == ["2 of 4 prompts left out: repeated"]
+    assert prompt_set.notes == ["2 of 4 prompts left out: repeated (line 2, line 4)"]
 
 
 def test_first_human_turn(write):

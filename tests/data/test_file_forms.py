@@ -1,0 +1,213 @@
+"""The same conversations in every form give the same records; docs/data.md shows the counts of each form."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from dcr_ds.data import read_conversations, read_prompts
+from dcr_ds.data.shipped import FOLDER
+from dcr_ds.recipe import DataSource
+
+ROWS = [
+    {"prompt": row["prompt"], "response": row["response"]}
+    for row in map(json.loads, (FOLDER / "general.jsonl").read_text(encoding="utf-8").splitlines())
+]
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+def messages_of(row, role="role", content="content", user="user", assistant="assistant"):
+    return [{role: user, content: row["prompt"]}, {role: assistant, content: row["response"]}]
+
+
+def parts_of(row):
+    return [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages_of(row)]
+
+
+def lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def table(rows, delimiter):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def parquet(rows):
+    import pyarrow
+    import pyarrow.parquet
+
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), sink)
+    return sink.getvalue().to_pybytes()
+
+
+SHAREGPT = [{"conversations": messages_of(row, "from", "value", "human", "gpt")} for row in ROWS]
+CELLS = [{"messages": json.dumps(messages_of(row))} for row in ROWS]
+MESSAGES = [{"messages": messages_of(row)} for row in ROWS]
+PARTS = [{"messages": parts_of(row)} for row in ROWS]
+ALPACA = [{"instruction": row["prompt"], "input": "", "output": row["response"]} for row in ROWS]
+COMPLETION = [{"prompt": row["prompt"], "completion": row["response"]} for row in ROWS]
+TRL = [{"prompt": messages_of(row)[:1], "completion": messages_of(row)[1:]} for row in ROWS]
+FORMS = {
+    "`prompt`, `response` (jsonl)": (".jsonl", lines(ROWS)),
+    "`prompt`, `completion` (jsonl)": (".jsonl", lines(COMPLETION)),
+    "`prompt`, `completion` as messages (jsonl)": (".jsonl", lines(TRL)),
+    "`messages` (jsonl)": (".jsonl", lines(MESSAGES)),
+    "`messages` with content parts (jsonl)": (".jsonl", lines(PARTS)),
+    "`messages` as JSON in a cell (csv)": (".csv", table(CELLS, ",")),
+    "ShareGPT's `conversations` (json)": (".json", json.dumps(SHAREGPT)),
+    "ShareGPT's `conversations` (parquet)": (".parquet", parquet(SHAREGPT)),
+    "Alpaca (json)": (".json", json.dumps(ALPACA, indent=2)),
+    "an object of columns (json)": (".json", json.dumps({key: [row[key] for row in ROWS] for key in ROWS[0]})),
+    "`{\"data\": [...]}` (json)": (".json", json.dumps({"data": ROWS})),
+    "JSON lines named .json": (".json", lines(ROWS)),
+    "a JSON array named .jsonl": (".jsonl", json.dumps(ROWS)),
+    "csv": (".csv", table(ROWS, ",")),
+    "csv with semicolons": (".csv", table(ROWS, ";")),
+    "csv with tabs": (".csv", table(ROWS, "\t")),
+    "csv, UTF-8 with a byte order mark": (".csv", table(ROWS, ",").encode("utf-8-sig")),
+    "csv, UTF-16 with a byte order mark": (".csv", table(ROWS, ",").encode("utf-16")),
+    "csv, UTF-16 without": (".csv", table(ROWS, ",").encode("utf-16-be")),
+    "jsonl, UTF-16 without": (".jsonl", lines(ROWS).encode("utf-16-le")),
+    "tsv": (".tsv", table(ROWS, "\t")),
+    "tsv, gzip": (".tsv.gz", gzip.compress(table(ROWS, "\t").encode())),
+    "jsonl, gzip without .gz in the name": (".jsonl", gzip.compress(lines(ROWS).encode())),
+    "parquet": (".parquet", parquet(ROWS)),
+}  # fmt: skip
+
+
+def read(tmp_path, form, **fields):
+    ending, content = FORMS[form]
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return read_conversations(DataSource(source=str(path), **fields), "general")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_records(tmp_path, form):
+    data_set = read(tmp_path, form)
+    assert [(row.id, row.messages) for row in data_set.rows] == [
+        (f"rows-{number}", tuple(messages_of(row))) for number, row in enumerate(ROWS, 1)
+    ]
+    assert data_set.notes == []
+    assert f"| {form} | {len(ROWS)} | {len(data_set.rows)} |" in PAGE.read_text(encoding="utf-8")
+
+
+def test_txt_has_one_prompt_per_line(tmp_path):
+    path = tmp_path / "rows.txt"
+    prompts = [" ".join(row["prompt"].split()) for row in ROWS]
+    path.write_text("\n\n".join(prompts) + "\r\n", encoding="utf-8")
+    prompt_set = read_prompts(DataSource(source=str(path)), "toxic")
+    assert [row.prompt for row in prompt_set.rows] == prompts
+    assert f"| txt, one prompt per line | {len(ROWS)} | {len(prompt_set.rows)} |" in PAGE.read_text(encoding="utf-8")
+
+
+# no form drops a column silently
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+EARLIER = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Good day"}]
+EXCHANGE = messages_of({"prompt": "one", "response": "1"})
+FORM_ROWS = {
+    "messages": {"messages": EXCHANGE},
+    "ShareGPT": {"conversations": [{"from": "human", "value": "one"}, {"from": "gpt", "value": "1"}]},
+    "response": {"prompt": "one", "response": "1"},
+    "completion": {"prompt": "one", "completion": "1"},
+    "Alpaca": {"instruction": "one", "output": "1"},
+}
+
+
+@pytest.mark.parametrize("row", FORM_ROWS.values(), ids=FORM_ROWS)
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
+def test_system_and_history_are_used_in_every_form(write, row, ending):
+    path = write(f"c.{ending}", [{**row, "system": "Be brief.", "history": [["Hello", "Good day"]]}])
+    data_set = read_conversations(DataSource(source=path), "general")
+    assert data_set.rows[0].messages == (SYSTEM, *EARLIER, *EXCHANGE) and data_set.notes == []
+
+
+@pytest.mark.parametrize("row", FORM_ROWS.values(), ids=FORM_ROWS)
+def test_other_columns_are_named_in_a_note(write, row):
+    path = write("c.jsonl", [{**row, "source": "web", "persona": "a pirate"}])
+    assert read_conversations(DataSource(source=path, where={"source": "web"}), "general").notes == [
+        "columns that are not used: persona"
+    ]
+
+
+def test_a_prompt_set_uses_system_and_history(write):
+    path = write("p.jsonl", [{"prompt": "one", "system": "Be brief.", "history": [["Hello", "Good day"]], "note": "x"}])
+    prompt_set = read_prompts(DataSource(source=path), "toxic")
+    assert prompt_set.rows[0].messages == (SYSTEM, *EARLIER, EXCHANGE[0])
+    assert prompt_set.notes == ["columns that are not used: note"]
+
+
+def test_conversations_that_differ_in_the_system_prompt_are_no_repeats(write):
+    rows = [{"prompt": "one", "response": "1", "system": text} for text in ("Be brief.", "Be kind.", "", "Be kind.")]
+    data_set = read_conversations(DataSource(source=write("c.jsonl", rows)), "general")
+    assert [row.messages[0]["content"] for row in data_set.rows] == ["Be brief.", "Be kind.", "one"]
+    assert data_set.notes == ["1 of 4 conversations left out: repeated (line 4)"]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [EXCHANGE[0], {"role": "tool", "content": "3"}]}, "2 of 'messages' has the role 'tool', the use"),
+        (
+            {"messages": [*EXCHANGE[:1], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "message 2 of 'messages' uses a tool ('tool_calls'); only text is trained on; remove the row",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, *EXCHANGE[1:]]},
+            "message 1 of 'messages' contains a part that is not text (image_url)",
+        ),
+        ({"conversations": [{"from": "function_call", "value": "{}"}]}, "the role 'function_call', the use of a tool"),
+        ({"messages": EXCHANGE, "tools": [{"name": "search"}]}, "'tools' describes tools"),
+        ({"messages": [SYSTEM, *EXCHANGE], "system": "Be loud."}, "'system' and the first message are different"),
+        ({"prompt": "one", "response": "1", "history": "Hello"}, "'history' must be a list of pairs"),
+        ({"prompt": "one", "response": "1", "history": [["Hello"]]}, "'history' must be a list of pairs"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_on_is_refused_with_the_reason(write, error_of, row, expected):
+    source = DataSource(source=write("c.jsonl", [{"messages": EXCHANGE}, row]), max_bad_share=0)
+    if "messages" not in row:
+        source = DataSource(source=write("c.jsonl", [row]))
+    message = error_of(read_conversations, source, "general")
+    assert expected in message and f", line {2 if 'messages' in row else 1}: " in message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "noted"),
+    [
+        ("Human: How do I kill a process?\n\nAssistant:", "look like transcripts"),
+        ("### Instruction:\nAdd.\n\n### Response:", "look like transcripts"),
+        ("[INST] How do I kill a process? [/INST]", "markup of a chat template"),
+        ("<|im_start|>user\nHello<|im_end|>", "markup of a chat template"),
+        ("Write a dialogue: Human: hello", None),
+        ("What does [1] mean?", None),
+    ],
+)
+def test_transcripts_and_markup_in_most_prompts_are_noted(write, prompt, noted):
+    rows = [{"prompt": f"{prompt} {number}"} for number in range(3)] + [{"prompt": "one"}, {"prompt": "two"}]
+    notes = read_prompts(DataSource(source=write("p.jsonl", rows)), "toxic").notes
+    assert [note.startswith("3 of 5 prompts") and noted in note for note in notes] == ([True] if noted else [])
+    assert read_prompts(DataSource(source=write("p.jsonl", rows[2:])), "toxic").notes == []
+
+
+def test_preferences_of_sharegpt_use_system_and_history(write):
+    from dcr_ds.data import read_preferences
+
+    row = {
+        "conversations": [{"from": "human", "value": "one"}],
+        "chosen": {"from": "gpt", "value": "1"},
+        "rejected": {"from": "gpt", "value": "2"},
+        "system": "Be brief.",
+        "history": [["Hello", "Good day"]],
+    }
+    source = DataSource(source=write("p.jsonl", [row]), columns={"prompt": "conversations"})
+    (pair,) = read_preferences(source).rows
+    assert pair.context == (SYSTEM, *EARLIER, EXCHANGE[0]) and (pair.chosen, pair.rejected) == ("1", "2")
