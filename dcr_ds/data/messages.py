@@ -10,6 +10,7 @@ from dcr_ds.data.columns import checked_text, optional_text, required_text
 from dcr_ds.data.tables import Row, RowError, kind_of
 
 Messages = tuple[dict[str, str], ...]
+ROLE = {"role", "from"}  # keys of a message
 ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
@@ -59,7 +60,7 @@ def context_of(row: Row, column: str) -> Messages:
     """The prompt in a cell: text, or messages that end with the user's, also as the JSON of a text file."""
     value = row.cells.get(column)
     parsed = as_list(value)
-    if parsed and isinstance(parsed, list) and all(isinstance(item, dict) for item in parsed):
+    if isinstance(parsed, list) and parsed and all(isinstance(item, dict) and ROLE & item.keys() for item in parsed):
         value = parsed
     if isinstance(value, list):
         return checked_messages(value, column, row, last_role="user")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from dcr_ds.data.columns import optional_text, required_text, row_id
+from dcr_ds.data.columns import optional_text, row_id
 from dcr_ds.data.messages import Messages, context_of, refuse_tools, with_history, with_system
 from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Prompt, PromptSet
