@@ -46,7 +46,9 @@ class Machine:
     def detect(cls, ranks: Ranks) -> "Machine":
         """Describe the machine of this process; all ranks are assumed to have the same devices and packages."""
         device, on_gpu = ranks.device, ranks.device.type == "cuda"
-        ranks_per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks.world_size)
+        # torchrun and slurm/ set the first, DeepSpeed's launcher the second
+        local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
+        ranks_per_node = int(local or ranks.world_size)
         host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(
             on_gpu=on_gpu,

@@ -46,9 +46,17 @@ class RefineState:
         return self.recipe.refine.max_steps
 
     @property
-    def gathers(self) -> bool:
-        """Whether every forward pass gathers the trunk from other ranks."""
-        return self.ranks.world_size > 1 and self.engine.zero_optimization_stage() == 3
+    def joins_passes(self) -> bool:
+        """Whether prompts and conversations share forward passes: where each pass gathers the trunk from other ranks.
+
+        Only packed rows: padding prompts to the length of conversations would cost more than a gather within a node.
+        """
+        return self.batching.packed and self.ranks.world_size > 1 and self.engine.zero_optimization_stage() == 3
+
+    @property
+    def measured_rows(self) -> list[list[int]]:
+        """The held-out prompts, then the held-out conversations."""
+        return [*(prompt.ids for prompt in self.prompts.held_out), *self.prompts.held_out_general]
 
     def sample_ids(self, step: int) -> list[str]:
         return [prompt.id for prompt, _ in self.prompts.sampler.batch(step)]
@@ -96,6 +104,6 @@ def _keep_original_activations(state: RefineState) -> None:
         for indices in passes + passes[-1:] * (number - len(passes)):
             state.anchors.keep(engine, prompts.general, indices, packed, device)
             heartbeat("refine, activations of the original model")
-    for shard in shards(prompts.held_out_general, state.batching, state.ranks):
-        indices = [index for index, _ in shard]
-        state.held_out_anchors.keep(engine, prompts.held_out_general, indices, packed, device)
+    rows = state.measured_rows if state.joins_passes else prompts.held_out_general
+    for shard in shards(rows, state.batching, state.ranks):
+        state.held_out_anchors.keep(engine, rows, [index for index, _ in shard], packed, device)

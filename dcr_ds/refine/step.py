@@ -78,12 +78,8 @@ def train_step(state: RefineState, step: int) -> dict[str, Any]:
 
 
 def is_one_pass(state: RefineState, contrast: Contrast, step: int) -> bool:
-    """Whether one forward pass takes the whole share of both terms, on every rank.
-
-    Only where passes gather the trunk, and for packed rows: padding prompts to the length of conversations would cost
-    more than a gather within a node.
-    """
-    if not state.gathers or not state.batching.packed:
+    """Whether one forward pass takes the whole share of both terms, on every rank."""
+    if not state.joins_passes:
         return False
     retain = state.retain_rows(step)
     retain_lengths = [len(state.prompts.general[row]) for row in retain]

@@ -16,6 +16,7 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.overlap import Streams, compare
 from dcr_ds.plan.memory import tensors_of
 from dcr_ds.plan.states import Zero, states
+from dcr_ds.refine.measure import measure
 from dcr_ds.refine.step import Contrast, is_one_pass
 
 CASES: dict = {
@@ -44,6 +45,9 @@ def run(model: str, ranks, name: str) -> dict:
     planned = states(tensors_of(recipe, Path(model), "refine"), Zero.of(config), ranks.world_size, False)
     results["planned"] = planned.secondary
     results |= two_steps("refine", state, gradients.refine_step, ranks)
+    GATHERED.bytes.clear()
+    results["figures"] = measure(state)
+    results["measure/gathered"] = dict(GATHERED.bytes)
     if name == "joint":
         return results
     state = gradients.build_align(recipe, Path(model), objective, ranks)

@@ -57,5 +57,11 @@ def test_both_terms_of_stage_1_in_one_pass_have_the_same_gradients(runs):
         assert torch.allclose(joint["refine/gradients"][name], expected, rtol=1e-4, atol=1e-5 * expected.norm().item())
 
 
+def test_joint_measurements_have_the_same_figures(runs):
+    plain, joint = runs["plain"]["figures"], runs["joint"]["figures"]
+    assert joint == pytest.approx(plain, abs=1e-4) and plain["drift"] > 1e-3
+
+
 def test_one_pass_gathers_half_as_much_as_two(runs):
     assert runs["plain"]["refine/gathered"][4] == 2 * runs["joint"]["refine/gathered"][4]
+    assert runs["plain"]["measure/gathered"][4] >= 2 * runs["joint"]["measure/gathered"][4]

@@ -63,6 +63,15 @@ def test_resolved_recipe_resolves_to_itself():
     assert resolve(recipe, MODEL, GPU) == (recipe, {})
 
 
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])  # of torchrun and of DeepSpeed's launcher
+def test_nodes_are_counted_by_what_the_launcher_says(monkeypatch, name):
+    import torch
+
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv(name, "4")
+    assert Machine.detect(Ranks(0, 8, 0, torch.device("cpu"))).nodes == 2
+
+
 def test_this_machine_is_detected():
     import torch
 
