@@ -59,11 +59,10 @@ def as_list(value: Any) -> Any:
 def context_of(row: Row, column: str) -> Messages:
     """The prompt in a cell: text, or messages that end with the user's, also as the JSON of a text file."""
     value = row.cells.get(column)
-    parsed = as_list(value)
-    if isinstance(parsed, list) and parsed and all(isinstance(item, dict) and ROLE & item.keys() for item in parsed):
-        value = parsed
-    if isinstance(value, list):
-        return checked_messages(value, column, row, last_role="user")
+    messages = as_list(value)
+    is_list = isinstance(messages, list) and bool(messages) and all(isinstance(item, dict) for item in messages)
+    if is_list and (isinstance(value, list) or all(ROLE & item.keys() for item in messages)):
+        return checked_messages(messages, column, row, last_role="user")
     return ({"role": "user", "content": required_text(row, column)},)
 
 
