@@ -5,32 +5,47 @@ of models that write no tags. The answer is what follows the last closing tag.
 """
 
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _WORDS = (
-    "think|thinking|thought|thoughts|reason|reasoning|reflection|analysis|scratchpad|"
-    "inner_monologue|inner_thoughts|longcat_think|thinking_process"
+    r"(?:(?:inner|internal|hidden|longcat)[_-])?"
+    r"(?:think|thinking|thoughts?|reason|reasoning|reflection|analysis|scratchpad|monologue|deliberation|rationale|"
+    r"cot|chain[_-]of[_-]thought)(?:[_-](?:process|content|steps|trace|block|fast|faster|slow))?"
 )
+_IN_BRACKETS = "think|thinking|reasoning"
+_SPECIAL_OPEN = (
+    rf"<\|(?:(?:begin|start)_(?:of_)?)?(?:{_WORDS})(?:_start|_begin)?\|>|"
+    r"<\|inner_prefix\|>|\u25c1think\u25b7|<unused94>"
+)
+_SPECIAL_CLOSE = (
+    rf"<\|(?:(?:/|end_(?:of_)?)(?:{_WORDS})|(?:{_WORDS})_end)\|>|"
+    r"<\|inner_suffix\|>|\u25c1/think\u25b7|<unused95>|<channel\|>"
+)
+# Words that are also placeholders in an answer, as in "because of <reason>", and parts of an answer in XML.
+_AMBIGUOUS = re.compile(r"<\s*/?\s*(?:reason|reflection|analysis|rationale|deliberation|thoughts?)\s*>", re.IGNORECASE)
+_DETAILS = '<details type="reasoning"'
 _UNQUOTED = r"(?<![`'\"\u2018\u201c])"  # an answer may quote a tag: `<think>`
 _OPEN = re.compile(
     rf"{_UNQUOTED}(?:"
-    rf"<\s*(?:\w+:)?(?:{_WORDS})(?:\s[^<>]{{0,200}})?>|\[(?:{_WORDS})\]|<details type=\"reasoning\"[^<>]{{0,200}}>|"
-    r"<\|(?:begin_of_thought|start_thinking|thinking|think|inner_prefix)\|>|\u25c1think\u25b7|<unused94>|"
+    rf"<\s*(?:\w+:)?(?:{_WORDS})(?:\s[^<>]{{0,200}})?>|\[(?:{_IN_BRACKETS})\]|{_DETAILS}[^<>]{{0,200}}>|"
+    rf"{_SPECIAL_OPEN}|"
     r"<\|?channel\|?>\s*(?:analysis|commentary|thought)\b"
     r")",
     re.IGNORECASE,
 )
 _CLOSE = re.compile(
     rf"{_UNQUOTED}(?:"
-    rf"<\s*/\s*(?:\w+:)?(?:{_WORDS})\s*>|\[/(?:{_WORDS})\]|</details>|"
-    r"<\|(?:end_of_thought|end_thinking|/thinking|/think|inner_suffix)\|>|\u25c1/think\u25b7|<unused95>|<channel\|>|"
+    rf"<\s*/\s*(?:\w+:)?(?:{_WORDS})\s*>|\[/(?:{_IN_BRACKETS})\]|</details>|"
+    rf"{_SPECIAL_CLOSE}|"
+    r"<\|end\|>\s*<\|begin\|>assistant<\|content\|>|"
     r"<\|channel\|>\s*final\b[^<>]{0,40}(?:<\|constrain\|>[^<>]{0,40})?<\|message\|>"
     r")",
     re.IGNORECASE,
 )
 # Harmony after a decoder removed its special tokens; and models that announce the answer in words.
 _UNTAGGED = (
-    (re.compile(r"\s*(?:assistant)?analysis(?=[A-Z])"), re.compile(r"assistant\s?final")),
+    (re.compile(r"\s*(?:assistant)?analysis(?=[A-Za-z])"), re.compile(r"assistant\s?final")),
     (re.compile(r"\s*Here is my thought process:"), re.compile(r"Here is my response:")),
     (re.compile(r"\s*Here are my reasoning steps:"), re.compile(r"\[BEGIN FINAL RESPONSE\]")),
 )
@@ -43,6 +58,9 @@ _WRAPPER_END = re.compile(
     r"\[END FINAL RESPONSE\])\s*$",
     re.IGNORECASE,
 )
+_ESCAPED = re.compile(rf"&lt;(/?(?:{_WORDS}))&gt;", re.IGNORECASE)  # by a program that wrote HTML
+# Names of special tokens around reasoning and answers, after "<|".
+TOKEN_NAMES = rf"/?(?:(?:begin|start|end)_(?:of_)?)?(?:{_WORDS}|solution|response|box)|inner_(?:prefix|suffix)"
 _OPEN_AT_THE_END = re.compile(rf"({_OPEN.pattern})\s*$", re.IGNORECASE)
 _BLOCK_AT_THE_END = re.compile(rf"(?P<open>{_OPEN.pattern})\s*(?P<close>{_CLOSE.pattern})?\s*$", re.IGNORECASE)
 
@@ -52,14 +70,11 @@ def after_reasoning(completion: str) -> str | None:
 
     A completion may begin inside a block, if the chat template has opened it: it then has only the closing tag.
     """
-    answer = _after_untagged(completion)
+    answer = _after_untagged(_ESCAPED.sub(r"<\1>", completion))
     if answer is None:
         return None
-    closing = None
-    for match in _CLOSE.finditer(answer):
-        closing = match
-    start = closing.end() if closing and _is_reasoning(closing, answer) else 0
-    if _OPEN.search(answer, start):
+    start = max((closing.end() for closing in _closings(answer)), default=0)
+    if any(not _is_placeholder(opening, answer) for opening in _OPEN.finditer(answer, start)):
         return None
     return _unwrapped(answer[start:])
 
@@ -118,9 +133,25 @@ def _after_untagged(completion: str) -> str | None:
     return completion
 
 
-def _is_reasoning(closing: re.Match, text: str) -> bool:
-    """Whether a closing tag ends reasoning; </details> does only after its opening tag."""
-    return closing[0] != "</details>" or '<details type="reasoning"' in text[: closing.start()]
+def _closings(text: str) -> Iterator[re.Match]:
+    """The tags that end reasoning: not </details> of another block, nor </reason> in an answer with <reason>."""
+    first_details = text.find(_DETAILS)
+    beginning = _OPEN.match(text.lstrip())
+    first_ambiguous = {tag[0]: tag.start() for tag in reversed(list(_AMBIGUOUS.finditer(text)))}
+    for closing in _CLOSE.finditer(text):
+        if closing[0] == "</details>":
+            is_part = not 0 <= first_details < closing.start()
+        else:
+            tag = closing[0].replace("/", "")
+            is_part = first_ambiguous.get(tag, len(text)) < closing.start() and not (beginning and beginning[0] == tag)
+        if not is_part:
+            yield closing
+
+
+def _is_placeholder(opening: re.Match, text: str) -> bool:
+    """Whether an opening tag stands in a sentence, and is no tag of reasoning alone."""
+    before = text[: opening.start()].rstrip(" \t")[-1:]
+    return bool(_AMBIGUOUS.fullmatch(opening[0])) and before not in ("", "\n")
 
 
 def _unwrapped(answer: str) -> str:

@@ -10,14 +10,16 @@ from dcr_ds import reasoning
 from dcr_ds.files import hash_of
 
 _UNQUOTED = r"(?<![`'\"\u2018\u201c])"
-_THOUGHT = r"(?:(?:begin_of|end_of|start|end)_(?:thought|thinking|solution|response|box)|/?think|inner_)"
 # Tokens that end a turn, start a turn or pad a batch; those around reasoning and answers are not among them.
 _SPECIAL = (
-    rf"(?:{_UNQUOTED}(?:<\|(?!(?i:{_THOUGHT}))[A-Za-z_/][\w/ -]{{0,40}}\|?>|<\uff5c[^<>\uff5c]{{1,40}}\uff5c>|"
+    rf"(?:{_UNQUOTED}(?:<\|(?!(?i:{reasoning.TOKEN_NAMES}))[A-Za-z_/][\w/ -]{{0,40}}\|?>|"
+    r"<\uff5c[^<>\uff5c]{1,40}\uff5c>|"
     r"<(?:eos|bos|pad|unk|EOT|end_of_turn|start_of_turn|turn\||end_of_utterance)>|</s>|"
+    r"\[\|[A-Za-z_]{1,40}\|\]|\[e~\[|\]~[a-z]*\]|"
     r"\[(?:PAD|EOS|BOS|UNK|SEP|CLS|INST|/INST)\]|<</?SYS>>)|\x00)"
 )
 _ROLE = r"(?:assistant|ai|bot|### ?(?:response|assistant))"
+_HAS_CHANNELS = re.compile(r"<\|channel|<\|content\|>")  # whose parts begin and end with special tokens
 _START = re.compile(
     rf"(?:[\s\u200b\ufeff]|<s>|{_SPECIAL}|(?<=[>\]])(?:assistant|model)\b|{_ROLE} ?:|(?:assistant|model)\s*\n)+",
     re.IGNORECASE,
@@ -40,7 +42,7 @@ def answer_text(completion: str) -> str:
 
     It ends at the first end-of-turn or padding token, and at the first further turn.
     """
-    text = _first_turn(completion) if "<|channel" not in completion else completion
+    text = _first_turn(completion) if not _HAS_CHANNELS.search(completion) else completion
     answer = reasoning.after_reasoning(text)
     if answer is None:
         return ""

@@ -28,6 +28,21 @@ STYLES = {
     "harmony as text": ("analysis", "assistantfinal"),
     "Granite": ("Here is my thought process:\n", "\nHere is my response:\n"),
     "Apriel": ("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n"),
+    "chain of thought": ("<chain-of-thought>", "</chain-of-thought>"),
+    "cot": ("<cot>\n", "\n</cot>\n"),
+    "inner monologue": ("<internal_monologue>", "</internal_monologue>"),
+    "reasoning content": ("<reasoning_content>", "</reasoning_content>"),
+    "rationale": ("<rationale>", "</rationale>\n"),
+    "token around reasoning": ("<|reasoning|>", "<|/reasoning|>"),
+    "start and end": ("<|thinking_start|>", "<|thinking_end|>"),
+    "start of reasoning": ("<|start_of_reasoning|>", "<|end_of_reasoning|>"),
+    "Solar": ("<|think|>", "<|end|><|begin|>assistant<|content|>"),
+    "Gemma 4": ("<|channel>thought\n", "<channel|>"),
+    "harmony in two parts": (
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
+    ),
+    "HTML entities": ("&lt;think&gt;", "&lt;/think&gt;"),
     "Open WebUI": ('<details type="reasoning" done="true">\n> ', "\n</details>\n"),
 }
 JUDGES = ("rules", *PRESETS)
@@ -71,6 +86,19 @@ def test_a_quoted_tag_is_text():
         assert answer_text(text) == text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dear Sir, I cannot come because of <reason>. Yours, [name]",
+        "Dear Sir,\nI cannot come because of [reason].",
+        "Here you are:\n<letter><name>Ann</name><reason>ill</reason></letter> Send it today.",
+    ],
+)
+def test_placeholders_and_parts_of_an_answer_are_no_reasoning(text):
+    assert answer_text(text) == text
+    assert answer_text(f"<thinking>They want a letter.</thinking>{text}") == text
+
+
 def test_long_reasoning_does_not_hide_the_answer():
     reasoning = "".join(f"Step {number}: the dough rests for {number} minutes. " for number in range(2000))
     assert label("rules", f"<think>{reasoning}</think>{REFUSAL}") == "full_refusal"
@@ -107,6 +135,8 @@ def test_reasoning_opened_by_the_prompt(prompt, tag):
         "Assistant: {}",
         "{}" + "\x00" * 100,
         "{}<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "{}[|endofturn|]",
+        "{}[e~[",
     ],
 )
 def test_markup_around_an_answer_is_ignored(around, answer):
@@ -126,7 +156,7 @@ def test_filler_words_in_a_sentence_are_answers():
 
 
 @pytest.mark.parametrize(
-    "text", ["<think>", "</think>", "<|a|>", "<", "<|channel|>", "\n### ", "[INST]", "`<think>`", "a "]
+    "text", ["<think>", "</think>", "<|a|>", "<", "</reason>", "<|channel|>", "\n### ", "[INST]", "`<think>`", "a "]
 )
 def test_reasoning_is_split_in_linear_time(text):
     started = time.process_time()
