@@ -122,13 +122,6 @@ def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendez
     generate.generate_missing(generations_for(tokenizer, file), model, tokenizer, ranks, spend)
 
 
-def log_odds_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:
-    """Answer the tiny benchmark and measure its log-odds, into files of a folder."""
-    ranks = join(rank, world_size, rendezvous)
-    model, tokenizer = load(folder)
-    measure_log_odds(model, tokenizer, out, ranks)
-
-
 def measure_log_odds(model, tokenizer, out: Path, ranks: Ranks) -> tuple[LogOddsMeasurement, str | None]:
     """Answer the prompts that have no answer yet, and measure the log-odds of all; returns the problem, if any."""
     answers = generations_for(tokenizer, out / "generations.jsonl")

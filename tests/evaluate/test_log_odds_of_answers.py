@@ -1,9 +1,12 @@
-"""Log-odds that are read from the cache of the answers equal those of prompts that are read on their own."""
+"""Log-odds that are read from the cache of the answers equal those of prompts that are read on their own.
+
+Several ranks are tested in test_spread_models.py.
+"""
 
 import pytest
 import torch
 from tiny import make_model
-from tiny_models import ONE_RANK, PROMPTS, load, log_odds_in_child, measure_log_odds, run_children
+from tiny_models import ONE_RANK, PROMPTS, load, measure_log_odds
 
 from dcr_ds.files import read_json, read_jsonl
 
@@ -45,11 +48,6 @@ def test_a_resumed_run_reads_the_answered_prompts_on_their_own(model_folder, tmp
     (tmp_path / "generations.jsonl").write_bytes(b"".join(answers[:9]))
     measurement, _ = measure_log_odds(*load(model_folder), tmp_path, ONE_RANK)
     assert 0 < len(measurement.rows[tmp_path / "log_odds.jsonl"]) < len(PROMPTS)
-    assert_same(tmp_path, expected)
-
-
-def test_two_ranks_write_the_same_log_odds(model_folder, tmp_path, expected):
-    assert run_children(log_odds_in_child, 2, model_folder, tmp_path, tmp_path / "r") == [0, 0]
     assert_same(tmp_path, expected)
 
 
