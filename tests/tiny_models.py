@@ -122,17 +122,19 @@ def answer_in_child(rank: int, world_size: int, folder: Path, file: Path, rendez
     generate.generate_missing(generations_for(tokenizer, file), model, tokenizer, ranks, spend)
 
 
-def measure_log_odds(model, tokenizer, out: Path, ranks: Ranks) -> tuple[LogOddsMeasurement, str | None]:
-    """Answer the prompts that have no answer yet, and measure the log-odds of all; returns the problem, if any."""
+def measure_log_odds(model, tokenizer, out: Path, ranks: Ranks) -> tuple[int, str | None]:
+    """Answer the prompts that have no answer yet, and measure the log-odds of all.
+
+    Returns the number of prompts that were read with their answers, and the problem, if any.
+    """
     answers = generations_for(tokenizer, out / "generations.jsonl")
     listed = [Opening(text, tuple(tokenizer(text).input_ids), "data", 0.5, 0.0) for text in ("I c", "I'm", "So", "No")]
     openings = Openings(tuple(listed), (), (), 0.5, 0.0)
     target = log_odds_file(out / "log_odds.jsonl", answers, openings, {"content": "tiny"})
-    measurement = LogOddsMeasurement(
-        model, LogOdds(openings, [target]), Cost(out / "cost.json", "CPU", ranks.world_size, ranks.is_main)
-    )
-    generate.generate_missing(answers, model, tokenizer, ranks, then=partial(measurement.after_answers, out))
-    return measurement, measurement.finish(3, ranks)
+    cost = Cost(out / "cost.json", "CPU", ranks.world_size, ranks.is_main)
+    measurement = LogOddsMeasurement(model, LogOdds(openings, [target]), cost, ranks)
+    generate.generate_missing(answers, model, tokenizer, ranks, before=partial(measurement.after_answers, out))
+    return len(target.rows()), measurement.finish(3)
 
 
 def loss_in_child(rank: int, world_size: int, folder: Path, out: Path, rendezvous: Path) -> None:

@@ -113,7 +113,7 @@ def generate_missing(
     tokenizer: PreTrainedTokenizerBase,
     ranks: Ranks,
     spend: Callable[[float], None] = lambda seconds: None,
-    then: Callable[[Sequence[int], Cache | None], None] | None = None,
+    before: Callable[[Sequence[int], Cache | None], None] | None = None,
 ) -> None:
     """Generate the missing answers and complete the file, in the order of the prompts.
 
@@ -121,8 +121,8 @@ def generate_missing(
 
     Args:
         spend: called with the seconds of each batch once it is on disk.
-        then: called after it with the indices of each batch of prompts, and the key-value cache of prompts and answers,
-            left-padded; it may change the cache, which is None for a model without one.
+        before: called before the answers of a batch are written, with the indices of its prompts and the key-value
+            cache of prompts and answers, left-padded; it may change the cache, which is None for a model without one.
     """
     batches = make_batches([len(ids) for ids in generations.ids], generations.batch_size)
     done = set(broadcast_from_main(generations.resume(batches, ranks) if ranks.is_main else None, ranks))
@@ -135,12 +135,13 @@ def generate_missing(
         for number in own:
             start = time.perf_counter()
             rows, cache = generate_batch(generations, batches[number], model, tokenizer)
+            seconds = time.perf_counter() - start
+            if before is not None:
+                before(batches[number], cache)
+            del cache  # before the next batch makes another one
             out.write("".join(json_line(row) for row in rows).encode())
             out.flush()
-            spend(time.perf_counter() - start)
-            if then is not None:
-                then(batches[number], cache)
-            del cache  # before the next batch makes another one
+            spend(seconds)
             heartbeat(f"evaluate {generations.benchmark}, batch {number + 1} of {len(batches)}")
             bar.update()
     barrier(ranks)

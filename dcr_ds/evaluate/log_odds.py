@@ -15,12 +15,14 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from dcr_ds.data import ConversationSet, Prompt
 from dcr_ds.diagnose.log_odds import log_odds_after_answers, refusal_log_odds
 from dcr_ds.diagnose.openings import Openings, find_openings
-from dcr_ds.engine.distributed import Ranks, gather_objects
+from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, gather_objects
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.generations import Generations
-from dcr_ds.files import hash_of, read_whole_rows, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
 from dcr_ds.judges.strings import published_phrases
+
+FIELDS = ("id", "log_odds", "settings_hash")
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,36 @@ class LogOddsFile:
 
     @property
     def is_complete(self) -> bool:
-        rows = read_whole_rows(self.file, ("id", "log_odds"))
-        return [row["id"] for row in rows] == [prompt.id for prompt in self.prompts] and all(
-            row.get("settings_hash") == self.settings_hash for row in rows
+        rows = read_whole_rows(self.file, FIELDS)
+        return (
+            [row["id"] for row in rows] == [prompt.id for prompt in self.prompts]
+            and all(row["settings_hash"] == self.settings_hash for row in rows)
+            and not self.part_files()
         )
+
+    def rows(self) -> dict[str, dict]:
+        """The rows on disk that were measured under these settings, by the id of their prompt."""
+        rows = [row for file in [self.file, *self.part_files()] for row in read_whole_rows(file, FIELDS)]
+        return {row["id"]: row for row in rows if row["settings_hash"] == self.settings_hash}
+
+    def named_tokens(self, indices: Sequence[int]) -> tuple[list[str], list[list[int]]]:
+        """Ids and tokens of the prompts of these indices."""
+        return [self.prompts[index].id for index in indices], [self.ids[index] for index in indices]
+
+    def with_settings(self, indices: Sequence[int], figures: Sequence[dict]) -> list[dict]:
+        """The rows of the file from the figures of the prompts of these indices."""
+        prompts = [self.prompts[index] for index in indices]
+        return [
+            {"id": prompt.id, "pair": prompt.pair, **row, "settings_hash": self.settings_hash}
+            for prompt, row in zip(prompts, figures, strict=True)
+        ]
+
+    def part_file(self, ranks: Ranks) -> Path:
+        """The file that a rank appends its rows to."""
+        return self.file.with_name(f"{self.file.stem}.rank{ranks.rank:04d}{self.file.suffix}")
+
+    def part_files(self) -> list[Path]:
+        return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))
 
 
 @dataclass(frozen=True)
@@ -87,15 +115,15 @@ class LogOddsMeasurement:
     """Measures files of log-odds of one model.
 
     Prompts that the model has just answered are read from the key-value cache of the answers, which costs the openings
-    only. Those rows stay in memory; `finish` measures all other prompts: answered by an earlier run, or by a model
-    whose cache cannot be used.
+    only. Their rows are on disk before the answers are, so that a killed evaluation ends with the rows of an
+    uninterrupted one. `finish` measures all other prompts: those of a model whose cache cannot be used, or whose
+    answers were kept while their log-odds were not.
     """
 
-    def __init__(self, model: PreTrainedModel, log_odds: LogOdds, cost: Cost) -> None:
-        self.model, self.log_odds, self.cost = model, log_odds, cost
+    def __init__(self, model: PreTrainedModel, log_odds: LogOdds, cost: Cost, ranks: Ranks) -> None:
+        self.model, self.log_odds, self.cost, self.ranks = model, log_odds, cost, ranks
         self.key = hash_of([target.settings_hash for target in log_odds.files])
-        self.rows: dict[Path, dict[str, dict]] = {target.file: {} for target in log_odds.files}
-        self.from_answers = True
+        self.is_checked = False
 
     def after_answers(self, folder: Path, batch: Sequence[int], cache: Cache | None) -> None:
         """Read the prompts of a batch, given by their indices, from the cache of their answers.
@@ -104,58 +132,59 @@ class LogOddsMeasurement:
             folder: of the benchmark; nothing is read if its log-odds are not to be measured.
         """
         target = next((target for target in self.log_odds.files if target.file.parent == folder), None)
-        if target is None or cache is None or not self.from_answers:
+        if target is None or cache is None:
             return
         start = time.perf_counter()
-        rows = self.rows[target.file]
-        names, tokens = _named_tokens(target, batch)
+        names, tokens = target.named_tokens(batch)
         try:
-            read = log_odds_after_answers(self.model, names, tokens, self.log_odds.openings, cache, check=not rows)
+            check = not self.is_checked
+            rows = log_odds_after_answers(self.model, names, tokens, self.log_odds.openings, cache, check)
         except UserError:  # the same problem is found and reported by `finish`
-            read = None
-            rows.clear()
-        self.from_answers = read is not None
-        rows |= {row["id"]: row for row in read or []}
+            rows = None
+        if rows is not None:
+            self.is_checked = True
+            self._append(target, target.with_settings(batch, rows))
         self.cost.spend("log_odds", self.key, time.perf_counter() - start)
 
-    def finish(self, batch_size: int, ranks: Ranks) -> str | None:
+    def finish(self, batch_size: int) -> str | None:
         """Measure what is left and write the files; returns why the model does not allow it, or None. All ranks.
 
         Up to rounding, the files depend neither on the number of ranks nor on the batch size.
         """
         for target in self.log_odds.files:
             start = time.perf_counter()
-            if problem := self._finish_file(target, batch_size, ranks):
+            if problem := self._finish_file(target, batch_size):
                 return problem
             self.cost.spend("log_odds", self.key, time.perf_counter() - start)
         self.cost.finish("log_odds", self.key, prompts=sum(len(target.prompts) for target in self.log_odds.files))
         return None
 
-    def _finish_file(self, target: LogOddsFile, batch_size: int, ranks: Ranks) -> str | None:
-        read = {name: row for rows in gather_objects(self.rows[target.file], ranks) for name, row in rows.items()}
-        unread = [index for index, prompt in enumerate(target.prompts) if prompt.id not in read]
-        rows, problem = [], None
+    def _append(self, target: LogOddsFile, rows: Sequence[dict]) -> None:
+        if self.ranks.is_first_of_copy:
+            with target.part_file(self.ranks).open("ab") as out:
+                out.write("".join(json_line(row) for row in rows).encode())
+
+    def _finish_file(self, target: LogOddsFile, batch_size: int) -> str | None:
+        ranks = self.ranks
+        barrier(ranks)
+        rows = broadcast_from_main(target.rows() if ranks.is_main else None, ranks)
+        unread = [index for index, prompt in enumerate(target.prompts) if prompt.id not in rows]
+        measured, problem = [], None
         if own := unread[ranks.copy :: ranks.copies]:
-            names, tokens = _named_tokens(target, own)
             try:
-                rows = refusal_log_odds(self.model, names, tokens, self.log_odds.openings, batch_size)
+                figures = refusal_log_odds(self.model, *target.named_tokens(own), self.log_odds.openings, batch_size)
+                measured = target.with_settings(own, figures)
             except UserError as error:
                 problem = str(error)
-        gathered = gather_objects((rows, problem), ranks)
+        gathered = gather_objects((measured, problem), ranks)
         if problems := [problem for _, problem in gathered if problem]:
             return problems[0]
         if ranks.is_main:
-            read |= {row["id"]: row for rows, _ in gathered for row in rows}
-            write_jsonl(target.file, [_row(prompt, read[prompt.id], target) for prompt in target.prompts])
+            rows |= {row["id"]: row for measured, _ in gathered for row in measured}
+            write_jsonl(target.file, [rows[prompt.id] for prompt in target.prompts])
+            for part in target.part_files():
+                part.unlink()
         return None
-
-
-def _named_tokens(target: LogOddsFile, indices: Sequence[int]) -> tuple[list[str], list[list[int]]]:
-    return [target.prompts[index].id for index in indices], [target.ids[index] for index in indices]
-
-
-def _row(prompt: Prompt, figures: dict, target: LogOddsFile) -> dict:
-    return {"id": prompt.id, "pair": prompt.pair, **figures, "settings_hash": target.settings_hash}
 
 
 def openings_as_json(openings: Openings) -> dict:

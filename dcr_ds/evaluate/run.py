@@ -247,13 +247,15 @@ def _measure(model: EvaluatedModel, parts: Parts, missing: Missing, batch_size: 
         print_on_main(ranks, f"evaluate {model.name}: {text}")
     loaded = model.load(ranks.device, ranks.per_copy)
     cost = Cost(model.folder.cost, device_name(ranks.device), ranks.world_size, is_writer=ranks.is_main)
-    log_odds = LogOddsMeasurement(loaded, parts.log_odds.only(missing.log_odds), cost) if parts.log_odds else None
+    log_odds = (
+        LogOddsMeasurement(loaded, parts.log_odds.only(missing.log_odds), cost, ranks) if parts.log_odds else None
+    )
     for index in missing.generations:
         generations = parts.generations[index]
         name, key = generations.benchmark, generations.settings_hash
         print_on_main(ranks, f"evaluate {model.name}: {name}, {len(generations.prompts)} prompts")
-        then = partial(log_odds.after_answers, generations.file.parent) if log_odds else None
-        generate_missing(generations, loaded, parts.tokenizer, ranks, partial(cost.spend, name, key), then)
+        read = partial(log_odds.after_answers, generations.file.parent) if log_odds else None
+        generate_missing(generations, loaded, parts.tokenizer, ranks, partial(cost.spend, name, key), read)
         if ranks.is_main:
             cost.finish(name, key, generated_tokens=generations.generated_tokens)
     if log_odds and missing.log_odds:
@@ -274,7 +276,7 @@ def _finish_log_odds(model: EvaluatedModel, log_odds: LogOddsMeasurement, batch_
     print_on_main(ranks, f"evaluate {model.name}: refusal log-odds, {len(openings.openings)} openings")
     if ranks.is_main:  # first: a file of log-odds that is complete is not measured again
         write_json(model.folder.openings, openings_as_json(openings))
-    if problem := log_odds.finish(batch_size, ranks):
+    if problem := log_odds.finish(batch_size):
         print_on_main(ranks, f"evaluate {model.name}: no refusal log-odds: {problem}")
 
 
