@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 BASE, DEFAULTS = "base-23", "defaults"
+FULL = "full-defaults"  # trained to the target gap, with the batches of the defaults, which are larger
 SETS = {"builtin": "built-in held-out twins", "jailbreakbench": "JailbreakBench"}
 # name of a line: (prefix of its settings, value of the defaults, colour and marker of Okabe and Ito's palette)
 LINES = {
@@ -22,6 +23,11 @@ LINES = {
 }
 STEPS, OTHER = "#000000", "#777777"
 NOT_DRAWN = ("base-24", "seed-0")  # the demo has another layer, other pairs and twice the steps
+PLACES = {
+    "above": {"xytext": (0, 6), "ha": "center", "va": "bottom"},
+    "below": {"xytext": (0, -6), "ha": "center", "va": "top"},
+    "right": {"xytext": (7, 0), "ha": "left", "va": "center"},
+}
 
 Row = dict[str, str]
 
@@ -62,10 +68,10 @@ def draw_set(panel, rows: dict[tuple[str, int], Row], name: str) -> None:
     def point(row: Row) -> tuple[float, float]:
         return 100 * (float(row["general_loss"]) / float(base["general_loss"]) - 1), float(row[f"{name}_auc"])
 
-    def label(row: Row, text: str, color: str, above: bool) -> None:
-        place = {"textcoords": "offset points", "ha": "center", "va": "bottom" if above else "top"}
-        text = panel.annotate(text, point(row), (0, 6 if above else -6), fontsize=8, color=color, **place)
-        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+    def label(row: Row, text: str, color: str, place: str) -> None:
+        options = {"textcoords": "offset points", "fontsize": 8, "color": color}
+        note = panel.annotate(text, point(row), **options, **PLACES[place])
+        note.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
     drawn = {(BASE, 0), (DEFAULTS, 12)}
     for title, (prefix, default, color, marker) in LINES.items():
@@ -77,18 +83,19 @@ def draw_set(panel, rows: dict[tuple[str, int], Row], name: str) -> None:
         path = [by_value[value] for value in sorted(by_value)]
         panel.plot(*zip(*map(point, path), strict=True), color=color, marker=marker, label=title)
         for setting, row in own.items():
-            label(row, setting.removeprefix(prefix), color, above=False)
-    trajectory = [base] + [row for (setting, _), row in sorted(rows.items(), key=by_steps) if setting == DEFAULTS]
-    drawn |= {key for key in rows if key[0] == DEFAULTS}
+            label(row, setting.removeprefix(prefix), color, "below")
+    trajectory = [row for (setting, _), row in sorted(rows.items(), key=by_steps) if setting in (BASE, DEFAULTS, FULL)]
+    drawn |= {key for key in rows if key[0] in (DEFAULTS, FULL)}
     panel.plot(*zip(*map(point, trajectory), strict=True), color=STEPS, marker="o", label="steps (target gap)")
     for row in trajectory:
-        steps = "" if row is base else f" after {row['steps']} steps, gap {float(row['builtin_gap']):.2f}"
-        label(row, f"{'base' if row is base else DEFAULTS}{steps}", STEPS, above=row is defaults)
+        steps = f"{row['steps']} steps, gap {float(row['builtin_gap']):.2f}"
+        place = "above" if row is defaults else "right" if row["setting"] == FULL else "below"
+        label(row, "base" if row is base else steps, STEPS, place)
     others = {key: row for key, row in rows.items() if key not in drawn and key[0] not in NOT_DRAWN}
     if others:
         panel.plot(*zip(*map(point, others.values()), strict=True), "x", color=OTHER, label="other settings")
     for (setting, _), row in others.items():
-        label(row, setting.replace("-", " ", 1), OTHER, above=True)
+        label(row, setting.replace("-", " ", 1), OTHER, "below" if setting.startswith("pairs") else "above")
 
 
 def by_steps(item: tuple[tuple[str, int], Row]) -> int:
