@@ -7,7 +7,7 @@ Existing answers are not requested again.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.replies import FILTERED, Completion
+from dcr_ds.models.replies import FAILED, FILTERED, Completion
 from dcr_ds.progress import heartbeat
 
 
@@ -34,7 +34,8 @@ def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoi
         )
     prompts = benchmark.prompts.rows
     settings: dict[str, Any] = {
-        "decoding": {**asdict(endpoint.fields), "max_new_tokens": max_new_tokens},
+        # what the server calls the limit changes no answer
+        "decoding": asdict(replace(endpoint.fields, limit="max_tokens")) | {"max_new_tokens": max_new_tokens},
         "endpoint": endpoint.model,  # its address changes from job to job
         "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
     }
@@ -71,13 +72,13 @@ def generate_remote(
     done = set(generations.resume([[index] for index in range(len(generations.prompts))], ranks))
     missing = [index for index in range(len(generations.prompts)) if index not in done]
     conversations = [list(generations.messages(index)) for index in missing]
-    problems: dict[str, str] = {}
+    problems: dict[str, dict[str, str]] = {FILTERED: {}, FAILED: {}}
     start = time.perf_counter()
     with generations.file.open("ab") as out:
         for number, reply in endpoint.complete_all(conversations, generations.max_new_tokens, bool(done)):
             index = missing[number]
-            if reply.problem:
-                problems[generations.prompts[index].id] = reply.problem
+            if reply.finish in (FILTERED, FAILED):
+                problems[reply.finish][generations.prompts[index].id] = reply.problem or "no reason given"
             text = "" if reply.finish == FILTERED else text_of(index, reply)
             row = generations.row(index, text, reply.completion_tokens, reply.finish)
             out.write(json_line(row).encode())
@@ -85,11 +86,12 @@ def generate_remote(
             heartbeat(f"{generations.benchmark}, an answer of {endpoint.model}")
             spend(time.perf_counter() - start)
             start = time.perf_counter()
-    if problems:
-        first = next(iter(problems))
-        print_on_main(
-            ranks,
-            f"{generations.benchmark}: the server refused {len(problems)} of {len(missing)} prompts; they are recorded "
-            f"as {FILTERED}, and unparsed. The first is {first}: {problems[first]}",
-        )
+    for finish, action in ((FILTERED, "refused"), (FAILED, "failed while it answered")):
+        if by_id := problems[finish]:
+            first = next(iter(by_id))
+            print_on_main(
+                ranks,
+                f"{generations.benchmark}: the server {action} {len(by_id)} of {len(missing)} prompts; they are "
+                f"recorded as {finish}, and unparsed without an answer. The first is {first}: {by_id[first]}",
+            )
     generations.finish()

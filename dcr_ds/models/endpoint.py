@@ -9,12 +9,9 @@ import os
 import random
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from email.message import Message
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException
 from itertools import islice
 from typing import Any, Literal, NoReturn
@@ -24,6 +21,7 @@ from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.replies import (
+    FAILED,
     FILTERED,
     REFUSED,
     Completion,
@@ -31,8 +29,10 @@ from dcr_ds.models.replies import (
     error_message,
     error_of,
     is_about_the_prompt,
+    is_error,
     read_completion,
     refused_field,
+    requested_wait,
 )
 from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
 
@@ -177,11 +177,17 @@ class Endpoint:
                         self._accepted = fields.without(field)
                         print(f"{self.url}: the server does not accept {field}; not sent again", file=sys.stderr)
                 continue
+            if is_error(body):  # with the status of success
+                error = error_of(body)
+                message = f"{self.url}, model {self.model}: {error_message(error)}"
+                if is_about_the_prompt(error):
+                    raise PromptRefused(message, is_certain=True)
+                raise _Temporary(f"an error in place of a reply: {error_message(error)}")
             try:
                 reply = read_completion(body)
-            except ValueError as error:
-                raise _Temporary(str(error)) from None
-            if reply.finish == "error":
+            except ValueError as problem:
+                raise _Temporary(str(problem)) from None
+            if reply.finish == FAILED:
                 raise _Temporary(f"the server failed while it generated: {reply.problem}", reply=reply)
             return reply
 
@@ -273,7 +279,7 @@ class Endpoint:
             error = {"message": ""}
         message = f"HTTP {failed.code}: {error_message(error) or failed.reason}"
         if failed.code in RETRIED or failed.code >= 500:
-            raise _Temporary(message, _requested_wait(failed.headers)) from None
+            raise _Temporary(message, requested_wait(failed.headers)) from None
         is_certain = is_about_the_prompt(error)
         if failed.code in REFUSED and not is_certain and (field := refused_field(error, sent)):
             raise _FieldRefused(field) from None
@@ -333,14 +339,3 @@ def _wait_seconds(attempt: int, requested: float | None) -> float:
     """
     wait = requested or FIRST_WAIT_SECONDS * 2**attempt * _jitter.uniform(0.5, 1.0)
     return min(wait, LONGEST_WAIT_SECONDS)
-
-
-def _requested_wait(headers: Message) -> float | None:
-    """Seconds of a Retry-After header, which contains a number or a date."""
-    value = (headers.get("Retry-After") or "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

@@ -1,15 +1,20 @@
 """What an OpenAI-compatible server sends back: replies, refused prompts, and fields that it does not accept."""
 
+import json
 import re
+import time
 from contextlib import suppress
+from email.message import Message
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
 
 QUOTED_CHARACTERS = 300  # of a server's message
-REFUSED = {400, 413, 422}  # may be about this prompt alone
+REFUSED = {400, 413, 422, 451}  # may be about this prompt alone
 FILTERED = "filtered"  # the finish of a prompt that the server does not pass to the model
+FAILED = "error"  # the finish of an answer during which the server failed
 ABOUT_THE_PROMPT = re.compile(
     r"content[_ -]?(?:filter|policy|management|moderation)|moderation|safety|inspection|prohibited|blocked|flagged|"
     r"responsible ai|usage polic|context[_ -]?(?:length|window)|too (?:long|large|many tokens)|"
@@ -58,10 +63,16 @@ def read_completion(body: bytes) -> Completion:
     try:
         reply = parse_json(body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
-        message = choice["message"]
-        text = _text(message["content"]) or _text(message.get("refusal"))
         finish = choice.get("finish_reason")
-        problem = error_message(choice.get("error")) if finish == "error" else ""
+        # a filter, or reasoning up to the limit, may leave no content and even no message
+        message = choice.get("message") or {} if finish == "content_filter" else choice["message"]
+        content = (
+            message.get("content")
+            if finish in ("content_filter", "length") or "refusal" in message
+            else (message["content"])
+        )
+        text = _text(content) or _text(message.get("refusal"))
+        problem = error_message(choice.get("error")) if finish == FAILED else ""
         prompt_tokens, completion_tokens = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
         has_reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
         return Completion(text, finish, prompt_tokens, completion_tokens, problem, has_reasoning)
@@ -73,12 +84,29 @@ def read_completion(body: bytes) -> Completion:
 
 
 def error_of(body: bytes) -> dict[str, Any]:
-    """The error in the body of a failed request; its `message` is the body if the server says nothing more."""
+    """The error in the body of a failed request; its `message` is the body if the server says nothing more.
+
+    Servers write {"error": {"message", …}}, {"error": text}, a list with one of them, or {"message"} or {"detail"}.
+    """
     text = body.decode(errors="replace")
-    with suppress(ValueError, KeyError, TypeError):
-        error = parse_json(text)["error"]
-        return error if isinstance(error, dict) and "message" in error else {"message": str(error)}
+    with suppress(ValueError):
+        reply = parse_json(text)
+        reply = reply[0] if isinstance(reply, list) and len(reply) == 1 else reply
+        error = reply.get("error", reply) if isinstance(reply, dict) else None
+        if isinstance(error, dict):
+            message = next((error[key] for key in ("message", "detail") if error.get(key)), None)
+            return error | {"message": message if isinstance(message, str) else json.dumps(message or error)}
+        if isinstance(reply, dict):
+            return {"message": str(error or "")}
     return {"message": text}
+
+
+def is_error(body: bytes) -> bool:
+    """Whether a body with the status of success says that the request failed."""
+    with suppress(ValueError):
+        reply = parse_json(body)
+        return isinstance(reply, dict) and bool(reply.get("error")) and not reply.get("choices")
+    return False
 
 
 def error_message(error: Any) -> str:
@@ -100,22 +128,41 @@ def refused_field(error: dict[str, Any], sent: dict[str, Any]) -> str | None:
 
 
 def start_of(text: str) -> str:
-    return " ".join(text.split())[:QUOTED_CHARACTERS]
+    return _whole_characters(" ".join(text.split())[:QUOTED_CHARACTERS])
 
 
 def _text(content: Any) -> str:
     """The text of a content, also in parts; null if a filter or a limit on reasoning left nothing."""
+    if isinstance(content, dict):
+        content = [content]
     if isinstance(content, list):
         content = "".join(_text_of_part(part) for part in content)
     if not isinstance(content, str | None):
         raise TypeError
-    # Servers that cut a text within a character send half of a surrogate pair, which no file can store.
-    return (content or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _whole_characters(content or "")
+
+
+def _whole_characters(text: str) -> str:
+    """A text that files can store: servers that cut one within a character send half of a surrogate pair."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _text_of_part(part: dict) -> str:
     kind = part.get("type", "text")
     value = part.get("refusal" if kind == "refusal" else "text") if kind in ("text", "output_text", "refusal") else ""
+    if isinstance(value, dict):
+        value = value.get("value")
     if not isinstance(value, str | None):
         raise TypeError
     return value or ""
+
+
+def requested_wait(headers: Message) -> float | None:
+    """Seconds of a Retry-After header, which contains a number or a date."""
+    value = (headers.get("Retry-After") or "").strip()
+    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", value):
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None

@@ -1,7 +1,9 @@
 """The client for endpoints against a real server that answers, fails, delays, sends invalid replies or dies."""
 
 import json
+import math
 import time
+from email.message import Message
 from email.utils import formatdate
 from itertools import islice
 
@@ -11,7 +13,7 @@ from chat_server import HangUp, Reply, prompt_of, refuses, says, serving
 from dcr_ds.errors import UserError
 from dcr_ds.models import endpoint as module
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.replies import Completion
+from dcr_ds.models.replies import Completion, requested_wait
 
 KEY = "sk-not-to-be-seen"
 
@@ -298,6 +300,14 @@ CONTEXT = "'max_tokens' is too large: 512. This model's maximum context length i
         filters(message="data_inspection_failed"),
         filters(message="bad request"),  # about the prompt, because others are answered
         filters(422, "cannot be processed"),
+        filters(451, "unavailable for legal reasons"),
+        Reply(json.dumps({"object": "error", "message": CONTEXT, "code": 400}), 400),
+        Reply(json.dumps([{"error": {"code": 400, "message": "The input token count exceeds the maximum"}}]), 400),
+        Reply(json.dumps({"detail": [{"loc": ["body", "messages"], "msg": "no"}]}), 422),
+        Reply(json.dumps({"error": None}), 400),
+        Reply("<html>Bad Request</html>", 400),
+        Reply("", 400),
+        Reply('{"error": {"message": "half \\ud83d"}}', 400),
     ],
 )
 def test_a_refused_prompt_is_recorded_and_the_others_are_answered(refusal):
@@ -323,6 +333,19 @@ def test_an_endpoint_that_refuses_every_request_is_an_error(rows):
         with pytest.raises(UserError, match=f"HTTP 400: no such field.*{rows} of {rows} are left"):
             list(endpoint.complete_all([user(str(i)) for i in range(rows)], 9))
     assert len(server.requests) <= 30
+
+
+def test_a_filter_that_answers_with_the_status_of_success():
+    refusal = Reply(json.dumps({"error": {"code": 400, "message": "blocked by the content filter"}}))
+    with serving(lambda number, request: refusal if prompt_of(request) == "1" else says("fine")) as server:
+        replies = dict(Endpoint(server.url, "judge").complete_all([user(str(i)) for i in range(3)], 9))
+    assert (replies[1].finish, replies[1].text) == ("filtered", "") and len(server.requests) == 3
+    assert "blocked by the content filter" in replies[1].problem
+
+
+def test_an_error_with_the_status_of_success_is_retried():
+    with serving(failing_first(1, Reply(json.dumps({"error": {"message": "overloaded"}})))) as server:
+        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
 
 
 def test_prompts_that_are_all_filtered_are_all_recorded():
@@ -392,6 +415,14 @@ def message_of(content, finish="stop", **more):
         (message_of([{"type": "text", "text": "Su"}, {"type": "text", "text": "re."}]), "Sure."),
         (message_of([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Sure."}]), "Sure."),
         (message_of([{"type": "refusal", "refusal": "No."}]), "No."),
+        (message_of([{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": "Sure."}]), "Sure."),
+        (message_of({"type": "text", "text": "Sure."}), "Sure."),
+        (message_of([{"type": "text", "text": {"value": "Sure."}}]), "Sure."),
+        (message_of("", refusal="No."), "No."),
+        (Reply(json.dumps({"choices": [{"message": {"role": "assistant", "refusal": "No."}}]})), "No."),
+        (Reply(json.dumps({"choices": [{"message": {"role": "assistant"}, "finish_reason": "content_filter"}]})), ""),
+        (Reply(json.dumps({"choices": [{"finish_reason": "content_filter"}]})), ""),
+        (Reply('{"choices": [{"message": {"content": "a\\udc00b"}}]}'), "a\ufffdb"),
         (message_of("half \ud83d"), "half \ufffd"),
         (message_of("whole \U0001f600"), "whole \U0001f600"),
     ],
@@ -417,6 +448,28 @@ def test_a_server_that_fails_while_it_generates_is_asked_again_and_then_recorded
     with serving(lambda number, request: failed) as server:
         reply = Endpoint(server.url, "judge", retries=2).complete(user("hi"), 9)
     assert (reply.text, reply.finish, reply.problem, len(server.requests)) == ("Su", "error", "upstream", 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        ("1.5", 1.5),
+        ("0", 0.0),
+        ("-5", None),
+        ("soon", None),
+        ("", None),
+        ("Sat, 99 Nov 2026 10:00:00 GMT", None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Thu Jan  1 00:00:00 1970", 0.0),
+        ("9" * 400, math.inf),
+    ],
+)
+def test_forms_of_retry_after(value, seconds):
+    headers = Message()
+    headers["Retry-After"] = value
+    assert requested_wait(headers) == seconds
+    assert 0 < module._wait_seconds(0, requested_wait(headers)) <= module.LONGEST_WAIT_SECONDS
 
 
 @pytest.mark.parametrize("seconds", ["0", formatdate(0, usegmt=True)])

@@ -1,5 +1,7 @@
 """Generation through an endpoint: a real server in this process, which may fail in between."""
 
+from dataclasses import replace
+
 import pytest
 from chat_server import refuses, says, serving
 from tiny_models import ONE_RANK, PROMPTS
@@ -106,3 +108,11 @@ def test_answers_are_kept_after_a_field_was_left_out(tmp_path):
         generate_remote(generations, asked, ONE_RANK)
         assert prepare_remote(BENCHMARK, generations.file, 8, asked).is_complete
         assert prepare_remote(BENCHMARK, generations.file, 8, endpoint(server)).is_complete
+
+
+def test_the_name_of_the_limit_changes_no_answer(tmp_path):
+    with serving(answers) as server:
+        usual, other = endpoint(server), endpoint(server)
+        other.fields = replace(other.fields, limit="max_completion_tokens")
+        hashes = {prepare_remote(BENCHMARK, tmp_path / "g.jsonl", 8, asked).settings_hash for asked in (usual, other)}
+    assert len(hashes) == 1
