@@ -69,10 +69,10 @@ def rules_for(file: str, files: Sequence[str]) -> tuple[Judge, str]:
 
 def all_labels(file: str, rules: Judge) -> dict[str, dict[str, str]]:
     """Labels by judge and id, people first."""
-    answers = {row.id: row.answer for row in read_answers(file)}
+    answers = {row.id: row.answer for row in read_answers(file).rows}
     labels = {"people": read_labels(file, "human_label"), rules.name: judged(rules, answers)}
     labels |= {name: judged(string_judge(name), answers) for name in PRESETS}
-    columns = read_answers(file)[0].others
+    columns = read_answers(file).rows[0].others
     return labels | {name: read_labels(file, name) for name in PUBLISHED if name in columns}
 
 

@@ -8,27 +8,36 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from dcr_ds.commands.parser import command_parser, output_file, refuse, refuse_overwriting
+from dcr_ds.commands.parser import (
+    checked_mapping,
+    column_mapping,
+    command_parser,
+    output_file,
+    refuse,
+    refuse_overwriting,
+)
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import write_atomically, write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.agreement import Labels, as_json, as_markdown
 from dcr_ds.judges.judging import judge_rows
-from dcr_ds.judges.rows import AnswerRow, read_answers, read_labels
+from dcr_ds.judges.rows import COLUMNS, AnswerRow, read_answers, read_labels
 from dcr_ds.label_agreement import judged_matter
 from dcr_ds.recipe import AnyJudge, read_yaml
 from dcr_ds.recipe.evaluation import PlainJudge
 
 DESCRIPTION = """\
-Label answers from a file (csv, jsonl, …) with the columns `prompt` and `completion`; other columns are copied. With
-several judges, each writes its own file: VERDICTS.<judge>.jsonl. Answers that were judged before are not judged again,
-so an interrupted command can be repeated.
+Label answers from a file (csv, jsonl, …) with the columns `prompt` and `completion`; other columns are copied. Also
+read are samples of lm-eval, logs of inspect, artifacts of JailbreakBench, results of HarmBench and outputs of
+AlpacaEval. With several judges, each writes its own file: VERDICTS.<judge>.jsonl. Answers that were judged before are
+not judged again, so an interrupted command can be repeated.
 
   dcr-ds judge answers.csv --judge rules --judge xstest_strings --out verdicts.jsonl
+  dcr-ds judge answers.csv --columns completion=response --judge rules --out verdicts.jsonl
   dcr-ds judge answers.csv --compare verdicts.rules.jsonl people.csv --out agreement.md
 
 With --compare: the agreement of labels, as Markdown and JSON. A file of labels has the columns `id` and `label` (or
-`human_label`); the first file is the reference.
+`human_label`, or XSTest's `final_label`); the first file is the reference.
 """
 
 
@@ -39,10 +48,15 @@ def run(arguments: list[str]) -> int:
         UserError: wrong usage, or a file or judge that cannot be used.
     """
     options = _parse(arguments)
-    rows = read_answers(options.file)
+    columns = checked_mapping("judge", options.columns, COLUMNS)
+    answers = read_answers(options.file, columns)
+    rows = answers.rows
+    print(f"{options.file}: {len(rows)} answers, read as {answers.form}")
+    for note in answers.notes:
+        print(f"{options.file}: {note}")
     with write_errors_as_user_errors(options.out):
         if options.compare:
-            _compare(rows, options.compare, options.out)
+            _compare(rows, options.compare, columns.get("id", "id"), options.out)
         else:
             _judge(rows, [_load(name) for name in options.judge], options.out)
     return 0
@@ -58,6 +72,14 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     task.add_argument("--judge", action="append", metavar="NAME", help=help_judge)
     task.add_argument("--compare", nargs="+", metavar="LABELS", help="two or more files of labels of these answers")
+    parser.add_argument(
+        "--columns",
+        nargs="+",
+        type=column_mapping,
+        default=[],
+        metavar="NAME=COLUMN",
+        help="the file's column for prompt, completion, id or finish; doc.question is a key in an object",
+    )
     parser.add_argument(
         "--out", type=output_file, required=True, metavar="FILE", help="verdicts (.jsonl) or report (.md)"
     )
@@ -95,10 +117,12 @@ def _judge(rows: list[AnswerRow], judges: list[Judge], out: Path) -> None:
         print(f"{judge.name}: {len(rows)} answers: {summary}. {file}")
 
 
-def _compare(rows: list[AnswerRow], files: list[str], out: Path) -> None:
+def _compare(rows: list[AnswerRow], files: list[str], id_column: str, out: Path) -> None:
     answers = {row.id: row.answer for row in rows}
     has_plain_names = len({Path(file).name for file in files}) == len(files)
-    all_labels = [Labels(Path(file).name if has_plain_names else file, read_labels(file)) for file in files]
+    names = [Path(file).name if has_plain_names else file for file in files]
+    labels_of = [read_labels(file, id_column=id_column) for file in files]
+    all_labels = [Labels(name, labels) for name, labels in zip(names, labels_of, strict=True)]
     for labels in all_labels:
         if unknown := next((key for key in labels.by_id if key not in answers), None):
             raise UserError(f"{labels.name}: has a label for {unknown!r}, but no answer has this id")

@@ -130,6 +130,23 @@ def comma_separated(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def column_mapping(text: str) -> tuple[str, str]:
+    """NAME=COLUMN: our name of a column, and its name in a file."""
+    name, _, column = text.partition("=")
+    if not name or not column:
+        raise ArgumentTypeError(f"{text!r} is not of the form NAME=COLUMN, such as completion=response")
+    return name, column
+
+
+def checked_mapping(command: str, pairs: list[tuple[str, str]], known: tuple[str, ...]) -> dict[str, str]:
+    """The pairs of --columns as a mapping; refuses unknown and repeated names."""
+    if unknown := next((name for name, _ in pairs if name not in known), None):
+        refuse(command, f"--columns: unknown name {unknown!r}; names: {', '.join(known)}")
+    if len(dict(pairs)) < len(pairs):
+        refuse(command, "--columns: a name is given twice")
+    return dict(pairs)
+
+
 def output_file(text: str) -> Path:
     if Path(text).is_dir():
         raise ArgumentTypeError(f"{text} is a folder; name a file")

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import re
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def read_table(source: DataSource, name: str, field: str) -> Table:
+Parse = Callable[[bytes, str, Origin], Table]
+
+
+def read_table(source: DataSource, name: str, field: str, parse: Parse = parse_table) -> Table:
     """All rows of a source, before any filter.
 
     A source is `builtin`, a URL, a file (relative to the working directory or to the project), or a hub id
@@ -29,6 +33,7 @@ def read_table(source: DataSource, name: str, field: str) -> Table:
     Args:
         name: which built-in set `builtin` means, a key of `shipped.FILES`.
         field: dotted name of the field in the recipe, for messages.
+        parse: of the content of a file, its name and its origin.
     """
     source = source.model_copy(update={"source": expand_variables(source.source, field)})
     is_url = bool(re.match(r"https?://", source.source))
@@ -36,7 +41,7 @@ def read_table(source: DataSource, name: str, field: str) -> Table:
         _refuse_hash(source, field)
         return read_shipped(source, name, field)
     if is_url:
-        return _read_url(source, field)
+        return _read_url(source, field, parse)
     path = find_file(source.source)
     if path is None and _is_hub_id(source.source):
         _refuse_hash(source, field)
@@ -49,13 +54,13 @@ def read_table(source: DataSource, name: str, field: str) -> Table:
         content = path.read_bytes()
     except OSError as error:
         raise origin.error(f"cannot be read ({error.strerror})") from None
-    return _parsed(content, path.name, source, origin)
+    return _parsed(parse, content, path.name, source, origin)
 
 
-def _parsed(content: bytes, filename: str, source: DataSource, origin: Origin) -> Table:
+def _parsed(parse: Parse, content: bytes, filename: str, source: DataSource, origin: Origin) -> Table:
     digest = hashlib.sha256(content).hexdigest()
     check_hash(digest, source.sha256, origin)
-    return replace(parse_table(content, filename, origin), version=f"sha256:{digest}")
+    return replace(parse(content, filename, origin), version=f"sha256:{digest}")
 
 
 def _refuse_hash(source: DataSource, field: str) -> None:
@@ -97,7 +102,7 @@ def _refuse_hub_fields(source: DataSource, origin: Origin) -> None:
             )
 
 
-def _read_url(source: DataSource, field: str) -> Table:
+def _read_url(source: DataSource, field: str, parse: Parse) -> Table:
     """Download a file. The query and the password of the URL are kept out of messages and records."""
     try:
         parts = urllib.parse.urlsplit(source.source)
@@ -106,13 +111,13 @@ def _read_url(source: DataSource, field: str) -> Table:
     shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
     origin = _file_origin(shown, field)
     _refuse_hub_fields(source, origin)
-    if known_ending(parts.path) is None:
+    if known_ending(parts.path) is None and parse is parse_table:
         raise unknown_format(parts.path, origin)
     if parts.scheme == "http" and mask_secrets(source.source) != source.source and not is_local(source.source):
         raise origin.error("a secret in a URL would be sent unencrypted; use https")
     content = fetch(source.source, source.sha256, origin)
     try:
-        return _parsed(content, parts.path, source, origin)
+        return _parsed(parse, content, parts.path, source, origin)
     except UserError:
         forget(source.source)
         raise

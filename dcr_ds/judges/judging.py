@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
 from dcr_ds.judges.base import Answer, Judge, Verdict
-from dcr_ds.judges.rows import AnswerRow, request_of
+from dcr_ds.judges.rows import AnswerRow, read_generations
 from dcr_ds.progress import heartbeat
 
 VERDICT_FIELDS = ("id", "label", "score", "key")
@@ -25,14 +25,7 @@ def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False)
     Args:
         repair: write a file at `out` again that holds no verdicts, as those of a run may after a crash.
     """
-    rows = [
-        AnswerRow(
-            row["id"],
-            Answer(request_of(row, row["prompt"]), row["completion"], row.get("finish")),
-            {},
-        )
-        for row in read_jsonl(generations, ("id", "prompt", "completion"))
-    ]
+    rows = [row._replace(others={}) for row in read_generations(generations).rows]
     return judge_rows(rows, judge, out, repair)
 
 

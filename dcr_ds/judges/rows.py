@@ -1,19 +1,27 @@
-"""Read files of answers and of labels: csv, json, jsonl or parquet, like the project's data sets."""
+"""The one reader of files of answers and of labels, for `judge`, the evaluation and `compare-quality`.
 
-from collections.abc import Mapping
+Files are read like the project's data sets: a bad row is left out and counted, and too many are an error.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from dcr_ds.data.columns import list_names, optional_text, required_text
-from dcr_ds.data.selection import refuse_missing_ids
+from dcr_ds.data.columns import list_names, missing_column, optional_text, required_text
+from dcr_ds.data.rows import MAX_BAD_SHARE, LeftOut, parse_rows
+from dcr_ds.data.selection import refuse_doubled_ids, refuse_missing_ids
 from dcr_ds.data.sources import read_table
-from dcr_ds.data.tables import Table
+from dcr_ds.data.tables import Origin, Row, Table
+from dcr_ds.judges.answer_forms import FORMS, Cells, asked, form_of, parse_answers
 from dcr_ds.judges.base import Answer
 from dcr_ds.label_agreement import LABELS
 from dcr_ds.recipe import DataSource
 from dcr_ds.transcript import transcript
 
 ANSWER_COLUMNS = ("prompt", "completion")
-LABEL_COLUMNS = ("label", "human_label")
+COLUMNS = (*ANSWER_COLUMNS, "id", "finish")
+LABEL_COLUMNS = ("label", "human_label", "final_label")  # of a judge, of this project's files, of XSTest
+PLAIN = "a table of prompts and completions"
 XSTEST_LABELS = {
     "1_full_compliance": "compliance",
     "2_full_refusal": "full_refusal",
@@ -29,25 +37,110 @@ class AnswerRow(NamedTuple):
     others: dict[str, Any]
 
 
-def read_answers(file: str) -> list[AnswerRow]:
-    """Read a file with the columns `prompt` and `completion`, and optionally `id` and `finish`.
+class AnswerFile(NamedTuple):
+    """The answers of a file, the form that they were read as, notes on rows left out, and how many of them are bad."""
+
+    rows: list[AnswerRow]
+    form: str
+    notes: list[str]
+    left_out: int
+
+
+def read_answers(
+    file: str, columns: Mapping[str, str] | None = None, command: str = "judge", max_bad_share: float = MAX_BAD_SHARE
+) -> AnswerFile:
+    """Read a file with the columns `prompt` and `completion`, and optionally `id` and `finish`, or in another form.
 
     In generations.jsonl of an evaluation, `context` and `attack` of a row are read, too (`request_of`).
 
     Without a column of ids, a row's id is its number, counted from 1. A completion may be empty.
 
+    Args:
+        columns: our name → the source's name, which may lead into an object (`doc.question`).
+        command: the name of the command, for messages.
+        max_bad_share: more bad rows than this share are an error; 0 allows none.
+
     Raises:
-        UserError: with file and row: no such file or column, a repeated or missing id, a cell that is not text.
+        UserError: with file and row: no such file or column, a repeated or missing id, too many bad rows.
     """
-    table = _read(file, ANSWER_COLUMNS)
-    rows = []
-    for row, row_id in zip(table.rows, _ids(table), strict=True):
-        prompt, completion = (required_text(row, name, may_be_empty=True) for name in ANSWER_COLUMNS)
-        finish = optional_text(row, "finish")
-        prompt = request_of(row.cells, prompt)
+    table = read_table(DataSource(source=file), "answers", command, parse_answers)
+    return _answers_of(table, columns or {}, max_bad_share)
+
+
+def read_generations(file: Path) -> AnswerFile:
+    """Read the answers of an evaluation, of which each prompt needs one: a bad row is an error."""
+    origin = Origin("evaluate", str(file), file.stem)
+    return _answers_of(parse_answers(file.read_bytes(), file.name, origin), {}, max_bad_share=0)
+
+
+def _answers_of(table: Table, columns: Mapping[str, str], max_bad_share: float) -> AnswerFile:
+    form = None if set(ANSWER_COLUMNS) <= {*table.columns, *columns} else form_of(table)
+    read: Callable[[Row], list[Cells] | LeftOut] = form.reader() if form else _plain_reader(table, columns)
+    for name, source in columns.items():
+        if source not in table.columns and source.partition(".")[0] not in table.columns:
+            raise missing_column(table, source, name)
+
+    def parse(row: Row) -> list[AnswerRow] | LeftOut:
+        cells = read(row)
+        return cells if isinstance(cells, LeftOut) else [_answer_row(row, item, columns) for item in cells]
+
+    parsed, notes = parse_rows(table, parse, "answers", max_bad_share)
+    if not parsed:
+        raise table.origin.error(f"no usable answers: {'; '.join(notes)}")
+    answers = [(row, answer) for row, of_row in parsed for answer in of_row]
+    refuse_doubled_ids(answers)
+    left_out = len(table.rows) + len(table.broken) - len(parsed)
+    return AnswerFile([answer for _, answer in answers], form.name if form else PLAIN, [*table.notes, *notes], left_out)
+
+
+def _plain_reader(table: Table, columns: Mapping[str, str]) -> Callable[[Row], list[Cells] | LeftOut]:
+    for name in ANSWER_COLUMNS:
+        if name not in table.columns and name not in columns:
+            raise table.origin.error(
+                f"no column {name!r}; columns: {list_names(table.columns, name)}. Name the right one with --columns "
+                f"{name}=COLUMN. Recognised without that: {', '.join(form.name for form in FORMS)}"
+            )
+    id_column = columns.get("id", "id" if "id" in table.columns else None)
+    refuse_missing_ids(table, id_column if id_column in table.columns else None)
+
+    def read(row: Row) -> list[Cells]:
         others = {name: value for name, value in row.cells.items() if name not in ("id", *ANSWER_COLUMNS)}
-        rows.append(AnswerRow(row_id, Answer(prompt, completion, finish), others))
-    return rows
+        prompt = "" if "prompt" in columns else request_of(row.cells, _prompt(row, "prompt"))
+        completion = "" if "completion" in columns else required_text(row, "completion", may_be_empty=True)
+        return [Cells(optional_text(row, "id"), prompt, completion, optional_text(row, "finish"), others)]
+
+    return read
+
+
+def _answer_row(row: Row, cells: Cells, columns: Mapping[str, str]) -> AnswerRow:
+    """The answer with the columns that are mapped in place of those of its form."""
+    mapped = Row(row.origin, row.place, row.number, {source: _value(row, source) for source in columns.values()})
+    if "prompt" in columns:
+        cells = cells._replace(prompt=request_of(row.cells, _prompt(mapped, columns["prompt"])))
+    if "completion" in columns:
+        cells = cells._replace(completion=required_text(mapped, columns["completion"], may_be_empty=True))
+    if "id" in columns:
+        cells = cells._replace(id=optional_text(mapped, columns["id"]))
+    if "finish" in columns:
+        cells = cells._replace(finish=optional_text(mapped, columns["finish"]))
+    others = {name: value for name, value in cells.others.items() if name not in columns.values()}
+    return AnswerRow(cells.id or str(row.number), Answer(cells.prompt, cells.completion, cells.finish), others)
+
+
+def _prompt(row: Row, column: str) -> str:
+    """The prompt in a cell: text, or messages with the earlier turns."""
+    value = row.cells.get(column)
+    return asked(value, column, row) if isinstance(value, list) else required_text(row, column, may_be_empty=True)
+
+
+def _value(row: Row, column: str) -> Any:
+    """The value of a column; `doc.question` is that of a key in an object."""
+    value: Any = row.cells
+    if column in row.cells:
+        return row.cells[column]
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def request_of(cells: Mapping[str, Any], prompt: str) -> str:
@@ -58,43 +151,41 @@ def request_of(cells: Mapping[str, Any], prompt: str) -> str:
     return transcript(cells.get("context"), prompt)
 
 
-def read_labels(file: str, column: str | None = None) -> dict[str, str]:
-    """Read id → label from a file of verdicts (`label`) or of human labels (`human_label`, also with XSTest's names).
+def read_labels(file: str, column: str | None = None, id_column: str = "id") -> dict[str, str]:
+    """Read id → label from a file of verdicts (`label`) or of human labels (`human_label`, or XSTest's `final_label`).
 
     Raises:
         UserError: as read_answers, or an unknown label.
     """
-    table = _read(file, ())
-    column = column or next((name for name in LABEL_COLUMNS if name in table.columns), None)
+    table = read_table(DataSource(source=file), "answers", "judge")
+    column = column or _label_column(table)
     if column not in table.columns:
         names = " or ".join(map(repr, LABEL_COLUMNS)) if column is None else repr(column)
         raise table.origin.error(f"no column {names}; columns: {list_names(table.columns)}")
-    labels = {}
-    for row, row_id in zip(table.rows, _ids(table), strict=True):
+    ids = next((name for name in (id_column, "id") if name in table.columns), None)
+    refuse_missing_ids(table, ids)
+
+    def parse(row: Row) -> _Label:
         text = required_text(row, column)
-        labels[row_id] = XSTEST_LABELS.get(text, text)
-        if labels[row_id] not in LABELS:
+        label = XSTEST_LABELS.get(text, text)
+        if label not in LABELS:
             known = ", ".join((*LABELS, *XSTEST_LABELS))
             raise row.error(f"{column!r} contains the unknown label {text!r}; labels: {known}")
-    return labels
+        return _Label(optional_text(row, ids) or str(row.number), label)
+
+    labels, _ = parse_rows(table, parse, "labels", max_bad_share=0)
+    refuse_doubled_ids(labels)
+    return {label.id: label.label for _, label in labels}
 
 
-def _read(file: str, needed: tuple[str, ...]) -> Table:
-    table = read_table(DataSource(source=file), "answers", "judge")
-    for name in needed:
-        if name not in table.columns:
-            raise table.origin.error(f"no column {name!r}; columns: {list_names(table.columns)}. Rename the right one")
-    return table
+class _Label(NamedTuple):
+    id: str
+    label: str
 
 
-def _ids(table: Table) -> list[str]:
-    """The ids of all rows; a repeated id is an error, as ids identify verdicts."""
-    column = "id" if "id" in table.columns else None
-    refuse_missing_ids(table, column)
-    places: dict[str, str] = {}
-    for row in table.rows:
-        row_id = optional_text(row, column) or str(row.number)
-        if row_id in places:
-            raise row.error(f"the id {row_id!r} is also that of {places[row_id]}; ids must be unique")
-        places[row_id] = row.place
-    return list(places)
+def _label_column(table: Table) -> str | None:
+    """The first column of labels that holds only known ones: `label` may also be that of a data set."""
+    present = [name for name in LABEL_COLUMNS if name in table.columns]
+    known = {*LABELS, *XSTEST_LABELS}
+    good = [name for name in present if all(row.cells.get(name) in known for row in table.rows)]
+    return next(iter([*good, *present]), None)

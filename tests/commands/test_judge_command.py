@@ -130,7 +130,10 @@ def test_bad_arguments(answers, tmp_path):
         ([answers, "--compare", labels, *out], "two or more"),
         ([answers, "--compare", labels, labels, *out], "has a label for 'zzz'"),
         ([answers, "--compare", odd, odd, *out], "contains the unknown label 'refused'"),
-        ([answers, "--compare", none, none, *out], "no column 'label' or 'human_label'; columns: id, verdict"),
+        (
+            [answers, "--compare", none, none, *out],
+            "'human_label' or 'final_label'; columns: id, verdict",
+        ),
         ([answers, "--compare", refusal, harm, *out], "one labels refusal, the other harm"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -59,7 +59,7 @@ Labelled = tuple[Answer, str]
 def read_labelled(file: str) -> list[Labelled]:
     """The answers of a file with their human labels."""
     labels = read_labels(file, "human_label")
-    return [(row.answer, labels[row.id]) for row in read_answers(file)]
+    return [(row.answer, labels[row.id]) for row in read_answers(file).rows]
 
 
 def read_written() -> list[Labelled]:

@@ -1,0 +1,240 @@
+"""Answers in the files of other programs: every form gives the same answers; docs/judges.md shows the counts."""
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from dcr_ds.commands.judge import run
+from dcr_ds.errors import UserError
+from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.judges.judging import judge_file
+from dcr_ds.judges.rows import read_answers, read_labels
+
+HERE = Path(__file__).parent
+EXAMPLES = [
+    {"prompt": row["prompt"], "completion": row["completion"]} for row in read_jsonl(HERE / "judge_styles.jsonl")
+]
+PAGE = HERE.parents[1] / "docs" / "judges.md"
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def lm_eval(number, row):
+    return {
+        "doc_id": number,
+        "doc": {"goal": row["prompt"], "number": number},
+        "target": "",
+        "arguments": {"gen_args_0": {"arg_0": row["prompt"], "arg_1": {"until": []}}},
+        "resps": [[row["completion"]]],
+        "filtered_resps": [row["completion"]],
+        "filter": "none",
+    }
+
+
+def old_lm_eval(number, row):
+    chat = json.dumps([{"role": "user", "content": row["prompt"]}])
+    return {**lm_eval(number, row), "arguments": [[chat, {"until": []}]]}
+
+
+def inspect(number, row, parts=False):
+    text = [{"type": "reasoning", "reasoning": "Hm."}, {"type": "text", "text": row["completion"]}]
+    message = {"role": "assistant", "content": text if parts else row["completion"]}
+    return {
+        "id": number,
+        "epoch": 1,
+        "input": [{"role": "user", "content": row["prompt"], "id": "x"}] if parts else row["prompt"],
+        "target": "",
+        "messages": [],
+        "output": {"model": "m", "choices": [{"message": message, "stop_reason": "stop"}]},
+    }
+
+
+def eval_file(samples):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("header.json", "{}")
+        for sample in reversed(samples):  # samples are written as they end
+            archive.writestr(f"samples/{sample['id']}_epoch_{sample['epoch']}.json", json.dumps(sample))
+    return file.getvalue()
+
+
+def jailbreak(number, row):
+    return {
+        "index": number,
+        "goal": "the goal",
+        "prompt": row["prompt"],
+        "response": row["completion"],
+        "jailbroken": False,
+    }
+
+
+NUMBERED = list(enumerate(EXAMPLES))
+LOG = {"version": 2, "eval": {}, "samples": [inspect(*pair) for pair in NUMBERED]}
+ARTIFACT = {"parameters": {}, "jailbreaks": [jailbreak(*pair) for pair in NUMBERED]}
+RESULTS = {
+    f"behavior_{number}": [{"test_case": row["prompt"], "generation": row["completion"], "label": 1}]
+    for number, row in NUMBERED
+}
+OUTPUTS = [{"instruction": row["prompt"], "output": row["completion"], "generator": "m"} for row in EXAMPLES]
+FORMS = {
+    "a table of prompts and completions": ("a.csv", None),
+    "samples of lm-eval": ("samples_x.jsonl", lines(lm_eval(*pair) for pair in NUMBERED)),
+    "samples of lm-eval, a chat as JSON": ("samples_x.jsonl", lines(old_lm_eval(*pair) for pair in NUMBERED)),
+    "a log of inspect (json)": ("log.json", json.dumps(LOG)),
+    "a log of inspect (eval)": ("log.eval", eval_file([inspect(*pair, parts=True) for pair in NUMBERED])),
+    "an artifact of JailbreakBench": ("m.json", json.dumps(ARTIFACT)),
+    "results of HarmBench": ("r.json", json.dumps(RESULTS)),
+    "outputs of AlpacaEval": ("o.json", json.dumps(OUTPUTS)),
+}
+
+
+def write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def csv_of(rows):
+    import csv
+
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_answers(tmp_path, form):
+    name, content = FORMS[form]
+    answers = read_answers(write(tmp_path, name, content or csv_of(EXAMPLES)))
+    assert [tuple(row.answer)[:2] for row in answers.rows] == [(row["prompt"], row["completion"]) for row in EXAMPLES]
+    assert len({row.id for row in answers.rows}) == len(EXAMPLES)
+    assert form.startswith(answers.form) and answers.notes == []
+    assert f"| {form} | {len(EXAMPLES)} | {len(answers.rows)} |" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_form_and_the_number_of_answers_are_printed(tmp_path, capsys):
+    file = write(tmp_path, *FORMS["results of HarmBench"])
+    run([file, "--judge", "xstest_strings", "--out", str(tmp_path / "v.jsonl")])
+    assert f"{file}: {len(EXAMPLES)} answers, read as results of HarmBench\n" in capsys.readouterr().out
+    row = read_jsonl(tmp_path / "v.jsonl")[3]
+    assert (row["id"], row["behavior_id"], row["input_label"]) == ("behavior_3-0", "behavior_3", 1)
+
+
+def test_columns_are_mapped_in_a_table_and_in_a_form(tmp_path):
+    table = write(tmp_path, "a.csv", "question,response,key\none,Sure.,a\ntwo,No.,b\n")
+    columns = ["prompt=question", "completion=response", "id=key"]
+    run([table, "--columns", *columns, "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
+    assert [(row["id"], list(row)) for row in read_jsonl(tmp_path / "v.jsonl")] == [
+        (key, ["id", "label", "score", "key"]) for key in ("a", "b")
+    ]
+    samples = write(tmp_path, "samples.jsonl", lines(lm_eval(*pair) for pair in NUMBERED[:3]))
+    answers = read_answers(samples, {"prompt": "doc.goal", "id": "doc.number"})
+    assert [row.answer.prompt for row in answers.rows] == [row["prompt"] for row in EXAMPLES[:3]]
+    goals = read_answers(write(tmp_path, *FORMS["an artifact of JailbreakBench"]), {"prompt": "goal"})
+    assert {row.answer.prompt for row in goals.rows} == {"the goal"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([], "no column 'prompt'; columns: question, answer. Name the right one with --columns prompt=COLUMN"),
+        (["prompt=question"], "no column 'completion'; columns: question, answer"),
+        (["prompt=question", "completion=reply"], "no column 'reply'; columns: question, answer"),
+        (["completion"], "'completion' is not of the form NAME=COLUMN, such as completion=response"),
+        (["answer=reply"], "--columns: unknown name 'answer'; names: prompt, completion, id, finish"),
+        (["prompt=question", "prompt=answer"], "--columns: a name is given twice"),
+    ],
+)
+def test_unclear_columns_are_asked_for(tmp_path, columns, message):
+    file = write(tmp_path, "a.csv", "question,answer\none,two\n")
+    with pytest.raises(UserError) as error:
+        run(
+            [
+                file,
+                *(["--columns", *columns] if columns else []),
+                "--judge",
+                "rules",
+                "--out",
+                str(tmp_path / "v.jsonl"),
+            ]
+        )
+    assert message in str(error.value)
+
+
+def test_repeats_filters_and_epochs(tmp_path):
+    twice = {**lm_eval(7, EXAMPLES[0]), "resps": [["one", "two"]]}
+    samples = [twice, {**twice, "filter": "strict"}, lm_eval(8, EXAMPLES[1])]
+    answers = read_answers(write(tmp_path, "s.jsonl", lines(samples)))
+    assert [(row.id, row.answer.completion) for row in answers.rows[:2]] == [("7-0", "one"), ("7-1", "two")]
+    assert [row.id for row in answers.rows[2:]] == ["8"]
+    assert answers.notes == ["1 of 3 answers left out: the same answer under another filter (line 2)"]
+    samples = [{**inspect("a", EXAMPLES[0]), "epoch": epoch} for epoch in (1, 2)]
+    failed = {**inspect("b", EXAMPLES[0]), "output": {"choices": []}, "error": {"message": "x"}}
+    cut = inspect("c", EXAMPLES[0])
+    cut["output"]["choices"][0]["stop_reason"] = "max_tokens"
+    answers = read_answers(write(tmp_path, "l.eval", eval_file([*samples, failed, cut])))
+    finishes = [(row.id, row.answer.finish) for row in answers.rows]
+    assert finishes == [("a", "stop"), ("c", "length"), ("a-epoch-2", "stop")]
+    assert "1 of 4 answers left out: without an answer" in answers.notes[0] and "samples/b_epoch_1" in answers.notes[0]
+
+
+def test_earlier_turns_and_system_prompts_belong_to_the_request(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    (row,) = read_answers(write(tmp_path, "l.eval", eval_file([{**inspect(1, EXAMPLES[0]), "input": turns}]))).rows
+    assert row.answer.prompt == "System: Be brief.\n\nUser: Why?"
+
+
+def test_attacks_without_a_prompt_are_left_out(tmp_path):
+    rows = [jailbreak(*pair) for pair in NUMBERED[:4]]
+    rows[1] |= {"prompt": None, "response": None}
+    answers = read_answers(write(tmp_path, "m.json", json.dumps({"parameters": {}, "jailbreaks": rows})))
+    assert [row.id for row in answers.rows] == ["0", "2", "3"]
+    assert answers.notes == ["1 of 4 answers left out: the attack has no prompt or no response (row 2)"]
+
+
+SCORES = {"resps": [[[-1.5, False]]], "filtered_resps": [[-1.5, False]]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("s.jsonl", lines([{**lm_eval(1, EXAMPLES[0]), **SCORES}]), "multiple-choice"),
+        ("r.json", json.dumps({"b": [{"test_case": ["image.png"], "generation": "x"}]}), "'test_case' must be text"),
+        ("l.eval", b"PK\x03\x04torn", "not a complete log of inspect"),
+        ("l.eval", eval_file([]), "contains no samples"),
+        ("a.jsonl", lines([{"prompt": "p", "completion": None}] * 9), "line 1: 'completion' is missing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_is_named(tmp_path, name, content, message):
+    with pytest.raises(UserError) as error:
+        read_answers(write(tmp_path, name, content))
+    assert message in str(error.value) and str(error.value).startswith(f"judge: {tmp_path / name}")
+
+
+def test_bad_rows_are_left_out_and_counted_but_not_of_an_evaluation(tmp_path, capsys):
+    rows = [{"id": str(number), "prompt": "p", "completion": f"c{number}"} for number in range(9)]
+    file = write(tmp_path, "a.jsonl", lines(rows[:4]) + '{"id": "x", "prom\n' + lines(rows[4:]))
+    run([file, "--judge", "xstest_strings", "--out", str(tmp_path / "v.jsonl")])
+    assert "1 of 10 answers left out: not valid JSON" in capsys.readouterr().out
+    assert [row["id"] for row in read_jsonl(tmp_path / "v.jsonl")] == [row["id"] for row in rows]
+    with pytest.raises(UserError, match=r"evaluate: .*a.jsonl, line 5, column \d+: not valid JSON"):
+        judge_file(Path(file), None, tmp_path / "w.jsonl")
+
+
+def test_final_labels_of_xstest_are_compared(tmp_path):
+    rows = [{"id": str(number), **row} for number, row in NUMBERED[:3]]
+    file = write(tmp_path, "a.jsonl", lines(rows))
+    labels = ["1_full_compliance", "2_full_refusal", "3_partial_refusal"]
+    people = [{"id": str(n), "label": "safe", "final_label": label} for n, label in enumerate(labels)]
+    people_file = write(tmp_path, "people.csv", csv_of(people))
+    assert list(read_labels(people_file).values()) == ["compliance", "full_refusal", "partial_refusal"]
+    run([file, "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
+    run([file, "--compare", people_file, str(tmp_path / "v.jsonl"), "--out", str(tmp_path / "agreement.md")])
+    assert read_json(tmp_path / "agreement.json")[0]["n"] == 3
