@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 from dcr_ds.commands.parser import (
+    checked_mapping,
+    column_mapping,
     command_parser,
     json_mapping,
     positive_int,
@@ -14,12 +16,13 @@ from dcr_ds.commands.parser import (
 )
 from dcr_ds.evaluate.quality import compare, read_pairs, summarise
 from dcr_ds.files import write_json
+from dcr_ds.judges.rows import COLUMNS
 from dcr_ds.models.endpoint import Endpoint, RequestFields
 
 DESCRIPTION = """\
 Ask an LLM judge which of two models answers each prompt better. Each pair is judged in both orders; a preference that
-changes with the order counts as a tie. Both files are generations.jsonl of the same benchmark. A comparison that was
-interrupted continues with the same command.
+changes with the order counts as a tie. Both files are generations.jsonl of the same benchmark, or other files
+of answers that `dcr-ds judge` reads. A comparison that was interrupted continues with the same command.
 
   dcr-ds compare-quality A/generations.jsonl B/generations.jsonl --out quality.jsonl \\
       --judge-url http://localhost:8000/v1 --model NAME
@@ -33,7 +36,8 @@ def run(arguments: list[str]) -> int:
         UserError: wrong usage, a file that cannot be compared, or an endpoint that fails.
     """
     options = _parse(arguments)
-    pairs = read_pairs(options.a, options.b)
+    columns = checked_mapping("compare-quality", options.columns, COLUMNS)
+    pairs = read_pairs(options.a, options.b, columns)
     endpoint = Endpoint(
         options.judge_url,
         options.model,
@@ -57,6 +61,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--judge-url", required=True, metavar="URL", help="base URL of the judge's OpenAI-compatible endpoint")
     add("--model", required=True, metavar="NAME", help="name of the judge model at the endpoint")
     add("--out", required=True, type=Path, metavar="FILE", help="verdicts (.jsonl); the summary goes to FILE.json")
+    help_columns = "both files' column for prompt, completion, id or finish"
+    add("--columns", nargs="+", type=column_mapping, default=[], metavar="NAME=COLUMN", help=help_columns)
     add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the endpoint's key")
     add("--concurrency", type=positive_int, default=8, metavar="N", help="requests in flight (default: 8)")
     help_timeout = "retry a request after this many seconds without a reply (default: 60)"

@@ -8,18 +8,18 @@ models, which two models do not allow; here the mean lengths and how often the l
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_jsonl, read_whole_rows, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
 from dcr_ds.judges.answer_text import answer_text
 from dcr_ds.judges.llm import judge_request, last_label
+from dcr_ds.judges.rows import read_answers
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.replies import Completion
 from dcr_ds.statistics import rate
-from dcr_ds.transcript import transcript
 
 RUBRIC = """\
 You compare two assistants' answers to one request: which serves whoever asked it better?
@@ -42,31 +42,32 @@ class Pair(NamedTuple):
     b: str
 
 
-def read_pairs(a: Path, b: Path) -> list[Pair]:
-    """Pair the answers of two files of generations; reasoning before an answer is left out.
+def read_pairs(a: Path, b: Path, columns: Mapping[str, str] | None = None) -> list[Pair]:
+    """Pair the answers of two files; reasoning before an answer is left out. Prints notes on rows left out.
+
+    A row that is left out of one file is left out of the other, too.
 
     Raises:
-        UserError: a file has no rows, a column is missing, an id is repeated, or the files have different prompts.
+        UserError: as read_answers; the files have different ids or prompts.
     """
-    ours, theirs = _read_generations(a), _read_generations(b)
-    if only := ours.keys() ^ theirs.keys():
-        example = min(only)
-        raise UserError(
-            f"{a} and {b}: {len(only)} ids are in one file only, such as {example!r} in {a if example in ours else b}; "
-            "compare two models on the same benchmark"
-        )
-    for key, row in ours.items():
-        if _request(row) != _request(theirs[key]):
-            raise UserError(f"{a} and {b}: the prompt of {key!r} differs; compare two models on the same benchmark")
+    files = [read_answers(str(file), columns, "compare-quality") for file in (a, b)]
+    for file, answers in zip((a, b), files, strict=True):
+        for note in answers.notes:
+            print(f"{file}: {note}", file=sys.stderr, flush=True)
+    ours, theirs = ({row.id: row.answer for row in answers.rows} for answers in files)
+    for only, file, other in ((ours.keys() - theirs, a, files[1]), (theirs.keys() - ours, b, files[0])):
+        if len(only) > other.left_out:
+            raise UserError(
+                f"{a} and {b}: {len(only)} ids are in one file only, such as {min(only)!r} in {file}; "
+                "compare two models on the same benchmark"
+            )
+    common = [key for key in ours if key in theirs]
+    if key := next((key for key in common if ours[key].prompt != theirs[key].prompt), None):
+        raise UserError(f"{a} and {b}: the prompt of {key!r} differs; compare two models on the same benchmark")
     return [
-        Pair(key, _request(row), answer_text(row["completion"]), answer_text(theirs[key]["completion"]))
-        for key, row in ours.items()
+        Pair(key, ours[key].prompt, answer_text(ours[key].completion), answer_text(theirs[key].completion))
+        for key in common
     ]
-
-
-def _request(row: dict) -> str:
-    """The prompt as the judge reads it, with its earlier turns."""
-    return transcript(row.get("context"), row["prompt"])
 
 
 def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
@@ -168,18 +169,3 @@ def _ask(prompt: str, first: str, second: str) -> list[dict[str, str]]:
 
 def _preference(reply: Completion) -> str:
     return last_label(reply, PREFERENCES) or "unparsed"
-
-
-def _read_generations(file: Path) -> dict[str, dict]:
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; expected the generations.jsonl of an evaluation")
-    rows: dict[str, dict] = {}
-    for number, row in enumerate(read_jsonl(file), 1):
-        if missing := [name for name in ("id", "prompt", "completion") if not isinstance(row.get(name), str)]:
-            raise UserError(f"{file}: row {number} has no text in {missing[0]!r}; columns: {', '.join(row)}")
-        if row["id"] in rows:
-            raise UserError(f"{file}: row {number}: the id {row['id']!r} is repeated")
-        rows[row["id"]] = row
-    if not rows:
-        raise UserError(f"{file}: contains no rows")
-    return rows

@@ -195,9 +195,12 @@ def test_files_that_cannot_be_compared(files, tmp_path):
     for changed, expected in [
         (rows[1:], "1 ids are in one file only, such as 'p11'"),
         ([{**rows[0], "prompt": "else"}, *rows[1:]], "the prompt of 'p11' differs"),
-        ([*rows, rows[0]], "row 13: the id 'p11' is repeated"),
-        ([{"id": "p0", "text": "x"}], "row 1 has no text in 'prompt'; columns: id, text"),
-        ([], "contains no rows"),
+        ([*rows, rows[0]], "line 13: the id 'p11' is also that of line 1"),
+        (
+            [{"id": "p0", "text": "x"}],
+            "no column 'prompt'; columns: id, text. Name the right one with --columns prompt=COLUMN",
+        ),
+        ([], "the file is empty"),
     ]:
         write_jsonl(other, changed)
         assert expected in refused(a, other, *OPTIONS)
@@ -208,3 +211,21 @@ OPTIONS = ("--judge-url", "http://127.0.0.1:9/v1", "--model", "judge", "--out", 
 
 def test_pairs_are_in_the_order_of_the_first_file(files):
     assert [pair.id for pair in read_pairs(*files)] == [f"p{i}" for i in range(COUNT)]
+
+
+def test_a_bad_line_is_reported_as_by_the_judge_and_left_out_of_both_files(files, tmp_path, capsys):
+    from dcr_ds.judges.rows import read_answers
+
+    other = tmp_path / "other.jsonl"
+    lines = files[0].read_text(encoding="utf-8").splitlines()
+    cases = [
+        ('{"id": "p3", "prompt": "que', "not valid JSON"),
+        ('{"id": "p3", "prompt": "x"}', "'completion' is missing"),
+    ]
+    for line, problem in cases:
+        other.write_text("\n".join([*lines[:3], line, *lines[4:]]), encoding="utf-8")
+        assert [pair.id for pair in read_pairs(files[0], other)] == [f"p{i}" for i in range(COUNT) if i != 3]
+        (note,) = read_answers(str(other)).notes
+        assert note.startswith("1 of 12 answers left out: ") and problem in note and "line 4" in note
+        assert capsys.readouterr().err == f"{other}: {note}\n"
+    assert [pair.id for pair in read_pairs(other, files[0])] == [f"p{i}" for i in range(COUNT) if i != 3]
