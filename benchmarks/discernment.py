@@ -80,7 +80,7 @@ class Readings(NamedTuple):
 
 def main() -> None:
     options = parse()
-    sets = {name: read_sets(name, options.data) for name in options.sets}
+    sets = {name: read_sets(name, options.data, options.limit) for name in options.sets}
     runs: dict[tuple[str, str], list[Readings]] = {}  # by pair of sets and model: one per run
     for run, model in itertools.product(options.runs, options.models):
         if options.judged:
@@ -116,6 +116,7 @@ def parse() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--out", type=Path, help="folder of the log-odds of each prompt")
     source.add_argument("--judged", type=Path, metavar="FOLDER", help="folder of results of dcr-ds evaluate")
+    parser.add_argument("--limit", type=int, help="prompts of each set at most, sampled with seed 0")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
     parser.add_argument("--against-first", action="store_true", help="compare the aligned models with the first run's")
     options = parser.parse_args()
@@ -126,8 +127,9 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def read_sets(name: str, data: str | None) -> Sets:
+def read_sets(name: str, data: str | None, limit: int | None) -> Sets:
     harmless, harmful, rows = PAIRS[name]
+    rows = limit or rows
     section = EvaluateSection(
         benchmarks=[{"name": harmless, "rows": rows}, {"name": harmful, "rows": rows}], local_data=data
     )

@@ -60,11 +60,13 @@ def test_judged_answers_give_the_agreement_and_their_own_figures(tmp_path):
                 home.verdicts("rules"), [{"id": id_, "label": labels[id_], "score": values[id_]} for id_ in prompts]
             )
     command = ["benchmarks/discernment.py", tmp_path / "seed-0", "--sets", "builtin", "--judged", tmp_path / "judged"]
+    command += ["--limit", "40"]
     done = run_python(*command, "--csv", tmp_path / "rows.csv")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = {(row["model"], row["reading"]): row for row in read_rows(tmp_path / "rows.csv")}
     for model in ("control", "aligned"):
         row = rows[model, "log_odds"]
+        assert row["harmless"] == row["harmful"] == "40"
         assert float(row["agreement"]) == 1 and row["judge_auc"] == row["auc"]
         j = float(row["complied_harmless"]) + float(row["refused_harmful"]) - 1
         assert float(row["judged_j"]) == pytest.approx(j, abs=1e-8)
