@@ -112,9 +112,12 @@ def _gathers(
 
 
 def _reductions(gradients: int, width: float, zero: Zero, ranks: int, passes: Passes) -> list[Collective]:
-    """The reductions of gradients under ZeRO-3; quantised to 4 bits, first within a node, then between nodes."""
+    """The reductions of gradients under ZeRO-3; quantised to 4 bits, first within a node, then between nodes.
+
+    On one node DeepSpeed does not quantise them.
+    """
     calls = max(1, round(gradients / (width * zero.reduce_bucket))) * passes.backward
-    if not zero.quantised_gradients:
+    if not zero.quantised_gradients or not 1 < zero.partition < ranks:
         return [Collective("reduce-scatter", round((ranks - 1) / ranks * gradients * passes.backward), calls)]
     size, nodes = gradients / width / 2 * passes.backward, ranks // zero.partition
     within = (zero.partition - 1) / zero.partition * size

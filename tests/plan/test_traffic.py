@@ -75,6 +75,8 @@ def test_quantised_messages_send_8_bits_of_weights_and_4_of_gradients():
     assert first.bytes == 1_000_000 * 7 // 8
     assert (within.bytes, within.ranks) == (2 * 500_000 * 3 // 4, 4)
     assert (between.bytes, between.ranks) == (2 * 500_000 // 4 // 2, 0)
+    *_, on_one_node = traffic(TENSORS, zero, 4, Passes(1, 2))
+    assert on_one_node.bytes == 2 * 2_000_000 * 3 // 4
 
 
 def test_traffic_within_a_node_uses_its_links():
