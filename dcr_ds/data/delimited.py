@@ -7,15 +7,15 @@ from dcr_ds.data.tables import Origin, Parsed, Table, table_of
 
 LONGEST_CELL = 2**31 - 1  # the default of the csv module, 131,072 characters, is too small for long dialogues
 LONGEST_HEADER = 1 << 16
-DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 SHOWN = 5  # columns in a message on a row
 
 
 def parse_delimited(text: str, origin: Origin, default: str) -> Table:
     """Parse CSV or TSV: quoted fields may contain delimiters and line breaks, blank lines are skipped.
 
-    A file with another delimiter than its name says (semicolons, as spreadsheets write them, or tabs) is recognised by
-    its header.
+    Another delimiter than the name of the file says (semicolons, as spreadsheets write them, tabs or vertical bars) is
+    recognised by the header.
 
     Raises:
         UserError: no rows, two columns of one name, or a quote that is not closed.

@@ -17,6 +17,7 @@ MAX_ROWS = 20_000_000
 PARQUET_ROWS = 256  # that are unpacked at a time
 EMPTY = "the file is empty; it needs at least one row"
 MANY = 10  # intact characters outside ASCII, per damaged one, in a file that is UTF-8 all the same
+FEWEST_ZEROS = 3  # of a text in UTF-16 without a byte order mark
 GZIP = b"\x1f\x8b"
 # first bytes of files that are often renamed or saved by mistake
 OTHER_CONTENTS = {
@@ -124,13 +125,14 @@ def _damaged_text(content: bytes) -> str | None:
 
 
 def _encoding(content: bytes) -> str:
-    """UTF-16 begins with a byte order mark, or else every second byte of most text is zero."""
+    """UTF-16 and UTF-32 begin with a byte order mark, or UTF-16 has zeros as every second byte of ASCII characters."""
+    if content.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
+        return "utf-32"
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
-    start = content[:1000]
-    even, odd = start[::2].count(0), start[1::2].count(0)
-    if max(even, odd) > len(start) // 4 and min(even, odd) <= len(start) // 20 and len(content) % 2 == 0:
-        return "utf-16-le" if odd > even else "utf-16-be"
+    even, odd = content[:1000:2].count(0), content[1:1000:2].count(0)
+    if len(content) % 2 == 0 and min(even, odd) == 0 and max(even, odd) >= FEWEST_ZEROS and 0 in content[:2]:
+        return "utf-16-le" if odd else "utf-16-be"
     return "utf-8-sig"
 
 

@@ -1,5 +1,6 @@
 """Parse the rows of a table: bad rows, and rows left out for a reason, are counted and noted; too many are an error."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -7,6 +8,8 @@ from typing import TypeVar
 from dcr_ds.data.tables import Row, RowError, Table
 
 T = TypeVar("T")
+NUMBER = re.compile(r"\d+")  # in a place, such as "line 7"
+FIRST = "0"
 MAX_BAD_SHARE = 0.01  # the default
 FEW = 5  # bad rows that are always left out, if they are at most half of the rows
 SHOWN = 3  # places in a note
@@ -46,6 +49,7 @@ def parse_rows(
             left_out.setdefault(record.reason, []).append(row.place)
         else:
             records.append((row, record))
+    bad.sort(key=lambda bad_row: int((NUMBER.search(bad_row.place) or FIRST)[0]))
     total = len(table.rows) + len(table.broken)
     _refuse_too_many(table, bad, total, max_bad_share)
     reasons: dict[str, list[str]] = {}

@@ -71,11 +71,13 @@ FORMS = {
     "a JSON array named .jsonl": (".jsonl", json.dumps(ROWS)),
     "csv": (".csv", table(ROWS, ",")),
     "csv with semicolons": (".csv", table(ROWS, ";")),
+    "csv with vertical bars": (".csv", table(ROWS, "|")),
     "csv with tabs": (".csv", table(ROWS, "\t")),
     "csv, UTF-8 with a byte order mark": (".csv", table(ROWS, ",").encode("utf-8-sig")),
     "csv, UTF-16 with a byte order mark": (".csv", table(ROWS, ",").encode("utf-16")),
     "csv, UTF-16 without": (".csv", table(ROWS, ",").encode("utf-16-be")),
     "jsonl, UTF-16 without": (".jsonl", lines(ROWS).encode("utf-16-le")),
+    "jsonl, UTF-32 with a byte order mark": (".jsonl", lines(ROWS).encode("utf-32")),
     "tsv": (".tsv", table(ROWS, "\t")),
     "tsv, gzip": (".tsv.gz", gzip.compress(table(ROWS, "\t").encode())),
     "jsonl, gzip without .gz in the name": (".jsonl", gzip.compress(lines(ROWS).encode())),
@@ -107,6 +109,13 @@ def test_txt_has_one_prompt_per_line(tmp_path):
     prompt_set = read_prompts(DataSource(source=str(path)), "toxic")
     assert [row.prompt for row in prompt_set.rows] == prompts
     assert f"| txt, one prompt per line | {len(ROWS)} | {len(prompt_set.rows)} |" in PAGE.read_text(encoding="utf-8")
+
+
+def test_utf_16_of_few_ascii_characters(write):
+    rows = [{"prompt": "漢字" * 40 + str(number)} for number in range(3)]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        prompt_set = read_prompts(DataSource(source=write("p.jsonl", lines(rows).encode(encoding))), "toxic")
+        assert [row.prompt for row in prompt_set.rows] == [row["prompt"] for row in rows]
 
 
 # no form drops a column silently

@@ -68,9 +68,15 @@ def test_a_model_that_is_too_large_falls_back_to_the_rule(recipe, capsys, monkey
     assert "without a layer probe: the weights take" in capsys.readouterr().err
 
 
-def test_a_dry_run_loads_no_weights(recipe, capsys):
+def test_a_dry_run_loads_no_weights_and_prints_the_notes_of_all_sets(recipe, capsys):
+    with (recipe.parent / "toxic.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('{"prompt": "wr\n{"prompt": " wreck item 3"}\n')
     assert main(["train", str(recipe), "--stages", "[refine]", "--dry-run"]) == 0
-    assert "0.8 of the model's 5 blocks" in capsys.readouterr().err
+    output = capsys.readouterr().err
+    assert "0.8 of the model's 5 blocks" in output
+    assert "data: data.toxic: 60 rows from " in output and "toxic.jsonl\n" in output
+    assert "data: data.toxic: note: 1 of 62 prompts left out: not valid JSON" in output
+    assert "data: data.toxic: note: 1 of 62 prompts left out: repeated (line 62)\n" in output
 
 
 def test_the_learning_rate_falls_with_the_width():
