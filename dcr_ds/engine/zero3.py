@@ -26,12 +26,15 @@ def check_communication(zero: dict[str, Any], quantize: str, place: str) -> None
     """
     stage = zero.get("stage", 0)
     overlap, size = zero.get("overlap_comm"), zero.get(PARTITION, 1)
-    if overlap not in (None, True, False, "auto"):
+    if overlap not in (None, "auto") and not isinstance(overlap, bool):
         raise UserError(f'{place}: overlap_comm is {overlap!r}; use true, false or "auto"')
     if overlap is True and stage < 2:
         raise UserError(f"{place}: overlap_comm is supported with ZeRO stages 2 and 3, not {stage}; set it to false")
     if size != "auto" and (type(size) is not int or size < 1):
         raise UserError(f'{place}: {PARTITION} is {size!r}; use the number of ranks of a node, or "auto"')
+    for name in QUANTISED:
+        if not isinstance(zero.get(name, False), bool):
+            raise UserError(f"{place}: {name} is {zero[name]!r}; use true or false")
     if zero.get("zero_quantized_nontrainable_weights"):
         raise UserError(
             f"{place}: zero_quantized_nontrainable_weights is not supported, since it changes the frozen weights; "

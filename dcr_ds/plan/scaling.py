@@ -18,7 +18,7 @@ from dcr_ds.plan.measure import Calibration
 from dcr_ds.plan.options import PlanOptions
 from dcr_ds.plan.passes import Kind
 from dcr_ds.plan.states import MASTER, MOMENTS, Zero
-from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table
+from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table, which_applies
 from dcr_ds.recipe import Recipe
 
 TITLES: dict[Kind, str] = {
@@ -70,6 +70,7 @@ def scaling(
         texts.append(f"{TITLES[kind]} ({stage.trained / 1e9:.1f}e9 of {stage.loaded / 1e9:.1f}e9 parameters train)")
         texts[-1] += "\n" + table(head, lines)
     texts.append("gather, reduce, contrastive: GiB that a GPU sends per step, by collective. * does not fit.")
+    texts.append(f"Of the two step times, {which_applies(_zero_on(section, first))}.")
     return "\n\n".join(texts), figures
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dcr_ds.plan.choose import GIB, Option, Stage, best, remedy
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.memory import Memory
+from dcr_ds.plan.states import Zero
 
 NAMES = {"refine": "cut trunk", "whole": "whole model", "align": "stage 2"}
 
@@ -71,6 +72,14 @@ def options_table(options: Sequence[Option], chosen: Option | None) -> str:
     return table(["", "micro-batch", "peak GiB", "sent GiB/step", "step s", ""], rows)
 
 
+def which_applies(zero: Zero) -> str:
+    """Which of the two times a configuration approaches."""
+    if not zero.overlap:
+        return "the second applies, since overlap_comm is off"
+    check = " if the check of overlap_comm passes at the first step" if zero.stage == 3 else ""
+    return f"the first is approached{check}"
+
+
 def total_time(option: Option, steps: int, ranks: int, unit: str) -> str:
     """The time of all steps with and without overlap, and which of the two applies."""
     times = [option.time.overlapped, option.time.serial] if option.traffic else [option.time.serial]
@@ -79,10 +88,7 @@ def total_time(option: Option, steps: int, ranks: int, unit: str) -> str:
     text = f"{steps} steps: {seconds}, {hours} {unit}-hours"
     if not option.traffic:
         return f"{text}."
-    applies = "the first is approached" if option.zero.overlap else "the second applies, since overlap_comm is off"
-    if option.zero.overlap and option.zero.stage == 3:
-        applies += " if the check of overlap_comm passes at the first step"
-    return f"{text} (traffic fully overlapped with computation, or not at all; {applies})."
+    return f"{text} (traffic fully overlapped with computation, or not at all; {which_applies(option.zero)})."
 
 
 def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:

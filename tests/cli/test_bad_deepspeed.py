@@ -40,6 +40,12 @@ CONFIGS = {
         [],
         ["overlap_comm is 'yes'", '"auto"'],
     ),
+    "overlap as a number": ({"zero_optimization": {"stage": 1, "overlap_comm": 1}}, [], ["overlap_comm is 1", "true"]),
+    "quantised as text": (
+        {"zero_optimization": {"stage": 3, "zero_quantized_weights": "false"}},
+        [],
+        ["zero_quantized_weights is 'false'", "true or false"],
+    ),
     "hpZ with stage 2": (
         {"zero_optimization": {"stage": 2, "zero_hpz_partition_size": "auto"}},
         [],
