@@ -27,7 +27,7 @@ FREE = (
 # fields of a stage that may change, too: how batches are split, and what happens after a refinement that failed
 FREE_IN_STAGES = (".micro_batch", ".packed_length", ".on_failure")
 # `auto` in the recipe of one machine may become something else on another, with results that differ in rounding
-RESOLVED_PER_MACHINE = (".loss_backend",)
+RESOLVED_PER_MACHINE = (".loss_backend", ".ranks_per_copy")
 
 # fields whose `auto` means, on resume, what it was resolved to before
 KEPT = (
