@@ -32,7 +32,9 @@ _FURTHER_TURN = re.compile(
     r"(?<=[.!?\"')\]\n])(?:assistant|user)\s*\n",
     re.IGNORECASE,
 )
-MISSING = frozenset(("None", "nan", "NaN", "null", "NULL", "<NA>", "undefined"))  # how programs write "no value"
+MISSING = frozenset(
+    ("None", "nan", "NaN", "null", "NULL", "<NA>", "N/A", "n/a", "undefined")
+)  # how programs write "no value"
 
 VERSION = hash_of([Path(module).read_text(encoding="utf-8") for module in (__file__, str(reasoning.__file__))])
 

@@ -82,6 +82,28 @@ def test_a_server_that_ends_leaves_its_answers_to_the_next(model, tmp_path, monk
     assert len(read_jsonl(file)) == 6 and all(row in read_jsonl(file) for row in kept)
 
 
+def test_the_command_of_vllm(model, tmp_path, monkeypatch):
+    """A program in place of vLLM, with its options."""
+    program = tmp_path / "bin" / "vllm"
+    program.parent.mkdir()
+    program.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nword, model, *options = sys.argv[1:]\nassert word == 'serve'\n"
+        "print(json.dumps(dict(zip(options[::2], options[1::2]))), flush=True)\n"
+        f"os.execv(sys.executable, [sys.executable, {str(SCRIPT)!r}, model, *options[:4]])\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    run([f"fast={model}", *SETTINGS, "--engine", "vllm", "--out", str(tmp_path)])
+    home = folder_of(tmp_path, "fast")
+    options = json.loads((home / "server.log").read_text().splitlines()[0])
+    rows = read_jsonl(home / "builtin-toxic" / "generations.jsonl")
+    longest = max(len(row["prompt"]) for row in rows)
+    assert options["--host"] == "127.0.0.1" and options["--dtype"] == "float32"
+    assert (options["--tensor-parallel-size"], options["--data-parallel-size"]) == ("1", "1")
+    assert longest + 8 < int(options["--max-model-len"]) < longest + 80  # with the template, and the answer
+    assert len(rows) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

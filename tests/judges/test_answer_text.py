@@ -144,7 +144,9 @@ def test_markup_around_an_answer_is_ignored(around, answer):
     assert label("rules", around.format(answer)) == label("rules", answer)
 
 
-@pytest.mark.parametrize("text", ["None", "nan", "NaN", "null", "</s>", "<pad><pad>", "<|im_end|>", " \n", "<unk>" * 9])
+@pytest.mark.parametrize(
+    "text", ["None", "nan", "NaN", "N/A", "null", "</s>", "<pad><pad>", "<|im_end|>", " \n", "<unk>" * 9]
+)
 def test_no_answer(text):
     for judge in JUDGES:
         assert label(judge, text) == "degenerate"
