@@ -5,6 +5,7 @@ from typing import Any
 
 from dcr_ds.engine.copies import footprint, resolve_copies
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.serving.command import describe_engine
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.tensor_parallel import as_config
@@ -33,4 +34,6 @@ def plan_evaluation(recipe: Recipe, folder: Path, cluster: Cluster) -> tuple[str
         f"evaluate: {copies} {'copy' if copies == 1 else 'copies'} of the model, {layout}: {reason}. The prompts are "
         "divided among the copies; the time of generation is not planned."
     )
+    gpus = min(cluster.gpus, cluster.per_node) if cluster.on_gpu else 0
+    text = "\n".join([text, *describe_engine(recipe.evaluate.engine, gpus, config)])
     return text, {"ranks_per_copy": size, "copies": copies, "bytes_per_rank": held}

@@ -32,3 +32,11 @@ def test_a_model_that_does_not_fit_is_no_obstacle_to_the_plan_of_training():
     cluster = Cluster(1, 1, 80, GPUS["h100"])
     text, figures = plan_evaluation(planned(recipe, SHAPES / "qwen2.5-72b", cluster), SHAPES / "qwen2.5-72b", cluster)
     assert figures is None and "the model does not fit" in text and "URL#MODEL" in text
+
+
+def test_a_server_is_described():
+    recipe = load_recipe("recipes/qwen2.5-72b.yaml", [("refine.layer", "2"), ("evaluate.engine", "vllm")])
+    cluster = Cluster(16, 8, 80, GPUS["h100"])
+    text, _ = plan_evaluation(planned(recipe, SHAPES / "qwen2.5-72b", cluster), SHAPES / "qwen2.5-72b", cluster)
+    assert "on the 8 GPUs that it sees: vllm serve {model}" in text
+    assert "--tensor-parallel-size 8 --data-parallel-size 1" in text and "the other ranks wait" in text
