@@ -155,13 +155,8 @@ def write_recipe(folder: Path, sizes: dict[str, int], ranks: int) -> Path:
 def measure(folder: Path, sizes: dict[str, int], ranks: int) -> list[dict[str, Any]]:
     """Run on some ranks: stopped after the first step, and resumed to the end. A row per moment."""
     recipe = write_recipe(folder, sizes, ranks)
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc_per_node={ranks}",
-        f"--master_port={free_port()}",
-    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+    launch += [f"--master_port={free_port()}", __file__, "--work", str(recipe), "--out", str(folder)]
     for part, more in (("stopped", {"DCR_DS_DEADLINE": "1"}), ("resumed", {})):
         environment = os.environ | more | {
             "PART": part, "OMP_NUM_THREADS": "1",
