@@ -11,6 +11,7 @@ from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import TRAINING_STAGES, Recipe, dump_recipe
 from dcr_ds.run.folder import has_control
+from dcr_ds.run.space import describe_space
 from dcr_ds.run.tokens import RunTokens
 
 
@@ -62,7 +63,9 @@ def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) ->
         num_prompts = sum(len(benchmark.prompts.rows) for benchmark in data.benchmarks)
         lines.append(f"evaluate: {num_prompts} prompts for each of {', '.join(recipe.evaluate.models)}")
         lines += describe_engine(recipe.evaluate.engine, torch.cuda.device_count(), model_config(source))
-    lines += tokens.notes(stage for stage in TRAINING_STAGES if stage in recipe.stages)
+    trained = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
+    lines += describe_space(tokens, trained + (["control"] if has_control(recipe) else []))
+    lines += tokens.notes(trained)
     return "\n".join(lines)
 
 

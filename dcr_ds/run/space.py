@@ -44,9 +44,7 @@ def check_space(tokens: RunTokens, pending: Sequence[str]) -> list[str]:
     Raises:
         UserError: a file system has too little.
     """
-    recipe = tokens.recipe
-    steps = {stage: recipe.refine.max_steps if stage == "refine" else tokens.align_steps() for stage in pending}
-    stages = [files_of_stage(recipe, tokens.source, stage, number) for stage, number in steps.items()]
+    recipe, stages = tokens.recipe, _files(tokens, pending)
     notes = []
     for folder, needed in peaks(stages):
         free = free_bytes(folder)
@@ -61,6 +59,18 @@ def check_space(tokens: RunTokens, pending: Sequence[str]) -> list[str]:
                 "space"
             )
     return notes
+
+
+def describe_space(tokens: RunTokens, stages: Sequence[str]) -> list[str]:
+    """Lines of a dry run: the bytes that stages will write, per file system."""
+    files = _files(tokens, stages)
+    return [f"disk: {folder}: {_described(needed, files)}" for folder, needed in peaks(files)]
+
+
+def _files(tokens: RunTokens, stages: Sequence[str]) -> list[StageFiles]:
+    refine_steps = tokens.recipe.refine.max_steps
+    steps = {stage: refine_steps if stage == "refine" else tokens.align_steps() for stage in stages}
+    return [files_of_stage(tokens.recipe, tokens.source, stage, number) for stage, number in steps.items()]
 
 
 def files_of_stage(recipe: Recipe, source: Path, stage: str, steps: int) -> StageFiles:
@@ -126,8 +136,9 @@ def _bytes_in(folder: Path) -> int:
 def _described(needed: int, stages: Sequence[StageFiles]) -> str:
     """Where the bytes come from: the stage with the largest checkpoints."""
     largest = max(stages, key=lambda stage: stage.at_once * stage.checkpoint)
+    checkpoints = "1 checkpoint" if largest.at_once == 1 else f"{largest.at_once} checkpoints"
     return (
-        f"the run needs {_gigabytes(needed)} there at once ({largest.at_once} checkpoints of "
+        f"the run needs {_gigabytes(needed)} there at once ({checkpoints} of "
         f"{_gigabytes(largest.checkpoint)} in {largest.folder.folder.name}, models of {_gigabytes(largest.model)})"
     )
 

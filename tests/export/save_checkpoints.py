@@ -4,6 +4,7 @@ Next to each, in `expected`, is what the stage would write from weights in the m
 what both ranks write together. A run of stage 1 has `sharded`, `snapshot`, and the error of a rank that cannot write.
 """
 
+import json
 import resource
 import signal
 import sys
@@ -29,6 +30,7 @@ from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.splice import splice
 from dcr_ds.models.trunk import load_trunk
+from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe, dump_recipe, load_recipe
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -44,11 +46,15 @@ def stop_early(stage: str, recipe: Recipe, source: Path, ranks) -> None:
     """Run two steps of a stage, each with a checkpoint, and save in `expected` what the stage would write."""
     section, folder = getattr(recipe, stage), recipe.folder
     config = stage_config(read_config(recipe), section, "float32", ranks)
-    with sharded_loading(config):
+    live = LiveBytes()
+    before = live.alive
+    with live, sharded_loading(config):
         if stage == "refine":
             model = load_trunk(source, recipe.refine.layer, torch.float32, "sdpa")
         else:
             model = load_causal_lm(source, torch.float32, "sdpa", None)
+    (folder / stage).mkdir(parents=True, exist_ok=True)
+    (folder / stage / f"load-{ranks.rank}.json").write_text(json.dumps(load_figures(model, live.peak - before)))
     if section.adapter == "lora":
         torch.manual_seed(0)
         model = add_lora(model, section.lora, f"{stage}.lora")
@@ -72,6 +78,12 @@ def stop_early(stage: str, recipe: Recipe, source: Path, ranks) -> None:
     write_trained(model, streamed, source, StageFolder(folder / "streamed"), kept)
     if stage == "refine":
         write_in_shards(model, engine, source, folder, ranks)
+
+
+def load_figures(model, peak: int) -> dict[str, int]:
+    """Bytes of all parameters and of the largest one, and the peak of tensors that loading made on this rank."""
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) * 4 for parameter in model.parameters()]
+    return {"whole": sum(sizes), "largest": max(sizes), "peak": peak}
 
 
 def write_in_shards(model, engine, source: Path, folder: Path, ranks) -> None:

@@ -90,6 +90,14 @@ def test_two_ranks_write_what_one_writes_from_memory(runs, zero, stage, name):
     assert contents(run / "streamed" / name) == contents(run / "expected" / name)
 
 
+@pytest.mark.parametrize("stage", ["refine", "align"])
+def test_no_rank_loads_the_whole_model_under_zero_3(runs, source, stage):
+    """Rank 0 maps the file, and holds no more of it than the others: its part, and the weight that is being read."""
+    for rank, mapped in ((0, (source / "model.safetensors").stat().st_size), (1, 0)):
+        figures = json.loads((runs / f"{stage}-zero3" / stage / f"load-{rank}.json").read_text())
+        assert figures["whole"] / 2 < figures["peak"] - mapped <= figures["whole"] / 2 + figures["largest"] + 4096
+
+
 @pytest.mark.parametrize("zero", range(4))
 @pytest.mark.parametrize("name", ["sharded", "snapshot"])
 def test_two_ranks_write_a_large_file_as_shards(runs, zero, name):

@@ -106,7 +106,7 @@ def test_too_little_space_ends_a_run_before_the_first_step(train, monkeypatch, t
     with pytest.raises(UserError) as error:
         train(checkpoint__every_steps=1, checkpoint__keep=3)
     message = str(error.value)
-    assert "the run needs" in message and "checkpoints of" in message and "0.001 GB free" in message
+    assert "the run needs" in message and "checkpoint of" in message and "0.001 GB free" in message
     assert "Lower checkpoint.keep (now 3), set --output" in message
     assert not list((tmp_path / "runs").rglob("checkpoints"))
 
