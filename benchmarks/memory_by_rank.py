@@ -122,8 +122,10 @@ def work(recipe_file: Path, out: Path) -> None:
 
 def write_recipe(folder: Path, sizes: dict[str, int], ranks: int) -> Path:
     sys.path.insert(0, str(ROOT / "tests"))
+    from small_runs import ROWS, write_rows
     from tiny import make_model
 
+    data = {name: str(write_rows(folder / f"{name}.jsonl", rows)) for name, rows in ROWS.items()}
     config = json.loads((ROOT / "ds_configs" / "zero3.json").read_text())
     buckets = {"reduce_bucket_size": 2_000_000, "stage3_prefetch_bucket_size": 2_000_000}
     config["zero_optimization"] |= buckets | {
@@ -138,14 +140,14 @@ def write_recipe(folder: Path, sizes: dict[str, int], ranks: int) -> Path:
         "stages": ["refine", "align", "evaluate"],
         "model": {"source": str(make_model(folder / "model", layers=LAYERS, tied=False, **sizes)),
                   "activation_checkpointing": True, "dtype": "float32"},
-        "data": {"general": {"rows": 8}, "refusals": {"rows": 4}},
+        "data": {name: data[name] for name in ("seemingly_toxic", "toxic", "general", "refusals")},
         "refine": {"layer": LAYERS // 2, "global_batch": 4, "max_steps": 2, "retain_batch": 4, "patience": 99,
                    "target_gap": 2, "on_failure": "continue", "measure_every": 2},
         "align": {"global_batch": 4, "measure_every": 0},
         "checkpoint": {"every_steps": 1, "keep": 1},
         "deepspeed": str(folder / "zero3.json"),
-        "evaluate": {"models": ["aligned"], "benchmarks": [{"name": "builtin-general", "rows": 4}], "judges": ["rules"],
-                     "max_new_tokens": 4, "batch_size": 1},
+        "evaluate": {"models": ["aligned"], "general": data["measured"], "judges": ["rules"], "max_new_tokens": 2,
+                     "benchmarks": [{"name": "asked", "prompts": data["asked"], "wanted": "comply"}]},
     }  # fmt: skip
     path = folder / f"recipe-{ranks}.yaml"
     path.write_text(yaml.safe_dump(values))
