@@ -17,7 +17,7 @@ from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
 from dcr_ds.plan.options import PlanOptions
 from dcr_ds.plan.passes import Kind
-from dcr_ds.plan.states import MASTER, MOMENTS, Zero
+from dcr_ds.plan.states import Zero, saved_bytes
 from dcr_ds.plan.tables import duration, gib, prose, rates_in_words, table, which_applies
 from dcr_ds.recipe import Recipe
 
@@ -108,10 +108,10 @@ def _has_partition(section: dict[str, Any]) -> bool:
     return section.get("zero_hpz_partition_size", 1) != 1
 
 
-def checkpoint_bytes(stage: Stage) -> int:
-    """Bytes of a checkpoint over all ranks: trained weights in the training dtype, masters and moments."""
+def _saved(stage: Stage) -> int:
+    """Bytes of a checkpoint under ZeRO-3."""
     width = next(tensor.width for tensor in stage.tensors if tensor.trains)
-    return int(stage.trained * (width + MASTER + MOMENTS))
+    return saved_bytes(stage.trained, int(width), 3, stage.section.optimizer)
 
 
 def _with_rows(recipe: Recipe, rows: int, gpus: int) -> Recipe:
@@ -127,7 +127,7 @@ def _line(stage: Stage, option: Option, nodes: int, has_partition: bool) -> list
     for collective in option.traffic:
         sent[collective.name] += collective.bytes
     names = [name for name in COLLECTIVES if stage.name != "align" or not name.startswith("contrastive")]
-    size = checkpoint_bytes(stage)
+    size = _saved(stage)
     return [
         str(stage.cluster.gpus),
         gib(option.memory.peak) + ("" if option.fits else "*"),
@@ -140,7 +140,7 @@ def _line(stage: Stage, option: Option, nodes: int, has_partition: bool) -> list
 
 
 def _figures(stage: Stage, option: Option, nodes: int) -> dict[str, Any]:
-    size = checkpoint_bytes(stage)
+    size = _saved(stage)
     return {
         "peak_bytes": option.memory.peak,
         "fits": option.fits,

@@ -155,6 +155,13 @@ class States:
         return self.parameters + self.secondary + self.masters + self.moments
 
 
+def saved_bytes(elements: int, width: int, zero_stage: int, optimizer: str) -> int:
+    """Bytes of a checkpoint over all ranks: weights (but ZeRO-3 saves masters alone), masters and moments of what trains."""
+    masters = MASTER if zero_stage or width < MASTER else 0
+    moments = EIGHT_BIT if optimizer.endswith("8bit") else MOMENTS
+    return int(elements * ((0 if zero_stage == 3 else width) + masters + moments))
+
+
 def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool, optimizer: str = "adamw") -> States:
     """The states of a model on the rank with the most bytes."""
     state = _with_adamw(tensors, zero, ranks, on_gpu or optimizer != "adamw")

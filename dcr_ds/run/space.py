@@ -12,7 +12,7 @@ from dcr_ds.files import free_bytes
 from dcr_ds.models.checkpoint_files import stored_dtypes, weight_files
 from dcr_ds.plan.memory import tensors_of
 from dcr_ds.plan.passes import Kind
-from dcr_ds.plan.states import EIGHT_BIT, MASTER, MOMENTS
+from dcr_ds.plan.states import MASTER, saved_bytes
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import RunFolder, StageFolder
 from dcr_ds.run.tokens import RunTokens
@@ -89,10 +89,7 @@ def files_of_stage(recipe: Recipe, source: Path, stage: str, steps: int) -> Stag
     width = int(trained[0].width)
     assert isinstance(recipe.deepspeed, dict)  # resolved
     zero_stage = (recipe.deepspeed.get("zero_optimization") or {}).get("stage", 0)
-    weights = 0 if zero_stage == 3 else width  # under ZeRO-3 the masters alone are saved
-    masters = MASTER if zero_stage or width < MASTER else 0
-    moments = EIGHT_BIT if section.optimizer.endswith("8bit") else MOMENTS
-    checkpoint = elements * (weights + masters + moments)
+    checkpoint = saved_bytes(elements, width, zero_stage, section.optimizer)
     if stage == "refine":  # the best weights, next to the current ones
         checkpoint += elements * (MASTER if section.adapter != "none" or stored_dtypes(source) != {"BF16"} else width)
     saves = max(1, -(-steps // recipe.checkpoint.every_steps))
