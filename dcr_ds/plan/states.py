@@ -156,7 +156,7 @@ class States:
 
 
 def saved_bytes(elements: int, width: int, zero_stage: int, optimizer: str) -> int:
-    """Bytes of a checkpoint over all ranks: weights (but ZeRO-3 saves masters alone), masters and moments of what trains."""
+    """Bytes of a checkpoint over all ranks: masters and moments of what trains, and except under ZeRO-3 its weights."""
     masters = MASTER if zero_stage or width < MASTER else 0
     moments = EIGHT_BIT if optimizer.endswith("8bit") else MOMENTS
     return int(elements * ((0 if zero_stage == 3 else width) + masters + moments))
