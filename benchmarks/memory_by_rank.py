@@ -66,12 +66,14 @@ class Sampler:
             self.moment = before
 
     def wrap(self, module: Any, name: str, moment: str) -> None:
-        """Attribute what a function needs to a moment."""
+        """Attribute what a function needs to a moment; of `train_step` also what follows, the optimizer step."""
         function: Callable[..., Any] = getattr(module, name)
 
         def measured(*arguments: Any, **options: Any) -> Any:
             with self.during(moment):
-                return function(*arguments, **options)
+                result = function(*arguments, **options)
+            self.moment = moment if name == "train_step" else self.moment
+            return result
 
         setattr(module, name, measured)
 
