@@ -11,6 +11,7 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
+from dcr_ds.models import merge
 from dcr_ds.models.adapters import add_lora, save_lora, write_trained
 from dcr_ds.models.load import NO_GPU, flash_attention_problem, load_causal_lm, resolve_attention
 from dcr_ds.models.merge import merge_lora
@@ -79,6 +80,24 @@ def test_the_merged_model_equals_the_wrapped_one(tmp_path, tied, lora):
     expected, base = logits(model), logits(load_causal_lm(source, torch.float32, "sdpa", CPU))
     assert (expected - base).abs().max() > 0.1
     torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "targets"),
+    [("llama", "all-linear"), ("qwen3", "all-linear"), ("phi3", "all-linear"), ("mixtral", ["q_proj", "v_proj"])],
+)
+def test_an_adapter_merged_weight_by_weight_equals_one_merged_in_memory(tmp_path, model_type, targets, monkeypatch):
+    source = make_model(tmp_path / "model", model_type, tied=False, dtype=torch.bfloat16)
+    model = moved(wrapped(source, rank=4, targets=targets))
+    save_lora(model, trained(model), source, tmp_path / "adapter")
+    merge_lora(source, tmp_path / "adapter", tmp_path / "by weight")
+    monkeypatch.setattr(merge, "NOT_BY_WEIGHT", ("r",))
+    merge_lora(source, tmp_path / "adapter", tmp_path / "in memory")
+    by_weight, in_memory, before = (
+        (folder / "model.safetensors").read_bytes()
+        for folder in (tmp_path / "by weight", tmp_path / "in memory", source)
+    )
+    assert by_weight == in_memory != before
 
 
 def test_saved_adapters_are_complete(tmp_path):
