@@ -56,8 +56,8 @@ def form_of(table: Table) -> Form | None:
 
 def _rows_of_object(value: dict[str, Any]) -> list[dict[str, Any]] | None:
     """The rows of a log of inspect, an artifact of JailbreakBench or results of HarmBench; None for other objects."""
-    if "eval" in value and isinstance(value.get("samples"), list):
-        return value["samples"]
+    if isinstance(value.get("eval"), dict) and "version" in value:
+        return value.get("samples") or []
     if isinstance(value.get("jailbreaks"), list):
         return value["jailbreaks"]
     cases = [(behavior, case) for behavior, items in value.items() if isinstance(items, list) for case in items]

@@ -94,12 +94,12 @@ def _answers_of(table: Table, columns: Mapping[str, str], max_bad_share: float) 
 
 
 def _plain_reader(table: Table, columns: Mapping[str, str]) -> Callable[[Row], list[Cells] | LeftOut]:
-    for name in ANSWER_COLUMNS:
-        if name not in table.columns and name not in columns:
-            raise table.origin.error(
-                f"no column {name!r}; columns: {list_names(table.columns, name)}. Name the right one with --columns "
-                f"{name}=COLUMN. Recognised without that: {', '.join(form.name for form in FORMS)}"
-            )
+    if missing := [name for name in ANSWER_COLUMNS if name not in table.columns and name not in columns]:
+        raise table.origin.error(
+            f"no column {missing[0]!r}; columns: {list_names(table.columns, missing[0])}. Name the right one with "
+            f"--columns {' '.join(f'{name}=COLUMN' for name in missing)}. "
+            f"Recognised without that: {', '.join(form.name for form in FORMS)}"
+        )
     id_column = columns.get("id", "id" if "id" in table.columns else None)
     refuse_missing_ids(table, id_column if id_column in table.columns else None)
 

@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from dcr_ds.data import read_conversations, read_prompts
+from dcr_ds.data import read_conversations, read_preferences, read_prompts
 from dcr_ds.data.shipped import FOLDER
+from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
 
 ROWS = [
@@ -208,8 +211,6 @@ def test_transcripts_and_markup_in_most_prompts_are_noted(write, prompt, noted):
 
 
 def test_preferences_of_sharegpt_use_system_and_history(write):
-    from dcr_ds.data import read_preferences
-
     row = {
         "conversations": [{"from": "human", "value": "one"}],
         "chosen": {"from": "gpt", "value": "1"},
@@ -220,3 +221,32 @@ def test_preferences_of_sharegpt_use_system_and_history(write):
     source = DataSource(source=write("p.jsonl", [row]), columns={"prompt": "conversations"})
     (pair,) = read_preferences(source).rows
     assert pair.context == (SYSTEM, *EARLIER, EXCHANGE[0]) and (pair.chosen, pair.rejected) == ("1", "2")
+
+
+KEYS = ["messages", "conversations", "prompt", "response", "completion", "chosen", "rejected", "system", "history"]
+KEYS += ["tools", "instruction", "input", "output", "role", "content", "from", "value", "type", "text", "id", "label"]
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from(["", "user", "gpt", "[]", "[1]", "\ud800"]),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.sampled_from(KEYS), values, max_size=3),
+    max_leaves=6,
+)
+PAIR = {"prompt": "one", "chosen": "1", "rejected": "2", "history": [["Hello", "Good day"]]}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    form=st.sampled_from([*FORM_ROWS.values(), PAIR]),
+    changes=st.lists(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3), max_size=3),
+)
+def test_any_row_gives_records_or_a_user_error(write, form, changes):
+    source = DataSource(source=write("c.jsonl", [form, *({**form, **change} for change in changes)]))
+    for read_set, name in ((read_conversations, "general"), (read_prompts, "toxic"), (read_preferences, "preferences")):
+        try:
+            for row in read_set(source, name).rows:
+                assert row.prompt.encode()
+        except UserError as error:
+            str(error).encode()

@@ -189,6 +189,8 @@ ALMOST_DATA = st.lists(
             b'"',
             b'{"prompt": "x", "response": "y"}\n',
             b"prompt,response\n",
+            b"system,history,tools\n",
+            b'{"conversations": [{"from": "human", "value": [{}]}], "system": 3, "history": [[1]], "data": [{}]}\n',
         ]
         + [
             b"\xff",
@@ -207,7 +209,7 @@ ALMOST_DATA = st.lists(
 ).map(b"".join)
 
 
-@pytest.mark.parametrize("name", ["p.csv", "p.json", "p.jsonl", "p.csv.gz", "p.parquet"])
+@pytest.mark.parametrize("name", ["p.csv", "p.txt", "p.json", "p.jsonl", "p.csv.gz", "p.parquet"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=200) | ALMOST_DATA)
 def test_any_file_gives_rows_or_a_user_error(write, name, content):

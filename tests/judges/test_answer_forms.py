@@ -6,6 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dcr_ds.commands.judge import run
 from dcr_ds.errors import UserError
@@ -18,6 +20,34 @@ EXAMPLES = [
     {"prompt": row["prompt"], "completion": row["completion"]} for row in read_jsonl(HERE / "judge_styles.jsonl")
 ]
 PAGE = HERE.parents[1] / "docs" / "judges.md"
+
+
+KEYS = [
+    "id",
+    "epoch",
+    "input",
+    "output",
+    "choices",
+    "message",
+    "content",
+    "role",
+    "doc",
+    "doc_id",
+    "arguments",
+    "arg_0",
+]
+KEYS += [
+    "resps",
+    "goal",
+    "prompt",
+    "response",
+    "completion",
+    "test_case",
+    "generation",
+    "instruction",
+    "finish",
+    "index",
+]
 
 
 def lines(rows):
@@ -144,7 +174,7 @@ def test_columns_are_mapped_in_a_table_and_in_a_form(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ([], "no column 'prompt'; columns: question, answer. Name the right one with --columns prompt=COLUMN"),
+        ([], "no column 'prompt'; columns: question, answer. Name the right one with --columns prompt=COLUMN comp"),
         (["prompt=question"], "no column 'completion'; columns: question, answer"),
         (["prompt=question", "completion=reply"], "no column 'reply'; columns: question, answer"),
         (["completion"], "'completion' is not of the form NAME=COLUMN, such as completion=response"),
@@ -209,6 +239,7 @@ SCORES = {"resps": [[[-1.5, False]]], "filtered_resps": [[-1.5, False]]}
         ("r.json", json.dumps({"b": [{"test_case": ["image.png"], "generation": "x"}]}), "'test_case' must be text"),
         ("l.eval", b"PK\x03\x04torn", "not a complete log of inspect"),
         ("l.eval", eval_file([]), "contains no samples"),
+        ("l.json", json.dumps({"version": 2, "status": "error", "eval": {}}), "contains no rows"),
         ("a.jsonl", lines([{"prompt": "p", "completion": None}] * 9), "line 1: 'completion' is missing"),
     ],
 )  # fmt: skip
@@ -238,3 +269,30 @@ def test_final_labels_of_xstest_are_compared(tmp_path):
     run([file, "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
     run([file, "--compare", people_file, str(tmp_path / "v.jsonl"), "--out", str(tmp_path / "agreement.md")])
     assert read_json(tmp_path / "agreement.json")[0]["n"] == 3
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "text", "[]", "\ud800", "0"]),
+    lambda values: st.lists(values, max_size=2) | st.dictionaries(st.sampled_from(KEYS), values, max_size=3),
+    max_leaves=6,
+)
+
+
+ROWS = [make(0, EXAMPLES[0]) for make in (lm_eval, old_lm_eval, inspect, jailbreak)]
+ROWS += [RESULTS["behavior_0"][0], OUTPUTS[0], EXAMPLES[0]]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    form=st.sampled_from(ROWS), changes=st.lists(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3), max_size=3)
+)
+def test_any_row_gives_answers_or_a_user_error(tmp_path, form, changes):
+    rows = [form, *({**form, **change} for change in changes)]
+    for name, content in (
+        ("a.jsonl", lines(rows)),
+        ("a.json", json.dumps({"eval": {}, "version": 1, "samples": rows})),
+    ):
+        try:
+            assert read_answers(write(tmp_path, name, content)).rows
+        except UserError as error:
+            str(error).encode()
