@@ -63,6 +63,7 @@ _ESCAPED = re.compile(rf"&lt;(/?(?:{_WORDS}))&gt;", re.IGNORECASE)  # by a progr
 TOKEN_NAMES = rf"/?(?:(?:begin|start|end)_(?:of_)?)?(?:{_WORDS}|solution|response|box)|inner_(?:prefix|suffix)"
 _OPEN_AT_THE_END = re.compile(rf"({_OPEN.pattern})\s*$", re.IGNORECASE)
 _BLOCK_AT_THE_END = re.compile(rf"(?P<open>{_OPEN.pattern})\s*(?P<close>{_CLOSE.pattern})?\s*$", re.IGNORECASE)
+_EMPTY_BLOCK = re.compile(rf"\s*(?:{_OPEN.pattern}\s*)?{_CLOSE.pattern}\s*", re.IGNORECASE)
 
 
 def after_reasoning(completion: str) -> str | None:
@@ -118,6 +119,12 @@ def leading_block(answer: str) -> tuple[str, str | None] | None:
     if not closing:
         return answer[opening.end() :], None
     return answer[opening.end() : closing.start()], answer[closing.end() :]
+
+
+def empty_block(answer: str) -> str:
+    """The empty block of reasoning, or the end of one, that an answer begins with; otherwise ''."""
+    match = _EMPTY_BLOCK.match(answer)
+    return match[0] if match else ""
 
 
 def is_reasoning_mark(token: str) -> bool:

@@ -19,7 +19,7 @@ from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.reasoning_templates import continued
 from dcr_ds.models.rendering import check_template, render
 from dcr_ds.models.template_variables import with_variables
-from dcr_ds.reasoning import is_reasoning_mark, open_block
+from dcr_ds.reasoning import empty_block, is_reasoning_mark, open_block
 from dcr_ds.recipe import ChatTemplate, find_file
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -34,7 +34,7 @@ Messages = Sequence[dict[str, str]]
 class Encoded:
     """A conversation as tokens: `ids[prompt_tokens:]`, the answer and its end-of-turn token, is supervised.
 
-    The first `added_tokens` of them close a block of reasoning that the prompt opens; the data does not have them.
+    The first `added_tokens` of them are an empty block of reasoning, or its end, which the data does not have.
     """
 
     ids: list[int]
@@ -212,13 +212,13 @@ def read_template(name: str) -> str:
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, str, str]:
-    """A rendered prompt, the conversation, and what was added to it to close a block of reasoning."""
+    """A rendered prompt, the conversation, and the empty block of reasoning before the answer, if any."""
     prompt = _rendered(tokenizer, messages[:-1], add_generation_prompt=True)
     text = _rendered(tokenizer, messages, add_generation_prompt=False)
     if not text.startswith(prompt):
         content = _text_encoder(tokenizer).mask(messages[-1]["content"])
         return (prompt, *(continued(prompt, text, content) or (text, "")))
-    return prompt, text, ""
+    return prompt, text, empty_block(text[len(prompt) :])
 
 
 def _num_shared(tokenizer: PreTrainedTokenizerBase, answer: list[int], added: str) -> int:

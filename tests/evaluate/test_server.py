@@ -1,5 +1,6 @@
 """Servers that an evaluation starts: ready, failing, killed, and ended with everything that they started."""
 
+import json
 import os
 import signal
 import socket
@@ -9,12 +10,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from tiny import TEMPLATE, make_model
+from transformers import AutoTokenizer
 
 from dcr_ds.errors import ServerFailed, UserError
+from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.evaluate.serving import server as module
+from dcr_ds.evaluate.serving.answers import write_served_folder
 from dcr_ds.evaluate.serving.command import check_engine, describe_engine, parallel_sizes
 from dcr_ds.evaluate.serving.server import Server
+from dcr_ds.recipe import ChatTemplate
 from dcr_ds.recipe.engines import VLLM, checked_engine, fill, server_words
+from dcr_ds.recipe.layout import ModelFolder
 
 SCRIPT = Path(__file__).parent / "small_server.py"
 
@@ -183,3 +191,21 @@ def test_a_dry_run_describes_the_server():
     lines = describe_engine(VLLM, 8, {"num_attention_heads": 28, "num_key_value_heads": 4})
     assert "--tensor-parallel-size 4 --data-parallel-size 2" in lines[0] and "the other ranks wait" in lines[1]
     assert describe_engine("transformers", 8, {}) == []
+
+
+def test_the_served_folder_has_template_and_stop_tokens_of_local_generation(tmp_path):
+    source = make_model(tmp_path / "source")
+    config = source / "tokenizer_config.json"
+    template = TEMPLATE + "{{ strftime_now('%Y') }}{{ thinking }}"
+    (source / "chat_template.jinja").unlink()
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": template}))
+    (source / "generation_config.json").write_text(json.dumps({"repetition_penalty": 3.0, "eos_token_id": 7}))
+    chosen = ChatTemplate(None, {"thinking": "quickly"})
+    model = EvaluatedModel("m", ModelFolder(tmp_path), source, torch.float32, "sdpa", chosen)
+    write_served_folder(model, folder := tmp_path / "served")
+    assert (folder / "model.safetensors").is_symlink()
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation == {"do_sample": False, "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": [2]}
+    served = AutoTokenizer.from_pretrained(folder)
+    text = served.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n2024quickly"

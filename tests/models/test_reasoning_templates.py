@@ -24,6 +24,7 @@ QWEN = (
 V31 = TURNS + LAST + "{% else %}{{ m.content }}{% endif %}" + END + "<think>{% endif %}"  # no line break
 CLOSED = TURNS + LAST + "{% else %}{{ m.content }}{% endif %}" + END + "<think>\n\n</think>\n\n{% endif %}"
 KEPT = TURNS + "{{ m.content }}{% else %}{{ m.content }}{% endif %}" + END + "<think>\n{% endif %}"  # whole content
+HYBRID = QWEN.replace("assistant\n<think>\n{% endif %}", "assistant\n{% endif %}")  # Qwen3: the model writes the block
 BRACKETS = TURNS + "{{ m.content }}{% else %}{{ m.content }}{% endif %}" + END + "[THINK]{% endif %}"
 PROMPT = "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
 REASONED = f"<think>\nHm.\n</think>\n\n{ANSWER}"
@@ -49,6 +50,8 @@ def encoded(template, answer, *before):
         (R1, f"<think>Hm.</think>{ANSWER}", REASONED),
         (QWEN, ANSWER, f"<think>\n\n</think>\n\n{ANSWER}"),
         (QWEN, REASONED, REASONED),
+        (HYBRID, ANSWER, f"<think>\n\n</think>\n\n{ANSWER}"),
+        (HYBRID, REASONED, REASONED),
         (V31, ANSWER, f"<think></think>{ANSWER}"),
         (V31, f"<think>Hm.</think>{ANSWER}", f"<think>Hm.</think>{ANSWER}"),
         (CLOSED, ANSWER, f"<think>\n\n</think>\n\n{ANSWER}"),
@@ -66,7 +69,7 @@ def test_answers_are_where_the_model_generates_them(template, answer, text):
     assert conversation.ids[-1] in turn_end_ids(tokenizer)
 
 
-@pytest.mark.parametrize("template", [R1, V31, KEPT])
+@pytest.mark.parametrize("template", [R1, V31, KEPT, QWEN, HYBRID])
 def test_only_an_added_block_is_marked(template):
     tokenizer, conversation, _ = encoded(template, ANSWER)
     answer = conversation.ids[conversation.prompt_tokens + conversation.added_tokens :]
