@@ -77,8 +77,9 @@ def test_an_interrupted_run_resumes_bit_for_bit_with_its_reference(command, unin
 
 def test_equal_answers_are_an_error_that_names_their_lines(command, failing, tmp_path):
     path = write_rows(tmp_path / "pairs.jsonl", [*PAIRS, {**PAIRS[0], "rejected": PAIRS[0]["chosen"]}])
-    message = failing(*command[2:], "--data.preferences", path, "--output", tmp_path)
-    assert message.startswith(f"data.preferences: {path}, line 7: chosen and rejected are the same answer in 1 of 7")
+    strict = ["--data.preferences.max_bad_share", "0"]
+    message = failing(*command[2:], "--data.preferences", path, *strict, "--output", tmp_path)
+    assert message.startswith(f"data.preferences: {path}, line 7: chosen and rejected are the same answer; correct")
     assert not (tmp_path / "run").exists()
 
 
