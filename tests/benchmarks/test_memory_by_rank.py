@@ -20,4 +20,4 @@ def test_no_rank_holds_the_whole_model(tmp_path):
     assert measured["align: load", 4] < 0.5 * whole < whole < measured["align: load", 1]
     for moment in ("refine: load", "align: load", "resume", "refine: step", "align: step", "refine: export"):
         assert measured[moment, 4] < 0.6 * measured[moment, 1], moment
-        assert measured[moment, 4] < 1.5 * planned[moment, 4], moment
+        assert measured[moment, 4] < 1.7 * planned[moment, 4], moment
