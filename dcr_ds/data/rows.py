@@ -11,7 +11,7 @@ T = TypeVar("T")
 NUMBER = re.compile(r"\d+")  # in a place, such as "line 7"
 FIRST = "0"
 MAX_BAD_SHARE = 0.01  # the default
-FEW = 5  # bad rows that are always left out, if they are at most half of the rows
+FEW = 5  # bad rows that are always left out, if they are fewer than half of the rows
 SHOWN = 3  # places in a note
 MAX_NOTES = 5  # on bad rows; the rest are counted
 
@@ -68,7 +68,7 @@ def note_of(places: Sequence[str], total: int, plural: str, reason: str) -> str:
 
 
 def _refuse_too_many(table: Table, bad: list[RowError], total: int, max_bad_share: float) -> None:
-    allowed = max(int(max_bad_share * total), min(FEW, total // 2)) if max_bad_share else 0
+    allowed = max(int(max_bad_share * total), min(FEW, (total - 1) // 2)) if max_bad_share else 0
     if len(bad) <= allowed:
         return
     if len(bad) == 1:

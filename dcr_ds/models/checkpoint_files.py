@@ -231,6 +231,8 @@ def _read_header(file: Path) -> dict[str, dict]:
             if header_size > MAX_HEADER_BYTES:
                 raise ValueError(f"a header of {header_size:,} bytes")
             header = parse_json(stream.read(header_size))
+            if not isinstance(header, dict):
+                raise ValueError("the header is no JSON object")
             data = 8 + header_size
             tensors = {
                 name: entry | {"start": data + entry["data_offsets"][0]}
@@ -238,7 +240,7 @@ def _read_header(file: Path) -> dict[str, dict]:
                 if name != "__metadata__"
             }
             expected = data + max(tensor["data_offsets"][1] for tensor in tensors.values())
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again") from None
     if expected != size:
         raise UserError(f"{file}: has {size} bytes, its header says {expected}: truncated; copy it again")

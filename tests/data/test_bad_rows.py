@@ -70,7 +70,17 @@ def test_too_many_bad_rows_are_an_error_that_counts_them(write, error_of):
 
 @pytest.mark.parametrize(
     ("bad", "good", "is_read"),
-    [(1, 1, True), (1, 0, False), (2, 1, False), (5, 5, True), (6, 9, False), (9, 891, True), (10, 891, False)],
+    [
+        (1, 1, False),
+        (1, 2, True),
+        (1, 0, False),
+        (2, 1, False),
+        (5, 5, False),
+        (5, 6, True),
+        (6, 9, False),
+        (9, 891, True),
+        (10, 891, False),
+    ],
 )
 def test_limit_of_bad_rows(write, error_of, bad, good, is_read):
     path = write("p.jsonl", [{"prompt": ""}] * bad + [{"prompt": f"prompt {number}"} for number in range(good)])
