@@ -46,9 +46,11 @@ def evaluate_in_child(rank: int, world_size: int, source: Path, home: Path, rend
     spend, load = Cost.spend, EvaluatedModel.load
     batches = 0
 
-    def spend_or_die(self: Cost, *arguments) -> None:
+    def spend_or_die(self: Cost, part: str, *arguments) -> None:
         nonlocal batches
-        spend(self, *arguments)
+        spend(self, part, *arguments)
+        if part == "log_odds":  # those of a batch are on disk before its answers are
+            return
         batches += 1
         if batches == kill:
             os.kill(os.getpid(), signal.SIGKILL)
