@@ -32,7 +32,9 @@ def test_bytes_that_are_moved_are_progress(tmp_path, work):
         time.sleep(0.05)
         assert (progress.progress.since, progress.progress.place) == (started, "loading")
         work(tmp_path)
-        time.sleep(0.05)
+        deadline = time.monotonic() + 10
+        while progress.progress.since == started and time.monotonic() < deadline:
+            time.sleep(0.005)
         assert progress.progress.since > started
     kept.clear()
     ended = progress.progress.since

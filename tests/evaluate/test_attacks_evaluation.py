@@ -244,5 +244,5 @@ def test_a_file_of_answers_is_judged_as_in_the_evaluation(tmp_path):
         {"id": "4", "prompt": "x", "completion": "y", "context": ["a", "list"]},
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    requests = [row.answer.prompt for row in read_answers(str(file))]
+    requests = [row.answer.prompt for row in read_answers(str(file)).rows]
     assert requests[0].endswith("Assistant: About what?\n\nUser: x") and requests[1:] == ["x (in Spanish)", "x", "x"]
