@@ -20,6 +20,7 @@ from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.hashes import weights_hash
 
 STEP = "step-00000002"
+SMALL_WEIGHTS = 8192  # bytes of norms and biases that a rank may hold besides its part and the weight being read
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,8 @@ def test_no_rank_loads_the_whole_model_under_zero_3(runs, source, stage):
     """Rank 0 maps the file, and holds no more of it than the others: its part, and the weight that is being read."""
     for rank, mapped in ((0, (source / "model.safetensors").stat().st_size), (1, 0)):
         figures = json.loads((runs / f"{stage}-zero3" / stage / f"load-{rank}.json").read_text())
-        assert figures["whole"] / 2 < figures["peak"] - mapped <= figures["whole"] / 2 + figures["largest"] + 4096
+        half = figures["whole"] / 2
+        assert half < figures["peak"] - mapped <= half + figures["largest"] + SMALL_WEIGHTS
 
 
 @pytest.mark.parametrize("zero", range(4))
