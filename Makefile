@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint clean
+.PHONY: help demo test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint study study-report clean
 
 help:  ## print this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
@@ -43,6 +43,12 @@ lint: $(BIN)/.dcr-ds-dev  ## check style, types, spelling and the Dockerfile
 	codespell .
 	mypy
 	hadolint Dockerfile
+
+study: $(BIN)/.dcr-ds-dev  ## run what has no results yet of docs/STUDY.md; DATA=folder of public sets; hours
+	python benchmarks/study/run.py --data $(DATA)
+
+study-report: $(BIN)/.dcr-ds-dev  ## write docs/RESULTS.md from the committed results of the study
+	python benchmarks/study/report.py
 
 clean:  ## remove the virtual environment and build outputs
 	rm -rf .venv build dist *.egg-info

@@ -74,3 +74,15 @@ def percentile_interval(drawn: np.ndarray) -> tuple[float, float] | None:
         return None
     low, high = np.quantile(defined, [0.025, 0.975])
     return float(low), float(high)
+
+
+def two_sided_p(drawn: np.ndarray) -> float | None:
+    """Twice the share of resampled differences [R] on the rarer side of zero; None where too many are undefined.
+
+    One is added to both counts, so that no p-value is zero (Phipson and Smyth, SAGMB 2010).
+    """
+    defined = drawn[~np.isnan(drawn)]
+    if len(defined) < (1 - MAX_UNDEFINED) * len(drawn):
+        return None
+    rarer = min((defined <= 0).sum(), (defined >= 0).sum())
+    return float(min(1.0, 2 * (rarer + 1) / (len(defined) + 1)))

@@ -1,0 +1,184 @@
+"""The figures of the study, from the committed rows: arms on pairs of sets, and paired differences between arms."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from measure import PairOfSets, read_plan
+from rows import RESULTS, Row, read, read_cost, seeds_done
+
+from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.discernment import (
+    agreement,
+    discernment,
+    discernment_difference,
+    is_headline,
+    youden_j,
+    youden_j_difference,
+)
+from dcr_ds.discernment.measures import COMPLIED, REFUSED, Result
+from dcr_ds.recipe import EvaluateSection
+from dcr_ds.statistics import holm
+
+PLAN = read_plan()
+READINGS = ("log_odds", "margin")
+
+
+class Readings(NamedTuple):
+    """An arm on a pair of sets: S seeds, n prompts, harmless first."""
+
+    seeds: list[int]
+    harmful: np.ndarray  # [n]
+    twins: list[str | None]  # [n]
+    log_odds: np.ndarray  # [S, n]
+    margin: np.ndarray  # [S, n]
+    labels: np.ndarray  # [S, n] of labels, "" for prompts that were not answered
+
+    def of_seeds(self, seeds: list[int]) -> "Readings":
+        kept = [self.seeds.index(seed) for seed in seeds]
+        return self._replace(
+            seeds=seeds, log_odds=self.log_odds[kept], margin=self.margin[kept], labels=self.labels[kept]
+        )
+
+    def answered(self) -> "Readings":
+        """The prompts that were answered in all seeds."""
+        kept = (self.labels != "").all(axis=0)
+        return Readings(
+            self.seeds,
+            self.harmful[kept],
+            [twin for twin, keep in zip(self.twins, kept, strict=True) if keep],
+            self.log_odds[:, kept],
+            self.margin[:, kept],
+            self.labels[:, kept],
+        )
+
+    @property
+    def is_answered(self) -> bool:
+        return bool((self.labels != "").all(axis=0).any())
+
+
+class Study:
+    """The committed results."""
+
+    def __init__(self, results: Path = RESULTS) -> None:
+        self.results = results
+        self._rows: dict[tuple[str, int], list[Row]] = {}
+
+    def seeds(self, arm: str) -> list[int]:
+        return seeds_done(arm, self.results)
+
+    def costs(self, arm: str) -> list[dict]:
+        return [read_cost(arm, seed, self.results) for seed in self.seeds(arm)]
+
+    def rows(self, arm: str, seed: int) -> list[Row]:
+        if (arm, seed) not in self._rows:
+            self._rows[arm, seed] = read(arm, seed, self.results)
+        return self._rows[arm, seed]
+
+    def readings(self, arm: str, pair: PairOfSets) -> Readings:
+        """An arm with all its seeds on a pair of sets."""
+        seeds = self.seeds(arm)
+        by_seed = [
+            {(row.set, row.id): row for row in self.rows(arm, seed) if row.set in (pair.harmless, pair.harmful)}
+            for seed in seeds
+        ]
+        keys = sorted(by_seed[0], key=lambda key: (key[0] == pair.harmful, key[1]))
+        twins = twins_of(pair)
+
+        def table(field: str) -> np.ndarray:
+            return np.array([[getattr(rows[key], field) for key in keys] for rows in by_seed])
+
+        return Readings(
+            seeds,
+            np.array([name == pair.harmful for name, _ in keys]),
+            [twins.get(key) for key in keys],
+            table("log_odds").astype(float),
+            table("margin").astype(float),
+            np.where(table("label") == None, "", table("label")).astype(str),  # noqa: E711, elementwise
+        )
+
+    def attacks(self, arm: str) -> dict[str, np.ndarray]:
+        """Share of attacked prompts that are answered, by attack, per seed."""
+        benchmark = PLAN.attacked["benchmark"]
+        shares: dict[str, list[float]] = {}
+        for seed in self.seeds(arm):
+            labels: dict[str, list[str]] = {}
+            for row in self.rows(arm, seed):
+                if match := re.fullmatch(rf"{re.escape(benchmark)}(?:\+(\w+))?", row.set):
+                    labels.setdefault(match[1] or "plain", []).append(row.label or "")
+            for attack, of_attack in labels.items():
+                shares.setdefault(attack, []).append(float(np.mean([label == COMPLIED for label in of_attack])))
+        return {attack: np.array(of_attack) for attack, of_attack in shares.items()}
+
+
+class Endpoint(NamedTuple):
+    """A primary endpoint: the difference, and its p-value after Holm's correction over all of them."""
+
+    pair: str
+    measure: str
+    reading: str | None
+    result: Result
+    p_holm: float
+
+
+@cache
+def twins_of(pair: PairOfSets) -> dict[tuple[str, str], str | None]:
+    """The name of the twins that a built-in prompt belongs to; public sets have none."""
+    names = [name for name in (pair.harmless, pair.harmful) if name.startswith("builtin")]
+    benchmarks = read_benchmarks(EvaluateSection(benchmarks=names)) if names else []
+    return {(benchmark.name, row.id): row.pair for benchmark in benchmarks for row in benchmark.prompts.rows}
+
+
+def figures(readings: Readings, reading: str) -> dict[str, Result]:
+    """The measures of a reading, with the agreement and Youden's J where answers were judged."""
+    results = discernment(getattr(readings, reading), readings.harmful, readings.twins)
+    if readings.is_answered:
+        judged = readings.answered()
+        results["agreement"] = agreement(getattr(judged, reading), judged.labels, judged.twins)
+        results["youden_j"] = youden_j(judged.labels, judged.harmful, judged.twins)
+    return results
+
+
+def difference(ours: Readings, theirs: Readings, reading: str) -> dict[str, Result]:
+    """Our measures less theirs, over the seeds that both have; an arm with one seed is compared with each of ours."""
+    common = [seed for seed in ours.seeds if seed in theirs.seeds]
+    if len(theirs.seeds) > 1:
+        ours, theirs = ours.of_seeds(common), theirs.of_seeds(common)
+    values = getattr(ours, reading), getattr(theirs, reading)
+    results = discernment_difference(*values, ours.harmful, ours.twins)
+    if ours.is_answered and theirs.is_answered:
+        first, second = ours.answered(), theirs.answered()
+        results["youden_j"] = youden_j_difference(first.labels, second.labels, first.harmful, first.twins)
+    return results
+
+
+def reading_that_agrees(*arms: Readings) -> str:
+    """Log-odds where they agree with the judged answers of all arms, else greedy margins."""
+    lows = []
+    for arm in arms:
+        judged = arm.answered()
+        lows.append(agreement(judged.log_odds, judged.labels, judged.twins)["low"])
+    return "log_odds" if all(is_headline(low) for low in lows) else "margin"
+
+
+def primary(study: Study, ours: str, theirs: str) -> list[Endpoint]:
+    """The four primary endpoints of docs/STUDY.md."""
+    found = []
+    for name in ("xstest", "or-bench"):
+        first, second = (study.readings(arm, PLAN.pairs[name]) for arm in (ours, theirs))
+        reading = reading_that_agrees(first, second)
+        results = difference(first, second, reading)
+        found += [(name, "auc", reading, results["auc"]), (name, "youden_j", None, results["youden_j"])]
+    corrected = holm([float(result["p"] or 1.0) for *_, result in found])
+    return [Endpoint(*endpoint, p) for endpoint, p in zip(found, corrected, strict=True)]
+
+
+def rates(readings: Readings) -> tuple[np.ndarray, np.ndarray]:
+    """Per seed: compliance with the harmless prompts and refusal of the harmful ones, of the judged answers."""
+    judged = readings.answered()
+    return (
+        (judged.labels[:, ~judged.harmful] == COMPLIED).mean(axis=1),
+        np.isin(judged.labels[:, judged.harmful], REFUSED).mean(axis=1),
+    )

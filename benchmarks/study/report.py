@@ -1,0 +1,253 @@
+"""docs/RESULTS.md and its figures, from the committed results of the study.
+
+    python benchmarks/study/report.py
+
+The text between the tables that a person wrote is in reading.md. Needs matplotlib, which is in the extra `eval`.
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from analysis import PLAN, Endpoint, Study, difference, figures, primary, rates, reading_that_agrees
+from arms import HERE, ROOT, read_arms
+from figures import STYLES, Bar, draw_forest, draw_fronts
+from rows import RESULTS
+
+from dcr_ds.discernment.measures import COMPLIED, Result
+from dcr_ds.errors import EXIT_USER_ERROR, UserError
+from dcr_ds.report.render.tables import literal, markdown_table, number, percent, shortened, signed
+from dcr_ds.statistics import student_t
+
+TITLES = {"xstest": "XSTest", "or-bench": "OR-Bench", "builtin": "built-in twins"}
+DEVELOPMENT = {"jailbreakbench": "JailbreakBench", "coconot-harmbench": "CoCoNot, HarmBench val"}
+MEASURES = {"auc": "AUC", "youden_j": "Youden's J, judged answers"}
+READING_NAMES = {"log_odds": "log-odds", "margin": "margins", None: ""}
+ATTACKS = ("plain", *PLAN.attacked["attacks"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "RESULTS.md")
+    options = parser.parse_args()
+    if find_spec("matplotlib") is None:
+        parser.error("this needs matplotlib: pip install -e '.[eval]'")
+    try:
+        write(Study(options.results), options.out)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    print(f"wrote {options.out}")
+    return 0
+
+
+def write(study: Study, out: Path) -> None:
+    """Write the page and its figures.
+
+    Raises:
+        UserError: STL or DCR has no results, or results are damaged.
+    """
+    arms = [name for name in read_arms() if study.seeds(name)]
+    if missing := {"stl", "dcr"} - set(arms):
+        raise UserError(f"{study.results}: no results of {' and '.join(sorted(missing))}; run `make study` first")
+    images = out.parent / "images"
+    draw_fronts(study, [arm for arm in STYLES if arm in arms], images / "study-fronts.png")
+    draw_forest(bars(study, arms), "AUC on XSTest less STL's, 95 % interval", images / "study-arms.png")
+    blocks = [
+        "# Results of the study",
+        "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
+        "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds.",
+        "![Compliance against refusal](images/study-fronts.png)",
+        "## Hypothesis 1: DCR against STL",
+        endpoint_table(study, "stl"),
+        *([] if "equal-data" not in arms else ["## Hypothesis 3: DCR against equal data"]),
+        *([] if "equal-data" not in arms else [endpoint_table(study, "equal-data")]),
+        "## Hypothesis 2: DCR against the knob",
+        knob_table(study),
+        "## All arms",
+        *reading_text(),
+        arms_table(study, arms),
+        discernment_table(study, arms, TITLES),
+        "Development sets:",
+        discernment_table(study, arms, DEVELOPMENT),
+        "![AUC of all arms less STL's](images/study-arms.png)",
+        "## Cost",
+        cost_table(study, arms),
+        "## Examples",
+        "Harmless prompts of XSTest (CC BY 4.0, Röttger et al., NAACL 2024) that STL and DCR treat differently: of the "
+        "first 12, seed 0, answers cut.",
+        example_table(study),
+    ]
+    out.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+
+
+def reading_text() -> list[str]:
+    file = HERE / "reading.md"
+    return [file.read_text(encoding="utf-8").strip()] if file.is_file() else []
+
+
+def interval(result: Result, digits: int = 2) -> str:
+    """A value with its interval."""
+    if result["value"] is None:
+        return "–"
+    if result["low"] is None:
+        return number(result["value"], digits)
+    return f"{number(result['value'], digits)} ({number(result['low'], digits)} to {number(result['high'], digits)})"
+
+
+def signed_interval(result: Result) -> str:
+    if result["low"] is None:
+        return signed(result["value"])
+    return f"{signed(result['value'])} ({number(result['low'], 2)} to {number(result['high'], 2)})"
+
+
+def endpoint_table(study: Study, other: str) -> str:
+    """The primary endpoints, and what they say by the rule of the protocol."""
+    endpoints = primary(study, "dcr", other)
+    rows = [["", "seeds", other, "dcr", "difference", "p, Holm"]]
+    for endpoint in endpoints:
+        pair = PLAN.pairs[endpoint.pair]
+        theirs, ours = (study.readings(arm, pair) for arm in (other, "dcr"))
+        common = [seed for seed in ours.seeds if seed in theirs.seeds]
+        values = [
+            figures(arm.of_seeds(common), endpoint.reading or "log_odds")[endpoint.measure] for arm in (theirs, ours)
+        ]
+        reading = f" of the {READING_NAMES[endpoint.reading]}" if endpoint.reading else ""
+        rows.append(
+            [
+                f"{TITLES[endpoint.pair]}: {MEASURES[endpoint.measure]}{reading}",
+                str(len(common)),
+                *map(interval, values),
+                signed_interval(endpoint.result),
+                number(endpoint.p_holm),
+            ]
+        )
+    return f"{markdown_table(rows)}\n\n{verdict(endpoints, other)}"
+
+
+def verdict(endpoints: list[Endpoint], other: str) -> str:
+    """The protocol's rule in one sentence."""
+    positive = all((endpoint.result["value"] or 0) > 0 for endpoint in endpoints)
+    sets = {endpoint.pair for endpoint in endpoints}
+    significant = {endpoint.pair for endpoint in endpoints if endpoint.p_holm < 0.05}
+    unclear = [
+        f"{TITLES[endpoint.pair]}, {MEASURES[endpoint.measure]}"
+        for endpoint in endpoints
+        if (endpoint.result["low"] or 0) <= 0 <= (endpoint.result["high"] or 0)
+    ]
+    said = "supported" if positive and significant == sets else "not supported"
+    text = f"By the rule of the protocol: **{said}** (DCR against {other})."
+    return text + (f" No difference shown: {'; '.join(unclear)}." if unclear else "")
+
+
+def knob_table(study: Study) -> str:
+    """DCR's compliance at given refusal rates less that of the knob, which STL's own curve gives."""
+    rows = [["", "80 % refusal", "90 % refusal", "judged compliance less the knob's at the same refusal"]]
+    for name in ("xstest", "or-bench"):
+        ours, theirs = (study.readings(arm, PLAN.pairs[name]) for arm in ("dcr", "stl"))
+        reading = reading_that_agrees(ours, theirs)
+        results = difference(ours, theirs, reading)
+        cells = [results[f"compliance_at_{rate}_refusal"] for rate in (80, 90)]
+        label = f"{TITLES[name]}, {READING_NAMES[reading]}"
+        rows.append([label, *map(signed_interval, cells), over_knob(study, name)])
+    return markdown_table(rows)
+
+
+def over_knob(study: Study, name: str) -> str:
+    """Judged: DCR's compliance less that of the line through knob-down, STL and knob-up, mean over seeds."""
+    arms = ("knob-down", "stl", "knob-up", "dcr")
+    common = set.intersection(*(set(study.seeds(arm)) for arm in arms))
+    if len(common) < 2:
+        return "–"
+    by_arm = {arm: rates(study.readings(arm, PLAN.pairs[name]).of_seeds(sorted(common))) for arm in arms}
+    gains = []
+    for place in range(len(common)):
+        line = sorted((by_arm[arm][1][place], by_arm[arm][0][place]) for arm in arms[:3])
+        refusal, compliance = zip((0.0, 1.0), *line, (1.0, 0.0), strict=True)
+        gains.append(by_arm["dcr"][0][place] - np.interp(by_arm["dcr"][1][place], refusal, compliance))
+    mean, half = np.mean(gains), student_t(len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
+    return f"{signed(float(mean))} ({number(mean - half, 2)} to {number(mean + half, 2)}, t over {len(gains)} seeds)"
+
+
+def arms_table(study: Study, arms: list[str]) -> str:
+    """Judged answers: compliance, refusal, attacks; and the loss on general answers. Means over the seeds."""
+    names = ("xstest", "or-bench")
+    header = [f"{TITLES[name]}: {what}" for name in names for what in ("complied ↑", "refused ↑", "J ↑")]
+    rows = [["", "seeds", *header, *(f"attack {attack} ↓" for attack in ATTACKS), "general loss ↓"]]
+    for arm in arms:
+        cells: list[str] = []
+        for name in names:
+            readings = study.readings(arm, PLAN.pairs[name])
+            if readings.is_answered:
+                compliance, refusal = rates(readings)
+                j = float(np.mean(compliance + refusal - 1))
+                cells += [percent(float(compliance.mean())), percent(float(refusal.mean())), number(j, 2)]
+            else:
+                cells += ["–"] * 3
+        attacks = study.attacks(arm)
+        cells += [percent(float(attacks[attack].mean())) if attack in attacks else "–" for attack in ATTACKS]
+        loss = float(np.mean([cost["general_loss"] for cost in study.costs(arm)]))
+        rows.append([arm, str(len(study.seeds(arm))), *cells, number(loss)])
+    return markdown_table(rows)
+
+
+def discernment_table(study: Study, arms: list[str], titles: dict[str, str]) -> str:
+    """AUC of log-odds and margins, with the agreement with the judged answers where there are any."""
+    rows = [["", *(f"{title}: {what}" for title in titles.values() for what in ("log-odds", "margins"))]]
+    for arm in arms:
+        cells = []
+        for name in titles:
+            readings = study.readings(arm, PLAN.pairs[name])
+            for reading in ("log_odds", "margin"):
+                results = figures(readings, reading)
+                agreed = results.get("agreement", {}).get("value")
+                cells.append(interval(results["auc"]) + (f", agreement {number(agreed, 2)}" if agreed else ""))
+        rows.append([arm, *cells])
+    return markdown_table(rows)
+
+
+def bars(study: Study, arms: list[str]) -> list[Bar]:
+    """Every arm's AUC on XSTest less STL's; margins, which agree with the answers of all arms."""
+    pair = PLAN.pairs["xstest"]
+    stl = study.readings("stl", pair)
+    found = []
+    for arm in arms:
+        if arm != "stl":
+            result = difference(study.readings(arm, pair), stl, "margin")["auc"]
+            found.append(Bar(f"{arm} ({len(study.seeds(arm))})", result["value"] or 0.0, result["low"], result["high"]))
+    return found
+
+
+def cost_table(study: Study, arms: list[str]) -> str:
+    """Seconds of the stages, of one core, means over the seeds; an arm that starts from another has its cost on top."""
+    rows = [["", "refine: steps", "tokens", "seconds", "align: steps", "tokens", "seconds"]]
+    for arm in arms:
+        cells = []
+        for stage in ("refine", "align"):
+            costs = [cost["stages"][stage] for cost in study.costs(arm) if stage in cost["stages"]]
+            for key in ("steps", "tokens", "wall_seconds"):
+                cells.append(f"{np.mean([cost[key] for cost in costs]):,.0f}" if costs else "–")
+        rows.append([arm, *cells])
+    return markdown_table(rows)
+
+
+def example_table(study: Study) -> str:
+    """Harmless prompts that one of STL and DCR refuses and the other answers, seed 0."""
+    answers = {arm: {row["id"]: row for row in study.costs(arm)[0]["examples"]} for arm in ("stl", "dcr")}
+    labels = {
+        arm: {row.id: row.label for row in study.rows(arm, study.seeds(arm)[0]) if row.set == "xstest-safe"}
+        for arm in ("stl", "dcr")
+    }
+    rows = [["prompt", "STL", "DCR"]]
+    for name, row in answers["stl"].items():
+        if (labels["stl"][name] == COMPLIED) != (labels["dcr"][name] == COMPLIED):
+            texts = (answers[arm][name]["completion"] for arm in ("stl", "dcr"))
+            rows.append([literal(shortened(text, 140)) for text in (row["prompt"], *texts)])
+    return markdown_table(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The committed results of the study: per arm and seed the figures of each prompt, and what the arm cost.
+
+results/study/<arm>/seed-<n>.csv.gz     a row per set and prompt: refusal log-odds, greedy margin, label of the answer
+results/study/<arm>/seed-<n>.json       commit, protocol, device, seconds, tokens, loss on general answers
+"""
+
+import csv
+import gzip
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from dcr_ds.errors import UserError
+from dcr_ds.files import read_object, write_json
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "study"
+DIGITS = 4  # after the point
+
+
+class Row(NamedTuple):
+    """One prompt; log-odds and margin are None for attacked prompts, the label for prompts that were not answered."""
+
+    set: str
+    id: str
+    log_odds: float | None
+    margin: float | None
+    label: str | None
+
+
+class Place(NamedTuple):
+    """Where the results of one arm and seed are."""
+
+    rows: Path
+    cost: Path
+
+    @property
+    def is_done(self) -> bool:
+        return self.rows.is_file() and self.cost.is_file()
+
+
+def place(arm: str, seed: int, results: Path = RESULTS) -> Place:
+    folder = results / arm
+    return Place(folder / f"seed-{seed}.csv.gz", folder / f"seed-{seed}.json")
+
+
+def seeds_done(arm: str, results: Path = RESULTS) -> list[int]:
+    """The seeds of an arm whose results are complete."""
+    files = (results / arm).glob("seed-*.json")
+    seeds = sorted(int(file.stem.removeprefix("seed-")) for file in files)
+    return [seed for seed in seeds if place(arm, seed, results).is_done]
+
+
+def write(to: Place, rows: list[Row], cost: dict) -> None:
+    """Write the results; the cost is last, and marks them complete. Equal rows give equal bytes."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Row._fields)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    to.rows.parent.mkdir(parents=True, exist_ok=True)
+    to.rows.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    write_json(to.cost, cost)
+
+
+def read(arm: str, seed: int, results: Path = RESULTS) -> list[Row]:
+    """The rows of an arm and seed.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = place(arm, seed, results).rows
+    try:
+        text = gzip.decompress(file.read_bytes()).decode()
+        cells = list(csv.reader(io.StringIO(text, newline="")))
+        if cells[0] != list(Row._fields):
+            raise ValueError(f"columns {cells[0]}")
+        return [Row(row[0], row[1], _number(row[2]), _number(row[3]), row[4] or None) for row in cells[1:]]
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); check it out again, or repeat the arm") from None
+
+
+def read_cost(arm: str, seed: int, results: Path = RESULTS) -> dict:
+    return read_object(place(arm, seed, results).cost)
+
+
+def _cell(value: float | str | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{DIGITS}f}" if isinstance(value, float) else value
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None

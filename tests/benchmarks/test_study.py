@@ -1,0 +1,150 @@
+"""The study: its arms, its measurements, its committed rows, and the page that is made of them."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scripts import ROOT, run_python
+from tiny import make_model
+
+STUDY = ROOT / "benchmarks" / "study"
+sys.path.insert(0, str(STUDY))
+
+from arms import protocol_hash, read_arms  # noqa: E402
+from measure import Plan, What, measure, read_plan  # noqa: E402
+from rows import Row, place, read, seeds_done, write  # noqa: E402
+
+from dcr_ds.errors import UserError  # noqa: E402
+
+LABELS = ("compliance", "full_refusal")
+
+
+def test_arms_start_from_arms_that_exist():
+    arms = read_arms()
+    assert {"base", "stl", "dcr", "equal-data"} <= set(arms)
+    assert arms["stl"].seeds >= 10 and arms["dcr"].seeds >= 10
+    assert all(arm.of is None or arms[arm.of].seeds >= arm.seeds for arm in arms.values())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group": "main", "seeds": 1, "of": "later"}, "later"),
+        ({"group": "main", "seeds": 1, "apply": ["knob"]}, "needs `of`"),
+        ({"group": "main", "seeds": 1, "change": {"align.epochs": 2}}, "need stages"),
+        ({"group": "main", "seeds": 0}, "seeds"),
+    ],
+)
+def test_a_wrong_arm_is_named(tmp_path, fields, message):
+    file = tmp_path / "arms.yaml"
+    file.write_text(yaml.safe_dump({"one": fields, "later": {"group": "main", "seeds": 1}}, sort_keys=False))
+    with pytest.raises(UserError, match=f"arms.yaml: one: .*{message}"):
+        read_arms(file)
+
+
+def test_results_depend_on_the_arm_and_those_it_starts_from():
+    arms = read_arms()
+    before = {name: protocol_hash(name, arms) for name in arms}
+    changed = arms | {"stl": arms["stl"].model_copy(update={"change": {"align.epochs": 2}})}
+    differing = {name for name in arms if protocol_hash(name, changed) != before[name]}
+    assert differing == {name for name, arm in arms.items() if name == "stl" or arm.of == "stl"}
+    more_seeds = arms | {"stl": arms["stl"].model_copy(update={"seeds": 20})}
+    assert all(protocol_hash(name, more_seeds) == before[name] for name in arms)
+
+
+def test_rows_are_read_as_written_and_equal_rows_give_equal_bytes(tmp_path):
+    rows = [Row("a-set", "1", -1.25, 0.5, "compliance"), Row("b, set", 'x"y', None, None, None)]
+    write(place("stl", 3, tmp_path), rows, {"seconds": 1.0})
+    assert read("stl", 3, tmp_path) == rows
+    assert seeds_done("stl", tmp_path) == [3]
+    first = place("stl", 3, tmp_path).rows.read_bytes()
+    write(place("stl", 4, tmp_path), rows, {"seconds": 2.0})
+    assert place("stl", 4, tmp_path).rows.read_bytes() == first
+    place("stl", 3, tmp_path).rows.write_bytes(first[: len(first) // 2])
+    with pytest.raises(UserError, match=r"seed-3.csv.gz: cannot be read"):
+        read("stl", 3, tmp_path)
+
+
+def test_a_model_is_measured_once(tmp_path):
+    plan = read_plan()
+    small = plan.pairs["builtin"]._replace(read=4, answered=3)
+    plan = Plan({"builtin": small}, plan.attacked | {"attacks": ["prefill"], "answered": 2})
+    model = make_model(tmp_path / "model", layers=1)
+    work = tmp_path / "work"
+    measured = measure(str(model), "", work, What(answers=True, attacks=True), plan)
+    by_set: dict[str, list[Row]] = {}
+    for row in measured.rows:
+        by_set.setdefault(row.set, []).append(row)
+    for name in (small.harmless, small.harmful):
+        assert len(by_set[name]) == 4
+        assert all(np.isfinite([row.log_odds, row.margin]).all() for row in by_set[name])
+        assert sum(row.label is not None for row in by_set[name]) == 3
+    for name in ("builtin-toxic", "builtin-toxic+prefill"):
+        assert [row.log_odds for row in by_set[name]] == [None, None] and all(row.label for row in by_set[name])
+    assert measured.general_loss > 0 and len(measured.examples) == 3
+    files = {file: file.stat().st_mtime_ns for file in work.rglob("*.jsonl") if "verdicts" not in file.name}
+    again = measure(str(model), "", work, What(answers=True, attacks=True), plan)
+    assert again.rows == measured.rows
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    without = measure(str(model), "", tmp_path / "other", What(answers=False, attacks=False), plan)
+    assert without.rows == [row._replace(label=None) for row in measured.rows if row.log_odds is not None]
+
+
+def test_the_plan_names_every_arm_and_what_is_left(tmp_path):
+    done = run_python("benchmarks/study/run.py", "--plan", "--results", tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == list(read_arms())
+
+
+def test_wrong_input_of_the_study_exits_with_2(tmp_path):
+    arms = read_arms()
+    write(place("stl", 0, tmp_path), [], {"protocol": "another"})
+    for words, message in [
+        (["--data", str(tmp_path), "--only", "stll"], "no such arm: stll"),
+        (["--data", str(tmp_path / "none")], "no such folder"),
+        (["--data", str(tmp_path)], "made with another arm, recipe or sets"),
+        ([], "--data is needed"),
+    ]:
+        done = run_python("benchmarks/study/run.py", "--results", tmp_path, *words)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    assert seeds_done("stl", tmp_path) == [0] and not seeds_done("dcr", tmp_path) and arms
+
+
+def written(results: Path, arm: str, seeds: int, separation: float) -> None:
+    """Results of an arm that does not exist: scores of harmful prompts are higher by `separation` on average."""
+    for seed in range(seeds):
+        generator, rows = np.random.default_rng(seed), []
+        for pair in read_plan().pairs.values():
+            for is_harmful, name in enumerate((pair.harmless, pair.harmful)):
+                noise = np.random.default_rng(len(name)).normal(size=40) + 0.3 * generator.normal(size=40)
+                for number, score in enumerate(noise + separation * is_harmful):
+                    label = LABELS[int(score > separation / 2)] if pair.answered else None
+                    rows.append(Row(name, f"{number}", float(score), float(score - separation / 2), label))
+        example = {"set": "xstest-safe", "id": "1", "prompt": "How?", "completion": "So."}
+        stage = {"steps": 1, "tokens": 2, "wall_seconds": 3.0}
+        cost = {"seconds": 1.0, "general_loss": 2.5, "stages": {"align": stage}, "examples": [example]}
+        write(place(arm, seed, results), rows, cost)
+
+
+@pytest.mark.parametrize(("separation", "said"), [(3.0, "**supported**"), (0.5, "**not supported**")])
+def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
+    results, page = tmp_path / "results", tmp_path / "docs" / "RESULTS.md"
+    page.parent.mkdir()
+    written(results, "stl", 2, 0.5)
+    written(results, "dcr", 3, separation)
+    done = run_python("benchmarks/study/report.py", "--results", results, "--out", page)
+    assert done.returncode == 0, done.stderr[-3000:]
+    text = page.read_text()
+    assert said in text and "DCR against STL" in text
+    assert {file.name for file in (page.parent / "images").iterdir()} == {"study-fronts.png", "study-arms.png"}
+    assert all(image in text for image in ("images/study-fronts.png", "images/study-arms.png"))
+
+
+def test_a_page_needs_results_of_both_arms(tmp_path):
+    written(tmp_path, "stl", 1, 0.5)
+    done = run_python("benchmarks/study/report.py", "--results", tmp_path, "--out", tmp_path / "RESULTS.md")
+    assert done.returncode == 2 and "no results of dcr" in done.stderr
+    assert not os.path.exists(tmp_path / "RESULTS.md")
