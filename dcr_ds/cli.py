@@ -37,6 +37,7 @@ COMMANDS = {
     "ability": "general ability with lm-eval: MMLU, ARC, OpenBookQA, PIQA",
     "compare-quality": "which of two models answers better, judged by a language model",
     "diagnose": "gradient kernel, layer probe, PCA, confounds and refusal openings",
+    "baseline": "baselines that DCR is compared with, made from a recipe or a model",
     "report": "report of runs: Markdown, HTML, figures; seeds combined",
     "export": "safetensors for transformers and vLLM, from a run or a checkpoint",
     "schema": "JSON schema of recipes, for editors",

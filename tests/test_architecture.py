@@ -20,7 +20,7 @@ FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"diagnose"},
     {"refine", "align", "evaluate"},
     {"report", "plan"},
-    {"run", "export"},
+    {"run", "export", "augment"},
     {"commands", "api"},
     {"cli"},
     {"__main__"},

@@ -90,7 +90,7 @@ def load_data(recipe: Recipe) -> RunData:
     if "refine" in recipe.stages:
         data.seemingly_toxic = read_prompts(recipe.data.seemingly_toxic, "seemingly_toxic")
         data.toxic = read_prompts(recipe.data.toxic, "toxic")
-        _refuse_common_prompts(data.seemingly_toxic, data.toxic)
+        refuse_common_prompts(data.seemingly_toxic, data.toxic)
         _check_contrast(recipe, data.seemingly_toxic, data.toxic, data.notes)
     elif "align" in recipe.stages and recipe.align.measure_every:  # their held-out prompts are measured
         data.seemingly_toxic = read_prompts(recipe.data.seemingly_toxic, "seemingly_toxic")
@@ -111,11 +111,12 @@ def load_data(recipe: Recipe) -> RunData:
         data.refusal_examples = data.refusals or read_conversations(DataSource(), "refusals")
         data.ordinary_examples = data.general or read_conversations(DataSource(), "general")
         data.evaluate_general = read_conversations(recipe.evaluate.general, "general", "evaluate.general")
-    _check_leakage(data, recipe.allow_leakage)
+    check_leakage(data, recipe.allow_leakage)
     return data
 
 
-def _refuse_common_prompts(seemingly_toxic: PromptSet, toxic: PromptSet) -> None:
+def refuse_common_prompts(seemingly_toxic: PromptSet, toxic: PromptSet) -> None:
+    """Raise UserError if a prompt is in both stage-1 sets."""
     ids = {normalise(row.prompt): row.id for row in seemingly_toxic.rows}
     common = [(ids[text], row) for row in toxic.rows if (text := normalise(row.prompt)) in ids]
     if not common:
@@ -144,7 +145,8 @@ def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: li
         notes.append(f"{count} prompts of data.toxic (stage 1) are also in data.refusals (stage 2)")
 
 
-def _check_leakage(data: RunData, allow_leakage: bool) -> None:
+def check_leakage(data: RunData, allow_leakage: bool) -> None:
+    """Find the overlaps of training and evaluation sets; raise UserError if there are any, unless they are allowed."""
     training = {name: prompts_of(data_set.rows) for name, data_set in data.training_sets().items()}
     evaluation = {name: prompts_of(data_set.rows) for name, data_set in data.evaluation_sets().items()}
     data.overlaps = find_overlaps(training, evaluation)
