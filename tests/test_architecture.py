@@ -18,7 +18,7 @@ FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"engine"},
     {"judges"},
     {"diagnose"},
-    {"refine", "align", "evaluate"},
+    {"refine", "align", "baselines", "evaluate"},
     {"report", "plan"},
     {"run", "export", "augment"},
     {"commands", "api"},

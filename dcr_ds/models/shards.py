@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,17 +75,21 @@ class Shard:
         return len(text).to_bytes(8, "little") + text
 
 
-def plan_shards(source: Path, kept: set[str]) -> list[Shard]:
+def plan_shards(source: Path, kept: set[str], copies: Mapping[str, str] | None = None) -> list[Shard]:
     """The files of a copy of a checkpoint with the kept tensors: those of the source, or smaller ones if any is large.
 
     A file without kept tensors is left out.
+
+    Args:
+        copies: new tensors by name, each with the name of the source's tensor whose bytes it has.
     """
     by_file: dict[Path, list[Stored]] = {}
-    for name, entry in read_headers(source).items():
+    stored, copies = read_headers(source), copies or {}
+    for name, original in [*((name, name) for name in stored if name in kept), *copies.items()]:
+        entry = stored[original]
         begin, end = entry["data_offsets"]
-        if name in kept:
-            stored = Stored(name, entry["dtype"], tuple(entry["shape"]), entry["file"], entry["start"], end - begin)
-            by_file.setdefault(entry["file"], []).append(stored)
+        tensor = Stored(name, entry["dtype"], tuple(entry["shape"]), entry["file"], entry["start"], end - begin)
+        by_file.setdefault(entry["file"], []).append(tensor)
     parts = [(file, part) for file, tensors in by_file.items() for part in _parts(sorted(tensors, key=_order))]
     names = [file.name for file, _ in parts]
     if len(parts) > len(by_file):

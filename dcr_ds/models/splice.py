@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import flush, parse_json, write_json
-from dcr_ds.models.checkpoint_files import FILES, HEAD, INDEX, copied_files, read_headers
+from dcr_ds.models.checkpoint_files import FILES, HEAD, INDEX, copied_files, model_config, read_headers
 from dcr_ds.models.hashes import remember_hash
 from dcr_ds.models.shards import DTYPES, Shard, ShardWriter, index_of, needs_index, plan_shards
 from dcr_ds.progress import heartbeat
@@ -105,6 +105,7 @@ def splice(
     source: Path,
     target: Path,
     prefix: str = "",
+    untie: bool = False,
 ) -> None:
     """Write a copy of the source checkpoint with a model's trained weights in it. All processes of `trained`.
 
@@ -116,6 +117,8 @@ def splice(
         model: the trunk, or a whole model; its own weights are not read.
         trained: its trainable parameters by name.
         prefix: prefix of the model's parameter names in the source: "model." for a trunk, none for a whole model.
+        untie: write the source's input embeddings as the head of a tied model, and say so in its config.json. Changed
+            embeddings then leave the head as it is.
 
     Raises:
         RuntimeError: the source has no tensor for a trained one, or one of another shape.
@@ -124,9 +127,11 @@ def splice(
     weights: Weights = HeldWeights(trained) if isinstance(trained, Mapping) else trained
     processes = weights.processes
     names = set(read_headers(source))
-    kept = names - {HEAD} if model.config.tie_word_embeddings else names
+    is_tied = model.config.tie_word_embeddings
+    kept = names - {HEAD} if is_tied else names
+    copies = {HEAD: model.all_tied_weights_keys[HEAD]} if is_tied and untie else {}
     pieces = Pieces(model, weights, prefix)
-    shards = plan_shards(source, kept)
+    shards = plan_shards(source, kept, copies)
     _check_pieces(source, shards, pieces.shapes)
     partial = target.with_name(target.name + ".partial")
     processes.decide(lambda: _prepare(source, partial))
@@ -134,7 +139,9 @@ def splice(
     digests = _write(weights, pieces, shards, partial)
 
     def finish() -> None:
-        _finish(source, partial, shards, kept != names)
+        _finish(source, partial, shards, {*kept, *copies} != names)
+        if copies:
+            write_json(partial / "config.json", model_config(source) | {"tie_word_embeddings": False})
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
         remember_hash(target, digests)
@@ -230,14 +237,18 @@ def _in_turn(pieces: Pieces, owner: Mapping[str, int], world_size: int) -> Itera
         yield from (name for name in turn if name is not None)
 
 
-def _finish(source: Path, partial: Path, shards: Sequence[Shard], are_fewer: bool) -> None:
-    """Check the sizes of the files, and write the index. Rank 0."""
+def _finish(source: Path, partial: Path, shards: Sequence[Shard], are_others: bool) -> None:
+    """Check the sizes of the files, and write the index. Rank 0.
+
+    Args:
+        are_others: the tensors are not those that the source's index lists.
+    """
     for shard in shards:
         _wait_for(partial / shard.name, len(shard.header()) + shard.size)
     index = _read_index(source)
     if not needs_index(shards):
         (partial / INDEX).unlink(missing_ok=True)
-    elif are_fewer or {shard.name for shard in shards} != set(index.get("weight_map", {}).values()):
+    elif are_others or {shard.name for shard in shards} != set(index.get("weight_map", {}).values()):
         write_json(partial / INDEX, index_of(shards, index.get("metadata")))
     flush(partial)
 
