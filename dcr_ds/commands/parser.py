@@ -100,7 +100,7 @@ def json_mapping(text: str) -> dict[str, Any]:
 
 
 def positive_number(text: str) -> float:
-    value = _finite(text)
+    value = finite_number(text)
     if value <= 0:
         raise ArgumentTypeError(f"{text} is out of range; it must be above 0")
     return value
@@ -116,7 +116,7 @@ def fraction(text: str) -> float:
 
 def fraction_below_one(text: str) -> float:
     """A number of at least 0 and below 1."""
-    value = _finite(text)
+    value = finite_number(text)
     if not 0 <= value < 1:
         raise ArgumentTypeError(f"{text} is out of range; it must be at least 0 and below 1")
     return value
@@ -153,7 +153,7 @@ def output_file(text: str) -> Path:
     return Path(text)
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:

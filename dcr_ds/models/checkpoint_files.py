@@ -23,6 +23,7 @@ SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantised
 BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
+BASELINE_RECORD = "baseline.json"  # of a folder that holds a hook on another model (models/hooks)
 # Files of a checkpoint that are downloaded and copied. No pickles.
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 TOKENIZER_FILES = (

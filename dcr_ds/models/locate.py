@@ -14,7 +14,7 @@ from pathlib import Path
 from dcr_ds.errors import UserError
 from dcr_ds.files import cache_folder, expand_user, free_bytes
 from dcr_ds.locks import locked
-from dcr_ds.models.checkpoint_files import FILES, check_checkpoint
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint
 from dcr_ds.recipe import ModelSection
 from dcr_ds.recipe.urls import expand_variables, mask_secrets
 
@@ -44,6 +44,11 @@ def _locate(model: ModelSection) -> Path:
             raise UserError(f"model.source: no such file {path}")
         return _converted(lambda: path, key=path)
     if path.is_dir():
+        if (path / BASELINE_RECORD).is_file():
+            raise UserError(
+                f"{path}: is a baseline, a hook on another model, which only dcr-ds evaluate loads; {BASELINE_RECORD} "
+                "names its source model"
+            )
         return path
     if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
         raise UserError(

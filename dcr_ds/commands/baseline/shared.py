@@ -1,0 +1,122 @@
+"""What the baselines share: the options of the model, the output folder and the prompts, and the checks before work."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dcr_ds.baselines.prompts import ROLES, read_role
+from dcr_ds.commands.parser import add_template, command_parser, template_fields
+from dcr_ds.data.records import PromptSet
+from dcr_ds.errors import UserError
+from dcr_ds.evaluate.targets import LocalModel, locate_target
+from dcr_ds.files import expand_user
+from dcr_ds.models.checkpoint_files import check_not_quantised, tokenizer_folder
+from dcr_ds.recipe import EndpointSection, ModelSection
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+HELP_MODEL = "model or adapter folder, hub id, GGUF file or smollm2-135m"
+HELP_ROLE = {
+    "harmful": "harmful prompts (default: toxic prompts of the built-in training split)",
+    "harmless": "harmless prompts (default: general ones of the built-in training split)",
+    "seemingly_toxic": "harmless prompts that look harmful (default: built-in training split)",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model that a baseline is made from.
+
+    Attributes:
+        name: how another command finds the model: an absolute path, a hub id or the name of the demo's model.
+    """
+
+    name: str
+    section: ModelSection
+    files: LocalModel
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return tokenizer_folder(self.files.source, self.files.adapter)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        from dcr_ds.models.chat import load_tokenizer
+
+        return load_tokenizer(self.tokenizer_folder, self.section.template, self.files.source)
+
+    def load(self) -> "PreTrainedModel":
+        """The model in float32, with its adapter merged, on the GPU if there is one."""
+        import torch
+
+        from dcr_ds.models.load import load_causal_lm
+        from dcr_ds.models.merge import load_with_adapter
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.files.adapter is None:
+            return load_causal_lm(self.files.source, torch.float32, "eager", device)
+        return load_with_adapter(self.files.source, self.files.adapter, torch.float32, "eager", device)
+
+
+def baseline_parser(name: str, description: str) -> ArgumentParser:
+    """A parser with the options of all baselines: the model, its chat template, and the output folder."""
+    parser = command_parser(f"baseline {name}", description)
+    parser.add_argument("model", metavar="MODEL", help=HELP_MODEL)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    add_template(parser)
+    return parser
+
+
+def add_prompt_sets(parser: ArgumentParser, roles: Sequence[str]) -> None:
+    """Add the options that name files of prompts, and the seed of what is sampled from them."""
+    for role in roles:
+        parser.add_argument(f"--{role.replace('_', '-')}", metavar="FILE", help=HELP_ROLE[role])
+    parser.add_argument("--seed", type=int, default=0, help="of the sample of prompts (default: 0)")
+
+
+def read_prompt_sets(options: Namespace, roles: Sequence[str]) -> dict[str, PromptSet]:
+    """The prompts of each role, from its file or built-in."""
+    assert set(roles) <= set(ROLES)
+    return {role: read_role(role, getattr(options, role)) for role in roles}
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError if the output folder exists and is not empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} exists already; name a new folder")
+
+
+def locate_source(options: Namespace) -> Source:
+    """Locate the model and check that a baseline can be made from it.
+
+    Raises:
+        UserError: it is an endpoint, a baseline, quantised or incomplete, or its chat template cannot be used.
+    """
+    fields: dict[str, Any] = template_fields(options)
+    section = ModelSection(source=options.model, **fields)
+    files = locate_target(section, EndpointSection())
+    if not isinstance(files, LocalModel):
+        raise UserError(f"{options.model}: a baseline changes weights or activations; an endpoint shows neither")
+    check_not_quantised(files.source)
+    path = expand_user(options.model)
+    return Source(str(path.resolve()) if path.exists() else options.model, section, files)
+
+
+def write(
+    name: str,
+    source: Source,
+    settings: dict[str, Any],
+    data: dict[str, dict[str, Any]],
+    out: Path,
+    vectors: "Mapping[str, torch.Tensor] | None" = None,
+) -> None:
+    """Write the baseline folder of a hook."""
+    from dcr_ds.models.chat import template_hash
+    from dcr_ds.models.hooks.record import BaselineRecord, content_hash, write_baseline
+
+    content = content_hash(source.files.source, source.files.adapter)
+    record = BaselineRecord(name, source.name, content, template_hash(source.tokenizer()), settings, data)
+    write_baseline(out, record, vectors or {}, source.tokenizer_folder, source.section.template)
