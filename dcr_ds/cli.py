@@ -33,7 +33,6 @@ COMMANDS = {
     "plan": "memory and time of a recipe, and the ZeRO stage and micro-batch size that fit",
     "slurm": "submit a run to SLURM: one job, one job per stage, or a sweep",
     "evaluate": "evaluate any models on benchmarks: folder, hub id, adapter or endpoint",
-    "baseline": "training-free baselines to compare with: knob",
     "judge": "label the answers of a file, and compare labels",
     "ability": "general ability with lm-eval: MMLU, ARC, OpenBookQA, PIQA",
     "compare-quality": "which of two models answers better, judged by a language model",

@@ -1,42 +1,63 @@
-"""`dcr-ds baseline`: training-free baselines to compare a run with (docs/baselines.md)."""
+"""`dcr-ds baseline`: what a user would try instead of DCR, as a model or a recipe (docs/baselines.md)."""
 
-import argparse
 import difflib
 import importlib
-from types import ModuleType
+from typing import NamedTuple
 
 from dcr_ds.commands.parser import command_parser, refuse
 
-DESCRIPTION = """\
-Make a training-free baseline from a model, for comparison with a run: dcr-ds evaluate takes the folder that it writes
-like any model.
 
-  dcr-ds baseline knob MODEL --out DIR     adds a constant to the logits of refusal openings
+class Baseline(NamedTuple):
+    """What it is made from (MODEL or RECIPE), the module here with its `parse` and `run`, and a summary for --help."""
+
+    made_from: str
+    module: str
+    summary: str
+
+
+BASELINES = {
+    "stl-aug": Baseline("RECIPE", "recipes", "equal data: STL on the prompts that refine sees, as many steps"),
+    "rationale-only": Baseline("RECIPE", "recipes", "STL on refusals without the boilerplate sentence"),
+    "knob": Baseline("MODEL", "knob", "a constant added to the logits of refusal openings"),
+}
+DESCRIPTION = """\
+Make a baseline that DCR is compared with. A RECIPE gives a folder with training data and a recipe for train.py; a MODEL
+gives a folder that dcr-ds evaluate takes like any model.
+
+{names}
 
 dcr-ds baseline NAME --help lists the options of each.
 """
-BASELINES = ("knob",)  # NAME is made by `dcr_ds.commands.baseline.NAME`, with parse(arguments) and run(options)
 
 
 def run(arguments: list[str]) -> int:
-    """Make one baseline.
+    """Make a baseline. Called on all ranks.
 
     Raises:
-        UserError: wrong usage, or a model or data set that cannot be used.
+        UserError: wrong usage, or what the baseline raises.
     """
     if not arguments or arguments[0] in ("--help", "-h"):
-        command_parser("baseline", DESCRIPTION).print_help()
+        command_parser("baseline", DESCRIPTION.format(names=_listing())).print_help()
         return 0
-    module, options = _parse(arguments)
-    module.run(options)
-    return 0
-
-
-def _parse(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
     name, rest = arguments[0], arguments[1:]
+    return _module(name).run(name, rest)
+
+
+def _parse(arguments: list[str]):
+    """Parse the arguments without making anything."""
+    return _module(arguments[0]).parse(arguments[0], arguments[1:])
+
+
+def _module(name: str):
     if name not in BASELINES:
         close = difflib.get_close_matches(name, BASELINES, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(BASELINES)}"
         refuse("baseline", f"unknown baseline {name!r}; {hint}")
-    module = importlib.import_module(f"dcr_ds.commands.baseline.{name}")
-    return module, module.parse(rest)
+    return importlib.import_module(f"dcr_ds.commands.baseline.{BASELINES[name].module}")
+
+
+def _listing() -> str:
+    width = max(map(len, BASELINES))
+    return "\n".join(
+        f"  {name:<{width}}  {baseline.made_from:<6}  {baseline.summary}" for name, baseline in BASELINES.items()
+    )

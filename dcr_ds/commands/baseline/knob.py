@@ -14,8 +14,8 @@ moves a model along its own curve of compliance against refusal. Reads the token
 """
 
 
-def parse(arguments: list[str]) -> Namespace:
-    parser = baseline_parser("knob", DESCRIPTION)
+def parse(name: str, arguments: list[str]) -> Namespace:
+    parser = baseline_parser(name, DESCRIPTION)
     help_strength = "the constant; above 0 for more refusals, below 0 for fewer"
     parser.add_argument("--strength", type=finite_number, required=True, metavar="C", help=help_strength)
     parser.add_argument("--refusals", metavar="FILE", help="conversations that end with a refusal (default: built-in)")
@@ -24,8 +24,9 @@ def parse(arguments: list[str]) -> Namespace:
     return parser.parse_args(arguments)
 
 
-def run(options: Namespace) -> None:
+def run(name: str, arguments: list[str]) -> int:
     """Find the first tokens of refusals and write the baseline folder."""
+    options = parse(name, arguments)
     from dcr_ds.baselines.knob import knob_openings, knob_settings
     from dcr_ds.baselines.prompts import describe
     from dcr_ds.commands.baseline.shared import write
@@ -33,17 +34,18 @@ def run(options: Namespace) -> None:
     check_out(options.out)
     source = locate_source(options)
     sets = {
-        name: read_conversations(DataSource(source=path) if path else DataSource(), name, f"--{name}")
-        for name, path in (("refusals", options.refusals), ("general", options.general))
+        kind: read_conversations(DataSource(source=path) if path else DataSource(), kind, f"--{kind}")
+        for kind, path in (("refusals", options.refusals), ("general", options.general))
     }
     openings = knob_openings(source.tokenizer(), sets["refusals"], sets["general"])
     settings = knob_settings(openings, options.strength)
-    write("knob", source, settings, {name: describe(rows) for name, rows in sets.items()}, options.out)
+    write(name, source, settings, {kind: describe(rows) for kind, rows in sets.items()}, options.out)
     count = f"{len(settings['tokens'])} first tokens of {len(openings.openings)} refusal openings"
     show(f"{options.strength:+g} on {count}: {_quoted(settings['texts'])}")
     if shared := [first.text for first in openings.first_tokens if first.shared]:
         show(f"Ordinary answers also begin with {_quoted(shared)}.")
     show(f"{options.out}: dcr-ds evaluate knob={options.out} --suite quick --out runs")
+    return 0
 
 
 def _quoted(texts: Sequence[str]) -> str:
