@@ -39,7 +39,8 @@ COMMANDS = {
     "diagnose": "gradient kernel, layer probe, PCA, confounds and refusal openings",
     "baseline": "baselines that DCR is compared with, made from a recipe or a model",
     "report": "report of runs: Markdown, HTML, figures; seeds combined",
-    "export": "safetensors for transformers and vLLM, from a run or a checkpoint",
+    "export": "safetensors for transformers and vLLM, or GGUF, from a run or a checkpoint",
+    "verify": "whether an exported or served model has the refusal log-odds of the run's",
     "schema": "JSON schema of recipes, for editors",
 }
 MAIN_RANK_FIRST_SECONDS = 10

@@ -2,6 +2,8 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +59,31 @@ def export(trained: Path, out: Path, options: ExportOptions) -> str:
     Raises:
         UserError: there is nothing to export, it is damaged or does not fit its base, or `out` exists.
     """
+    write = _export_adapter if _is_adapter(trained) else _export_trained
+    with new_folder(out) as partial:
+        description = write(trained, partial, options)
+        check_export(partial)
+    return description
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """The temporary name of a folder, which the body writes; it gets the name `out` if nothing fails.
+
+    Raises:
+        UserError: `out` exists.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists, and nothing is overwritten; name a new folder")
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)
-    write = _export_adapter if _is_adapter(trained) else _export_trained
     try:
-        description = write(trained, partial, options)
-        check_export(partial)
+        yield partial
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return description
 
 
 def check_export(folder: Path) -> None:

@@ -247,9 +247,18 @@ class Endpoint:
             total = len(conversations)
             raise UserError(f"{failure}; {left} of {total} are left, and the same command resumes with them")
 
-    def _post(self, sent: dict[str, Any]) -> bytes:
+    def request(self, path: str, sent: dict[str, Any]) -> dict[str, Any]:
+        """Post to another path of the server once; the object in the reply. Raises UserError without one."""
+        url = self.url.removesuffix("/chat/completions").removesuffix("/v1") + path
+        try:
+            reply = json.loads(self._post({"model": self.model, **sent}, url))
+        except (_Temporary, _FieldRefused, UserError, ValueError) as error:
+            raise UserError(f"{url}: {error}") from None
+        return reply if isinstance(reply, dict) else {}
+
+    def _post(self, sent: dict[str, Any], url: str = "") -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "dcr-ds"}
-        request = Request(self.url, data=json.dumps(sent).encode(), headers=headers, method="POST")
+        request = Request(url or self.url, data=json.dumps(sent).encode(), headers=headers, method="POST")
         if self._key:  # unredirected: not sent to another host
             request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         with self._counting:

@@ -126,20 +126,12 @@ def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:
 
 def _dequantise(gguf: Path, target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM
+
+    from dcr_ds.models.gguf_file import load_gguf
 
     print(f"{gguf.name}: dequantising once into {str(target).removesuffix('.partial')}", file=sys.stderr, flush=True)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            gguf_file=gguf.name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            trust_remote_code=False,
-        )
-    except Exception as error:  # what a damaged file raises depends on where the damage is
-        raise UserError(f"{gguf}: transformers cannot read it ({str(error)[:200]}); copy it again") from None
+    model, tokenizer = load_gguf(gguf)
     # some transformers versions refuse to save a model loaded from GGUF: copy its weights into a plain one
     config = type(model.config).from_dict(
         {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}

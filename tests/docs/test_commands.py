@@ -189,8 +189,6 @@ def check_python(words: list[str]) -> None:
         assert importlib.util.find_spec(module)
         return
     script = next((word for word in words if word.endswith(".py")), None)
-    if script == "convert_hf_to_gguf.py":  # of llama.cpp
-        return
     assert script and (ROOT / script).is_file(), f"{script} does not exist"
     for option in words[words.index(script) + 1 :]:
         if option.startswith("--"):
@@ -200,7 +198,7 @@ def check_python(words: list[str]) -> None:
 def is_setting(name: str) -> bool:
     """Whether a variable is one of the SLURM scripts, of sbatch, or of a library."""
     scripts = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "slurm").glob("*.sh"))
-    return name in scripts or name.startswith("SBATCH_") or name == "PYTHONPATH"
+    return name in scripts or name.startswith("SBATCH_") or name in ("PYTHONPATH", "LLAMA_CPP")
 
 
 def test_a_wrong_field_in_a_command_is_detected(folder, monkeypatch):
