@@ -16,13 +16,15 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock
 
+from dcr_ds.data.object_store import MAX_BYTES, Answer, fetch_object
 from dcr_ds.data.tables import Origin
 from dcr_ds.errors import UserError
 from dcr_ds.files import cache_folder, read_object, write_json
+from dcr_ds.recipe.urls import store_of
 
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 5
@@ -31,16 +33,8 @@ FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 60.0  # even if a server asks for more
 FRESH_SECONDS = 600.0  # within which a copy is read without asking the server: the ranks of a run start together
 RETRIED = {408, 425, 429, 500, 502, 503, 504}
-MAX_BYTES = 4 << 30
 CHUNK_BYTES = 1 << 20
 VALIDATORS = {"ETag": "If-None-Match", "Last-Modified": "If-Modified-Since"}  # of an answer, and of the next request
-
-
-class _Answer(NamedTuple):
-    """What a server sent; the content is None if it has not changed."""
-
-    content: bytes | None
-    validators: dict[str, str]
 
 
 def fetch(url: str, sha256: str | None, origin: Origin) -> bytes:
@@ -76,16 +70,17 @@ def fetch(url: str, sha256: str | None, origin: Origin) -> bytes:
             return content
 
 
-def _fetch_changed(url: str, origin: Origin, known: dict[str, Any], copy: bytes | None) -> _Answer:
+def _fetch_changed(url: str, origin: Origin, known: dict[str, Any], copy: bytes | None) -> Answer:
     """What the server sends, or that nothing has changed where it cannot be reached and there is a copy."""
     validators = known.get("validators") if copy is not None else None
+    request = fetch_object if store_of(url) else _download
     try:
-        answer = _download(url, origin, validators if isinstance(validators, dict) else {})
+        answer = request(url, origin, validators if isinstance(validators, dict) else {})
     except UserError as error:
         if copy is None:
             raise
         print(f"{error}. The copy of {known.get('fetched')} is used", file=sys.stderr)
-        return _Answer(None, {})
+        return Answer(None, {})
     if answer.content and answer.content.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise origin.error("is a web page, not a data file; use the URL of the raw file")
     return answer
@@ -136,7 +131,7 @@ def _write_errors(folder: Path, origin: Origin) -> Iterator[None]:
         ) from None
 
 
-def _download(url: str, origin: Origin, validators: dict[str, str]) -> _Answer:
+def _download(url: str, origin: Origin, validators: dict[str, str]) -> Answer:
     headers = {VALIDATORS[name]: str(value) for name, value in validators.items() if name in VALIDATORS}
     request = urllib.request.Request(url, headers=headers)
     for attempt in range(ATTEMPTS):
@@ -145,7 +140,7 @@ def _download(url: str, origin: Origin, validators: dict[str, str]) -> _Answer:
             return _read(request, origin)
         except urllib.error.HTTPError as error:
             if error.code == 304:
-                return _Answer(None, {})
+                return Answer(None, {})
             problem = f"the server responded {error.code} {error.reason}"
             requested = _requested_wait(error.headers.get("Retry-After") or "")
             if error.code not in RETRIED:
@@ -161,7 +156,7 @@ def _download(url: str, origin: Origin, validators: dict[str, str]) -> _Answer:
     raise origin.error(f"{problem}; {attempt + 1} attempts; check the network, or use a local file") from None
 
 
-def _read(request: urllib.request.Request, origin: Origin) -> _Answer:
+def _read(request: urllib.request.Request, origin: Origin) -> Answer:
     parts = []
     with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as reply:
         expected = reply.length  # bytes that the server announced
@@ -172,7 +167,7 @@ def _read(request: urllib.request.Request, origin: Origin) -> _Answer:
     content = b"".join(parts)
     if expected is not None and len(content) < expected:
         raise http.client.HTTPException(f"{len(content)} of {expected} bytes arrived")
-    return _Answer(content, {name: reply.headers[name] for name in VALIDATORS if reply.headers.get(name)})
+    return Answer(content, {name: reply.headers[name] for name in VALIDATORS if reply.headers.get(name)})
 
 
 def _wait_seconds(attempt: int, requested: float | None) -> float:

@@ -16,7 +16,7 @@ from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, t
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, find_file
-from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
+from dcr_ds.recipe.urls import URL, expand_variables, is_local, mask_secrets
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -27,8 +27,8 @@ Parse = Callable[[bytes, str, Origin], Table]
 def read_table(source: DataSource, name: str, field: str, parse: Parse = parse_table) -> Table:
     """All rows of a source, before any filter.
 
-    A source is `builtin`, a URL, a file (relative to the working directory or to the project), or a hub id
-    `owner/name`. The network is used only for URLs and hub ids.
+    A source is `builtin`, a URL of the web or of an object store, a file (relative to the working directory or to the
+    project), or a hub id `owner/name`. The network is used only for URLs and hub ids.
 
     Args:
         name: which built-in set `builtin` means, a key of `shipped.FILES`.
@@ -36,7 +36,7 @@ def read_table(source: DataSource, name: str, field: str, parse: Parse = parse_t
         parse: of the content of a file, its name and its origin.
     """
     source = source.model_copy(update={"source": expand_variables(source.source, field)})
-    is_url = bool(re.match(r"https?://", source.source))
+    is_url = bool(URL.match(source.source))
     if source.source == "builtin":
         _refuse_hash(source, field)
         return read_shipped(source, name, field)

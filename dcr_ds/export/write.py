@@ -29,6 +29,7 @@ from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import RunFolder, enclosing_run
+from dcr_ds.recipe.urls import refuse_store
 
 STAGES = ("align", "refine", "control")  # the default is the first one that was trained
 SECTIONS = {"refine": "refine", "align": "align", "control": "align"}  # of the recipe, for each stage
@@ -71,8 +72,9 @@ def new_folder(out: Path) -> Iterator[Path]:
     """The temporary name of a folder, which the body writes; it gets the name `out` if nothing fails.
 
     Raises:
-        UserError: `out` exists.
+        UserError: `out` exists, or is on an object store.
     """
+    refuse_store(str(out), "--out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists, and nothing is overwritten; name a new folder")
     partial = out.with_name(f"{out.name}.partial")

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
-from dcr_ds.recipe.urls import expand_variables
+from dcr_ds.recipe.urls import expand_variables, refuse_store
 
 TemplateValue = bool | int | float | str
 
@@ -309,4 +309,11 @@ class Recipe(Section):
 
     @property
     def folder(self) -> Path:
-        return Path(expand_variables(self.output, "output")) / self.name
+        """The run folder.
+
+        Raises:
+            UserError: it is on an object store.
+        """
+        output = expand_variables(self.output, "output")
+        refuse_store(output, "output")
+        return Path(output) / self.name

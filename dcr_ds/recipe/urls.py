@@ -1,4 +1,7 @@
-"""Secrets in URLs: they are masked wherever a URL is written or printed, and can be named as ${VARIABLE}."""
+"""URLs in recipes: which there are, and their secrets.
+
+Secrets are masked wherever a URL is written or printed, and can be named as ${VARIABLE}.
+"""
 
 import ipaddress
 import os
@@ -9,7 +12,17 @@ from urllib.parse import urlsplit
 from dcr_ds.errors import UserError
 
 MASK = "***"
-URL = re.compile(r"https?://[^\s'\"<>]+", re.IGNORECASE)
+# Schemes of object stores, and the packages with which fsspec reads them; credentials are those of the packages.
+STORES = {
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "hf": "huggingface_hub",
+}
+URL = re.compile(rf"(?:https?|{'|'.join(STORES)})://[^\s'\"<>]+", re.IGNORECASE)
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SECRET_NAMES = re.compile(r"token|key|sig|secret|pass|pwd|auth|cred|session|jwt|code", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"(?=.*[0-9])[A-Za-z0-9_\-.~%+=/]{20,}")
@@ -49,6 +62,22 @@ def masked(values: Any) -> Any:
     return mask_secrets(values) if isinstance(values, str) else values
 
 
+def store_of(text: str) -> str | None:
+    """The scheme of a URL of an object store; None for anything else, also for a folder named like one."""
+    scheme, separator, _ = text.partition(":/")
+    return scheme.lower() if separator and scheme.lower() in STORES else None
+
+
+def refuse_store(folder: str, field: str) -> None:
+    """Raise UserError for a folder to write to on an object store."""
+    if store_of(folder):
+        raise UserError(
+            f"{field}: {mask_secrets(folder)} is on an object store, which cannot rename a folder in one step, so an "
+            "interrupted run could leave half a checkpoint; write to a disk or a shared file system and copy the "
+            "folder afterwards, or mount the store with a file system whose renames are atomic"
+        )
+
+
 def is_local(url: str) -> bool:
     """Whether a URL is on this machine or its network: a private address, or a host name without a dot.
 
@@ -69,7 +98,7 @@ def _mask_url(url: str) -> str:
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")
     name, colon, password = user.partition(":")
-    if at:
+    if at and (colon or scheme.lower() not in STORES):  # a name alone is that of a container in abfs://NAME@ACCOUNT/…
         user = f"{name}:{_mask(password)}" if colon else _mask(user)
     parameters = "&".join(map(_mask_parameter, query.split("&"))) if query else ""
     return f"{scheme}://{user}{at}{host}{slash}{path}{question}{parameters}{separator}{fragment}"
