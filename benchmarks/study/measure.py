@@ -4,6 +4,7 @@ Everything is kept in a working folder, so that an interrupted measurement conti
 """
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,13 +33,16 @@ READ = ("id", "log_odds", "margin")  # what is kept of the rows of `refusal_log_
 
 
 class PairOfSets(NamedTuple):
-    """A harmless set and a harmful one; `read` and `answered` prompts of each are sampled, None: all, 0: none."""
+    """A harmless set and a harmful one; `rows` prompts of each are sampled (None: all)."""
 
     harmless: str
     harmful: str
-    read: int | None = None
-    answered: int = 0
-    is_test: bool = True
+    rows: int | None = None
+    answered: bool = False
+
+    def entries(self) -> list[dict]:
+        """The two as benchmarks of a recipe."""
+        return [{"name": name, "rows": self.rows} for name in (self.harmless, self.harmful)]
 
 
 class Plan(NamedTuple):
@@ -66,32 +70,20 @@ class Measured(NamedTuple):
 
 def read_plan(file: Path = HERE / "sets.yaml") -> Plan:
     written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    pairs = {
-        name: PairOfSets(**fields, is_test=part == "test")
-        for part in ("test", "development")
-        for name, fields in written[part].items()
-    }
+    pairs = {name: PairOfSets(**fields) for part in ("test", "development") for name, fields in written[part].items()}
     return Plan(pairs, written["attacked"])
 
 
-def read_sets(data: str, plan: Plan) -> list[Benchmark]:
-    """The benchmarks whose log-odds are read."""
-    entries = [
-        {"name": name, "rows": pair.read} for pair in plan.pairs.values() for name in (pair.harmless, pair.harmful)
-    ]
-    return read_benchmarks(EvaluateSection(benchmarks=entries, local_data=data))
+def read_sets(data: str, pairs: Sequence[PairOfSets]) -> list[Benchmark]:
+    entries = [entry for pair in pairs for entry in pair.entries()]
+    return read_benchmarks(EvaluateSection(benchmarks=entries, local_data=data)) if entries else []
 
 
 def answering_recipe(data: str, plan: Plan, attacks: bool) -> Recipe:
     """A recipe that only evaluates: the answered prompts, and with `attacks` the attacked ones."""
-    entries = [
-        {"name": name, "rows": pair.answered}
-        for pair in plan.pairs.values()
-        if pair.answered
-        for name in (pair.harmless, pair.harmful)
-    ]
+    entries = [entry for pair in plan.pairs.values() if pair.answered for entry in pair.entries()]
     if attacks:
-        benchmark, rows = plan.attacked["benchmark"], plan.attacked["answered"]
+        benchmark, rows = plan.attacked["benchmark"], plan.attacked["rows"]
         entries += [{"name": name, "rows": rows} for name in (benchmark, *_attacked(plan))]
     recipe = load_recipe(str(RECIPE), [])
     section = recipe.evaluate.model_dump() | {"benchmarks": entries, "local_data": data}
@@ -123,8 +115,12 @@ def measure(source: str, data: str, work: Path, what: What, plan: Plan) -> Measu
     )
     recipe = answering_recipe(data, plan, what.attacks)
     run_data = load_data(recipe)
-    read = read_log_odds(model, read_sets(data, plan), run_data, work, ranks)
+    only_read = [pair for pair in plan.pairs.values() if not (pair.answered and what.answers)]
+    read = read_log_odds(model, read_sets(data, only_read), run_data, work, ranks)
     evaluate_model(model, run_data, recipe.evaluate, ranks, answers=what.answers)
+    if what.answers:  # the log-odds of answered prompts were read from the cache of their answers
+        compared = {name for pair in plan.pairs.values() for name in (pair.harmless, pair.harmful)} - read.keys()
+        read |= {name: read_jsonl(model.folder.benchmark(name).log_odds) for name in sorted(compared)}
     labels = read_labels(model.folder, run_data.benchmarks) if what.answers else {}
     rows = [
         Row(name, row["id"], row["log_odds"], row["margin"], labels.pop((name, row["id"]), None))
