@@ -29,6 +29,7 @@ from dcr_ds.errors import (
 # Subcommand → one line for the overview. `a-b` is run by `dcr_ds.commands.a_b.run(arguments) -> exit code`.
 COMMANDS = {
     "train": "refine, align and evaluate a model as a recipe says; the same as train.py",
+    "repair": "refine and shortly align a model that refuses harmless prompts already",
     "recipes": "list the shipped recipes; copy one to edit it",
     "plan": "memory and time of a recipe, and the ZeRO stage and micro-batch size that fit",
     "slurm": "submit a run to SLURM: one job, one job per stage, or a sweep",

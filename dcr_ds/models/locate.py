@@ -16,6 +16,7 @@ from dcr_ds.files import cache_folder, expand_user, free_bytes
 from dcr_ds.locks import locked
 from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint
 from dcr_ds.recipe import ModelSection
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
 from dcr_ds.recipe.urls import expand_variables, mask_secrets
 
 DEMO_MODEL = "smollm2-135m"
@@ -44,17 +45,33 @@ def _locate(model: ModelSection) -> Path:
             raise UserError(f"model.source: no such file {path}")
         return _converted(lambda: path, key=path)
     if path.is_dir():
-        if (path / BASELINE_RECORD).is_file():
-            raise UserError(
-                f"{path}: is a baseline, a hook on another model, which only dcr-ds evaluate loads; {BASELINE_RECORD} "
-                "names its source model"
-            )
+        _refuse_other_folders(path)
         return path
     if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
         raise UserError(
             f"model.source: {mask_secrets(model.source)} is not a model folder, .gguf file, hub id or {DEMO_MODEL}"
         )
     return _from_hub(model)
+
+
+def _refuse_other_folders(path: Path) -> None:
+    """Raise UserError for a folder of a baseline's hook, an adapter or a run: what to use in its place."""
+    if (path / BASELINE_RECORD).is_file():
+        raise UserError(
+            f"{path}: is a baseline, a hook on another model, which only dcr-ds evaluate loads; {BASELINE_RECORD} "
+            "names its source model"
+        )
+    if (path / "config.json").exists():
+        return
+    if (path / "adapter_config.json").exists():
+        raise UserError(
+            f"model.source: {path} is an adapter; merge it into its base model first, and use the merged model: "
+            f"dcr-ds export {path} --merge --out MODEL"
+        )
+    if RunFolder(path).is_run:
+        models = [stage.model for name in STAGE_OF_MODEL.values() if (stage := RunFolder(path).stage(name)).is_done]
+        named = " or ".join(map(str, models)) or "it has no trained model yet"
+        raise UserError(f"model.source: {path} is a run; name one of its models: {named}")
 
 
 def describe_source(model: ModelSection, folder: Path) -> dict[str, str | None]:

@@ -8,7 +8,7 @@ from typing import Any
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json, write_atomically, write_json
 from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe, public_values, read_yaml
-from dcr_ds.recipe.layout import RunFolder
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
 from dcr_ds.run.environment import record_attempt
 
 # fields that change no weight, so they may change when a run is resumed
@@ -76,6 +76,20 @@ def prepare_folder(recipe: Recipe, redo: str | None) -> Recipe:
             "do stage 2 again with --redo align"
         )
     return _keep_resolved(recipe, saved) if saved else recipe
+
+
+def check_separate(recipe: Recipe, source: Path) -> None:
+    """Raise UserError if a run would write into the folder of its source model, or over that model."""
+    folder, source = recipe.folder.resolve(), source.resolve()
+    if folder.is_relative_to(source):
+        raise UserError(
+            f"{recipe.folder}: the run folder would be inside the model's folder {source}; set --output elsewhere"
+        )
+    if any(source.is_relative_to(RunFolder(folder).stage(stage).folder) for stage in STAGE_OF_MODEL.values()):
+        raise UserError(
+            f"{recipe.folder}: model.source is a model of this run, which the run would write over; give it another "
+            "--name or --output"
+        )
 
 
 def begin_redo(recipe: Recipe, redo: str | None) -> str | None:

@@ -18,7 +18,7 @@ from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
 from dcr_ds.run.attempt import record_progress
 from dcr_ds.run.environment import describe_environment
-from dcr_ds.run.folder import begin_redo, end_redo, has_control, prepare_folder, redo_of, save_run
+from dcr_ds.run.folder import begin_redo, check_separate, end_redo, has_control, prepare_folder, redo_of, save_run
 from dcr_ds.run.identity import check_identity
 from dcr_ds.run.opening import open_run
 from dcr_ds.run.same_inputs import check_same_inputs
@@ -40,6 +40,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     source = prepare_source(recipe.model)
     if "refine" in recipe.stages and recipe.refine.layer != "auto":
         check_layer(source, recipe.refine.layer)
+    check_separate(recipe, source)
     if not dry_run:
         prepare_folder(recipe, redo)
     _check_source(recipe, source)
@@ -251,9 +252,8 @@ def _files(folder: Path) -> list[Path]:
 def _report(recipe: Recipe) -> None:
     from dcr_ds.report import terminal_table, write_report
 
-    folder = RunFolder(recipe.folder)
-    write_report([folder.folder], folder.report)
-    print(f"\n{terminal_table([folder.folder])}\n\nReport: {folder.report}", flush=True)
+    write_report([recipe.folder], RunFolder(recipe.folder).report)
+    print(f"\n{terminal_table([recipe.folder])}\n\nReport: {RunFolder(recipe.folder).report}", flush=True)
 
 
 def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[str, str]]:

@@ -152,6 +152,8 @@ def check_subcommand(name: str, words: list[str]) -> None:
         return
     if name == "recipes":
         module.run(words)
+    elif name == "repair":
+        dry_run(tuple(module._parse(words)))
     elif name == "slurm":
         options, fields = module._parse(words)
         check_script(f"slurm/{options.kind}.sh", fields)
