@@ -159,7 +159,8 @@ def model_of(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> Pat
     model = RunFolder(home).stage(arm.stages[-1]).model
     if not model.is_dir():
         recipe = prepared(job, options) if arm.prepare else RECIPE
-        call("train.py", str(recipe), *overrides(job, options), "--model.source", str(source))
+        stages = ["--stages", f"[{', '.join(arm.stages)}]"]
+        call("train.py", str(recipe), *overrides(job, options), *stages, "--model.source", str(source))
     return model
 
 
@@ -181,7 +182,6 @@ def overrides(job: Job, options: argparse.Namespace) -> list[str]:
         "output": str(options.out),
         "seed": job.seed,
         "model.chat_template": str(TEMPLATE),
-        "stages": f"[{', '.join(job.arm.stages)}]",
     }
     return [word for name, value in (fields | job.arm.change).items() for word in (f"--{name}", str(value))]
 
