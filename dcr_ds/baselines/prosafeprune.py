@@ -13,7 +13,7 @@ Legend: n prompts, D outputs, r rank.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -62,7 +62,7 @@ def prosafeprune(
             f"prosafeprune: {len(prompts[few])} prompts of the set {BASES[few]}, fewer than --rank {settings.rank}; "
             "lower it, or name a larger set"
         )
-    paths = [path for key in settings.modules for path in MODULES[key]]
+    paths = paths_of(settings.modules)
     modules = linears(subject.model, paths)
     _check_layers(settings.layers, len(blocks_of(subject.model)))
     report(f"outputs of {len(modules)} modules on {sum(map(len, prompts.values()))} prompts")
@@ -80,7 +80,12 @@ def prosafeprune(
     figures = {"layers": list(layers), "silhouette": scores, "rank": settings.rank} | {
         "prompts": {name: len(part) for name, part in prompts.items()}
     }
-    return Edited(edits, figures | {"settings": asdict(settings)})
+    return Edited(edits, figures)
+
+
+def paths_of(modules: Sequence[str]) -> list[str]:
+    """The linear modules of a block that are changed."""
+    return [path for key in modules for path in MODULES[key]]
 
 
 def basis(states: torch.Tensor, rank: int) -> torch.Tensor:

@@ -30,6 +30,9 @@ class Encoded:
         return Encoded([self.ids[index] for index in kept], [self.tokens[index] for index in kept])
 
 
+NO_PROMPTS = Encoded([], [])
+
+
 @dataclass(frozen=True)
 class Split:
     """Training and validation prompts of one set."""
