@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from dcr_ds.errors import UserError, write_errors_as_user_errors
+from dcr_ds.errors import write_errors_as_user_errors
 from dcr_ds.files import without_nan, write_json
 from dcr_ds.models.check import build_on_meta, check_model
-from dcr_ds.models.checkpoint_files import read_headers
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, read_headers
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.splice import ALONE, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
@@ -55,12 +55,6 @@ class EditedWeights:
         return self._edits[name](weight.to(torch.promote_types(weight.dtype, torch.float32)))
 
 
-def check_out(out: Path) -> None:
-    """Raise UserError unless a folder can be created there."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: exists, and nothing is overwritten; name a new folder")
-
-
 def write_edited(source: Path, edited: Edited, record: dict[str, Any], out: Path, template: ChatTemplate) -> None:
     """Write a plain model folder: the source with changed weights, its tokenizer, and baseline.json.
 
@@ -68,12 +62,12 @@ def write_edited(source: Path, edited: Edited, record: dict[str, Any], out: Path
 
     Args:
         record: what made it, for baseline.json.
+        out: a folder that does not exist, or is empty.
         template: the chat template that prompts were rendered with.
 
     Raises:
-        UserError: the folder exists, or cannot be written.
+        UserError: the folder cannot be written.
     """
-    check_out(out)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -90,9 +84,8 @@ def write_edited(source: Path, edited: Edited, record: dict[str, Any], out: Path
             hashes = {"source_sha256": weights_hash(source), "sha256": weights_hash(partial)}
             changed = {"changed": sorted(edited.edits)}
             write_json(
-                partial / "baseline.json", record | {"selection": without_nan(edited.figures)} | hashes | changed
+                partial / BASELINE_RECORD, record | {"selection": without_nan(edited.figures)} | hashes | changed
             )
-            shutil.rmtree(out, ignore_errors=True)
             partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

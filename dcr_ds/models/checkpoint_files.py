@@ -23,7 +23,7 @@ SHARD = re.compile(r"[^/\\\x00]+\.safetensors")
 MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantised
 BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
-BASELINE_RECORD = "baseline.json"  # of a folder that holds a hook on another model (models/hooks)
+BASELINE_RECORD = "baseline.json"  # what made a baseline: a hook on another model, or a model with changed weights
 # Files of a checkpoint that are downloaded and copied. No pickles.
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 TOKENIZER_FILES = (
@@ -127,6 +127,11 @@ def check_checkpoint(folder: Path) -> None:
         raise UserError(
             f"{folder}: config.json says {num_blocks} blocks, but the weights hold {len(stored)}; copy the model again"
         )
+
+
+def holds_hook(folder: Path) -> bool:
+    """Whether a folder holds a hook on another model, and no model of its own."""
+    return (folder / BASELINE_RECORD).is_file() and not (folder / "config.json").is_file()
 
 
 def check_layer(folder: Path, layer: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from dcr_ds.errors import UserError
 from dcr_ds.files import cache_folder, expand_user, free_bytes
 from dcr_ds.locks import locked
-from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint, holds_hook
 from dcr_ds.recipe import ModelSection
 from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
 from dcr_ds.recipe.urls import expand_variables, mask_secrets
@@ -56,7 +56,7 @@ def _locate(model: ModelSection) -> Path:
 
 def _refuse_other_folders(path: Path) -> None:
     """Raise UserError for a folder of a baseline's hook, an adapter or a run: what to use in its place."""
-    if (path / BASELINE_RECORD).is_file():
+    if holds_hook(path):
         raise UserError(
             f"{path}: is a baseline, a hook on another model, which only dcr-ds evaluate loads; {BASELINE_RECORD} "
             "names its source model"

@@ -16,7 +16,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import flush, parse_json, write_json
-from dcr_ds.models.checkpoint_files import FILES, HEAD, INDEX, copied_files, model_config, read_headers
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, HEAD, INDEX, copied_files, model_config, read_headers
 from dcr_ds.models.hashes import remember_hash
 from dcr_ds.models.shards import DTYPES, Shard, ShardWriter, index_of, needs_index, plan_shards
 from dcr_ds.progress import heartbeat
@@ -191,7 +191,8 @@ def _prepare(source: Path, partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for file in copied_files(source, FILES[1:]):
-        shutil.copy(file, partial)
+        if file.name != BASELINE_RECORD:  # says what made the source's weights
+            shutil.copy(file, partial)
 
 
 def _write(weights: Weights, pieces: Pieces, shards: Sequence[Shard], partial: Path) -> dict[str, str]:

@@ -19,6 +19,11 @@ BASELINES = {
     "stl-aug": Baseline("RECIPE", "recipes", "equal data: STL on the prompts that refine sees, as many steps"),
     "rationale-only": Baseline("RECIPE", "recipes", "STL on refusals without the boilerplate sentence"),
     "knob": Baseline("MODEL", "knob", "a constant added to the logits of refusal openings"),
+    "surgical": Baseline("MODEL", "surgical", "weights without the false-refusal direction"),
+    "prosafeprune": Baseline(
+        "MODEL", "prosafeprune", "weights without what seemingly toxic prompts share with toxic ones"
+    ),
+    "llm-va": Baseline("MODEL", "llm_va", "weights that answer as far as a prompt is benign"),
 }
 DESCRIPTION = """\
 Make a baseline that DCR is compared with. A RECIPE gives a folder with training data and a recipe for train.py; a MODEL

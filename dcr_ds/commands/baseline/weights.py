@@ -58,7 +58,9 @@ def weights_parser(name: str, description: str, validation: int | None) -> Argum
     if validation is not None:
         help_validation = f"validation prompts per set (default: {validation})"
         parser.add_argument("--validation", type=positive_int, default=validation, metavar="N", help=help_validation)
-    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="prompts per pass (default: 16)")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=16, metavar="N", help="prompts per pass (default: 16)"
+    )
     return parser
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import check_fields, hash_of, parse_json, write_json
-from dcr_ds.models.checkpoint_files import BASELINE_RECORD, model_hash
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, holds_hook, model_hash
 from dcr_ds.recipe import ChatTemplate
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def content_hash(source: Path, adapter: Path | None) -> str:
 
 
 def is_baseline(folder: Path) -> bool:
-    return (folder / BASELINE_RECORD).is_file()
+    return holds_hook(folder)
 
 
 def read_record(folder: Path) -> BaselineRecord:
