@@ -1,11 +1,13 @@
 """Surgical: the selection against a plain one, hooks against weights, and what cannot be done."""
 
 import copy
+import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from subjects import block_inputs, is_refused, load, make_subject, next_log_p, score
 from tiny import make_model
 
@@ -15,6 +17,7 @@ from dcr_ds.baselines.projections import check_residual
 from dcr_ds.baselines.subject import Encoded, Split
 from dcr_ds.baselines.surgical import Candidate, SurgicalSettings, choose, false_refusal_directions, surgical
 from dcr_ds.errors import UserError
+from dcr_ds.models.check import check_model
 from dcr_ds.recipe import ChatTemplate
 
 IDS = torch.arange(3, 43).view(2, 20)
@@ -63,6 +66,26 @@ def test_ablated_weights_equal_ablation_by_hooks(tmp_path, model_type, tied, siz
     assert torch.equal(written.get_output_embeddings().weight, model.get_output_embeddings().weight)
 
 
+def test_the_head_of_a_tied_model_in_several_files_is_stored_apart(tmp_path):
+    """Also where the source stores the tied head a second time, as some checkpoints do."""
+    source = make_model(tmp_path / "model", layers=3, dtype=torch.float64)
+    load(source).save_pretrained(source, max_shard_size="60KB")
+    (source / "model.safetensors").unlink()
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    name = index["weight_map"]["model.norm.weight"]
+    save_file(load_file(source / name) | {"lm_head.weight": load(source).lm_head.weight.detach()}, source / name)
+    index["weight_map"]["lm_head.weight"] = name
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    model, direction = load(source), unit()
+    written = write(source, Edited(ablation_edits(model, direction), {}, True), tmp_path / "out")
+    with torch.no_grad(), ablated(model, direction):
+        expected = model(input_ids=IDS).logits
+    assert (written(input_ids=IDS).logits - expected).abs().max() < 1e-6
+    assert check_model(tmp_path / "out") == []
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == {*dict(model.named_parameters()), "lm_head.weight"}
+
+
 def test_nothing_is_written_along_the_direction(tmp_path):
     source = with_random_biases(make_model(tmp_path / "model", layers=3, dtype=torch.float64, **BIASED))
     model, direction = load(source), unit()
@@ -93,14 +116,13 @@ def test_the_chosen_direction_is_that_of_a_plain_implementation(tmp_path):
         for part in ("train", "validation")
     }
     harmless, pseudo = kept["harmless", "validation"], kept["seemingly_toxic", "validation"]
+    inputs = {
+        name: torch.stack([block_inputs(model, row)[:, -3:] for row in kept[name, "train"]]) for name in subject.prompts
+    }
     found = []
     for position in (-3, -2, -1):
         for layer in range(3):  # the last of 4 blocks is of the last 20 %
-            means = {
-                name: sum(block_inputs(model, row)[layer, position] for row in kept[name, "train"])
-                / len(kept[name, "train"])
-                for name in subject.prompts
-            }
+            means = {name: rows[:, layer, position].mean(0) for name, rows in inputs.items()}
             h, o = means["harmful"] - means["harmless"], means["seemingly_toxic"] - means["harmless"]
             if h.norm() < 1e-12:
                 continue
