@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELP_MODEL = "model or adapter folder, hub id, GGUF file or smollm2-135m"
+OPTIONS = {"harmful": "--harmful", "harmless": "--harmless", "seemingly_toxic": "--seemingly-toxic"}
 HELP_ROLE = {
     "harmful": "harmful prompts (default: toxic prompts of the built-in training split)",
     "harmless": "harmless prompts (default: general ones of the built-in training split)",
@@ -73,7 +74,7 @@ def baseline_parser(name: str, description: str) -> ArgumentParser:
 def add_prompt_sets(parser: ArgumentParser, roles: Sequence[str]) -> None:
     """Add the options that name files of prompts, and the seed of what is sampled from them."""
     for role in roles:
-        parser.add_argument(f"--{role.replace('_', '-')}", metavar="FILE", help=HELP_ROLE[role])
+        parser.add_argument(OPTIONS[role], metavar="FILE", help=HELP_ROLE[role])
     parser.add_argument("--seed", type=int, default=0, help="of the sample of prompts (default: 0)")
 
 
