@@ -27,7 +27,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.arguments import parse_train
 
 FOREIGN = {"apptainer", "cd", "docker", "enroot", "git", "hadolint", "llama-quantize", "pre-commit", "source", "tail"}
-FOREIGN |= {"vllm"}
+FOREIGN |= {"vllm", "sky"}
 SBATCH = {"--nodes", "--gpus-per-node", "--ntasks-per-node", "--time", "--partition", "--account", "--constraint"}
 TEXT_OF_BENCHMARKS = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "benchmarks").glob("*.py"))
 ALL = [command for page in PAGES for command in commands(page)]
