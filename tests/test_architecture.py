@@ -19,7 +19,7 @@ FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"judges"},
     {"diagnose"},
     {"refine", "align", "baselines", "evaluate"},
-    {"report", "plan"},
+    {"report", "plan", "datatools"},
     {"run", "export", "augment"},
     {"commands", "api"},
     {"cli"},

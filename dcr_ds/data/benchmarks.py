@@ -243,4 +243,4 @@ def _changed(source: DataSource, benchmark: NamedBenchmark) -> DataSource:
 def _drawn(prompts: PromptSet, count: int, field: str) -> PromptSet:
     rows = draw_rows(prompts.rows, DataSource(rows=count), Origin(field, prompts.source, prompts.name))
     notes = [*prompts.notes, f"{count} of {len(prompts.rows)} prompts drawn"]
-    return PromptSet(prompts.name, prompts.source, rows, digest(rows), notes, prompts.version)
+    return replace(prompts, rows=rows, sha256=digest(rows), notes=notes)

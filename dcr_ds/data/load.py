@@ -1,6 +1,9 @@
 """Read all data of a run, check the sets against each other, and describe them; without torch."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from dcr_ds.data.benchmarks import Benchmark, read_benchmarks
 from dcr_ds.data.conversations import read_conversations
@@ -14,6 +17,14 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe
 
 SHOWN = 5  # common prompts listed in an error
+# the training sets of a recipe, and how each is read
+SETS: dict[str, Callable[..., Any]] = {
+    "seemingly_toxic": read_prompts,
+    "toxic": read_prompts,
+    "general": read_conversations,
+    "refusals": read_conversations,
+    "preferences": read_preferences,
+}
 
 
 @dataclass(slots=True)
@@ -87,32 +98,68 @@ def load_data(recipe: Recipe) -> RunData:
             split; training and evaluation data overlap and `allow_leakage` is not set.
     """
     data = RunData()
-    if "refine" in recipe.stages:
-        data.seemingly_toxic = read_prompts(recipe.data.seemingly_toxic, "seemingly_toxic")
-        data.toxic = read_prompts(recipe.data.toxic, "toxic")
-        refuse_common_prompts(data.seemingly_toxic, data.toxic)
-        _check_contrast(recipe, data.seemingly_toxic, data.toxic, data.notes)
-    elif "align" in recipe.stages and recipe.align.measure_every:  # their held-out prompts are measured
-        data.seemingly_toxic = read_prompts(recipe.data.seemingly_toxic, "seemingly_toxic")
-        data.toxic = read_prompts(recipe.data.toxic, "toxic")
-    by_preferences = "align" in recipe.stages and recipe.align.method == "dpo"
-    by_demonstrations = "align" in recipe.stages and not by_preferences
-    if "refine" in recipe.stages or by_demonstrations:
-        data.general = read_conversations(recipe.data.general, "general")
-    if by_preferences:
-        data.preferences = read_preferences(recipe.data.preferences)
-    if by_demonstrations:
-        data.refusals = read_conversations(recipe.data.refusals, "refusals")
-        if data.toxic is not None:
-            _note_shared_refusals(data.toxic, data.refusals, data.notes)
-    if "evaluate" in recipe.stages:
-        data.benchmarks = read_benchmarks(recipe.evaluate)
+    for step in _steps(recipe, data, needed_sets(recipe)):
+        step()
+    return data
+
+
+def examine_data(recipe: Recipe, names: Sequence[str]) -> tuple[RunData, list[UserError]]:
+    """As `load_data` for some training sets, with every error that it would raise; sets with an error are None.
+
+    Args:
+        names: the training sets to read, of SETS.
+    """
+    data, errors = RunData(), []
+    for step in _steps(recipe, data, names):
+        try:
+            step()
+        except UserError as error:
+            errors.append(error)
+    return data, errors
+
+
+def needed_sets(recipe: Recipe) -> list[str]:
+    """The training sets that the stages of a recipe need."""
+    refines, aligns = "refine" in recipe.stages, "align" in recipe.stages
+    by_preferences = aligns and recipe.align.method == "dpo"
+    by_demonstrations = aligns and not by_preferences
+    is_needed = {
+        # the held-out prompts of stage 1 can be measured in stage 2
+        "seemingly_toxic": refines or (aligns and recipe.align.measure_every > 0),
+        "toxic": refines or (aligns and recipe.align.measure_every > 0),
+        "general": refines or by_demonstrations,
+        "refusals": by_demonstrations,
+        "preferences": by_preferences,
+    }
+    return [name for name in SETS if is_needed[name]]
+
+
+def _steps(recipe: Recipe, data: RunData, names: Sequence[str]) -> Iterator[Callable[[], None]]:
+    """What loads and checks the data, in order; each step raises a UserError or fills `data`."""
+
+    def read(name: str) -> None:
+        setattr(data, name, SETS[name](getattr(recipe.data, name), name))
+
+    def read_examples() -> None:
         # an evaluation alone does not need the training data
         data.refusal_examples = data.refusals or read_conversations(DataSource(), "refusals")
         data.ordinary_examples = data.general or read_conversations(DataSource(), "general")
+
+    def read_evaluation() -> None:
+        data.benchmarks = read_benchmarks(recipe.evaluate)
+
+    def read_general() -> None:
         data.evaluate_general = read_conversations(recipe.evaluate.general, "general", "evaluate.general")
-    check_leakage(data, recipe.allow_leakage)
-    return data
+
+    yield from (partial(read, name) for name in names)
+    if "refine" in recipe.stages and data.seemingly_toxic and data.toxic:
+        yield partial(refuse_common_prompts, data.seemingly_toxic, data.toxic)
+        yield partial(_check_contrast, recipe, data.seemingly_toxic, data.toxic, data.notes)
+    if data.toxic and data.refusals:
+        _note_shared_refusals(data.toxic, data.refusals, data.notes)
+    if "evaluate" in recipe.stages:
+        yield from (read_evaluation, read_examples, read_general)
+    yield partial(check_leakage, data, recipe.allow_leakage)
 
 
 def refuse_common_prompts(seemingly_toxic: PromptSet, toxic: PromptSet) -> None:

@@ -6,12 +6,14 @@ from typing import Generic
 
 from dcr_ds.data.columns import list_names, missing_column, resolve_columns
 from dcr_ds.data.markup import markup_notes
-from dcr_ds.data.records import DataSet, Record, digest
-from dcr_ds.data.rows import LeftOut, note_of, parse_rows
+from dcr_ds.data.records import DataSet, Omitted, Record, digest
+from dcr_ds.data.rows import LeftOut, parse_rows
 from dcr_ds.data.selection import draw_rows, filter_rows, refuse_doubled_ids, refuse_missing_ids, split_repeats
 from dcr_ds.data.sources import read_table
 from dcr_ds.data.tables import Row, Table
 from dcr_ds.recipe import DataSource
+
+REPEATED = "repeated"  # the reason why a row with the content of an earlier one is left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +83,20 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
     parse = kind.parser(layout)
     if kind.needs_ids:
         refuse_missing_ids(table, id_column)
-    records, notes = parse_rows(table, parse, kind.plural, source.max_bad_share)
+    records, left_out = parse_rows(table, parse, kind.plural, source.max_bad_share)
     if not records:
-        raise table.origin.error(f"no usable {kind.plural}: {'; '.join(notes)}")
+        raise table.origin.error(f"no usable {kind.plural}: {'; '.join(omitted.note for omitted in left_out)}")
     distinct, repeats = split_repeats(records, kind.content)
+    total = len(table.rows) + len(table.broken)
     if repeats:
-        total = len(table.rows) + len(table.broken)
-        notes.append(note_of([row.place for row, _ in repeats], total, kind.plural, "repeated"))
+        left_out.append(Omitted.of([row.place for row, _ in repeats], total, kind.plural, REPEATED))
     refuse_doubled_ids(distinct)
+    notes = [omitted.note for omitted in left_out]
     notes += [*table.notes, *(_unused(layout) if kind.notes_unused and source.source != "builtin" else [])]
     notes += markup_notes([record.prompt for _, record in distinct], kind.plural)
     rows = draw_rows([record for _, record in distinct], source, table.origin)
-    return DataSet(name, table.origin.path, rows, digest(rows), notes, table.version)
+    columns = {ours: theirs for ours, theirs in layout.columns.items() if theirs in layout.used}
+    return DataSet(name, table.origin.path, rows, digest(rows), notes, table.version, columns, total, left_out)
 
 
 def _unused(layout: Layout) -> list[str]:

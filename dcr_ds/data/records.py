@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+SHOWN = 3  # places of rows in a note
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -68,9 +70,33 @@ AnyRecord = Prompt | Conversation | Preference
 Record = TypeVar("Record", Prompt, Conversation, Preference)
 
 
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """Rows of a source that are left out for one reason, and the places of the first."""
+
+    count: int
+    total: int  # rows of the source
+    plural: str  # what the rows are called
+    reason: str
+    places: tuple[str, ...]
+
+    @classmethod
+    def of(cls, places: Sequence[str], total: int, plural: str, reason: str) -> "Omitted":
+        return cls(len(places), total, plural, reason, tuple(places[:SHOWN]))
+
+    @property
+    def note(self) -> str:
+        shown = ", ".join(self.places) + (", …" if self.count > len(self.places) else "")
+        return f"{self.count} of {self.total} {self.plural} left out: {self.reason} ({shown})"
+
+
 @dataclass(frozen=True)
 class DataSet(Generic[Record]):
-    """The records of a data set, their source and hash, and notes that say how many rows were left out and why."""
+    """The records of a data set, their source and hash, and notes that say how many rows were left out and why.
+
+    `columns` are those that were read, the source's name by ours; `rows_read` counts the rows of the source that
+    `where` accepts, and `left_out` are those of them that cannot be used or are repeated.
+    """
 
     name: str
     source: str
@@ -78,6 +104,9 @@ class DataSet(Generic[Record]):
     sha256: str
     notes: list[str] = field(default_factory=list)
     version: str | None = None  # of the source: SHA-256 of a file, commit of a hub data set
+    columns: dict[str, str] = field(default_factory=dict)
+    rows_read: int = 0
+    left_out: list[Omitted] = field(default_factory=list)
 
 
 PromptSet = DataSet[Prompt]

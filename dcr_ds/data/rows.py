@@ -1,10 +1,11 @@
 """Parse the rows of a table: bad rows, and rows left out for a reason, are counted and noted; too many are an error."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from dcr_ds.data.records import Omitted
 from dcr_ds.data.tables import Row, RowError, Table
 
 T = TypeVar("T")
@@ -12,7 +13,6 @@ NUMBER = re.compile(r"\d+")  # in a place, such as "line 7"
 FIRST = "0"
 MAX_BAD_SHARE = 0.01  # the default
 FEW = 5  # bad rows that are always left out, if they are fewer than half of the rows
-SHOWN = 3  # places in a note
 MAX_NOTES = 5  # on bad rows; the rest are counted
 
 
@@ -25,8 +25,8 @@ class LeftOut:
 
 def parse_rows(
     table: Table, parse: Callable[[Row], T | LeftOut], plural: str, max_bad_share: float = MAX_BAD_SHARE
-) -> tuple[list[tuple[Row, T]], list[str]]:
-    """Parse all rows; returns those that are used, and a note for each reason to leave rows out.
+) -> tuple[list[tuple[Row, T]], list[Omitted]]:
+    """Parse all rows; returns those that are used, and what is left out, by reason.
 
     Args:
         parse: raises RowError for a bad row.
@@ -55,16 +55,10 @@ def parse_rows(
     reasons: dict[str, list[str]] = {}
     for bad_row in bad:
         reasons.setdefault(bad_row.problem, []).append(bad_row.place)
-    notes = [note_of(places, total, plural, reason) for reason, places in list(reasons.items())[:MAX_NOTES]]
+    omitted = [Omitted.of(places, total, plural, reason) for reason, places in list(reasons.items())[:MAX_NOTES]]
     if others := [place for places in list(reasons.values())[MAX_NOTES:] for place in places]:
-        notes.append(note_of(others, total, plural, "other problems"))
-    return records, notes + [note_of(places, total, plural, reason) for reason, places in left_out.items()]
-
-
-def note_of(places: Sequence[str], total: int, plural: str, reason: str) -> str:
-    """How many rows are left out, why, and the places of the first."""
-    shown = ", ".join(places[:SHOWN]) + (", …" if len(places) > SHOWN else "")
-    return f"{len(places)} of {total} {plural} left out: {reason} ({shown})"
+        omitted.append(Omitted.of(others, total, plural, "other problems"))
+    return records, omitted + [Omitted.of(places, total, plural, reason) for reason, places in left_out.items()]
 
 
 def _refuse_too_many(table: Table, bad: list[RowError], total: int, max_bad_share: float) -> None:

@@ -84,7 +84,8 @@ def _answers_of(table: Table, columns: Mapping[str, str], max_bad_share: float) 
         cells = read(row)
         return cells if isinstance(cells, LeftOut) else [_answer_row(row, item, columns) for item in cells]
 
-    parsed, notes = parse_rows(table, parse, "answers", max_bad_share)
+    parsed, omitted = parse_rows(table, parse, "answers", max_bad_share)
+    notes = [part.note for part in omitted]
     if not parsed:
         raise table.origin.error(f"no usable answers: {'; '.join(notes)}")
     answers = [(row, answer) for row, of_row in parsed for answer in of_row]
