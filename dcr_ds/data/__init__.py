@@ -5,11 +5,22 @@ Nothing here imports torch: data is checked before a process group or a model ex
 
 from dcr_ds.data.benchmarks import Benchmark
 from dcr_ds.data.conversations import read_conversations
+from dcr_ds.data.labelled import read_labelled
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import Conversation, ConversationSet, DataSet, Preference, PreferenceSet, Prompt, PromptSet
+from dcr_ds.data.records import (
+    Conversation,
+    ConversationSet,
+    DataSet,
+    LabelledAnswer,
+    LabelledSet,
+    Preference,
+    PreferenceSet,
+    Prompt,
+    PromptSet,
+)
 from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import HeldOutSplit, split_held_out
 
@@ -20,6 +31,8 @@ __all__ = [
     "ConversationSet",
     "DataSet",
     "HeldOutSplit",
+    "LabelledAnswer",
+    "LabelledSet",
     "Overlap",
     "Preference",
     "PreferenceSet",
@@ -31,6 +44,7 @@ __all__ = [
     "find_overlaps",
     "load_data",
     "read_conversations",
+    "read_labelled",
     "read_preferences",
     "read_prompts",
     "split_held_out",

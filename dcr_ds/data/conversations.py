@@ -32,7 +32,7 @@ def read_conversations(source: DataSource, name: str, field: str | None = None) 
 
 
 def _parser(layout: Layout) -> Callable[[Row], Conversation | LeftOut]:
-    form = _form(layout)
+    form = form_of(layout)
     read = _whole(layout.required(form[0])) if len(form) == 1 else _exchange(layout, form)
     id_column, category, system, history, tools = (layout.column(name) for name in ("id", "category", *CONTEXT))
 
@@ -46,7 +46,7 @@ def _parser(layout: Layout) -> Callable[[Row], Conversation | LeftOut]:
     return parse
 
 
-def _form(layout: Layout) -> tuple[str, ...]:
+def form_of(layout: Layout) -> tuple[str, ...]:
     """The form of the rows: one that the mapping names a column of, else the first whose columns all exist."""
     mapped = [form for form in FORMS if any(column in layout.source.columns for column in form)]
     for form in mapped or FORMS:

@@ -7,17 +7,18 @@ from typing import Any
 
 from dcr_ds.data.benchmarks import Benchmark, read_benchmarks
 from dcr_ds.data.conversations import read_conversations
+from dcr_ds.data.labelled import read_labelled
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps, normalise
 from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import ConversationSet, PreferenceSet, PromptSet, prompts_of
+from dcr_ds.data.records import ConversationSet, LabelledSet, PreferenceSet, PromptSet, prompts_of
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe
 
 SHOWN = 5  # common prompts listed in an error
-# the training sets of a recipe, and how each is read
+# the training sets of a recipe, and how each is read; preferences as labelled answers for KTO
 SETS: dict[str, Callable[..., Any]] = {
     "seemingly_toxic": read_prompts,
     "toxic": read_prompts,
@@ -35,7 +36,7 @@ class RunData:
     toxic: PromptSet | None = None
     general: ConversationSet | None = None
     refusals: ConversationSet | None = None
-    preferences: PreferenceSet | None = None
+    preferences: PreferenceSet | LabelledSet | None = None  # labelled answers for KTO
     benchmarks: list[Benchmark] = field(default_factory=list)
     evaluate_general: ConversationSet | None = None
     refusal_examples: ConversationSet | None = None  # refusals and ordinary answers that refusal openings come from
@@ -43,7 +44,7 @@ class RunData:
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def training_sets(self) -> dict[str, PromptSet | ConversationSet | PreferenceSet]:
+    def training_sets(self) -> dict[str, PromptSet | ConversationSet | PreferenceSet | LabelledSet]:
         """The training sets by their field in the recipe."""
         sets = {
             "data.seemingly_toxic": self.seemingly_toxic,
@@ -121,15 +122,14 @@ def examine_data(recipe: Recipe, names: Sequence[str]) -> tuple[RunData, list[Us
 def needed_sets(recipe: Recipe) -> list[str]:
     """The training sets that the stages of a recipe need."""
     refines, aligns = "refine" in recipe.stages, "align" in recipe.stages
-    by_preferences = aligns and recipe.align.method == "dpo"
-    by_demonstrations = aligns and not by_preferences
+    by_demonstrations = aligns and recipe.align.method == "sft"
     is_needed = {
         # the held-out prompts of stage 1 can be measured in stage 2
         "seemingly_toxic": refines or (aligns and recipe.align.measure_every > 0),
         "toxic": refines or (aligns and recipe.align.measure_every > 0),
         "general": refines or by_demonstrations,
         "refusals": by_demonstrations,
-        "preferences": by_preferences,
+        "preferences": aligns and not by_demonstrations,
     }
     return [name for name in SETS if is_needed[name]]
 
@@ -138,7 +138,9 @@ def _steps(recipe: Recipe, data: RunData, names: Sequence[str]) -> Iterator[Call
     """What loads and checks the data, in order; each step raises a UserError or fills `data`."""
 
     def read(name: str) -> None:
-        setattr(data, name, SETS[name](getattr(recipe.data, name), name))
+        labelled = name == "preferences" and recipe.align.method == "kto"
+        reader = read_labelled if labelled else SETS[name]
+        setattr(data, name, reader(getattr(recipe.data, name), name))
 
     def read_examples() -> None:
         # an evaluation alone does not need the training data

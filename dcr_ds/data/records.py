@@ -66,8 +66,24 @@ class Preference:
         return self.context[-1]["content"]
 
 
-AnyRecord = Prompt | Conversation | Preference
-Record = TypeVar("Record", Prompt, Conversation, Preference)
+@dataclass(frozen=True, slots=True)
+class LabelledAnswer:
+    """An answer to a context, which ends with a user message, and whether it is desirable."""
+
+    id: str
+    context: tuple[dict[str, str], ...]
+    answer: str
+    desirable: bool
+    category: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The last user message."""
+        return self.context[-1]["content"]
+
+
+AnyRecord = Prompt | Conversation | Preference | LabelledAnswer
+Record = TypeVar("Record", bound=AnyRecord)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +128,7 @@ class DataSet(Generic[Record]):
 PromptSet = DataSet[Prompt]
 ConversationSet = DataSet[Conversation]
 PreferenceSet = DataSet[Preference]
+LabelledSet = DataSet[LabelledAnswer]
 
 
 def digest(rows: Sequence[AnyRecord]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dcr_ds.data import read_conversations, read_preferences, read_prompts
+from dcr_ds.data import read_conversations, read_labelled, read_preferences, read_prompts
 from dcr_ds.data.shipped import FOLDER
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
@@ -243,8 +243,10 @@ PAIR = {"prompt": "one", "chosen": "1", "rejected": "2", "history": [["Hello", "
     changes=st.lists(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3), max_size=3),
 )
 def test_any_row_gives_records_or_a_user_error(write, form, changes):
+    form = {"label": True, **form}
     source = DataSource(source=write("c.jsonl", [form, *({**form, **change} for change in changes)]))
-    for read_set, name in ((read_conversations, "general"), (read_prompts, "toxic"), (read_preferences, "preferences")):
+    readers = (read_conversations, read_prompts, read_preferences, read_labelled)
+    for read_set, name in zip(readers, ("general", "toxic", "preferences", "preferences"), strict=True):
         try:
             for row in read_set(source, name).rows:
                 assert row.prompt.encode()
