@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from dcr_ds.align.pairs import Pairs
-from dcr_ds.align.reference import log_probs, reference_key, reference_log_probs
+from dcr_ds.align.reference import Answers, log_probs, reference_key, reference_log_probs
+from dcr_ds.align.rewards import pair_figures, pair_sums
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.models.batches import to_device
@@ -51,8 +52,19 @@ class DpoObjective:
 
     def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
         """Read the log-probabilities of the reference from `file`, or compute and write them. All ranks."""
-        key = reference_key(self.data, self.model, source) if ranks.is_main else ""
-        self.reference = reference_log_probs(engine, self.data, batching, file, key, ranks)
+        samples = self.read_by_reference()
+        key = reference_key(samples, self.model, source) if ranks.is_main else ""
+        self.take_reference(reference_log_probs(engine, samples, batching, file, key, ranks))
+
+    def read_by_reference(self) -> Sequence[Answers]:
+        return [pair.both for pair in self.data.samples]
+
+    def take_reference(self, log_p: torch.Tensor) -> None:
+        """Set the log-probabilities of `read_by_reference` [N, 2]."""
+        self.reference = log_p
+
+    def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
+        """Nothing: the loss of a pair does not depend on other pairs."""
 
     def num_terms(self, rows: Sequence[int]) -> int:
         """Pairs of a step."""
@@ -62,26 +74,14 @@ class DpoObjective:
         self, model, rows: Sequence[int], alive: Sequence[bool], packed: bool, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss summed over pairs; sums [4] of loss, both rewards, and pairs ranked correctly."""
-        pairs = [self.data.samples[row] for row in rows]
-        lengths = torch.tensor([[answer.num_supervised for answer in pair.both] for pair in pairs])
         weight = to_device(torch.tensor(alive, dtype=torch.float32), device)
         loss, rewards = preference_loss(
-            log_probs(model, pairs, alive, packed, device),
+            log_probs(model, [self.data.answers(row) for row in rows], alive, packed, device),
             to_device(self.reference[list(rows)], device),
-            to_device(lengths, device),
+            to_device(self.data.lengths(rows), device),
             self.dpo,
         )
-        chosen, rejected = rewards.detach().unbind(1)
-        per_pair = torch.stack([loss.detach(), chosen, rejected, (chosen > rejected).float()])
-        return (loss * weight).sum(), per_pair @ weight
+        return (loss * weight).sum(), pair_sums(loss, rewards, weight)
 
     def figures(self, sums: torch.Tensor, rows: Sequence[int]) -> dict[str, Any]:
-        loss, chosen, rejected, accuracy = (sums / len(rows)).tolist()
-        return {
-            "loss": loss,
-            "chosen_reward": chosen,
-            "rejected_reward": rejected,
-            "margin": chosen - rejected,
-            "accuracy": accuracy,
-            "supervised_tokens": sum(answer.num_supervised for row in rows for answer in self.data.samples[row].both),
-        }
+        return pair_figures(sums, self.data, rows)

@@ -1,4 +1,4 @@
-"""Stage 2: safety alignment by supervised fine-tuning on general conversations and safe refusals, or by DPO on pairs.
+"""Stage 2: safety alignment by supervised fine-tuning on general conversations and safe refusals, or on preferences.
 
 It starts from the refined model, or from the base model without stage 1 (the STL baseline), and is the same for both.
 """
@@ -7,9 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.align.mix import Mix
-from dcr_ds.align.objective import objective_of
-from dcr_ds.align.pairs import Pairs
+from dcr_ds.align.objective import AnySamples, objective_of
 from dcr_ds.align.refusals import RefusalProbe, stops_alignment
 from dcr_ds.align.state import AlignState, build_align
 from dcr_ds.align.step import train_step
@@ -26,7 +24,7 @@ from dcr_ds.recipe.layout import StageFolder
 def align(
     recipe: Recipe,
     source: Path,
-    samples: Mix | Pairs,
+    samples: AnySamples,
     probe: RefusalProbe | None,
     folder: StageFolder,
     ranks: Ranks,

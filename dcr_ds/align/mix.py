@@ -27,6 +27,9 @@ class Mix:
     def counts(self) -> dict[str, int]:
         return {"num_refusals": self.num_refusals, "num_general": len(self.samples) - self.num_refusals}
 
+    def answers(self, row: int) -> tuple[Encoded, ...]:
+        return (self.samples[row],)
+
     def num_tokens(self, row: int) -> int:
         """Tokens of a conversation, prompt and answer."""
         return len(self.samples[row].ids)

@@ -1,6 +1,6 @@
-"""What stage 2 minimises: the interface that supervised fine-tuning and DPO share."""
+"""What stage 2 minimises: the interface that supervised fine-tuning and the methods on preferences share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -8,12 +8,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.align.dpo import DpoObjective
+from dcr_ds.align.kto import KtoObjective
+from dcr_ds.align.labelled import Labelled, encode_labelled
 from dcr_ds.align.mix import Mix, encode_mix
+from dcr_ds.align.orpo import OrpoObjective
 from dcr_ds.align.pairs import Pairs, encode_pairs
 from dcr_ds.align.sft import SftObjective
+from dcr_ds.align.simpo import SimpoObjective
 from dcr_ds.data.load import RunData
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
+from dcr_ds.models.chat import Encoded
 from dcr_ds.recipe import Recipe
 
 
@@ -38,13 +43,17 @@ class Samples(Protocol):
     @property
     def counts(self) -> dict[str, int]: ...
 
+    def answers(self, row: int) -> tuple[Encoded, ...]:
+        """The conversations of a sample: one, or the two of a pair."""
+        ...
+
     def num_tokens(self, row: int) -> int:
         """Tokens of a sample in a forward pass."""
         ...
 
 
 class Objective(Protocol):
-    """A loss over samples. It is a mean over a step's supervised tokens or pairs, on all ranks and micro-batches."""
+    """A loss over samples: a mean over a step's supervised tokens, pairs or answers, on all ranks and micro-batches."""
 
     @property
     def data(self) -> Samples: ...
@@ -55,6 +64,15 @@ class Objective(Protocol):
         Args:
             engine: as it was built, before a checkpoint is loaded.
             source: the checkpoint that the engine was built from.
+        """
+        ...
+
+    def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
+        """Set what the loss of each sample needs of all samples of the step. All ranks.
+
+        Args:
+            step: counted from 0.
+            rows: its samples.
         """
         ...
 
@@ -73,6 +91,17 @@ class Objective(Protocol):
         ...
 
 
+AnySamples = Mix | Pairs | Labelled
+# the samples of a method are those of `encode_samples`
+OBJECTIVES: dict[str, Callable[[Any, Recipe], Objective]] = {
+    "sft": lambda samples, recipe: SftObjective(samples),
+    "dpo": DpoObjective,
+    "kto": KtoObjective,
+    "orpo": OrpoObjective,
+    "simpo": SimpoObjective,
+}
+
+
 def encode_objective(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Objective:
     """The objective of `align.method`, with its samples encoded.
 
@@ -82,15 +111,17 @@ def encode_objective(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokeniz
     return objective_of(recipe, encode_samples(recipe, data, tokenizer))
 
 
-def encode_samples(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Mix | Pairs:
+def encode_samples(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> AnySamples:
     """The samples of `align.method`; raises as `encode_objective`."""
     stage = recipe.align
-    if stage.method == "dpo":
-        assert data.preferences is not None  # load_data reads them for DPO
-        return encode_pairs(data.preferences, stage.max_length, tokenizer)
-    return encode_mix(stage, data, tokenizer, recipe.seed)
+    if stage.method == "sft":
+        return encode_mix(stage, data, tokenizer, recipe.seed)
+    preferences: Any = data.preferences  # load_data reads pairs, or labelled answers for KTO
+    if stage.method == "kto":
+        return encode_labelled(stage, preferences, tokenizer)
+    return encode_pairs(preferences, stage.max_length, tokenizer)
 
 
-def objective_of(recipe: Recipe, samples: Mix | Pairs) -> Objective:
+def objective_of(recipe: Recipe, samples: AnySamples) -> Objective:
     """The objective of `align.method` over its samples."""
-    return DpoObjective(samples, recipe) if isinstance(samples, Pairs) else SftObjective(samples)
+    return OBJECTIVES[recipe.align.method](samples, recipe)

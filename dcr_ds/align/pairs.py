@@ -1,7 +1,9 @@
-"""The data of stage 2 by DPO as tokens: pairs of a chosen and a rejected answer."""
+"""The data of stage 2 by DPO, ORPO and SimPO as tokens: pairs of a chosen and a rejected answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.data.records import Preference, PreferenceSet
@@ -38,6 +40,14 @@ class Pairs:
     @property
     def counts(self) -> dict[str, int]:
         return {"num_pairs": len(self.samples)}
+
+    def answers(self, row: int) -> tuple[Encoded, ...]:
+        """The chosen answer, then the rejected one."""
+        return self.samples[row].both
+
+    def lengths(self, rows: Sequence[int]) -> torch.Tensor:
+        """Supervised tokens of both answers of each pair [B, 2]."""
+        return torch.tensor([[answer.num_supervised for answer in self.samples[row].both] for row in rows])
 
     def num_tokens(self, row: int) -> int:
         """Tokens of a pair: both answers, each with the prompt."""

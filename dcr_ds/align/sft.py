@@ -22,6 +22,9 @@ class SftObjective:
     def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
         """Nothing: the loss needs no reference."""
 
+    def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
+        """Nothing: the loss of a token does not depend on other samples."""
+
     def num_terms(self, rows: Sequence[int]) -> int:
         """Supervised tokens of a step."""
         return sum(self.data.samples[row].num_supervised for row in rows)

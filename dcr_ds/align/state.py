@@ -1,6 +1,5 @@
 """The state of stage 2: the engine under training, and what a step needs."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from deepspeed import DeepSpeedEngine
 
 from dcr_ds.align.objective import Objective
-from dcr_ds.data.sampler import draw
+from dcr_ds.align.order import num_steps, rows_of_step
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.build import build_stage
 from dcr_ds.engine.distributed import Ranks
@@ -37,8 +36,7 @@ class AlignState:
 
     def rows(self, step: int) -> list[int]:
         """Indices of the samples of a step, counted from 0."""
-        batch = self.recipe.align.global_batch
-        return draw(f"{self.recipe.seed}/align", len(self.objective.data.samples), step * batch, batch)
+        return rows_of_step(self.recipe, len(self.objective.data.samples), step)
 
     def sample_ids(self, step: int) -> list[str]:
         return [self.objective.data.ids[row] for row in self.rows(step)]
@@ -59,8 +57,3 @@ def build_align(recipe: Recipe, source: Path, objective: Objective, ranks: Ranks
         wrap=lambda model: Likelihood(model, backend),
     )
     return AlignState(engine, recipe, objective, Batching.of(stage), ranks, total_steps)
-
-
-def num_steps(epochs: float, num_samples: int, global_batch: int) -> int:
-    """Optimizer steps of a stage; the last one is filled up from the order of the next epoch."""
-    return max(1, math.ceil(epochs * num_samples / global_batch))

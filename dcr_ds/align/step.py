@@ -16,8 +16,9 @@ def train_step(state: AlignState, step: int) -> dict[str, Any]:
         The figures of the objective, and `step_tokens`.
     """
     objective, ranks = state.objective, state.ranks
-    torch.manual_seed(state.recipe.seed + 1_000_003 * step + ranks.rank)  # the same adapter dropout after a resume
     rows = state.rows(step)
+    objective.begin_step(state.engine, step, rows, state.batching, ranks)
+    torch.manual_seed(state.recipe.seed + 1_000_003 * step + ranks.rank)  # the same adapter dropout after a resume
     lengths = [objective.data.num_tokens(row) for row in rows]
     num_terms = objective.num_terms(rows)
     sums: Any = 0

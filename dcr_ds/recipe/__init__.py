@@ -18,6 +18,7 @@ from dcr_ds.recipe.evaluation import (
 )
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
+from dcr_ds.recipe.methods import PREFERENCE_TITLES, DpoSection, KtoSection, OrpoSection, SimpoSection
 from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe, public_values
 from dcr_ds.recipe.schema import (
     OWN_TEMPLATE,
@@ -25,7 +26,6 @@ from dcr_ds.recipe.schema import (
     ChatTemplate,
     CheckpointSection,
     DataSection,
-    DpoSection,
     LoraSection,
     ModelSection,
     Recipe,
@@ -38,6 +38,7 @@ from dcr_ds.recipe.yaml_files import read_yaml
 
 __all__ = [
     "OWN_TEMPLATE",
+    "PREFERENCE_TITLES",
     "ChatTemplate",
     "STAGES",
     "TRAINING_STAGES",
@@ -56,6 +57,9 @@ __all__ = [
     "FieldRow",
     "GuardJudge",
     "LlmJudge",
+    "KtoSection",
+    "OrpoSection",
+    "SimpoSection",
     "LoraSection",
     "ModelSection",
     "TemplateValue",

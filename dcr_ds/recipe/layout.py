@@ -73,7 +73,7 @@ class StageFolder:
 
     @property
     def reference(self) -> Path:
-        """Log-probabilities of the reference model of DPO."""
+        """Log-probabilities of the reference model of DPO and KTO."""
         return self.folder / "reference.safetensors"
 
     @property

@@ -9,6 +9,16 @@ from pydantic import Field, model_validator
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
+from dcr_ds.recipe.methods import (
+    PAIRED,
+    PREFERENCE_TITLES,
+    WITH_REFERENCE,
+    DpoSection,
+    KtoSection,
+    Method,
+    OrpoSection,
+    SimpoSection,
+)
 from dcr_ds.recipe.urls import expand_variables, refuse_store
 
 TemplateValue = bool | int | float | str
@@ -65,7 +75,10 @@ class DataSection(Section):
     toxic: Data = Field(DataSource(), description="harmful prompts; stage 1")
     general: Data = Field(DataSource(), description="general conversations; stage 2 and the retain term of stage 1")
     refusals: Data = Field(DataSource(), description="harmful prompts with refusals as answers; stage 2")
-    preferences: Data = Field(DataSource(), description="prompts with a chosen and a rejected answer; stage 2 with DPO")
+    preferences: Data = Field(
+        DataSource(),
+        description="prompts with a chosen and a rejected answer, for kto also with one labelled answer; stage 2",
+    )
     held_out: float = Field(
         0.15,
         gt=0,
@@ -165,22 +178,17 @@ class RefineSection(StageSection):
         return "constant"
 
 
-class DpoSection(Section):
-    beta: float = Field(
-        0.1, gt=0, description="β: strength of the KL penalty towards the reference model; about 5 for sigmoid_norm"
-    )
-    loss: Literal["sigmoid", "sigmoid_norm"] = Field(
-        "sigmoid", description="DPO's, or of log-ratios divided by the answer's length (docs/preferences.md)"
-    )
-
-
 class AlignSection(StageSection):
-    method: Literal["sft", "dpo"] = Field(
-        "sft", description="sft: supervised, on data.general and data.refusals; dpo: on data.preferences"
+    method: Method = Field(
+        "sft", description="sft: supervised, on data.general and data.refusals; the others: on data.preferences"
     )
     dpo: DpoSection = Field(DpoSection(), description="the loss; with align.method: dpo")
+    kto: KtoSection = Field(KtoSection(), description="the loss; with align.method: kto")
+    orpo: OrpoSection = Field(OrpoSection(), description="the loss; with align.method: orpo")
+    simpo: SimpoSection = Field(SimpoSection(), description="the loss; with align.method: simpo")
     loss_on: Literal["answers", "all"] = Field(
-        "answers", description="tokens that sft trains on: the last answer and its end of turn, or prompts too"
+        "answers",
+        description="tokens of the SFT loss (sft, orpo): the last answer and its end of turn, or prompts too",
     )
     epochs: float = Field(1.0, gt=0, le=10_000, description="passes over the training data")
     safe_ratio: Auto | Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -208,7 +216,17 @@ class AlignSection(StageSection):
     @property
     def longest_sample(self) -> int:
         """Tokens of the longest sample: a conversation, or the two of a pair."""
-        return 2 * self.max_length if self.method == "dpo" else self.max_length
+        return 2 * self.max_length if self.is_paired else self.max_length
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether a sample is a pair of answers."""
+        return self.method in PAIRED
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the untrained model reads the data before the first step."""
+        return self.method in WITH_REFERENCE
 
 
 class CheckpointSection(Section):
@@ -248,7 +266,7 @@ class Recipe(Section):
         False, description="continue when training and evaluation data overlap; the overlap is reported"
     )
     refine: RefineSection = Field(RefineSection(), description="stage 1: contrastive refinement of blocks 1…ℓ")
-    align: AlignSection = Field(AlignSection(), description="stage 2: safety fine-tuning, SFT or DPO")
+    align: AlignSection = Field(AlignSection(), description="stage 2: safety fine-tuning, SFT or on preferences")
     evaluate: EvaluateSection = Field(EvaluateSection(), description="benchmarks, judges and generation")
     checkpoint: CheckpointSection = Field(CheckpointSection(), description="checkpoints within a stage")
     watchdog: WatchdogSection = Field(WatchdogSection(), description="ranks that hang and losses that spike")
@@ -287,8 +305,7 @@ class Recipe(Section):
                 )
         if self.align.learning_rate == "auto":
             raise ValueError("align.learning_rate: auto is for refine; set a number")
-        if self.align.method == "dpo" and self.align.loss_on == "all":
-            raise ValueError("align.loss_on: all is for align.method: sft; DPO compares answers")
+        self._check_method()
         if self.align.target_refusal is not None and not self.align.measure_every:
             raise ValueError("align.target_refusal: needs align.measure_every above 0, which says how often to measure")
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
@@ -296,6 +313,16 @@ class Recipe(Section):
             raise ValueError("evaluate.benchmarks: two benchmarks have the same name")
         self._check_adapters()
         return self
+
+    def _check_method(self) -> None:
+        align = self.align
+        if align.method not in ("sft", "orpo") and align.loss_on == "all":
+            title = PREFERENCE_TITLES[align.method]
+            raise ValueError(f"align.loss_on: all is for align.method: sft or orpo; {title} compares answers")
+        if align.method == "kto" and align.global_batch < 2:
+            raise ValueError(
+                "align.global_batch: KTO needs at least 2: it reads each prompt with another sample's answer"
+            )
 
     def _check_adapters(self) -> None:
         for stage in TRAINING_STAGES:

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from dcr_ds.align.mix import Mix
-from dcr_ds.align.objective import encode_samples
-from dcr_ds.align.pairs import Pair, Pairs
+from dcr_ds.align.objective import AnySamples, encode_samples
+from dcr_ds.align.order import num_steps
 from dcr_ds.align.refusals import RefusalProbe, build_probe
-from dcr_ds.align.state import num_steps
 from dcr_ds.data.load import RunData
 from dcr_ds.evaluate.run import encode_evaluation
 from dcr_ds.models.chat import load_tokenizer, turn_end_ids
@@ -48,7 +46,7 @@ class RunTokens:
         return encode_refine_prompts(self.recipe, self.data, self.tokenizer)
 
     @cached_property
-    def samples(self) -> Mix | Pairs:
+    def samples(self) -> AnySamples:
         """Of stage 2 and of the control."""
         return encode_samples(self.recipe, self.data, self.tokenizer)
 
@@ -116,9 +114,9 @@ def _prompt_rows(prompts: RefinePrompts) -> Iterable[Sequence[int]]:
     yield from prompts.held_out_general
 
 
-def _sample_rows(samples: Mix | Pairs, probe: RefusalProbe | None) -> Iterable[Sequence[int]]:
-    for sample in samples.samples:
-        for answer in sample.both if isinstance(sample, Pair) else [sample]:
+def _sample_rows(samples: AnySamples, probe: RefusalProbe | None) -> Iterable[Sequence[int]]:
+    for row in range(len(samples.samples)):
+        for answer in samples.answers(row):
             yield from ([answer.prompt_tokens], answer.ids)
     for prompts in probe.prompts.values() if probe else ():
         yield from prompts

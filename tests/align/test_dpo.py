@@ -63,7 +63,8 @@ def by_hand(model, sample):
 @pytest.mark.parametrize("packed", [False, True])
 def test_log_probabilities_are_those_of_each_answer_alone(plain, likelihood, pairs, packed):
     with torch.no_grad():
-        computed = log_probs(likelihood, pairs.samples, [True, False, True], packed, CPU)
+        answers = [pair.both for pair in pairs.samples]
+        computed = log_probs(likelihood, answers, [True, False, True], packed, CPU)
         expected = torch.tensor([[by_hand(plain, answer) for answer in pair.both] for pair in pairs.samples])
     expected[1] = 0  # dead
     torch.testing.assert_close(computed, expected, rtol=1e-5, atol=1e-5)
@@ -73,7 +74,7 @@ def test_log_probabilities_are_those_of_each_answer_alone(plain, likelihood, pai
 def test_value_and_gradient_are_those_of_the_formula(plain, likelihood, pairs, loss, beta):
     reference = torch.tensor([[-20.0, -10.0], [-5.0, -31.0], [-44.0, -40.0]])
     lengths = torch.tensor([[answer.num_supervised for answer in pair.both] for pair in pairs.samples])
-    log_p = log_probs(likelihood, pairs.samples, [True] * 3, False, CPU)
+    log_p = log_probs(likelihood, [pair.both for pair in pairs.samples], [True] * 3, False, CPU)
     value, rewards = preference_loss(log_p, reference, lengths, DpoSection(loss=loss, beta=beta))
     value.mean().backward()
 
@@ -110,8 +111,9 @@ def test_pairs_with_a_too_long_conversation_are_dropped_and_counted(pairs):
 
 
 def reference_of(model, pairs, source, folder, **section):
-    key = reference_key(pairs, ModelSection(**section), source)
-    return reference_log_probs(model, pairs, Batching(2), StageFolder(folder).reference, key, ALONE)
+    answers = [pair.both for pair in pairs.samples]
+    key = reference_key(answers, ModelSection(**section), source)
+    return reference_log_probs(model, answers, Batching(2), StageFolder(folder).reference, key, ALONE)
 
 
 def test_the_reference_is_reused_while_model_and_data_are_the_same(likelihood, pairs, source, tmp_path, capsys):

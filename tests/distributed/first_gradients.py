@@ -16,6 +16,8 @@ quiet_libraries()
 import deepspeed
 import torch
 
+from dcr_ds.align.dpo import DpoObjective
+from dcr_ds.align.kto import KtoObjective
 from dcr_ds.align.objective import encode_objective
 from dcr_ds.align.reference import compute
 from dcr_ds.align.state import build_align
@@ -76,8 +78,9 @@ def settings_of(
         "refine.packing": packing,
         "align.packing": packing,
         "refine.packed_length": 700,
-        "align.packed_length": 1100 if method == "dpo" else 600,
+        "align.packed_length": 600 if method in ("sft", "kto") else 1100,
         "align.method": method,
+        "align.loss_on": "all" if method == "orpo" else "answers",
         "data.preferences.rows": 11,
     }
 
@@ -119,24 +122,25 @@ def align_results(model: str, zero: int, micro: int, ranks, packing: bool = Fals
     return {f"align/{run}": taken_gradients(state.engine, ranks), f"align/{run}/loss": row["loss"]}
 
 
-def dpo_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
-    """Eleven pairs, of which eight are in the step; the reference is another model, so that no margin is zero."""
-    recipe = load(model, ranks, zero, micro, packing=packing, method="dpo")
-    _, objective = read(model, "dpo")
+def preference_results(model: str, method: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
+    """Eleven pairs, of which eight (of KTO eight answers) are in the step; the reference is another model, so that no
+    margin is zero, and KTO's KL is not clamped."""
+    recipe = load(model, ranks, zero, micro, packing=packing, method=method)
+    _, objective = read(model, method)
     state = build_align(recipe, Path(model), objective, ranks)
-    reference = compute(state.engine, objective.data, state.batching, ranks)
-    objective.reference = reference * 1.01
+    name = f"{method}/zero{zero}/packed" if packing else f"{method}/zero{zero}/micro{micro}"
+    results = {}
+    if isinstance(objective, DpoObjective | KtoObjective):
+        reference = compute(state.engine, objective.read_by_reference(), state.batching, ranks)
+        objective.take_reference(reference * 1.01)
+        results[f"{name}/reference"] = reference.flatten().tolist()
     row = align_step(state, 0)
-    run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
-    measured = {f"dpo/{run}/{name}": row[name] for name in ("loss", "chosen_reward", "margin", "accuracy")}
-    return measured | {
-        f"dpo/{run}": taken_gradients(state.engine, ranks),
-        f"dpo/{run}/reference": reference.flatten().tolist(),
-    }
+    results |= {f"{name}/{figure}": value for figure, value in row.items() if figure not in ("step_tokens",)}
+    return results | {name: taken_gradients(state.engine, ranks)}
 
 
 def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int]) -> None:
-    """Circle loss and SFT for every ZeRO stage and micro-batch; packed, DPO and the other losses for the last."""
+    """Circle loss and SFT for every ZeRO stage and micro-batch; packed and with the other losses for the last."""
     ranks = process.start()
     results = {}
     for zero in zero_stages:
@@ -145,8 +149,9 @@ def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int])
             results |= align_results(model, zero, micro, ranks)
     results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
     results |= align_results(model, zero, 1, ranks, packing=True)
-    results |= dpo_results(model, zero, micro, ranks)
-    results |= dpo_results(model, zero_stages[0], 1, ranks, packing=True)
+    for method in ("dpo", "kto", "orpo", "simpo"):
+        results |= preference_results(model, method, zero, micro, ranks)
+        results |= preference_results(model, method, zero_stages[0], 1, ranks, packing=True)
     for loss in OTHER_LOSSES:
         results |= refine_results(model, zero, micro, loss, ranks)
     if ranks.is_main:

@@ -71,20 +71,25 @@ def test_gradients_of_the_other_losses_equal_one_process(runs, loss):
     assert compared == 3
 
 
-def test_dpo_equals_one_process(runs):
-    """Gradients, metrics and the reference; each of eleven pairs is computed once, on any rank."""
-    case = "dpo/zero3/micro1"
+# log-probabilities of the reference: of both answers of eleven pairs; KTO's, of 22 answers and of three steps
+REFERENCES = {"dpo": 2 * 11, "kto": 22 + 3 * 8, "orpo": None, "simpo": None}
+
+
+@pytest.mark.parametrize("method", REFERENCES)
+def test_preferences_equal_one_process(runs, method):
+    """Gradients, metrics and the reference; each sample is computed once, on any rank."""
+    case = f"{method}/zero3/micro1"
     assert all(gradient.abs().sum() > 0 for gradient in runs[1][case].values())
-    assert len(runs[1][f"{case}/reference"]) == 2 * 11
+    assert len(runs[1].get(f"{case}/reference", [])) == (REFERENCES[method] or 0)
+    assert method != "kto" or runs[1][f"{case}/kl"] > 0
+    figures = [key.removeprefix(f"{case}/") for key in runs[1] if key.startswith(f"{case}/")]
+    assert len(figures) >= 6
     compared = 0
     for ranks, results in runs.items():
-        for run in [key for key in results if key.startswith("dpo/") and key.count("/") == 2]:
+        for run in [key for key in results if key.startswith(f"{method}/") and key.count("/") == 2]:
             assert relative_error(runs[1][case], results[run]) <= 1e-5, (ranks, run)
-            for name in ("loss", "chosen_reward", "margin", "accuracy", "reference"):
-                assert results[f"{run}/{name}"] == pytest.approx(runs[1][f"{case}/{name}"], rel=1e-4), (
-                    ranks,
-                    run,
-                    name,
-                )
+            for name in figures:
+                expected = pytest.approx(runs[1][f"{case}/{name}"], rel=1e-4, abs=1e-5)
+                assert results[f"{run}/{name}"] == expected, (ranks, run, name)
             compared += 1
     assert compared == 2 * 3
