@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed
@@ -41,10 +41,11 @@ from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.plan.choose import Cluster, Lengths, Stage
 from dcr_ds.plan.clock import GPUS
 from dcr_ds.plan.live_bytes import LiveBytes
-from dcr_ds.plan.passes import freeze_above
+from dcr_ds.plan.passes import Kind, freeze_above
 from dcr_ds.plan.states import Zero
 from dcr_ds.plan.trial import TRIALS, Rows
-from dcr_ds.recipe import load_recipe
+from dcr_ds.recipe import PREFERENCE_TITLES, load_recipe
+from dcr_ds.recipe.methods import PAIRED
 
 SHAPES = Path(__file__).resolve().parent.parent / "dcr_ds" / "plan" / "configs"
 TINY = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -72,7 +73,7 @@ class Case:
     layer: int
 
     @property
-    def section(self) -> str:
+    def section(self) -> Literal["refine", "align"]:
         return "refine" if self.stage in ("refine", "whole") else "align"
 
     def __str__(self) -> str:
@@ -104,11 +105,11 @@ def overrides(case: Case, folder: Path, bucket: int, ranks: int) -> list[tuple[s
         "align.global_batch": case.rows * ranks,
         "align.micro_batch": case.micro_batch,
         "align.max_length": case.tokens,
-        "align.method": "dpo" if case.stage == "dpo" else "sft",
+        "align.method": case.stage if case.stage in PREFERENCE_TITLES else "sft",
         "model.quantize": "nf4" if case.adapter == "qlora" else "none",
         f"{case.section}.adapter": "none" if case.adapter == "none" else "lora",
         f"{case.section}.packing": case.packing,
-        f"{case.section}.packed_length": 2 * case.tokens * (2 if case.stage == "dpo" else 1),
+        f"{case.section}.packed_length": 2 * case.tokens * (2 if case.stage in PAIRED else 1),
         f"{case.section}.optimizer": case.optimizer,
         "stages": f"[{case.section}]",
     }
@@ -136,7 +137,7 @@ class Messages(TorchDispatchMode):
 def measure(case: Case, folder: Path, recipe, ranks) -> dict[str, int]:
     """Build a case, run its steps, and return the bytes of each part."""
     before = alive()
-    build = whole_trial if case.stage == "whole" else TRIALS[case.stage]
+    build = whole_trial if case.stage == "whole" else TRIALS[case.section]
     engine, backward = build(recipe, folder, Rows(case.tokens, RAGGED), ranks)
     for step in range(WARM_UP[case.zero]):
         backward(step)
@@ -234,7 +235,8 @@ def whole_trial(recipe, folder: Path, rows: Rows, ranks):
 def predict(case: Case, folder: Path, recipe, ranks: int) -> dict[str, int]:
     """The plan of a case."""
     cluster = Cluster(ranks, ranks, 64, GPUS["h100"], on_gpu=False)
-    stage = Stage(recipe, folder, case.stage.replace("dpo", "align"), cluster, Lengths(case.tokens, case.tokens))
+    kind: Kind = "whole" if case.stage == "whole" else case.section
+    stage = Stage(recipe, folder, kind, cluster, Lengths(case.tokens, case.tokens))
     planned = stage.at(Zero.of(recipe.deepspeed), stage.section.micro_batch)
     state = planned.memory.states
     return {
@@ -278,7 +280,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--shape", default="tiny", help="name in dcr_ds/plan/configs (default: %(default)s)")
     parser.add_argument("--layers", type=whole_numbers, default=[2], help="layers ℓ (default: 2)")
     parser.add_argument(
-        "--stages", type=one_or_more_of(("refine", "whole", "align", "dpo")), default=["refine", "whole", "align"]
+        "--stages",
+        type=one_or_more_of(("refine", "whole", "align", *PREFERENCE_TITLES)),
+        default=["refine", "whole", "align"],
     )
     parser.add_argument("--zero", type=one_or_more_of(("0", "1", "2", "3")), default=["0", "1", "2", "3"])
     parser.add_argument("--checkpointing", type=one_or_more_of(("off", "on")), default=["off", "on"])

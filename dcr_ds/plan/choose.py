@@ -15,7 +15,7 @@ from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.load import DTYPES
 from dcr_ds.plan.clock import Rates, StepTime, step_time
 from dcr_ds.plan.memory import Memory, Share, memory, rows_of, share_of, tensors_of
-from dcr_ds.plan.passes import Kind, Work
+from dcr_ds.plan.passes import Kind, Work, kind_of
 from dcr_ds.plan.rehearsal import rehearse
 from dcr_ds.plan.states import Zero
 from dcr_ds.plan.traffic import Collective, Passes, traffic
@@ -131,7 +131,7 @@ class Stage:
     def __init__(self, recipe: Recipe, folder: Path, kind: Kind, cluster: Cluster, lengths: Lengths):
         self.recipe, self.folder, self.cluster, self.lengths = recipe, folder, cluster, lengths
         self.name: Literal["refine", "align"] = "align" if kind == "align" else "refine"
-        self.kind: Kind = "dpo" if kind == "align" and recipe.align.method == "dpo" else kind
+        self.kind: Kind = kind_of(recipe, "align") if kind == "align" else kind
         self.section = getattr(recipe, self.name)
 
     @cached_property
@@ -171,12 +171,13 @@ class Stage:
     def at(self, zero: Zero, micro_batch: int) -> Option:
         """Memory, time and traffic with a ZeRO stage and a micro-batch."""
         cluster = self.cluster
-        if self.kind != "align":
+        if self.name == "refine" or self.section.has_reference:
             zero = zero.without_reuse()
         share = share_of(self.recipe, self.name, cluster.gpus, micro_batch)
         held = memory(self.recipe, self.folder, self.kind, zero, cluster.gpus, share, self.tensors, cluster.on_gpu)
         held = held.calibrated(cluster.memory_factor)
-        extra = share.micro_batches if self.name == "refine" and share.micro_batches > 1 else 0
+        embeds_first = self.name == "refine" and share.micro_batches > 1
+        extra = share.micro_batches if embeds_first or self.kind == "kto" else 0  # KTO estimates the KL first
         retain = 0 if self._is_one_pass(zero, share) else -(-share.retain_rows // share.micro_batch)
         passes = Passes(extra, share.micro_batches + retain, self.recipe.model.activation_checkpointing)
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
@@ -192,13 +193,13 @@ class Stage:
         rows, retain = rows_of(self.recipe, "refine", self.cluster.gpus)
         return rows * self.lengths.refine + retain * self.lengths.align <= share.tokens
 
-    def _flops(self, zero: Zero, embeds_first: bool) -> int:
+    def _flops(self, zero: Zero, forward_first: bool) -> int:
         """Floating-point operations of one step on one rank, for rows of mean length."""
         tokens = getattr(self.lengths, self.name)
         samples, retain = rows_of(self.recipe, self.name, self.cluster.gpus)
         rows = min(8, samples)
         rehearsal = rehearse(self.recipe, self.folder, Work(self.kind, rows, tokens), zero.stage, self._device)
-        flops = (rehearsal.flops + embeds_first * rehearsal.forward_flops) * samples / rows
+        flops = (rehearsal.flops + forward_first * rehearsal.forward_flops) * samples / rows
         if retain:
             kind: Kind = "retain" if self.kind == "refine" else self.kind
             work = Work(kind, rows, self.lengths.align)

@@ -22,7 +22,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import TrainingStage
 
 TIMEOUT_SECONDS = 3600
-MIN_ROWS: dict[TrainingStage, int] = {"refine": 4, "align": 1}  # per step; stage 1: two of each class
+MIN_ROWS: dict[TrainingStage, int] = {"refine": 4, "align": 2}  # per step; stage 1: two of each class; KTO: two answers
 ROWS_FOR_MEMORY = 4  # micro-batch size when memory is measured: enough to compare, and small on small machines
 
 
@@ -209,8 +209,7 @@ def _run_here(request: Request, ranks) -> Measurement:
     config = model_config(source)
     resolved, _ = resolve(recipe, config, Machine.detect(ranks))
     check_device(resolved, config["model_type"], ranks.device)
-    kind = "dpo" if stage == "align" and recipe.align.method == "dpo" else stage
-    step = second_step(kind, resolved, source, Rows(request.tokens), ranks, request.memory)
+    step = second_step(stage, resolved, source, Rows(request.tokens), ranks, request.memory)
     on_gpu = ranks.device.type == "cuda"
     memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else _host_bytes()
     done = Request(stage, resolved.model_dump(mode="json"), request.source, request.tokens, request.memory)

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.load import DTYPES
-from dcr_ds.plan.passes import Kind, Work, build_model
+from dcr_ds.plan.passes import STAGE_2, Kind, Work, build_model
 from dcr_ds.plan.rehearsal import Rehearsal, rehearse
 from dcr_ds.plan.states import States, Tensor, Zero, states
 from dcr_ds.recipe import Recipe
@@ -120,14 +120,14 @@ def rows_of(recipe: Recipe, stage: str, ranks: int) -> tuple[int, int]:
     section = getattr(recipe, stage)
     samples = -(-section.global_batch // ranks)
     if stage == "align":
-        return (2 if section.method == "dpo" else 1) * samples, 0
+        return (2 if section.is_paired else 1) * samples, 0
     return samples, -(-section.retain_batch // ranks) if section.retain_weight else 0
 
 
 def tensors_of(recipe: Recipe, folder: Path, kind: Kind) -> list[Tensor]:
     """The parameters of a stage's model, as transformers builds it on the meta device."""
     blocks = AutoConfig.from_pretrained(folder, trust_remote_code=False).num_hidden_layers
-    trunk = blocks if kind in ("align", "dpo") else int(recipe.refine.layer)
+    trunk = blocks if kind in STAGE_2 else int(recipe.refine.layer)
     model = build_model(recipe, folder, kind, trunk, blocks - trunk if kind == "whole" else 0)
     width = DTYPES[recipe.model.dtype].itemsize
     quantised = _quantised(model) if recipe.model.quantize == "nf4" and kind != "whole" else set()
@@ -152,7 +152,7 @@ def memory(
     `tensors` because they are slow to build.
 
     Args:
-        kind: refine, whole (stage 1 on the whole model), align or dpo.
+        kind: refine, whole (stage 1 on the whole model), align, dpo or kto.
         tensors: of `tensors_of`.
     """
     section = recipe.refine if kind in ("refine", "whole") else recipe.align

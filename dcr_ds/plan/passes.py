@@ -21,9 +21,18 @@ from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import TrainingStage
 from dcr_ds.refine.retain import relative_distance_squared
 
-Kind = Literal["refine", "retain", "whole", "align", "dpo"]
+Kind = Literal["refine", "retain", "whole", "align", "dpo", "kto"]
+STAGE_2: tuple[Kind, ...] = ("align", "dpo", "kto")
+
+
+def kind_of(recipe: Recipe, stage: TrainingStage) -> Kind:
+    """The passes of a training stage: of stage 2, those of its method."""
+    if stage == "refine" or recipe.align.method == "sft":
+        return stage
+    return "dpo" if recipe.align.is_paired else "kto"
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Work:
 
     `refine` and `retain` are the two passes of stage 1, on the trunk. `whole` is the contrastive pass without the cut:
     the whole model with its head, the tail frozen, h taken from its hidden states, with an attention mask for padding,
-    which this project's batches do not need. `align` and `dpo` are stage 2; a preference pair is two rows.
+    which this project's batches do not need. Stage 2 is `align` with SFT, `dpo` on pairs, which are two rows, or `kto`.
     """
 
     kind: Kind
@@ -62,7 +71,7 @@ def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int 
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
-    return Likelihood(model, "chunked") if kind in ("align", "dpo") else model
+    return Likelihood(model, "chunked") if kind in STAGE_2 else model
 
 
 def _with_blocks(config: PreTrainedConfig, blocks: int) -> PreTrainedConfig:
@@ -112,7 +121,7 @@ def _retain_pass(model: PreTrainedModel, recipe: Recipe, work: Work) -> torch.Te
 def _align_pass(model: Likelihood, recipe: Recipe, work: Work) -> torch.Tensor:
     """With every token supervised, which is the largest number of logits."""
     where = torch.zeros(work.rows * work.tokens, dtype=torch.long)
-    reduction = "none" if work.kind == "dpo" else "sum"
+    reduction = "sum" if work.kind == "align" else "none"
     return model(where=where, targets=torch.zeros_like(where), reduction=reduction, **work.inputs()).sum()
 
 
@@ -128,4 +137,5 @@ PASSES: dict[Kind, Callable[..., torch.Tensor]] = {
     "retain": _retain_pass,
     "align": _align_pass,
     "dpo": _align_pass,
+    "kto": _align_pass,
 }

@@ -24,7 +24,7 @@ from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.likelihood import CHUNK_LOGITS, Likelihood
 from dcr_ds.models.load import DTYPES
 from dcr_ds.plan.live_bytes import LiveBytes
-from dcr_ds.plan.passes import PASSES, Work, build_model
+from dcr_ds.plan.passes import PASSES, STAGE_2, Work, build_model
 from dcr_ds.recipe import Recipe
 
 
@@ -100,7 +100,7 @@ _CACHE: dict[tuple, Rehearsal] = {}
 def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device: str) -> Rehearsal:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     period = _period(config)
-    trunk = config.num_hidden_layers if work.kind in ("align", "dpo") else int(recipe.refine.layer)
+    trunk = config.num_hidden_layers if work.kind in STAGE_2 else int(recipe.refine.layer)
     tail = config.num_hidden_layers - trunk if work.kind == "whole" else 0
 
     def at(trunk: int, tail: int) -> Rehearsal:

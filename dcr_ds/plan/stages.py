@@ -80,7 +80,9 @@ def _align_steps(recipe: Recipe, options: PlanOptions) -> int | None:
     if options.steps:
         return options.steps
     data = recipe.data
-    sets = [data.preferences] if recipe.align.method == "dpo" else [data.general, data.refusals]
+    if recipe.align.method == "kto":
+        return None  # a row may be an answer or a pair, which is two
+    sets = [data.general, data.refusals] if recipe.align.method == "sft" else [data.preferences]
     counts = [source.rows for source in sets if source.rows]
     if recipe.align.safe_ratio != "auto" or len(counts) < len(sets):
         return None

@@ -107,6 +107,12 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
             f"{uncut.time.serial / shown.time.serial:.2f} times as long and "
             f"{uncut.memory.peak / shown.memory.peak:.2f} times the memory."
         )
+    elif stage.section.has_reference:
+        second = f"; a second model would add {gib(shown.memory.states.parameters)} GiB"
+        lines.append(
+            "The reference needs no memory: the engine computes its log-probabilities before the first step"
+            + (f"{second}." if stage.section.adapter == "none" else ".")
+        )
     lines.insert(1, memory_table(columns, stage.cluster.unit))
     lines.append(_why(stage, options, chosen))
     if chosen and steps:

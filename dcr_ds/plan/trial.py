@@ -15,7 +15,10 @@ import torch
 from deepspeed import DeepSpeedEngine
 
 from dcr_ds.align.dpo import DpoObjective
+from dcr_ds.align.kto import KtoObjective
+from dcr_ds.align.labelled import Labelled
 from dcr_ds.align.mix import Mix
+from dcr_ds.align.objective import objective_of
 from dcr_ds.align.pairs import Pair, Pairs
 from dcr_ds.align.reference import compute
 from dcr_ds.align.sft import SftObjective
@@ -32,6 +35,7 @@ from dcr_ds.refine.prompts import RefinePrompts
 from dcr_ds.refine.state import build_refine
 from dcr_ds.refine.step import train_step as refine_step
 
+MAX_STEPS = 4.0  # of a trial
 Backward = Callable[[int], dict[str, Any]]
 
 
@@ -60,27 +64,35 @@ def refine_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
 
 
 def align_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 2 by SFT, with all tokens of an answer but the first supervised."""
+    """Stage 2 by the method of the recipe, with all tokens of a conversation but the first supervised."""
+    if recipe.align.method != "sft":
+        return preference_trial(recipe, source, rows, ranks)
     samples = [Encoded(ids, 1) for ids in rows.of(recipe.align.global_batch, model_config(source)["vocab_size"])]
     objective = SftObjective(Mix(samples, [str(index) for index in range(len(samples))], 0))
     state = build_align(recipe, source, objective, ranks)
     return state.engine, partial(align_step, state)
 
 
-def dpo_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
-    """Stage 2 by DPO."""
-    answers = [Encoded(ids, 1) for ids in rows.of(2 * recipe.align.global_batch, model_config(source)["vocab_size"])]
-    pairs = Pairs([Pair(*two) for two in zip(answers[::2], answers[1::2], strict=True)], [])
-    objective = DpoObjective(pairs, recipe)
+def preference_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
+    """Stage 2 on preferences, with references for as many steps as are taken: an epoch is one step."""
+    recipe = recipe.model_copy(update={"align": recipe.align.model_copy(update={"epochs": MAX_STEPS})})
+    batch, vocabulary = recipe.align.global_batch, model_config(source)["vocab_size"]
+    answers = [Encoded(ids, 1) for ids in rows.of(2 * batch if recipe.align.is_paired else batch, vocabulary)]
+    samples: Pairs | Labelled
+    if recipe.align.is_paired:
+        samples = Pairs([Pair(*two) for two in zip(answers[::2], answers[1::2], strict=True)], [])
+    else:
+        samples = Labelled(answers, [index % 2 == 0 for index in range(batch)], [], rows.tokens)
+    objective = objective_of(recipe, samples)
     state = build_align(recipe, source, objective, ranks)
-    objective.reference = compute(state.engine, pairs, state.batching, ranks)
+    if isinstance(objective, DpoObjective | KtoObjective):
+        objective.take_reference(compute(state.engine, objective.read_by_reference(), state.batching, ranks))
     return state.engine, partial(align_step, state)
 
 
 TRIALS: dict[str, Callable[..., tuple[DeepSpeedEngine, Backward]]] = {
     "refine": refine_trial,
     "align": align_trial,
-    "dpo": dpo_trial,
 }
 
 
@@ -99,16 +111,16 @@ class StepFigures:
     peak: int
 
 
-def second_step(kind: str, recipe: Recipe, source: Path, rows: Rows, ranks: Ranks, follow: bool) -> StepFigures:
+def second_step(stage: str, recipe: Recipe, source: Path, rows: Rows, ranks: Ranks, follow: bool) -> StepFigures:
     """Build a stage and run two steps; the first warms up, the second is measured.
 
     Args:
-        kind: refine, align or dpo.
+        stage: refine or align.
         follow: measure the memory; on a CPU this intercepts every operator, which is slow.
     """
     on_gpu = ranks.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_gpu else LiveBytes().alive if follow else 0
-    engine, backward = TRIALS[kind](recipe, source, rows, ranks)
+    engine, backward = TRIALS[stage](recipe, source, rows, ranks)
     backward(0)
     engine.step()
     if on_gpu:
