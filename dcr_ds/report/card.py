@@ -36,12 +36,12 @@ WHAT = {
         "and refusals."
     ),
     "STL": "Safety fine-tuned on general conversations and refusals, without DCR's refinement: the control of DCR.",
-    "DPO": "Aligned by direct preference optimisation (DPO) on pairs of a better and a worse answer.",
-    "DCR + DPO": (
-        "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
-        "refinement (DCR, Discernment via Contrastive Refinement), then direct preference optimisation (DPO) on pairs "
-        "of a better and a worse answer."
-    ),
+}
+ON_PREFERENCES = {
+    "DPO": "direct preference optimisation (DPO) on pairs of a better and a worse answer",
+    "KTO": "Kahneman-Tversky optimisation (KTO) on answers labelled as desirable or undesirable",
+    "ORPO": "odds ratio preference optimisation (ORPO) on pairs of a better and a worse answer",
+    "SimPO": "simple preference optimisation (SimPO) on pairs of a better and a worse answer",
 }
 CITATION = "DCR: Lu, Xu, Sun, Li, Shi, ICLR 2026, arXiv 2603.03323."
 
@@ -75,7 +75,7 @@ def model_card(comparison: Comparison, model: str) -> str:
         front_matter=front,
         mark=MARK,
         title=f"{literal(run.name)}, {model}",
-        what=WHAT[REFINED if model == REFINED else trained_titles(run)[model]],
+        what=WHAT[REFINED] if model == REFINED else _what(trained_titles(run)[model]),
         warnings=[literal(warning) for warning in warnings([run])] if model != CONTROL else [],
         facts=[(name, literal(value)) for name, value in _facts(run, model)],
         data="\n\n".join(map(written, stages.data([run]))) or "Not recorded.",
@@ -85,6 +85,19 @@ def model_card(comparison: Comparison, model: str) -> str:
         citation=CITATION,
     )
     return public_text(card)
+
+
+def _what(title: str) -> str:
+    """What a model is, by the title of its column."""
+    method = ON_PREFERENCES.get(title.removeprefix("DCR + "))
+    if method is None:
+        return WHAT[title]
+    if title.startswith("DCR + "):
+        return (
+            "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
+            f"refinement (DCR, Discernment via Contrastive Refinement), then {method}."
+        )
+    return f"Aligned by {method}."
 
 
 def _discernment(comparison: Comparison) -> str:

@@ -64,16 +64,18 @@ def test_a_card_has_the_discernment_and_warnings_of_its_run(tmp_path):
 
 
 @pytest.mark.parametrize("stages", [("refine", "align", "evaluate"), ("align", "evaluate")])
-def test_alignment_by_preferences_is_named_dpo(tmp_path, stages):
-    runs = [write_run(tmp_path / name, stages, align={"method": name}) for name in ("sft", "dpo")]
+@pytest.mark.parametrize("method", ["DPO", "KTO", "ORPO", "SimPO"])
+def test_alignment_on_preferences_is_named_after_its_method(tmp_path, stages, method):
+    runs = [write_run(tmp_path / name, stages, align={"method": name}) for name in ("sft", method.lower())]
     for run in runs:
         (run / "align/model").mkdir()
         write_report([run], tmp_path / f"{run.name}.md")
-    sft, dpo = (ModelCard.load(run / "align/model/README.md").text for run in runs)
-    assert "preference optimisation" in dpo and "general conversations" not in dpo
-    assert "preference optimisation" not in sft and "general conversations" in sft
+    sft, aligned = (ModelCard.load(run / "align/model/README.md").text for run in runs)
+    assert f"optimisation ({method})" in aligned and "general conversations" not in aligned
+    assert "optimisation" not in sft and "general conversations" in sft
     write_report(runs, tmp_path / "both.md")
-    assert ("DCR + DPO" if "refine" in stages else " DPO ") in (tmp_path / "both.md").read_text()
+    title = f"DCR + {method}" if "refine" in stages else f" {method} "
+    assert title in (tmp_path / "both.md").read_text()
 
 
 def test_a_card_mentions_4_bit_training(tmp_path):

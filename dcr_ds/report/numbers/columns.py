@@ -51,7 +51,7 @@ def result_columns(runs: Sequence[Run]) -> list[Column]:
 
 def trained_titles(run: Run) -> dict[str, str]:
     """Titles of the control, named after its method, and of the aligned model, named after that of the run."""
-    control = "DPO" if run.recipe.get("align", {}).get("method") == "dpo" else "STL"
+    control = run.preference_method or "STL"
     return {CONTROL: control, ALIGNED: run.kind or ALIGNED}
 
 
@@ -84,7 +84,7 @@ def seed_groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
 
 
 def group_titles(groups: Sequence[tuple[Run, ...]]) -> list[str]:
-    """STL, DCR or DPO if there is one run of that kind, else names of runs, or folders if names are equal."""
+    """STL, DCR, DPO or the like if there is one run of that kind, else names of runs, or folders if names are equal."""
     firsts = [group[0] for group in groups]
     kinds, names = Counter(run.kind for run in firsts), Counter(run.name for run in firsts)
     titles = [

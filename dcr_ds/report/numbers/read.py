@@ -6,7 +6,7 @@ from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import REPEAT, check_fields, parse_json, read_jsonl
-from dcr_ds.recipe import Recipe, read_yaml
+from dcr_ds.recipe import PREFERENCE_TITLES, Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
 from dcr_ds.transcript import transcript
 
@@ -97,12 +97,17 @@ class Run:
 
     @property
     def kind(self) -> str | None:
-        """DCR: refined, then aligned. STL: aligned only. DPO: aligned by preferences. None: not aligned."""
+        """DCR: refined, then aligned. STL: aligned only. DPO, KTO, …: aligned on preferences. None: not aligned."""
         if self.align is None and "align" not in self.recipe["stages"]:
             return None
-        if self.recipe.get("align", {}).get("method") == "dpo":
-            return "DCR + DPO" if self.has_refine else "DPO"
+        if method := self.preference_method:
+            return f"DCR + {method}" if self.has_refine else method
         return "DCR" if self.has_refine else "STL"
+
+    @property
+    def preference_method(self) -> str | None:
+        """DPO, KTO, ORPO or SimPO; None: aligned by SFT."""
+        return PREFERENCE_TITLES.get(self.recipe.get("align", {}).get("method"))
 
 
 def read_run(folder: Path) -> Run:
