@@ -65,6 +65,10 @@ class Preference:
         """The last user message."""
         return self.context[-1]["content"]
 
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return self.chosen, self.rejected
+
 
 @dataclass(frozen=True, slots=True)
 class LabelledAnswer:
@@ -80,6 +84,10 @@ class LabelledAnswer:
     def prompt(self) -> str:
         """The last user message."""
         return self.context[-1]["content"]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.answer,)
 
 
 AnyRecord = Prompt | Conversation | Preference | LabelledAnswer

@@ -100,7 +100,7 @@ def _encoded_notes(recipe: Recipe, data: RunData, tokenizer: "PreTrainedTokenize
 
     notes: list[str] = []
     encoders = {"refine": encode_refine_prompts, "align": encode_samples}
-    aligned = [data.preferences] if recipe.align.method == "dpo" else [data.general, data.refusals]
+    aligned = [data.general, data.refusals] if recipe.align.method == "sft" else [data.preferences]
     needed = {"refine": [data.seemingly_toxic, data.toxic, data.general], "align": aligned}
     for stage, encode in encoders.items():
         if stage in recipe.stages and all(needed[stage]):

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.data.records import AnyRecord, Conversation, Preference, Prompt
+from dcr_ds.data.records import AnyRecord, Conversation, Prompt
 from dcr_ds.judges.rules.languages import other_language
 
 if TYPE_CHECKING:
@@ -60,15 +60,15 @@ def languages(rows: Sequence[AnyRecord]) -> dict[str, Any]:
 def _written(row: AnyRecord) -> str:
     if isinstance(row, Prompt):
         return row.prompt
-    return row.response if isinstance(row, Conversation) else row.chosen
+    return row.response if isinstance(row, Conversation) else row.answers[0]
 
 
 def _versions(row: AnyRecord) -> list[list[str]]:
     """The texts of a row; a preference has two versions."""
-    if isinstance(row, Preference):
-        context = [message["content"] for message in row.context]
-        return [[*context, row.chosen], [*context, row.rejected]]
-    return [[message["content"] for message in row.messages]]
+    if isinstance(row, Prompt | Conversation):
+        return [[message["content"] for message in row.messages]]
+    context = [message["content"] for message in row.context]
+    return [[*context, answer] for answer in row.answers]
 
 
 def _num_tokens(tokenizer: "PreTrainedTokenizerBase", row: AnyRecord) -> int:
@@ -78,5 +78,5 @@ def _num_tokens(tokenizer: "PreTrainedTokenizerBase", row: AnyRecord) -> int:
         return len(encode_prompt(tokenizer, row.messages))
     if isinstance(row, Conversation):
         return len(encode_conversation(tokenizer, row.messages).ids)
-    answers = ({"role": "assistant", "content": text} for text in (row.chosen, row.rejected))
+    answers = ({"role": "assistant", "content": text} for text in row.answers)
     return max(len(encode_conversation(tokenizer, [*row.context, answer]).ids) for answer in answers)
