@@ -30,7 +30,8 @@ from torch import nn
 from dcr_ds.baselines.activations import outputs
 from dcr_ds.baselines.edits import Edit, Edited
 from dcr_ds.baselines.projections import OUTPUTS, blocks_of, check_residual, linears
-from dcr_ds.baselines.subject import SETS, Subject
+from dcr_ds.baselines.prompts import ROLES
+from dcr_ds.baselines.subject import Subject
 from dcr_ds.baselines.svm import svm_direction
 from dcr_ds.errors import UserError
 
@@ -168,7 +169,7 @@ def _alignments(observed: Observed, modules: Mapping[str, nn.Linear], count: int
 
 def _observe(subject: Subject, modules: Mapping[str, nn.Linear]) -> Observed:
     """Read the outputs and the refusal scores of all prompts."""
-    parts = [(name, part) for name in SETS for part in ("train", "validation")]
+    parts = [(name, part) for name in ROLES for part in ("train", "validation")]
     prompts = [getattr(subject.prompts[name], part) for name, part in parts]
     tokens = [row for part in prompts for row in part.tokens]
     last = list(blocks_of(subject.model).values())[-1]

@@ -12,8 +12,6 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.rows import encode_rows
 
-SETS = ("harmful", "harmless", "seemingly_toxic")
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -46,7 +44,7 @@ class Subject:
     """A loaded model and the prompts it is edited with.
 
     Attributes:
-        prompts: by the names in `SETS`.
+        prompts: by the names in `ROLES` (prompts.py).
         openings: of the model's refusals, for the refusal score.
         positions: tokens that the chat template writes between a user's message and the answer.
     """
@@ -82,13 +80,13 @@ class Subject:
         return refusal_log_odds(self.model, prompts.ids, prompts.tokens, self.openings, self.batch_size)
 
 
-def encoded(name: str, rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> Encoded:
-    """The prompts of a set as tokens; those that cannot be encoded are left out.
+def encoded(name: str, rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, notes: list[str]) -> Encoded:
+    """The prompts of a set as tokens; those that cannot be encoded are left out and noted.
 
     Raises:
         UserError: naming the set and the row; no prompt could be encoded, or the chat template does not work.
     """
-    pairs = encode_rows(name, rows, lambda row: encode_prompt(tokenizer, row.messages), [])
+    pairs = encode_rows(name, rows, lambda row: encode_prompt(tokenizer, row.messages), notes)
     return Encoded([row.id for row, _ in pairs], [tokens for _, tokens in pairs])
 
 

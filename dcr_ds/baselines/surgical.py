@@ -27,7 +27,8 @@ from dcr_ds.baselines.ablation import ablated, ablation_edits
 from dcr_ds.baselines.activations import batches_of, mean_block_inputs
 from dcr_ds.baselines.edits import Edited
 from dcr_ds.baselines.projections import check_residual
-from dcr_ds.baselines.subject import SETS, Encoded, Split, Subject
+from dcr_ds.baselines.prompts import ROLES
+from dcr_ds.baselines.subject import Encoded, Split, Subject
 from dcr_ds.errors import UserError
 
 LAST_SHARE = 0.2  # of the blocks, which give no candidates
@@ -76,7 +77,7 @@ def surgical(subject: Subject, settings: SurgicalSettings, report: Callable[[str
             model has other modules.
     """
     check_residual(subject.model)
-    prompts = {name: _expected(subject, name) for name in SETS}
+    prompts = {name: _expected(subject, name) for name in ROLES}
     for name, split in prompts.items():
         report(f"{name}: {len(split.train)} training and {len(split.validation)} validation prompts are as expected")
     means = {

@@ -6,7 +6,8 @@ import torch
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from dcr_ds.baselines.subject import SETS, Encoded, Split, Subject
+from dcr_ds.baselines.prompts import ROLES
+from dcr_ds.baselines.subject import Encoded, Split, Subject
 from dcr_ds.diagnose.openings import Opening, Openings
 
 SUFFIX = [7, 8, 9]  # what the chat template would write after the user's message
@@ -28,7 +29,7 @@ def make_subject(folder, train=20, validation=10, **sizes):
         rows = [(FIRST[name] + torch.randint(80, (length,), generator=generator)).tolist() for length in lengths]
         return Encoded([f"{name}-{i}" for i in range(count)], [[*row, *SUFFIX] for row in rows])
 
-    sets = {name: Split(prompts(name, train), prompts(name, validation)) for name in SETS}
+    sets = {name: Split(prompts(name, train), prompts(name, validation)) for name in ROLES}
     return Subject(model, sets, _openings(model, sets), len(SUFFIX), batch_size=4)
 
 

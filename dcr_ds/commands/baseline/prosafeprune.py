@@ -11,7 +11,6 @@ ProSafePrune (Chen et al., ICLR 2026): removes from the outputs of linear module
 seemingly toxic prompts share with harmful ones and not with harmless ones.
 """
 PAPER = "ProSafePrune: Projected Safety Pruning for Mitigating Over-Refusal in LLMs"
-KEYS = ("attention", "mlp")
 
 
 def parse(name: str, arguments: list[str]) -> Namespace:
@@ -39,9 +38,11 @@ def run(name: str, arguments: list[str]) -> int:
 
 
 def _modules(text: str) -> tuple[str, ...]:
+    from dcr_ds.baselines.prosafeprune import MODULES
+
     names = tuple(comma_separated(text))
-    if not names or set(names) - set(KEYS):
-        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(KEYS)}, or both with a comma")
+    if not names or set(names) - set(MODULES):
+        raise ArgumentTypeError(f"{text!r} is not one of {', '.join(MODULES)}, or both with a comma")
     return names
 
 

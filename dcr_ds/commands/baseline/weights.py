@@ -115,8 +115,11 @@ def _subject(source: Source, sampled: Mapping[str, Sequence[PromptSet]], batch_s
     openings, problem = openings_of(tokenizer, refusals, ordinary)
     if openings is None:
         raise UserError(problem)
-    prompts = {}
+    prompts: dict[str, Split] = {}
+    notes: list[str] = []
     for role, parts in sampled.items():
-        train, validation = [*(encoded(role, part.rows, tokenizer) for part in parts), NO_PROMPTS][:2]
+        train, validation = [*(encoded(role, part.rows, tokenizer, notes) for part in parts), NO_PROMPTS][:2]
         prompts[role] = Split(train, validation)
+    for note in notes:
+        show(note)
     return Subject(source.load(), prompts, openings, positions_after_prompt(tokenizer), batch_size)
