@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint study study-report clean
+.PHONY: help demo test test-slow test-properties test-kernels test-wheel test-slurm-quick test-slurm lint study study-report paper-table clean
 
 help:  ## print this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r target text; do \
@@ -36,6 +36,9 @@ test-slurm-quick: $(BIN)/.dcr-ds-dev  ## run one job on a private SLURM (install
 test-slurm: $(BIN)/.dcr-ds-dev  ## run all SLURM tests: time limits, node failures, job chains, sweeps
 	tests/slurm/cluster.sh install
 	python -m pytest tests/slurm --slurm all -rs
+
+paper-table: $(BIN)/.dcr-ds  ## redo the paper's Table 1 on this node's GPUs; DRY_RUN=1 prints the commands and GPU-hours
+	python benchmarks/paper_table.py $(if $(DRY_RUN),--dry-run)
 
 lint: $(BIN)/.dcr-ds-dev  ## check style, types, spelling and the Dockerfile
 	ruff check .

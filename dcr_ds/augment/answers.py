@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from dcr_ds.data import Benchmark, Prompt, PromptSet
 from dcr_ds.data.records import digest
-from dcr_ds.engine.distributed import Ranks, print_on_main
+from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generate import Decoding, check_context, generate_missing, prepare_generations
 from dcr_ds.evaluate.generations import Generations
@@ -60,7 +60,7 @@ def answer(
     if missing:
         part = _prepare(model, missing, decoding, identity)
         check_context(part, model.context)
-        if not part.is_complete:
+        if not decide_on_main(lambda: part.is_complete, ranks):  # a shared file system may show ranks different states
             part.file.parent.mkdir(parents=True, exist_ok=True)
             generate_missing(part, model.load(ranks.device), model.tokenizer, ranks)
         new = {row["id"]: row for row in read_jsonl(part.file, FIELDS[:3])}
