@@ -75,7 +75,7 @@ def commands_of(recipe: str, out: str, launcher: list[str], fields: list[str]) -
     return Commands(
         [*launcher, "train.py", recipe, *of_run],
         ["dcr-ds", "baseline", "stl-aug", recipe, *of_run, "--max-new-tokens", ANSWER_TOKENS, "--out", data],
-        [*launcher, "train.py", f"{data}/recipe.yaml", "--name", augmented],
+        [*launcher, "train.py", f"{data}/recipe.yaml", "--name", augmented, "--evaluate.models", "[aligned]"],
         ["dcr-ds", "report", f"{out}/{name}", f"{out}/{augmented}", "--out", f"{out}/{name}.md"],
     )
 

@@ -25,6 +25,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import read_jsonl
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.arguments import parse_train
+from dcr_ds.recipe.messages import refuse_unknown
 
 FOREIGN = {"apptainer", "cd", "docker", "enroot", "git", "hadolint", "llama-quantize", "pre-commit", "source", "tail"}
 FOREIGN |= {"vllm", "sky"}
@@ -193,7 +194,9 @@ def check_python(words: list[str]) -> None:
     script = next((word for word in words if word.endswith(".py")), None)
     assert script and (ROOT / script).is_file(), f"{script} does not exist"
     for option in words[words.index(script) + 1 :]:
-        if option.startswith("--"):
+        if option.startswith("--") and "." in option:  # a field of the recipes that the script runs
+            refuse_unknown(option.removeprefix("--"), script)
+        elif option.startswith("--"):
             assert f'"{option.partition("=")[0]}"' in TEXT_OF_BENCHMARKS, f"{script}: no option {option}"
 
 
