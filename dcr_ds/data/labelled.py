@@ -5,6 +5,8 @@ is desirable and whose rejected one is not.
 """
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any
 
 from dcr_ds.data.columns import cell_text
 from dcr_ds.data.conversations import COLUMNS as CONVERSATION_COLUMNS
@@ -41,7 +43,8 @@ def read_labelled(source: DataSource, name: str = "preferences", field: str | No
             f"{field or f'data.{name}'}: {read.source}: all {len(answers)} answers are {found}; KTO needs both labels: "
             f"add {missing} answers, or map the column of labels with columns.label"
         )
-    return DataSet(read.name, read.source, answers, digest(answers), read.notes, read.version)
+    same: Any = read
+    return replace(same, rows=answers, sha256=digest(answers))
 
 
 def _answers_of(row: Preference | LabelledAnswer) -> list[LabelledAnswer]:

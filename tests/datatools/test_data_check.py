@@ -179,3 +179,11 @@ def test_a_report_is_one_json_object(files, tmp_path):
     out = tmp_path / "out.json"
     assert main(["data", "check", str(files["toxic"]), "--json", str(out)]) == 0
     assert json.loads(out.read_text())["sets"]["data.toxic"]["licence"] is None
+
+
+def test_labelled_answers_are_those_that_kto_reads(check):
+    """Two answers to a prompt repeat nothing, and their rows are counted in the file."""
+    facts = check("preferences=builtin", "--align.method", "kto")
+    described = facts["sets"]["data.preferences"]
+    assert (described["rows"], described["rows_read"]) == (224, 112)
+    assert described["duplicates"]["normalised"] == 0

@@ -6,7 +6,7 @@ from typing import Any
 
 from dcr_ds.data.leakage import normalise
 from dcr_ds.data.reader import REPEATED
-from dcr_ds.data.records import AnyRecord, DataSet
+from dcr_ds.data.records import AnyRecord, DataSet, LabelledAnswer
 from dcr_ds.datatools.check.texts import asked
 
 SHOWN = 3  # examples
@@ -16,14 +16,15 @@ def within(data_set: DataSet) -> dict[str, Any]:
     """Rows that repeat an earlier row of their set.
 
     `exact` rows repeat all of an earlier row and are left out by the reader. `normalised` rows ask the same as an
-    earlier row but for case, space and punctuation; they are used. `examples` are their ids and those of the earlier
-    rows.
+    earlier row but for case, space and punctuation; they are used. A labelled answer repeats another one of the same
+    words alone: several answers to a prompt are what its data is for. `examples` are their ids and those of the
+    earlier rows.
     """
     exact = sum(part.count for part in data_set.left_out if part.reason == REPEATED)
     first: dict[str, str] = {}
     repeats = []
     for row in data_set.rows:
-        key = normalise(asked(row))
+        key = normalise(asked(row) + (f"\n{row.answer}" if isinstance(row, LabelledAnswer) else ""))
         if key in first:
             repeats.append([first[key], row.id])
         first.setdefault(key, row.id)
