@@ -128,6 +128,20 @@ def test_equal_answers_are_generated_once(tiny, tmp_path, capsys):
     assert "0 of 6 reused" in capsys.readouterr().err
 
 
+def test_an_interrupted_call_continues_with_the_answers_that_it_had(recipe, tmp_path, capsys):
+    """The random model's answers are degenerate, so the first call ends; with other texts the second one succeeds."""
+    out = tmp_path / "out"
+    assert command(recipe, "--out", out) == 2 and not out.exists()
+    file = tmp_path / "out.unfinished" / "generating" / "generations.jsonl"
+    write_rows(file, [{**row, "completion": ANSWER, "finish": "stop"} for row in read_jsonl(file)])
+    assert command(recipe, "--out", out) == 0
+    assert {row["completion"] for row in read_jsonl(out / "answers.jsonl")} == {ANSWER}
+    assert sorted(path.name for path in out.iterdir()) == [
+        "answers.jsonl", "general.jsonl", "recipe.yaml", "refusals.jsonl",
+    ]  # fmt: skip
+    assert not file.parent.exists()
+
+
 def test_an_answer_that_is_cut_off_ends_with_a_whole_sentence():
     prompts = [Prompt(str(n), "How do I paint a door?") for n in range(3)]
     texts = [
