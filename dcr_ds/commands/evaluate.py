@@ -21,7 +21,7 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.evaluate.serving.command import check_engine
-from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, locate_target
+from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, check_hooked, locate_target
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.locate import describe_source
@@ -60,6 +60,9 @@ def run(arguments: list[str]) -> int:
     recipes = [_recipe(name, model, options) for name, model in _named(options.models).items()]
     data = load_data(recipes[0])  # the models differ, the benchmarks do not
     models = [locate_target(recipe.model, recipe.evaluate.endpoint) for recipe in recipes]
+    for model in models:
+        if isinstance(model, LocalModel):
+            check_hooked(model, data, recipes[0].evaluate)
     check_judges(recipes[0].evaluate)
     check_engine(recipes[0].evaluate.engine)
     recipes = [_open(recipe) for recipe in recipes]
@@ -81,7 +84,7 @@ def run(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = command_parser("evaluate", DESCRIPTION)
     add = parser.add_argument
-    help_models = "model or adapter folder, hub id, GGUF file, smollm2-135m, or URL#MODEL of an endpoint"
+    help_models = "model, adapter or baseline folder, hub id, GGUF file, smollm2-135m, or URL#MODEL of an endpoint"
     add("models", nargs="+", metavar="[NAME=]MODEL", help=help_models)
     add("--benchmarks", type=comma_separated, default=[], metavar="NAME,…", help="see docs/benchmark-sets.md")
     add("--suite", choices=tuple(suites()), help="a suite of benchmarks")
@@ -197,6 +200,11 @@ def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks)
             f"{model.adapter}: an adapter cannot be merged into a model that is spread over {size} ranks; merge it "
             f"first (dcr-ds export {model.adapter} --merge --out MODEL), or set --ranks-per-copy 1"
         )
+    if model.hook and size != 1:
+        raise UserError(
+            f"{model.hook}: the hook of a baseline cannot be installed in a model that is spread over {size} ranks; "
+            "set --ranks-per-copy 1, or use a GPU that holds the model"
+        )
     if machine.ranks_per_node > 1 and (reason := reasons.get("evaluate.ranks_per_copy")):
         process.print_on_main(ranks, f"{recipe.name}: evaluate.ranks_per_copy: {size} ({reason})")
     return resolved
@@ -212,7 +220,7 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
         section = recipe.model
         dtype = DTYPES[section.dtype]
         evaluated = EvaluatedModel(
-            recipe.name, home, model.source, dtype, section.attention, section.template, model.adapter
+            recipe.name, home, model.source, dtype, section.attention, section.template, model.adapter, model.hook
         )
         evaluate_model(evaluated, data, recipe.evaluate, ranks)
     elif ranks.is_main:

@@ -26,6 +26,7 @@ from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.diagnose.readings import Reader, Reading
 from dcr_ds.diagnose.tree_pass import TreePass
 from dcr_ds.errors import UserError
+from dcr_ds.models.hooks.context import answering, hook_of
 from dcr_ds.models.likelihood import LikelihoodHead
 from dcr_ds.progress import heartbeat
 
@@ -65,14 +66,16 @@ def refusal_log_odds(
     rows: list[dict] = [{}] * len(prompts)
     reader = Reader(model, tree)
     with _evaluation_mode(model):
-        run = TreePass(model.get_decoder(), tree, with_lead)
+        # a hook has to know the rows of a pass, so that there is none over what all prompts begin with
+        run = TreePass(model.get_decoder(), tree, () if hook_of(model) else with_lead)
         for batch in _batches([len(prompt) for prompt in with_lead], batch_size, run.tokens):
             heartbeat("reading refusal log-odds")
-            readings = reader.read(run([with_lead[index] for index in batch]))
+            with answering(model, [prompts[index] for index in batch]):
+                readings = reader.read(run([with_lead[index] for index in batch]))
             for index, reading in zip(batch, readings, strict=True):
                 rows[index] = _row(ids[index], reading, openings)
         shortest = min(range(len(prompts)), key=lambda index: len(prompts[index]))
-        _check_against_forward(model, with_lead[shortest], openings, rows[shortest])
+        _check_against_forward(model, prompts[shortest], openings, rows[shortest])
     return rows
 
 
@@ -97,14 +100,15 @@ def log_odds_after_answers(
         return None
     reader = Reader(model, tree)
     with _evaluation_mode(model):
-        hidden = TreePass(model.get_decoder(), tree).after_answers(prompts, openings.lead, cache)
+        with answering(model, prompts):
+            hidden = TreePass(model.get_decoder(), tree).after_answers(prompts, openings.lead, cache)
         if hidden is None:
             return None
         readings = reader.read(hidden)
         rows = [_row(name, reading, openings) for name, reading in zip(ids, readings, strict=True)]
         if check:
             shortest = min(range(len(prompts)), key=lambda index: len(prompts[index]))
-            _check_against_forward(model, [*prompts[shortest], *openings.lead], openings, rows[shortest])
+            _check_against_forward(model, prompts[shortest], openings, rows[shortest])
     return rows
 
 
@@ -144,8 +148,10 @@ def _check_against_forward(model, prompt: Sequence[int], openings: Openings, row
         return
     opening = max(openings.openings, key=lambda opening: len(opening.tokens))
     size = len(opening.tokens)
-    tokens = torch.tensor([[*prompt, *opening.tokens]], device=model.get_output_embeddings().weight.device)
-    logits = model(input_ids=tokens, use_cache=False, logits_to_keep=size + 1).logits[0, :-1]
+    ids = [*prompt, *openings.lead, *opening.tokens]
+    tokens = torch.tensor([ids], device=model.get_output_embeddings().weight.device)
+    with answering(model, [prompt]):
+        logits = model(input_ids=tokens, use_cache=False, logits_to_keep=size + 1).logits[0, :-1]
     log_p = logits.double().log_softmax(-1).gather(-1, tokens[0, -size:, None]).sum().item()
     if not abs(log_p - row["openings"][opening.text]) <= TOLERANCE.get(logits.dtype, TOLERANCE_16_BIT) * size:
         raise UserError(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from dcr_ds.diagnose.openings import Tokens
 from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.errors import UserError
+from dcr_ds.models.hooks.knob import knob_of
 from dcr_ds.models.likelihood import LikelihoodHead
 from dcr_ds.models.tensor_parallel import first_own_row, gather_parts, own_rows
 
@@ -54,6 +55,7 @@ class Reader:
         self.head = _head(model)
         # only Gemma caps its final logits, and only its config has the field
         self.softcap = getattr(model.config, "final_logit_softcapping", None)
+        self.knob = knob_of(model)
         self.tree = tree
         self.children = [tree.children(node) for node in tree.nodes]
         self.number = {node: number for number, node in enumerate(tree.nodes)}
@@ -82,6 +84,10 @@ class Reader:
         other, best = (torch.full(shape, -torch.inf, dtype=torch.float64, device=hidden.device) for _ in range(2))
         for start, flat in self.logits(hidden.flatten(0, 1)):
             logits = flat.unflatten(0, shape)
+            if self.knob is not None:  # at the root, where the answer begins
+                stop = start + logits.shape[-1]
+                raised = [token - start for token in self.knob.tokens if start <= token < stop]
+                logits[:, 0, raised] += self.knob.strength
             if here := self.children_in(start, start + logits.shape[-1]):
                 node, slot, column = (torch.tensor(index, device=hidden.device) for index in zip(*here, strict=True))
                 chosen[:, node, slot] = logits[:, node, column].double()

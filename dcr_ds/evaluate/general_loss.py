@@ -11,8 +11,11 @@ from dcr_ds.data import Conversation
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_object
+from dcr_ds.models.batches import to_device, token_batch
 from dcr_ds.models.chat import Encoded, encode_conversation, template_hash
-from dcr_ds.models.likelihood import answer_nll, as_likelihood
+from dcr_ds.models.hooks.context import answering
+from dcr_ds.models.hooks.knob import Knob, knob_of
+from dcr_ds.models.likelihood import Likelihood, answer_nll, as_likelihood, supervised_positions
 from dcr_ds.models.rows import encode_row
 from dcr_ds.progress import heartbeat
 
@@ -81,13 +84,32 @@ def general_loss(
     with as_likelihood(model) as likelihood:
         for batch in batches[ranks.copy :: ranks.copies]:
             own = [conversations[index] for index in batch]
-            nll = answer_nll(likelihood, own, [True] * len(own), False, model.device, "none")
+            with answering(model, [conversation.ids[: conversation.prompt_tokens] for conversation in own]):
+                nll = _nll(likelihood, own, knob_of(model), model.device)
             heartbeat("evaluate, loss on general answers")
             if ranks.is_first_of_copy:
                 counts = [nll.double().sum().item(), len(nll), len(own)]
                 sums += torch.tensor(counts, dtype=torch.float64).to(ranks.device)
     total, tokens, n = sum_over_ranks(sums, ranks).tolist()
     return {"loss": total / tokens, "tokens": int(tokens), "n": int(n)}
+
+
+def _nll(likelihood: Likelihood, own: Sequence[Encoded], knob: Knob | None, device: torch.device) -> torch.Tensor:
+    """−log π of the supervised tokens [n]. With a knob, whose logits the head does not have, also those it raises."""
+    alive = [True] * len(own)
+    if knob is None:
+        return answer_nll(likelihood, own, alive, False, device, "none")
+    batch = token_batch([sample.ids for sample in own], False, device)
+    where, targets = supervised_positions(own, alive, batch.starts)
+    answers = [sample.num_supervised for sample in own]
+    first = torch.tensor(answers).cumsum(0) - torch.tensor(answers)  # [B] in the supervised tokens
+    where = torch.cat([where, where[first].repeat_interleave(len(knob.tokens))])
+    targets = torch.cat([targets, torch.tensor(knob.tokens).repeat(len(own))])
+    where, targets, first = (to_device(part, device) for part in (where, targets, first))
+    nll = likelihood(where=where, targets=targets, reduction="none", **batch.inputs)
+    nll, raised = nll[: sum(answers)], nll[sum(answers) :].unflatten(0, (len(own), -1))
+    nll[first] += knob.loss_change(targets[first], -raised)
+    return nll
 
 
 def loss_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:

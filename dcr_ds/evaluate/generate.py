@@ -29,6 +29,7 @@ from dcr_ds.models.chat import (
     template_hash,
     turn_end_ids,
 )
+from dcr_ds.models.hooks.context import answering
 from dcr_ds.models.limits import padding_id
 from dcr_ds.models.rows import encode_row
 from dcr_ds.models.template_variables import saved_variables
@@ -207,7 +208,8 @@ def _new_tokens(
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=generations.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
     )
-    output = cast(Any, model).generate(input_ids=tokens, attention_mask=mask, return_dict_in_generate=True)
+    with answering(model, prompts):
+        output = cast(Any, model).generate(input_ids=tokens, attention_mask=mask, return_dict_in_generate=True)
     # transformers 5 renames the field
     cache = output.cache if hasattr(output, "cache") else output.past_key_values
     return output.sequences[:, width:].tolist(), cache

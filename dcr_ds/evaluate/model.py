@@ -8,10 +8,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.models.chat import load_tokenizer
-from dcr_ds.models.checkpoint_files import model_hash, tokenizer_folder
+from dcr_ds.models.checkpoint_files import tokenizer_folder
+from dcr_ds.models.hooks.load import load_model
+from dcr_ds.models.hooks.record import content_hash, hook_hash
 from dcr_ds.models.limits import model_limits
-from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.merge import load_with_adapter
 from dcr_ds.models.tensor_parallel import load_spread
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate
 from dcr_ds.recipe.layout import ModelFolder
@@ -28,10 +28,11 @@ class EvaluatedModel:
     attention: str
     template: ChatTemplate = OWN_TEMPLATE
     adapter: Path | None = None  # in peft's format; merged into the source
+    hook: Path | None = None  # a baseline folder
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(tokenizer_folder(self.source, self.adapter), self.template, self.source)
+        return load_tokenizer(tokenizer_folder(self.source, self.hook or self.adapter), self.template, self.source)
 
     @property
     def context(self) -> int | None:
@@ -40,15 +41,13 @@ class EvaluatedModel:
 
     def load(self, device: torch.device, ranks_per_copy: int = 1) -> PreTrainedModel:
         """Load a whole copy, or the part of this rank. All ranks."""
-        if self.adapter is not None:
-            return load_with_adapter(self.source, self.adapter, self.dtype, self.attention, device)
-        if ranks_per_copy > 1:
+        if self.adapter is None and self.hook is None and ranks_per_copy > 1:
             return load_spread(self.source, self.dtype, self.attention, ranks_per_copy, device)
-        return load_causal_lm(self.source, self.dtype, self.attention, device)
+        return load_model(self.source, self.adapter, self.hook, self.dtype, self.attention, device)
 
     def identity(self, ranks_per_copy: int = 1) -> dict[str, str]:
         """What its answers depend on, by content: the same model in another folder is the same model."""
-        content = model_hash(self.source) + (f"+{model_hash(self.adapter)}" if self.adapter else "")
+        content = content_hash(self.source, self.adapter) + (f"+{hook_hash(self.hook)}" if self.hook else "")
         identity = {"content": content, "dtype": str(self.dtype).removeprefix("torch."), "attention": self.attention}
         # sums over ranks change the last bits of logits
         return identity | ({"ranks_per_copy": str(ranks_per_copy)} if ranks_per_copy > 1 else {})

@@ -1,29 +1,37 @@
-"""Models that exist already, as targets of an evaluation: a folder, an adapter, a hub id or an endpoint."""
+"""Models that exist already, as targets of an evaluation: a folder, an adapter, a baseline, a hub id, an endpoint."""
 
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from dcr_ds.data.load import RunData
 from dcr_ds.engine.distributed import is_main_process
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.serving.command import requests_in_flight
 from dcr_ds.files import expand_user
-from dcr_ds.models.checkpoint_files import base_of_adapter, tokenizer_folder
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, base_of_adapter, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint, RequestFields
 from dcr_ds.models.hashes import check_base
+from dcr_ds.models.hooks.record import is_baseline, read_record
 from dcr_ds.models.locate import prepare_source
-from dcr_ds.recipe import EndpointSection, ModelSection
+from dcr_ds.recipe import EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.engines import LOCAL
 
 ENDPOINT = re.compile(r"(https?://[^#]+)#(.+)")  # URL#MODEL
 
 
 class LocalModel(NamedTuple):
-    """A model folder on this machine, and an adapter to merge into it."""
+    """A model folder on this machine, an adapter to merge into it, and a baseline folder whose hook it gets."""
 
     source: Path
     adapter: Path | None
+    hook: Path | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder to load the tokenizer from."""
+        return tokenizer_folder(self.source, self.hook or self.adapter)
 
 
 def locate_target(model: ModelSection, settings: EndpointSection) -> LocalModel | Endpoint:
@@ -47,10 +55,15 @@ def locate_target(model: ModelSection, settings: EndpointSection) -> LocalModel 
         return endpoint
     if re.match(r"https?://", model.source):
         raise UserError(f"{model.source}: name the endpoint with its model: {model.source}#MODEL")
-    from dcr_ds.models.chat import load_tokenizer
+    from dcr_ds.models.chat import load_tokenizer, template_hash
 
     local = _locate_files(model)
-    load_tokenizer(tokenizer_folder(*local), model.template, local.source)
+    tokenizer = load_tokenizer(local.tokenizer, model.template, local.source)
+    if local.hook and template_hash(tokenizer) != read_record(local.hook).template:
+        raise UserError(
+            f"{local.hook}: the baseline was made with another chat template, which it holds; leave out "
+            "--chat-template and --chat-template-kwargs, or make the baseline again with them"
+        )
     return local
 
 
@@ -65,8 +78,25 @@ def checked_source(model: ModelSection) -> Path:
     return source
 
 
+def check_hooked(local: LocalModel, data: RunData, settings: EvaluateSection) -> None:
+    """Raise UserError if an evaluation asks for what a model with a hook cannot do."""
+    if local.hook is None:
+        return
+    if settings.engine != LOCAL:
+        raise UserError(
+            f"{local.hook}: a server cannot install the hook of a baseline; leave out --engine and --server-command"
+        )
+    if prefilled := [benchmark.name for benchmark in data.benchmarks if benchmark.opening]:
+        raise UserError(
+            f"{local.hook}: {prefilled[0]} gives the beginning of the answer, where the hook of a baseline acts; leave "
+            "this attack out"
+        )
+
+
 def _locate_files(model: ModelSection) -> LocalModel:
     folder = expand_user(model.source)
+    if is_baseline(folder):
+        return _locate_hooked(folder)
     base = base_of_adapter(folder)
     if base is None:
         return LocalModel(checked_source(model), None)
@@ -79,3 +109,21 @@ def _locate_files(model: ModelSection) -> LocalModel:
         ) from None
     check_base(source, folder)
     return LocalModel(source, folder)
+
+
+def _locate_hooked(folder: Path) -> LocalModel:
+    record = read_record(folder)
+    path = expand_user(record.source)
+    if is_baseline(path):
+        raise UserError(f"{folder}: its source {record.source} is a baseline as well; make it from a model")
+    if path.is_absolute() and not path.exists():
+        raise UserError(
+            f"{folder}: its source model {record.source} is not there; move it back, or set `source` in "
+            f"{folder / BASELINE_RECORD} to where it is"
+        )
+    try:
+        local = _locate_files(ModelSection(source=record.source))
+    except UserError as error:
+        raise UserError(f"{folder}: its source model cannot be used ({error})") from None
+    record.check_source(folder, local.source, local.adapter)
+    return local._replace(hook=folder)

@@ -19,6 +19,7 @@ BASELINES = {
     "stl-aug": Baseline("RECIPE", "recipes", "equal data: STL on the prompts that refine sees, as many steps"),
     "rationale-only": Baseline("RECIPE", "recipes", "STL on refusals without the boilerplate sentence"),
     "knob": Baseline("MODEL", "knob", "a constant added to the logits of refusal openings"),
+    "scans": Baseline("MODEL", "scans", "SCANS: activations steered by a classification of the prompt"),
     "surgical": Baseline("MODEL", "surgical", "weights without the false-refusal direction"),
     "prosafeprune": Baseline(
         "MODEL", "prosafeprune", "weights without what seemingly toxic prompts share with toxic ones"

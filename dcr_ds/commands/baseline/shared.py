@@ -12,7 +12,7 @@ from dcr_ds.data.records import PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.files import expand_user
-from dcr_ds.models.checkpoint_files import check_not_quantised, tokenizer_folder
+from dcr_ds.models.checkpoint_files import check_not_quantised
 from dcr_ds.recipe import EndpointSection, ModelSection
 
 if TYPE_CHECKING:
@@ -40,26 +40,19 @@ class Source:
     section: ModelSection
     files: LocalModel
 
-    @property
-    def tokenizer_folder(self) -> Path:
-        return tokenizer_folder(self.files.source, self.files.adapter)
-
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         from dcr_ds.models.chat import load_tokenizer
 
-        return load_tokenizer(self.tokenizer_folder, self.section.template, self.files.source)
+        return load_tokenizer(self.files.tokenizer, self.section.template, self.files.source)
 
     def load(self) -> "PreTrainedModel":
         """The model in float32, with its adapter merged, on the GPU if there is one."""
         import torch
 
-        from dcr_ds.models.load import load_causal_lm
-        from dcr_ds.models.merge import load_with_adapter
+        from dcr_ds.models.hooks.load import load_model
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.files.adapter is None:
-            return load_causal_lm(self.files.source, torch.float32, "eager", device)
-        return load_with_adapter(self.files.source, self.files.adapter, torch.float32, "eager", device)
+        return load_model(self.files.source, self.files.adapter, None, torch.float32, "eager", device)
 
 
 def baseline_parser(name: str, description: str) -> ArgumentParser:
@@ -101,6 +94,8 @@ def locate_source(options: Namespace) -> Source:
     files = locate_target(section, EndpointSection())
     if not isinstance(files, LocalModel):
         raise UserError(f"{options.model}: a baseline changes weights or activations; an endpoint shows neither")
+    if files.hook is not None:
+        raise UserError(f"{options.model}: is a baseline itself; make the baseline from its source model")
     check_not_quantised(files.source)
     path = expand_user(options.model)
     return Source(str(path.resolve()) if path.exists() else options.model, section, files)
@@ -120,4 +115,4 @@ def write(
 
     content = content_hash(source.files.source, source.files.adapter)
     record = BaselineRecord(name, source.name, content, template_hash(source.tokenizer()), settings, data)
-    write_baseline(out, record, vectors or {}, source.tokenizer_folder, source.section.template)
+    write_baseline(out, record, vectors or {}, source.files.tokenizer, source.section.template)

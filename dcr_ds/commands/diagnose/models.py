@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
-from dcr_ds.models.checkpoint_files import tokenizer_folder
 from dcr_ds.recipe import EndpointSection, ModelSection, load_recipe
 from dcr_ds.recipe.layout import BASE, MODELS, STAGE_OF_MODEL, RunFolder
 
@@ -35,19 +34,21 @@ class Target:
     def tokenizer(self) -> Any:
         from dcr_ds.models.chat import load_tokenizer
 
-        return load_tokenizer(tokenizer_folder(*self.files), self.section.template, self.files.source)
+        return load_tokenizer(self.files.tokenizer, self.section.template, self.files.source)
 
     def load(self, device: "torch.device | None" = None) -> Any:
         """The model in float32, with its adapter merged. Device: the GPU if there is one."""
         import torch
 
-        from dcr_ds.models.load import load_causal_lm
-        from dcr_ds.models.merge import load_with_adapter
+        from dcr_ds.models.hooks.load import load_model
 
+        if self.files.hook is not None:
+            raise UserError(
+                f"{self.files.hook}: the hook of a baseline changes answers, not the model that is diagnosed; name its "
+                "source model"
+            )
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if self.files.adapter is None:
-            return load_causal_lm(self.files.source, torch.float32, "eager", device)
-        return load_with_adapter(self.files.source, self.files.adapter, torch.float32, "eager", device)
+        return load_model(self.files.source, self.files.adapter, None, torch.float32, "eager", device)
 
 
 def targets_of(names: Sequence[str], template: Mapping[str, Any] | None = None) -> list[Target]:

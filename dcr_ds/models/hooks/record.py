@@ -4,6 +4,7 @@ baseline.json holds the name of the baseline, its source model and the hash of i
 template, the settings, and the data that they come from. Nothing here imports torch before it must write tensors.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -42,11 +43,6 @@ class BaselineRecord:
     settings: dict[str, Any]
     data: dict[str, dict[str, Any]]
 
-    @property
-    def identity(self) -> str:
-        """Hash of what decides the answers besides the source model and the vectors."""
-        return hash_of([self.baseline, self.template, self.settings])
-
     def check_source(self, folder: Path, source: Path, adapter: Path | None) -> None:
         """Raise UserError if the source model is another one than the baseline was made for."""
         if content_hash(source, adapter) != self.content:
@@ -60,6 +56,13 @@ class BaselineRecord:
 def content_hash(source: Path, adapter: Path | None) -> str:
     """Hash of a model and of an adapter on it, by content."""
     return model_hash(source) + (f"+{model_hash(adapter)}" if adapter else "")
+
+
+def hook_hash(folder: Path) -> str:
+    """Hash of what a hook changes: settings and vectors, but not where the source model is."""
+    record, vectors = read_record(folder), folder / VECTORS
+    content = hashlib.sha256(vectors.read_bytes()).hexdigest() if vectors.is_file() else None
+    return hash_of([record.baseline, record.template, record.settings, content])
 
 
 def is_baseline(folder: Path) -> bool:

@@ -1,0 +1,84 @@
+"""`dcr-ds baseline scans`: SCANS' directions, reference and threshold from a model and two sets of prompts."""
+
+from argparse import Namespace
+
+from dcr_ds.commands.baseline.shared import (
+    add_prompt_sets,
+    baseline_parser,
+    check_out,
+    locate_source,
+    read_prompt_sets,
+    write,
+)
+from dcr_ds.commands.parser import finite_number, positive_int, positive_number, show
+from dcr_ds.models.checkpoint_files import model_config
+
+DESCRIPTION = """\
+SCANS (Cao et al., 2025): classifies each prompt by its activations, and steers the middle blocks away from refusal if
+it is safe, towards refusal if it is not. Anchors are sampled from the two sets of prompts; as many others tune the
+threshold.
+"""
+ROLES = ("harmful", "harmless")
+STRENGTH, ANCHORS = 3.5, 64  # as published for Llama-2-7B
+
+
+def parse(name: str, arguments: list[str]) -> Namespace:
+    parser = baseline_parser(name, DESCRIPTION)
+    help_strength = f"α: how far activations are moved (default: {STRENGTH}, as published for Llama-2-7B)"
+    parser.add_argument("--strength", type=positive_number, default=STRENGTH, metavar="ALPHA", help=help_strength)
+    help_threshold = "score from which a prompt is unsafe (default: best balanced accuracy on held-out anchors)"
+    parser.add_argument("--threshold", type=finite_number, metavar="T", help=help_threshold)
+    help_anchors = f"prompts per set (default: {ANCHORS})"
+    parser.add_argument("--anchors", type=positive_int, default=ANCHORS, metavar="N", help=help_anchors)
+    add_prompt_sets(parser, ROLES)
+    return parser.parse_args(arguments)
+
+
+def run(name: str, arguments: list[str]) -> int:
+    """Compute the vectors, tune the threshold, and write the baseline folder."""
+    options = parse(name, arguments)
+    check_out(options.out)
+    source = locate_source(options)
+    from dcr_ds.baselines.prompts import describe, sample
+    from dcr_ds.baselines.scans import Anchors, Blocks, best_threshold, compute_vectors, scores_of, sure_tokens
+    from dcr_ds.models.chat import encode_prompt
+    from dcr_ds.models.rows import encode_row
+
+    blocks = Blocks.of(model_config(source.files.source)["num_hidden_layers"])
+    tokenizer = source.tokenizer()
+    counts = [options.anchors] * (1 if options.threshold is not None else 2)
+    sets = {role: sample(rows, counts, options.seed, role) for role, rows in read_prompt_sets(options, ROLES).items()}
+    ids = {
+        role: [
+            [encode_row(f"--{role}", row, lambda row: encode_prompt(tokenizer, row.messages)) for row in part.rows]
+            for part in parts
+        ]
+        for role, parts in sets.items()
+    }
+    sure, model = sure_tokens(tokenizer), source.load()
+    vectors = compute_vectors(model, blocks, Anchors(ids["harmful"][0], ids["harmless"][0]), sure)
+    threshold, origin = options.threshold, "--threshold"
+    if threshold is None:
+        scores = [scores_of(model, blocks, vectors, ids[role][1], sure) for role in ROLES]
+        threshold, accuracy = best_threshold(*scores)
+        origin = f"balanced accuracy {accuracy:.3f} on {options.anchors} + {options.anchors} held-out anchors"
+    settings = {
+        "strength": options.strength,
+        "threshold": threshold,
+        "steered": blocks.steered,
+        "classified": blocks.classified,
+        "sure": sure,
+        "threshold_from": origin,
+    }
+    data = {
+        f"{role}{'' if number == 0 else ' (threshold)'}": describe(part)
+        for role, parts in sets.items()
+        for number, part in enumerate(parts)
+    }
+    tensors = {"directions": vectors.directions, "reference": vectors.reference}
+    write(name, source, settings, data, options.out, tensors)
+    steered, classified = (f"{layers[0]} to {layers[-1]}" for layers in (blocks.steered, blocks.classified))
+    show(f"steers blocks {steered} by α = {options.strength:g}; their activations have a norm of {vectors.norm:.3g}")
+    show(f"classifies by blocks {classified}; unsafe from {threshold:.4f} ({origin})")
+    show(f"{options.out}: dcr-ds evaluate scans={options.out} --suite quick --out runs")
+    return 0
