@@ -86,9 +86,8 @@ def _asked(reference: "LocalModel", options: argparse.Namespace) -> "Asked":
     from dcr_ds.evaluate.log_odds import openings_of
     from dcr_ds.export.verify import asked_of
     from dcr_ds.models.chat import load_tokenizer
-    from dcr_ds.models.checkpoint_files import tokenizer_folder
 
-    tokenizer = load_tokenizer(tokenizer_folder(*reference), None, reference.source)
+    tokenizer = load_tokenizer(reference.tokenizer, None, reference.source)
     refusals, ordinary = (read_conversations(DataSource(), name) for name in ("refusals", "general"))
     openings, problem = openings_of(tokenizer, refusals, ordinary)
     if openings is None:

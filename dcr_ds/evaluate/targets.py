@@ -10,10 +10,10 @@ from dcr_ds.engine.distributed import is_main_process
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.serving.command import requests_in_flight
 from dcr_ds.files import expand_user
-from dcr_ds.models.checkpoint_files import BASELINE_RECORD, base_of_adapter, tokenizer_folder
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, base_of_adapter, holds_hook, tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint, RequestFields
 from dcr_ds.models.hashes import check_base
-from dcr_ds.models.hooks.record import is_baseline, read_record
+from dcr_ds.models.hooks.record import read_record
 from dcr_ds.models.locate import prepare_source
 from dcr_ds.recipe import EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.engines import LOCAL
@@ -95,7 +95,7 @@ def check_hooked(local: LocalModel, data: RunData, settings: EvaluateSection) ->
 
 def _locate_files(model: ModelSection) -> LocalModel:
     folder = expand_user(model.source)
-    if is_baseline(folder):
+    if holds_hook(folder):
         return _locate_hooked(folder)
     base = base_of_adapter(folder)
     if base is None:
@@ -114,7 +114,7 @@ def _locate_files(model: ModelSection) -> LocalModel:
 def _locate_hooked(folder: Path) -> LocalModel:
     record = read_record(folder)
     path = expand_user(record.source)
-    if is_baseline(path):
+    if holds_hook(path):
         raise UserError(f"{folder}: its source {record.source} is a baseline as well; make it from a model")
     if path.is_absolute() and not path.exists():
         raise UserError(

@@ -15,11 +15,9 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel
 from dcr_ds.export.served import served_log_odds, served_tokens
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
-from dcr_ds.models.checkpoint_files import tokenizer_folder
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.gguf_file import load_gguf
-from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.merge import load_with_adapter
+from dcr_ds.models.hooks.load import load_model
 
 BOUND = 0.01  # between float32 readings of the same weights, which differ by rounding
 SERVED_BOUND = 1.0  # a server computes in 16 bits
@@ -58,11 +56,9 @@ class Compared:
 
 
 def log_odds_of(model: LocalModel, asked: Asked) -> list[float]:
-    """The log-odds of a model or adapter folder, read in float32."""
+    """The log-odds of a model, adapter or baseline folder, read in float32."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if model.adapter is None:
-        return _read(load_causal_lm(model.source, torch.float32, "eager", device), asked)
-    return _read(load_with_adapter(model.source, model.adapter, torch.float32, "eager", device), asked)
+    return _read(load_model(*model, torch.float32, "eager", device), asked)
 
 
 def compare(model: Model, asked: Asked, expected: Sequence[float], bound: float | None) -> Compared:
@@ -77,7 +73,7 @@ def compare(model: Model, asked: Asked, expected: Sequence[float], bound: float 
     if isinstance(model, Endpoint):
         values, tokens = served_log_odds(model, asked.ids, asked.openings), _served_ids(model, asked.prompts)
     elif isinstance(model, LocalModel):
-        tokenizer = load_tokenizer(tokenizer_folder(*model), None, model.source)
+        tokenizer = load_tokenizer(model.tokenizer, None, model.source)
         values, tokens = log_odds_of(model, asked), _ids(tokenizer, asked.prompts)
     else:
         loaded, tokenizer = load_gguf(model)

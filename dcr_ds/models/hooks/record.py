@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import check_fields, hash_of, parse_json, write_json
-from dcr_ds.models.checkpoint_files import BASELINE_RECORD, holds_hook, model_hash
+from dcr_ds.models.checkpoint_files import BASELINE_RECORD, model_hash
 from dcr_ds.recipe import ChatTemplate
 
 if TYPE_CHECKING:
@@ -63,10 +63,6 @@ def hook_hash(folder: Path) -> str:
     record, vectors = read_record(folder), folder / VECTORS
     content = hashlib.sha256(vectors.read_bytes()).hexdigest() if vectors.is_file() else None
     return hash_of([record.baseline, record.template, record.settings, content])
-
-
-def is_baseline(folder: Path) -> bool:
-    return holds_hook(folder)
 
 
 def read_record(folder: Path) -> BaselineRecord:
