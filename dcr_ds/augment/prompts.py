@@ -8,7 +8,6 @@ from dcr_ds.data.leakage import find_overlaps
 from dcr_ds.data.load import RunData, check_leakage, refuse_common_prompts
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import Prompt, PromptSet
-from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_object
 from dcr_ds.recipe import DataSource, Recipe
@@ -16,14 +15,14 @@ from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.refine.prompts import encode_refine_prompts
 
 OPTIONS = {"seemingly_toxic": "--seemingly-toxic", "toxic": "--toxic"}
-NAMES = ("seemingly_toxic", "toxic")
 
 
 class Chosen(NamedTuple):
-    """The prompts to answer and the prompts to refuse."""
+    """The prompts to answer and the prompts to refuse; and the recipe's prompts that refine does not train on."""
 
     seemingly_toxic: list[Prompt]
     toxic: list[Prompt]
+    held_out: list[Prompt]
     notes: list[str]
 
 
@@ -41,36 +40,36 @@ def prompts_of_refine(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokeni
     sampler = encode_refine_prompts(recipe, data, tokenizer).sampler
     seen = {(label, row.id) for step in range(steps) for row, label in sampler.batch(step)}
     chosen = [[row for row in rows if (label, row.id) in seen] for label, rows in enumerate(sampler.rows)]
-    assert data.seemingly_toxic is not None and data.toxic is not None  # read with refine
+    assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with refine
+    sets = (data.seemingly_toxic, data.toxic)
+    trained = [{row.id for row in rows} for rows in sampler.rows]
+    held_out = [row for read, ids in zip(sets, trained, strict=True) for row in read.rows if row.id not in ids]
     notes = [
         f"prompts: {len(rows)} of {read.name} ({read.source}), all that {steps} steps of refine see"
-        for rows, read in zip(chosen, (data.seemingly_toxic, data.toxic), strict=True)
+        for rows, read in zip(chosen, sets, strict=True)
     ]
-    return Chosen(chosen[0], chosen[1], notes)
+    return Chosen(chosen[0], chosen[1], held_out, notes)
 
 
 def other_prompts(recipe: Recipe, data: RunData, own: Chosen, files: dict[str, str | None]) -> Chosen:
     """The prompts of files in place of the recipe's, without those that occur in the recipe's held-out part.
 
     Args:
-        own: the prompts of refine, for a set without a file.
+        own: the prompts of refine, used for a set without a file.
         files: by name of the set.
 
     Raises:
         UserError: a file cannot be read, a prompt is in both sets, the prompts overlap with the evaluation, or none is
             left.
     """
-    assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with refine
-    split = split_held_out(data.seemingly_toxic.rows, data.toxic.rows, recipe.data.held_out, recipe.seed)
-    held_out = {"held out": [*split.held_out_seemingly_toxic, *split.held_out_toxic]}
     sets, notes = {}, []
-    for name, rows in zip(NAMES, (own.seemingly_toxic, own.toxic), strict=True):
+    for name, rows in zip(OPTIONS, (own.seemingly_toxic, own.toxic), strict=True):
         source = files[name]
         if source is None:
             sets[name] = PromptSet(name, f"data.{name}", rows, "")
             continue
         read = read_prompts(DataSource(source=source), name, OPTIONS[name])
-        known = {overlap.training_id for overlap in find_overlaps({name: read.rows}, held_out)}
+        known = {overlap.training_id for overlap in find_overlaps({name: read.rows}, {"held out": own.held_out})}
         left = [row for row in read.rows if row.id not in known]
         notes.append(
             f"prompts: {len(left)} of {len(read.rows)} of {read.source}; {len(known)} are held out by the recipe"
@@ -82,4 +81,4 @@ def other_prompts(recipe: Recipe, data: RunData, own: Chosen, files: dict[str, s
     refuse_common_prompts(seemingly_toxic, toxic)
     trained = RunData(seemingly_toxic, toxic, benchmarks=data.benchmarks, evaluate_general=data.evaluate_general)
     check_leakage(trained, recipe.allow_leakage)
-    return Chosen(seemingly_toxic.rows, toxic.rows, notes)
+    return Chosen(seemingly_toxic.rows, toxic.rows, own.held_out, notes)
