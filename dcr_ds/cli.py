@@ -31,7 +31,7 @@ COMMANDS = {
     "train": "refine, align and evaluate a model as a recipe says; the same as train.py",
     "repair": "refine and shortly align a model that refuses harmless prompts already",
     "recipes": "list the shipped recipes; copy one to edit it",
-    "data": "check data sets before a run",
+    "data": "check data sets before a run; make twins of harmful prompts",
     "plan": "memory and time of a recipe, and the ZeRO stage and micro-batch size that fit",
     "slurm": "submit a run to SLURM: one job, one job per stage, or a sweep",
     "evaluate": "evaluate any models on benchmarks: folder, hub id, adapter or endpoint",

@@ -10,17 +10,18 @@ DESCRIPTION = """\
 Tools for training data.
 
   dcr-ds data check FILES…    what a run would read: rows, duplicates, leakage, confounds, licences
+  dcr-ds data pairs PROMPTS   candidate twins for harmful prompts, from a chat endpoint, for review
 
 dcr-ds data WHAT --help lists the options of each.
 """
-TOOLS = ("check",)
+TOOLS = ("check", "pairs")
 
 
 def run(arguments: list[str]) -> int:
     """Run one tool.
 
     Raises:
-        UserError: wrong usage, or data that a run would refuse.
+        UserError: wrong usage, data that a run would refuse, or an endpoint that fails.
     """
     if not arguments or arguments[0] in ("--help", "-h"):
         command_parser("data", DESCRIPTION).print_help()
