@@ -35,7 +35,9 @@ def refused(tmp_path, capsys):
     return run
 
 
-def test_a_baseline_is_a_model_folder(model, tmp_path, capsys):
+@pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
+def test_a_baseline_is_a_model_folder(tmp_path, capsys, model_type):
+    model = make_model(tmp_path / "model", model_type, 3, dtype=torch.bfloat16)
     before, out = weights_hash(model), tmp_path / "out"
     assert main(["baseline", "prosafeprune", str(model), "--out", str(out), "--train", "12", "--rank", "4"]) == 0
     assert f"dcr-ds evaluate prosafeprune={out}" in capsys.readouterr().out
@@ -51,7 +53,7 @@ def test_a_baseline_is_a_model_folder(model, tmp_path, capsys):
     changed = {name for name, weight in first.named_parameters() if not torch.equal(weight, second.get_parameter(name))}
     assert changed == set(record["changed"]) and len(changed) == 4 * len(record["selection"]["layers"])
     assert {weight.dtype for weight in second.parameters()} == {torch.bfloat16}
-    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert {file.name for file in tmp_path.iterdir()} == {"model", "out"}
 
 
 def test_an_existing_folder_is_kept(model, tmp_path, capsys):
