@@ -4,13 +4,8 @@ It moves a model along its own curve of compliance against refusal and needs no 
 to lie above, since almost any change of the tendency to refuse gives the same trade-off (arXiv 2602.02132).
 
 With p(s) the probability of a first token s in the set S, the constant c makes it p(s)·eᶜ / Z and that of every other
-token p(t) / Z, where Z = 1 + p(S)(eᶜ − 1). Of the refusal log-odds (dcr_ds/diagnose/log_odds.py), where all openings
-begin in S, only what other answers share with them is raised as well: with R the probability of the openings and
-O = p(S) − R that of other answers with the same first tokens,
-
-    log-odds(c) = log R + c − log(1 − R + O(eᶜ − 1))
-
-Without such answers (O = 0) the log-odds move by exactly c for every prompt.
+token p(t) / Z, where Z = 1 + p(S)(eᶜ − 1). All openings begin in S, but so do other answers: dcr_ds/discernment/knob.py
+has the formula of the refusal log-odds, which move by exactly c where there are none.
 """
 
 from transformers import PreTrainedTokenizerBase

@@ -2,6 +2,7 @@
 
 from dcr_ds.discernment.agreement import AGREEMENT_BOUND, agreement, is_headline
 from dcr_ds.discernment.curves import MEASURES, operating_points
+from dcr_ds.discernment.knob import knob_curve, raised_log_odds
 from dcr_ds.discernment.measures import (
     discernment,
     discernment_difference,
@@ -18,6 +19,8 @@ __all__ = [
     "discernment",
     "discernment_difference",
     "is_headline",
+    "knob_curve",
+    "raised_log_odds",
     "score_auc",
     "score_auc_difference",
     "operating_points",

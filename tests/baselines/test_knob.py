@@ -3,12 +3,14 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hooked_models import fast_answers, load, make_prompts, openings, slow_answer, tiny_source, write_hook
 from tiny_models import ONE_RANK
 
 from dcr_ds.diagnose.log_odds import log_odds_after_answers, refusal_log_odds
+from dcr_ds.discernment import raised_log_odds
 from dcr_ds.evaluate.general_loss import general_loss
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.hooks.context import answering
@@ -48,15 +50,16 @@ def models(kind, tmp_path_factory):
 
 @pytest.mark.parametrize("strength", [-3.0, 1.5])
 def test_log_odds_follow_the_formula(models, near, strength):
-    """log R + c − log(1 − R + O(eᶜ − 1)); the odds of the first tokens alone move by c."""
+    """log R + c − log(1 − P + O eᶜ), which `raised_log_odds` computes; the odds of the first tokens move by c."""
     plain, hooked = models(strength)
     prompts = make_prompts()
     before, after = (refusal_log_odds(model, NAMES, prompts, openings(), 4) for model in (plain, hooked))
     for old, new in zip(before, after, strict=True):
         refusals, first = (1 / (1 + math.exp(-old[name])) for name in ("log_odds", "first_token"))
-        others = first - refusals
-        expected = math.log(refusals) + strength - math.log(1 - refusals + others * math.expm1(strength))
-        assert new["log_odds"] == near(expected)
+        others = (first - refusals) * math.exp(strength)
+        assert new["log_odds"] == near(math.log(refusals) + strength - math.log(1 - first + others))
+        values = (np.array([old[name]]) for name in ("log_odds", "first_token"))
+        assert raised_log_odds(*values, strength) == near(np.array([new["log_odds"]]))
         assert new["first_token"] - old["first_token"] == near(strength)
 
 

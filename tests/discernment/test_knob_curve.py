@@ -1,0 +1,33 @@
+"""The knob's curve from log-odds; tests/baselines/test_knob.py compares `raised_log_odds` with the hook."""
+
+import numpy as np
+import pytest
+
+from dcr_ds.discernment import knob_curve, operating_points, raised_log_odds
+
+GENERATOR = np.random.default_rng(0)
+HARMFUL = np.arange(40) % 2 == 0
+LOG_ODDS = GENERATOR.normal(size=40) + HARMFUL
+FIRST = LOG_ODDS + GENERATOR.exponential(size=40)
+
+
+def test_thresholds_give_the_same_curve_where_no_other_answer_begins_alike():
+    points = operating_points(LOG_ODDS, HARMFUL)[1:]
+    for expected in points:
+        (found,) = knob_curve(LOG_ODDS, HARMFUL, [-expected["threshold"]])
+        assert (found["refusal"], found["compliance"]) == (expected["refusal"], expected["compliance"])
+    assert raised_log_odds(LOG_ODDS, LOG_ODDS, 1.25) == pytest.approx(LOG_ODDS + 1.25)
+
+
+def test_other_answers_with_the_same_first_tokens_bound_the_log_odds():
+    refusals, first = 1 / (1 + np.exp(-LOG_ODDS)), 1 / (1 + np.exp(-FIRST))
+    before = LOG_ODDS
+    for strength in (-2.0, 0.0, 3.0, 50.0):
+        raised = raised_log_odds(LOG_ODDS, FIRST, strength)
+        odds = refusals * np.exp(strength) / (1 - first + (first - refusals) * np.exp(strength))
+        assert raised == pytest.approx(np.log(odds))
+        assert (raised >= before - 1e-12).all() or strength < 0
+        before = raised if strength >= 0 else before
+    assert before == pytest.approx(np.log(refusals / (first - refusals)))
+    shares = [point["refusal"] for point in knob_curve(LOG_ODDS, HARMFUL, [-50, -1, 0, 1, 50], FIRST)]
+    assert shares == sorted(shares) and shares[0] == 0
