@@ -21,7 +21,7 @@ from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.evaluate.serving.command import check_engine
-from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, check_hooked, locate_target
+from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, check_hook_fits, check_hooked, locate_target
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.locate import describe_source
@@ -200,11 +200,7 @@ def _resolve(recipe: Recipe, model: LocalModel | Endpoint, ranks: process.Ranks)
             f"{model.adapter}: an adapter cannot be merged into a model that is spread over {size} ranks; merge it "
             f"first (dcr-ds export {model.adapter} --merge --out MODEL), or set --ranks-per-copy 1"
         )
-    if model.hook and size != 1:
-        raise UserError(
-            f"{model.hook}: the hook of a baseline cannot be installed in a model that is spread over {size} ranks; "
-            "set --ranks-per-copy 1, or use a GPU that holds the model"
-        )
+    check_hook_fits(model.hook, size)
     if machine.ranks_per_node > 1 and (reason := reasons.get("evaluate.ranks_per_copy")):
         process.print_on_main(ranks, f"{recipe.name}: evaluate.ranks_per_copy: {size} ({reason})")
     return resolved

@@ -82,6 +82,7 @@ def check_hooked(local: LocalModel, data: RunData, settings: EvaluateSection) ->
     """Raise UserError if an evaluation asks for what a model with a hook cannot do."""
     if local.hook is None:
         return
+    check_hook_fits(local.hook, settings.ranks_per_copy)
     if settings.engine != LOCAL:
         raise UserError(
             f"{local.hook}: a server cannot install the hook of a baseline; leave out --engine and --server-command"
@@ -90,6 +91,15 @@ def check_hooked(local: LocalModel, data: RunData, settings: EvaluateSection) ->
         raise UserError(
             f"{local.hook}: {prefilled[0]} gives the beginning of the answer, where the hook of a baseline acts; leave "
             "this attack out"
+        )
+
+
+def check_hook_fits(hook: Path | None, ranks_per_copy: int | str) -> None:
+    """Raise UserError if a model with a hook would be spread over ranks."""
+    if hook is not None and ranks_per_copy not in ("auto", 1):
+        raise UserError(
+            f"{hook}: the hook of a baseline cannot be installed in a model that is spread over {ranks_per_copy} "
+            "ranks; set --ranks-per-copy 1, on a GPU that holds the model"
         )
 
 

@@ -94,7 +94,7 @@ def test_finished_results_are_reused(tmp_path, models, data, monkeypatch, capsys
     def no_model(*arguments):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(evaluated, "load_causal_lm", no_model)
+    monkeypatch.setattr(evaluated, "load_model", no_model)
     evaluate(recipe(), tmp_path, models, data)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
     assert "already done" in capsys.readouterr().err

@@ -91,9 +91,10 @@ def locate_source(options: Namespace) -> Source:
     """
     fields: dict[str, Any] = template_fields(options)
     section = ModelSection(source=options.model, **fields)
-    files = locate_target(section, EndpointSection())
-    if not isinstance(files, LocalModel):
+    if options.model.startswith(("http://", "https://")):
         raise UserError(f"{options.model}: a baseline changes weights or activations; an endpoint shows neither")
+    files = locate_target(section, EndpointSection())
+    assert isinstance(files, LocalModel)
     if files.hook is not None:
         raise UserError(f"{options.model}: is a baseline itself; make the baseline from its source model")
     check_not_quantised(files.source)

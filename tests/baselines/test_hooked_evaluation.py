@@ -1,0 +1,110 @@
+"""`dcr-ds baseline` and `dcr-ds evaluate` of what it writes, on a tiny model; what cannot be used is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from hooked_models import write_hook
+from small_runs import the_error
+from tiny import make_model
+
+from dcr_ds.cli import main
+from dcr_ds.discernment import raised_log_odds
+from dcr_ds.files import read_json, read_jsonl
+
+SETTINGS = ["--benchmarks", "builtin", "--limit", "4", "--max-new-tokens", "3"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("baseline") / "model", layers=4)
+
+
+@pytest.fixture(scope="module")
+def knob(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("knob") / "knob"
+    assert main(["baseline", "knob", str(source), "--strength", "1.5", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must be refused; returns its message."""
+
+    def run(*arguments) -> str:
+        assert main(list(map(str, arguments))) == 2
+        return the_error(capsys.readouterr().err)
+
+    return run
+
+
+def test_a_knob_is_evaluated_beside_its_source(source, knob, tmp_path, capsys):
+    models = [f"base={source}", f"knob={knob}"]
+    assert main(["evaluate", *models, *SETTINGS, "--out", str(tmp_path)]) == 0
+    assert "knob" in capsys.readouterr().out
+    home = "evaluate/aligned"
+    for name in ("builtin-seemingly-toxic", "builtin-toxic-twins"):
+        base, raised = (read_jsonl(tmp_path / model / home / name / "log_odds.jsonl") for model in ("base", "knob"))
+        before = [np.array([row[figure] for row in base]) for figure in ("log_odds", "first_token")]
+        assert [row["log_odds"] for row in raised] == pytest.approx(raised_log_odds(*before, 1.5), abs=1e-4)
+    hashes = [read_json(tmp_path / model / home / "general_loss.json")["settings_hash"] for model in ("base", "knob")]
+    assert hashes[0] != hashes[1]
+
+
+def test_scans_steers_by_the_tuned_threshold(source, tmp_path, capsys):
+    out = tmp_path / "scans"
+    assert main(["baseline", "scans", str(source), "--anchors", "4", "--out", str(out)]) == 0
+    assert "on 4 + 4 held-out anchors" in capsys.readouterr().out
+    record = read_json(out / "baseline.json")
+    assert record["settings"]["steered"] == [2] and record["data"]["harmful (threshold)"]["rows"] == 4
+    assert main(["evaluate", f"scans={out}", *SETTINGS, "--out", str(tmp_path / "runs")]) == 0
+
+
+def test_what_an_evaluation_cannot_do_with_a_hook(knob, tmp_path, refused):
+    out = ["--out", tmp_path]
+    server = ["--server-command", "python {model} {host} {port}"]
+    assert "a server cannot install the hook" in refused("evaluate", knob, *SETTINGS, *server, *out)
+    attacked = ["--benchmarks", "builtin-toxic", "--attacks", "prefill"]
+    assert "gives the beginning of the answer" in refused("evaluate", knob, *attacked, *out)
+    assert "spread over 2 ranks" in refused("evaluate", knob, *SETTINGS, "--ranks-per-copy", "2", *out)
+    other = ["--chat-template", "instruction"]
+    assert "another chat template" in refused("evaluate", knob, *SETTINGS, *other, *out)
+    assert "a hook on another model" in refused("ability", knob, "--out", tmp_path / "ability")
+    assert "name its source model" in refused("diagnose", "layers", knob)
+
+
+def test_baseline_folders_that_no_longer_fit(source, tmp_path, refused):
+    settings = {"strength": 1.5, "tokens": [7], "texts": ["a"]}
+    evaluate = [*SETTINGS, "--out", tmp_path / "out"]
+    moved = write_hook(tmp_path / "moved", make_model(tmp_path / "gone"), "knob", settings)
+    (tmp_path / "gone").rename(tmp_path / "elsewhere")
+    assert "source model" in refused("evaluate", moved, *evaluate)
+    make_model(tmp_path / "gone", seed=1)
+    assert "its content has changed" in refused("evaluate", moved, *evaluate)
+    nan = write_hook(tmp_path / "nan", source, "knob", settings | {"strength": float("nan")})
+    assert "not a finite number" in refused("evaluate", nan, *evaluate)
+    lacking = write_hook(tmp_path / "lacking", source, "knob", {"strength": 1.0})
+    assert "a damaged baseline" in refused("evaluate", lacking, *evaluate)
+    unknown = write_hook(tmp_path / "unknown", source, "lever", settings)
+    assert "unknown baseline 'lever'" in refused("evaluate", unknown, *evaluate)
+    (unknown / "baseline.json").write_text("{")
+    assert "not valid JSON" in refused("evaluate", unknown, *evaluate)
+
+
+def test_models_that_no_baseline_is_made_from(source, knob, tmp_path, refused):
+    make = ["--strength", "1", "--out", tmp_path / "out"]
+    assert "did you mean knob?" in refused("baseline", "knbo", source)
+    assert "an endpoint shows neither" in refused("baseline", "knob", "https://api.example.com/v1#m", *make)
+    assert "is a baseline itself" in refused("baseline", "knob", knob, *make)
+    assert "could not be downloaded" in refused("baseline", "knob", "owner/not-there", *make)
+    quantised = make_model(tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    assert "quantised" in refused("baseline", "knob", quantised, *make)
+    assert "exists already" in refused("baseline", "knob", source, "--strength", "1", "--out", source)
+    for value in ("nan", "inf", "much"):
+        assert value in refused("baseline", "knob", source, "--strength", value, "--out", tmp_path / "out")
+    small = make_model(tmp_path / "small", layers=2)
+    assert "2 blocks" in refused("baseline", "scans", small, "--out", tmp_path / "out")
+    assert "200 + 200" in refused("baseline", "scans", source, "--anchors", "200", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
