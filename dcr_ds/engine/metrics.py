@@ -14,7 +14,7 @@ from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
 
 # metrics of a stage that the console line shows
-SHOWN = ("gap", "auc", "drift", "margin", "accuracy", "refused_seemingly_toxic", "refused_toxic")
+SHOWN = ("gap", "auc", "drift", "margin", "accuracy", "kl", "refused_seemingly_toxic", "refused_toxic")
 
 
 class MetricsLog:
