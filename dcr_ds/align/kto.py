@@ -3,7 +3,7 @@
     r(x, y) = log π(y|x) − log π_ref(y|x),   z₀ = max(0, mean of r(x, y′) over the step)
     loss = λ_D (1 − σ(β (r − z₀))) of a desirable answer, λ_U (1 − σ(β (z₀ − r))) of an undesirable one
 
-(Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7 and 8). z₀ estimates the KL divergence from the reference and has no
+(Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7). z₀ estimates the KL divergence from the reference and has no
 gradient. y′ is the answer of another sample: as in TRL, of the one before it in the order of the step. TRL estimates z₀
 per micro-batch; here it is the mean over the optimizer step, so that micro-batches and ranks do not change the loss.
 

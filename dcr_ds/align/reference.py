@@ -9,6 +9,7 @@ Legend: B samples of a forward pass, N samples; A answers of a sample: 1, or 2 o
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -100,7 +101,8 @@ def reference_key(samples: Sequence[Answers], model: ModelSection, source: Path)
     """Hash of what decides the log-probabilities: weights, precision, and the tokens of data and template."""
     hasher = hashlib.sha256(json.dumps([weights_hash(source), model.dtype, model.quantize]).encode())
     for sample in samples:
-        hasher.update(json.dumps([[answer.ids, answer.prompt_tokens] for answer in sample]).encode())
+        for answer in sample:
+            hasher.update(array("q", [len(answer.ids), answer.prompt_tokens, *answer.ids]).tobytes())
     return hasher.hexdigest()
 
 
