@@ -110,9 +110,8 @@ def measure(source: str, data: str, work: Path, what: What, plan: Plan) -> Measu
     template = ChatTemplate(str(TEMPLATE))
     located = locate_target(ModelSection(source=source, chat_template=template.file), EndpointSection())
     assert isinstance(located, LocalModel)
-    model = EvaluatedModel(
-        work.parent.name, ModelFolder(work), located.source, torch.float32, "sdpa", template, located.adapter
-    )
+    name, folder = work.parent.name, ModelFolder(work)
+    model = EvaluatedModel(name, folder, located.source, torch.float32, "sdpa", template, located.adapter, located.hook)
     recipe = answering_recipe(data, plan, what.attacks)
     run_data = load_data(recipe)
     only_read = [pair for pair in plan.pairs.values() if not (pair.answered and what.answers)]

@@ -5,17 +5,20 @@ import math
 import pytest
 import torch
 from hooked_models import fast_answers, load, make_prompts, openings, slow_answer, tiny_source, write_hook
+from tiny_models import ONE_RANK
 
 from dcr_ds.baselines.scans import Anchors, Blocks, best_threshold, compute_vectors, scores_of, sure_tokens
 from dcr_ds.diagnose.log_odds import log_odds_after_answers, refusal_log_odds
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.evaluate.general_loss import general_loss
+from dcr_ds.models.chat import Encoded, load_tokenizer
 from dcr_ds.models.hooks.context import answering, hook_of
 
 LAYERS, SURE, ALPHA = 6, [60, 61], 2.5
 BLOCKS = Blocks.of(LAYERS)
 PROMPTS = make_prompts()
 NAMES = list("abcdef")
+ANSWERS = ([7, 9], [5], [21, 4, 6], [8], [30, 31, 32], [7])
 near = lambda values: pytest.approx(values, abs=1e-6)  # noqa: E731
 
 
@@ -150,3 +153,35 @@ def test_the_threshold_has_the_best_balanced_accuracy():
 def test_sure_is_tokenised_as_an_answer(source):
     tokenizer = load_tokenizer(source)
     assert tokenizer.decode(sure_tokens(tokenizer)) == "Sure"
+
+
+def test_general_loss_is_that_of_the_steered_model(plain, hooked, vectors):
+    rows = [Encoded([*prompt, *answer], len(prompt)) for prompt, answer in zip(PROMPTS, ANSWERS, strict=True)]
+    total = 0.0
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        logits = steered_logits(plain, hooked, vectors, prompt, row.ids)[row.prompt_tokens - 1 : -1]
+        targets = torch.tensor(row.ids[row.prompt_tokens :])
+        total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+    result = general_loss(hooked, rows, 4, ONE_RANK)
+    assert result["loss"] == pytest.approx(total / result["tokens"], abs=1e-5)  # float32 sums
+
+
+def test_log_odds_of_a_model_with_sliding_windows(tmp_path, vectors):
+    """Its openings are read from repeated rows; against the forward pass of one row, with the same hook."""
+    source = tiny_source(tmp_path / "model", "gemma2", layers=LAYERS)
+    settings = {
+        "strength": ALPHA, "threshold": 0.0, "steered": BLOCKS.steered, "classified": BLOCKS.classified, "sure": SURE,
+        "threshold_from": "test",
+    }  # fmt: skip
+    tensors = {"directions": vectors.directions.float(), "reference": vectors.reference.float()}
+    hook = write_hook(tmp_path / "hook", source, "scans", settings, tensors)
+    hooked, plain = (load(source, folder, torch.float32, "eager") for folder in (hook, None))
+    unsteered = refusal_log_odds(plain, NAMES, PROMPTS, openings(), 4)
+    rows = refusal_log_odds(hooked, NAMES, PROMPTS, openings(), 4)
+    assert all(abs(row["log_odds"] - other["log_odds"]) > 1e-3 for row, other in zip(rows, unsteered, strict=True))
+    for row, prompt in zip(rows, PROMPTS, strict=True):
+        for opening, log_p in zip(openings().openings, row["openings"].values(), strict=True):
+            tokens = torch.tensor([[*prompt, *opening.tokens]])
+            with torch.no_grad(), answering(hooked, [prompt]):
+                steps = hooked(input_ids=tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            assert log_p == pytest.approx(steps.gather(-1, tokens[0, len(prompt) :, None]).sum().item(), abs=1e-4)
