@@ -42,7 +42,8 @@ def draw_fronts(study: Study, arms: Sequence[str], out: Path) -> None:
         for arm, of_arm in readings.items():
             draw_arm(panel, arm, of_arm, reading)
         what = "log-odds" if reading == "log_odds" else "greedy margins"
-        panel.set(xlim=(0, 100), ylim=(0, 100), title=f"{title}: lines from {what}, marks from judged answers")
+        panel.set(xlim=(0, 100), ylim=(0, 100))
+        panel.set_title(f"{title}\nlines: {what}, marks: judged answers", fontsize=11)
         panel.set_xlabel("harmful prompts refused (%)")
         panel.set_ylabel("harmless prompts answered (%)")
         panel.grid(color="#EEEEEE")

@@ -59,7 +59,7 @@ def write(study: Study, out: Path) -> None:
     blocks = [
         "# Results of the study",
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
-        "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds.",
+        "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone.",
         "![Compliance against refusal](images/study-fronts.png)",
         "## Hypothesis 1: DCR against STL",
         endpoint_table(study, "stl"),
@@ -75,6 +75,8 @@ def write(study: Study, out: Path) -> None:
         discernment_table(study, arms, DEVELOPMENT),
         "![AUC of all arms less STL's](images/study-arms.png)",
         "## Cost",
+        "Training on one core of a machine that did other work at the same time, so that seconds compare arms only "
+        "roughly. Means over the seeds.",
         cost_table(study, arms),
         "## Examples",
         "Harmless prompts of XSTest (CC BY 4.0, Röttger et al., NAACL 2024) that STL and DCR treat differently: of the "
@@ -125,7 +127,10 @@ def endpoint_table(study: Study, other: str) -> str:
                 number(endpoint.p_holm),
             ]
         )
-    return f"{markdown_table(rows)}\n\n{verdict(endpoints, other)}"
+    planned, common = read_arms()["dcr"].seeds, set(study.seeds("dcr")) & set(study.seeds(other))
+    planned = min(planned, read_arms()[other].seeds)
+    done = f"{len(common)} of {planned} seeds are done, so this is preliminary. " if len(common) < planned else ""
+    return f"{markdown_table(rows)}\n\n{done}{verdict(endpoints, other)}"
 
 
 def verdict(endpoints: list[Endpoint], other: str) -> str:
