@@ -168,8 +168,8 @@ class Session:
         saved = self.state.setdefault("identity", own)  # None: saved before identities were recorded
         if own and saved and own != saved:
             raise UserError(
-                f"{self.checkpoints.path(self.step)}: belongs to a {self.label} with another recipe, model or data; "
-                f"remove {self.checkpoints.folder}, or do the stage again with --redo"
+                f"{self.checkpoints.path(self.step)}: saved by another {self.label}, with another recipe, model or "
+                f"data; remove {self.checkpoints.folder}, or do the stage again with --redo"
             )
 
     def finish(self, summary: dict[str, Any]) -> None:

@@ -75,7 +75,9 @@ def check_identity(
     if folder.has_results and not saved:
         notes = [f"{stage} began before identities were recorded: its model and data are not compared"]
     record = current | {"software": saved.get("software", current["software"])}  # of the attempt that began the stage
-    record["sha256"] = _identity_hash(record)
+    # The hash of the attempt that began the stage stands: its checkpoints carry it, and a newer version, which has more
+    # fields than were recorded, would compute another one although nothing differs.
+    record["sha256"] = saved.get("sha256") or _identity_hash(record)
     if record != saved:
         write_json(folder.identity, record)
     return notes

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import TEMPLATE
 
+from dcr_ds.run.folder import settings_of
+
 
 def change_weights(place):
     file = place / "model" / "model.safetensors"
@@ -103,6 +105,20 @@ def test_other_versions_are_reported_and_the_run_continues(train, run_folder):
     assert json.loads(run_folder.stage("refine").identity.read_text())["software"]["torch"] == "1.0"
 
 
+def test_a_stage_that_began_before_a_field_existed_is_resumed(train, refused, run_folder, monkeypatch):
+    def older_settings(recipe, stage):
+        settings = settings_of(recipe, stage)
+        del settings["refine"]["patience"]
+        return settings
+
+    with monkeypatch.context() as older:
+        older.setattr("dcr_ds.run.identity.settings_of", older_settings)
+        train("--stages", "[refine]", stop=True)
+    assert "refine.margin" in refused("--stages", "[refine]", "--refine.margin", "0.4")
+    train("--stages", "[refine]")
+    assert run_folder.stage("refine").is_done
+
+
 def test_run_of_an_older_version_is_resumed_with_a_note(train, run_folder):
     train("--stages", "[refine]", stop=True)
     run_folder.stage("refine").identity.unlink()
@@ -183,4 +199,4 @@ def test_checkpoints_of_another_run_are_refused(train, refused, run_folder):
     checkpoints = run_folder.stage("refine").checkpoints
     shutil.rmtree(checkpoints)
     shutil.copytree(run_folder.folder.with_name("other") / "refine" / "checkpoints", checkpoints)
-    assert "belongs to a refine with another recipe, model or data" in refused("--stages", "[refine]")
+    assert "saved by another refine, with another recipe, model or data" in refused("--stages", "[refine]")
