@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import peak_memory_bytes
+from dcr_ds.engine.trackers import open_trackers
 from dcr_ds.files import json_line, read_whole_rows, without_nan, write_atomically
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
@@ -33,16 +34,17 @@ class MetricsLog:
             disable=not (ranks.is_main and sys.stderr.isatty()),
         )
         self.stream = _reopen(folder.metrics, first_step) if ranks.is_main else None
-        self.events = _event_writer(folder.folder) if recipe.tensorboard and ranks.is_main else None
+        self.trackers = open_trackers(recipe, stage, folder, read_rows(folder.metrics)) if ranks.is_main else []
 
     def __enter__(self) -> "MetricsLog":
         return self
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-        for sink in (self.stream, self.events):
-            if sink is not None:
-                sink.close()
+        if self.stream is not None:
+            self.stream.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def write(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write a row {step, samples, step_tokens, loss, …} with seconds, tokens per second and memory added."""
@@ -57,10 +59,8 @@ class MetricsLog:
             return row
         self.stream.write(json_line(without_nan(row)))
         self.stream.flush()
-        if self.events is not None:
-            for name, value in row.items():
-                if isinstance(value, int | float):
-                    self.events.add_scalar(f"{self.stage}/{name}", value, row["step"])
+        for tracker in self.trackers:
+            tracker.log(row)
         self.bar.update(1)
         if row["step"] % self.log_every == 0 or row["step"] == self.total_steps:
             self.bar.write(self._line(row), file=sys.stdout)
@@ -92,13 +92,3 @@ def _reopen(path: Path, first_step: int):
     lines = [json_line(without_nan(row)) for row in rows]
     write_atomically(path, "".join(lines))  # now, as the first step may never end
     return path.open("a", encoding="utf-8")
-
-
-def _event_writer(folder: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        from dcr_ds.errors import UserError
-
-        raise UserError("tensorboard: the package is missing; pip install 'dcr-ds[track]', or leave it off") from None
-    return SummaryWriter(folder / "tensorboard")

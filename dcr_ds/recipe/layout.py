@@ -72,6 +72,11 @@ class StageFolder:
         return self.folder / "profile"
 
     @property
+    def trackers(self) -> Path:
+        """The ids of the stage's runs in trackers."""
+        return self.folder / "trackers.json"
+
+    @property
     def reference(self) -> Path:
         """Log-probabilities of the reference model of DPO and KTO."""
         return self.folder / "reference.safetensors"

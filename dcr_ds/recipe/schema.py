@@ -22,6 +22,7 @@ from dcr_ds.recipe.methods import (
 from dcr_ds.recipe.urls import expand_variables, refuse_store
 
 TemplateValue = bool | int | float | str
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
 
 class ChatTemplate(NamedTuple):
@@ -276,7 +277,8 @@ class Recipe(Section):
     output: str = Field("runs", description="folder that holds the run folders")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the data order and of new adapters")
     log_every: PositiveInt = Field(1, description="steps between console lines (metrics.jsonl has every step)")
-    tensorboard: bool = Field(False, description="write TensorBoard events next to metrics.jsonl")
+    track: list[TrackerName] = Field([], description="trackers that also get the metrics (docs/tracking.md)")
+    tensorboard: bool = Field(False, description="the same as tensorboard in track")
     profile_steps: Count = Field(
         0, description="trace this many steps of each stage into <stage>/profile; 0: none (docs/plan.md)"
     )

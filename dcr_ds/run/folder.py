@@ -20,6 +20,7 @@ FREE = (
     "deepspeed",
     "log_every",
     "tensorboard",
+    "track",
     "profile_steps",
     "checkpoint",
     "watchdog",

@@ -9,6 +9,7 @@ from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, print_on_main, wait_until_visible
+from dcr_ds.engine.trackers import attach_report, check_trackers
 from dcr_ds.errors import RefinementFailed, UserError
 from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.files import read_json
@@ -34,6 +35,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     model's tensors and adapters.
     """
     read_config(recipe)
+    check_trackers(recipe)
     data = load_data(recipe)
     if "evaluate" in recipe.stages:
         check_engine(recipe.evaluate.engine)
@@ -253,6 +255,7 @@ def _report(recipe: Recipe) -> None:
     from dcr_ds.report import terminal_table, write_report
 
     write_report([recipe.folder], RunFolder(recipe.folder).report)
+    attach_report(recipe)
     print(f"\n{terminal_table([recipe.folder])}\n\nReport: {RunFolder(recipe.folder).report}", flush=True)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL
 from dcr_ds.report.numbers.read import ModelResults, Run
 
-NOT_OF_THE_METHOD = ("name", "seed", "output", "log_every", "tensorboard", "checkpoint")
+NOT_OF_THE_METHOD = ("name", "seed", "output", "log_every", "tensorboard", "track", "checkpoint")
 
 
 @dataclass(frozen=True)
