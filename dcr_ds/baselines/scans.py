@@ -64,12 +64,19 @@ class ScansVectors:
     Attributes:
         directions: v_ℓ [S, D], of norm 1.
         reference: mean t_ℓ [C, D] of the harmful anchors.
-        norm: mean norm of a_ℓ over steered blocks and anchors, the scale of α.
+        distance: mean over steered blocks of the distance between the means of a_ℓ of both sets, the scale of α.
+        norm: mean norm of a_ℓ over steered blocks and anchors.
     """
 
     directions: torch.Tensor
     reference: torch.Tensor
+    distance: float
     norm: float
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the hook reads."""
+        return {"directions": self.directions, "reference": self.reference}
 
 
 def sure_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -100,7 +107,8 @@ def compute_vectors(model, blocks: Blocks, anchors: Anchors, sure: Sequence[int]
         )
     reference = (harmful[:, :, 0] - harmful[:, :, 1]).mean(0)
     dtype = torch.promote_types(model.dtype, torch.float32)
-    return ScansVectors((difference / norms).to(dtype), reference.to(dtype), last.norm(dim=-1).mean().item())
+    directions = (difference / norms).to(dtype)
+    return ScansVectors(directions, reference.to(dtype), norms.mean().item(), last.norm(dim=-1).mean().item())
 
 
 def scores_of(model, blocks: Blocks, vectors: ScansVectors, prompts: Ids, sure: Sequence[int]) -> list[float]:

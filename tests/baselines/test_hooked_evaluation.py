@@ -4,13 +4,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hooked_models import write_hook
+from peft import LoraConfig, get_peft_model
 from small_runs import the_error
 from tiny import make_model
+from transformers import AutoModelForCausalLM
 
 from dcr_ds.cli import main
 from dcr_ds.discernment import raised_log_odds
+from dcr_ds.evaluate.model import EvaluatedModel
+from dcr_ds.evaluate.targets import locate_target
 from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.models.hooks.knob import knob_of
+from dcr_ds.models.hooks.load import load_model
+from dcr_ds.recipe import OWN_TEMPLATE, EndpointSection, ModelSection
+from dcr_ds.recipe.layout import ModelFolder
 
 SETTINGS = ["--benchmarks", "builtin", "--limit", "4", "--max-new-tokens", "3"]
 
@@ -108,3 +117,18 @@ def test_models_that_no_baseline_is_made_from(source, knob, tmp_path, refused):
     assert "2 blocks" in refused("baseline", "scans", small, "--out", tmp_path / "out")
     assert "200 + 200" in refused("baseline", "scans", source, "--anchors", "200", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_hook_on_an_adapter(source, tmp_path):
+    """The adapter is merged, then the hook is installed; the identity has all three."""
+    base = AutoModelForCausalLM.from_pretrained(source)
+    wrapped = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    assert (
+        main(["baseline", "knob", str(tmp_path / "adapter"), "--strength", "1", "--out", str(tmp_path / "knob")]) == 0
+    )
+    files = locate_target(ModelSection(source=str(tmp_path / "knob")), EndpointSection())
+    assert files == (source, tmp_path / "adapter", tmp_path / "knob")
+    assert knob_of(load_model(*files, torch.float32, "sdpa", torch.device("cpu"))).strength == 1
+    model = EvaluatedModel("it", ModelFolder(tmp_path), files.source, torch.float32, "sdpa", OWN_TEMPLATE, *files[1:])
+    assert model.identity()["content"].count("+") == 2

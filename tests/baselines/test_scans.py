@@ -77,8 +77,8 @@ def hooked(source, plain, vectors, tmp_path_factory):
         "sure": SURE,
         "threshold_from": "test",
     }
-    tensors = {"directions": vectors.directions, "reference": vectors.reference}
-    return load(source, write_hook(tmp_path_factory.mktemp("hook") / "scans", source, "scans", settings, tensors))
+    hook = write_hook(tmp_path_factory.mktemp("hook") / "scans", source, "scans", settings, vectors.tensors)
+    return load(source, hook)
 
 
 def steered_logits(plain, hooked, vectors, prompt, ids):

@@ -1,6 +1,8 @@
 """`dcr-ds baseline scans`: SCANS' directions, reference and threshold from a model and two sets of prompts."""
 
 from argparse import Namespace
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from dcr_ds.commands.baseline.shared import (
     add_prompt_sets,
@@ -11,7 +13,11 @@ from dcr_ds.commands.baseline.shared import (
     write,
 )
 from dcr_ds.commands.parser import finite_number, positive_int, positive_number, show
+from dcr_ds.data.records import PromptSet
 from dcr_ds.models.checkpoint_files import model_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DESCRIPTION = """\
 SCANS (Cao et al., 2025): classifies each prompt by its activations, and steers the middle blocks away from refusal if
@@ -39,22 +45,12 @@ def run(name: str, arguments: list[str]) -> int:
     options = parse(name, arguments)
     check_out(options.out)
     source = locate_source(options)
-    from dcr_ds.baselines.prompts import describe, sample
+    from dcr_ds.baselines.prompts import describe
     from dcr_ds.baselines.scans import Anchors, Blocks, best_threshold, compute_vectors, scores_of, sure_tokens
-    from dcr_ds.models.chat import encode_prompt
-    from dcr_ds.models.rows import encode_row
 
     blocks = Blocks.of(model_config(source.files.source)["num_hidden_layers"])
-    tokenizer = source.tokenizer()
-    counts = [options.anchors] * (1 if options.threshold is not None else 2)
-    sets = {role: sample(rows, counts, options.seed, role) for role, rows in read_prompt_sets(options, ROLES).items()}
-    ids = {
-        role: [
-            [encode_row(f"--{role}", row, lambda row: encode_prompt(tokenizer, row.messages)) for row in part.rows]
-            for part in parts
-        ]
-        for role, parts in sets.items()
-    }
+    sets, tokenizer = _samples(options), source.tokenizer()
+    ids = {role: [_encoded(role, part, tokenizer) for part in parts] for role, parts in sets.items()}
     sure, model = sure_tokens(tokenizer), source.load()
     vectors = compute_vectors(model, blocks, Anchors(ids["harmful"][0], ids["harmless"][0]), sure)
     threshold, origin = options.threshold, "--threshold"
@@ -75,10 +71,28 @@ def run(name: str, arguments: list[str]) -> int:
         for role, parts in sets.items()
         for number, part in enumerate(parts)
     }
-    tensors = {"directions": vectors.directions, "reference": vectors.reference}
-    write(name, source, settings, data, options.out, tensors)
-    steered, classified = (f"{layers[0]} to {layers[-1]}" for layers in (blocks.steered, blocks.classified))
-    show(f"steers blocks {steered} by α = {options.strength:g}; their activations have a norm of {vectors.norm:.3g}")
-    show(f"classifies by blocks {classified}; unsafe from {threshold:.4f} ({origin})")
+    write(name, source, settings, data, options.out, vectors.tensors)
+    scale = f"the means of both sets are {vectors.distance:.3g} apart there (norm of activations: {vectors.norm:.3g})"
+    show(f"steers blocks {_span(blocks.steered)} by α = {options.strength:g}; {scale}")
+    show(f"classifies by blocks {_span(blocks.classified)}; unsafe from {threshold:.4f} ({origin})")
     show(f"{options.out}: dcr-ds evaluate scans={options.out} --suite quick --out runs")
     return 0
+
+
+def _samples(options: Namespace) -> dict[str, list[PromptSet]]:
+    """The anchors of each role, and as many prompts for the threshold unless it is given."""
+    from dcr_ds.baselines.prompts import sample
+
+    counts = [options.anchors] * (1 if options.threshold is not None else 2)
+    return {role: sample(rows, counts, options.seed, role) for role, rows in read_prompt_sets(options, ROLES).items()}
+
+
+def _encoded(role: str, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    from dcr_ds.models.chat import encode_prompt
+    from dcr_ds.models.rows import encode_row
+
+    return [encode_row(f"--{role}", row, lambda row: encode_prompt(tokenizer, row.messages)) for row in prompts.rows]
+
+
+def _span(layers: Sequence[int]) -> str:
+    return f"{layers[0]} to {layers[-1]}"
