@@ -24,10 +24,27 @@ SIZES = {
     "eos_token_id": 2,
     "initializer_range": 0.2,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+LINEAR_ATTENTION = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "full_attention"],
+}
 OF_TYPE = {
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": []},
+    "qwen2_moe": EXPERTS | {"shared_expert_intermediate_size": 24},
+    "qwen3_moe": EXPERTS | {"mlp_only_layers": []},
+    "qwen3_5_text": LINEAR_ATTENTION,
+    "qwen3_5_moe_text": EXPERTS | LINEAR_ATTENTION | {"shared_expert_intermediate_size": 24},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 8},
+    "gemma4_text": {"sliding_window": 8, "hidden_size_per_layer_input": 0, "global_head_dim": 8},
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
+    "olmo3": {"sliding_window": 8},
+    "olmoe": EXPERTS,
+    "glm4_moe": EXPERTS | {"n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
 }
 
 

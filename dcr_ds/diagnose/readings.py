@@ -15,7 +15,7 @@ from dcr_ds.diagnose.openings import Tokens
 from dcr_ds.diagnose.prefix_tree import Tree
 from dcr_ds.errors import UserError
 from dcr_ds.models.hooks.knob import knob_of
-from dcr_ds.models.likelihood import LikelihoodHead
+from dcr_ds.models.likelihood import LikelihoodHead, after_head
 from dcr_ds.models.tensor_parallel import first_own_row, gather_parts, own_rows
 
 CHUNK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # logits per block, in float32: 8 MiB (a cache) or 512 MiB
@@ -53,9 +53,8 @@ class Reader:
 
     def __init__(self, model, tree: Tree):
         self.head = _head(model)
-        # only Gemma caps its final logits, and only its config has the field
-        self.softcap = getattr(model.config, "final_logit_softcapping", None)
         self.knob = knob_of(model)
+        self.scale, self.softcap = after_head(model.config)
         self.tree = tree
         self.children = [tree.children(node) for node in tree.nodes]
         self.number = {node: number for number, node in enumerate(tree.nodes)}
@@ -124,7 +123,7 @@ class Reader:
             size = max(MIN_CHUNK, CHUNK_LOGITS["cpu" if hidden.device.type == "cpu" else "cuda"] // len(hidden))
             if not kept:
                 size = min(size, max(1, CHUNK_WEIGHT // weight.shape[1]))
-            hidden = hidden.to(dtype)
+            hidden = hidden.to(dtype) * self.scale
             for start in range(0, len(weight), size):
                 logits = F.linear(hidden, weight[start : start + size].to(dtype))
                 if bias is not None:

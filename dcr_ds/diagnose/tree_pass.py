@@ -36,6 +36,8 @@ class TreePass:
         self.by_mask = all(type(layer) is DynamicLayer for layer in cache.layers) and (
             decoder.config._attn_implementation in ("sdpa", "eager")
         )
+        # states of linear attention cannot be repeated
+        self.repeats = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
         self.shared = shared_beginning(prompts) if self.by_mask and prompts else ()
         if self.shared:
             decoder(input_ids=torch.tensor([self.shared], device=self.device), **{self.cache_name: cache})
@@ -54,7 +56,7 @@ class TreePass:
             cache.batch_repeat_interleave(len(prompts))
         tokens, place = self._padded([prompt[len(self.shared) :] for prompt in prompts])
         if not self.by_mask:
-            return self._repeated(tokens, place, cache)
+            return self._repeated(tokens, place, cache) if self.repeats else self._whole_rows(tokens, place)
         return self._masked(tokens, place, torch.ones(len(prompts), len(self.shared), device=self.device) > 0, cache)
 
     def after_answers(self, prompts: Sequence[Sequence[int]], lead: Sequence[int], cache: Cache) -> torch.Tensor | None:
@@ -108,10 +110,9 @@ class TreePass:
         ).last_hidden_state[:, -1:]
         if not self.tree.paths:
             return root
-        paths, depth = len(self.tree.paths), max(map(len, self.tree.paths))
+        ahead = self._paths()
+        paths, depth = ahead.shape
         cache.batch_repeat_interleave(paths)
-        # padding stands to the right of a path, where causal attention keeps it from what is read
-        ahead = torch.tensor([[*path, *[0] * (depth - len(path))] for path in self.tree.paths], device=self.device)
         behind = place[:, -1:] + 1 + torch.arange(depth, device=self.device)  # [B, d]
         later = self.decoder(
             input_ids=ahead.repeat(len(tokens), 1),
@@ -119,8 +120,32 @@ class TreePass:
             position_ids=behind.repeat_interleave(paths, 0),
             **{self.cache_name: cache},
         ).last_hidden_state.unflatten(0, (len(tokens), paths))  # [B, P, d, D]
+        return torch.cat([root, self._at_nodes(later)], dim=1)
+
+    def _whole_rows(self, tokens: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+        """The same without a cache: every prompt is computed with every path."""
+        ahead = self._paths() if self.tree.paths else tokens.new_empty(1, 0)
+        (size, width), (paths, depth) = tokens.shape, ahead.shape
+        places = torch.cat([place, place[:, -1:] + 1 + torch.arange(depth, device=self.device)], dim=1)
+        places = places.repeat_interleave(paths, 0)
+        hidden = self.decoder(
+            input_ids=torch.cat([tokens.repeat_interleave(paths, 0), ahead.repeat(size, 1)], dim=1),
+            attention_mask=(places >= 0).long(),
+            position_ids=places.clamp_min(0),
+            use_cache=False,
+        ).last_hidden_state[:, width - 1 :]  # [B·P, 1 + d, D]
+        hidden = hidden.unflatten(0, (size, paths))
+        return torch.cat([hidden[:, 0, :1], self._at_nodes(hidden[:, :, 1:])], dim=1) if depth else hidden[:, 0]
+
+    def _paths(self) -> torch.Tensor:
+        """The paths [P, d], padded on the right, where causal attention keeps the padding from what is read."""
+        depth = max(map(len, self.tree.paths))
+        return torch.tensor([[*path, *[0] * (depth - len(path))] for path in self.tree.paths], device=self.device)
+
+    def _at_nodes(self, later: torch.Tensor) -> torch.Tensor:
+        """The hidden states after the inner nodes [B, N − 1, D] from those along the paths [B, P, d, D]."""
         path, step = (torch.tensor(list(where), device=self.device) for where in zip(*self.tree.places(), strict=True))
-        return torch.cat([root, later[:, path, step]], dim=1)
+        return later[:, path, step]
 
 
 def shared_beginning(prompts: Sequence[Sequence[int]]) -> Tokens:

@@ -17,8 +17,8 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import BLOCK, BUFFER, HEAD, check_not_quantised, model_config, read_headers
 from dcr_ds.models.limits import ids_beyond, model_limits
+from dcr_ds.models.rehearsal import PREFIX, check_architecture
 
-PREFIX = "model."  # of the base model's weights in a causal language model
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS_AT_ONCE = 8192
 
@@ -27,15 +27,17 @@ def check_model(folder: Path) -> list[str]:
     """Check config and tensors of a checkpoint against its architecture.
 
     Returns:
-        Notes to print: parts that are not used (a second head), special tokens that are not in the vocabulary.
+        Notes to print: an architecture that is not tested, parts that are not used (a second head), special tokens
+        that are not in the vocabulary.
 
     Raises:
         UserError: it is quantised; a tensor is missing or of another shape; there are tensors that would change its
             results if they were used; config.json says that the head is tied to the input embeddings and the two
-            differ; or the pad token of config.json is not in the vocabulary.
+            differ; the pad token of config.json is not in the vocabulary; or its architecture is not tested, and a
+            small model of it fails the checks.
     """
     check_not_quantised(folder)
-    notes = _check_special_ids(folder)
+    notes = [*filter(None, [check_architecture(folder)]), *_check_special_ids(folder)]
     stored = {name: tuple(entry["shape"]) for name, entry in read_headers(folder).items() if not BUFFER.search(name)}
     model = build_on_meta(folder)
     expected = expected_shapes(model)

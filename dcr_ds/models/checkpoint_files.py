@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
+from dcr_ds.models.architectures import check_can_be_cut, check_config
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3")
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")  # the block number in the name of a weight
 # Buffers that old checkpoints store, and that are computed when the model is built.
 BUFFER = re.compile(r"(^|\.)(inv_freq|original_inv_freq|position_ids|num_batches_tracked|masked_bias|attn\.bias)$")
@@ -112,14 +112,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_checkpoint(folder: Path) -> None:
-    """Raise UserError unless a checkpoint folder is complete and of a supported architecture."""
+    """Raise UserError unless a checkpoint folder is complete, and a language model of one stack of blocks."""
     copied_files(folder, (*FILES[1:], *TOKENIZER_FILES))
     config = model_config(folder)
-    model_type, num_blocks = config.get("model_type"), config.get("num_hidden_layers")
-    if model_type not in SUPPORTED:
-        raise UserError(f"{folder}: unsupported architecture {model_type!r}; supported: {', '.join(SUPPORTED)}")
-    if not isinstance(num_blocks, int):
-        raise UserError(f"{folder / 'config.json'}: num_hidden_layers must be a number, not {num_blocks!r}")
+    check_config(folder, config)
+    num_blocks = config["num_hidden_layers"]
     names = list(read_headers(folder))
     # transformers would initialise missing blocks at random
     stored = {match[1] for name in names if (match := BLOCK.search(name))}
@@ -136,7 +133,9 @@ def holds_hook(folder: Path) -> bool:
 
 def check_layer(folder: Path, layer: int) -> None:
     """Raise UserError unless stage 1 can cut the model after a block: 1 … L − 1."""
-    blocks = model_config(folder)["num_hidden_layers"]
+    config = model_config(folder)
+    check_can_be_cut(folder, config)
+    blocks = config["num_hidden_layers"]
     if not 1 <= layer < blocks:
         raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.batches import to_device, token_batch
@@ -40,6 +40,12 @@ def resolve_loss_backend(setting: Literal["auto"] | Backend, problem: str) -> tu
     return ("chunked", "larger chunks than liger-kernel's") if setting == "auto" else (setting, "as asked")
 
 
+def after_head(config: PreTrainedConfig) -> tuple[float, float | None]:
+    """What a model does with its logits after the head: a factor (Granite, Cohere), and a cap (Gemma)."""
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return float(scale), getattr(config, "final_logit_softcapping", None)
+
+
 class Likelihood(torch.nn.Module):
     """A causal language model that returns −log π of tokens instead of logits.
 
@@ -55,9 +61,8 @@ class Likelihood(torch.nn.Module):
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise UserError(f"align.lora.targets: the output head ({type(head).__name__}) cannot have an adapter")
-        # only Gemma caps its final logits and has this field in its config
-        softcap = getattr(model.config, "final_logit_softcapping", None)
-        model.set_output_embeddings(LikelihoodHead(head, softcap, backend))
+        scale, softcap = after_head(model.config)
+        model.set_output_embeddings(LikelihoodHead(head, scale, softcap, backend))
         self.model = model
 
     def forward(
@@ -123,14 +128,19 @@ def supervised_positions(
 
 
 class LikelihoodHead(torch.nn.Module):
-    """The head of a language model, with its parameters, that returns −log π of targets."""
+    """The head of a language model, with its parameters, that returns −log π of targets.
 
-    def __init__(self, head: torch.nn.Linear, softcap: float | None, backend: Backend):
+    `scale` of the logits is applied to the hidden states: no model has both a scale and a bias.
+    """
+
+    def __init__(self, head: torch.nn.Linear, scale: float, softcap: float | None, backend: Backend):
         super().__init__()
         self.weight, self.bias = head.weight, head.bias
-        self.softcap, self.backend = softcap, backend
+        self.scale, self.softcap, self.backend = scale, softcap, backend
 
     def forward(self, hidden: torch.Tensor, targets: torch.Tensor, reduction: Reduction) -> torch.Tensor:
+        if self.scale != 1:
+            hidden = hidden * self.scale
         nll = _liger_nll if self.backend == "liger" else linear_nll
         return nll(hidden, self.weight, targets, self.bias, self.softcap, reduction)
 

@@ -2,43 +2,70 @@
 
 import importlib.metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from packaging.version import Version
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
+from dcr_ds.models.packed_masks import separate_packed_rows
 from dcr_ds.progress import heartbeat_while_moving
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_GPU = "no GPU"
 FLASH_ATTN = "2.7"
-NO_SDPA = ("gemma2",)  # their capped attention logits need flash-attn or eager
+CAPPED = ("gemma2",)  # their capped attention logits need flash-attn or eager
 
 
 def resolve_attention(attention: str, model_type: str, dtype: str, problem: str) -> tuple[str, str]:
     """The attention kernel for `auto`, and the reason in a few words.
+
+    Args:
+        problem: why flash-attn cannot be used on this machine; "" if it can.
 
     Raises:
         UserError: the kernel asked for cannot work here.
     """
     if dtype != "bfloat16" and problem != NO_GPU:
         problem = "float32 training"
+    problem = problem or _flash_problem(model_type)
+    sdpa_problem = _sdpa_problem(model_type)
     if attention == "flash_attention_2" and problem:
         raise UserError(f"model.attention: flash_attention_2 cannot be used: {problem}; say auto or sdpa")
-    if attention == "sdpa" and model_type in NO_SDPA:
-        raise UserError(
-            f"model.attention: {model_type} caps its attention logits, which sdpa cannot; say auto or eager"
-        )
+    if attention == "sdpa" and sdpa_problem:
+        raise UserError(f"model.attention: {model_type} {sdpa_problem}; say auto or eager")
     if attention != "auto":
         return attention, "as asked"
     if not problem:
         return "flash_attention_2", "flash-attn is installed"
-    if model_type in NO_SDPA:
-        return "eager", f"{problem} for flash-attn, and sdpa cannot cap attention logits as {model_type} does"
+    if sdpa_problem:
+        return "eager", f"{problem} for flash-attn, and {model_type} {sdpa_problem}"
     return "sdpa", problem
+
+
+def _sdpa_problem(model_type: str) -> str:
+    """Why an architecture cannot use sdpa; "" if it can."""
+    if model_type in CAPPED:
+        return "caps its attention logits, which sdpa cannot"
+    return "" if getattr(_class_of(model_type), "_supports_sdpa", True) else "has attention that sdpa cannot compute"
+
+
+def _flash_problem(model_type: str) -> str:
+    """Why an architecture cannot use flash_attention_2 whatever the machine; "" if it can."""
+    model_class = _class_of(model_type)
+    compatible = getattr(model_class, "_compatible_flash_implementations", None)
+    is_excluded = compatible is not None and "flash_attention_2" not in compatible
+    supports = getattr(model_class, "_supports_flash_attn", True) and not is_excluded
+    return "" if supports else f"{model_type} does not support it"
+
+
+def _class_of(model_type: str) -> Any:
+    """The class of causal language models of an architecture; None: transformers has none."""
+    known = model_type in CONFIG_MAPPING and CONFIG_MAPPING[model_type] in MODEL_FOR_CAUSAL_LM_MAPPING
+    return MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[model_type]] if known else None
 
 
 def flash_attention_problem(device: torch.device) -> str:
@@ -78,6 +105,7 @@ def load_causal_lm(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
         ).eval()
+    separate_packed_rows(model)
     if quantize != "none":
         return finish_four_bit(model)
     return model if device is None else model.to(device)

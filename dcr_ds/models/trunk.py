@@ -5,6 +5,7 @@ final norm). The tail (blocks above ℓ, final norm, head, and input embeddings 
 loaded: the trunk has ℓ blocks, and splice.py writes the trained tensors into a copy of the source checkpoint.
 """
 
+import re
 from pathlib import Path
 
 import torch
@@ -12,9 +13,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 
 from dcr_ds.models.checkpoint_files import check_layer
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
+from dcr_ds.models.packed_masks import separate_packed_rows
 from dcr_ds.progress import heartbeat_while_moving
 
-DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
+DROPOUT = re.compile("dropout|pdrop$")  # in the name of a field of a config
+FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")  # names of the norm after the last block
 
 
 def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
@@ -29,8 +32,8 @@ def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
         config.layer_types = config.layer_types[:layer]
     config.num_hidden_layers = layer
     config.use_cache = False
-    for name in DROPOUTS:
-        if hasattr(config, name):
+    for name, value in config.to_dict().items():
+        if DROPOUT.search(name) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
 
@@ -57,12 +60,13 @@ def load_trunk(
         trunk = AutoModel.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
         )
-    return freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk))
+    trunk = freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk))
+    return separate_packed_rows(trunk)
 
 
 def freeze_tail(trunk: PreTrainedModel) -> PreTrainedModel:
     """Drop the final norm, and freeze input embeddings that are tied to the head: they belong to the tail."""
-    trunk.norm = torch.nn.Identity()
+    setattr(trunk, next((name for name in FINAL_NORMS if hasattr(trunk, name)), FINAL_NORMS[0]), torch.nn.Identity())
     if trunk.config.tie_word_embeddings:
         trunk.get_input_embeddings().weight.requires_grad_(False)
     return trunk

@@ -7,7 +7,8 @@ import yaml
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
-from dcr_ds.models.checkpoint_files import SUPPORTED, model_config
+from dcr_ds.models.architectures import check_config
+from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.recipe import ModelSection
 
 SHAPES = Path(__file__).parent / "configs"
@@ -17,12 +18,10 @@ def find_shape(model: ModelSection) -> tuple[Path, str]:
     """The folder of a config.json, and where it comes from. Nothing is downloaded.
 
     Raises:
-        UserError: none was found, or the architecture is not supported.
+        UserError: none was found, or it is not a language model.
     """
     folder, origin = _locate(model)
-    kind = model_config(folder).get("model_type")
-    if kind not in SUPPORTED:
-        raise UserError(f"{folder}: unsupported architecture {kind!r}; supported: {', '.join(SUPPORTED)}")
+    check_config(folder, model_config(folder))
     return folder, origin
 
 

@@ -40,8 +40,8 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     if "evaluate" in recipe.stages:
         check_engine(recipe.evaluate.engine)
     source = prepare_source(recipe.model)
-    if "refine" in recipe.stages and recipe.refine.layer != "auto":
-        check_layer(source, recipe.refine.layer)
+    if "refine" in recipe.stages:
+        check_layer(source, 1 if recipe.refine.layer == "auto" else recipe.refine.layer)
     check_separate(recipe, source)
     if not dry_run:
         prepare_folder(recipe, redo)
@@ -336,18 +336,21 @@ def _confounds(data: RunData) -> list[str]:
 
 
 def _check_source(recipe: Recipe, source: Path) -> None:
-    """Check the tensors of the source checkpoint, and that the adapters of the stages fit it.
+    """Check the tensors of the source checkpoint, and that packing and the adapters of the stages fit it.
 
     Raises:
-        UserError: see `check_model` and `add_lora`.
+        UserError: see `check_model`, `check_can_be_packed` and `add_lora`.
     """
     from dcr_ds.models.adapters import add_lora
     from dcr_ds.models.check import build_on_meta, check_model
+    from dcr_ds.models.rehearsal import check_can_be_packed
 
     for note in check_model(source):
         if is_main_process():
             print(note, file=sys.stderr, flush=True)
-    for name in TRAINING_STAGES:
+    for name in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
         stage = getattr(recipe, name)
-        if name in recipe.stages and stage.adapter == "lora":
+        if stage.packing:
+            check_can_be_packed(source, f"{name}.packing")
+        if stage.adapter == "lora":
             add_lora(build_on_meta(source), stage.lora, f"{name}.lora")

@@ -56,7 +56,10 @@ def assert_equal_to_reference(rows, model, prompts, tolerance, sequences=SEQUENC
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-@pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("qwen2", False), ("gemma2", True)])
+@pytest.mark.parametrize(
+    ("model_type", "tied"),
+    [("llama", True), ("qwen2", False), ("gemma2", True), ("granite", False), ("qwen3_5_text", False)],
+)
 def test_log_odds_equal_a_float64_reference(tmp_path, model_type, tied, batch_size):
     """A float32 model agrees to 1e-6, absolute or relative, with the same model in float64.
 
@@ -287,8 +290,9 @@ def test_values_that_are_not_finite_are_refused(tmp_path):
         refusal_log_odds(model, ["a"], [[4, 5]], openings())
 
 
-def test_a_model_that_rescales_its_logits_is_refused(tmp_path):
+def test_a_model_that_rescales_its_logits_in_an_unknown_way_is_refused(tmp_path, monkeypatch):
     """Cohere multiplies its logits after the head, which the head alone does not show."""
+    monkeypatch.setattr(readings, "after_head", lambda config: (1.0, None))
     model = load(tmp_path, "cohere", logit_scale=0.25)
     with pytest.raises(UserError, match="cannot be read this way"):
         refusal_log_odds(model, ["a"], [[4, 5]], openings())

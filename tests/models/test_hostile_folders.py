@@ -16,6 +16,7 @@ from tiny import make_model
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.export.write import ExportOptions, export
 from dcr_ds.models.chat import load_tokenizer
+from dcr_ds.models.check import check_model
 from dcr_ds.models.checkpoint_files import check_checkpoint, model_config
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.merge import load_with_adapter, merge_lora
@@ -148,8 +149,8 @@ def test_code_of_a_model_is_never_run_and_no_question_is_asked(folder, tmp_path,
     load_tokenizer(folder)
     load_causal_lm(folder, torch.float32, "eager", torch.device("cpu"))
     (folder / "config.json").write_text(json.dumps(config | {"auto_map": names, "model_type": "code"}))
-    with pytest.raises(UserError, match="unsupported architecture"):
-        check_checkpoint(folder)
+    with pytest.raises(UserError, match="the architecture code is not tested"):
+        check_model(folder)
     assert not mark.exists()
 
 

@@ -6,22 +6,25 @@ from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.models import varlen
+from dcr_ds.models.architectures import TESTED
 from dcr_ds.models.batches import token_batch
+from dcr_ds.models.load import load_causal_lm
 
 CPU = torch.device("cpu")
 LENGTHS = (7, 25, 1, 13)
 WINDOW = 6
-MODELS = {
-    "llama": {},
+WINDOWS = {
     "mistral": {"sliding_window": WINDOW},
     "qwen2": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
-    "qwen3": {},
-    "qwen3_moe": {},
-    "mixtral": {"num_local_experts": 4},
     "gemma2": {"sliding_window": WINDOW},
     "gemma3_text": {"sliding_window": WINDOW},
+    "gemma4_text": {"sliding_window": WINDOW},
+    "olmo3": {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "phi3": {"sliding_window": WINDOW},
+    "gpt_oss": {"sliding_window": WINDOW},
 }
+PACKED = [name for name in TESTED if not name.startswith("qwen3_5")]  # test_architectures.py: these are refused
+BY_SDPA = [name for name in PACKED if name not in ("gemma2", "gpt_oss")]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +34,8 @@ def rows():
 
 
 def load(folder, model_type: str, attention: str):
-    make_model(folder, model_type, layers=3, **MODELS[model_type])
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
+    make_model(folder, model_type, layers=3, **WINDOWS.get(model_type, {}))
+    return load_causal_lm(folder, torch.float32, attention, CPU)
 
 
 def logits(model, rows, packed: bool) -> torch.Tensor:
@@ -43,7 +46,7 @@ def logits(model, rows, packed: bool) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("model_type", "attention"),
-    [*((name, "eager" if name == "gemma2" else "sdpa") for name in MODELS), ("llama", "eager"), ("mistral", "eager")],
+    [*((name, "sdpa" if name in BY_SDPA else "eager") for name in PACKED), ("llama", "eager"), ("mistral", "eager")],
 )
 def test_packed_logits_equal_those_of_single_rows(tmp_path, rows, model_type, attention):
     model = load(tmp_path, model_type, attention)
@@ -70,7 +73,7 @@ def reference_kernel(query, key, value, bounds, key_bounds, longest, longest_key
     return torch.cat(outputs)
 
 
-@pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
+@pytest.mark.parametrize("model_type", BY_SDPA)
 def test_the_variable_length_kernel_gets_rows_heads_and_windows_of_the_model(tmp_path, rows, model_type, monkeypatch):
     """The kernel needs a GPU; here a plain implementation of its documentation replaces it."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", reference_kernel)
@@ -80,9 +83,9 @@ def test_the_variable_length_kernel_gets_rows_heads_and_windows_of_the_model(tmp
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the variable-length kernel runs on a GPU only")
-@pytest.mark.parametrize("model_type", [name for name in MODELS if name != "gemma2"])
+@pytest.mark.parametrize("model_type", BY_SDPA)
 def test_the_variable_length_kernel_equals_the_block_diagonal_mask(tmp_path, rows, model_type):
-    make_model(tmp_path, model_type, layers=3, head_dim=16, **MODELS[model_type])
+    make_model(tmp_path, model_type, layers=3, head_dim=16, **WINDOWS.get(model_type, {}))
     gpu = torch.device("cuda")
     batch = token_batch(rows, True, gpu)
     logits, gradients = [], []
