@@ -16,6 +16,7 @@ from dcr_ds.engine.memory import reset_peak_memory
 from dcr_ds.engine.optimizers import build_optimizer, parameter_groups
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
+from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
@@ -62,6 +63,8 @@ def build_stage(
             quantize=quantize,
             device=None if quantize == "none" else ranks.device,  # DeepSpeed moves a model that is not quantised
         )
+    if recipe.model.freeze_router:
+        freeze_routers(model)
     fuse_blocks(model, recipe.model.kernels)
     if stage.adapter == "lora":
         torch.manual_seed(recipe.seed)  # the same initial adapter on all ranks

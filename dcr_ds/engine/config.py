@@ -78,6 +78,12 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
             "before it is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
             "model.quantize_zero3: true to do it anyway"
         )
+    for name in (name for name in recipe.stages if name != "evaluate" and stage == 3):
+        if getattr(recipe, name).adapter == "lora" and getattr(recipe, name).lora.dora:
+            raise UserError(
+                f"{place}: {name}.lora.dora reads whole weights, which ZeRO-3 has partitioned; use "
+                f"ds_configs/zero2.json, or {name}.lora.dora: false"
+            )
     if recipe.model.kernels == "compile" and (stage == 3 or recipe.model.quantize != "none"):
         reason = "ZeRO-3, which gathers parameters between the operations of a block" if stage == 3 else "4-bit weights"
         raise UserError(f"{place}: model.kernels: compile does not work with {reason}; use auto")

@@ -9,6 +9,8 @@ from dcr_ds.engine.copies import resolve_copies
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.optimizers import check_optimizer
 from dcr_ds.engine.zero3 import resolve_partition
+from dcr_ds.errors import UserError
+from dcr_ds.models.experts import has_experts
 from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.fused import check_compiler, resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
@@ -78,10 +80,15 @@ def refine_learning_rate(hidden_size: int, lora: bool) -> tuple[float, str]:
     return float(f"{rate:.2g}"), reason + (f"; times {LORA_FACTOR} for LoRA" if lora else "")
 
 
-def check_device(recipe: Recipe, model_type: str, device: torch.device) -> None:
+def check_device(recipe: Recipe, model_config: dict, device: torch.device) -> None:
     """Raise UserError unless this device can run the optimizers and the quantisation of a recipe; both are tried."""
     if recipe.model.quantize != "none":
-        check_four_bit(model_type, device)
+        check_four_bit(device)
+        if has_experts(model_config) and not recipe.model.activation_checkpointing:
+            raise UserError(
+                f"model.activation_checkpointing: set it to true with model.quantize: {recipe.model.quantize} and a "
+                "mixture of experts: without it the forward pass keeps the experts of all blocks, dequantised"
+            )
     if recipe.model.kernels == "compile":
         check_compiler()
     for stage in ("refine", "align"):

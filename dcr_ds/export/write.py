@@ -22,6 +22,7 @@ from dcr_ds.models.adapters import add_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import build_on_meta, check_model
 from dcr_ds.models.checkpoint_files import base_of_adapter, copied_files, tokenizer_folder
+from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.merge import WEIGHTS, merge_lora
 from dcr_ds.models.splice import read_all, splice
@@ -224,6 +225,8 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
             )
         else:
             model = build_on_meta(source)
+        if recipe.model.freeze_router:
+            freeze_routers(model)
         return model if stage.adapter == "none" else add_lora(model, stage.lora, f"{section}.lora")
 
 

@@ -4,15 +4,19 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
 from dcr_ds.models.checkpoint_files import BASE_RECORD
+from dcr_ds.models.experts import ROUTER, expert_tensors
+from dcr_ds.models.four_bit import adapt_four_bit_experts
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.merge import ROOT, WEIGHTS, merge_lora, module_of
 from dcr_ds.models.splice import HeldWeights, Weights, read_all, splice
@@ -20,6 +24,7 @@ from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate, LoraSection
 from dcr_ds.recipe.layout import StageFolder
 
+OF_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names that peft takes for experts
 TIED = ("embed_tokens", "lm_head")  # modules that share one weight in a tied model
 
 
@@ -36,7 +41,9 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as an int, used as a float
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        **_targets(model, lora.targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
     )
     try:
         # DeepSpeed keeps fp32 masters; peft would cast the adapter without ZeRO-3 knowing
@@ -45,7 +52,23 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         raise UserError(f"{field}.targets: {str(error).splitlines()[0][:200]}") from None
     if model.config.tie_word_embeddings:
         _refuse_tied(adapted, field)
+    adapt_four_bit_experts(adapted)
     return adapted
+
+
+def _targets(model: PreTrainedModel, targets: str | list[str]) -> dict[str, Any]:
+    """The targets for peft: of `all-linear` with experts, their tensors too, and never a router.
+
+    peft would take the experts' names for those of older checkpoints and add the router; linear layers with these names
+    (of shared experts and of dense blocks) get no adapter.
+    """
+    experts = [f"{place}.{name}" for place, _, name in expert_tensors(model)]
+    if targets != "all-linear" or not experts:
+        return {"target_modules": targets}
+    head = model.get_output_embeddings()
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head}
+    kept = {name.rpartition(".")[2] for name in linear if not ROUTER.search(f"{name}.")}
+    return {"target_modules": sorted(kept - OF_EXPERTS), "target_parameters": experts}
 
 
 def _refuse_tied(model: PeftModel, field: str) -> None:

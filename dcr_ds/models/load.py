@@ -100,12 +100,12 @@ def load_causal_lm(
         dtype: "auto": that of the checkpoint.
         quantize: `nf4` loads the linear layers except the head in 4 bits, and needs a device.
     """
-    options = loading_options(quantize, dtype, device)
+    options = loading_options(folder, quantize, dtype, device)
     with heartbeat_while_moving(f"loading {folder}"):
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
         ).eval()
     separate_packed_rows(model)
     if quantize != "none":
-        return finish_four_bit(model)
+        return finish_four_bit(model, device or torch.device("cpu"))
     return model if device is None else model.to(device)

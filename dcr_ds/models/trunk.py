@@ -55,12 +55,12 @@ def load_trunk(
         device: where a quantised trunk is loaded; without quantisation it is not moved.
     """
     config = trunk_config(folder, layer)
-    options = loading_options(quantize, dtype, device)
+    options = loading_options(folder, quantize, dtype, device)
     with heartbeat_while_moving(f"loading {folder}"):
         trunk = AutoModel.from_pretrained(
             folder, config=config, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
         )
-    trunk = freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk))
+    trunk = freeze_tail(trunk if quantize == "none" else finish_four_bit(trunk, device or torch.device("cpu")))
     return separate_packed_rows(trunk)
 
 

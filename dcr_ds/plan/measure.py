@@ -208,7 +208,7 @@ def _run_here(request: Request, ranks) -> Measurement:
         recipe = _changed(recipe, stage, _few_rows(getattr(recipe, stage), stage))
     config = model_config(source)
     resolved, _ = resolve(recipe, config, Machine.detect(ranks))
-    check_device(resolved, config["model_type"], ranks.device)
+    check_device(resolved, config, ranks.device)
     step = second_step(stage, resolved, source, Rows(request.tokens), ranks, request.memory)
     on_gpu = ranks.device.type == "cuda"
     memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else _host_bytes()

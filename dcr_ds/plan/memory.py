@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from dcr_ds.models.checkpoint_files import BLOCK
+from dcr_ds.models.experts import expert_tensors
 from dcr_ds.models.load import DTYPES
 from dcr_ds.plan.passes import STAGE_2, Kind, Work, build_model
 from dcr_ds.plan.rehearsal import Rehearsal, rehearse
@@ -138,9 +139,10 @@ def tensors_of(recipe: Recipe, folder: Path, kind: Kind) -> list[Tensor]:
 
 
 def _quantised(model: torch.nn.Module) -> set[torch.Tensor]:
-    """The weights that 4-bit loading quantises: those of the linear layers in blocks, not the head."""
+    """The weights that 4-bit loading quantises: those of experts and of the linear layers in blocks, not the head."""
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    return {module.weight for module in linear if not module.weight.requires_grad}
+    experts = {getattr(holder, name) for _, holder, name in expert_tensors(model)}
+    return experts | {module.weight for module in linear if not module.weight.requires_grad}
 
 
 def memory(

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from dcr_ds.engine.build import checkpoint_activations
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.checkpoint_files import BLOCK
+from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.trunk import freeze_tail, trunk_config
@@ -64,6 +65,8 @@ def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int 
             config = _with_blocks(AutoConfig.from_pretrained(folder, trust_remote_code=False), trunk + tail)
             model = AutoModelForCausalLM.from_config(config, **options, trust_remote_code=False)
     model.config.use_cache = False
+    if recipe.model.freeze_router:
+        freeze_routers(model)
     if kind == "whole":
         freeze_above(model, trunk)
     elif (stage := recipe.refine if on_trunk else recipe.align).adapter == "lora":

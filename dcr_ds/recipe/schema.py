@@ -61,6 +61,9 @@ class ModelSection(Section):
         {}, description="variables of the chat template, such as enable_thinking: false (docs/training.md)"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    freeze_router: bool = Field(
+        True, description="do not train the routers of a mixture of experts: no auxiliary loss balances them"
+    )
     quantize: Literal["none", "nf4"] = Field(
         "none", description="nf4: base weights in 4 bits, for stages with an adapter (QLoRA; docs/qlora.md)"
     )
@@ -118,6 +121,8 @@ class StageSection(Section):
 class LoraSection(Section):
     rank: PositiveInt = Field(16, description="rank r of the adapter")
     alpha: float = Field(32.0, gt=0, description="α; the adapter's output is scaled by α / r")
+    rslora: bool = Field(False, description="scale by α / √r instead (rsLoRA), for high ranks")
+    dora: bool = Field(False, description="train the norms of the weight's rows apart (DoRA); not under ZeRO-3")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapter")
     targets: str | list[str] = Field("all-linear", description="names of the modules with an adapter, or all-linear")
 

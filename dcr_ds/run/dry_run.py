@@ -8,6 +8,7 @@ from dcr_ds.evaluate.serving.command import describe_engine
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.check import build_on_meta
 from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import TRAINING_STAGES, Recipe, dump_recipe
 from dcr_ds.run.folder import has_control
@@ -35,6 +36,8 @@ def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) ->
             )
         )
         not_loaded = total - sum(_counts(trunk))
+        if recipe.model.freeze_router:
+            freeze_routers(trunk)
         if recipe.refine.adapter == "lora":
             trunk = add_lora(trunk, recipe.refine.lora, "refine.lora")
         lines.append(_parameters("refine", *_counts(trunk), not_loaded))
@@ -49,6 +52,8 @@ def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) ->
         )
         lines += _checkpoint_note("refine", stage.max_steps, recipe)
     if "align" in recipe.stages:
+        if recipe.model.freeze_router:
+            freeze_routers(full_model)
         model = add_lora(full_model, recipe.align.lora, "align.lora") if recipe.align.adapter == "lora" else full_model
         lines.append(_parameters("align", *_counts(model), 0))
         samples = tokens.samples

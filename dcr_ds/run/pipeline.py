@@ -266,7 +266,7 @@ def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[s
 
     config = model_config(source)
     resolved, reasons = decide_on_main(lambda: resolve(recipe, config, Machine.detect(ranks)), ranks)
-    check_device(resolved, config["model_type"], ranks.device)
+    check_device(resolved, config, ranks.device)
     return resolved, reasons
 
 

@@ -14,6 +14,10 @@ CASES = {
         [*QUANTISED, *LORA, "--deepspeed", "ds_configs/zero3.json"],
         "ds_configs/zero3.json: ZeRO-3 with model.quantize: nf4: every rank loads the whole 4-bit model",
     ),
+    "DoRA under ZeRO-3": (
+        [*LORA, "--align.lora.dora", "true", "--deepspeed", "ds_configs/zero3.json"],
+        "ds_configs/zero3.json: align.lora.dora reads whole weights, which ZeRO-3 has partitioned; use",
+    ),
     "dropout in stage 1": ([*LORA, "--refine.lora.dropout", "0.1"], "refine.lora.dropout: must be 0"),
     "8-bit state on the CPU": (
         ["--deepspeed", "ds_configs/zero3_offload.json", "--align.optimizer", "adamw8bit"],

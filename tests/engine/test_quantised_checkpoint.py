@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import make_model
 
-from dcr_ds.engine.build import build_engine, stage_config
+from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.weights import trained_weights
 from dcr_ds.models.adapters import add_lora
@@ -15,10 +15,11 @@ STAGE = StageSection(learning_rate=1e-2, optimizer="adamw8bit")
 IDS = torch.arange(3, 43).view(2, 20)
 
 
-def make_engine(source, zero, ranks):
+def make_engine(source, zero, ranks, **lora):
     trunk = load_trunk(source, 2, torch.float32, "sdpa", "nf4", ranks.device)
+    checkpoint_activations(trunk)
     torch.manual_seed(0)
-    model = add_lora(trunk, LoraSection(rank=4), "refine.lora").train()
+    model = add_lora(trunk, LoraSection(rank=4, **lora), "refine.lora").train()
     config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, "float32", ranks)
     return build_engine(model, STAGE, config, "constant", 9, ranks)
 
@@ -29,17 +30,29 @@ def train(engine, steps):
         engine.step()
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
-def test_a_quantised_run_resumes_bit_for_bit(tmp_path, ranks, zero):
-    source = make_model(tmp_path / "model", hidden_size=128, intermediate_size=256, head_dim=32)
-    engine = make_engine(source, zero, ranks)
+@pytest.mark.parametrize(
+    ("model_type", "zero", "lora"),
+    [
+        ("llama", 0, {}),
+        ("llama", 2, {}),
+        ("llama", 3, {}),
+        ("llama", 2, {"dora": True}),
+        ("llama", 2, {"rslora": True}),
+        ("mixtral", 0, {}),
+        ("mixtral", 2, {}),
+    ],
+    ids=str,
+)
+def test_a_quantised_run_resumes_bit_for_bit(tmp_path, ranks, model_type, zero, lora):
+    source = make_model(tmp_path / "model", model_type, hidden_size=128, intermediate_size=256, head_dim=32)
+    engine = make_engine(source, zero, ranks, **lora)
     train(engine, 2)
     checkpoints = Checkpoints(engine, tmp_path / "checkpoints", 1, ranks)
     checkpoints.save(2, {})
     checkpoints.wait_until_saved()
     checkpoints.close()
     train(engine, 2)
-    resumed = make_engine(source, zero, ranks)
+    resumed = make_engine(source, zero, ranks, **lora)
     assert Checkpoints(resumed, tmp_path / "checkpoints", 1, ranks).load_newest() == (2, {})
     train(resumed, 2)
     expected, resumed_weights = trained_weights(engine, ranks), trained_weights(resumed, ranks)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
@@ -80,6 +80,38 @@ def test_the_merged_model_equals_the_wrapped_one(tmp_path, tied, lora):
     expected, base = logits(model), logits(load_causal_lm(source, torch.float32, "sdpa", CPU))
     assert (expected - base).abs().max() > 0.1
     torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("lora", [{"dora": True}, {"rslora": True}, {"dora": True, "rslora": True}], ids=str)
+def test_variants_of_lora_are_those_of_peft(tmp_path, lora):
+    """Output, gradients and merged weights; α = 6 and r = 4, so that α / √r = 3."""
+    source = make_model(tmp_path / "model", tied=False)
+    model = moved(wrapped(source, rank=4, alpha=6, **lora))
+    options = {"use_dora": lora.get("dora", False), "use_rslora": lora.get("rslora", False)}
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", **options)
+    own = get_peft_model(load_causal_lm(source, torch.float32, "sdpa", CPU), config).eval()
+    own.load_state_dict(trained(model), strict=False)
+    gradients = []
+    for each in (model, own):
+        each(input_ids=IDS).logits.square().mean().backward()
+        gradients.append(
+            {name: parameter.grad for name, parameter in each.named_parameters() if parameter.requires_grad}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+    save_lora(model, trained(model), source, tmp_path / "adapter")
+    merge_lora(source, tmp_path / "adapter", tmp_path / "merged")
+    merged = load_causal_lm(tmp_path / "merged", torch.float32, "sdpa", CPU).state_dict()
+    assert all(torch.equal(weight, merged[name]) for name, weight in own.merge_and_unload().state_dict().items())
+    scaled = 3 if lora.get("rslora") else 1.5
+    assert {module.scaling["default"] for module in model.modules() if hasattr(module, "lora_B")} == {scaled}
+
+
+def test_dora_over_4_bit_weights_starts_as_the_quantised_model(tmp_path):
+    trunk = load_trunk(make_model(tmp_path, **WIDE), LAYER, torch.float32, "sdpa", "nf4", CPU).eval()
+    before = trunk(input_ids=IDS).last_hidden_state.detach()
+    after = add_lora(trunk, LoraSection(rank=4, dora=True), "refine.lora")(input_ids=IDS).last_hidden_state
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
 @pytest.mark.parametrize(
