@@ -37,11 +37,18 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     Raises:
         UserError: the targets match no module of the model, or embeddings that are tied to the head.
     """
+    targets = _targets(model, lora.targets)
+    for option in ("dora", "dropout"):
+        if "target_parameters" in targets and getattr(lora, option):
+            raise UserError(
+                f"{field}.{option}: peft has it for linear layers only, and {field}.targets: all-linear has experts, "
+                f"which are single tensors; leave {option} out, or name targets such as [q_proj, v_proj]"
+            )
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as an int, used as a float
         lora_dropout=lora.dropout,
-        **_targets(model, lora.targets),
+        **targets,
         use_rslora=lora.rslora,
         use_dora=lora.dora,
     )

@@ -139,3 +139,11 @@ def test_4_bit_experts_need_activation_checkpointing(tmp_path):
         check_device(recipe, config, CPU)
     model = {"quantize": "nf4", "activation_checkpointing": True}
     check_device(Recipe.model_validate({"model": model} | adapters), config, CPU)
+
+
+@pytest.mark.parametrize("option", [{"dora": True}, {"dropout": 0.1}], ids=str)
+def test_options_that_peft_has_for_linear_layers_only_are_refused_on_experts(tmp_path, option):
+    model = build_on_meta(mixture(tmp_path, "mixtral"))
+    with pytest.raises(UserError, match=f"align.lora.{next(iter(option))}: peft has it for linear layers only"):
+        add_lora(model, LoraSection(**option), "align.lora")
+    add_lora(model, LoraSection(targets=["q_proj", "v_proj"], **option), "align.lora")
