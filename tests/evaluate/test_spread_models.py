@@ -21,7 +21,6 @@ from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.recipe.layout import ModelFolder
 
-
 SPREAD = ["llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gemma2", "gemma3_text", "phi3"]
 
 

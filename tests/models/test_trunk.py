@@ -83,8 +83,9 @@ def test_splice_changes_only_the_trunk(tmp_path, model_type):
     assert spliced.config.num_hidden_layers == 4
     real = inputs()["attention_mask"].bool()
     with torch.no_grad():
-        for parameter in trunk.parameters():
-            parameter.copy_(parameter.to(torch.bfloat16))  # rounded to the dtype of the source
+        for name, parameter in trunk.named_parameters():  # rounded to the dtype of the source
+            stored = before.get(f"model.{name}")
+            parameter.copy_(parameter.to(torch.bfloat16 if stored is None else stored.dtype))
         hidden = spliced(**inputs(), output_hidden_states=True).hidden_states[LAYER]
         assert torch.equal(hidden[real], trunk(**inputs()).last_hidden_state[real])
 
