@@ -73,7 +73,7 @@ FOLDERS = {
         with_config(num_hidden_layers=3),
         ["says 3 blocks", "hold 2", "copy the model again"],
     ),
-    "another architecture": (with_config(model_type="mamba"), ["architecture mamba is not tested", "docs/models.md"]),
+    "a model of text and images": (with_config(text_config={}), ["a model of text and images", "save_pretrained"]),
     "no config": (remove("config.json"), ["no config.json", "save_pretrained"]),
     "a broken config": (config_text("{"), ["config.json", "not valid JSON"]),
     "a list for a config": (config_text("[]"), ["config.json", "list"]),
