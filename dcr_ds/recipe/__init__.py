@@ -19,19 +19,16 @@ from dcr_ds.recipe.evaluation import (
 from dcr_ds.recipe.fields import Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES
 from dcr_ds.recipe.methods import PREFERENCE_TITLES, DpoSection, KtoSection, OrpoSection, SimpoSection
+from dcr_ds.recipe.model import OWN_TEMPLATE, ChatTemplate, ModelSection, TemplateValue
 from dcr_ds.recipe.reading import dump_recipe, find_file, json_schema, load_recipe, public_values
 from dcr_ds.recipe.schema import (
-    OWN_TEMPLATE,
     AlignSection,
-    ChatTemplate,
     CheckpointSection,
     DataSection,
     LoraSection,
-    ModelSection,
     Recipe,
     RefineSection,
     StageSection,
-    TemplateValue,
 )
 from dcr_ds.recipe.shipped import shipped_file, shipped_files, source_checkout
 from dcr_ds.recipe.yaml_files import read_yaml

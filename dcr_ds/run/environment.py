@@ -1,4 +1,4 @@
-"""What environment.json records of each attempt: versions, commit, hardware, SLURM job."""
+"""What environment.json records of each attempt: versions, commit, hardware, SLURM job, and notes on the data."""
 
 import importlib.metadata
 import os
@@ -7,6 +7,7 @@ import subprocess
 from datetime import UTC, datetime
 from typing import Any
 
+from dcr_ds.data.load import RunData
 from dcr_ds.recipe import source_checkout
 
 PACKAGES = (
@@ -87,3 +88,27 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):  # no git on the PATH, or a checkout on a file system that hangs
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def describe_data(data: RunData) -> dict[str, Any]:
+    """What environment.json says of the data."""
+    summary = data.summary()
+    notes = summary["notes"] + [f"{name}: {note}" for name, facts in summary["sets"].items() for note in facts["notes"]]
+    overlaps = [
+        f"{overlap.kind}: {overlap.training_set} {overlap.training_id} and {overlap.evaluation_set} "
+        f"{overlap.evaluation_id}"
+        for overlap in data.overlaps
+    ]
+    return {"data": summary["sets"], "notes": notes, "warnings": _confounds(data), "overlaps": overlaps}
+
+
+def _confounds(data: RunData) -> list[str]:
+    """Warnings about superficial features that separate the two sets of stage 1."""
+    if data.seemingly_toxic is None or data.toxic is None:
+        return []
+    from dcr_ds.diagnose.confounds import FEWEST_PROMPTS, check_confounds
+
+    sets = (data.seemingly_toxic.rows, data.toxic.rows)
+    if min(map(len, sets)) < FEWEST_PROMPTS:
+        return [f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set"]
+    return [confound.warning for confound in check_confounds(*sets) if confound.warning]

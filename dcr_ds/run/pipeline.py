@@ -3,7 +3,7 @@
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine.agreement import check_same
@@ -18,7 +18,7 @@ from dcr_ds.models.locate import describe_source, prepare_source
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
 from dcr_ds.run.attempt import record_progress
-from dcr_ds.run.environment import describe_environment
+from dcr_ds.run.environment import describe_data, describe_environment
 from dcr_ds.run.folder import begin_redo, check_separate, end_redo, has_control, prepare_folder, redo_of, save_run
 from dcr_ds.run.identity import check_identity
 from dcr_ds.run.opening import open_run
@@ -301,7 +301,7 @@ def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunDa
         section, _, field = name.partition(".")
         value = f"{getattr(getattr(recipe, section), field)} ({reason})" if field else reason
         print_on_main(ranks, f"{name}: {value}")
-    described = decide_on_main(lambda: _describe_data(data), ranks)  # the confound check takes a second
+    described = decide_on_main(lambda: describe_data(data), ranks)  # the confound check takes a second
     described["model"] = describe_source(recipe.model, source)
     for note in described["notes"]:
         print_on_main(ranks, note)
@@ -309,30 +309,6 @@ def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunDa
         print_on_main(ranks, f"WARNING: {warning}")
     device = device_name(ranks.device)
     decide_on_main(lambda: save_run(recipe, describe_environment(device, ranks.world_size) | described), ranks)
-
-
-def _describe_data(data: RunData) -> dict[str, Any]:
-    """What environment.json says of the data."""
-    summary = data.summary()
-    notes = summary["notes"] + [f"{name}: {note}" for name, facts in summary["sets"].items() for note in facts["notes"]]
-    overlaps = [
-        f"{overlap.kind}: {overlap.training_set} {overlap.training_id} and {overlap.evaluation_set} "
-        f"{overlap.evaluation_id}"
-        for overlap in data.overlaps
-    ]
-    return {"data": summary["sets"], "notes": notes, "warnings": _confounds(data), "overlaps": overlaps}
-
-
-def _confounds(data: RunData) -> list[str]:
-    """Warnings about superficial features that separate the two sets of stage 1."""
-    if data.seemingly_toxic is None or data.toxic is None:
-        return []
-    from dcr_ds.diagnose.confounds import FEWEST_PROMPTS, check_confounds
-
-    sets = (data.seemingly_toxic.rows, data.toxic.rows)
-    if min(map(len, sets)) < FEWEST_PROMPTS:
-        return [f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set"]
-    return [confound.warning for confound in check_confounds(*sets) if confound.warning]
 
 
 def _check_source(recipe: Recipe, source: Path) -> None:
