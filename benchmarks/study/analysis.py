@@ -142,10 +142,9 @@ def figures(readings: Readings, reading: str) -> dict[str, Result]:
 
 
 def difference(ours: Readings, theirs: Readings, reading: str) -> dict[str, Result]:
-    """Our measures less theirs, over the seeds that both have; an arm with one seed is compared with each of ours."""
+    """Our measures less theirs, over the seeds that both have."""
     common = [seed for seed in ours.seeds if seed in theirs.seeds]
-    if len(theirs.seeds) > 1:
-        ours, theirs = ours.of_seeds(common), theirs.of_seeds(common)
+    ours, theirs = ours.of_seeds(common), theirs.of_seeds(common)
     values = getattr(ours, reading), getattr(theirs, reading)
     results = discernment_difference(*values, ours.harmful, ours.twins)
     if ours.is_answered and theirs.is_answered:

@@ -61,7 +61,7 @@ def draw_arm(panel: Any, arm: str, readings: Readings, reading: str) -> None:
     lines = 100 * np.array([[compliance_at(curve, refusal)[0] for refusal in REFUSALS] for curve in curves])
     label = f"{arm} ({len(curves)} seeds)" if len(curves) > 1 else arm
     if arm == "stl":
-        label += " = the knob's curve"
+        label += ", and the knob on whole openings"
     panel.plot(100 * REFUSALS, lines.mean(axis=0), color=colour, label=label)
     panel.fill_between(100 * REFUSALS, lines.min(axis=0), lines.max(axis=0), color=colour, alpha=0.15, linewidth=0)
     if readings.is_answered:

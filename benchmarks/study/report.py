@@ -67,8 +67,8 @@ def write(study: Study, out: Path) -> None:
         *([] if "equal-data" not in arms else [endpoint_table(study, "equal-data")]),
         "## Hypothesis 2: DCR against the knob",
         knob_table(study),
-        "## All arms",
         *reading_text(),
+        "## All arms",
         arms_table(study, arms),
         discernment_table(study, arms, TITLES),
         "Development sets:",
@@ -88,7 +88,7 @@ def write(study: Study, out: Path) -> None:
 
 def reading_text() -> list[str]:
     file = HERE / "reading.md"
-    return [file.read_text(encoding="utf-8").strip()] if file.is_file() else []
+    return ["## Reading", file.read_text(encoding="utf-8").strip()] if file.is_file() else []
 
 
 def interval(result: Result, digits: int = 2) -> str:
@@ -129,8 +129,11 @@ def endpoint_table(study: Study, other: str) -> str:
         )
     planned, common = read_arms()["dcr"].seeds, set(study.seeds("dcr")) & set(study.seeds(other))
     planned = min(planned, read_arms()[other].seeds)
-    done = f"{len(common)} of {planned} seeds are done, so this is preliminary. " if len(common) < planned else ""
-    return f"{markdown_table(rows)}\n\n{done}{verdict(endpoints, other)}"
+    is_done = len(common) >= planned
+    so_far = (
+        "" if is_done else f"{len(common)} of {planned} seeds are done, so this is no result yet. With these seeds: "
+    )
+    return f"{markdown_table(rows)}\n\n{so_far}{verdict(endpoints, other)}"
 
 
 def verdict(endpoints: list[Endpoint], other: str) -> str:
@@ -144,7 +147,7 @@ def verdict(endpoints: list[Endpoint], other: str) -> str:
         if (endpoint.result["low"] or 0) <= 0 <= (endpoint.result["high"] or 0)
     ]
     said = "supported" if positive and significant == sets else "not supported"
-    text = f"By the rule of the protocol: **{said}** (DCR against {other})."
+    text = f"by the rule of the protocol **{said}** (DCR against {other})."
     return text + (f" No difference shown: {'; '.join(unclear)}." if unclear else "")
 
 

@@ -141,6 +141,9 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
     done = run_python("benchmarks/study/report.py", "--results", results, "--out", page)
     assert done.returncode == 0, done.stderr[-3000:]
     text = page.read_text()
+    cells = next(line for line in text.splitlines() if "XSTest: AUC" in line).split("|")
+    theirs, ours, gain = (float(cell.split()[0].replace("−", "-")) for cell in cells[3:6])
+    assert cells[2].strip() == "2" and gain == pytest.approx(ours - theirs, abs=0.011)  # over the seeds that both have
     assert said in text and "DCR against STL" in text
     assert {file.name for file in (page.parent / "images").iterdir()} == {"study-fronts.png", "study-arms.png"}
     assert all(image in text for image in ("images/study-fronts.png", "images/study-arms.png"))
