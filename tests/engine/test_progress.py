@@ -1,5 +1,6 @@
 """A process that loads or saves makes progress; one that waits does not."""
 
+import mmap
 import time
 
 import pytest
@@ -18,10 +19,13 @@ def write(folder):
 
 
 def allocate(folder):
-    kept.append(bytearray(2 * MOVED_BYTES))
+    memory = mmap.mmap(-1, 2 * MOVED_BYTES)  # new pages: a bytearray may get memory that this process freed before
+    for page in range(0, len(memory), mmap.PAGESIZE):
+        memory[page] = 1
+    kept.append(memory)
 
 
-kept: list[bytearray] = []
+kept: list[mmap.mmap] = []
 
 
 @pytest.mark.parametrize("work", [write, allocate])
