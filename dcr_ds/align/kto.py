@@ -7,7 +7,7 @@
 gradient. y′ is the answer of another sample: as in TRL, of the one before it in the order of the step. TRL estimates z₀
 per micro-batch; here it is the mean over the optimizer step, so that micro-batches and ranks do not change the loss.
 
-Legend: B answers of a forward pass, N answers of the data, S steps of the stage, G samples of a step.
+Legend: B answers of a forward pass, N answers of the data, S steps of the stage, G samples per step.
 """
 
 from collections.abc import Sequence
@@ -63,7 +63,7 @@ class ReadByReference(Sequence[Answers]):
 
 
 class KtoObjective:
-    """The mean of the loss over the answers of a step; see `Objective`.
+    """The mean loss over all answers in a step; see `Objective`.
 
     Attributes:
         reference: log-probabilities of all answers under the reference [N], on the CPU; set by `prepare`.
@@ -100,7 +100,7 @@ class KtoObjective:
         self.kl = max(0.0, (log_p - self.mismatched_reference[step]).mean().item())
 
     def num_terms(self, rows: Sequence[int]) -> int:
-        """Answers of a step."""
+        """The number of answers in the step."""
         return len(rows)
 
     def summed_loss(

@@ -43,9 +43,9 @@ class Labelled:
         return len(self.samples[row].ids)
 
     def mismatched(self, rows: Sequence[int], position: int) -> Encoded:
-        """The prompt of a sample of a step with the answer of the sample before it; the first with that of the last.
+        """The prompt at a position in the step, with the answer before it; the first prompt gets the last answer.
 
-        As in TRL, it is cut at the longest row; at least a token of the answer is left.
+        As in TRL, it is cut to `limit` tokens; at least one token of the answer is left.
         """
         prompt, answer = self.samples[rows[position]], self.samples[rows[position - 1]]
         ids = prompt.ids[: prompt.prompt_tokens] + answer.ids[answer.prompt_tokens :]

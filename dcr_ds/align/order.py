@@ -1,4 +1,4 @@
-"""Which samples a step of stage 2 trains on: a function of seed, step and number of samples alone."""
+"""The samples that each step of stage 2 trains on: a function of seed, step and number of samples alone."""
 
 import math
 
@@ -12,6 +12,6 @@ def num_steps(epochs: float, num_samples: int, global_batch: int) -> int:
 
 
 def rows_of_step(recipe: Recipe, num_samples: int, step: int) -> list[int]:
-    """Indices of the samples of a step, counted from 0."""
+    """Indices of the samples in a step (steps count from 0)."""
     batch = recipe.align.global_batch
     return draw(f"{recipe.seed}/align", num_samples, step * batch, batch)

@@ -50,7 +50,7 @@ def _log_one_minus_exp(x: torch.Tensor) -> torch.Tensor:
 
 
 class OrpoObjective:
-    """The mean over the tokens of a step of the SFT loss, plus the mean over its pairs of the odds; see `Objective`.
+    """The mean SFT loss over all tokens in a step, plus the mean odds-ratio loss over its pairs; see `Objective`.
 
     Attributes:
         pairs_per_token: of the SFT term of the current step; set by `begin_step`.
@@ -71,7 +71,7 @@ class OrpoObjective:
         self.pairs_per_token = len(rows) / tokens
 
     def num_terms(self, rows: Sequence[int]) -> int:
-        """Pairs of a step."""
+        """The number of pairs in the step."""
         return len(rows)
 
     def summed_loss(

@@ -26,7 +26,7 @@ class SftObjective:
         """Nothing: the loss of a token does not depend on other samples."""
 
     def num_terms(self, rows: Sequence[int]) -> int:
-        """Supervised tokens of a step."""
+        """The number of supervised tokens in the step."""
         return sum(self.data.samples[row].num_supervised for row in rows)
 
     def summed_loss(

@@ -42,7 +42,7 @@ class SimpoObjective:
         """Nothing: the loss of a pair does not depend on other pairs."""
 
     def num_terms(self, rows: Sequence[int]) -> int:
-        """Pairs of a step."""
+        """The number of pairs in the step."""
         return len(rows)
 
     def summed_loss(

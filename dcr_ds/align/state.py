@@ -35,7 +35,7 @@ class AlignState:
         return step % self.recipe.align.measure_every == 0 or step == self.total_steps
 
     def rows(self, step: int) -> list[int]:
-        """Indices of the samples of a step, counted from 0."""
+        """Indices of the samples in a step (steps count from 0)."""
         return rows_of_step(self.recipe, len(self.objective.data.samples), step)
 
     def sample_ids(self, step: int) -> list[str]:
