@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         num_requests += 1
         if num_requests > die_after:
+            self.connection.shutdown(socket.SHUT_RDWR)
+            time.sleep(0.3)  # the port is open a little longer than the connections
             os._exit(9)
         fields = {key: value for key, value in request.items() if key not in ("model", "messages")}
         text = json.dumps({"prompt": request["messages"][-1]["content"], **fields})

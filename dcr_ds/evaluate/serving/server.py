@@ -26,6 +26,7 @@ POLL_SECONDS = 0.5
 PROGRESS_SECONDS = 30.0
 ANSWER_SECONDS = 10.0  # to list the models
 OTHER_MODEL_SECONDS = 20.0  # a server that lists another model does not start to list ours
+CLOSING_SECONDS = 1.0  # a server that ends closes its connections before its port
 END_SECONDS = 30.0  # more than the guard takes
 BY_A_SIGNAL = 128  # exit codes from here on: a signal ended the server
 SHOWN_LINES, SHOWN_CHARACTERS = 12, 2000  # of the log
@@ -148,6 +149,8 @@ class Server:
     def _code_if_ended(self) -> int | None:
         """The exit code of a server that does not listen any more, once the guard has ended the rest of it."""
         assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(CLOSING_SECONDS)
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(0 if self._is_listening() else END_SECONDS)
         return None
