@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deepspeed import DeepSpeedEngine
 
+from dcr_ds.align.balance import RouterBalance
 from dcr_ds.align.objective import Objective
 from dcr_ds.align.order import num_steps, rows_of_step
 from dcr_ds.engine.batching import Batching
@@ -24,6 +25,7 @@ class AlignState:
     batching: Batching
     ranks: Ranks
     total_steps: int
+    balance: RouterBalance | None = None
 
     @property
     def model(self):
@@ -46,14 +48,16 @@ def build_align(recipe: Recipe, source: Path, objective: Objective, ranks: Ranks
     """Load the source model and build its engine. All ranks."""
     stage = recipe.align
     total_steps = num_steps(stage.epochs, len(objective.data.samples), stage.global_batch)
-    backend = stage.loss_backend
-    assert backend != "auto"  # resolved
+    backend, coefficient = stage.loss_backend, stage.router_aux_loss_coef
+    assert backend != "auto" and coefficient != "auto"  # resolved
     engine = build_stage(
         "align",
         recipe,
         partial(load_causal_lm, source),
         total_steps,
         ranks,
-        wrap=lambda model: Likelihood(model, backend),
+        wrap=lambda model: Likelihood(model, backend, with_routers=coefficient > 0),
     )
-    return AlignState(engine, recipe, objective, Batching.of(stage), ranks, total_steps)
+    batching = Batching.of(stage)
+    balance = RouterBalance(engine, objective.data, batching.packed, ranks, coefficient) if coefficient else None
+    return AlignState(engine, recipe, objective, batching, ranks, total_steps, balance)

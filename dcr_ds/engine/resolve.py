@@ -10,7 +10,7 @@ from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.optimizers import check_optimizer
 from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.errors import UserError
-from dcr_ds.models.experts import has_experts
+from dcr_ds.models.experts import has_experts, resolve_router_loss
 from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.fused import check_compiler, resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
@@ -56,6 +56,11 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
     if recipe.align.loss_backend == "auto":
         values["align"]["loss_backend"] = backend
         reasons["align.loss_backend"] = reason
+    coefficient, reason = resolve_router_loss(recipe.align.router_aux_loss_coef, model_config, _unbalanced(recipe))
+    if recipe.align.router_aux_loss_coef == "auto":
+        values["align"]["router_aux_loss_coef"] = coefficient
+        if has_experts(model_config):
+            reasons["align.router_aux_loss_coef"] = reason
     checkpointing = recipe.model.activation_checkpointing
     for name, layers in {"refine": values["refine"]["layer"], "align": blocks}.items():
         token_bytes = activation_bytes(model_config, layers, checkpointing)
@@ -94,6 +99,15 @@ def check_device(recipe: Recipe, model_config: dict, device: torch.device) -> No
     for stage in ("refine", "align"):
         if stage in recipe.stages:
             check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)
+
+
+def _unbalanced(recipe: Recipe) -> str:
+    """Why the routers cannot have a load-balancing loss in stage 2; "" if they can."""
+    if recipe.model.freeze_router or recipe.align.adapter != "none":
+        return "routers are trained with model.freeze_router: false and align.adapter: none only"
+    if recipe.model.kernels == "compile":
+        return "router logits cannot be recorded with model.kernels: compile"
+    return ""
 
 
 def _resolve_model(values: dict[str, Any], model_config: dict, machine: Machine) -> Reasons:

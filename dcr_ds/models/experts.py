@@ -5,9 +5,11 @@ The experts of a block are tensors [experts, …] of a module `experts`; its rou
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
+
+from dcr_ds.errors import UserError
 
 NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts")  # in a config, by architecture
 ROUTER = re.compile(r"(^|\.)layers\.\d+\..*\b(gate|router|shared_expert_gate)\.")  # in the name of a weight
@@ -33,3 +35,25 @@ def freeze_routers(model: nn.Module) -> nn.Module:
         if ROUTER.search(name):
             weight.requires_grad_(False)
     return model
+
+
+def resolve_router_loss(setting: float | Literal["auto"], config: Mapping[str, Any], problem: str) -> tuple[float, str]:
+    """The coefficient of the load-balancing loss of the routers, and a short reason.
+
+    Args:
+        setting: of the recipe; auto: the coefficient in config.json, or 0 if there is none or there is a problem.
+        config: config.json of the model.
+        problem: why the loss cannot be used in this run; "" if it can.
+
+    Raises:
+        UserError: a coefficient above 0 is asked for, and the loss cannot be used.
+    """
+    field, own = "align.router_aux_loss_coef", config.get("router_aux_loss_coef")
+    if not has_experts(config) or not isinstance(own, int | float):
+        own = 0
+        problem = f"{config['model_type']} has no router_aux_loss_coef in its config.json: no routers, or no such loss"
+    if setting == "auto":
+        return (0.0, problem) if problem else (float(own), "router_aux_loss_coef of config.json")
+    if setting and problem:
+        raise UserError(f"{field}: {setting:g} cannot be used: {problem}; set it to 0 or auto")
+    return setting, "as asked"

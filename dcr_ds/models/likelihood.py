@@ -52,12 +52,16 @@ class Likelihood(torch.nn.Module):
     The head is a module of its own, so that ZeRO-3 gathers it only while it is used. The head of `model`, which may
     have an adapter, is replaced: it returns no logits any more.
 
+    Attributes:
+        router_logits: of the last forward pass, one [B · T, experts] per block with a router, if `with_routers`.
+
     Raises:
         UserError: the head itself has an adapter.
     """
 
-    def __init__(self, model, backend: Backend):
+    def __init__(self, model, backend: Backend, with_routers: bool = False):
         super().__init__()
+        self.with_routers, self.router_logits = with_routers, ()
         head = model.get_output_embeddings()
         if not isinstance(head, torch.nn.Linear):
             raise UserError(f"align.lora.targets: the output head ({type(head).__name__}) cannot have an adapter")
@@ -75,8 +79,12 @@ class Likelihood(torch.nn.Module):
             targets: token ids [n]; IGNORED gives 0.
             inputs: of the decoder: input_ids, attention_mask, position_ids, …
         """
-        hidden = self.model.get_decoder()(use_cache=False, **inputs).last_hidden_state
-        return self.model.get_output_embeddings()(hidden.flatten(0, 1).index_select(0, where), targets, reduction)
+        asked = {"output_router_logits": True} if self.with_routers else {}
+        output = self.model.get_decoder()(use_cache=False, **asked, **inputs)
+        if self.with_routers:
+            self.router_logits = output.router_logits
+        hidden = output.last_hidden_state.flatten(0, 1).index_select(0, where)
+        return self.model.get_output_embeddings()(hidden, targets, reduction)
 
 
 @contextmanager

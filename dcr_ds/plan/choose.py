@@ -176,15 +176,23 @@ class Stage:
         share = share_of(self.recipe, self.name, cluster.gpus, micro_batch)
         held = memory(self.recipe, self.folder, self.kind, zero, cluster.gpus, share, self.tensors, cluster.on_gpu)
         held = held.calibrated(cluster.memory_factor)
-        embeds_first = self.name == "refine" and share.micro_batches > 1
-        extra = share.micro_batches if embeds_first or self.kind == "kto" else 0  # KTO estimates the KL first
+        first = self._forward_first(share)
         retain = 0 if self._is_one_pass(zero, share) else -(-share.retain_rows // share.micro_batch)
-        passes = Passes(extra, share.micro_batches + retain, self.recipe.model.activation_checkpointing)
+        passes = Passes(
+            first * share.micro_batches, share.micro_batches + retain, self.recipe.model.activation_checkpointing
+        )
         embeddings = self._embedding_bytes() if self.name == "refine" else 0
         sent = traffic(self.tensors, zero, cluster.gpus, passes, embeddings, self.kind == "whole")
-        flops = self._flops(zero, extra > 0)
+        flops = self._flops(zero, first)
         time = step_time(flops, sent, cluster.gpus, cluster.per_node, cluster.rates)
         return Option(zero, share.micro_batch, held, time, sent, cluster.usable)
+
+    def _forward_first(self, share: Share) -> int:
+        """How many times a step reads its rows without gradients before it takes them."""
+        if self.name == "refine":
+            return int(share.micro_batches > 1)
+        # KTO estimates the KL, the loss of the routers counts the tokens of each expert
+        return (self.kind == "kto") + (self.section.router_aux_loss_coef > 0)
 
     def _is_one_pass(self, zero: Zero, share: Share) -> bool:
         """Whether stage 1 computes both terms in one pass, for rows of mean length; see `refine.step.is_one_pass`."""
@@ -193,7 +201,7 @@ class Stage:
         rows, retain = rows_of(self.recipe, "refine", self.cluster.gpus)
         return rows * self.lengths.refine + retain * self.lengths.align <= share.tokens
 
-    def _flops(self, zero: Zero, forward_first: bool) -> int:
+    def _flops(self, zero: Zero, forward_first: int) -> int:
         """Floating-point operations of one step on one rank, for rows of mean length."""
         tokens = getattr(self.lengths, self.name)
         samples, retain = rows_of(self.recipe, self.name, self.cluster.gpus)

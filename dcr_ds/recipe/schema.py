@@ -158,6 +158,11 @@ class AlignSection(StageSection):
         "auto",
         description="implementation of the cross-entropy at the LM head; auto: chunked; liger needs a GPU",
     )
+    router_aux_loss_coef: Auto | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="weight of the load-balancing loss of routers that are trained (model.freeze_router: false); auto: "
+        "that of the model's config.json (docs/models.md)",
+    )
     measure_every: Count = Field(
         0, description="measure the refusal log-odds of held-out prompts every this many steps; 0: never"
     )

@@ -60,6 +60,7 @@ def settings_of(
 ) -> dict:
     return {
         "model.source": model,
+        "model.freeze_router": False,
         "deepspeed": f"ds_configs/zero{zero}.json",
         "refine.layer": 2,
         "refine.loss": loss,
@@ -114,12 +115,15 @@ def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing:
 
 
 def align_results(model: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
+    """SFT; of a mixture of experts with the load-balancing loss."""
     recipe = load(model, ranks, zero, micro, packing=packing)
     _, objective = read(model, "sft")
     state = build_align(recipe, Path(model), objective, ranks)
     row = align_step(state, 0)
+    name = "balance" if state.balance else "align"
     run = f"zero{zero}/packed" if packing else f"zero{zero}/micro{micro}"
-    return {f"align/{run}": taken_gradients(state.engine, ranks), f"align/{run}/loss": row["loss"]}
+    gradients = taken_gradients(state.engine, ranks)
+    return {f"{name}/{run}": gradients, f"{name}/{run}/loss": row.get("router_aux_loss", row["loss"])}
 
 
 def preference_results(model: str, method: str, zero: int, micro: int, ranks, packing: bool = False) -> dict:
@@ -139,7 +143,7 @@ def preference_results(model: str, method: str, zero: int, micro: int, ranks, pa
     return results | {name: taken_gradients(state.engine, ranks)}
 
 
-def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int]) -> None:
+def main(model: str, mixture: str, out: str, zero_stages: list[int], micro_batches: list[int]) -> None:
     """Circle loss and SFT for every ZeRO stage and micro-batch; packed and with the other losses for the last."""
     ranks = process.start()
     results = {}
@@ -149,6 +153,8 @@ def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int])
             results |= align_results(model, zero, micro, ranks)
     results |= refine_results(model, zero, 1, "circle", ranks, packing=True)
     results |= align_results(model, zero, 1, ranks, packing=True)
+    results |= align_results(mixture, zero, micro, ranks)
+    results |= align_results(mixture, zero_stages[0], 1, ranks, packing=True)
     for method in ("dpo", "kto", "orpo", "simpo"):
         results |= preference_results(model, method, zero, micro, ranks)
         results |= preference_results(model, method, zero_stages[0], 1, ranks, packing=True)
@@ -160,4 +166,4 @@ def main(model: str, out: str, zero_stages: list[int], micro_batches: list[int])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4]))
+    main(*sys.argv[1:4], json.loads(sys.argv[4]), json.loads(sys.argv[5]))

@@ -11,8 +11,8 @@ SCRIPT = Path(__file__).with_name("first_gradients.py")
 pytestmark = pytest.mark.timeout(900)  # three launches of up to three ranks, on few cores
 
 
-def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: str) -> dict:
-    run_command(*torchrun(ranks), SCRIPT, model, out, zero_stages, micro_batches, timeout=400)
+def launch(ranks: int, models: tuple[Path, Path], out: Path, zero_stages: str, micro_batches: str) -> dict:
+    run_command(*torchrun(ranks), SCRIPT, *models, out, zero_stages, micro_batches, timeout=400)
     return torch.load(out)
 
 
@@ -20,11 +20,14 @@ def launch(ranks: int, model: Path, out: Path, zero_stages: str, micro_batches: 
 def runs(tmp_path_factory):
     """Gradients by (ranks, micro-batch, stage, ZeRO stage)."""
     folder = tmp_path_factory.mktemp("gradients")
-    model = make_model(folder / "model", tied=False)
+    models = (
+        make_model(folder / "model", tied=False),
+        make_model(folder / "mixture", "qwen3_moe", layers=2, tied=False, router_aux_loss_coef=0.5),
+    )
     return {
-        1: launch(1, model, folder / "one.pt", "[0, 2, 3]", "[8, 4, 1]"),
-        2: launch(2, model, folder / "two.pt", "[0, 2, 3]", "[4]"),
-        3: launch(3, model, folder / "three.pt", "[2, 3]", "[2, 1]"),  # 8 rows do not divide by 3 ranks
+        1: launch(1, models, folder / "one.pt", "[0, 2, 3]", "[8, 4, 1]"),
+        2: launch(2, models, folder / "two.pt", "[0, 2, 3]", "[4]"),
+        3: launch(3, models, folder / "three.pt", "[2, 3]", "[2, 1]"),  # 8 rows do not divide by 3 ranks
     }
 
 
@@ -55,6 +58,19 @@ def test_losses_equal_one_process(runs, stage):
         for key, loss in results.items():
             if key.startswith(f"{stage}/") and key.endswith("/loss"):
                 assert loss == pytest.approx(reference, rel=2e-5), key
+
+
+def test_the_loss_of_routers_and_its_gradients_equal_one_process(runs):
+    reference, loss = runs[1]["balance/zero3/micro1"], runs[1]["balance/zero3/micro1/loss"]
+    assert all(gradient.abs().sum() > 0 for name, gradient in reference.items() if ".gate." in name)
+    for ranks, results in runs.items():
+        own = {key: value for key, value in results.items() if key.startswith("balance/")}
+        assert len(own) == 4
+        for key, value in own.items():
+            if key.endswith("/loss"):
+                assert value == pytest.approx(loss, rel=1e-5), (ranks, key)
+            else:
+                assert relative_error(reference, value) <= 1e-5, (ranks, key)
 
 
 @pytest.mark.parametrize("loss", ["supcon", "infonce", "ntxent", "triplet"])
