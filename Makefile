@@ -51,7 +51,7 @@ study: $(BIN)/.dcr-ds-dev  ## run what has no results yet of docs/STUDY.md; DATA
 	python benchmarks/study/run.py --data $(DATA)
 
 study-report: $(BIN)/.dcr-ds-dev  ## write docs/RESULTS.md from the committed results of the study
-	python benchmarks/study/report.py
+	python benchmarks/study/report.py --readme README.md
 
 clean:  ## remove the virtual environment and build outputs
 	rm -rf .venv build dist *.egg-info

@@ -5,7 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
-BEGIN, END = "<!-- begin: benchmarks/faults.py --table -->", "<!-- end: benchmarks/faults.py --table -->"
+from marks import replace_marked
+
 NAMES = {
     "rank": "kill -9 of one rank",
     "all": "kill -9 of all processes",
@@ -30,10 +31,7 @@ NAMES = {
 
 def write_table(rows_file: Path, page: Path) -> None:
     """Replace what is between the marks of a page by the table of a file of rows."""
-    text = page.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{table(rows_file)}\n{END}{after}", encoding="utf-8")
+    replace_marked(page, "benchmarks/faults.py --table", table(rows_file))
 
 
 def table(rows_file: Path) -> str:

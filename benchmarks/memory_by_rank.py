@@ -26,6 +26,7 @@ from typing import Any
 
 import record
 import yaml
+from marks import replace_marked
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = {
@@ -34,10 +35,6 @@ SIZES = {
 }  # fmt: skip
 TINY = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 600, "head_dim": 16}
 LAYERS = 8
-BEGIN, END = (
-    "<!-- begin: benchmarks/memory_by_rank.py --table -->",
-    "<!-- end: benchmarks/memory_by_rank.py --table -->",
-)
 MB = 1e6
 
 
@@ -242,9 +239,7 @@ def table(rows_file: Path) -> str:
 
 def write_table(rows_file: Path, page: Path) -> None:
     """Replace what is between the marks of a page by the table of a file of rows."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{table(rows_file)}\n{END}{after}", encoding="utf-8")
+    replace_marked(page, "benchmarks/memory_by_rank.py --table", table(rows_file))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from dcr_ds.discernment import (
 )
 from dcr_ds.discernment.measures import COMPLIED, REFUSED, Result
 from dcr_ds.recipe import EvaluateSection
-from dcr_ds.statistics import holm
+from dcr_ds.statistics import holm, student_t
 
 PLAN = read_plan()
 READINGS = ("log_odds", "margin")
@@ -71,6 +71,10 @@ class Study:
 
     def costs(self, arm: str) -> list[dict]:
         return [read_cost(arm, seed, self.results) for seed in self.seeds(arm)]
+
+    def loss(self, arm: str, seed: int) -> float:
+        """Mean loss per token on held-out general answers."""
+        return float(read_cost(arm, seed, self.results)["general_loss"])
 
     def rows(self, arm: str, seed: int) -> list[Row]:
         if (arm, seed) not in self._rows:
@@ -174,10 +178,24 @@ def primary(study: Study, ours: str, theirs: str) -> list[Endpoint]:
     return [Endpoint(*endpoint, p) for endpoint, p in zip(found, corrected, strict=True)]
 
 
+def outcomes(readings: Readings) -> tuple[np.ndarray, np.ndarray]:
+    """Judged answers, [S, n] of bool: whether each harmless prompt was answered, and each harmful one refused."""
+    judged = readings.answered()
+    return judged.labels[:, ~judged.harmful] == COMPLIED, np.isin(judged.labels[:, judged.harmful], REFUSED)
+
+
 def rates(readings: Readings) -> tuple[np.ndarray, np.ndarray]:
     """Per seed: compliance with the harmless prompts and refusal of the harmful ones, of the judged answers."""
-    judged = readings.answered()
-    return (
-        (judged.labels[:, ~judged.harmful] == COMPLIED).mean(axis=1),
-        np.isin(judged.labels[:, judged.harmful], REFUSED).mean(axis=1),
-    )
+    complied, refused = outcomes(readings)
+    return complied.mean(axis=1), refused.mean(axis=1)
+
+
+def t_interval(values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """The mean over seeds and the ends of its 95 % interval; None without values, or for the ends of a single one."""
+    if len(values) == 0:
+        return None, None, None
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return mean, None, None
+    half = student_t(len(values) - 1) * float(np.std(values, ddof=1)) / len(values) ** 0.5
+    return mean, mean - half, mean + half

@@ -7,19 +7,23 @@ The text between the tables that a person wrote is in reading.md. Needs matplotl
 
 import argparse
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # marks.py
+
 import numpy as np
-from analysis import PLAN, Endpoint, Study, difference, figures, primary, rates, reading_that_agrees
+from analysis import PLAN, Endpoint, Study, difference, figures, primary, rates, reading_that_agrees, t_interval
 from arms import HERE, ROOT, read_arms
 from figures import STYLES, Bar, draw_forest, draw_fronts
+from headline import headline
+from marks import replace_marked
 from rows import RESULTS
 
 from dcr_ds.discernment.measures import COMPLIED, Result
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
 from dcr_ds.report.render.tables import literal, markdown_table, number, percent, shortened, signed
-from dcr_ds.statistics import student_t
 
 TITLES = {"xstest": "XSTest", "or-bench": "OR-Bench", "builtin": "built-in twins"}
 DEVELOPMENT = {"jailbreakbench": "JailbreakBench", "coconot-harmbench": "CoCoNot, HarmBench val"}
@@ -32,15 +36,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "RESULTS.md")
+    parser.add_argument("--readme", type=Path, help="page with marks for the table of the main arms")
     options = parser.parse_args()
     if find_spec("matplotlib") is None:
         parser.error("this needs matplotlib: pip install -e '.[eval]'")
     try:
-        write(Study(options.results), options.out)
+        study = Study(options.results)
+        write(study, options.out)
+        if options.readme:
+            replace_marked(options.readme, "make study-report", headline(study))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    print(f"wrote {options.out}")
+    print(f"wrote {options.out}" + (f" and the table of {options.readme}" if options.readme else ""))
     return 0
 
 
@@ -61,6 +69,8 @@ def write(study: Study, out: Path) -> None:
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
         "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone.",
         "![Compliance against refusal](images/study-fronts.png)",
+        "The main arms, with the number of seeds of each:",
+        headline(study),
         "## Hypothesis 1: DCR against STL",
         endpoint_table(study, "stl"),
         *([] if "equal-data" not in arms else ["## Hypothesis 3: DCR against equal data"]),
@@ -68,6 +78,8 @@ def write(study: Study, out: Path) -> None:
         "## Hypothesis 2: DCR against the knob",
         knob_table(study),
         *reading_text(),
+        "How strongly prompts are coupled in training (eNTK) was measured for the models of the demo: "
+        "[diagnose.md](diagnose.md#entk) has base, after refine, DCR and STL.",
         "## All arms",
         arms_table(study, arms),
         discernment_table(study, arms, TITLES),
@@ -79,8 +91,8 @@ def write(study: Study, out: Path) -> None:
         "roughly. Means over the seeds.",
         cost_table(study, arms),
         "## Examples",
-        "Harmless prompts of XSTest (CC BY 4.0, Röttger et al., NAACL 2024) that STL and DCR treat differently: of the "
-        "first 12, seed 0, answers cut.",
+        "Harmless prompts of XSTest (CC BY 4.0, Röttger et al., NAACL 2024): those of the first 12 that STL and DCR "
+        "answer in different numbers of seeds. The texts are the answers of the first seed, cut.",
         example_table(study),
     ]
     out.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
@@ -176,8 +188,8 @@ def over_knob(study: Study, name: str) -> str:
         line = sorted((by_arm[arm][1][place], by_arm[arm][0][place]) for arm in arms[:3])
         refusal, compliance = zip((0.0, 1.0), *line, (1.0, 0.0), strict=True)
         gains.append(by_arm["dcr"][0][place] - np.interp(by_arm["dcr"][1][place], refusal, compliance))
-    mean, half = np.mean(gains), student_t(len(gains) - 1) * np.std(gains, ddof=1) / len(gains) ** 0.5
-    return f"{signed(float(mean))} ({number(mean - half, 2)} to {number(mean + half, 2)}, t over {len(gains)} seeds)"
+    mean, low, high = t_interval(np.array(gains))
+    return f"{signed(mean)} ({number(low, 2)} to {number(high, 2)}, t over {len(gains)} seeds)"
 
 
 def arms_table(study: Study, arms: list[str]) -> str:
@@ -197,7 +209,7 @@ def arms_table(study: Study, arms: list[str]) -> str:
                 cells += ["–"] * 3
         attacks = study.attacks(arm)
         cells += [percent(float(attacks[attack].mean())) if attack in attacks else "–" for attack in ATTACKS]
-        loss = float(np.mean([cost["general_loss"] for cost in study.costs(arm)]))
+        loss = float(np.mean([study.loss(arm, seed) for seed in study.seeds(arm)]))
         rows.append([arm, str(len(study.seeds(arm))), *cells, number(loss)])
     return markdown_table(rows)
 
@@ -243,18 +255,25 @@ def cost_table(study: Study, arms: list[str]) -> str:
 
 
 def example_table(study: Study) -> str:
-    """Harmless prompts that one of STL and DCR refuses and the other answers, seed 0."""
-    answers = {arm: {row["id"]: row for row in study.costs(arm)[0]["examples"]} for arm in ("stl", "dcr")}
-    labels = {
-        arm: {row.id: row.label for row in study.rows(arm, study.seeds(arm)[0]) if row.set == "xstest-safe"}
-        for arm in ("stl", "dcr")
-    }
-    rows = [["prompt", "STL", "DCR"]]
+    """The first harmless prompts: how many seeds of STL and DCR answer each, and the answers of one seed."""
+    arms = ("stl", "dcr")
+    common = sorted(set(study.seeds("stl")) & set(study.seeds("dcr")))
+    answers = {arm: {row["id"]: row for row in study.costs(arm)[0]["examples"]} for arm in arms}
+    complied = {arm: Counter(_answered(study, arm, common)) for arm in arms}
+    rows = [["prompt", f"STL answers, of {len(common)}", f"DCR answers, of {len(common)}", "STL", "DCR"]]
     for name, row in answers["stl"].items():
-        if (labels["stl"][name] == COMPLIED) != (labels["dcr"][name] == COMPLIED):
-            texts = (answers[arm][name]["completion"] for arm in ("stl", "dcr"))
-            rows.append([literal(shortened(text, 140)) for text in (row["prompt"], *texts)])
+        counts = [complied[arm][name] for arm in arms]
+        if counts[0] != counts[1]:
+            texts = (answers[arm][name]["completion"] for arm in arms)
+            first, *cut = [literal(shortened(text, 120)) for text in (row["prompt"], *texts)]
+            rows.append([first, *map(str, counts), *cut])
     return markdown_table(rows)
+
+
+def _answered(study: Study, arm: str, seeds: list[int]) -> list[str]:
+    """The ids of the harmless prompts that an arm answers, once per seed."""
+    rows = [row for seed in seeds for row in study.rows(arm, seed)]
+    return [row.id for row in rows if row.set == "xstest-safe" and row.label == COMPLIED]
 
 
 if __name__ == "__main__":

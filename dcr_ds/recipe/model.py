@@ -40,7 +40,7 @@ class ModelSection(Section):
         "compile: torch.compile of the blocks, not under ZeRO-3 (docs/packing.md)",
     )
     chat_template: str | None = Field(
-        None, description="Jinja file, or the shipped `instruction` for base models; default: the model's own"
+        None, description="Jinja file, or a shipped one (chatml, instruction) for base models; default: the model's own"
     )
     chat_template_kwargs: dict[str, TemplateValue] = Field(
         {}, description="variables of the chat template, such as enable_thinking: false (docs/training.md)"

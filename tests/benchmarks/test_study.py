@@ -11,9 +11,10 @@ from scripts import ROOT, run_python
 from tiny import make_model
 
 STUDY = ROOT / "benchmarks" / "study"
-sys.path.insert(0, str(STUDY))
+sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
 from arms import protocol_hash, read_arms  # noqa: E402
+from marks import replace_marked  # noqa: E402
 from measure import Plan, What, measure, read_plan  # noqa: E402
 from rows import Row, place, read, seeds_done, write  # noqa: E402
 
@@ -138,10 +139,15 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
     page.parent.mkdir()
     written(results, "stl", 2, 0.5)
     written(results, "dcr", 3, separation)
-    done = run_python("benchmarks/study/report.py", "--results", results, "--out", page)
+    readme = tmp_path / "README.md"
+    readme.write_text("first\n<!-- begin: make study-report -->\nold\n<!-- end: make study-report -->\nlast\n")
+    done = run_python("benchmarks/study/report.py", "--results", results, "--out", page, "--readme", readme)
     assert done.returncode == 0, done.stderr[-3000:]
     text = page.read_text()
-    cells = next(line for line in text.splitlines() if "XSTest: AUC" in line).split("|")
+    table = readme.read_text().split(" -->\n")[1].removesuffix("\n<!-- end: make study-report")
+    assert table in text and "STL, 2" in table and "equal data" not in table
+    assert readme.read_text().startswith("first\n") and readme.read_text().endswith("\nlast\n")
+    cells = next(line for line in text.splitlines() if "XSTest: AUC of the" in line).split("|")
     theirs, ours, gain = (float(cell.split()[0].replace("−", "-")) for cell in cells[3:6])
     assert cells[2].strip() == "2" and gain == pytest.approx(ours - theirs, abs=0.011)  # over the seeds that both have
     assert said in text and "DCR against STL" in text
@@ -154,3 +160,12 @@ def test_a_page_needs_results_of_both_arms(tmp_path):
     done = run_python("benchmarks/study/report.py", "--results", tmp_path, "--out", tmp_path / "RESULTS.md")
     assert done.returncode == 2 and "no results of dcr" in done.stderr
     assert not os.path.exists(tmp_path / "RESULTS.md")
+
+
+@pytest.mark.parametrize("text", ["", "<!-- begin: x -->", "<!-- end: x -->\n<!-- begin: x -->"])
+def test_a_page_without_its_marks_is_left_as_it_is(tmp_path, text):
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(UserError, match=r"page.md: needs the line <!-- begin: x -->"):
+        replace_marked(page, "x", "new")
+    assert page.read_text() == text

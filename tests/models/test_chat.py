@@ -47,13 +47,13 @@ def with_template(folder, template):
     return load_tokenizer(folder, str(file))
 
 
-@pytest.fixture(params=["chatml", "instruction", "chatml_system", "demo"])
+@pytest.fixture(params=[None, "chatml", "instruction", "chatml_system", "demo"])
 def tokenizer(request, folder):
     if request.param == "demo":
         if not DEMO.is_dir():
             pytest.skip(f"the demo model is not at hand in {DEMO}")
         return load_tokenizer(DEMO)
-    return load_tokenizer(folder, None if request.param == "chatml" else request.param)
+    return load_tokenizer(folder, request.param)
 
 
 @pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
@@ -82,10 +82,11 @@ def test_the_chatml_template_adds_a_system_text_and_ends_answers_with_eos(folder
     tokenizer = load_tokenizer(folder, "chatml_system")
     tokenizer.eos_token = "<|pad|>"
     encoded = encode_conversation(tokenizer, PAIR)
-    assert tokenizer.decode(encoded.ids) == (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        f"<|im_start|>user\n{PAIR[0]['content']}<|im_end|>\n<|im_start|>assistant\n{PAIR[1]['content']}<|pad|>"
-    )
+    text = f"<|im_start|>user\n{PAIR[0]['content']}<|im_end|>\n<|im_start|>assistant\n{PAIR[1]['content']}<|pad|>"
+    assert tokenizer.decode(encoded.ids) == f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{text}"
+    without = load_tokenizer(folder, "chatml")
+    without.eos_token = "<|pad|>"
+    assert without.decode(encode_conversation(without, PAIR).ids) == text
     assert tokenizer.decode(encode_prompt(tokenizer, LONG[:2])).startswith("<|im_start|>system\nbe short<|im_end|>\n")
 
 
@@ -174,14 +175,14 @@ def test_a_base_tokenizer_needs_a_template(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"set model\.chat_template to .*: chatml_system, instruction$"):
+    with pytest.raises(UserError, match=r"set model\.chat_template to .*: chatml, chatml_system, instruction$"):
         load_tokenizer(tmp_path)
     assert encode_conversation(load_tokenizer(tmp_path, "instruction"), LONG).ids
 
 
 def test_an_unknown_template_is_named_with_the_shipped_ones(folder):
     with pytest.raises(
-        UserError, match=r"model\.chat_template: no such file 'alpacca'.*\(chatml_system, instruction\)"
+        UserError, match=r"model\.chat_template: no such file 'alpacca'.*\(chatml, chatml_system, instruction\)"
     ):
         load_tokenizer(folder, "alpacca")
 
