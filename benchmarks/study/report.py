@@ -41,10 +41,9 @@ def main() -> int:
     if find_spec("matplotlib") is None:
         parser.error("this needs matplotlib: pip install -e '.[eval]'")
     try:
-        study = Study(options.results)
-        write(study, options.out)
+        main_arms = write(Study(options.results), options.out)
         if options.readme:
-            replace_marked(options.readme, "make study-report", headline(study))
+            replace_marked(options.readme, "make study-report", main_arms)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -52,8 +51,11 @@ def main() -> int:
     return 0
 
 
-def write(study: Study, out: Path) -> None:
+def write(study: Study, out: Path) -> str:
     """Write the page and its figures.
+
+    Returns:
+        The table of the main arms.
 
     Raises:
         UserError: STL or DCR has no results, or results are damaged.
@@ -61,7 +63,7 @@ def write(study: Study, out: Path) -> None:
     arms = [name for name in read_arms() if study.seeds(name)]
     if missing := {"stl", "dcr"} - set(arms):
         raise UserError(f"{study.results}: no results of {' and '.join(sorted(missing))}; run `make study` first")
-    images = out.parent / "images"
+    images, main_arms = out.parent / "images", headline(study)
     draw_fronts(study, [arm for arm in STYLES if arm in arms], images / "study-fronts.png")
     draw_forest(bars(study, arms), "AUC on XSTest less STL's, 95 % interval", images / "study-arms.png")
     blocks = [
@@ -70,7 +72,7 @@ def write(study: Study, out: Path) -> None:
         "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone.",
         "![Compliance against refusal](images/study-fronts.png)",
         "The main arms, with the number of seeds of each:",
-        headline(study),
+        main_arms,
         "## Hypothesis 1: DCR against STL",
         endpoint_table(study, "stl"),
         *([] if "equal-data" not in arms else ["## Hypothesis 3: DCR against equal data"]),
@@ -96,6 +98,7 @@ def write(study: Study, out: Path) -> None:
         example_table(study),
     ]
     out.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
+    return main_arms
 
 
 def reading_text() -> list[str]:
