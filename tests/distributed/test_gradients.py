@@ -11,24 +11,32 @@ SCRIPT = Path(__file__).with_name("first_gradients.py")
 pytestmark = pytest.mark.timeout(900)  # three launches of up to three ranks, on few cores
 
 
-def launch(ranks: int, models: tuple[Path, Path], out: Path, zero_stages: str, micro_batches: str) -> dict:
-    run_command(*torchrun(ranks), SCRIPT, *models, out, zero_stages, micro_batches, timeout=400)
-    return torch.load(out)
+# ZeRO stages and micro-batches by number of ranks; 8 rows do not divide by 3 ranks
+LAUNCHES = {
+    "quick": {1: ([0, 3], [8, 1]), 3: ([3], [2])},
+    "all": {1: ([0, 2, 3], [8, 4, 1]), 2: ([0, 2, 3], [4]), 3: ([2, 3], [2, 1])},
+}
+
+
+@pytest.fixture(scope="module", params=["quick", pytest.param("all", marks=pytest.mark.slow)])
+def launches(request):
+    return LAUNCHES[request.param]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Gradients by (ranks, micro-batch, stage, ZeRO stage)."""
+def runs(launches, tmp_path_factory):
+    """Results of first_gradients.py by number of ranks."""
     folder = tmp_path_factory.mktemp("gradients")
     models = (
         make_model(folder / "model", tied=False),
         make_model(folder / "mixture", "qwen3_moe", layers=2, tied=False, router_aux_loss_coef=0.5),
     )
-    return {
-        1: launch(1, models, folder / "one.pt", "[0, 2, 3]", "[8, 4, 1]"),
-        2: launch(2, models, folder / "two.pt", "[0, 2, 3]", "[4]"),
-        3: launch(3, models, folder / "three.pt", "[2, 3]", "[2, 1]"),  # 8 rows do not divide by 3 ranks
-    }
+    results = {}
+    for ranks, (zero_stages, micro_batches) in launches.items():
+        out = folder / f"{ranks}.pt"
+        run_command(*torchrun(ranks), SCRIPT, *models, out, zero_stages, micro_batches, timeout=400)
+        results[ranks] = torch.load(out)
+    return results
 
 
 def relative_error(gradients: dict, expected: dict) -> float:
@@ -38,7 +46,7 @@ def relative_error(gradients: dict, expected: dict) -> float:
 
 
 @pytest.mark.parametrize("stage", ["refine", "align"])
-def test_gradients_equal_one_process(runs, stage):
+def test_gradients_equal_one_process(runs, launches, stage):
     reference = runs[1][f"{stage}/zero0/micro8"]
     assert all(gradient.abs().sum() > 0 for name, gradient in reference.items())
     compared = 0
@@ -47,7 +55,8 @@ def test_gradients_equal_one_process(runs, stage):
             if key.startswith(f"{stage}/") and not key.endswith("/loss"):
                 assert relative_error(reference, gradients) <= 1e-5, (ranks, key)
                 compared += 1
-    assert compared == 10 + 4 + 5
+    packed = len(launches)
+    assert compared == packed + sum(len(zero) * len(micro) for zero, micro in launches.values())
 
 
 @pytest.mark.parametrize("stage", ["refine", "refine second step", "align"])
@@ -84,7 +93,7 @@ def test_gradients_of_the_other_losses_equal_one_process(runs, loss):
                 assert relative_error(reference, results[key]) <= 1e-5, (ranks, key)
                 assert results[f"{key}/loss"] == pytest.approx(runs[1][f"refine {loss}/zero3/micro1/loss"], rel=2e-5)
                 compared += 1
-    assert compared == 3
+    assert compared == len(runs)
 
 
 # log-probabilities of the reference: of both answers of eleven pairs; KTO's, of 22 answers and of three steps
@@ -108,4 +117,4 @@ def test_preferences_equal_one_process(runs, method):
                 expected = pytest.approx(runs[1][f"{case}/{name}"], rel=1e-4, abs=1e-5)
                 assert results[f"{run}/{name}"] == expected, (ranks, run, name)
             compared += 1
-    assert compared == 2 * 3
+    assert compared == 2 * len(runs)
