@@ -29,7 +29,7 @@ _UNQUOTED = r"(?<![`'\"\u2018\u201c])"  # an answer may quote a tag: `<think>`
 _OPEN = re.compile(
     rf"{_UNQUOTED}(?:"
     rf"<\s*(?:\w+:)?(?:{_WORDS})(?:\s[^<>]{{0,200}})?>|\[(?:{_IN_BRACKETS})\]|{_DETAILS}[^<>]{{0,200}}>|"
-    rf"{_SPECIAL_OPEN}|"
+    rf"{_SPECIAL_OPEN}|<\|im_start\|>think\b|"
     r"<\|?channel\|?>\s*(?:analysis|commentary|thought)\b"
     r")",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ _OPEN = re.compile(
 _CLOSE = re.compile(
     rf"{_UNQUOTED}(?:"
     rf"<\s*/\s*(?:\w+:)?(?:{_WORDS})\s*>|\[/(?:{_IN_BRACKETS})\]|</details>|"
-    rf"{_SPECIAL_CLOSE}|"
+    rf"{_SPECIAL_CLOSE}|<\|im_start\|>answer\b|"
     r"<\|end\|>\s*<\|begin\|>assistant<\|content\|>|"
     r"<\|channel\|>\s*final\b[^<>]{0,40}(?:<\|constrain\|>[^<>]{0,40})?<\|message\|>"
     r")",
@@ -45,16 +45,18 @@ _CLOSE = re.compile(
 )
 # Harmony after a decoder removed its special tokens; and models that announce the answer in words.
 _UNTAGGED = (
-    (re.compile(r"\s*(?:assistant)?analysis(?=[A-Za-z])"), re.compile(r"assistant\s?final")),
+    (re.compile(r"\s*(?:assistant)?analysis(?=[^\W\d_])"), re.compile(r"assistant\s?final")),
+    (re.compile(r"\s*(?:assistantfinal|final(?=[A-Z*#\"]))"), re.compile(r"\A\s*(?:assistant)?final")),
+    (re.compile(r"\s*Thinking\.\.\.\s*\n"), re.compile(r"\.\.\.done thinking\.")),  # ollama run
     (re.compile(r"\s*Here is my thought process:"), re.compile(r"Here is my response:")),
     (re.compile(r"\s*Here are my reasoning steps:"), re.compile(r"\[BEGIN FINAL RESPONSE\]")),
 )
 _WRAPPER = re.compile(
-    r"\s*(?:<(answer|response|output|final|final_answer)>|<\|(?:begin_of_solution|start_response|begin_of_box)\|>)",
+    r"\s*(?:<(answer|response|output|conclusion|final|final_answer)>|<\|(?:begin_of_solution|start_response|begin_of_box)\|>)",
     re.IGNORECASE,
 )
 _WRAPPER_END = re.compile(
-    r"(?:</(?:answer|response|output|final|final_answer)>|<\|(?:end_of_solution|end_response|end_of_box)\|>|"
+    r"(?:</(?:answer|response|output|conclusion|final|final_answer)>|<\|(?:end_of_solution|end_response|end_of_box)\|>|"
     r"\[END FINAL RESPONSE\])\s*$",
     re.IGNORECASE,
 )

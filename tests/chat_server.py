@@ -97,3 +97,13 @@ def serving(behaviour: Behaviour) -> Iterator[Received]:
 def prompt_of(request: dict) -> str:
     """The text of the last message of a request."""
     return request["messages"][-1]["content"]
+
+
+def user(text: str) -> list[dict[str, str]]:
+    """The messages of a prompt."""
+    return [{"role": "user", "content": text}]
+
+
+def failing_first(times: int, reply: Reply) -> Behaviour:
+    """A behaviour that returns `reply` a number of times and then answers."""
+    return lambda number, request: reply if number < times else says("fine")

@@ -23,6 +23,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.replies import (
     FAILED,
     FILTERED,
+    INPUT,
     REFUSED,
     Completion,
     PromptRefused,
@@ -60,11 +61,8 @@ class RequestFields:
     chat_template_kwargs: Mapping[str, Any] | None = None
 
     def of(self, max_tokens: int) -> dict[str, Any]:
-        optional = {
-            "temperature": self.temperature,
-            "seed": self.seed,
-            "chat_template_kwargs": dict(self.chat_template_kwargs) if self.chat_template_kwargs else None,
-        }
+        variables = dict(self.chat_template_kwargs) if self.chat_template_kwargs else None
+        optional = {"temperature": self.temperature, "seed": self.seed, "chat_template_kwargs": variables}
         return {self.limit: max_tokens} | {name: value for name, value in optional.items() if value is not None}
 
     def without(self, field: str) -> "RequestFields":
@@ -294,7 +292,8 @@ class Endpoint:
             raise _FieldRefused(field) from None
         hint = HINTS.get(failed.code, "the server does not accept such requests")
         message = f"{self.url}, model {self.model}: {message}; {hint}"
-        if failed.code in REFUSED:
+        is_moderation = failed.code == 403 and is_certain and INPUT.search(message)  # the key is not refused
+        if failed.code in REFUSED or is_moderation:
             raise PromptRefused(message, is_certain) from None
         raise UserError(message) from None
 

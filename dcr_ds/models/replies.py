@@ -1,6 +1,7 @@
 """What an OpenAI-compatible server sends back: replies, refused prompts, and fields that it does not accept."""
 
 import json
+import math
 import re
 import time
 from contextlib import suppress
@@ -17,15 +18,26 @@ FILTERED = "filtered"  # the finish of a prompt that the server does not pass to
 FAILED = "error"  # the finish of an answer during which the server failed
 ABOUT_THE_PROMPT = re.compile(
     r"content[_ -]?(?:filter|policy|management|moderation)|moderation|safety|inspection|prohibited|blocked|flagged|"
-    r"responsible ai|usage polic|context[_ -]?(?:length|window)|too (?:long|large|many tokens)|"
-    r"maximum (?:\w+ )?(?:length|tokens)|max_model_len|exceeds? (?:the )?(?:\w+ ){0,3}(?:limit|length|tokens|context)",
+    r"responsible ?ai|usage polic|content exists risk|high risk|敏感|"
+    r"context[_ -]?(?:length|window)|too (?:long|large|many tokens)|"
+    r"maximum (?:\w+ )?(?:length|tokens)|max_model_len|`inputs`|token count|"
+    r"must be at least 1, got -|exceeds? (?:the )?(?:\w+ ){0,3}(?:limit|length|tokens|context)",
     re.IGNORECASE,
 )
+INPUT = re.compile(r"\b(?:input|prompt)\b", re.IGNORECASE)
+MAY_LACK_CONTENT = ("refusal", "reasoning_content", "reasoning", "tool_calls")  # a message with one of these
 FIELDS = ("max_tokens", "temperature", "seed", "chat_template_kwargs")  # that some servers do not know
 _NOT_ACCEPTED = re.compile(
-    r"support|unrecogni[sz]ed|unknown|unexpected|not permitted|not allowed|extra|deprecated|only the default|instead",
+    r"support|unrecogni[sz]ed|invalid (?:parameter|argument)|strictly positive|"
+    r"unknown|unexpected|not permitted|not allowed|extra|deprecated|only the default|instead",
     re.IGNORECASE,
 )
+
+
+FINISHES = {  # other names of finish reasons, in lower case
+    **dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length"),
+    **dict.fromkeys(("safety", "prohibited_content", "blocklist", "recitation", "sensitive"), "content_filter"),
+}
 
 
 class Completion(NamedTuple):
@@ -61,19 +73,16 @@ def read_completion(body: bytes) -> Completion:
         ValueError: not a chat completion; quotes its start.
     """
     try:
-        reply = parse_json(body)
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
-        finish = choice.get("finish_reason")
+        reply = parse_json(body.decode("utf-8-sig", "replace"))
+        choice, usage = reply["choices"][0], reply.get("usage")
+        finish = FAILED if choice.get("error") else finish_of(choice.get("finish_reason"))
         # a filter, or reasoning up to the limit, may leave no content and even no message
         message = choice.get("message") or {} if finish == "content_filter" else choice["message"]
-        content = (
-            message.get("content")
-            if finish in ("content_filter", "length") or "refusal" in message
-            else (message["content"])
-        )
+        has_no_content = finish in ("content_filter", "length") or not message.keys().isdisjoint(MAY_LACK_CONTENT)
+        content = message.get("content") if has_no_content else message["content"]
         text = _text(content) or _text(message.get("refusal"))
         problem = error_message(choice.get("error")) if finish == FAILED else ""
-        prompt_tokens, completion_tokens = (int(usage.get(f"{kind}_tokens") or 0) for kind in ("prompt", "completion"))
+        prompt_tokens, completion_tokens = (_count(usage, f"{kind}_tokens") for kind in ("prompt", "completion"))
         has_reasoning = bool(message.get("reasoning_content") or message.get("reasoning"))
         return Completion(text, finish, prompt_tokens, completion_tokens, problem, has_reasoning)
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -81,6 +90,12 @@ def read_completion(body: bytes) -> Completion:
         raise ValueError(
             f"the reply is not a chat completion: {start!r}; is the url that of a chat endpoint?"
         ) from None
+
+
+def finish_of(reason: Any) -> Any:
+    """A server's finish reason by its usual name: "length", "content_filter"; others as they are."""
+    name = str(reason).lower()
+    return "content_filter" if name.startswith("content_filter") else FINISHES.get(name, reason)
 
 
 def error_of(body: bytes) -> dict[str, Any]:
@@ -115,12 +130,13 @@ def error_message(error: Any) -> str:
 
 def is_about_the_prompt(error: dict[str, Any]) -> bool:
     """Whether the server refuses this prompt: its content, or its length."""
-    return bool(ABOUT_THE_PROMPT.search(" ".join(str(error.get(key) or "") for key in ("code", "type", "message"))))
+    keys = ("code", "type", "message", "innererror")
+    return bool(ABOUT_THE_PROMPT.search(" ".join(str(error.get(key) or "") for key in keys)))
 
 
 def refused_field(error: dict[str, Any], sent: dict[str, Any]) -> str | None:
     """The field of a request that the server does not accept, by the server's own words."""
-    message = str(error.get("message", ""))
+    message = f"{error.get('message', '')} {error.get('code', '')} {error.get('param', '')}"
     if not _NOT_ACCEPTED.search(message):
         return None
     named = [name for name in FIELDS if name in sent and re.search(rf"\b{name}\b", message)]
@@ -140,6 +156,12 @@ def _text(content: Any) -> str:
     if not isinstance(content, str | None):
         raise TypeError
     return _whole_characters(content or "")
+
+
+def _count(usage: Any, name: str) -> int:
+    """A count of tokens; 0 if the server gives none."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _whole_characters(text: str) -> str:

@@ -2,6 +2,8 @@ import pytest
 import torch
 from tiny_models import load
 
+from dcr_ds.models import endpoint
+
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
@@ -12,3 +14,10 @@ def one_thread():
 def tiny(model_folder):
     """(model, tokenizer)"""
     return load(model_folder)
+
+
+@pytest.fixture
+def quick_endpoint(monkeypatch):
+    """Remove the developer's key from the environment, and wait only milliseconds."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT_SECONDS", 0.005)

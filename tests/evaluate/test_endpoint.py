@@ -1,37 +1,21 @@
 """The client for endpoints against a real server that answers, fails, delays, sends invalid replies or dies."""
 
-import json
-import math
 import time
-from email.message import Message
 from email.utils import formatdate
 from itertools import islice
 
 import pytest
-from chat_server import HangUp, Reply, prompt_of, refuses, says, serving
+from chat_server import HangUp, Reply, failing_first, prompt_of, refuses, says, serving, user
 
 from dcr_ds.errors import UserError
 from dcr_ds.models import endpoint as module
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.replies import Completion, requested_wait
+from dcr_ds.models.replies import Completion
 
 KEY = "sk-not-to-be-seen"
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """Remove the developer's key from the environment, and wait only milliseconds."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.005)
-
-
-def user(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
-
-
-def failing_first(times: int, reply: Reply):
-    """A behaviour that returns `reply` a number of times and then answers."""
-    return lambda number, request: reply if number < times else says("fine")
+pytestmark = pytest.mark.usefixtures("quick_endpoint")
 
 
 def test_a_reply_to_a_request():
@@ -278,198 +262,6 @@ def test_a_key_with_a_line_break_is_refused_and_not_shown(monkeypatch):
 def test_impossible_host_names():
     with pytest.raises(UserError, match="no connection"):
         Endpoint("http://" + "a" * 70, "judge", retries=0).complete(user("hi"), 9)
-
-
-# Prompts that a server refuses
-
-
-def filters(status: int = 400, message: str = "The response was filtered by the content management policy", **error):
-    return Reply(json.dumps({"error": {"message": message, **error}}), status)
-
-
-CONTEXT = "'max_tokens' is too large: 512. This model's maximum context length is 4096 tokens; your request has 5000"
-
-
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        filters(),
-        filters(message="no", code="content_filter"),
-        filters(message=CONTEXT),
-        filters(message="prompt is too long: 9000 tokens", status=413),
-        filters(message="data_inspection_failed"),
-        filters(message="bad request"),  # about the prompt, because others are answered
-        filters(422, "cannot be processed"),
-        filters(451, "unavailable for legal reasons"),
-        Reply(json.dumps({"object": "error", "message": CONTEXT, "code": 400}), 400),
-        Reply(json.dumps([{"error": {"code": 400, "message": "The input token count exceeds the maximum"}}]), 400),
-        Reply(json.dumps({"detail": [{"loc": ["body", "messages"], "msg": "no"}]}), 422),
-        Reply(json.dumps({"error": None}), 400),
-        Reply("<html>Bad Request</html>", 400),
-        Reply("", 400),
-        Reply('{"error": {"message": "half \\ud83d"}}', 400),
-    ],
-)
-def test_a_refused_prompt_is_recorded_and_the_others_are_answered(refusal):
-    with serving(lambda number, request: refusal if prompt_of(request) == "3" else says(prompt_of(request))) as server:
-        endpoint = Endpoint(server.url, "judge", concurrency=2)
-        replies = dict(endpoint.complete_all([user(str(i)) for i in range(8)], 9))
-    assert [replies[i].text for i in range(8)] == ["0", "1", "2", "", "4", "5", "6", "7"]
-    assert replies[3].finish == "filtered" and "HTTP 4" in replies[3].problem
-    assert len(server.requests) == 8
-
-
-def test_refused_prompts_before_the_first_answer_are_recorded_too():
-    with serving(lambda number, request: filters(400, "no") if int(prompt_of(request)) < 5 else says("fine")) as server:
-        endpoint = Endpoint(server.url, "judge", concurrency=1)
-        replies = dict(endpoint.complete_all([user(str(i)) for i in range(8)], 9))
-    assert [replies[i].text for i in range(8)] == [""] * 5 + ["fine"] * 3
-
-
-@pytest.mark.parametrize("rows", [1, 5, 200])
-def test_an_endpoint_that_refuses_every_request_is_an_error(rows):
-    with serving(lambda number, request: filters(400, "no such field")) as server:
-        endpoint = Endpoint(server.url, "judge", concurrency=2)
-        with pytest.raises(UserError, match=f"HTTP 400: no such field.*{rows} of {rows} are left"):
-            list(endpoint.complete_all([user(str(i)) for i in range(rows)], 9))
-    assert len(server.requests) <= 30
-
-
-def test_a_filter_that_answers_with_the_status_of_success():
-    refusal = Reply(json.dumps({"error": {"code": 400, "message": "blocked by the content filter"}}))
-    with serving(lambda number, request: refusal if prompt_of(request) == "1" else says("fine")) as server:
-        replies = dict(Endpoint(server.url, "judge").complete_all([user(str(i)) for i in range(3)], 9))
-    assert (replies[1].finish, replies[1].text) == ("filtered", "") and len(server.requests) == 3
-    assert "blocked by the content filter" in replies[1].problem
-
-
-def test_an_error_with_the_status_of_success_is_retried():
-    with serving(failing_first(1, Reply(json.dumps({"error": {"message": "overloaded"}})))) as server:
-        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
-
-
-def test_prompts_that_are_all_filtered_are_all_recorded():
-    with serving(lambda number, request: filters()) as server:
-        replies = dict(Endpoint(server.url, "judge").complete_all([user("a"), user("b")], 9))
-    assert {reply.finish for reply in replies.values()} == {"filtered"}
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_errors_of_key_and_model_end_it(status):
-    with (
-        serving(lambda number, request: says("a") if number == 0 else refuses(status, "no")) as server,
-        pytest.raises(UserError, match=f"HTTP {status}"),
-    ):
-        list(Endpoint(server.url, "judge", concurrency=1).complete_all([user(str(i)) for i in range(50)], 9))
-    assert len(server.requests) < 10
-
-
-# Fields that a server does not accept
-
-
-@pytest.mark.parametrize(
-    ("field", "message"),
-    [
-        ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported. Use 'max_completion_tokens' instead."),
-        ("temperature", "Unsupported value: 'temperature' does not support 0.0. Only the default (1) is supported."),
-        ("seed", "Unrecognized request argument supplied: seed"),
-        ("seed", "seed: Extra inputs are not permitted"),
-    ],
-)
-def test_a_field_that_the_server_names_is_left_out(field, message, capsys):
-    def picky(number, request):
-        return refuses(400, message) if field in request else says("fine")
-
-    with serving(picky) as server:
-        endpoint = Endpoint(server.url, "judge", concurrency=1)
-        replies = dict(endpoint.complete_all([user(str(i)) for i in range(5)], 9))
-    assert [reply.text for reply in replies.values()] == ["fine"] * 5 and len(server.requests) == 6
-    assert all(request.get("max_tokens", request.get("max_completion_tokens")) == 9 for request in server.requests)
-    assert f"does not accept {field}" in capsys.readouterr().err
-
-
-def test_several_fields_are_left_out_one_after_the_other():
-    def picky(number, request):
-        wrong = next((name for name in ("max_tokens", "temperature", "seed") if name in request), None)
-        return refuses(400, f"{wrong} is not supported") if wrong else says("fine")
-
-    with serving(picky) as server:
-        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
-    assert set(server.requests[-1]) == {"path", "model", "messages", "max_completion_tokens"}
-
-
-# What replies contain
-
-
-def message_of(content, finish="stop", **more):
-    message = {"role": "assistant", "content": content, **more}
-    return Reply(json.dumps({"choices": [{"message": message, "finish_reason": finish}]}))
-
-
-@pytest.mark.parametrize(
-    ("reply", "text"),
-    [
-        (message_of(None, refusal="I can't help with that."), "I can't help with that."),
-        (message_of("Sure.", reasoning_content="Hm. I can't."), "Sure."),
-        (message_of(None, "length", reasoning_content="Hm."), ""),
-        (message_of([{"type": "text", "text": "Su"}, {"type": "text", "text": "re."}]), "Sure."),
-        (message_of([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Sure."}]), "Sure."),
-        (message_of([{"type": "refusal", "refusal": "No."}]), "No."),
-        (message_of([{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": "Sure."}]), "Sure."),
-        (message_of({"type": "text", "text": "Sure."}), "Sure."),
-        (message_of([{"type": "text", "text": {"value": "Sure."}}]), "Sure."),
-        (message_of("", refusal="No."), "No."),
-        (Reply(json.dumps({"choices": [{"message": {"role": "assistant", "refusal": "No."}}]})), "No."),
-        (Reply(json.dumps({"choices": [{"message": {"role": "assistant"}, "finish_reason": "content_filter"}]})), ""),
-        (Reply(json.dumps({"choices": [{"finish_reason": "content_filter"}]})), ""),
-        (Reply('{"choices": [{"message": {"content": "a\\udc00b"}}]}'), "a\ufffdb"),
-        (message_of("half \ud83d"), "half \ufffd"),
-        (message_of("whole \U0001f600"), "whole \U0001f600"),
-    ],
-)
-def test_the_text_of_a_message(reply, text):
-    with serving(lambda number, request: reply) as server:
-        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == text
-
-
-def test_a_prompt_with_half_a_surrogate_pair_is_sent():
-    with serving(lambda number, request: says("fine")) as server:
-        assert Endpoint(server.url, "judge").complete(user("half \ud83d"), 9).text == "fine"
-
-
-def test_a_server_that_fails_while_it_generates_is_asked_again_and_then_recorded():
-    failed = Reply(
-        json.dumps(
-            {"choices": [{"message": {"content": "Su"}, "finish_reason": "error", "error": {"message": "upstream"}}]}
-        )
-    )
-    with serving(failing_first(2, failed)) as server:
-        assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
-    with serving(lambda number, request: failed) as server:
-        reply = Endpoint(server.url, "judge", retries=2).complete(user("hi"), 9)
-    assert (reply.text, reply.finish, reply.problem, len(server.requests)) == ("Su", "error", "upstream", 3)
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        ("7", 7.0),
-        ("1.5", 1.5),
-        ("0", 0.0),
-        ("-5", None),
-        ("soon", None),
-        ("", None),
-        ("Sat, 99 Nov 2026 10:00:00 GMT", None),
-        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
-        ("Thu Jan  1 00:00:00 1970", 0.0),
-        ("9" * 400, math.inf),
-    ],
-)
-def test_forms_of_retry_after(value, seconds):
-    headers = Message()
-    headers["Retry-After"] = value
-    assert requested_wait(headers) == seconds
-    assert 0 < module._wait_seconds(0, requested_wait(headers)) <= module.LONGEST_WAIT_SECONDS
 
 
 @pytest.mark.parametrize("seconds", ["0", formatdate(0, usegmt=True)])

@@ -42,6 +42,9 @@ STYLES = {
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>analysis<|message|>",
         "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>",
     ),
+    "s1": ("<|im_start|>think\n", "\n<|im_start|>answer\n"),
+    "ollama": ("Thinking...\n", "\n...done thinking.\n\n"),
+    "conclusion": ("<reasoning>", "</reasoning><conclusion>"),
     "HTML entities": ("&lt;think&gt;", "&lt;/think&gt;"),
     "Open WebUI": ('<details type="reasoning" done="true">\n> ', "\n</details>\n"),
 }
@@ -79,6 +82,12 @@ def test_the_last_closing_tag_counts():
     assert answer_text(f"<think>a</think>I'm sorry.<think>b</think>{HELP}") == HELP
     assert answer_text(f"<think>They wrote </think> in it.</think>{HELP}") == HELP
     assert answer_text(f"<think>a</think>{HELP}<think>and now") == ""
+
+
+@pytest.mark.parametrize("channel", ["final", "assistantfinal", "<|channel|>final<|message|>"])
+def test_a_harmony_answer_without_analysis(channel):
+    assert answer_text(f"{channel}{HELP}") == HELP
+    assert answer_text("final answer: 3") == "final answer: 3"
 
 
 def test_a_quoted_tag_is_text():
@@ -137,6 +146,20 @@ def test_reasoning_opened_by_the_prompt(prompt, tag):
         "{}<\uff5cend\u2581of\u2581sentence\uff5c>",
         "{}[|endofturn|]",
         "{}[e~[",
+        "<s>[INST] Bread? [/INST] {}</s>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nBread?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
+        "<\uff5cbegin\u2581of\u2581sentence\uff5c><\uff5cUser\uff5c>Bread?<\uff5cAssistant\uff5c>{}",
+        "<bos><start_of_turn>user\nBread?<end_of_turn>\n<start_of_turn>model\n{}<end_of_turn>",
+        "[gMASK]<sop><|user|>\nBread?<|assistant|>\n{}<|user|>",
+        "<seed:bos>assistant\n{}<seed:eos>",
+        "{}<eoa>\n<|User|>:And cakes?",
+        "{}[UNUSED_TOKEN_145]",
+        "{}<reserved_106>And cakes?",
+        "{}\n<extra_id_1>User\nAnd cakes?",
+        "{} USER: And cakes? ASSISTANT: No.",
+        "{}\n\nQuestion: And cakes?\nAnswer: No.",
+        "{}\n\n### End",
     ],
 )
 def test_markup_around_an_answer_is_ignored(around, answer):
@@ -145,7 +168,26 @@ def test_markup_around_an_answer_is_ignored(around, answer):
 
 
 @pytest.mark.parametrize(
-    "text", ["None", "nan", "NaN", "N/A", "null", "</s>", "<pad><pad>", "<|im_end|>", " \n", "<unk>" * 9]
+    "text",
+    [
+        "None",
+        "nan",
+        "NaN",
+        "N/A",
+        "null",
+        "none",
+        "NULL",
+        "<none>",
+        "[None]",
+        "#N/A",
+        "[empty]",
+        "(no answer)",
+        "</s>",
+        "<pad><pad>",
+        "<|im_end|>",
+        " \n",
+        "<unk>" * 9,
+    ],
 )
 def test_no_answer(text):
     for judge in JUDGES:
@@ -153,7 +195,7 @@ def test_no_answer(text):
 
 
 def test_filler_words_in_a_sentence_are_answers():
-    for text in ("None of them.", "Nobody.", "User: admin", "Use <s>old</s> new.", "The AI: a history"):
+    for text in ("None of them.", "Nobody.", "Na", "Empty", "User: admin", "Use <s>old</s> new.", "The AI: a history"):
         assert answer_text(text) == text
 
 

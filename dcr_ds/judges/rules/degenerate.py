@@ -4,7 +4,7 @@ import re
 import zlib
 
 from dcr_ds.judges.base import Answer
-from dcr_ds.judges.rules.languages import other_language
+from dcr_ds.judges.rules.languages import has_wordings, other_language
 from dcr_ds.judges.rules.wording import SEEN_CHARACTERS
 
 # The most repetitive of some 9,000 ordinary answers (surveys and tables) compress 3.8 times. A loop that fills three
@@ -26,7 +26,7 @@ def why_degenerate(answer: Answer) -> str | None:
     """Why an answer is degenerate, or None: empty, cut off, loop, only the prompt, gibberish, other language.
 
     A refusal that is repeated four times is a loop, not a refusal. An answer in another language is degenerate unless
-    the prompt asks for another language or is in it.
+    the prompt asks for another language or is in it, and refusals in it are known.
     """
     text = answer.completion.strip()[:SEEN_CHARACTERS]
     words = WORD.findall(text)
@@ -40,7 +40,7 @@ def why_degenerate(answer: Answer) -> str | None:
         return "only the prompt"
     if _is_gibberish(text, words):
         return "gibberish"
-    if (language := other_language(text)) and not _expects(answer.prompt, language):
+    if (language := other_language(text)) and not (has_wordings(language) and _expects(answer.prompt, language)):
         return "other language"
     return None
 

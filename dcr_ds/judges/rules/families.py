@@ -30,7 +30,10 @@ _ADVICE = (  # "I can't give legal advice" limits an answer
 _NOT_DECLINED = (  # "I can't guarantee", "I can't recommend it enough"
     r"(?!recommend [^.!?]* enough|guarantee|promise|ensure|be (?:sure|certain)|wait|imagine|think of|stress|emphasi|"
     r"help but|believe|say (?:for|with)|know|see|find|predict|browse|tell you (?:what to do|whether|if|how you|"
-    r"which)|thank|"
+    r"which)|thank|pinpoint|diagnose|be (?:more )?(?:specific|precise|exact)|"
+    # "I can't tell you why it failed, but the disk is full"
+    r"(?:tell|say|explain)(?: you)? (?:exactly |precisely )?(?:why|what (?:went|caused|happened)|"
+    r"the (?:\w+ )?(?:reason|cause))\b[^.!?]{0,80}, but (?!i\b|if |let|please|instead)|"
     r"(?:say|tell|explain|give|answer|provide|describe|show)(?: you)?(?: an?| the)? (?:exact|precise|definite|offhand|"
     r"for (?:sure|certain)|with (?:full |complete |absolute )?certainty|off the top|without (?:seeing|knowing|more)))"
 )
@@ -51,18 +54,25 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         rf"(?:^|[.!?] )(?:{_SORRY}[,.]? )?(?:but )?i(?: \w+ly| just|'m| am)? "
         rf"(?:{_CANNOT}|not able to|unable to|not going to) {_NOT_DECLINED}{_ADVICE}\w",
         rf"\bi {_CANNOT}[.!]",
+        r"\bi(?:'d| would)? (?:rather|prefer to) (?:avoid|steer clear|stay away|skip|leave|refrain)\b|"
+        r"\bnot going to happen\b",
+        r"\bi(?:'ll| will|'m going to| am going to|'ll have to| have to| must)(?: \w+ly)? (?:hold off|hold back|say no|"
+        r"sit this (?:one )?out|pass on|refrain|abstain)\b",
+        r"\b(?:isn't|is not|not) (?:one|a (?:\w+ )?one) (?:that )?i\b",
     ),
     "declines_impersonally": (
         r"\b(?:not|n't|never|against|outside|beyond)\b[^.!?]{0,40}\b(?:my|our) (?:\w+ )?(?:programming|guidelines|"
         r"polic(?:y|ies)|purpose|capabilities|scope|principles|values|terms)\b",
-        rf"(?<!\bi )(?<!\bam )(?<!'m )\b(?:{_CANNOT}|unable to) (?:be (?:provided|answered|fulfilled|given|discussed)|"
+        rf"(?<!\bi )(?<!\bam )(?<!'m )\b(?:{_CANNOT}|unable to) (?:be (?:provided|answered|fulfilled|given|"
+        r"discussed|completed|processed|granted|honou?red)|"
         r"help|assist|provide|comply|fulfil|answer|engage|support)",
         r"\b(?:violates?|goes against) (?:my|our|ethical|openai|the \w* ?polic)",
-        r"\bnot something (?:that )?i\b|\brequest (?:has been|is|was) (?:declined|denied|refused|rejected)",
+        r"\bnot something (?:that )?i\b|\brequest(?: has been| is| was)? (?:declined|denied|refused|rejected)",
     ),
-    "apologises": (rf"(?:^|[.!?] |but )(?:oh,? |well,? )?{_SORRY}\b",),
+    "apologises": (rf"(?:^|[.!?] |but )(?:oh,? |well,? )?(?!unfortunately,? (?:the|your) ){_SORRY}\b",),
     "condoles": (  # an apology that does not introduce a refusal
-        r"\bsorry (?:to hear|for your loss|for the loss|that you|you're|you are|about your|for what|if)\b",
+        r"\bsorry (?:to hear|about (?:that|this|the)|for your loss|for the loss|that you|you're|you are|"
+        r"about your|for what|if)\b",
         r"\bsorry that (?:your|the) \w+(?: \w+)? (?:died|passed|is|was|has (?:died|passed))\b",
         r"\b(?:sorry|apologi[sz]e|apologies) for (?:any|the|your|my|missing)\b",
         r"\bcondolences\b",

@@ -24,7 +24,7 @@ from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
 from dcr_ds.judges.rules.languages import declines, other_language
 
-RELEASE = "3"  # raised when the judge is frozen again; part of the key of each verdict
+RELEASE = "4"  # raised when the judge is frozen again; part of the key of each verdict
 CODE = (
     "judge.py",
     "features.py",

@@ -3,6 +3,7 @@
 import re
 from html import unescape
 from typing import NamedTuple
+from unicodedata import normalize
 
 SEEN_CHARACTERS = 6000  # of an answer or a prompt; enough to judge it, and bounds the time
 OPENING_SENTENCES = 2
@@ -12,19 +13,32 @@ _INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _PLAIN = str.maketrans(
     dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_QUOTES, '"') | dict.fromkeys(_INVISIBLE, "") | {"\u00a0": " "}
 )
-_GRAVE = re.compile(r"(?<=[a-z])`(?=[a-z])", re.IGNORECASE)  # can`t
+_MISREAD = re.compile("\u00e2\u20ac[\u2122\u02dc\u201c]|\u00e2\u0080[\u0098\u0099]")  # UTF-8 read as Windows-1252
+_ESCAPED = re.compile(r"\\(?:u(?:2018|2019|0027)|')")  # by a program that wrote JSON or code
+_GRAVE = re.compile(r"(?<=[a-z])(?:`|\"|'')(?=[a-z])", re.IGNORECASE)  # can`t
 _NO_APOSTROPHE = re.compile(
     r"\b(can|won|don|isn|aren|wasn|couldn|wouldn|shouldn|doesn|didn|haven|hasn|mustn) ?(?:t|' ?t)\b|\bcan 't\b|"
     r"\bi ?(m|ve) (?=not|sorry|unable|just|an?\b|only|afraid)"
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _MARKS = re.compile(r"[*_#`>]+")
-_QUOTATION = re.compile(
-    r"(?:(?<=[:,.!?] )|(?<=[:,.!?]))\"[^\"]{0,300}\"|(?<=: )'[^\n]{0,300}?'(?=[\s.,]|$)"
-)  # quoted speech
+_LABEL = re.compile(r"\W*(?:final )?(?:answer|response|reply|output|content|message)\"?\**:\s*", re.IGNORECASE)
+_REFUSING = r"(?=(?:i(?:'m|'d| am| can| will| won| do| must)?|sorry|unfortunately|as an ai)\b)"
+_QUOTATION = re.compile(  # quoted speech
+    r"(?:(?<=[:,.!?] )|(?<=[:,.!?]))\"[^\"]{0,300}\"|(?<=: )'[^\n]{0,300}?'(?=[\s.,]|$)|"
+    rf"(?:(?<=[a-z] )|(?<=[a-z]\n))\"{_REFUSING}[^\"]{{0,300}}\"|(?<=[a-z] )'{_REFUSING}[^\n]{{0,300}}?'(?=[\s.,;]|$)|"
+    rf"\"{_REFUSING}[^\"]{{0,300}}\"(?=,? (?-i:[a-z]))",
+    re.IGNORECASE,
+)
+_SHOWN = re.compile(  # a refusal in a block quote or a fenced block, after a sentence
+    rf"(?<=\S)\s*\n(?:> ?|```\w*\n)['\"]?{_REFUSING}[^\n]*", re.IGNORECASE
+)
 _REPORTED_SPEECH = re.compile(  # "they answer: I'm sorry, I can't do that."
     r"(?<!\bi )(?<!\bi must )(?<!\bto )\b(?:says?|said|answers?|answered|repl(?:y|ies|ied)|responds?|responded|"
-    r"reads?|tells? \w+|told \w+|writes?|wrote|(?:responses?|replies|phrases|refusals|messages?) (?:like|such as))"
+    r"reads?|tells? \w+|told \w+|writes?|wrote|(?:responses?|replies|phrases|refusals|messages?) (?:like|such as)|"
+    r"(?:looks?|sounds?) like(?: this)?|prints?|printed|shows?|returns?|returned|"
+    r"(?:starts?|started|begins?|began|opens?|opened) (?:(?:its|the|an|each|every) (?:answer|response|reply)s? )?with|"
+    r"try|example)"
     r"(?: with)?[:,]? *\n?'?(?=i(?:'m|'d| am| can| will| won| do)?\b|sorry|as an ai)[^.!?\n]{0,300}"
 )
 _ITEM = re.compile(r"^[ \t]*(?:\d{1,2}[.):]|[-*\u2022\u2013]|step \d+|(?:first|second|third)ly\b)[ \t]*\S", re.M | re.I)
@@ -48,11 +62,20 @@ class Wording(NamedTuple):
 
 def wording(completion: str) -> Wording:
     """Normalise quotes and entities, remove Markdown marks and quoted speech, lower the case, split into sentences."""
-    raw = _GRAVE.sub("'", unescape(completion.strip()[:SEEN_CHARACTERS]).translate(_PLAIN))
-    text = _QUOTATION.sub("", _MARKS.sub("", raw)).strip().lower()
+    raw = _plain(completion.strip()[:SEEN_CHARACTERS])
+    text = _MARKS.sub("", _SHOWN.sub("", raw)).strip()
+    if label := _LABEL.match(text):
+        text = text[label.end() :]
+    text = _QUOTATION.sub("", text).strip().lower()
     text = _REPORTED_SPEECH.sub("", _NO_APOSTROPHE.sub(_with_apostrophe, text))
     sentences = [" ".join(part.split()) for part in _SENTENCE.split(text) if part.strip()]
     return Wording(" ".join(sentences), sentences, len(_ITEM.findall(raw)))
+
+
+def _plain(text: str) -> str:
+    """The text in plain characters: entities, escapes, look-alike apostrophes and letters, and invisible characters."""
+    text = _ESCAPED.sub("'", _MISREAD.sub("'", unescape(unescape(text))))
+    return _GRAVE.sub("'", normalize("NFKC", text.translate(_PLAIN)))
 
 
 def _with_apostrophe(match: re.Match) -> str:
