@@ -136,13 +136,13 @@ class Messages(TorchDispatchMode):
 
 def measure(case: Case, folder: Path, recipe, ranks) -> dict[str, int]:
     """Build a case, run its steps, and return the bytes of each part."""
-    before = alive()
+    before = LiveBytes().alive
     build = whole_trial if case.stage == "whole" else TRIALS[case.section]
     engine, backward = build(recipe, folder, Rows(case.tokens, RAGGED), ranks)
     for step in range(WARM_UP[case.zero]):
         backward(step)
         engine.step()
-    resident = alive()
+    resident = LiveBytes().alive
     parameters, optimizer = parameter_bytes(engine), optimizer_bytes(engine)
     with Messages(ranks.world_size) as messages, LiveBytes() as live:
         backward(WARM_UP[case.zero])
@@ -152,10 +152,6 @@ def measure(case: Case, folder: Path, recipe, ranks) -> dict[str, int]:
         gradients = engine.optimizer.grad_partitions_flat_buffer.nbytes
     weights = {"parameters": parameters, "gradients": gradients, "optimizer": optimizer}
     return weights | {"peak": live.peak - before, "sent": messages.sent}
-
-
-def alive() -> int:
-    return LiveBytes().alive
 
 
 def parameter_bytes(engine) -> int:

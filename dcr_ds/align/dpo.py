@@ -9,14 +9,13 @@ Legend: B pairs of a forward pass, N pairs of the data; in the last axis of 2, c
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from dcr_ds.align.pairs import Pairs
-from dcr_ds.align.reference import Answers, log_probs, reference_key, reference_log_probs
+from dcr_ds.align.reference import Answers, log_probs
 from dcr_ds.align.rewards import pair_figures, pair_sums
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
@@ -42,19 +41,13 @@ class DpoObjective:
     """The mean of the preference loss over the pairs of a step; see `Objective`.
 
     Attributes:
-        reference: log-probabilities of all pairs under the reference [N, 2], on the CPU; set by `prepare`.
+        reference: log-probabilities of all pairs under the reference [N, 2], on the CPU; set by `take_reference`.
     """
 
     reference: torch.Tensor
 
     def __init__(self, data: Pairs, recipe: Recipe):
-        self.data, self.model, self.dpo = data, recipe.model, recipe.align.dpo
-
-    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
-        """Read the log-probabilities of the reference from `file`, or compute and write them. All ranks."""
-        samples = self.read_by_reference()
-        key = reference_key(samples, self.model, source) if ranks.is_main else ""
-        self.take_reference(reference_log_probs(engine, samples, batching, file, key, ranks))
+        self.data, self.dpo = data, recipe.align.dpo
 
     def read_by_reference(self) -> Sequence[Answers]:
         return [pair.both for pair in self.data.samples]

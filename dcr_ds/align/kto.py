@@ -11,14 +11,13 @@ Legend: B answers of a forward pass, N answers of the data, S steps of the stage
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from dcr_ds.align.labelled import Labelled
 from dcr_ds.align.order import num_steps, rows_of_step
-from dcr_ds.align.reference import Answers, compute, log_probs, reference_key, reference_log_probs
+from dcr_ds.align.reference import Answers, compute, log_probs
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.models.batches import to_device
@@ -66,7 +65,7 @@ class KtoObjective:
     """The mean loss over all answers in a step; see `Objective`.
 
     Attributes:
-        reference: log-probabilities of all answers under the reference [N], on the CPU; set by `prepare`.
+        reference: log-probabilities of all answers under the reference [N], on the CPU; set by `take_reference`.
         mismatched_reference: those of the mismatched answers of each step [S, G].
         kl: z₀ of the current step; set by `begin_step`.
     """
@@ -77,12 +76,6 @@ class KtoObjective:
 
     def __init__(self, data: Labelled, recipe: Recipe):
         self.data, self.recipe, self.kto = data, recipe, recipe.align.kto
-
-    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
-        """Read the log-probabilities of the reference from `file`, or compute and write them. All ranks."""
-        samples = self.read_by_reference()
-        key = reference_key(samples, self.recipe.model, source) if ranks.is_main else ""
-        self.take_reference(reference_log_probs(engine, samples, batching, file, key, ranks))
 
     def read_by_reference(self) -> Sequence[Answers]:
         return ReadByReference(self.data, self.recipe)

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.align.objective import AnySamples, objective_of
+from dcr_ds.align.objective import AnySamples, WithReference, objective_of
+from dcr_ds.align.reference import reference_key, reference_log_probs
 from dcr_ds.align.refusals import RefusalProbe, stops_alignment
 from dcr_ds.align.state import AlignState, build_align
 from dcr_ds.align.step import train_step
@@ -45,7 +46,7 @@ def align(
     for note in objective.data.notes:
         print_on_main(ranks, note)
     state = build_align(recipe, source, objective, ranks)
-    objective.prepare(state.engine, state.batching, source, folder.reference, ranks)
+    read_reference(state, source, folder.reference)
     with Session("align", state, folder, started) as session:
         if probe and session.is_new:
             with session.measuring():
@@ -66,6 +67,15 @@ def align(
     write_trained(state.model, weights, source, folder, template=recipe.model.template)
     session.finish(objective.data.counts)
     release(state.engine)
+
+
+def read_reference(state: AlignState, source: Path, file: Path) -> None:
+    """Read the log-probabilities under the reference, if the method has one, or compute and write them. All ranks."""
+    objective, ranks = state.objective, state.ranks
+    if isinstance(objective, WithReference):
+        samples = objective.read_by_reference()
+        key = reference_key(samples, state.recipe.model, source) if ranks.is_main else ""
+        objective.take_reference(reference_log_probs(state.engine, samples, state.batching, file, key, ranks))
 
 
 def note_progress(progress: dict[str, Any], row: dict[str, Any], state: AlignState) -> None:

@@ -1,7 +1,6 @@
 """What stage 2 minimises: the interface that supervised fine-tuning and the methods on preferences share."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -58,15 +57,6 @@ class Objective(Protocol):
     @property
     def data(self) -> Samples: ...
 
-    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
-        """Compute what the loss needs of the untrained model, and keep it in `file`. All ranks.
-
-        Args:
-            engine: as it was built, before a checkpoint is loaded.
-            source: the checkpoint that the engine was built from.
-        """
-        ...
-
     def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
         """Set what the loss of each sample needs of all samples of the step. All ranks.
 
@@ -92,6 +82,7 @@ class Objective(Protocol):
 
 
 AnySamples = Mix | Pairs | Labelled
+WithReference = DpoObjective | KtoObjective
 # the samples of a method are those of `encode_samples`
 OBJECTIVES: dict[str, Callable[[Any, Recipe], Objective]] = {
     "sft": lambda samples, recipe: SftObjective(samples),

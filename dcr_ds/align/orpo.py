@@ -11,7 +11,6 @@ Legend: B pairs of a forward pass; in the last axis of 2, chosen comes before re
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,9 +60,6 @@ class OrpoObjective:
     def __init__(self, data: Pairs, recipe: Recipe):
         self.data, self.orpo = data, recipe.align.orpo
         self.on_prompts = recipe.align.loss_on == "all"
-
-    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
-        """Nothing: the loss needs no reference."""
 
     def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
         """Count the tokens of the SFT term, whose mean is over all of them."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,6 @@ class SftObjective:
     """The mean cross-entropy over the supervised tokens of a step; see `Objective`."""
 
     data: Mix
-
-    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
-        """Nothing: the loss needs no reference."""
 
     def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
         """Nothing: the loss of a token does not depend on other samples."""

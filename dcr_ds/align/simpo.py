@@ -8,7 +8,6 @@ Legend: B pairs of a forward pass; in the last axis of 2, chosen comes before re
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,9 +33,6 @@ class SimpoObjective:
 
     def __init__(self, data: Pairs, recipe: Recipe):
         self.data, self.simpo = data, recipe.align.simpo
-
-    def prepare(self, engine, batching: Batching, source: Path, file: Path, ranks: Ranks) -> None:
-        """Nothing: the loss needs no reference."""
 
     def begin_step(self, engine, step: int, rows: Sequence[int], batching: Batching, ranks: Ranks) -> None:
         """Nothing: the loss of a pair does not depend on other pairs."""

@@ -1,5 +1,6 @@
 """What all subcommands share: one parser, one way to refuse bad usage, the kinds of option values, and long texts."""
 
+import importlib
 import json
 import math
 import os
@@ -7,9 +8,10 @@ import shutil
 import sys
 import textwrap
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from dcr_ds.errors import UserError
@@ -43,6 +45,29 @@ class _CommandParser(ArgumentParser):
 def refuse(command: str, message: str) -> NoReturn:
     """Raise the UserError for wrong usage: names the command, what is wrong, and where the options are listed."""
     raise UserError(f"dcr-ds {command}: {message.removeprefix('argument ')}; see dcr-ds {command} --help")
+
+
+def run_tool(command: str, description: str, tools: Sequence[str], arguments: list[str]) -> int:
+    """Run `dcr-ds COMMAND TOOL …`, or print the help of COMMAND.
+
+    Raises:
+        UserError: wrong usage, or what the tool raises.
+    """
+    if not arguments or arguments[0] in ("--help", "-h"):
+        command_parser(command, description).print_help()
+        return 0
+    module, options = parse_tool(command, tools, arguments)
+    module.run(options)
+    return 0
+
+
+def parse_tool(command: str, tools: Sequence[str], arguments: list[str]) -> tuple[ModuleType, Namespace]:
+    """The module of a tool, `dcr_ds.commands.COMMAND.TOOL`, and the options that its `parse` returns."""
+    name, *rest = arguments
+    if name not in tools:
+        refuse(command, f"unknown {name!r}; there are {', '.join(tools)}")
+    module = importlib.import_module(f"dcr_ds.commands.{command}.{name}")
+    return module, module.parse(rest)
 
 
 def add_template(parser: ArgumentParser) -> None:

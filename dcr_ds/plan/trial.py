@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from deepspeed import DeepSpeedEngine
 
-from dcr_ds.align.dpo import DpoObjective
-from dcr_ds.align.kto import KtoObjective
 from dcr_ds.align.labelled import Labelled
 from dcr_ds.align.mix import Mix
-from dcr_ds.align.objective import objective_of
+from dcr_ds.align.objective import WithReference, objective_of
 from dcr_ds.align.pairs import Pair, Pairs
 from dcr_ds.align.reference import compute
 from dcr_ds.align.sft import SftObjective
@@ -85,7 +83,7 @@ def preference_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
         samples = Labelled(answers, [index % 2 == 0 for index in range(batch)], [], rows.tokens)
     objective = objective_of(recipe, samples)
     state = build_align(recipe, source, objective, ranks)
-    if isinstance(objective, DpoObjective | KtoObjective):
+    if isinstance(objective, WithReference):
         objective.take_reference(compute(state.engine, objective.read_by_reference(), state.batching, ranks))
     return state.engine, partial(align_step, state)
 

@@ -16,9 +16,7 @@ quiet_libraries()
 import deepspeed
 import torch
 
-from dcr_ds.align.dpo import DpoObjective
-from dcr_ds.align.kto import KtoObjective
-from dcr_ds.align.objective import encode_objective
+from dcr_ds.align.objective import WithReference, encode_objective
 from dcr_ds.align.reference import compute
 from dcr_ds.align.state import build_align
 from dcr_ds.align.step import train_step as align_step
@@ -134,7 +132,7 @@ def preference_results(model: str, method: str, zero: int, micro: int, ranks, pa
     state = build_align(recipe, Path(model), objective, ranks)
     name = f"{method}/zero{zero}/packed" if packing else f"{method}/zero{zero}/micro{micro}"
     results = {}
-    if isinstance(objective, DpoObjective | KtoObjective):
+    if isinstance(objective, WithReference):
         reference = compute(state.engine, objective.read_by_reference(), state.batching, ranks)
         objective.take_reference(reference * 1.01)
         results[f"{name}/reference"] = reference.flatten().tolist()

@@ -1,10 +1,8 @@
 """`dcr-ds data`: tools for training data (docs/data-tools.md)."""
 
-import argparse
-import importlib
-from types import ModuleType
+from functools import partial
 
-from dcr_ds.commands.parser import command_parser, refuse
+from dcr_ds.commands.parser import parse_tool, run_tool
 
 DESCRIPTION = """\
 Tools for training data.
@@ -15,25 +13,5 @@ Tools for training data.
 dcr-ds data WHAT --help lists the options of each.
 """
 TOOLS = ("check", "pairs")
-
-
-def run(arguments: list[str]) -> int:
-    """Run one tool.
-
-    Raises:
-        UserError: wrong usage, data that a run would refuse, or an endpoint that fails.
-    """
-    if not arguments or arguments[0] in ("--help", "-h"):
-        command_parser("data", DESCRIPTION).print_help()
-        return 0
-    module, options = _parse(arguments)
-    module.run(options)
-    return 0
-
-
-def _parse(arguments: list[str]) -> tuple[ModuleType, argparse.Namespace]:
-    what, rest = arguments[0], arguments[1:]
-    if what not in TOOLS:
-        refuse("data", f"unknown tool {what!r}; there are {', '.join(TOOLS)}")
-    module = importlib.import_module(f"dcr_ds.commands.data.{what}")
-    return module, module.parse(rest)
+run = partial(run_tool, "data", DESCRIPTION, TOOLS)
+_parse = partial(parse_tool, "data", TOOLS)
