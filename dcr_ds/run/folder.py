@@ -37,6 +37,7 @@ KEPT = (
     ("model", "kernels"),
     ("refine", "layer"),
     ("refine", "learning_rate"),
+    ("align", "router_aux_loss_coef"),
 )
 
 
