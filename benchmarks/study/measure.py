@@ -140,8 +140,7 @@ def read_log_odds(
     missing = [benchmark for benchmark in sets if not files[benchmark.name].is_file()]
     if missing:
         assert data.refusal_examples is not None and data.ordinary_examples is not None
-        openings, problem = openings_of(model.tokenizer, data.refusal_examples, data.ordinary_examples)
-        assert openings is not None, problem
+        openings = openings_of(model.tokenizer, data.refusal_examples, data.ordinary_examples)
         loaded = model.load(ranks.device).eval()
         for benchmark in missing:
             prompts = benchmark.prompts.rows

@@ -5,19 +5,17 @@ import json
 from pathlib import Path
 
 from dcr_ds.commands.parser import (
+    add_endpoint,
     checked_mapping,
     column_mapping,
     command_parser,
-    json_mapping,
-    positive_int,
-    positive_number,
+    endpoint_of,
     refuse,
     refuse_overwriting,
 )
 from dcr_ds.evaluate.quality import compare, read_pairs, summarise
 from dcr_ds.files import write_json
 from dcr_ds.judges.rows import COLUMNS
-from dcr_ds.models.endpoint import Endpoint, RequestFields
 
 DESCRIPTION = """\
 Ask an LLM judge which of two models answers each prompt better. Each pair is judged in both orders; a preference that
@@ -38,15 +36,7 @@ def run(arguments: list[str]) -> int:
     options = _parse(arguments)
     columns = checked_mapping("compare-quality", options.columns, COLUMNS)
     pairs = read_pairs(options.a, options.b, columns)
-    endpoint = Endpoint(
-        options.judge_url,
-        options.model,
-        key_env=options.key_env,
-        concurrency=options.concurrency,
-        timeout=options.timeout_seconds,
-    )
-    endpoint.fields = RequestFields(chat_template_kwargs=options.chat_template_kwargs)
-    rows = compare(pairs, endpoint, options.out)
+    rows = compare(pairs, endpoint_of(options.judge_url, options.model, options), options.out)
     summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
     write_json(options.out.with_suffix(".json"), summary)
     print(json.dumps(summary, indent=2, ensure_ascii=False))
@@ -63,12 +53,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--out", required=True, type=Path, metavar="FILE", help="verdicts (.jsonl); the summary goes to FILE.json")
     help_columns = "both files' column for prompt, completion, id or finish"
     add("--columns", nargs="+", type=column_mapping, default=[], metavar="NAME=COLUMN", help=help_columns)
-    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the endpoint's key")
-    add("--concurrency", type=positive_int, default=8, metavar="N", help="requests in flight (default: 8)")
-    help_timeout = "retry a request after this many seconds without a reply (default: 60)"
-    add("--timeout-seconds", type=positive_number, default=60.0, metavar="S", help=help_timeout)
-    help_kwargs = "variables of the judge's chat template, for example '{\"enable_thinking\": false}'"
-    add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
+    add_endpoint(parser)
     options = parser.parse_args(arguments)
     if options.out.suffix != ".jsonl":
         refuse("compare-quality", f"--out: {options.out} does not end in .jsonl")

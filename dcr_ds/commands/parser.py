@@ -12,9 +12,12 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dcr_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from dcr_ds.models.endpoint import Endpoint
 
 WIDTH = 100
 
@@ -82,6 +85,28 @@ def template_fields(options: Namespace) -> dict[str, Any]:
     """The fields of a recipe's model section that the options of `add_template` set."""
     names = ("chat_template", "chat_template_kwargs")
     return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def add_endpoint(parser: ArgumentParser) -> None:
+    """Add the options of requests to a chat endpoint, for `endpoint_of`."""
+    add = parser.add_argument
+    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the endpoint's key")
+    add("--concurrency", type=positive_int, default=8, metavar="N", help="requests in flight (default: 8)")
+    help_timeout = "retry a request after this many seconds without a reply (default: 60)"
+    add("--timeout-seconds", type=positive_number, default=60.0, metavar="S", help=help_timeout)
+    help_kwargs = "variables of the endpoint's chat template, for example '{\"enable_thinking\": false}'"
+    add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
+
+
+def endpoint_of(url: str, model: str, options: Namespace) -> "Endpoint":
+    """The endpoint that is asked as the options of `add_endpoint` say."""
+    from dcr_ds.models.endpoint import Endpoint, RequestFields
+
+    endpoint = Endpoint(
+        url, model, key_env=options.key_env, concurrency=options.concurrency, timeout=options.timeout_seconds
+    )
+    endpoint.fields = RequestFields(chat_template_kwargs=options.chat_template_kwargs)
+    return endpoint
 
 
 def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path]) -> None:

@@ -89,9 +89,7 @@ def _asked(reference: "LocalModel", options: argparse.Namespace) -> "Asked":
 
     tokenizer = load_tokenizer(reference.tokenizer, None, reference.source)
     refusals, ordinary = (read_conversations(DataSource(), name) for name in ("refusals", "general"))
-    openings, problem = openings_of(tokenizer, refusals, ordinary)
-    if openings is None:
-        raise UserError(problem)
+    openings = openings_of(tokenizer, refusals, ordinary)
     prompts = [prompt for rows in read_sets(options, PAIRED).values() for prompt in rows]
     return asked_of(tokenizer, prompts, openings)
 

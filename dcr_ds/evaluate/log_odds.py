@@ -80,19 +80,17 @@ class LogOdds:
         return LogOdds(self.openings, [self.files[index] for index in indices])
 
 
-def openings_of(
-    tokenizer: PreTrainedTokenizerBase, refusals: ConversationSet, ordinary: ConversationSet
-) -> tuple[Openings | None, str]:
-    """The refusal openings of a model, or None and the reason why there are none.
+def openings_of(tokenizer: PreTrainedTokenizerBase, refusals: ConversationSet, ordinary: ConversationSet) -> Openings:
+    """The refusal openings of a model.
 
     Args:
         refusals, ordinary: conversations whose last message is a refusal, or an ordinary answer.
+
+    Raises:
+        UserError: there are none.
     """
     refused, answered = ([row.messages[-1]["content"] for row in rows.rows] for rows in (refusals, ordinary))
-    try:
-        return find_openings(tokenizer, refused, answered, published_phrases()), ""
-    except UserError as error:
-        return None, str(error)
+    return find_openings(tokenizer, refused, answered, published_phrases())
 
 
 def log_odds_file(

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dcr_ds.data import Benchmark, RunData
 from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
 from dcr_ds.engine.machine import device_name
+from dcr_ds.errors import UserError
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import GeneralLoss, general_loss, prepare_general_loss
 from dcr_ds.evaluate.generate import Decoding, check_context, generate_missing, prepare_generations
@@ -219,8 +220,9 @@ def _prepare_log_odds(
 ) -> LogOdds | None:
     if data.refusal_examples is None or data.ordinary_examples is None:
         return None
-    openings, problem = openings_of(model.tokenizer, data.refusal_examples, data.ordinary_examples)
-    if openings is None:
+    try:
+        openings = openings_of(model.tokenizer, data.refusal_examples, data.ordinary_examples)
+    except UserError as problem:
         print_on_main(ranks, f"evaluate {model.name}: no refusal log-odds: {problem}")
         return None
     compared = _compared_sets(data.benchmarks)

@@ -112,9 +112,7 @@ def _subject(source: Source, sampled: Mapping[str, Sequence[PromptSet]], batch_s
 
     tokenizer = source.tokenizer()
     refusals, ordinary = (read_conversations(DataSource(), name) for name in ("refusals", "general"))
-    openings, problem = openings_of(tokenizer, refusals, ordinary)
-    if openings is None:
-        raise UserError(problem)
+    openings = openings_of(tokenizer, refusals, ordinary)
     prompts: dict[str, Split] = {}
     notes: list[str] = []
     for role, parts in sampled.items():

@@ -4,17 +4,17 @@ from argparse import Namespace
 from pathlib import Path
 
 from dcr_ds.commands.parser import (
+    add_endpoint,
     checked_mapping,
     column_mapping,
     command_parser,
-    json_mapping,
+    endpoint_of,
     positive_int,
-    positive_number,
     refuse,
     show,
 )
 from dcr_ds.errors import write_errors_as_user_errors
-from dcr_ds.models.endpoint import Endpoint, RequestFields
+from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import DataSource
 
 DESCRIPTION = """\
@@ -41,12 +41,7 @@ def parse(arguments: list[str]) -> Namespace:
     help_columns = "the file's column for prompt or id"
     add("--columns", nargs="+", type=column_mapping, default=[], metavar="NAME=COLUMN", help=help_columns)
     add("--rows", type=positive_int, metavar="N", help="a sample of this many prompts (default: all)")
-    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable with the endpoint's key")
-    add("--concurrency", type=positive_int, default=8, metavar="N", help="requests in flight (default: 8)")
-    help_timeout = "retry a request after this many seconds without a reply (default: 60)"
-    add("--timeout-seconds", type=positive_number, default=60.0, metavar="S", help=help_timeout)
-    help_kwargs = "variables of the model's chat template, for example '{\"enable_thinking\": false}'"
-    add("--chat-template-kwargs", type=json_mapping, metavar="JSON", help=help_kwargs)
+    add_endpoint(parser)
     options = parser.parse_args(arguments)
     if options.accept and (options.prompts or options.endpoint or options.guard):
         refuse("data pairs", "--accept takes a review file and --out FOLDER alone")
@@ -108,12 +103,4 @@ def _endpoint(option: str, text: str, options: Namespace) -> Endpoint:
     match = ENDPOINT.fullmatch(text)
     if match is None:
         refuse("data pairs", f"{option}: must be URL#MODEL, such as http://localhost:8000/v1#NAME")
-    endpoint = Endpoint(
-        match[1],
-        match[2],
-        key_env=options.key_env,
-        concurrency=options.concurrency,
-        timeout=options.timeout_seconds,
-    )
-    endpoint.fields = RequestFields(chat_template_kwargs=options.chat_template_kwargs)
-    return endpoint
+    return endpoint_of(match[1], match[2], options)

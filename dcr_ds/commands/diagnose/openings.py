@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from dcr_ds.commands.diagnose.models import HELP, targets_of
 from dcr_ds.commands.parser import add_template, command_parser, show, template_fields
 from dcr_ds.data.conversations import read_conversations
-from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
 from dcr_ds.recipe import DataSource
 
@@ -41,9 +40,7 @@ def run(options: Namespace) -> None:
         read_conversations(DataSource(source=path) if path else DataSource(), name)
         for name, path in (("refusals", options.refusals), ("general", options.general))
     )
-    openings, problem = openings_of(target.tokenizer(), refusals, ordinary)
-    if openings is None:
-        raise UserError(problem)
+    openings = openings_of(target.tokenizer(), refusals, ordinary)
     show(_text(openings, target.tokenizer()))
     if options.out:
         write_json(options.out / "openings.json", openings_as_json(openings))
