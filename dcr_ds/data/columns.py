@@ -35,12 +35,15 @@ def resolve_columns(table: Table, mapping: dict[str, str], known: tuple[str, ...
 
 def missing_column(table: Table, source_column: str, column: str) -> UserError:
     """The error for a missing column; it lists the columns and shows how to map one."""
-    is_data = any(len(name.split()) >= WORDS_OF_DATA for name in table.columns)
     return table.origin.error(
         f"no column {source_column!r}; columns: {list_names(table.columns, source_column)}. "
-        f"Map the right one with {table.origin.setting(f'columns.{column}', 'NAME')}"
-        + (HEADER_IS_DATA if is_data else "")
+        f"Map the right one with {table.origin.setting(f'columns.{column}', 'NAME')}" + header_hint(table)
     )
+
+
+def header_hint(table: Table) -> str:
+    """What to do if the names of the columns look like the first row of data; otherwise ''."""
+    return HEADER_IS_DATA if any(len(name.split()) >= WORDS_OF_DATA for name in table.columns) else ""
 
 
 def list_names(names: list[str], wanted: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dcr_ds.data.columns import list_names, optional_text, required_text, row_id
+from dcr_ds.data.columns import header_hint, list_names, optional_text, required_text, row_id
 from dcr_ds.data.messages import Messages, checked_messages, context_of, refuse_tools, with_history, with_system
 from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Conversation, ConversationSet
@@ -57,7 +57,7 @@ def form_of(layout: Layout) -> tuple[str, ...]:
     origin = layout.table.origin
     raise origin.error(
         f"no conversations in the columns {list_names(layout.table.columns)}. Required: {forms}. "
-        f"Map a column with {origin.setting(f'columns.{missing}', 'NAME')}"
+        f"Map a column with {origin.setting(f'columns.{missing}', 'NAME')}{header_hint(layout.table)}"
     )
 
 

@@ -37,7 +37,8 @@ def parse_delimited(text: str, origin: Origin, default: str) -> Table:
                 raise origin.error(problem, f"line {line}") from None
             parsed.append((f"line {line}", problem))
             continue
-        if not values:
+        is_blank = not any(values) and len(values) != 1
+        if is_blank or (not header and values[0] == "sep="):  # "sep=;" names the delimiter for spreadsheets
             continue
         if not header:
             header = _header(values, line, origin)
@@ -96,8 +97,10 @@ def parse_lines(text: str, origin: Origin) -> Table:
         UserError: the lines are JSON.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if all(line[0] == "{" and line[-1] == "}" for _, line in lines):
-        raise origin.error("each line of a .txt file is a prompt, and these lines are JSON; name the file .jsonl")
+    if all(line[0] + line[-1] in ("{}", "[]") for _, line in lines):
+        raise origin.error(
+            "each line of a .txt file is a prompt, and these lines are JSON; name the file .jsonl, or .json"
+        )
     return table_of(
         [
             (f"line {number}", "contains a NUL byte; remove it" if "\0" in line else {"prompt": line})

@@ -38,7 +38,7 @@ def parse_json_text(text: str, origin: Origin, by_lines: bool, unwrap: Unwrap = 
     try:
         value = _load(text)
     except _NotJson as error:
-        if by_lines:
+        if by_lines or sum(isinstance(_parsed_or_none(line), dict) for _, line in lines) > len(lines) / 2:
             return _table_of_lines(lines, origin)
         raise origin.error(error.problem, error.place) from None
     if isinstance(value, dict) and (rows := unwrap(value)) is not None:

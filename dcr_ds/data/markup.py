@@ -3,12 +3,13 @@
 import re
 from collections.abc import Sequence
 
-SPEAKER = r"(?:human|user|instruction|question)"
-ANSWERER = r"(?:assistant|response|answer|ai|bot|gpt)"
-FIRST_TURN = re.compile(rf"\s*(?:#+ *)?\**{SPEAKER}\** *:", re.IGNORECASE)
-LATER_TURN = re.compile(rf"^[ \t]*(?:#+ *)?\**{ANSWERER}\** *:", re.IGNORECASE | re.MULTILINE)
+SPEAKER = r"(?:human|user|instruction|question|q)"
+ANSWERER = r"(?:assistant|response|answer|ai|bot|gpt|a)"
+FIRST_TURN = re.compile(rf"\s*(?:Below is an instruction\b[^#]*)?(?:#+ *)?\**{SPEAKER}\** *:", re.IGNORECASE)
+LATER_TURN = re.compile(rf"^[ \t]*(?:#+ *)?\**{ANSWERER}\** *:|\sASSISTANT:", re.IGNORECASE | re.MULTILINE)
 MARKUP = re.compile(
-    r"\[/?INST\]|<<SYS>>|<\|(?:im_start|im_end|start_header_id|user|assistant|system|start)\|>|<start_of_turn>"
+    r"\[/?INST\]|<<SYS>>|<\|(?:im_start|im_end|start_header_id|user|assistant|system|start)\|>|<start_of_turn>|"
+    r"<\uff5c(?:User|Assistant)\uff5c>"
 )
 MOST = 0.5  # of the prompts
 

@@ -48,12 +48,15 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
 
 def as_list(value: Any) -> Any:
     """A list that a text file holds as JSON; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
+    return from_json(value) if isinstance(value, str) and value.lstrip().startswith("[") else value
+
+
+def from_json(text: str) -> Any:
+    """The value that a cell of a text file holds as JSON; the text itself if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def context_of(row: Row, column: str) -> Messages:

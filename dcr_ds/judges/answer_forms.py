@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 from dcr_ds.data.columns import cell_text, required_text
 from dcr_ds.data.formats import MAX_BYTES, MAX_RATIO, SMALL_BYTES, parse_table
-from dcr_ds.data.messages import context_of
+from dcr_ds.data.messages import as_list, context_of
 from dcr_ds.data.rows import LeftOut
 from dcr_ds.data.tables import Origin, Parsed, Row, Table, kind_of, table_of
 from dcr_ds.transcript import transcript
 
-CUT_OFF = ("max_tokens", "model_length")  # inspect's reasons to stop of an answer that was cut off
 COPIED_OF_INSPECT = ("epoch", "target", "scores", "metadata")
 ANSWER_OF_LM_EVAL = ("arguments", "resps", "filtered_resps")  # not copied
 CONVERT = "convert it with `inspect log convert --to json`"
@@ -124,7 +123,7 @@ def _lm_eval() -> Callable[[Row], list[Cells] | LeftOut]:
         if document in known:
             return LeftOut("the same answer under another filter")
         known.add(document)
-        prompt = asked(_argument(row.cells.get("arguments")), "arguments", row)
+        prompt = asked(_without_prefix(_argument(row.cells.get("arguments"))), "arguments", row)
         others = {name: value for name, value in row.cells.items() if name not in ANSWER_OF_LM_EVAL}
         ids = [document] if len(replies) == 1 else [f"{document}-{number}" for number in range(len(replies))]
         return [Cells(key, prompt, reply, None, others) for key, reply in zip(ids, replies, strict=True)]
@@ -133,14 +132,14 @@ def _lm_eval() -> Callable[[Row], list[Cells] | LeftOut]:
 
 
 def _replies(row: Row) -> list[str]:
-    """The answers in `resps`, else those in `filtered_resps`: a list of texts, or of lists of texts."""
-    for column in ("resps", "filtered_resps"):
-        value: Any = row.cells.get(column)
-        replies = value if isinstance(value, list) else [value]
-        if replies and all(isinstance(reply, list) for reply in replies):
-            replies = [reply for part in replies for reply in part]
-        if replies and all(isinstance(reply, str) for reply in replies):
-            return [_text(reply, column, row) for reply in replies]
+    """The answers in `resps`, or in `filtered_resps` if that is missing: a list of texts, or of lists of texts."""
+    column = "resps" if row.cells.get("resps") else "filtered_resps"
+    value: Any = row.cells.get(column)
+    replies = value if isinstance(value, list) else [value]
+    if replies and all(isinstance(reply, list) for reply in replies):
+        replies = [reply for part in replies for reply in part]
+    if replies and all(isinstance(reply, str) for reply in replies):
+        return [_text(reply, column, row) for reply in replies]
     raise row.error(
         "'resps' holds no texts: samples of multiple-choice tasks are scores; judge a task that generates answers"
     )
@@ -155,6 +154,14 @@ def _argument(value: Any) -> Any:
     return value
 
 
+def _without_prefix(argument: Any) -> Any:
+    """Messages without the start of the answer that a task gives the model (`gen_prefix`)."""
+    messages = as_list(argument)
+    if isinstance(messages, list) and len(messages) > 1 and isinstance(messages[-1], dict):
+        return messages[:-1] if messages[-1].get("role") == "assistant" else messages
+    return argument
+
+
 def _inspect(row: Row) -> list[Cells] | LeftOut:
     """A sample of inspect: `input` is text or messages; the answer is the message of the first choice."""
     output = row.cells.get("output")
@@ -164,17 +171,27 @@ def _inspect(row: Row) -> list[Cells] | LeftOut:
         return LeftOut("without an answer: the sample ended with an error or a limit")
     content = choice["message"].get("content")
     if isinstance(content, list):  # parts; reasoning is not part of the answer
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    if not isinstance(content, str):
+        parts = (part for part in content if isinstance(part, dict) and part.get("type", "text") == "text")
+        content = "".join(str(part.get("text", "")) for part in parts)
+    if not isinstance(content, str | None):
         raise row.error(f"the content of 'output' must be text, this is {kind_of(content)}")
     stop = choice.get("stop_reason")
-    finish = "length" if stop in CUT_OFF else stop if isinstance(stop, str) else None
+    finish = stop if isinstance(stop, str) else None
     epoch, identity = row.cells.get("epoch", 1), cell_text(row.cells.get("id", row.number))
     key = identity if epoch == 1 else f"{identity}-epoch-{epoch}"
     others: dict[str, Any] = {
         name: row.cells[name] for name in ("epoch", "target", "scores", "metadata") if name in row.cells
     }
-    return [Cells(key, asked(row.cells.get("input"), "input", row), _text(content, "output", row), finish, others)]
+    prompt = asked(_attached(row.cells.get("input"), row), "input", row)
+    return [Cells(key, prompt, _text(_attached(content or "", row), "output", row), finish, others)]
+
+
+def _attached(value: Any, row: Row) -> Any:
+    """A text of a sample; a long one may be kept in its attachments."""
+    attachments = row.cells.get("attachments")
+    if not isinstance(value, str) or not isinstance(attachments, dict):
+        return value
+    return attachments.get(value.removeprefix("attachment://"), value)
 
 
 def _jailbreakbench(row: Row) -> list[Cells] | LeftOut:

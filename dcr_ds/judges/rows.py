@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcr_ds.data.columns import list_names, missing_column, optional_text, required_text
+from dcr_ds.data.messages import from_json
 from dcr_ds.data.rows import MAX_BAD_SHARE, LeftOut, parse_rows
 from dcr_ds.data.selection import refuse_doubled_ids, refuse_missing_ids
 from dcr_ds.data.sources import read_table
@@ -15,6 +16,7 @@ from dcr_ds.data.tables import Origin, Row, Table
 from dcr_ds.judges.answer_forms import FORMS, Cells, asked, form_of, parse_answers
 from dcr_ds.judges.base import Answer
 from dcr_ds.label_agreement import LABELS
+from dcr_ds.models.replies import finish_of
 from dcr_ds.recipe import DataSource
 from dcr_ds.transcript import transcript
 
@@ -125,7 +127,8 @@ def _answer_row(row: Row, cells: Cells, columns: Mapping[str, str]) -> AnswerRow
     if "finish" in columns:
         cells = cells._replace(finish=optional_text(mapped, columns["finish"]))
     others = {name: value for name, value in cells.others.items() if name not in columns.values()}
-    return AnswerRow(cells.id or str(row.number), Answer(cells.prompt, cells.completion, cells.finish), others)
+    answer = Answer(cells.prompt, cells.completion, finish_of(cells.finish))
+    return AnswerRow(cells.id or str(row.number), answer, others)
 
 
 def _prompt(row: Row, column: str) -> str:
@@ -135,12 +138,20 @@ def _prompt(row: Row, column: str) -> str:
 
 
 def _value(row: Row, column: str) -> Any:
-    """The value of a column; `doc.question` is that of a key in an object."""
-    value: Any = row.cells
+    """The value of a column; `doc.question` is that of a key in an object, `choices.0` the first item of a list.
+
+    Objects and lists may be the JSON of a text file.
+    """
     if column in row.cells:
         return row.cells[column]
+    value: Any = row.cells
     for key in column.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            value = from_json(value)
+        if isinstance(value, list) and key.isdecimal():
+            value = value[int(key)] if int(key) < len(value) else None
+        else:
+            value = value.get(key) if isinstance(value, dict) else None
     return value
 
 

@@ -76,6 +76,7 @@ FORMS = {
     "csv with semicolons": (".csv", table(ROWS, ";")),
     "csv with vertical bars": (".csv", table(ROWS, "|")),
     "csv with tabs": (".csv", table(ROWS, "\t")),
+    "csv with its delimiter in the first line": (".csv", "sep=;\n" + table(ROWS, ";") + ";\n;\n"),
     "csv, UTF-8 with a byte order mark": (".csv", table(ROWS, ",").encode("utf-8-sig")),
     "csv, UTF-16 with a byte order mark": (".csv", table(ROWS, ",").encode("utf-16")),
     "csv, UTF-16 without": (".csv", table(ROWS, ",").encode("utf-16-be")),
@@ -112,6 +113,12 @@ def test_txt_has_one_prompt_per_line(tmp_path):
     prompt_set = read_prompts(DataSource(source=str(path)), "toxic")
     assert [row.prompt for row in prompt_set.rows] == prompts
     assert f"| txt, one prompt per line | {len(ROWS)} | {len(prompt_set.rows)} |" in PAGE.read_text(encoding="utf-8")
+
+
+def test_json_lines_named_json_with_a_damaged_first_line(write):
+    path = write("c.json", '{"prompt": "zero",\n' + lines(ROWS[:3]))
+    data_set = read_conversations(DataSource(source=path), "general")
+    assert len(data_set.rows) == 3 and "1 of 4 conversations left out: not valid JSON" in data_set.notes[0]
 
 
 def test_utf_16_of_few_ascii_characters(write):
@@ -197,6 +204,10 @@ def test_what_cannot_be_trained_on_is_refused_with_the_reason(write, error_of, r
     [
         ("Human: How do I kill a process?\n\nAssistant:", "look like transcripts"),
         ("### Instruction:\nAdd.\n\n### Response:", "look like transcripts"),
+        ("Q: How do I kill a process?\nA:", "look like transcripts"),
+        ("USER: How do I kill a process? ASSISTANT:", "look like transcripts"),
+        ("Below is an instruction.\n\n### Instruction:\nAdd.\n\n### Response:", "look like transcripts"),
+        ("<\uff5cUser\uff5c>Hello<\uff5cAssistant\uff5c>", "markup of a chat template"),
         ("[INST] How do I kill a process? [/INST]", "markup of a chat template"),
         ("<|im_start|>user\nHello<|im_end|>", "markup of a chat template"),
         ("Write a dialogue: Human: hello", None),

@@ -157,6 +157,46 @@ def test_the_form_and_the_number_of_answers_are_printed(tmp_path, capsys):
     assert (row["id"], row["behavior_id"], row["input_label"]) == ("behavior_3-0", "behavior_3", 1)
 
 
+CHAT = json.dumps([{"role": "user", "content": "one"}, {"role": "assistant", "content": "Sure"}])
+SAMPLE = inspect(1, {"prompt": "one", "completion": "1"})
+ATTACHED = {"attachments": {"a1": "one"}, "input": "attachment://a1"}
+REASONED = {"content": [{"type": "reasoning", "text": "Hm."}, {"type": "text", "text": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("s.jsonl", lines([{**lm_eval(0, {"prompt": CHAT, "completion": "1"})}])),  # an answer that the task begins
+        ("log.json", json.dumps({**LOG, "samples": [SAMPLE | ATTACHED]})),
+        ("log.json", json.dumps({**LOG, "samples": [SAMPLE | {"output": {"choices": [{"message": REASONED}]}}]})),
+    ],
+)
+def test_variants_of_forms(tmp_path, name, rows):
+    (row,) = read_answers(write(tmp_path, name, rows)).rows
+    assert (row.answer.prompt, row.answer.completion) == ("one", "1")
+
+
+@pytest.mark.parametrize("scores", [[["-1.2", "False"]], [[["-1.2", "False"]]], [[[-1.2, False]]]])
+def test_scores_of_multiple_choice_are_no_answers(tmp_path, scores):
+    row = {**lm_eval(0, EXAMPLES[0]), "resps": [scores], "filtered_resps": scores}
+    with pytest.raises(UserError, match="multiple-choice tasks are scores"):
+        read_answers(write(tmp_path, "s.jsonl", lines([row])))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "completion"),
+    [
+        ("a.jsonl", lines([{"p": "one", "choices": [{"text": "1"}], "why": "MAX_TOKENS"}]), "choices.0.text"),
+        ("a.jsonl", lines([{"p": "one", "out": ["1", "2"], "why": "model_length"}]), "out.0"),
+        ("a.csv", 'p,out,why\none,"{""t"": ""1""}",length\n', "out.t"),
+    ],
+)
+def test_columns_lead_into_lists_and_json(tmp_path, name, rows, completion):
+    columns = {"prompt": "p", "completion": completion, "finish": "why"}
+    (row,) = read_answers(write(tmp_path, name, rows), columns).rows
+    assert row.answer == ("one", "1", "length")
+
+
 def test_columns_are_mapped_in_a_table_and_in_a_form(tmp_path):
     table = write(tmp_path, "a.csv", "question,response,key\none,Sure.,a\ntwo,No.,b\n")
     columns = ["prompt=question", "completion=response", "id=key"]

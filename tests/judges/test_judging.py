@@ -173,7 +173,9 @@ def test_a_judge_that_loses_verdicts_is_an_error(generations, tmp_path):
 
 def test_killed_judging_loses_or_repeats_no_verdict(tmp_path):
     """After kill -9 at random moments the result is that of an uninterrupted run; only the last verdict is repeated."""
-    rows = [{"id": str(i), "prompt": "Tell me.", "completion": f"Sorry, answer {i}\u2028is no."} for i in range(100)]
+    rows = [
+        {"id": str(i), "prompt": "Tell me.", "completion": f"Sorry,\u2028but my answer {i} is no."} for i in range(100)
+    ]
     generations, out, received = (tmp_path / name for name in ("g.jsonl", "v.jsonl", "asked.txt"))
     write_jsonl(generations, rows)
     generator, kills = random.Random(0), 0
