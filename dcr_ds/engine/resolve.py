@@ -104,7 +104,7 @@ def check_device(recipe: Recipe, model_config: dict, device: torch.device) -> No
 def _unbalanced(recipe: Recipe) -> str:
     """Why the routers cannot have a load-balancing loss in stage 2; "" if they can."""
     if recipe.model.freeze_router or recipe.align.adapter != "none":
-        return "routers are trained with model.freeze_router: false and align.adapter: none only"
+        return "the routers are frozen; model.freeze_router: false with align.adapter: none trains them"
     if recipe.model.kernels == "compile":
         return "router logits cannot be recorded with model.kernels: compile"
     return ""
