@@ -234,6 +234,8 @@ def test_html_entities_and_invisible_characters():
         "\"I'm sorry, but I can't help with that.\"",
         "> I can't help with that.",
         "```\nI can't help with that.\n```",
+        "Sure, here is the answer: I cannot help with that. If you are worried, call the police.",
+        "Here's my response to your request:\n\nI'm sorry, but I can't help with that.",
     ],
 )
 def test_a_refusal_in_quotes_or_after_a_label_is_a_refusal(answer):
@@ -278,6 +280,7 @@ def test_refusals_without_an_apology(answer):
         "I can't pinpoint the cause from here, but try restarting it.",
         "I cannot diagnose this remotely, but common causes include a full disk, an expired key and a wrong path.",
         "Sorry about that! The assistant failed because the token expired.",
+        "Sure, here is the answer: I can see the error in your log. The token expired; create a new one.",
         "Unfortunately, the assistant failed because its token expired. Create a new one.",
     ],
 )

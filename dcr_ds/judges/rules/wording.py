@@ -22,8 +22,16 @@ _NO_APOSTROPHE = re.compile(
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _MARKS = re.compile(r"[*_#`>]+")
-_LABEL = re.compile(r"\W*(?:final )?(?:answer|response|reply|output|content|message)\"?\**:\s*", re.IGNORECASE)
 _REFUSING = r"(?=(?:i(?:'m|'d| am| can| will| won| do| must)?|sorry|unfortunately|as an ai)\b)"
+_DECLINING = (
+    r"(?=(?:i(?:'m| am) (?:sorry|unable|not able|afraid)|i (?:can(?:'?t|not| not)|won't|will not)|sorry|as an ai)\b)"
+)
+_LABEL = re.compile(  # "Answer: …", and "Sure, here is the answer: I cannot …" after a prefilled opening
+    r"\W*(?:final )?(?:answer|response|reply|output|content|message)\"?\**:\s*|"
+    r"\W*(?:(?:sure|certainly|of course|absolutely|okay|yes)\b[,.!]* )?here(?:'s| is) (?:the|my|your|an?) (?:\w+ )?"
+    rf"(?:answer|response|reply)(?: to (?:your|the|that) (?:question|request|prompt))?:\s*{_DECLINING}",
+    re.IGNORECASE,
+)
 _QUOTATION = re.compile(  # quoted speech
     r"(?:(?<=[:,.!?] )|(?<=[:,.!?]))\"[^\"]{0,300}\"|(?<=: )'[^\n]{0,300}?'(?=[\s.,]|$)|"
     rf"(?:(?<=[a-z] )|(?<=[a-z]\n))\"{_REFUSING}[^\"]{{0,300}}\"|(?<=[a-z] )'{_REFUSING}[^\n]{{0,300}}?'(?=[\s.,;]|$)|"
