@@ -19,6 +19,7 @@ from dcr_ds.discernment import (
     youden_j_difference,
 )
 from dcr_ds.discernment.measures import COMPLIED, REFUSED, Result
+from dcr_ds.errors import UserError
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.statistics import holm, student_t
 
@@ -30,6 +31,7 @@ class Readings(NamedTuple):
     """An arm on a pair of sets: S seeds, n prompts, harmless first."""
 
     seeds: list[int]
+    prompts: list[tuple[str, str]]  # [n], set and id
     harmful: np.ndarray  # [n]
     twins: list[str | None]  # [n]
     log_odds: np.ndarray  # [S, n]
@@ -47,6 +49,7 @@ class Readings(NamedTuple):
         kept = (self.labels != "").all(axis=0)
         return Readings(
             self.seeds,
+            [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep],
             self.harmful[kept],
             [twin for twin, keep in zip(self.twins, kept, strict=True) if keep],
             self.log_odds[:, kept],
@@ -89,6 +92,12 @@ class Study:
             for seed in seeds
         ]
         keys = sorted(by_seed[0], key=lambda key: (key[0] == pair.harmful, key[1]))
+        for seed, rows in zip(seeds, by_seed, strict=True):
+            if rows.keys() != by_seed[0].keys():
+                raise UserError(
+                    f"{arm}: seeds {seeds[0]} and {seed} have different prompts of {pair.harmless} or "
+                    f"{pair.harmful}; repeat one"
+                )
         twins = twins_of(pair)
 
         def table(field: str) -> np.ndarray:
@@ -96,6 +105,7 @@ class Study:
 
         return Readings(
             seeds,
+            keys,
             np.array([name == pair.harmful for name, _ in keys]),
             [twins.get(key) for key in keys],
             table("log_odds").astype(float),
@@ -147,6 +157,8 @@ def figures(readings: Readings, reading: str) -> dict[str, Result]:
 
 def difference(ours: Readings, theirs: Readings, reading: str) -> dict[str, Result]:
     """Our measures less theirs, over the seeds that both have."""
+    if ours.prompts != theirs.prompts:
+        raise UserError("two arms were measured on different prompts; measure both with the same --data")
     common = [seed for seed in ours.seeds if seed in theirs.seeds]
     ours, theirs = ours.of_seeds(common), theirs.of_seeds(common)
     values = getattr(ours, reading), getattr(theirs, reading)

@@ -7,6 +7,7 @@ results/study/<arm>/seed-<n>.json       commit, protocol, device, seconds, token
 import csv
 import gzip
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,10 @@ def read(arm: str, seed: int, results: Path = RESULTS) -> list[Row]:
         cells = list(csv.reader(io.StringIO(text, newline="")))
         if cells[0] != list(Row._fields):
             raise ValueError(f"columns {cells[0]}")
-        return [Row(row[0], row[1], _number(row[2]), _number(row[3]), row[4] or None) for row in cells[1:]]
+        rows = [Row(row[0], row[1], _number(row[2]), _number(row[3]), row[4] or None) for row in cells[1:]]
+        if len({(row.set, row.id) for row in rows}) < len(rows):
+            raise ValueError("a prompt is there twice")
+        return rows
     except (OSError, EOFError, ValueError, IndexError) as error:
         raise UserError(f"{file}: cannot be read ({error}); check it out again, or repeat the arm") from None
 
@@ -89,4 +93,8 @@ def _cell(value: float | str | None) -> str:
 
 
 def _number(text: str) -> float | None:
-    return float(text) if text else None
+    if not text:
+        return None
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value

@@ -66,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED")
     parser.add_argument("--plan", action="store_true", help="print what is done and what is left; run nothing")
     options = parser.parse_args()
+    options.out = options.out.resolve()  # what is called below runs in the folder of the checkout
     if not options.plan and not options.data:
         parser.error("--data is needed: a folder of local copies of the public sets (docs/benchmark-sets.md)")
     return options
@@ -78,7 +79,7 @@ def jobs_of(arms: dict[str, Arm], options: argparse.Namespace) -> list[Job]:
     chosen = {name: arms[name] for name in arms if not options.only or name in options.only}
     groups = list(dict.fromkeys(arm.group for arm in chosen.values()))
     seeds = range(max(arm.seeds for arm in chosen.values()))
-    return [
+    jobs = [
         Job(name, arm, seed)
         for group in groups
         for seed in seeds
@@ -86,6 +87,10 @@ def jobs_of(arms: dict[str, Arm], options: argparse.Namespace) -> list[Job]:
         for name, arm in chosen.items()
         if arm.group == group and seed < arm.seeds
     ]
+    if unused := sorted(set(options.seeds or ()) - {job.seed for job in jobs}):
+        counts = ", ".join(f"{name} 0 to {arm.seeds - 1}" for name, arm in chosen.items())
+        raise UserError(f"--seeds {unused[0]}: no arm has this seed; seeds: {counts}")
+    return jobs
 
 
 def check(arms: dict[str, Arm], options: argparse.Namespace) -> None:

@@ -64,6 +64,10 @@ def test_rows_are_read_as_written_and_equal_rows_give_equal_bytes(tmp_path):
     first = place("stl", 3, tmp_path).rows.read_bytes()
     write(place("stl", 4, tmp_path), rows, {"seconds": 2.0})
     assert place("stl", 4, tmp_path).rows.read_bytes() == first
+    for damaged, message in ([Row("a", "1", float("nan"), 0.5, None)], "finite"), ([rows[0], rows[0]], "twice"):
+        write(place("stl", 5, tmp_path), damaged, {})
+        with pytest.raises(UserError, match=message):
+            read("stl", 5, tmp_path)
     place("stl", 3, tmp_path).rows.write_bytes(first[: len(first) // 2])
     with pytest.raises(UserError, match=r"seed-3.csv.gz: cannot be read"):
         read("stl", 3, tmp_path)
@@ -111,6 +115,7 @@ def test_wrong_input_of_the_study_exits_with_2(tmp_path):
         (["--data", str(tmp_path / "none")], "no such folder"),
         (["--data", str(tmp_path)], "made with another arm, recipe or sets"),
         ([], "--data is needed"),
+        (["--data", str(tmp_path), "--seeds", "99"], "--seeds 99: no arm has this seed"),
     ]:
         done = run_python("benchmarks/study/run.py", "--results", tmp_path, *words)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

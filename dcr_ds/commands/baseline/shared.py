@@ -98,6 +98,9 @@ def locate_source(options: Namespace) -> Source:
     if files.hook is not None:
         raise UserError(f"{options.model}: is a baseline itself; make the baseline from its source model")
     check_not_quantised(files.source)
+    for folder in filter(None, (files.source, files.adapter)):
+        if options.out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out: {options.out} is inside the model's folder {folder}; name a folder elsewhere")
     path = expand_user(options.model)
     return Source(str(path.resolve()) if path.exists() else options.model, section, files)
 

@@ -6,6 +6,7 @@ template, the settings, and the data that they come from. Nothing here imports t
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def write_baseline(
     tokenizer: Path,
     template: ChatTemplate,
 ) -> None:
-    """Write a baseline folder; baseline.json is written last.
+    """Write a baseline folder, which gets its name when it is complete.
 
     Args:
         vectors: tensors by name; none: no file of vectors.
@@ -100,8 +101,11 @@ def write_baseline(
 
     from dcr_ds.models.tokenizer_files import keep_tokenizer
 
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_tokenizer(tokenizer, template, folder)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    keep_tokenizer(tokenizer, template, partial)
     if vectors:
-        save_file({name: vector.contiguous() for name, vector in vectors.items()}, folder / VECTORS)
-    write_json(folder / BASELINE_RECORD, json.loads(json.dumps(asdict(record))))
+        save_file({name: vector.contiguous() for name, vector in vectors.items()}, partial / VECTORS)
+    write_json(partial / BASELINE_RECORD, json.loads(json.dumps(asdict(record))))
+    partial.rename(folder)
