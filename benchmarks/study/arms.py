@@ -7,6 +7,7 @@ from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rows import place, read_cost, seeds_done
 
 from dcr_ds.errors import UserError
 
@@ -72,3 +73,27 @@ def protocol_hash(name: str, arms: dict[str, Arm]) -> str:
         current = arm.of
     content = [file.read_text(encoding="utf-8") for file in SETTINGS] + [json.dumps(lineage, sort_keys=True)]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
+
+
+def refuse_other_protocols(arms: dict[str, Arm], results: Path) -> None:
+    """Results that were made under another protocol, or by different judges, are neither added to nor reported.
+
+    Raises:
+        UserError: which results.
+    """
+    judges: dict[str, str] = {}
+    for name in arms:
+        for seed in seeds_done(name, results):
+            cost, file = read_cost(name, seed, results), place(name, seed, results).cost
+            if cost["protocol"] != protocol_hash(name, arms):
+                raise UserError(
+                    f"{file}: made with another arm, recipe or sets than those of {HERE}; restore them, delete the "
+                    f"results of {name}, or name another --results"
+                )
+            judges.setdefault(cost["judge"], str(file))
+    if len(judges) > 1:
+        (first, one), (second, other), *_ = judges.items()
+        raise UserError(
+            f"{one} was judged by {first}, {other} by {second}; judge the kept answers again: "
+            "python benchmarks/study/rejudge.py --out FOLDER_OF_THE_RUNS"
+        )

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # marks.py
 
 import numpy as np
 from analysis import PLAN, Endpoint, Study, difference, figures, primary, rates, reading_that_agrees, t_interval
-from arms import HERE, ROOT, read_arms
+from arms import HERE, ROOT, read_arms, refuse_other_protocols
 from figures import STYLES, Bar, draw_forest, draw_fronts
 from headline import headline
 from marks import replace_marked
@@ -41,6 +41,7 @@ def main() -> int:
     if find_spec("matplotlib") is None:
         parser.error("this needs matplotlib: pip install -e '.[eval]'")
     try:
+        refuse_other_protocols(read_arms(), options.results)
         main_arms = write(Study(options.results), options.out)
         if options.readme:
             replace_marked(options.readme, "make study-report", main_arms)
@@ -74,11 +75,12 @@ def write(study: Study, out: Path) -> str:
         "The main arms, with the number of seeds of each:",
         main_arms,
         "## Hypothesis 1: DCR against STL",
-        endpoint_table(study, "stl"),
+        endpoint_section(study, "stl"),
         *([] if "equal-data" not in arms else ["## Hypothesis 3: DCR against equal data"]),
-        *([] if "equal-data" not in arms else [endpoint_table(study, "equal-data")]),
+        *([] if "equal-data" not in arms else [endpoint_section(study, "equal-data")]),
         "## Hypothesis 2: DCR against the knob",
         knob_table(study),
+        *weaker_refusals(study, arms),
         *reading_text(),
         "How strongly prompts are coupled in training (eNTK) was measured for the models of the demo: "
         "[diagnose.md](diagnose.md#entk) has base, after refine, DCR and STL.",
@@ -121,16 +123,37 @@ def signed_interval(result: Result) -> str:
     return f"{signed(result['value'])} ({number(result['low'], 2)} to {number(result['high'], 2)})"
 
 
-def endpoint_table(study: Study, other: str) -> str:
-    """The primary endpoints, and what they say by the rule of the protocol."""
-    endpoints = primary(study, "dcr", other)
-    rows = [["", "seeds", other, "dcr", "difference", "p, Holm"]]
+def endpoint_section(study: Study, other: str) -> str:
+    """The primary endpoints of DCR and another arm, and what they say by the rule of the protocol."""
+    endpoints, common = primary(study, "dcr", other), set(study.seeds("dcr")) & set(study.seeds(other))
+    planned = min(read_arms()[arm].seeds for arm in ("dcr", other))
+    is_done = len(common) >= planned
+    so_far = (
+        "" if is_done else f"{len(common)} of {planned} seeds are done, so this is no result yet. With these seeds: "
+    )
+    return f"{endpoint_table(study, endpoints, 'dcr', other)}\n\n{so_far}{verdict(endpoints, other)}"
+
+
+def weaker_refusals(study: Study, arms: list[str]) -> list[str]:
+    """The exploratory comparison of both arms with a constant on their refusal logits."""
+    ours, other = "dcr-knob-down", "knob-down"
+    if not {ours, other} <= set(arms) or not set(study.seeds(ours)) & set(study.seeds(other)):
+        return []
+    return [
+        "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms.",
+        endpoint_table(study, primary(study, ours, other), ours, other),
+    ]
+
+
+def endpoint_table(study: Study, endpoints: list[Endpoint], arm: str, other: str) -> str:
+    rows = [["", "seeds", other, arm, "difference", "p, Holm"]]
     for endpoint in endpoints:
         pair = PLAN.pairs[endpoint.pair]
-        theirs, ours = (study.readings(arm, pair) for arm in (other, "dcr"))
+        theirs, ours = (study.readings(name, pair) for name in (other, arm))
         common = [seed for seed in ours.seeds if seed in theirs.seeds]
         values = [
-            figures(arm.of_seeds(common), endpoint.reading or "log_odds")[endpoint.measure] for arm in (theirs, ours)
+            figures(readings.of_seeds(common), endpoint.reading or "log_odds")[endpoint.measure]
+            for readings in (theirs, ours)
         ]
         reading = f" of the {READING_NAMES[endpoint.reading]}" if endpoint.reading else ""
         rows.append(
@@ -142,13 +165,7 @@ def endpoint_table(study: Study, other: str) -> str:
                 number(endpoint.p_holm),
             ]
         )
-    planned, common = read_arms()["dcr"].seeds, set(study.seeds("dcr")) & set(study.seeds(other))
-    planned = min(planned, read_arms()[other].seeds)
-    is_done = len(common) >= planned
-    so_far = (
-        "" if is_done else f"{len(common)} of {planned} seeds are done, so this is no result yet. With these seeds: "
-    )
-    return f"{markdown_table(rows)}\n\n{so_far}{verdict(endpoints, other)}"
+    return markdown_table(rows)
 
 
 def verdict(endpoints: list[Endpoint], other: str) -> str:

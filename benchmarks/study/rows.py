@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_object, write_json
+from dcr_ds.label_agreement import REFUSAL_LABELS
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "study"
 DIGITS = 4  # after the point
@@ -46,8 +47,8 @@ def place(arm: str, seed: int, results: Path = RESULTS) -> Place:
 
 def seeds_done(arm: str, results: Path = RESULTS) -> list[int]:
     """The seeds of an arm whose results are complete."""
-    files = (results / arm).glob("seed-*.json")
-    seeds = sorted(int(file.stem.removeprefix("seed-")) for file in files)
+    names = (file.stem.removeprefix("seed-") for file in (results / arm).glob("seed-*.json"))
+    seeds = sorted(int(name) for name in names if name.isdecimal())
     return [seed for seed in seeds if place(arm, seed, results).is_done]
 
 
@@ -77,13 +78,23 @@ def read(arm: str, seed: int, results: Path = RESULTS) -> list[Row]:
         rows = [Row(row[0], row[1], _number(row[2]), _number(row[3]), row[4] or None) for row in cells[1:]]
         if len({(row.set, row.id) for row in rows}) < len(rows):
             raise ValueError("a prompt is there twice")
+        if unknown := {row.label for row in rows} - {None, *REFUSAL_LABELS}:
+            raise ValueError(f"unknown label {min(map(str, unknown))}")
         return rows
     except (OSError, EOFError, ValueError, IndexError) as error:
         raise UserError(f"{file}: cannot be read ({error}); check it out again, or repeat the arm") from None
 
 
 def read_cost(arm: str, seed: int, results: Path = RESULTS) -> dict:
-    return read_object(place(arm, seed, results).cost)
+    """What an arm and seed cost.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    file = place(arm, seed, results).cost
+    if missing := {"protocol", "seconds", "general_loss", "stages", "judge"} - (cost := read_object(file)).keys():
+        raise UserError(f"{file}: lacks {min(missing)}; check it out again, or repeat the arm")
+    return cost
 
 
 def _cell(value: float | str | None) -> str:

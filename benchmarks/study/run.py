@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # record.py
 
-from arms import ATTACKED_SEEDS, RECIPE, ROOT, TEMPLATE, Arm, protocol_hash, read_arms
+from arms import ATTACKED_SEEDS, RECIPE, ROOT, TEMPLATE, Arm, protocol_hash, read_arms, refuse_other_protocols
 from rows import RESULTS, place, read_cost, seeds_done, write
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
@@ -101,13 +101,7 @@ def check(arms: dict[str, Arm], options: argparse.Namespace) -> None:
     """
     if not Path(options.data).is_dir():
         raise UserError(f"--data {options.data}: no such folder")
-    for name in arms:
-        for seed in seeds_done(name, options.results):
-            if read_cost(name, seed, options.results).get("protocol") != protocol_hash(name, arms):
-                raise UserError(
-                    f"{place(name, seed, options.results).cost}: made with another arm, recipe or sets than those of "
-                    f"{RECIPE.parent}; restore them, delete the results of {name}, or name another --results"
-                )
+    refuse_other_protocols(arms, options.results)
 
 
 def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
@@ -120,6 +114,7 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     print(f"== {job.run}", flush=True)
     home = options.out / job.run
     try:
+        claim(home, protocol_hash(job.name, arms))
         model = model_of(job, arms, options)
         what = What(job.arm.answers, job.arm.attacks and job.seed < ATTACKED_SEEDS)
         measured = measure(str(model), options.data, home / "measured", what, read_plan())
@@ -131,9 +126,24 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     return True
 
 
+def claim(home: Path, protocol: str) -> None:
+    """Note in a run's folder which protocol it follows; what another protocol left there is not continued.
+
+    Raises:
+        UserError: the folder follows another protocol.
+    """
+    note = home / "protocol.txt"
+    if note.is_file() and note.read_text(encoding="utf-8").strip() != protocol:
+        raise UserError(f"{home}: made with another arm, recipe or sets; delete it, or name another --out")
+    home.mkdir(parents=True, exist_ok=True)
+    note.write_text(f"{protocol}\n", encoding="utf-8")
+
+
 def cost_of(job: Job, arms: dict[str, Arm], home: Path) -> dict:
     """What made the results: protocol, commit, device, and what each stage reports."""
     from record import commit, cpu_name
+
+    from dcr_ds.judges.rules.judge import RELEASE
 
     stages = {stage: RunFolder(home).stage(stage).summary for stage in TRAINING_STAGES}
     keys = ("steps", "tokens", "seconds", "wall_seconds", "exported_step", "start", "final", "failures")
@@ -143,6 +153,7 @@ def cost_of(job: Job, arms: dict[str, Arm], home: Path) -> dict:
         "commit": commit(),
         "date": date.today().isoformat(),
         "device": cpu_name(),
+        "judge": f"rules {RELEASE}",
         "stages": {stage: {key: row[key] for key in keys if key in row} for stage, row in reported.items()},
     }
 
@@ -161,12 +172,12 @@ def model_of(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> Pat
         return model
     if not arm.stages:
         return source
-    model = RunFolder(home).stage(arm.stages[-1]).model
-    if not model.is_dir():
+    last = RunFolder(home).stage(arm.stages[-1])
+    if not (last.is_done and last.model.is_dir()):
         recipe = prepared(job, options) if arm.prepare else RECIPE
         stages = ["--stages", f"[{', '.join(arm.stages)}]"]
         call("train.py", str(recipe), *overrides(job, options), *stages, "--model.source", str(source))
-    return model
+    return last.model
 
 
 def prepared(job: Job, options: argparse.Namespace) -> Path:

@@ -13,12 +13,13 @@ from tiny import make_model
 STUDY = ROOT / "benchmarks" / "study"
 sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
-from arms import protocol_hash, read_arms  # noqa: E402
+from arms import protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
 from measure import Plan, What, measure, read_plan  # noqa: E402
-from rows import Row, place, read, seeds_done, write  # noqa: E402
+from rows import Row, place, read, read_cost, seeds_done, write  # noqa: E402
 
 from dcr_ds.errors import UserError  # noqa: E402
+from dcr_ds.files import write_json  # noqa: E402
 
 LABELS = ("compliance", "full_refusal")
 
@@ -109,7 +110,9 @@ def test_the_plan_names_every_arm_and_what_is_left(tmp_path):
 
 def test_wrong_input_of_the_study_exits_with_2(tmp_path):
     arms = read_arms()
-    write(place("stl", 0, tmp_path), [], {"protocol": "another"})
+    written(tmp_path, "stl", 1, 0.5)
+    cost = read_cost("stl", 0, tmp_path)
+    write_json(place("stl", 0, tmp_path).cost, cost | {"protocol": "another"})
     for words, message in [
         (["--data", str(tmp_path), "--only", "stll"], "no such arm: stll"),
         (["--data", str(tmp_path / "none")], "no such folder"),
@@ -122,7 +125,7 @@ def test_wrong_input_of_the_study_exits_with_2(tmp_path):
     assert seeds_done("stl", tmp_path) == [0] and not seeds_done("dcr", tmp_path) and arms
 
 
-def written(results: Path, arm: str, seeds: int, separation: float) -> None:
+def written(results: Path, arm: str, seeds: int, separation: float, judge: str = "rules 4") -> None:
     """Results of an arm that does not exist: scores of harmful prompts are higher by `separation` on average."""
     for seed in range(seeds):
         generator, rows = np.random.default_rng(seed), []
@@ -135,7 +138,7 @@ def written(results: Path, arm: str, seeds: int, separation: float) -> None:
         example = {"set": "xstest-safe", "id": "1", "prompt": "How?", "completion": "So."}
         stage = {"steps": 1, "tokens": 2, "wall_seconds": 3.0}
         cost = {"seconds": 1.0, "general_loss": 2.5, "stages": {"align": stage}, "examples": [example]}
-        write(place(arm, seed, results), rows, cost)
+        write(place(arm, seed, results), rows, cost | {"protocol": protocol_hash(arm, read_arms()), "judge": judge})
 
 
 @pytest.mark.parametrize(("separation", "said"), [(3.0, "**supported**"), (0.5, "**not supported**")])
@@ -158,6 +161,22 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
     assert said in text and "DCR against STL" in text
     assert {file.name for file in (page.parent / "images").iterdir()} == {"study-fronts.png", "study-arms.png"}
     assert all(image in text for image in ("images/study-fronts.png", "images/study-arms.png"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"protocol": "another"}, "stl/seed-0.json: made with another arm, recipe or sets"),
+        ({"judge": "rules 3"}, "judged by rules 3, .* by rules 4; judge the kept answers again"),
+        ({"general_loss": None}, "stl/seed-0.json: lacks general_loss"),
+    ],
+)
+def test_rows_of_another_protocol_or_judge_are_refused(tmp_path, change, message):
+    written(tmp_path, "stl", 2, 0.5)
+    cost = {key: value for key, value in (read_cost("stl", 0, tmp_path) | change).items() if value is not None}
+    write_json(place("stl", 0, tmp_path).cost, cost)
+    with pytest.raises(UserError, match=message):
+        refuse_other_protocols(read_arms(), tmp_path)
 
 
 def test_a_page_needs_results_of_both_arms(tmp_path):
