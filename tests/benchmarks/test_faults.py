@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 
+import pytest
 from processes import ROOT
 from tiny import one_thread_environment
 
@@ -14,6 +15,7 @@ def run(*arguments: object) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_rows_of_faults_become_a_table(tmp_path):
     rows_file, page = tmp_path / "rows.csv", tmp_path / "page.md"
     run("--launcher", "fork", "--faults", 2, "--only", "model,between", "--csv", rows_file)

@@ -56,6 +56,7 @@ def test_the_models_of_a_run_are_compared_in_its_folder(finished_run, capsys):
     assert f"{blocks['refined'][block] - blocks['base'][block]:+.3f} (" in compared[1]
 
 
+@pytest.mark.slow
 def test_entk_compares_the_aligned_model_with_its_control(finished_run, model, tmp_path, capsys):
     run = RunFolder(tmp_path / "run")
     for seed, stage in enumerate(("control", "align"), 2):

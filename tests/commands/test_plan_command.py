@@ -104,6 +104,7 @@ def test_bad_input(plan, arguments, message):
     assert message in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
 
 
+@pytest.mark.slow
 def test_plan_with_measure_uses_measured_rates_and_memory(plan, tmp_path):
     """Both stages run; the plan is for the device that they ran on."""
     folder, file = make_model(tmp_path / "tiny", tied=False), tmp_path / "plan.json"

@@ -11,9 +11,9 @@ SCRIPT = Path(__file__).with_name("first_gradients.py")
 pytestmark = pytest.mark.timeout(900)  # three launches of up to three ranks, on few cores
 
 
-# ZeRO stages and micro-batches by number of ranks; 8 rows do not divide by 3 ranks
+# ZeRO stages and micro-batches by number of ranks; 8 rows do not divide by 3 ranks, nor 4 rows by 3
 LAUNCHES = {
-    "quick": {1: ([0, 3], [8, 1]), 3: ([3], [2])},
+    "quick": {1: ([0, 3], [8, 1]), 2: ([3], [3])},
     "all": {1: ([0, 2, 3], [8, 4, 1]), 2: ([0, 2, 3], [4]), 3: ([2, 3], [2, 1])},
 }
 

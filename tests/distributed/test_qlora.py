@@ -65,6 +65,7 @@ def test_both_stages_train_adapters_that_chain(run, model):
         base = merged
 
 
+@pytest.mark.slow
 def test_zero3_with_activation_checkpointing_trains_the_same_adapters(run, options, tmp_path):
     words = ["--model.quantize_zero3", "true", "--model.activation_checkpointing", "true"]
     command = [*options, *words, "--output", str(tmp_path), "--deepspeed", "ds_configs/zero3.json"]

@@ -13,7 +13,10 @@ from tiny import one_thread_environment
 from dcr_ds.engine.distributed import LAUNCHER_VARIABLES, set_environment
 from dcr_ds.errors import UserError
 
+# SIGINT is ignored in a process that a shell started in the background, and in its children
 JOIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import dcr_ds.engine.watch.joining as joining
 from dcr_ds.engine import distributed
 joining.REPORT_SECONDS = 0.5

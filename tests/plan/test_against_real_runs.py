@@ -21,6 +21,7 @@ def test_one_rank():
     assert out.count(" zero ") == 13
 
 
+@pytest.mark.slow
 def test_two_ranks():
     """Shards and traffic: gradients in buckets, parameters gathered for every pass."""
     out = check(2, "--stages", "refine,align,dpo", "--adapters", "none", "--zero", "2,3", "--checkpointing", "off",
