@@ -11,12 +11,14 @@ from dcr_ds.discernment.curves import compliance_at, refusal_curve
 
 # Okabe and Ito's colours and different markers
 STYLES = {
-    "base": ("#777777", "x"),
+    "base": ("#777777", "P"),
     "stl": ("#D55E00", "o"),
     "dcr": ("#0072B2", "s"),
     "equal-data": ("#E69F00", "^"),
     "repair": ("#009E73", "D"),
 }
+# arms with weaker refusals, as hollow marks in the colour of the arm that they are made of
+WEAKER = {"knob-down": "stl", "dcr-knob-down": "dcr"}
 REFUSALS = np.linspace(0.02, 0.98, 49)
 TITLES = {"xstest": "XSTest", "or-bench": "OR-Bench"}
 
@@ -41,6 +43,9 @@ def draw_fronts(study: Study, arms: Sequence[str], out: Path) -> None:
         panel.plot([0, 100], [100, 0], color="#CCCCCC", linewidth=1)
         for arm, of_arm in readings.items():
             draw_arm(panel, arm, of_arm, reading)
+        for arm, of in WEAKER.items():
+            if study.seeds(arm):
+                draw_marks(panel, of, study.readings(arm, PLAN.pairs[name]), label=f"{of}, refusal logits −2")
         what = "log-odds" if reading == "log_odds" else "greedy margins"
         panel.set(xlim=(0, 100), ylim=(0, 100))
         panel.set_title(f"{title}\nlines: {what}, marks: judged answers", fontsize=11)
@@ -49,13 +54,13 @@ def draw_fronts(study: Study, arms: Sequence[str], out: Path) -> None:
         panel.grid(color="#EEEEEE")
         panel.spines[["top", "right"]].set_visible(False)
     lines, labels = panels[0].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="outside lower center", ncols=len(arms), frameon=False)
+    figure.legend(lines, labels, loc="outside lower center", ncols=3, frameon=False)
     save(figure, out)
 
 
 def draw_arm(panel: Any, arm: str, readings: Readings, reading: str) -> None:
     """A line with its range over the seeds, and a mark per seed."""
-    colour, marker = STYLES[arm]
+    colour, _ = STYLES[arm]
     ones = np.ones((1, len(readings.harmful)))
     curves = [refusal_curve(scores, readings.harmful, ones) for scores in getattr(readings, reading)]
     lines = 100 * np.array([[compliance_at(curve, refusal)[0] for refusal in REFUSALS] for curve in curves])
@@ -65,8 +70,15 @@ def draw_arm(panel: Any, arm: str, readings: Readings, reading: str) -> None:
     panel.plot(100 * REFUSALS, lines.mean(axis=0), color=colour, label=label)
     panel.fill_between(100 * REFUSALS, lines.min(axis=0), lines.max(axis=0), color=colour, alpha=0.15, linewidth=0)
     if readings.is_answered:
-        compliance, refusal = rates(readings)
-        panel.scatter(100 * refusal, 100 * compliance, color=colour, marker=marker, s=22, zorder=3)
+        draw_marks(panel, arm, readings)
+
+
+def draw_marks(panel: Any, arm: str, readings: Readings, label: str | None = None) -> None:
+    """The judged answers of each seed; hollow marks with a label."""
+    colour, marker = STYLES[arm]
+    compliance, refusal = rates(readings)
+    shape = {"marker": marker, "edgecolors": colour, "facecolors": "none" if label else colour, "s": 22, "zorder": 3}
+    panel.scatter(100 * refusal, 100 * compliance, label=label, **shape)
 
 
 def draw_forest(bars: Sequence[Bar], title: str, out: Path) -> None:
