@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # marks.py
 
 import numpy as np
 from analysis import PLAN, Endpoint, Study, difference, figures, primary, rates, reading_that_agrees, t_interval
-from arms import HERE, ROOT, read_arms, refuse_other_protocols
+from arms import ATTACKED_SEEDS, HERE, ROOT, read_arms, refuse_other_protocols
 from figures import STYLES, Bar, draw_forest, draw_fronts
 from headline import headline
 from marks import replace_marked
@@ -72,7 +72,7 @@ def write(study: Study, out: Path) -> str:
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
         "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone.",
         "![Compliance against refusal](images/study-fronts.png)",
-        "The main arms, with the number of seeds of each:",
+        f"The main arms, with the number of seeds of each (attacks: seeds below {ATTACKED_SEEDS}):",
         main_arms,
         "## Hypothesis 1: DCR against STL",
         endpoint_section(study, "stl"),
