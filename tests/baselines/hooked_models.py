@@ -1,5 +1,6 @@
 """Tiny models with the hook of a baseline folder, and slow generation without a cache or padding."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ def write_hook(folder: Path, source: Path, name: str, settings: dict, vectors: d
     record = BaselineRecord(
         name, str(source), content_hash(source, None), template_hash(load_tokenizer(source)), settings, {}
     )
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier test
     write_baseline(folder, record, vectors or {}, source, OWN_TEMPLATE)
     return folder
 
