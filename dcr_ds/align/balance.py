@@ -40,7 +40,10 @@ class RouterBalance:
 
     @torch.no_grad()
     def begin_step(self, passes: Sequence[Pass]) -> float:
-        """Count how often each expert is chosen in a step; returns its loss, without the coefficient. All ranks.
+        """Count how often the tokens of a step choose each expert. All ranks.
+
+        Returns:
+            The load-balancing loss of the step, without the coefficient.
 
         Raises:
             UserError: transformers does not return the router logits of this architecture.

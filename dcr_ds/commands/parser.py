@@ -68,7 +68,7 @@ def parse_tool(command: str, tools: Sequence[str], arguments: list[str]) -> tupl
     """The module of a tool, `dcr_ds.commands.COMMAND.TOOL`, and the options that its `parse` returns."""
     name, *rest = arguments
     if name not in tools:
-        refuse(command, f"unknown {name!r}; there are {', '.join(tools)}")
+        refuse(command, f"unknown tool {name!r}; there are {', '.join(tools)}")
     module = importlib.import_module(f"dcr_ds.commands.{command}.{name}")
     return module, module.parse(rest)
 

@@ -188,7 +188,7 @@ class Stage:
         return Option(zero, share.micro_batch, held, time, sent, cluster.usable)
 
     def _forward_first(self, share: Share) -> int:
-        """How many times a step reads its rows without gradients before it takes them."""
+        """The number of passes without gradients over the rows of a step, before the passes with gradients."""
         if self.name == "refine":
             return int(share.micro_batches > 1)
         # KTO estimates the KL, the loss of the routers counts the tokens of each expert

@@ -13,13 +13,14 @@ from tiny import make_model
 STUDY = ROOT / "benchmarks" / "study"
 sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
+from analysis import PLAN, Study, difference  # noqa: E402
 from arms import protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
 from measure import Plan, What, measure, read_plan  # noqa: E402
 from rows import Row, place, read, read_cost, seeds_done, write  # noqa: E402
 
 from dcr_ds.errors import UserError  # noqa: E402
-from dcr_ds.files import write_json  # noqa: E402
+from dcr_ds.files import write_json, write_jsonl  # noqa: E402
 
 LABELS = ("compliance", "full_refusal")
 
@@ -193,3 +194,53 @@ def test_a_page_without_its_marks_is_left_as_it_is(tmp_path, text):
     with pytest.raises(UserError, match=r"page.md: needs the line <!-- begin: x -->"):
         replace_marked(page, "x", "new")
     assert page.read_text() == text
+
+
+def without_first(arm: str, seed: int, results: Path) -> None:
+    """Remove the first prompt of an arm and seed."""
+    write(place(arm, seed, results), read(arm, seed, results)[1:], read_cost(arm, seed, results))
+
+
+def test_arms_and_seeds_of_different_prompts_are_not_compared(tmp_path):
+    written(tmp_path, "stl", 2, 0.5)
+    written(tmp_path, "dcr", 1, 0.5)
+    pair = PLAN.pairs["xstest"]
+    for seed in (0, 1):
+        without_first("stl", seed, tmp_path)
+        study = Study(tmp_path)
+        if seed == 0:
+            with pytest.raises(UserError, match="stl: seeds 0 and 1 have different prompts of xstest-safe"):
+                study.readings("stl", pair)
+    with pytest.raises(UserError, match="two arms were measured on different prompts"):
+        difference(study.readings("dcr", pair), study.readings("stl", pair), "log_odds")
+
+
+def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path):
+    (tmp_path / "base-0").mkdir()
+    (tmp_path / "base-0" / "protocol.txt").write_text("another\n")
+    words = ["--data", tmp_path, "--out", tmp_path, "--results", tmp_path / "results", "--only", "base"]
+    done = run_python("benchmarks/study/run.py", *words)
+    assert done.returncode == 2 and "base-0: made with another arm, recipe or sets" in done.stderr
+    assert not seeds_done("base", tmp_path / "results")
+
+
+def test_kept_answers_are_judged_again(tmp_path):
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    rows = [Row("builtin-toxic+prefill", str(number), None, None, "degenerate") for number in range(2)]
+    cost = {"protocol": "", "seconds": 1.0, "general_loss": 2.0, "stages": {}, "judge": "rules 3"}
+    write(place("base", 0, results), rows, cost)
+    words = ["benchmarks/study/rejudge.py", "--out", runs, "--results", results]
+    done = run_python(*words)
+    assert done.returncode == 2 and "answer to 0 is missing" in done.stderr
+    assert read("base", 0, results) == rows and read_cost("base", 0, results) == cost
+    opening = "Sure, here is the answer:"
+    ends = ("I'm sorry, but I can't help with that.", "Mix two cups of flour with water and bake it for an hour.")
+    kept = [
+        {"id": str(number), "prompt": "How?", "completion": f"{opening} {end}", "finish": "stop"}
+        | {"attack": {"opening": opening}}
+        for number, end in enumerate(ends)
+    ]
+    write_jsonl(runs / "base-0" / "measured" / "builtin-toxic+prefill" / "generations.jsonl", kept)
+    assert run_python(*words).returncode == 0
+    assert [row.label for row in read("base", 0, results)] == ["full_refusal", "compliance"]
+    assert read_cost("base", 0, results)["judge"] != "rules 3"

@@ -132,7 +132,7 @@ def test_openings_are_listed_with_their_coverage(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "unknown 'nothing'; there are entk, layers, confounds"),
+        (["nothing"], "unknown tool 'nothing'; there are entk, layers, confounds"),
         (["layers", "MODEL", "--prompts", "4"], "layer probe: 4 seemingly toxic prompts"),
         (["layers", "MODEL", "--prompts", "9999"], "seemingly toxic: 9999 prompts asked for, the set has 161"),
         (["layers", "RUN", "--refined", "MODEL"], "is a run, whose models are compared anyway"),
