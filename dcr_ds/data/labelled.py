@@ -4,7 +4,7 @@ A row is a conversation in any form of conversations.py with a `label`, or a pai
 is desirable and whose rejected one is not.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,8 +43,18 @@ def read_labelled(source: DataSource, name: str = "preferences", field: str | No
             f"{field or f'data.{name}'}: {read.source}: all {len(answers)} answers are {found}; KTO needs both labels: "
             f"add {missing} answers, or map the column of labels with columns.label"
         )
+    if both := _count_both(answers):
+        read.notes.append(f"{both} answers are labelled both desirable and undesirable")
     same: Any = read
     return replace(same, rows=answers, sha256=digest(answers))
+
+
+def _count_both(answers: Sequence[LabelledAnswer]) -> int:
+    """The number of different answers that have both labels."""
+    labels: dict[Hashable, set[bool]] = {}
+    for answer in answers:
+        labels.setdefault(_exchange(answer), set()).add(answer.desirable)
+    return sum(len(given) == 2 for given in labels.values())
 
 
 def _answers_of(row: Preference | LabelledAnswer) -> list[LabelledAnswer]:
@@ -87,10 +97,12 @@ def _label(row: Row, column: str) -> bool:
 
 
 def _content(row: Preference | LabelledAnswer) -> Hashable:
-    if isinstance(row, Preference):
-        return PREFERENCES.content(row)
-    context = tuple((message["role"], message["content"].strip()) for message in row.context)
-    return (*context, row.answer.strip(), row.desirable)
+    return PREFERENCES.content(row) if isinstance(row, Preference) else (*_exchange(row), row.desirable)
+
+
+def _exchange(row: LabelledAnswer) -> tuple[object, ...]:
+    """The context and the answer, without the label."""
+    return (*((message["role"], message["content"].strip()) for message in row.context), row.answer.strip())
 
 
 LABELLED: Kind = Kind("rows", COLUMNS, _parser, _content)

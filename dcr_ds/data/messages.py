@@ -4,6 +4,7 @@ ShareGPT's `{"from", "value"}`, its names of roles, and contents as a list of te
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from dcr_ds.data.columns import checked_text, optional_text, required_text
@@ -18,13 +19,15 @@ ROLES = {
 }
 TOOL_ROLES = ("tool", "tool_call", "tool_response", "function", "function_call", "function_response", "observation")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
+READ = ROLE | {"content", "value"}  # keys of a message that are used
 ONLY_TEXT = "only text is trained on; remove the row"
 
 
 def checked_messages(value: Any, column: str, row: Row, last_role: str = "assistant") -> Messages:
     """Checked messages: an optional system message, then user and assistant alternating, `last_role` at the end.
 
-    The last message may be empty if it is the assistant's; callers leave such rows out.
+    The last message may be empty if it is the assistant's; callers leave such rows out. An answer of weight 0 (OpenAI's
+    format for fine-tuning) is an error: only the last answer is trained on.
     """
     value = as_list(value)
     if not isinstance(value, list):
@@ -43,7 +46,19 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
     if not turns or turns[-1]["role"] != last_role:
         last_message = "the assistant's answer" if last_role == "assistant" else "the user's message"
         raise row.error(f"{column!r} must end with {last_message}")
+    if last_role == "assistant" and value[-1].get("weight") == 0:
+        problem = "has the weight 0, so the answer is not meant to be trained on; remove the row, or the weight"
+        raise _message_error(problem, len(value), row, column)
     return tuple(messages)
+
+
+def unused_keys(cells: Iterable[Any]) -> list[str]:
+    """Keys of messages in cells that have a value and are not used, such as `reasoning_content`; in order."""
+    values = map(as_list, cells)
+    lists = (value if isinstance(value, list) else [value] for value in values)
+    messages = (item for items in lists for item in items if isinstance(item, dict))
+    keys = (key for message in messages for key, value in message.items() if value not in (None, "", [], {}))
+    return list(dict.fromkeys(key for key in keys if key not in READ))
 
 
 def as_list(value: Any) -> Any:

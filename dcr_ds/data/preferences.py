@@ -28,10 +28,19 @@ def read_preferences(source: DataSource, name: str = "preferences", field: str |
     Pairs with an empty answer, and pairs whose conversations differ before the last answer, are left out. A row whose
     chosen and rejected answers are equal is a bad row: it teaches nothing and is a mistake in the data.
     """
-    return read_data_set(PREFERENCES, source, name, field)
+    read = read_data_set(PREFERENCES, source, name, field)
+    contents = {_content(row) for row in read.rows}
+    if exchanged := sum((*content[:-2], content[-1], content[-2]) in contents for content in contents):
+        read.notes.append(f"{exchanged // 2} pairs also occur with chosen and rejected exchanged")
+    return read
 
 
 def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
+    if "chosen" not in layout.columns and "label" in layout.table.columns:
+        raise layout.table.origin.error(
+            "rows of single answers with a label are for KTO (align.method: kto); the other methods need pairs: "
+            "the columns chosen and rejected"
+        )
     chosen_column, rejected_column = layout.required("chosen"), layout.required("rejected")
     prompt_column, id_column, category = (layout.column(name) for name in ("prompt", "id", "category"))
     system, history, tools = (layout.column(name) for name in ("system", "history", "tools"))

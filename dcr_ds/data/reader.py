@@ -6,6 +6,7 @@ from typing import Generic
 
 from dcr_ds.data.columns import list_names, missing_column, resolve_columns
 from dcr_ds.data.markup import markup_notes
+from dcr_ds.data.messages import unused_keys
 from dcr_ds.data.records import DataSet, Omitted, Record, digest
 from dcr_ds.data.rows import LeftOut, parse_rows
 from dcr_ds.data.selection import draw_rows, filter_rows, refuse_doubled_ids, refuse_missing_ids, split_repeats
@@ -50,7 +51,7 @@ class Kind(Generic[Record]):
         content: what makes two records the same; repeats of a record are left out.
         needs_ids: a column of ids, if there is one, must be filled.
         takes_first_human_turn: whether the option `first_human_turn` applies.
-        notes_unused: whether columns that are not used are noted.
+        notes_unused: whether columns and keys of messages that are not used are noted.
     """
 
     plural: str
@@ -100,7 +101,10 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
 
 
 def _unused(layout: Layout) -> list[str]:
-    """A note on the columns that are not used, if there are any."""
+    """Notes on the columns, and the keys of messages, that are not used, if there are any."""
     used = layout.used | set(layout.source.where)
-    unused = [name for name in layout.table.columns if name and name not in used]
-    return [f"columns that are not used: {list_names(unused)}"] if unused else []
+    columns = [name for name in layout.table.columns if name and name not in used]
+    cells = (row.cells.get(name) for row in layout.table.rows for name in layout.table.columns if name in layout.used)
+    keys = unused_keys(cells)
+    named = {"columns": columns, "keys of messages": keys}
+    return [f"{kind} that are not used: {list_names(names)}" for kind, names in named.items() if names]

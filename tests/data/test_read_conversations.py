@@ -1,5 +1,7 @@
 """Conversations: three forms, empty answers, duplicates, and errors."""
 
+import json
+
 import pytest
 
 from dcr_ds.data import read_conversations
@@ -22,9 +24,28 @@ def test_messages(write, ending):
     assert (conversation.id, conversation.prompt, conversation.response) == ("a", "more", "answer")
 
 
-def test_extra_keys_and_empty_system_messages_are_dropped(write):
-    messages = [{"role": "system", "content": ""}, {**USER, "name": "x"}, ASSISTANT]
+def test_empty_system_messages_are_dropped(write):
+    messages = [{"role": "system", "content": ""}, USER, ASSISTANT]
     assert read(write("c.jsonl", [{"messages": messages}])).rows[0].messages == (USER, ASSISTANT)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_keys_of_messages_that_are_not_used_are_noted_once(write, ending):
+    answer = {**ASSISTANT, "reasoning_content": "hm", "weight": 1, "tool_calls": None}
+    rows = [{"messages": [{**USER, "content": text}, answer]} for text in "ab"]
+    if ending == "csv":
+        rows = [{"messages": json.dumps(row["messages"])} for row in rows]
+    conversations = read(write(f"c.{ending}", rows))
+    assert conversations.rows[0].messages == ({**USER, "content": "a"}, ASSISTANT)
+    assert conversations.notes == ["keys of messages that are not used: reasoning_content, weight"]
+
+
+def test_only_an_answer_of_weight_0_is_refused(write, error_of):
+    ignored = {**ASSISTANT, "weight": 0}
+    path = write("c.jsonl", [{"messages": [USER, ignored, USER, ASSISTANT]}])
+    assert len(read(path).rows) == 1
+    path = write("c.jsonl", [{"messages": [USER, ASSISTANT, USER, ignored]}])
+    assert "line 1: message 4 of 'messages' has the weight 0, so the answer is not meant" in error_of(read, path)
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])

@@ -73,7 +73,10 @@ def test_the_builtin_preferences_in_the_form_of_kto():
 def test_repeated_answers_are_left_out_and_counted_but_not_those_with_the_other_label(write):
     read_set = read(write("k.jsonl", [ROW, {**ROW, "label": False}, {**ROW, "completion": "good "}]))
     assert len(read_set.rows) == 2
-    assert read_set.notes == ["1 of 3 rows left out: repeated (line 3)"]
+    assert read_set.notes == [
+        "1 of 3 rows left out: repeated (line 3)",
+        "1 answers are labelled both desirable and undesirable",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,18 @@ def test_pairs_without_a_preference_are_dropped_and_counted(write):
     ]
 
 
+def test_pairs_that_contradict_each_other_are_noted(write):
+    rows = [ROW, {**ROW, "chosen": "bad", "rejected": "good"}, {**ROW, "rejected": "worse"}]
+    preferences = read(write("p.jsonl", rows))
+    assert len(preferences.rows) == 3
+    assert preferences.notes == ["1 pairs also occur with chosen and rejected exchanged"]
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
+        ([{"prompt": "a", "completion": "b", "label": True}], ": rows of single answers with a label are for KTO"),
+        ([{**ROW, "chosen": {**GOOD, "weight": 0}}], ", line 1: message 2 of 'chosen' has the weight 0"),
         (
             [ROW, {**ROW, "rejected": " good\n"}, {**ROW, "rejected": "good"}],
             ", line 2: chosen and rejected are the same answer; correct or remove the row. In all, 2 of 3 rows cannot",
