@@ -31,6 +31,7 @@ def expand_user(path: str) -> Path:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file atomically, creating its folder: readers see the old content or the new, never a part."""
+    refuse_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -42,6 +43,16 @@ def write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         error.filename = error.filename or str(path)  # that a full disk does not name
         raise
+
+
+def refuse_device(path: Path) -> None:
+    """Raise UserError for a device or pipe such as /dev/null, which a rename would replace by a file."""
+    process_files = Path("/proc")  # to which /dev/stdout leads
+    is_stream = path.parent.resolve().is_relative_to(process_files) or (
+        path.is_symlink() and path.readlink().is_relative_to(process_files)
+    )
+    if is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise UserError(f"{path}: is a device or pipe, which cannot be written atomically; name a file")
 
 
 def free_bytes(folder: Path) -> int | None:
@@ -85,7 +96,7 @@ def parse_json(text: str | bytes, unique_keys: bool = False) -> Any:
         unique_keys: refuse an object with the same key twice, of which Python takes the last.
     """
     try:
-        return json.loads(text, object_pairs_hook=_with_unique_keys if unique_keys else None)
+        return json.loads(text, object_pairs_hook=with_unique_keys if unique_keys else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -99,12 +110,16 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {key!r} is there twice")
-        values[key] = value
+class DoubledKey(ValueError):
+    """An object has the same key twice."""
+
+
+def with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object with these keys, as `object_pairs_hook` of the json module. Raises DoubledKey."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise DoubledKey(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return values
 
 

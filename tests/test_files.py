@@ -1,7 +1,9 @@
 """Files of rows: readers are strict; a writer that resumes drops incomplete rows."""
 
 import json
+import os
 import resource
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,16 @@ def test_a_damaged_line_is_named_or_left_out_and_reported(file, capsys, damage, 
         read_jsonl(file, ("id",))
     assert read_whole_rows(file, ("id",)) == ROWS
     assert ("is damaged" in capsys.readouterr().err) == (line < len(ROWS))  # an incomplete last line is normal
+
+
+def test_a_device_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    for path in (pipe, tmp_path / "stdout", Path("/dev/fd/1")):
+        with pytest.raises(UserError, match="is a device or pipe"):
+            write_atomically(path, "text")
+    assert pipe.is_fifo()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", DEEP, "\0"])

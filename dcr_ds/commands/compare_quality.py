@@ -10,6 +10,7 @@ from dcr_ds.commands.parser import (
     column_mapping,
     command_parser,
     endpoint_of,
+    output_file,
     refuse,
     refuse_overwriting,
 )
@@ -50,7 +51,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("b", type=Path, metavar="B.jsonl", help="generations of model B")
     add("--judge-url", required=True, metavar="URL", help="base URL of the judge's OpenAI-compatible endpoint")
     add("--model", required=True, metavar="NAME", help="name of the judge model at the endpoint")
-    add("--out", required=True, type=Path, metavar="FILE", help="verdicts (.jsonl); the summary goes to FILE.json")
+    help_out = "verdicts (.jsonl); the summary goes to FILE.json"
+    add("--out", required=True, type=output_file, metavar="FILE", help=help_out)
     help_columns = "both files' column for prompt, completion, id or finish"
     add("--columns", nargs="+", type=column_mapping, default=[], metavar="NAME=COLUMN", help=help_columns)
     add_endpoint(parser)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dcr_ds.commands.parser import command_parser, refuse
+from dcr_ds.commands.parser import command_parser, output_path, refuse
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.recipe.layout import STAGE_OF_MODEL
 
@@ -56,7 +56,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = command_parser("export", DESCRIPTION)
     add = parser.add_argument
     add("what", type=Path, metavar="RUN|CHECKPOINT|ADAPTER", help="folder of a run, a checkpoint or an adapter")
-    add("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    add("--out", type=output_path, required=True, metavar="DIR", help="a new folder")
     add("--stage", choices=tuple(STAGE_OF_MODEL.values()), help="stage of a run (default: align, else refine)")
     add("--merge", action="store_true", help="merge a trained adapter into its base model")
     help_base = "folder or hub id of the base model, where the run or adapter no longer names the right one"

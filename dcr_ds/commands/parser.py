@@ -15,6 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import refuse_device
+from dcr_ds.recipe.urls import refuse_store
 
 if TYPE_CHECKING:
     from dcr_ds.models.endpoint import Endpoint
@@ -109,11 +111,11 @@ def endpoint_of(url: str, model: str, options: Namespace) -> "Endpoint":
     return endpoint
 
 
-def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path]) -> None:
+def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path], option: str = "--out") -> None:
     """Refuse an output file that is one of the inputs."""
     for path in inputs:
         if out.exists() and path.exists() and out.samefile(path):
-            refuse(command, f"--out: {out} is one of the input files; name another file")
+            refuse(command, f"{option}: {out} is one of the input files; name another file")
 
 
 def show(text: str) -> None:
@@ -197,10 +199,23 @@ def checked_mapping(command: str, pairs: list[tuple[str, str]], known: tuple[str
     return dict(pairs)
 
 
-def output_file(text: str) -> Path:
-    if Path(text).is_dir():
-        raise ArgumentTypeError(f"{text} is a folder; name a file")
+def output_path(text: str) -> Path:
+    """A file or folder to write on this machine."""
+    try:
+        if not text.strip():
+            raise UserError("is empty; name a file or folder")
+        refuse_store(text, "not written")
+        refuse_device(Path(text))
+    except UserError as error:
+        raise ArgumentTypeError(str(error)) from None
     return Path(text)
+
+
+def output_file(text: str) -> Path:
+    path = output_path(text)
+    if path.is_dir():
+        raise ArgumentTypeError(f"{text} is a folder; name a file")
+    return path
 
 
 def finite_number(text: str) -> float:

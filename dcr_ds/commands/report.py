@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dcr_ds.commands.parser import command_parser
+from dcr_ds.commands.parser import command_parser, output_file
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report.write import terminal_table, write_report
 
@@ -37,5 +37,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "the Markdown file; the HTML page and figures/ go next to it (default: RUN/report/report.md; with several "
         "runs report/report.md next to the first)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help=help_out)
+    parser.add_argument("--out", type=output_file, metavar="FILE", help=help_out)
     return parser.parse_args(arguments)

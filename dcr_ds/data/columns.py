@@ -1,6 +1,7 @@
 """The columns of a table by our names, and the text in its cells."""
 
 import difflib
+import re
 from typing import Any
 
 from dcr_ds.data.tables import Row, Table, kind_of
@@ -8,6 +9,7 @@ from dcr_ds.errors import UserError
 
 MAX_SHOWN = 20  # column names in a message
 LONGEST = 60  # characters of a column name in a message
+INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*")  # space, zero-width characters, byte order marks
 WORDS_OF_DATA = 4  # a name of so many words is a text rather than a name
 HEADER_IS_DATA = ". If the first line is a row, not a header, put a line with the names of the columns above it"
 
@@ -51,7 +53,7 @@ def list_names(names: list[str], wanted: str = "") -> str:
     similar = difflib.get_close_matches(wanted, names, n=3) if len(names) > MAX_SHOWN else []
     shown = [*similar, *(name for name in names if name not in similar)][:MAX_SHOWN]
     listed = ", ".join(name[:LONGEST] if name and name.isprintable() else repr(name[:LONGEST]) for name in shown)
-    return listed + (f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else "")
+    return (listed or "none") + (f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else "")
 
 
 def row_id(row: Row, column: str | None) -> str:
@@ -66,7 +68,7 @@ def required_text(row: Row, column: str, may_be_empty: bool = False) -> str:
         raise row.error(f"{column!r} is missing; fill it in or remove the row")
     if not isinstance(value, str):
         raise row.error(f"{column!r} must be text, this is {kind_of(value)}")
-    if not value.strip() and not may_be_empty:
+    if not may_be_empty and INVISIBLE.fullmatch(value):
         raise row.error(f"{column!r} is empty; fill it in or remove the row")
     return checked_text(value, column, row)
 

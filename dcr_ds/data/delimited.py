@@ -3,7 +3,7 @@
 import csv
 import io
 
-from dcr_ds.data.tables import Origin, Parsed, Table, table_of
+from dcr_ds.data.tables import Origin, Parsed, Table, refuse_doubled_names, table_of
 
 LONGEST_CELL = 2**31 - 1  # the default of the csv module, 131,072 characters, is too small for long dialogues
 LONGEST_HEADER = 1 << 16
@@ -67,9 +67,7 @@ def _delimiter(text: str, default: str) -> str:
 
 def _header(values: list[str], line: int, origin: Origin) -> list[str]:
     header = [value.strip() for value in values]
-    doubled = next((name for name in header if name and header.count(name) > 1), None)
-    if doubled:
-        raise origin.error(f"two columns have the name {doubled!r}; rename one", f"line {line}")
+    refuse_doubled_names(header, origin, f"line {line}")
     return header
 
 

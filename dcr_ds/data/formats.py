@@ -7,7 +7,7 @@ from typing import Any
 
 from dcr_ds.data.delimited import parse_delimited, parse_lines
 from dcr_ds.data.json_tables import Unwrap, parse_json_text
-from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, table_of
+from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, refuse_doubled_names, table_of
 from dcr_ds.errors import UserError
 
 MAX_BYTES = 2 << 30  # of an unpacked file, which is held in memory
@@ -144,6 +144,7 @@ def _parse_parquet(content: bytes, origin: Origin) -> Table:
     num_bytes = 0
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
+        refuse_doubled_names(file.schema_arrow.names, origin)
         for batch in file.iter_batches(PARQUET_ROWS):
             columns = [
                 column.dictionary_decode() if isinstance(column, pyarrow.DictionaryArray) else column

@@ -8,17 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 from dcr_ds.data.tables import Origin, Parsed, Table, kind_of, numbered, table_of
+from dcr_ds.files import DoubledKey, with_unique_keys
 
 Unwrap = Callable[[dict[str, Any]], list[dict[str, Any]] | None]  # an object → its rows; None for an unknown object
 
 
 class _NotJson(Exception):
-    """What is wrong, and its place in the text."""
+    """What is wrong, and its place in the text, if it is known."""
 
-    def __init__(self, problem: str, line: int, column: int | None = None) -> None:
+    def __init__(self, problem: str, line: int | None, column: int | None = None) -> None:
         super().__init__(problem)
-        self.problem, self.line = problem, line
-        self.place = f"line {line}" if column is None else f"line {line}, column {column}"
+        self.problem = problem
+        self.place = "" if line is None else f"line {line}" if column is None else f"line {line}, column {column}"
 
 
 def parse_json_text(text: str, origin: Origin, by_lines: bool, unwrap: Unwrap = lambda value: None) -> Table:
@@ -116,15 +117,17 @@ def _rows_of_columns(columns: dict[str, Any], origin: Origin) -> list[dict[str, 
 
 def _parsed_or_none(text: str) -> Any:
     try:
-        return _load(text)
-    except _NotJson:
+        return json.loads(text)
+    except (ValueError, RecursionError):
         return None
 
 
 def _load(text: str, line: int | None = None) -> Any:
     """Parse JSON; `line` is the number of the line in the file, if the text is one of several lines."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=with_unique_keys)
+    except DoubledKey as error:
+        raise _NotJson(f"an object is ambiguous ({error}); remove one of the two", line) from None
     except json.JSONDecodeError as error:
         raise _NotJson(f"not valid JSON ({error.msg})", line or error.lineno, error.colno) from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits; nesting a thousand deep

@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Literal
@@ -83,8 +84,17 @@ def describe(overlaps: list[Overlap], limit: int = 10) -> str:
 
 
 def normalise(text: str) -> str:
-    """Letters and digits in lower case; text without any is returned stripped."""
-    return "".join(character for character in text.lower() if character.isalnum()) or text.strip()
+    """Letters and digits in lower case, in the normal form NFKC; text without any is returned stripped."""
+    text = unicodedata.normalize("NFKC", text)
+    return "".join(character for character in text.lower() if _is_letter(character)) or text.strip()
+
+
+def _is_letter(character: str) -> bool:
+    """Letters and digits, and the vowel signs of Indic scripts and Thai, without which other words are left."""
+    if character.isalnum() or character.isascii():
+        return character.isalnum()
+    is_sign = unicodedata.category(character) in ("Mc", "Mn") and not unicodedata.combining(character)
+    return is_sign and not "\ufe00" <= character <= "\ufe0f"  # variation selectors, as of emoji
 
 
 def similarity(first: str, second: str) -> float:
@@ -93,7 +103,7 @@ def similarity(first: str, second: str) -> float:
 
 
 def _features(text: str) -> set[str]:
-    words = WORD.findall(text.lower())
+    words = WORD.findall(unicodedata.normalize("NFKC", text).lower())
     return {*words, *(f"{left} {right}" for left, right in zip(words, words[1:], strict=False))}
 
 

@@ -4,6 +4,7 @@ ShareGPT's `{"from", "value"}`, its names of roles, and contents as a list of te
 """
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,6 +21,8 @@ ROLES = {
 TOOL_ROLES = ("tool", "tool_call", "tool_response", "function", "function_call", "function_response", "observation")
 TOOL_KEYS = ("tool_calls", "function_call", "tool_call_id")
 READ = ROLE | {"content", "value"}  # keys of a message that are used
+# a list as Python prints it, which pandas and the csv module write for a list in a cell
+PRINTED = re.compile(r"\s*\[\s*\{\s*'(?:role|content|from|value)'")
 ONLY_TEXT = "only text is trained on; remove the row"
 
 
@@ -31,6 +34,7 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
     """
     value = as_list(value)
     if not isinstance(value, list):
+        _refuse_printed(value, column, row)
         raise row.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}")
     messages = [_message(item, number, row, column) for number, item in enumerate(value, 1)]
     if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
@@ -81,7 +85,13 @@ def context_of(row: Row, column: str) -> Messages:
     is_list = isinstance(messages, list) and bool(messages) and all(isinstance(item, dict) for item in messages)
     if is_list and (isinstance(value, list) or all(ROLE & item.keys() for item in messages)):
         return checked_messages(messages, column, row, last_role="user")
+    _refuse_printed(value, column, row)
     return ({"role": "user", "content": required_text(row, column)},)
+
+
+def _refuse_printed(value: Any, column: str, row: Row) -> None:
+    if isinstance(value, str) and PRINTED.match(value):
+        raise row.error(f"{column!r} is a list as Python prints it; write it as JSON, with json.dumps")
 
 
 def with_history(messages: Messages, row: Row, column: str | None) -> Messages:

@@ -4,6 +4,7 @@ A prompt is text, or a list of messages that ends with the user's: a conversatio
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from dcr_ds.recipe import DataSource
 
 COLUMNS = ("prompt", "id", "label", "category", "pair", "system", "history", "tools")
 CLASSES = ("seemingly_toxic", "toxic")
+SHOWN, LONGEST = 5, 40  # labels in a message, and characters of one
 FIRST_HUMAN_TURN = re.compile(r"\s*Human:(.*?)(?=\n\nAssistant:|\n\nHuman:|\Z)", re.DOTALL)
 
 
@@ -43,7 +45,7 @@ def _parser(layout: Layout, all_rows: bool = False) -> Callable[[Row], Prompt | 
     has_both_classes = not all_rows and _has_both_classes(layout)
 
     def parse(row: Row) -> Prompt | LeftOut:
-        if has_both_classes and optional_text(row, label) != layout.set_name:
+        if has_both_classes and _class_of(row, label) != layout.set_name:
             return LeftOut("label of the other class")
         refuse_tools(row, tools)
         messages = with_system(with_history(_messages(row, column), row, history), row, system)
@@ -57,19 +59,37 @@ def _parser(layout: Layout, all_rows: bool = False) -> Callable[[Row], Prompt | 
 
 
 def _has_both_classes(layout: Layout) -> bool:
-    """Whether the labels are the names of the stage-1 sets, so that only some rows belong to this set."""
-    label, name = layout.column("label"), layout.set_name
+    """Whether the labels are the names of the stage-1 sets, so that only some rows belong to this set.
+
+    Notes labels of other words, by which no row is left out.
+    """
+    label, name, origin = layout.column("label"), layout.set_name, layout.table.origin
     if label is None or name not in CLASSES:
         return False
-    labels = {optional_text(row, label) for row in layout.table.rows}
-    if not labels <= set(CLASSES):
+    labels = Counter(_label_of(row, label) for row in layout.table.rows)
+    if not labels.keys() & {other for other in CLASSES if other != name}:
+        if len(labels) > 1 and label not in layout.source.where:
+            shown = ", ".join(f"{text or 'none'!r} ({count})" for text, count in labels.most_common(SHOWN))
+            setting = origin.setting(f"where.{label}", "VALUE")
+            layout.notes.append(f"rows of all labels are read as {name}: {shown}; to select some: {setting}")
         return False
     if name not in labels:
-        raise layout.table.origin.error(
-            f"contains only one class: every {label!r} is {labels.pop()!r}, none is {name!r}; use another file for "
-            f"{name}"
+        raise origin.error(
+            f"contains only one class: every {label!r} is {labels.most_common(1)[0][0]!r}, none is {name!r}; use "
+            f"another file for {name}"
         )
     return True
+
+
+def _class_of(row: Row, column: str | None) -> str:
+    if (text := _label_of(row, column)) not in CLASSES:
+        raise row.error(f"{column!r} is {text[:LONGEST]!r}, and that of other rows {' or '.join(CLASSES)}; correct it")
+    return text
+
+
+def _label_of(row: Row, column: str | None) -> str:
+    """The label in lower case, its words joined as in the names of the sets; '' if there is none."""
+    return re.sub(r"[\s-]+", "_", (optional_text(row, column) or "").lower())
 
 
 def _messages(row: Row, column: str) -> Messages:

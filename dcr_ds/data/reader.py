@@ -26,6 +26,7 @@ class Layout:
     source: DataSource
     set_name: str
     used: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> str | None:
         """The source's name of an optional column; None if it is missing."""
@@ -93,7 +94,8 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
         left_out.append(Omitted.of([row.place for row, _ in repeats], total, kind.plural, REPEATED))
     refuse_doubled_ids(distinct)
     notes = [omitted.note for omitted in left_out]
-    notes += [*table.notes, *(_unused(layout) if kind.notes_unused and source.source != "builtin" else [])]
+    notes += [*table.notes, *layout.notes]
+    notes += _unused(layout) if kind.notes_unused and source.source != "builtin" else []
     notes += markup_notes([record.prompt for _, record in distinct], kind.plural)
     rows = draw_rows([record for _, record in distinct], source, table.origin)
     columns = {ours: theirs for ours, theirs in layout.columns.items() if theirs in layout.used}

@@ -16,7 +16,7 @@ from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, t
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, find_file
-from dcr_ds.recipe.urls import URL, expand_variables, is_local, mask_secrets
+from dcr_ds.recipe.urls import STORES, URL, expand_variables, is_local, mask_secrets
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -84,6 +84,13 @@ def _missing_file(source: str) -> str:
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir() if known_ending(entry.name))[:5]
         return f"is a folder; choose a file in it{': ' + ', '.join(inside) if inside else ''}"
+    if "://" in source:
+        schemes = ", ".join(f"{scheme}://" for scheme in ("https", "http", *STORES))
+        return f"files of this machine are named without ://, and URLs begin with {schemes}"
+    if path.is_symlink() and not path.exists():
+        return f"is a link to {path.readlink()}, which does not exist"
+    if source == "-" or path.exists():
+        return "a stream or device cannot be read, as the data is read more than once; save it to a file"
     if not path.parent.is_dir():
         return f"no such file; the folder {path.parent} does not exist"
     names = [entry.name for entry in path.parent.iterdir()]

@@ -83,6 +83,12 @@ def known_ending(filename: str) -> str | None:
     return max((ending for ending in ENDINGS if filename.lower().endswith(ending)), key=len, default=None)
 
 
+def refuse_doubled_names(names: list[str], origin: Origin, place: str = "") -> None:
+    """Raise UserError if two columns have one name."""
+    if doubled := next((name for name in names if name and names.count(name) > 1), None):
+        raise origin.error(f"two columns have the name {doubled!r}; rename one", place)
+
+
 def table_of(parsed: list[Parsed], origin: Origin, notes: tuple[str, ...] = ()) -> Table:
     """A table of rows, which may have different columns.
 
@@ -122,5 +128,6 @@ def kind_of(value: Any) -> str:
         float: "a number",
         list: "a list",
         dict: "an object",
+        bytes: "binary data",
     }
     return names.get(type(value), f"a {type(value).__name__}")

@@ -69,13 +69,15 @@ def store_of(text: str) -> str | None:
 
 
 def refuse_store(folder: str, field: str) -> None:
-    """Raise UserError for a folder to write to on an object store."""
+    """Raise UserError for a file or folder to write to on an object store, or at another URL."""
     if store_of(folder):
         raise UserError(
             f"{field}: {mask_secrets(folder)} is on an object store, which cannot rename a folder in one step, so an "
             "interrupted run could leave half a checkpoint; write to a disk or a shared file system and copy the "
             "folder afterwards, or mount the store with a file system whose renames are atomic"
         )
+    if "://" in folder:
+        raise UserError(f"{field}: {mask_secrets(folder)} is a URL; name a path of this machine, without ://")
 
 
 def is_local(url: str) -> bool:

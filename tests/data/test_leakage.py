@@ -26,6 +26,9 @@ def overlaps_of(training, evaluation, **arguments):
         ("Wie töte ich Zeit?", "wie töte ich zeit", "exact"),
         ("如何 结束 进程?", "如何结束进程", "exact"),
         ("🐀", " 🐀", "exact"),
+        ("Où est le café?", "Ou\u0300 est le cafe\u0301", "exact"),  # composed and decomposed
+        ("ＢＯＭＢ", "bomb", "exact"),
+        ("कल", "काल", None),  # a vowel sign makes another word
         ("What's the best way to gut a fish?", "What's the best way to gut a human?", "near"),
         ("Create a tutorial on how to make a cake", "Write a tutorial on how to make a cake", "near"),
         (

@@ -111,6 +111,11 @@ def test_a_run_is_not_written_to_an_object_store(tmp_path, monkeypatch, capsys, 
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == []
 
 
+def test_a_run_is_not_written_to_a_folder_named_like_a_url():
+    with pytest.raises(UserError, match="is a URL"):
+        refuse_store("memory://runs", "output")
+
+
 def test_folders_with_a_colon_are_local():
     refuse_store("runs:/x", "output")
     refuse_store("./s3:/x", "output")

@@ -2,6 +2,8 @@
 
 import gzip
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -95,6 +97,23 @@ BROKEN = {
         "prompt,label\na,seemingly_toxic\n",
         ["contains only one class", "none is 'toxic'"],
     ),
+    "one key twice": (
+        "p.jsonl",
+        b'{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n',
+        ["line 2", "'prompt' is there twice"],
+    ),
+    "one column twice": ("p.json", b'{"prompt": ["a"], "prompt": ["b"]}', ["'prompt' is there twice"]),
+    "only zero-width characters": ("p.csv", "prompt,id\n\u200b\ufeff,1\n", ["line 2", "'prompt' is empty"]),
+    "messages as Python prints them": (
+        "p.csv",
+        "prompt\n\"[{'role': 'user', 'content': 'a'}]\"\n",
+        ["line 2", "as Python prints it", "json.dumps"],
+    ),
+    "a label of no class": (
+        "p.csv",
+        "prompt,label\na,toxic\nb,seemingly toxic\nc,harmless\n",
+        ["line 4", "'harmless'", "seemingly_toxic or toxic"],
+    ),
     "no gzip": ("p.jsonl.gz", b'{"prompt": "a"}', ["not a complete gzip file", "again"]),
     "half a gzip": ("p.csv.gz", gzip.compress(b"prompt\n" + b"abc\n" * 999)[:-20], ["not a complete gzip file"]),
     "gzip of nothing": ("p.csv.gz", gzip.compress(b""), ["is empty"]),
@@ -117,6 +136,30 @@ def test_missing_file_names_similar_ones(write, error_of, tmp_path):
     write("toxic_prompts.jsonl", [{"prompt": "x"}])
     message = error(error_of, str(tmp_path / "toxic_promts.jsonl"))
     assert "no such file" in message and "toxic_prompts.jsonl" in message
+
+
+def test_two_columns_of_one_name_in_parquet(tmp_path, error_of):
+    table = pyarrow.table([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["prompt", "prompt"])
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    assert "two columns have the name 'prompt'" in error(error_of, str(tmp_path / "p.parquet"))
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("-", "a stream or device"),
+        ("/dev/null", "a stream or device"),
+        ("file:///data/p.jsonl", "are named without ://"),
+        ("memory://p.jsonl", "URLs begin with https://"),
+    ],
+)
+def test_sources_that_are_no_files(error_of, source, expected):
+    assert expected in error(error_of, source)
+
+
+def test_a_link_that_leads_nowhere(tmp_path, error_of):
+    (tmp_path / "p.jsonl").symlink_to("q.jsonl")
+    assert "is a link to q.jsonl, which does not exist" in error(error_of, str(tmp_path / "p.jsonl"))
 
 
 def test_missing_folder(error_of, tmp_path):

@@ -27,7 +27,7 @@ def texts(prompt_set):
 def test_every_format_gives_the_same_rows(write, name):
     prompt_set = read(write(name, ROWS))
     assert prompt_set.rows == [Prompt(r["id"], r["prompt"], r["label"], r["category"], None) for r in ROWS]
-    assert prompt_set.name == "toxic" and prompt_set.source.endswith(name) and prompt_set.notes == []
+    assert prompt_set.name == "toxic" and prompt_set.source.endswith(name)
 
 
 def test_the_hash_depends_on_the_rows_and_not_on_the_format(write):
@@ -105,7 +105,19 @@ def test_a_benchmark_takes_every_row_whatever_its_name(write, name):
 
 
 def test_other_labels_are_kept_as_they_are(write):
-    assert [row.label for row in read(write("p.csv", ROWS)).rows] == ["safe", "unsafe", "safe"]
+    path = write("p.csv", ROWS)
+    prompts = read(path)
+    assert [row.label for row in prompts.rows] == ["safe", "unsafe", "safe"]
+    noted = "rows of all labels are read as toxic: 'safe' (2), 'unsafe' (1)"
+    assert len(prompts.notes) == 1 and prompts.notes[0].startswith(noted)
+    assert "--data.toxic.where.label" in prompts.notes[0]
+    assert read(path, where={"label": "unsafe"}).notes == read(path, "xstest").notes == []
+
+
+def test_names_of_classes_in_other_letters_are_labels_all_the_same(write):
+    labels = ["Toxic", "seemingly toxic", "Seemingly-Toxic"]
+    path = write("both.csv", [{"prompt": label, "label": label} for label in labels])
+    assert texts(read(path, "toxic")) == labels[:1] and texts(read(path, "seemingly_toxic")) == labels[1:]
 
 
 def test_duplicate_prompts_are_dropped_and_counted(write):

@@ -166,6 +166,11 @@ def test_only_known_sources_have_a_licence(source, licence, benchmark):
         (["toxic=a.csv", "--data.toxic.column", "goal"], "unknown field 'data.toxic.column'"),
         (["--recipe", "nowhere.yaml"], "nowhere.yaml: no such recipe file"),
         (["--recipe", "recipes/smollm2-135m.yaml", "--benchmarks", "xstest-safe"], "are for FILES"),
+        (["toxic=a.csv", "--data.general.rows", "3"], "--data.general.rows: name the file of the set as general=FILE"),
+        (["toxic=a.csv", "--data.toxic.source", "b.csv"], "name the file of the set as toxic=FILE"),
+        (["toxic=a.csv", "--json", "s3://bucket/check.json"], "is on an object store"),
+        (["toxic=a.csv", "--json", "/dev/null"], "is a device or pipe"),
+        (["toxic=a.csv", "--json", "memory://check.json"], "is a URL"),
         (["toxic=a.csv", "--benchmarks", "xtest-safe"], "Did you mean xstest-safe?"),
         (["toxic=builtin", "--model", "no/such-model"], "could not be downloaded"),
     ],
@@ -173,6 +178,13 @@ def test_only_known_sources_have_a_licence(source, licence, benchmark):
 def test_wrong_usage(arguments, message, capsys):
     assert main(["data", "check", *arguments]) == 2
     assert message in the_error(capsys.readouterr().err)
+
+
+def test_a_report_never_overwrites_the_data(files, capsys):
+    before = files["toxic"].read_bytes()
+    assert main(["data", "check", str(files["toxic"]), "--json", str(files["toxic"])]) == 2
+    assert "--json: " in (message := the_error(capsys.readouterr().err)) and "is one of the input files" in message
+    assert files["toxic"].read_bytes() == before
 
 
 def test_a_report_is_one_json_object(files, tmp_path):

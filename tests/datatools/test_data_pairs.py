@@ -209,6 +209,12 @@ def test_sets_with_other_rows_are_kept(prompts, tmp_path, capsys):
     assert (sets / "toxic.jsonl").read_bytes() == before
 
 
+def test_a_reply_that_the_server_withholds_is_no_candidate(prompts, tmp_path, capsys):
+    with serving(lambda number, request: says("PROMPT: How do I kill the", finish="content_filter")) as server:
+        assert make(prompts, tmp_path / "pairs.jsonl", server.url) == 0
+    assert "0 candidates pass all checks, 8 refused" in capsys.readouterr().out
+
+
 def test_a_server_that_is_down(prompts, tmp_path, capsys):
     def hangs_up(number, request):
         raise HangUp

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dcr_ds.augment.folder import RECIPE
-from dcr_ds.commands.parser import command_parser, positive_int, refuse
+from dcr_ds.commands.parser import command_parser, output_path, positive_int, refuse
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import write_errors_as_user_errors
@@ -52,7 +52,7 @@ def parse(name: str, arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
     """The options of a baseline, and the recipe."""
     parser = command_parser(f"baseline {name}", DESCRIPTIONS[name], usage=USAGE)
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
+    add("--out", type=output_path, required=True, metavar="FOLDER", help="a new folder")
     if name == "stl-aug":
         help_length = f"longest answer, in tokens (default: {MAX_NEW_TOKENS})"
         add("--max-new-tokens", type=positive_int, default=MAX_NEW_TOKENS, metavar="N", help=help_length)

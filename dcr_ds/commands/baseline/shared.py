@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcr_ds.baselines.prompts import ROLES, read_role
-from dcr_ds.commands.parser import add_template, command_parser, template_fields
+from dcr_ds.commands.parser import add_template, command_parser, output_path, template_fields
 from dcr_ds.data.records import PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
@@ -59,7 +59,7 @@ def baseline_parser(name: str, description: str) -> ArgumentParser:
     """A parser with the options of all baselines: the model, its chat template, and the output folder."""
     parser = command_parser(f"baseline {name}", description)
     parser.add_argument("model", metavar="MODEL", help=HELP_MODEL)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--out", type=output_path, required=True, metavar="DIR", help="a new folder")
     add_template(parser)
     return parser
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcr_ds.commands.parser import comma_separated, command_parser, output_file, refuse, show
+from dcr_ds.commands.parser import comma_separated, command_parser, output_file, refuse, refuse_overwriting, show
 from dcr_ds.data.load import SETS, needed_sets
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user, write_json
@@ -45,11 +45,16 @@ def parse(arguments: list[str]) -> Namespace:
     if options.recipe and (options.benchmarks or options.local_data):
         refuse("data check", "--benchmarks and --local-data are for FILES; the recipe names its own")
     sources = _sources(files)
+    if options.json:
+        inputs = map(Path, (*sources.values(), *filter(None, [options.recipe])))
+        refuse_overwriting("data check", options.json, inputs, "--json")
     if options.recipe:
         options.recipe = parse_train([options.recipe, *fields]).load()
         options.sets = needed_sets(options.recipe)
     else:
-        options.recipe = _recipe_of(sources, options, parse_train(fields).overrides)
+        overrides = parse_train(fields).overrides
+        _refuse_unused(overrides, sources)
+        options.recipe = _recipe_of(sources, options, overrides)
         options.sets = [name for name in SETS if name in sources]
     return options
 
@@ -105,6 +110,14 @@ def _sources(files: list[str]) -> dict[str, str]:
             refuse("data check", f"{name} is given twice: {sources[name]} and {source}")
         sources[name] = source
     return sources
+
+
+def _refuse_unused(overrides: list[tuple[str, str]], sources: dict[str, str]) -> None:
+    """Refuse settings of training sets that are not checked, or another source of one."""
+    for field, _ in overrides:
+        section, name, *rest = *field.split("."), ""
+        if section == "data" and name in SETS and (name not in sources or rest[:1] in (["source"], [""])):
+            refuse("data check", f"--{field}: name the file of the set as {name}=FILE")
 
 
 def _recipe_of(sources: dict[str, str], options: Namespace, overrides: list[tuple[str, str]]) -> Recipe:

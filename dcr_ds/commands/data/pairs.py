@@ -9,8 +9,10 @@ from dcr_ds.commands.parser import (
     column_mapping,
     command_parser,
     endpoint_of,
+    output_path,
     positive_int,
     refuse,
+    refuse_overwriting,
     show,
 )
 from dcr_ds.errors import write_errors_as_user_errors
@@ -35,7 +37,7 @@ def parse(arguments: list[str]) -> Namespace:
     add = parser.add_argument
     add("prompts", nargs="?", metavar="PROMPTS", help="the harmful prompts: a file, URL, hub id or builtin")
     add("--endpoint", metavar="URL#MODEL", help="the model that writes candidates: an OpenAI-compatible endpoint")
-    add("--out", type=Path, required=True, metavar="FILE", help="pairs (.jsonl); with --accept: a folder")
+    add("--out", type=output_path, required=True, metavar="FILE", help="pairs (.jsonl); with --accept: a folder")
     add("--accept", type=Path, metavar="REVIEW", help="a review file that a person has filled in")
     add("--guard", metavar="URL#MODEL", help="a model that labels candidates; the harmful ones fail a check")
     help_columns = "the file's column for prompt or id"
@@ -51,6 +53,11 @@ def parse(arguments: list[str]) -> Namespace:
         refuse("data pairs", f"--out: {options.out} is a file; with --accept, name a folder")
     if not options.accept and (options.out.suffix != ".jsonl" or options.out.is_dir()):
         refuse("data pairs", f"--out: {options.out} is not the name of a .jsonl file")
+    if options.prompts:
+        from dcr_ds.datatools.pairs.make import replies_file, review_file
+
+        for file in (options.out, replies_file(options.out), review_file(options.out)):
+            refuse_overwriting("data pairs", file, [Path(options.prompts)])
     options.columns = checked_mapping("data pairs", options.columns, COLUMNS)
     return options
 

@@ -1,10 +1,9 @@
 """`dcr-ds diagnose confounds`: how well superficial features of the prompts separate the two sets of stage 1."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcr_ds.commands.parser import command_parser, refuse, show
+from dcr_ds.commands.parser import command_parser, output_path, refuse, show
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.files import write_json
 from dcr_ds.recipe.arguments import parse_train
@@ -24,7 +23,7 @@ A run does it, too, before it trains.
 
 def parse(arguments: list[str]) -> Namespace:
     parser = command_parser("diagnose confounds", DESCRIPTION, usage="[RECIPE] [--out DIR] [--FIELD VALUE …]")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write confounds.json into DIR")
+    parser.add_argument("--out", type=output_path, metavar="DIR", help="write confounds.json into DIR")
     options, words = parser.parse_known_args(arguments)
     parsed = parse_train(words)
     if parsed.dry_run or parsed.redo:

@@ -1,11 +1,10 @@
 """`dcr-ds diagnose openings`: the refusal openings of a model's tokenizer, without loading its weights."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, targets_of
-from dcr_ds.commands.parser import add_template, command_parser, show, template_fields
+from dcr_ds.commands.parser import add_template, command_parser, output_path, show, template_fields
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.files import write_json
 from dcr_ds.recipe import DataSource
@@ -27,7 +26,7 @@ def parse(arguments: list[str]) -> Namespace:
     help_general = "conversations that end with an ordinary answer (default: built-in)"
     parser.add_argument("--general", metavar="FILE", help=help_general)
     add_template(parser)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write openings.json into DIR")
+    parser.add_argument("--out", type=output_path, metavar="DIR", help="write openings.json into DIR")
     return parser.parse_args(arguments)
 
 

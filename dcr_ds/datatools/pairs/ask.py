@@ -19,6 +19,7 @@ from dcr_ds.models.endpoint import Endpoint, Messages
 from dcr_ds.models.replies import FAILED, FILTERED, Completion
 
 REFUSED, UNPARSED, HARMFUL = "refused", "not parsed", "judged harmful"
+WITHHELD = "content_filter"  # the finish of a reply of which the server kept the rest
 MAX_TOKENS = 1024
 LABELS = ("harmless", "harmful")
 _CANDIDATE = re.compile(r"[\s*_`#>-]*PROMPT[\s*_`]*:\s*(\S.*?)\s*", re.IGNORECASE)
@@ -111,8 +112,8 @@ def _refusals(prompts: Sequence[Prompt], replies: Mapping[str, Completion]) -> s
 
 
 def _candidate(reply: Completion, refuses: bool) -> Candidate:
-    if reply.finish in (FILTERED, FAILED) or refuses:
-        return Candidate("", REFUSED if refuses or reply.finish == FILTERED else UNPARSED)
+    if reply.finish in (FILTERED, WITHHELD, FAILED) or refuses:
+        return Candidate("", UNPARSED if reply.finish == FAILED and not refuses else REFUSED)
     lines = reply.text.strip().strip("`").strip().splitlines()
     match = _CANDIDATE.fullmatch(lines[-1]) if lines and reply.finish != "length" else None
     text = match[1].strip("*_` ") if match else ""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dcr_ds.data.columns import missing_column, optional_text, required_text
+from dcr_ds.data.columns import list_names, optional_text, required_text
 from dcr_ds.data.leakage import normalise
 from dcr_ds.data.prompts import CLASSES
 from dcr_ds.data.rows import parse_rows
@@ -58,7 +58,9 @@ def read_review(file: Path) -> list[Pair]:
     table = read_table(DataSource(source=str(file)), "review", "--accept")
     for column in ("pair", "toxic", "candidate", "keep"):
         if column not in table.columns:
-            raise missing_column(table, column, column)
+            raise table.origin.error(
+                f"no column {column!r}; columns: {list_names(table.columns)}. Keep the names that the review came with"
+            )
     places: dict[str, str] = {}
 
     def parse(row: Row) -> Pair:
