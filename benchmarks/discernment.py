@@ -3,6 +3,7 @@
     python benchmarks/discernment.py runs/seed-0 runs/seed-1 --sets xstest,or-bench --data data --out runs/log-odds \\
         --csv benchmarks/results/discernment.csv
     python benchmarks/discernment.py runs/a runs/b --models aligned --against-first --out runs/log-odds
+    python benchmarks/discernment.py knob scans --models aligned --out runs/log-odds
 
 A row per run, model, pair of sets and reading (refusal log-odds, greedy margin); the paired difference of the aligned
 model to its control; then both over the runs (seeds), with 95 % intervals over prompts and seeds; with --against-first
@@ -10,7 +11,9 @@ the difference of each run's aligned model to that of the first run. The reading
 so a second call measures only what is new. `data` has local copies of the sets, laid out as in docs/benchmark-sets.md.
 
 No answers are needed. With --judged, the readings come from results of `dcr-ds evaluate`, and the rows also have the
-figures of the judged answers and their agreement with the reading. The results of model M of run R on a pair of sets
+figures of the judged answers and their agreement with the reading. A folder of a model or of a baseline takes the place
+of a run with an aligned model. Prompts that a model was made from stop the measurement, unless --allow-leakage is set.
+The results of model M of run R on a pair of sets
 are in FOLDER/<sets>/<R>-<M>, for example:
 
     dcr-ds evaluate seed-0-control=runs/seed-0/control/model seed-0-aligned=runs/seed-0/align/model \\
@@ -20,6 +23,7 @@ are in FOLDER/<sets>/<R>-<M>, for example:
 
 import argparse
 import itertools
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +32,9 @@ import torch
 from log_odds import builtin_openings
 from record import append, commit
 
-from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.data.benchmarks import Benchmark, read_benchmarks
+from dcr_ds.data.leakage import describe
+from dcr_ds.data.load import RunData, check_leakage
 from dcr_ds.data.records import Prompt
 from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.discernment import (
@@ -40,11 +46,13 @@ from dcr_ds.discernment import (
     youden_j,
     youden_j_difference,
 )
+from dcr_ds.errors import EXIT_USER_ERROR, UserError
+from dcr_ds.evaluate.origins import made_from
+from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.files import read_jsonl, write_jsonl
 from dcr_ds.models.chat import encode_prompt, load_tokenizer
-from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.locate import prepare_source
-from dcr_ds.recipe import EvaluateSection, ModelSection
+from dcr_ds.models.hooks.load import load_model
+from dcr_ds.recipe import EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, MODELS, STAGE_OF_MODEL, RunFolder
 
 # name: harmless set, harmful set, prompts of each at most
@@ -80,7 +88,10 @@ class Readings(NamedTuple):
 
 def main() -> None:
     options = parse()
-    sets = {name: read_sets(name, options.data, options.limit) for name in options.sets}
+    benchmarks = {name: read_pair(name, options.data, options.limit) for name in options.sets}
+    for run, model in itertools.product(options.runs, options.models):
+        refuse_leakage(run, model, list(itertools.chain(*benchmarks.values())), options.allow_leakage)
+    sets = {name: joined(*pair) for name, pair in benchmarks.items()}
     runs: dict[tuple[str, str], list[Readings]] = {}  # by pair of sets and model: one per run
     for run, model in itertools.product(options.runs, options.models):
         if options.judged:
@@ -118,6 +129,7 @@ def parse() -> argparse.Namespace:
     source.add_argument("--judged", type=Path, metavar="FOLDER", help="folder of results of dcr-ds evaluate")
     parser.add_argument("--limit", type=int, help="prompts of each set at most, sampled with seed 0")
     parser.add_argument("--csv", type=Path, help="append the rows to this file")
+    parser.add_argument("--allow-leakage", action="store_true", help="measure prompts that a model was made from, too")
     parser.add_argument("--against-first", action="store_true", help="compare the aligned models with the first run's")
     options = parser.parse_args()
     if unknown := (set(options.sets) - set(PAIRS)) | (set(options.models) - set(MODELS)):
@@ -127,24 +139,52 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def read_sets(name: str, data: str | None, limit: int | None) -> Sets:
+def read_pair(name: str, data: str | None, limit: int | None) -> list[Benchmark]:
+    """The harmless set of a pair, and the harmful one."""
     harmless, harmful, rows = PAIRS[name]
     rows = limit or rows
     section = EvaluateSection(
         benchmarks=[{"name": harmless, "rows": rows}, {"name": harmful, "rows": rows}], local_data=data
     )
-    of_set = [benchmark.prompts.rows for benchmark in read_benchmarks(section)]
+    return read_benchmarks(section)
+
+
+def joined(harmless: Benchmark, harmful: Benchmark) -> Sets:
+    of_set = [harmless.prompts.rows, harmful.prompts.rows]
     prompts = [prompt for rows in of_set for prompt in rows]
     return Sets(prompts, np.repeat([False, True], list(map(len, of_set))), [prompt.pair for prompt in prompts])
+
+
+def source_of(run: Path, model: str) -> str:
+    """Where a model of a run is; the aligned one may be given itself in place of the run."""
+    if model == BASE:
+        return ModelSection().source
+    folder = RunFolder(run).stage(STAGE_OF_MODEL[model]).model
+    return str(run if model == ALIGNED and not folder.exists() else folder)
+
+
+def refuse_leakage(run: Path, model: str, benchmarks: list[Benchmark], allow: bool) -> None:
+    """Refuse to measure prompts that a model was made from, unless it is allowed; then they are printed.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    earlier = made_from(source_of(run, model))
+    data = RunData(benchmarks=benchmarks, earlier=earlier.sets)
+    check_leakage(data, allow)
+    for note in [*earlier.notes, *([f"leakage: {describe(data.overlaps)}"] if data.overlaps else [])]:
+        print(note)
 
 
 def measured(run: Path, model: str, sets: dict[str, Sets], out: Path) -> dict[str, list[dict]]:
     """The rows of all prompts by pair of sets; what is not in a file is measured."""
     files = {name: out / run.name / model / f"{name}.jsonl" for name in sets}
     if missing := [name for name in sets if not files[name].is_file()]:
-        source = prepare_source(ModelSection()) if model == BASE else RunFolder(run).stage(STAGE_OF_MODEL[model]).model
+        local = locate_target(ModelSection(source=source_of(run, model)), EndpointSection())
+        assert isinstance(local, LocalModel)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded, tokenizer = load_causal_lm(source, torch.float32, "sdpa", device).eval(), load_tokenizer(source)
+        loaded = load_model(local.source, local.adapter, local.hook, torch.float32, "sdpa", device)
+        tokenizer = load_tokenizer(local.tokenizer, None, local.source)
         openings = builtin_openings(tokenizer)
         for name in missing:
             ids = [f"{number}" for number in range(len(sets[name].prompts))]
@@ -249,4 +289,8 @@ def number(value: float | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

@@ -15,11 +15,12 @@ from rows import Row
 
 from dcr_ds.data import Benchmark, RunData
 from dcr_ds.data.benchmarks import read_benchmarks
-from dcr_ds.data.load import load_data
+from dcr_ds.data.load import check_leakage, load_data
 from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate.log_odds import openings_of
 from dcr_ds.evaluate.model import EvaluatedModel
+from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.run import evaluate_model
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.files import read_jsonl, read_object, write_jsonl
@@ -103,7 +104,7 @@ def measure(source: str, data: str, work: Path, what: What, plan: Plan) -> Measu
         work: folder of everything that is kept.
 
     Raises:
-        UserError: the model or the data cannot be used.
+        UserError: the model or the data cannot be used, or the model was made from prompts of the sets.
     """
     start = time.perf_counter()
     ranks = Ranks(0, 1, 0, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -113,9 +114,13 @@ def measure(source: str, data: str, work: Path, what: What, plan: Plan) -> Measu
     name, folder = work.parent.name, ModelFolder(work)
     model = EvaluatedModel(name, folder, located.source, torch.float32, "sdpa", template, located.adapter, located.hook)
     recipe = answering_recipe(data, plan, what.attacks)
-    run_data = load_data(recipe)
     only_read = [pair for pair in plan.pairs.values() if not (pair.answered and what.answers)]
-    read = read_log_odds(model, read_sets(data, only_read), run_data, work, ranks)
+    read_only, earlier = read_sets(data, only_read), made_from(source)
+    check_leakage(RunData(benchmarks=read_only, earlier=earlier.sets), allow_leakage=False)
+    run_data = load_data(recipe, earlier)
+    for note in earlier.notes:
+        print(note, flush=True)
+    read = read_log_odds(model, read_only, run_data, work, ranks)
     evaluate_model(model, run_data, recipe.evaluate, ranks, answers=what.answers)
     if what.answers:  # the log-odds of answered prompts were read from the cache of their answers
         compared = {name for pair in plan.pairs.values() for name in (pair.harmless, pair.harmful)} - read.keys()

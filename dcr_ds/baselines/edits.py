@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 
 from dcr_ds.errors import write_errors_as_user_errors
-from dcr_ds.files import without_nan, write_json
+from dcr_ds.files import without_nan, write_json, write_jsonl
 from dcr_ds.models.check import build_on_meta, check_model
-from dcr_ds.models.checkpoint_files import BASELINE_RECORD, read_headers
+from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, read_headers
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.splice import ALONE, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
@@ -55,13 +55,21 @@ class EditedWeights:
         return self._edits[name](weight.to(torch.promote_types(weight.dtype, torch.float32)))
 
 
-def write_edited(source: Path, edited: Edited, record: dict[str, Any], out: Path, template: ChatTemplate) -> None:
-    """Write a plain model folder: the source with changed weights, its tokenizer, and baseline.json.
+def write_edited(
+    source: Path,
+    edited: Edited,
+    record: dict[str, Any],
+    prompts: Sequence[dict[str, str]],
+    out: Path,
+    template: ChatTemplate,
+) -> None:
+    """Write a plain model folder: the source with changed weights, its tokenizer, baseline.json and prompts.jsonl.
 
     In the dtypes of the source. The folder gets its name when it is complete and checked.
 
     Args:
         record: what made it, for baseline.json.
+        prompts: the rows of prompts.jsonl.
         out: a folder that does not exist, or is empty.
         template: the chat template that prompts were rendered with.
 
@@ -83,6 +91,7 @@ def write_edited(source: Path, edited: Edited, record: dict[str, Any], out: Path
             check_model(partial)
             hashes = {"source_sha256": weights_hash(source), "sha256": weights_hash(partial)}
             changed = {"changed": sorted(edited.edits)}
+            write_jsonl(partial / BASELINE_PROMPTS, prompts)
             write_json(
                 partial / BASELINE_RECORD, record | {"selection": without_nan(edited.figures)} | hashes | changed
             )

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from dcr_ds.commands.parser import (
@@ -16,10 +17,12 @@ from dcr_ds.commands.parser import (
     whole_number,
 )
 from dcr_ds.data.benchmarks import suites
+from dcr_ds.data.leakage import describe
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import UserError, write_errors_as_user_errors
+from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, check_hook_fits, check_hooked, locate_target
 from dcr_ds.models.checkpoint_files import model_config
@@ -28,7 +31,7 @@ from dcr_ds.models.locate import describe_source
 from dcr_ds.recipe import STAGES, Recipe, load_recipe
 from dcr_ds.recipe.engines import LOCAL, VLLM
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
-from dcr_ds.run.environment import describe_environment
+from dcr_ds.run.environment import describe_data, describe_environment
 from dcr_ds.run.folder import prepare_folder, save_run
 from dcr_ds.run.opening import open_run
 
@@ -58,7 +61,8 @@ def run(arguments: list[str]) -> int:
     from dcr_ds.evaluate.run import check_judges
 
     recipes = [_recipe(name, model, options) for name, model in _named(options.models).items()]
-    data = load_data(recipes[0])  # the models differ, the benchmarks do not
+    earlier = [made_from(recipe.model.source) for recipe in recipes]
+    data = load_data(recipes[0], *earlier)  # the models differ, the benchmarks do not
     models = [locate_target(recipe.model, recipe.evaluate.endpoint) for recipe in recipes]
     for model in models:
         if isinstance(model, LocalModel):
@@ -70,11 +74,14 @@ def run(arguments: list[str]) -> int:
     with write_errors_as_user_errors(Path(options.out)), open_run(folders, hang_minutes) as ranks:
         check_same(data.hashes, ranks)
         recipes = [_resolve(recipe, model, ranks) for recipe, model in zip(recipes, models, strict=True)]
-        environment = _environment(ranks, data)
-        for recipe, model in zip(recipes, models, strict=True):
+        environment = _environment(ranks)
+        _print_notes(data, ranks)
+        for recipe, model, before in zip(recipes, models, earlier, strict=True):
             if ranks.is_main:
                 folder = model.source if isinstance(model, LocalModel) else Path(model.model)
-                save_run(recipe, environment | {"model": describe_source(recipe.model, folder)})
+                own = [overlap for overlap in data.overlaps if overlap.training_set in before.sets]
+                described = describe_data(replace(data, overlaps=own))
+                save_run(recipe, environment | described | {"model": describe_source(recipe.model, folder)})
             _evaluate(recipe, model, data, ranks)
     if ranks.is_main:
         _print_results([recipe.folder for recipe in recipes])
@@ -108,6 +115,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--retries", type=whole_number, metavar="N", help="of a request to an endpoint (default: 5)")
     help_limit = "field of a request that limits the answer (default: max_tokens)"
     add("--limit-field", choices=("max_tokens", "max_completion_tokens"), help=help_limit)
+    help_leakage = "continue when prompts that a model was made from are in a benchmark; the overlap is reported"
+    add("--allow-leakage", action="store_true", help=help_leakage)
     add("--out", required=True, metavar="DIR", help="folder of the run folders")
     options = parser.parse_args(arguments)
     if not options.benchmarks and not options.suite:
@@ -149,6 +158,7 @@ def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:
         "name": name,
         "output": options.out,
         "stages": ["evaluate"],
+        "allow_leakage": options.allow_leakage,
         "model.source": model,
         "model.chat_template": options.chat_template,
         "model.chat_template_kwargs": options.chat_template_kwargs,
@@ -223,18 +233,17 @@ def _evaluate(recipe: Recipe, model: LocalModel | Endpoint, data: RunData, ranks
         evaluate_endpoint(model, home, data.benchmarks, recipe.evaluate, ranks)
 
 
-def _environment(ranks: process.Ranks, data: RunData) -> dict:
-    """The contents of environment.json. Prints the notes on the data."""
+def _environment(ranks: process.Ranks) -> dict:
     from dcr_ds.engine.machine import device_name
 
-    summary = data.summary()
-    notes = summary["notes"] + [
-        f"{name}: {note}" for name, data_set in summary["sets"].items() for note in data_set["notes"]
-    ]
-    for note in notes:
+    return describe_environment(device_name(ranks.device), ranks.world_size)
+
+
+def _print_notes(data: RunData, ranks: process.Ranks) -> None:
+    for note in describe_data(data)["notes"]:
         process.print_on_main(ranks, note)
-    described = {"data": summary["sets"], "notes": notes, "overlaps": []}
-    return describe_environment(device_name(ranks.device), ranks.world_size) | described
+    if data.overlaps:
+        process.print_on_main(ranks, f"WARNING: leakage, as --allow-leakage is set:\n{describe(data.overlaps)}")
 
 
 def _print_results(folders: list[Path]) -> None:

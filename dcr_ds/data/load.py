@@ -28,6 +28,17 @@ SETS: dict[str, Callable[..., Any]] = {
 }
 
 
+AnySet = PromptSet | ConversationSet | PreferenceSet | LabelledSet
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a model was made from before: sets by a name that says where they were used, and notes on them."""
+
+    sets: dict[str, AnySet] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
 @dataclass(slots=True)
 class RunData:
     """The data sets that the stages of a recipe need; all others are None and are not read."""
@@ -41,10 +52,11 @@ class RunData:
     evaluate_general: ConversationSet | None = None
     refusal_examples: ConversationSet | None = None  # refusals and ordinary answers that refusal openings come from
     ordinary_examples: ConversationSet | None = None
+    earlier: dict[str, AnySet] = field(default_factory=dict)  # what the models were made from; for the leakage check
     overlaps: list[Overlap] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def training_sets(self) -> dict[str, PromptSet | ConversationSet | PreferenceSet | LabelledSet]:
+    def training_sets(self) -> dict[str, AnySet]:
         """The training sets by their field in the recipe."""
         sets = {
             "data.seemingly_toxic": self.seemingly_toxic,
@@ -91,32 +103,44 @@ class RunData:
         }
 
 
-def load_data(recipe: Recipe) -> RunData:
+def load_data(recipe: Recipe, *earlier: Earlier) -> RunData:
     """Read the data sets that the stages of a recipe need, and check them against each other.
+
+    Args:
+        earlier: what the models were made from (`evaluate.origins`); the leakage check covers it.
 
     Raises:
         UserError: a set cannot be read; a prompt is in both stage-1 sets; a stage-1 set is too small for a held-out
             split; training and evaluation data overlap and `allow_leakage` is not set.
     """
-    data = RunData()
+    data = _data_after(earlier)
     for step in _steps(recipe, data, needed_sets(recipe)):
         step()
     return data
 
 
-def examine_data(recipe: Recipe, names: Sequence[str]) -> tuple[RunData, list[UserError]]:
+def examine_data(recipe: Recipe, names: Sequence[str], *earlier: Earlier) -> tuple[RunData, list[UserError]]:
     """As `load_data` for some training sets, with every error that it would raise; sets with an error are None.
 
     Args:
         names: the training sets to read, of SETS.
     """
-    data, errors = RunData(), []
+    data = _data_after(earlier)
+    errors: list[UserError] = []
     for step in _steps(recipe, data, names):
         try:
             step()
         except UserError as error:
             errors.append(error)
     return data, errors
+
+
+def _data_after(earlier: Sequence[Earlier]) -> RunData:
+    data = RunData()
+    for one in earlier:
+        data.earlier |= one.sets
+        data.notes += [note for note in one.notes if note not in data.notes]
+    return data
 
 
 def needed_sets(recipe: Recipe) -> list[str]:
@@ -196,13 +220,16 @@ def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: li
 
 def check_leakage(data: RunData, allow_leakage: bool) -> None:
     """Find the overlaps of training and evaluation sets; raise UserError if there are any, unless they are allowed."""
-    training = {name: prompts_of(data_set.rows) for name, data_set in data.training_sets().items()}
+    own = data.training_sets()
+    read = {data_set.sha256 for data_set in own.values()}
+    earlier = {name: data_set for name, data_set in data.earlier.items() if data_set.sha256 not in read}
+    training = {name: prompts_of(data_set.rows) for name, data_set in (own | earlier).items()}
     evaluation = {name: prompts_of(data_set.rows) for name, data_set in data.evaluation_sets().items()}
     data.overlaps = find_overlaps(training, evaluation)
     if data.overlaps and not allow_leakage:
         raise UserError(
             "training and evaluation data overlap, which makes the evaluation too optimistic:\n"
             f"{describe(data.overlaps)}\n"
-            "Remove these rows from the training data, choose another benchmark, or continue with "
-            "--allow_leakage true (the overlap is then reported)."
+            "Train, or make the baseline, without these rows, choose another benchmark, or continue with "
+            "--allow_leakage true (dcr-ds evaluate: --allow-leakage); the overlap is then reported."
         )

@@ -24,6 +24,7 @@ MAX_HEADER_BYTES = 100_000_000  # as in safetensors
 FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantised
 BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
 BASELINE_RECORD = "baseline.json"  # what made a baseline: a hook on another model, or a model with changed weights
+BASELINE_PROMPTS = "prompts.jsonl"  # next to it: the prompts that the baseline was made from
 # Files of a checkpoint that are downloaded and copied. No pickles.
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 TOKENIZER_FILES = (

@@ -11,6 +11,7 @@ from dcr_ds.engine.config import read_config
 from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, print_on_main, wait_until_visible
 from dcr_ds.engine.trackers import attach_report, check_trackers
 from dcr_ds.errors import RefinementFailed, UserError
+from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import check_checkpoint, check_layer, model_config
@@ -36,7 +37,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     """
     read_config(recipe)
     check_trackers(recipe)
-    data = load_data(recipe)
+    data = load_data(recipe, made_from(recipe.model.source))
     if "evaluate" in recipe.stages:
         check_engine(recipe.evaluate.engine)
     source = prepare_source(recipe.model)

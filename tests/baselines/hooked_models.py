@@ -32,7 +32,7 @@ def write_hook(folder: Path, source: Path, name: str, settings: dict, vectors: d
         name, str(source), content_hash(source, None), template_hash(load_tokenizer(source)), settings, {}
     )
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier test
-    write_baseline(folder, record, vectors or {}, source, OWN_TEMPLATE)
+    write_baseline(folder, record, [], vectors or {}, source, OWN_TEMPLATE)
     return folder
 
 

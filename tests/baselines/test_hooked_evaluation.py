@@ -1,27 +1,30 @@
 """`dcr-ds baseline` and `dcr-ds evaluate` of what it writes, on a tiny model; what cannot be used is refused."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from hooked_models import write_hook
 from peft import LoraConfig, get_peft_model
-from small_runs import the_error
+from small_runs import the_error, write_rows
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.cli import main
+from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.discernment import raised_log_odds
 from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.evaluate.targets import locate_target
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.models.hooks.knob import knob_of
 from dcr_ds.models.hooks.load import load_model
-from dcr_ds.recipe import OWN_TEMPLATE, EndpointSection, ModelSection
+from dcr_ds.recipe import OWN_TEMPLATE, EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.layout import ModelFolder
 
-SETTINGS = ["--benchmarks", "builtin", "--limit", "4", "--max-new-tokens", "3"]
+LIMIT = 4  # prompts
+SETTINGS = ["--benchmarks", "builtin", "--limit", str(LIMIT), "--max-new-tokens", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -47,26 +50,44 @@ def refused(capsys):
     return run
 
 
-def test_a_knob_is_evaluated_beside_its_source(source, knob, tmp_path, capsys):
-    models = [f"base={source}", f"knob={knob}"]
-    assert main(["evaluate", *models, *SETTINGS, "--out", str(tmp_path)]) == 0
+@pytest.fixture(scope="module")
+def scans(source, tmp_path_factory):
+    """Made from prompts of a benchmark, among others."""
+    folder = tmp_path_factory.mktemp("scans")
+    rows = [{"prompt": prompt} for prompt in (*asked("builtin-toxic-twins"), *map("wreck {}".format, range(4)))]
+    harmful = write_rows(folder / "harmful.jsonl", rows)
+    words = ["--anchors", "4", "--harmful", str(harmful), "--out", str(folder / "scans")]
+    assert main(["baseline", "scans", str(source), *words]) == 0
+    return folder / "scans"
+
+
+def asked(name):
+    section = EvaluateSection(benchmarks=[{"name": name, "rows": LIMIT}])
+    return [row.prompt for row in read_benchmarks(section)[0].prompts.rows]
+
+
+def test_models_with_hooks_are_evaluated_beside_their_source(source, knob, scans, tmp_path, refused, capsys):
+    record = read_json(scans / "baseline.json")
+    assert record["settings"]["steered"] == [2] and record["data"]["harmful (threshold)"]["rows"] == 4
+    assert "on 4 + 4 held-out anchors" in record["settings"]["threshold_from"]
+    assert Counter(row["set"] for row in read_jsonl(scans / "prompts.jsonl")) == dict.fromkeys(record["data"], 4)
+    out = tmp_path / "runs"
+    evaluate = ["evaluate", f"base={source}", f"knob={knob}", f"scans={scans}", *SETTINGS, "--out", str(out)]
+    message = refused(*evaluate)
+    assert f"{scans} (harmful) and builtin-toxic-twins: " in message and "--allow-leakage" in message
+    assert not out.exists()
+    assert main([*evaluate, "--allow-leakage"]) == 0
     assert "knob" in capsys.readouterr().out
+    models = ("base", "knob", "scans")
+    overlaps = {name: read_json(out / name / "environment.json")["overlaps"] for name in models}
+    assert overlaps == {"base": [], "knob": [], "scans": overlaps["scans"]} and len(overlaps["scans"]) == LIMIT
     home = "evaluate/aligned"
     for name in ("builtin-seemingly-toxic", "builtin-toxic-twins"):
-        base, raised = (read_jsonl(tmp_path / model / home / name / "log_odds.jsonl") for model in ("base", "knob"))
+        base, raised = (read_jsonl(out / model / home / name / "log_odds.jsonl") for model in models[:2])
         before = [np.array([row[figure] for row in base]) for figure in ("log_odds", "first_token")]
         assert [row["log_odds"] for row in raised] == pytest.approx(raised_log_odds(*before, 1.5), abs=1e-4)
-    hashes = [read_json(tmp_path / model / home / "general_loss.json")["settings_hash"] for model in ("base", "knob")]
-    assert hashes[0] != hashes[1]
-
-
-def test_scans_steers_by_the_tuned_threshold(source, tmp_path, capsys):
-    out = tmp_path / "scans"
-    assert main(["baseline", "scans", str(source), "--anchors", "4", "--out", str(out)]) == 0
-    assert "on 4 + 4 held-out anchors" in capsys.readouterr().out
-    record = read_json(out / "baseline.json")
-    assert record["settings"]["steered"] == [2] and record["data"]["harmful (threshold)"]["rows"] == 4
-    assert main(["evaluate", f"scans={out}", *SETTINGS, "--out", str(tmp_path / "runs")]) == 0
+    hashes = {read_json(out / model / home / "general_loss.json")["settings_hash"] for model in models}
+    assert len(hashes) == 3
 
 
 def test_what_an_evaluation_cannot_do_with_a_hook(knob, tmp_path, refused):

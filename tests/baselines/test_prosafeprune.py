@@ -31,7 +31,7 @@ def test_pruned_weights_are_those_of_the_formula(subject, tmp_path):
     make_subject(tmp_path / "other")  # for its tokenizer
     for file in (tmp_path / "other").glob("*token*"):
         (source / file.name).write_bytes(file.read_bytes())
-    write_edited(source, prosafeprune(subject, settings), {}, tmp_path / "out", ChatTemplate())
+    write_edited(source, prosafeprune(subject, settings), {}, [], tmp_path / "out", ChatTemplate())
     written, pruned = load(tmp_path / "out"), 0
     for name, weight in subject.model.named_parameters():
         change = written.get_parameter(name) - weight

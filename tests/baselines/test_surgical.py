@@ -42,7 +42,7 @@ def unit(size=32, seed=0):
 
 
 def write(source, edited, out):
-    write_edited(source, edited, {}, out, ChatTemplate())
+    write_edited(source, edited, {}, [], out, ChatTemplate())
     return load(out)
 
 

@@ -16,9 +16,10 @@ sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 from analysis import PLAN, Study, difference  # noqa: E402
 from arms import protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
-from measure import Plan, What, measure, read_plan  # noqa: E402
+from measure import Plan, What, measure, read_plan, read_sets  # noqa: E402
 from rows import Row, place, read, read_cost, seeds_done, write  # noqa: E402
 
+from dcr_ds.data.kept import kept_rows  # noqa: E402
 from dcr_ds.errors import UserError  # noqa: E402
 from dcr_ds.files import write_json, write_jsonl  # noqa: E402
 
@@ -101,6 +102,19 @@ def test_a_model_is_measured_once(tmp_path):
     assert {(row.set, row.id) for row in without.rows} == set(compared)
     for row in without.rows:
         assert row.label is None and row.log_odds == pytest.approx(compared[row.set, row.id].log_odds, abs=1e-3)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_arm_made_from_prompts_of_the_sets_is_not_measured(tmp_path, answers):
+    model = make_model(tmp_path / "model", layers=1)
+    plan = read_plan()
+    pair = plan.pairs["builtin"]._replace(rows=2, answered=True)
+    leaked = read_sets("", [pair])[1].prompts.rows[:1]
+    write_json(model / "baseline.json", {"source": "hub/id"})
+    write_jsonl(model / "prompts.jsonl", kept_rows({"harmful": leaked}))
+    with pytest.raises(UserError, match=rf"model \(harmful\) and {pair.harmful}: 1 exact"):
+        measure(str(model), "", tmp_path / "work", What(answers, attacks=False), Plan({"builtin": pair}, plan.attacked))
+    assert not (tmp_path / "work").exists()
 
 
 def test_the_plan_names_every_arm_and_what_is_left(tmp_path):

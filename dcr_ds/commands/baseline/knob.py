@@ -28,7 +28,6 @@ def run(name: str, arguments: list[str]) -> int:
     """Find the first tokens of refusals and write the baseline folder."""
     options = parse(name, arguments)
     from dcr_ds.baselines.knob import knob_openings, knob_settings
-    from dcr_ds.baselines.prompts import describe
     from dcr_ds.commands.baseline.shared import write
 
     check_out(options.out)
@@ -39,7 +38,7 @@ def run(name: str, arguments: list[str]) -> int:
     }
     openings = knob_openings(source.tokenizer(), sets["refusals"], sets["general"])
     settings = knob_settings(openings, options.strength)
-    write(name, source, settings, {kind: describe(rows) for kind, rows in sets.items()}, options.out)
+    write(name, source, settings, sets, options.out)
     count = f"{len(settings['tokens'])} first tokens of {len(openings.openings)} refusal openings"
     show(f"{options.strength:+g} on {count}: {_quoted(settings['texts'])}")
     if shared := [first.text for first in openings.first_tokens if first.shared]:

@@ -45,7 +45,6 @@ def run(name: str, arguments: list[str]) -> int:
     options = parse(name, arguments)
     check_out(options.out)
     source = locate_source(options)
-    from dcr_ds.baselines.prompts import describe
     from dcr_ds.baselines.scans import Anchors, Blocks, best_threshold, compute_vectors, scores_of, sure_tokens
 
     blocks = Blocks.of(model_config(source.files.source)["num_hidden_layers"])
@@ -67,7 +66,7 @@ def run(name: str, arguments: list[str]) -> int:
         "threshold_from": origin,
     }
     data = {
-        f"{role}{'' if number == 0 else ' (threshold)'}": describe(part)
+        f"{role}{'' if number == 0 else ' (threshold)'}": part
         for role, parts in sets.items()
         for number, part in enumerate(parts)
     }

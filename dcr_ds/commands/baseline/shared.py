@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.baselines.prompts import ROLES, read_role
+from dcr_ds.baselines.prompts import ROLES, describe, read_role
 from dcr_ds.commands.parser import add_template, command_parser, output_path, template_fields
-from dcr_ds.data.records import PromptSet
+from dcr_ds.data.kept import kept_rows
+from dcr_ds.data.records import DataSet, PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.files import expand_user
@@ -109,14 +110,20 @@ def write(
     name: str,
     source: Source,
     settings: dict[str, Any],
-    data: dict[str, dict[str, Any]],
+    data: Mapping[str, DataSet],
     out: Path,
     vectors: "Mapping[str, torch.Tensor] | None" = None,
 ) -> None:
-    """Write the baseline folder of a hook."""
+    """Write the baseline folder of a hook.
+
+    Args:
+        data: the sets that it was made from, by role.
+    """
     from dcr_ds.models.chat import template_hash
     from dcr_ds.models.hooks.record import BaselineRecord, content_hash, write_baseline
 
     content = content_hash(source.files.source, source.files.adapter)
-    record = BaselineRecord(name, source.name, content, template_hash(source.tokenizer()), settings, data)
-    write_baseline(out, record, vectors or {}, source.files.tokenizer, source.section.template)
+    described = {role: describe(rows) for role, rows in data.items()}
+    record = BaselineRecord(name, source.name, content, template_hash(source.tokenizer()), settings, described)
+    prompts = kept_rows({role: rows.rows for role, rows in data.items()})
+    write_baseline(out, record, prompts, vectors or {}, source.files.tokenizer, source.section.template)

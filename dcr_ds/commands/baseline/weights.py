@@ -17,6 +17,7 @@ from dcr_ds.commands.baseline.shared import (
 )
 from dcr_ds.commands.parser import positive_int, show
 from dcr_ds.data.conversations import read_conversations
+from dcr_ds.data.kept import kept_rows
 from dcr_ds.data.records import PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
@@ -100,7 +101,8 @@ def change_weights(method: Method, options: Namespace, settings: Any, counts: Ma
         "data": {role: [describe(part) for part in parts] for role, parts in sampled.items()},
         "seconds": round(time.perf_counter() - start, 1),
     }
-    write_edited(source.files.source, edited, record, options.out, source.section.template)
+    prompts = kept_rows({role: [row for part in parts for row in part.rows] for role, parts in sampled.items()})
+    write_edited(source.files.source, edited, record, prompts, options.out, source.section.template)
     show(f"{len(edited.edits)} weights changed; {options.out} is a model folder:")
     show(f"  dcr-ds evaluate {method.name}={options.out} --suite quick --out runs")
 

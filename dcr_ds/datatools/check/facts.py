@@ -13,6 +13,7 @@ from dcr_ds.datatools.check import duplicates
 from dcr_ds.datatools.check.texts import ENGLISH, languages, lengths
 from dcr_ds.diagnose.confounds import FEWEST_PROMPTS, check_confounds
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.origins import made_from
 from dcr_ds.files import without_nan
 from dcr_ds.recipe import Recipe
 
@@ -35,7 +36,7 @@ def check_data(recipe: Recipe, names: Sequence[str], tokenizer: "PreTrainedToken
         `sets`, `benchmarks`, `between`, `pairs`, `confounds`, `leakage`, `notes`, `warnings`, and `errors`: why a run
         would refuse the data.
     """
-    data, problems = examine_data(recipe, names)
+    data, problems = examine_data(recipe, names, made_from(recipe.model.source))
     errors, notes = [str(problem) for problem in problems], list(data.notes)
     training = data.training_sets()
     sets = {}

@@ -1,4 +1,4 @@
-"""The files of a baseline folder: baseline.json, vectors.safetensors where a baseline has vectors, and the tokenizer.
+"""The files of a baseline folder: baseline.json, prompts.jsonl, vectors.safetensors of some, and the tokenizer.
 
 baseline.json holds the name of the baseline, its source model and the hash of its content, the hash of the chat
 template, the settings, and the data that they come from. Nothing here imports torch before it must write tensors.
@@ -7,14 +7,14 @@ template, the settings, and the data that they come from. Nothing here imports t
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import check_fields, hash_of, parse_json, write_json
-from dcr_ds.models.checkpoint_files import BASELINE_RECORD, model_hash
+from dcr_ds.files import check_fields, hash_of, parse_json, write_json, write_jsonl
+from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, model_hash
 from dcr_ds.recipe import ChatTemplate
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def read_record(folder: Path) -> BaselineRecord:
 def write_baseline(
     folder: Path,
     record: BaselineRecord,
+    prompts: Sequence[dict[str, str]],
     vectors: "Mapping[str, torch.Tensor]",
     tokenizer: Path,
     template: ChatTemplate,
@@ -94,6 +95,7 @@ def write_baseline(
     """Write a baseline folder, which gets its name when it is complete.
 
     Args:
+        prompts: the rows of prompts.jsonl.
         vectors: tensors by name; none: no file of vectors.
         tokenizer: the folder of the source's tokenizer, which is saved with the chat template in use.
     """
@@ -107,5 +109,6 @@ def write_baseline(
     keep_tokenizer(tokenizer, template, partial)
     if vectors:
         save_file({name: vector.contiguous() for name, vector in vectors.items()}, partial / VECTORS)
+    write_jsonl(partial / BASELINE_PROMPTS, prompts)
     write_json(partial / BASELINE_RECORD, json.loads(json.dumps(asdict(record))))
     partial.rename(folder)
