@@ -72,13 +72,10 @@ def check_confounds(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> lis
     A set of more than 500 prompts is sampled. Twins stay together in sampling, folds and intervals.
 
     Raises:
-        UserError: fewer than 10 prompts of a set.
+        UserError: too few prompts or pairs of a set.
     """
-    for rows, name in ((seemingly_toxic, "seemingly_toxic"), (toxic, "toxic")):
-        if len(rows) < FEWEST_PROMPTS:
-            raise UserError(
-                f"data.{name}: {len(rows)} prompts are too few for the confound check; it needs {FEWEST_PROMPTS}"
-            )
+    if problem := obstacle(seemingly_toxic, toxic):
+        raise UserError(problem)
     sets = [_sample(rows) for rows in (seemingly_toxic, toxic)]
     rows = [row for sample in sets for row in sample]
     labels = np.repeat([0, 1], [len(sample) for sample in sets])
@@ -101,6 +98,17 @@ def check_confounds(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> lis
     if len(set(sources)) < 2:
         return lengths
     return [*lengths, _source(sources, measured), _other_sources(words, sources, labels, pairs, measured)]
+
+
+def obstacle(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> str | None:
+    """Why the sets are too small for the check; None if they are not."""
+    for rows, name in ((seemingly_toxic, "seemingly_toxic"), (toxic, "toxic")):
+        if len(rows) < FEWEST_PROMPTS:
+            return f"data.{name}: {len(rows)} prompts are too few for the confound check; it needs {FEWEST_PROMPTS}"
+        pairs = {index if row.pair is None else row.pair for index, row in enumerate(rows)}
+        if len(pairs) < NUM_FOLDS:
+            return f"data.{name}: {len(pairs)} pairs are too few for the confound check; it needs {NUM_FOLDS}"
+    return None
 
 
 def _sample(rows: Sequence[Row]) -> list[Row]:

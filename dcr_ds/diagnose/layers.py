@@ -20,6 +20,7 @@ from dcr_ds.discernment.couples import AucInterval, auc_interval, class_mean_int
 from dcr_ds.errors import UserError
 
 FEWEST_PROMPTS = 2 * NUM_FOLDS  # of each label: two in every fold
+FEWEST_BLOCKS = 2
 SHALLOWEST, DEEPEST = 0.4, 0.85  # bounds of the chosen layer, as shares of the blocks
 WITHOUT_SEPARATION = 0.8  # share of the blocks if no layer separates the sets
 
@@ -64,8 +65,13 @@ def hidden_by_layer(
         prompts: token ids.
         pooling: "last" token, or "mean" over the tokens after those that are the same in all prompts.
         batch_size: prompts per forward pass, padded to the longest of them.
+
+    Raises:
+        UserError: the model has a single block.
     """
     base: Any = model.base_model.eval()
+    if len(base.layers) < FEWEST_BLOCKS:
+        raise UserError(f"layer probe: the model has {len(base.layers)} block, and layers lie between two blocks")
     shared = 0
     if pooling == "mean":
         shared = min(len(os.path.commonprefix([list(row) for row in prompts])), min(map(len, prompts)) - 1)
@@ -119,11 +125,7 @@ def probe_layers(
     Raises:
         UserError: too few prompts of a set, or states that are not finite.
     """
-    for label, name in enumerate(("seemingly toxic", "toxic")):
-        if (count := int(np.sum(labels == label))) < FEWEST_PROMPTS:
-            raise UserError(
-                f"layer probe: {count} {name} prompts; {NUM_FOLDS} folds need at least {FEWEST_PROMPTS} of each set"
-            )
+    refuse_few_prompts(labels, pairs)
     if not hidden.isfinite().all():
         layer = 1 + int((~hidden.isfinite()).flatten(1).any(1).nonzero()[0])
         raise UserError(f"layer probe: hidden states of layer {layer} are not finite; load the model in float32")
@@ -133,6 +135,20 @@ def probe_layers(
         drift = None if refined is None else mean_drift(states, refined[index])
         figures.append(_figures(index + 1, states.numpy(), labels, pairs, folds, drift))
     return figures
+
+
+def refuse_few_prompts(labels: np.ndarray, pairs: np.ndarray) -> None:
+    """Raise UserError if a set has too few prompts, or too few pairs, for the folds of the cross-validation."""
+    for label, name in enumerate(("seemingly toxic", "toxic")):
+        if (count := int(np.sum(labels == label))) < FEWEST_PROMPTS:
+            raise UserError(
+                f"layer probe: {count} {name} prompts; {NUM_FOLDS} folds need at least {FEWEST_PROMPTS} of each set"
+            )
+        if (count := len(np.unique(pairs[labels == label]))) < NUM_FOLDS:
+            raise UserError(
+                f"layer probe: the {name} prompts belong to {count} pair{'s' * (count > 1)}, and a pair stays in one "
+                f"fold; {NUM_FOLDS} folds need as many pairs"
+            )
 
 
 def choose_layer(figures: Sequence[LayerFigures], num_blocks: int) -> tuple[int, str]:

@@ -120,11 +120,28 @@ def load_with_adapter(
 
 
 def _with_adapter(base: PreTrainedModel, source: Path, adapter: Path, **options) -> PeftModel:
+    _refuse_other_modules(base, source, adapter)
     try:
         return PeftModel.from_pretrained(base, adapter, **options)
     except Exception as error:  # what peft raises depends on the field of adapter_config.json that is wrong
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
+
+
+def _refuse_other_modules(base: PreTrainedModel, source: Path, adapter: Path) -> None:
+    """Raise UserError if the adapter has weights for modules that the model lacks, which peft leaves out.
+
+    Experts are left to peft, which knows several names for them.
+    """
+    if not (adapter / WEIGHTS).is_file():
+        return
+    with safe_open(adapter / WEIGHTS, "pt") as stream:
+        adapted = {module_of(name) for name in stream.keys() if ".lora_" in name and "experts" not in name}
+    if lacking := sorted(adapted - {name for name, _ in base.named_modules()}):
+        raise UserError(
+            f"{adapter}: has weights for {len(lacking)} modules that the model {source} lacks ({lacking[0]}); use the "
+            "base model that it was trained on"
+        )
 
 
 def adapted_weights(adapter: Path) -> set[str]:

@@ -106,9 +106,9 @@ def _confounds(data: RunData) -> list[str]:
     """Warnings about superficial features that separate the two sets of stage 1."""
     if data.seemingly_toxic is None or data.toxic is None:
         return []
-    from dcr_ds.diagnose.confounds import FEWEST_PROMPTS, check_confounds
+    from dcr_ds.diagnose.confounds import check_confounds, obstacle
 
     sets = (data.seemingly_toxic.rows, data.toxic.rows)
-    if min(map(len, sets)) < FEWEST_PROMPTS:
-        return [f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set"]
+    if problem := obstacle(*sets):
+        return [f"confound check left out: {problem}"]
     return [confound.warning for confound in check_confounds(*sets) if confound.warning]

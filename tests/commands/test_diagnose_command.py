@@ -13,6 +13,12 @@ from tiny import make_model, one_thread_environment
 from dcr_ds.cli import main
 from dcr_ds.recipe.layout import RunFolder
 
+PROMPTS = {
+    "HARMLESS": [{"prompt": f"Paint {number} doors"} for number in range(12)],
+    "ONE_PAIR": [{"prompt": f"Wreck {number} doors", "pair": "doors"} for number in range(12)],
+    "LONG": [{"prompt": "Wreck " + word * 600} for word in "ab"],
+}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -91,6 +97,13 @@ def test_layers_probes_every_layer_but_the_last_and_chooses_one(model, tmp_path,
     assert [row["layer"] for row in written["layers"]] == [1, 2] and written["chosen"] in (1, 2)
 
 
+def test_rows_of_a_file_that_are_left_out_are_noted(model, tmp_path, capsys):
+    rows = [*PROMPTS["HARMLESS"], {"prompt": None}]
+    files = [write_rows(tmp_path / "safe.jsonl", rows), write_rows(tmp_path / "harm.jsonl", PROMPTS["ONE_PAIR"])]
+    main(["diagnose", "layers", str(model), "--seemingly-toxic", str(files[0]), "--toxic", str(files[1])])
+    assert "seemingly toxic: 1 of 13 prompts left out: 'prompt' is missing" in capsys.readouterr().err
+
+
 def test_drift_is_measured_from_the_first_model(model, finished_run, tmp_path):
     refined = finished_run.stage("refine").model
     words = ["diagnose", "layers", str(model), "--prompts", "10", "--out", str(tmp_path)]
@@ -145,11 +158,20 @@ def test_openings_are_listed_with_their_coverage(model, tmp_path, capsys):
         (["entk", "MODEL", "MODEL"], "two models have the name 'tiny'"),
         (["pca", "MODEL"], "not a run folder with a refined model"),
         (["confounds", "--dry-run"], "options of train"),
+        (["layers", "ONE_BLOCK", "--prompts", "10"], "layer probe: the model has 1 block"),
+        (["layers", "MODEL", "--toxic", "HARMLESS", "--seemingly-toxic", "HARMLESS"], "12 prompts in common"),
+        (["confounds", "--data.toxic", "HARMLESS", "--data.seemingly_toxic", "HARMLESS"], "12 prompts in common"),
+        (["layers", "MODEL", "--toxic", "ONE_PAIR"], "the toxic prompts belong to 1 pair"),
+        (["confounds", "--data.toxic", "ONE_PAIR"], "1 pairs are too few for the confound check"),
+        (["entk", "MODEL", "--toxic", "LONG", "--prompts", "2"], "tokens, but the model reads at most 512"),
     ],
 )
 def test_bad_input_is_a_single_message(model, finished_run, tmp_path, arguments, message, capsys):
     places = {"MODEL": str(model), "RUN": str(finished_run.folder)}
-    if "DEEPER" in arguments:
-        places["DEEPER"] = str(make_model(tmp_path / "deeper", layers=4, tied=False))
+    for name, layers in {"DEEPER": 4, "ONE_BLOCK": 1}.items():
+        if name in arguments:
+            places[name] = str(make_model(tmp_path / name.lower(), layers=layers, tied=False))
+    for name, rows in PROMPTS.items():
+        places[name] = str(write_rows(tmp_path / f"{name}.jsonl", rows))
     assert main(["diagnose", *(places.get(word, word) for word in arguments)]) == 2
     assert message in the_error(capsys.readouterr().err)

@@ -218,6 +218,14 @@ def test_the_same_base_in_other_shards_is_accepted(refined):
     assert all(torch.equal(once[name], again[name]) for name in once)
 
 
+def test_an_adapter_of_a_deeper_model_is_not_loaded_in_part(tmp_path):
+    base = load_causal_lm(make_model(tmp_path / "base"), torch.float32, "sdpa", CPU)
+    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    shallow = make_model(tmp_path / "shallow", layers=2)
+    with pytest.raises(UserError, match=r"has weights for 2 modules that the model .*shallow lacks \(model.layers.2"):
+        merge.load_with_adapter(shallow, tmp_path / "adapter", torch.float32, "sdpa", CPU)
+
+
 def test_an_adapter_of_another_kind_is_not_merged(refined):
     source, _, folder = refined
     file = folder / "adapter" / "adapter_model.safetensors"

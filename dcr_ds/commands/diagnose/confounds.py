@@ -4,6 +4,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.parser import command_parser, output_path, refuse, show
+from dcr_ds.data.load import refuse_common_prompts
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.files import write_json
 from dcr_ds.recipe.arguments import parse_train
@@ -37,9 +38,9 @@ def run(options: Namespace) -> None:
     from dcr_ds.diagnose.confounds import check_confounds
 
     data = options.recipe.data
-    confounds = check_confounds(
-        read_prompts(data.seemingly_toxic, "seemingly_toxic").rows, read_prompts(data.toxic, "toxic").rows
-    )
+    sets = read_prompts(data.seemingly_toxic, "seemingly_toxic"), read_prompts(data.toxic, "toxic")
+    refuse_common_prompts(*sets)
+    confounds = check_confounds(*(of_class.rows for of_class in sets))
     show("\n".join(_lines(confounds)))
     if options.out:
         values = [

@@ -36,11 +36,12 @@ def parse(arguments: list[str]) -> Namespace:
 
 def run(options: Namespace) -> None:
     """Probe each model; the first one is the reference of the drift."""
-    from dcr_ds.diagnose.layers import choose_layer, mean_drift, probe_layers
+    from dcr_ds.diagnose.layers import choose_layer, mean_drift, probe_layers, refuse_few_prompts
     from dcr_ds.diagnose.prompts import labels_and_pairs
 
     sets = read_sets(options, PAIRED)
     labels, pairs = labels_and_pairs(*sets.values())
+    refuse_few_prompts(labels, pairs)  # before a model is loaded
     prompts = [row for rows in sets.values() for row in rows]
     first, *others = _targets(options)
     before = _states(first, prompts, options.pooling)

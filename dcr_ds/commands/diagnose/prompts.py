@@ -1,13 +1,15 @@
 """The prompts of a diagnosis: built-in sets or files, sampled so that both prompts of a pair are taken."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcr_ds.commands.parser import positive_int
 from dcr_ds.data.conversations import read_conversations
+from dcr_ds.data.load import refuse_common_prompts
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import Prompt
+from dcr_ds.data.records import Conversation, DataSet, Prompt
 from dcr_ds.data.sampler import draw
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
@@ -32,9 +34,14 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
     """The sampled prompts by category.
 
     Raises:
-        UserError: a set cannot be read, or has fewer prompts than asked for.
+        UserError: a set cannot be read, has fewer prompts than asked for, or has prompts in common with another one.
     """
-    sets = {name: _read(options, name) for name in names}
+    read = {name: _read(options, name) for name in names}
+    for name, data_set in read.items():
+        for note in data_set.notes if getattr(options, name) else []:
+            print(f"{name.replace('_', ' ')}: {note}", file=sys.stderr)
+    refuse_common_prompts(*(read[name] for name in PAIRED))
+    sets = {name: _prompts_of(data_set) for name, data_set in read.items()}
     for name, rows in sets.items():
         if options.prompts and len(rows) < options.prompts:
             raise UserError(
@@ -47,18 +54,33 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
 def encoder(tokenizer: Any) -> Callable[[Prompt], list[int]]:
     """The function from a prompt to its token ids in the chat template."""
     from dcr_ds.models.chat import encode_prompt
+    from dcr_ds.models.limits import limits_of
     from dcr_ds.models.rows import encode_row
 
-    return lambda row: encode_row("diagnose", row, lambda row: encode_prompt(tokenizer, row.messages))
+    def encode(row: Prompt) -> list[int]:
+        ids = encode_prompt(tokenizer, row.messages)
+        if (context := limits_of(tokenizer).context) is not None and len(ids) > context:
+            raise UserError(f"{len(ids)} tokens, but the model reads at most {context}; remove or shorten the prompt")
+        return ids
+
+    return lambda row: encode_row("diagnose", row, encode)
 
 
-def _read(options: Namespace, name: str) -> list[Prompt]:
+def _read(options: Namespace, name: str) -> DataSet:
     path = getattr(options, name)
     source = DataSource(source=path) if path else DataSource(split=options.split)
-    if name in PAIRED:
-        return read_prompts(source, name).rows
-    rows = read_conversations(source, name).rows
-    return [Prompt(row.id, row.messages[0]["content"]) for row in rows if row.messages[0]["role"] == "user"]
+    return read_prompts(source, name) if name in PAIRED else read_conversations(source, name)
+
+
+def _prompts_of(data_set: DataSet) -> list[Prompt]:
+    """The prompts of a set; of a conversation its first message."""
+    rows = [row if isinstance(row, Prompt) else _first_message(row) for row in data_set.rows]
+    return [row for row in rows if row is not None]
+
+
+def _first_message(row: Conversation) -> Prompt | None:
+    first = row.messages[0]
+    return Prompt(row.id, first["content"]) if first["role"] == "user" else None
 
 
 def _sample(rows: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:

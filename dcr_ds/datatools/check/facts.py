@@ -11,7 +11,7 @@ from dcr_ds.data.records import DataSet
 from dcr_ds.data.sampler import match_twins
 from dcr_ds.datatools.check import duplicates
 from dcr_ds.datatools.check.texts import ENGLISH, languages, lengths
-from dcr_ds.diagnose.confounds import FEWEST_PROMPTS, check_confounds
+from dcr_ds.diagnose.confounds import check_confounds, obstacle
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.origins import made_from
 from dcr_ds.files import without_nan
@@ -58,7 +58,7 @@ def check_data(recipe: Recipe, names: Sequence[str], tokenizer: "PreTrainedToken
         "leakage": [asdict(overlap) for overlap in data.overlaps],
         "notes": notes,
     }
-    return without_nan(facts | {"warnings": _warnings(facts), "errors": errors})
+    return without_nan(facts | {"warnings": _warnings(facts) + _left_out(data), "errors": errors})
 
 
 def _describe(name: str, data_set: DataSet, tokenizer: "PreTrainedTokenizerBase | None") -> Facts:
@@ -127,12 +127,19 @@ def _confounds(data: RunData) -> list[Facts] | None:
     if data.seemingly_toxic is None or data.toxic is None:
         return None
     sets = (data.seemingly_toxic.rows, data.toxic.rows)
-    if min(map(len, sets)) < FEWEST_PROMPTS:
+    if obstacle(*sets):
         return None
     return [
         {"feature": row.name, "auc": row.auc._asdict(), "note": row.note, "warning": row.warning}
         for row in check_confounds(*sets)
     ]
+
+
+def _left_out(data: RunData) -> list[str]:
+    if data.seemingly_toxic is None or data.toxic is None:
+        return []
+    problem = obstacle(data.seemingly_toxic.rows, data.toxic.rows)
+    return [f"confound check left out: {problem}"] if problem else []
 
 
 def _warnings(facts: Facts) -> list[str]:
@@ -144,8 +151,6 @@ def _warnings(facts: Facts) -> list[str]:
             count, (first, second) = common["exact"] + common["normalised"], common["sets"]
             warnings.append(f"{count} prompts of {second} are also in {first}, which teaches the opposite answer")
     warnings += [row["warning"] for row in facts["confounds"] or [] if row["warning"]]
-    if facts["pairs"] and facts["confounds"] is None:
-        warnings.append(f"confound check left out: fewer than {FEWEST_PROMPTS} prompts in a set")
     return warnings
 
 

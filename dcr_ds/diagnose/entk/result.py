@@ -53,7 +53,7 @@ def normalise(norms: np.ndarray, counts: dict[str, int]) -> np.ndarray:
     """Divide every row by its diagonal entry."""
     own = np.diagonal(norms)
     if (zero := np.flatnonzero(~(own > 0))).size:
-        category = np.repeat(list(counts), list(counts.values()))[zero[0]]
+        category = str(np.repeat(list(counts), list(counts.values()))[zero[0]])
         raise UserError(
             f"eNTK: for {zero.size} prompts, the first of category {category!r}, all gradients of the selected "
             "parameters are zero; select parameters that the logits depend on (LoRA's A has none while B is zero)"
