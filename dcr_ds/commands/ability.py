@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dcr_ds.commands.parser import (
     add_template,
@@ -30,17 +30,15 @@ folder, where `dcr-ds report` finds them; what was measured before with the same
 
 
 def run(arguments: list[str]) -> int:
-    """Measure each model and print a table.
+    """Measure each model and print a table. All models are checked before the first one is measured.
 
     Raises:
         UserError: wrong usage, a model or data set that cannot be read, or lm-eval is not installed.
     """
     options = _parse(arguments)
-    measured = {}
-    for target in options.targets:
-        for title, section, file in _models(Path(target), target):
-            model = section.model_copy(update=template_fields(options))
-            measured[title] = _measure_once(options, model, file)
+    asked = [asked for target in options.targets for asked in _models(Path(target), target, options)]
+    settings = [_settings(options, one.section) for one in asked]
+    measured = {one.title: _measure_once(options, one, of_model) for one, of_model in zip(asked, settings, strict=True)}
     if options.out:
         write_json(options.out, measured)
     print(_table(measured, options.tasks))
@@ -65,39 +63,46 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _measure_once(options: argparse.Namespace, model: ModelSection, file: Path | None) -> dict[str, dict]:
-    """Results by task: those in `file` if they were measured with the same settings, else new ones."""
-    settings = _settings(options, model)
-    result = read_object(file) if file else {}
+class Asked(NamedTuple):
+    """A model to measure, its title in the table, and the file of its results."""
+
+    title: str
+    section: ModelSection
+    file: Path | None
+
+
+def _measure_once(options: argparse.Namespace, asked: Asked, settings: dict) -> dict[str, dict]:
+    """Results by task: those in the file if they were measured with the same settings, else new ones."""
+    result = read_object(asked.file) if asked.file else {}
     if result.get("settings") != settings or "tasks" not in result:
-        result = {"settings": settings, "tasks": _measure(options, model)}
-        if file:
-            write_json(file, result)
+        result = {"settings": settings, "tasks": _measure(options, asked.section)}
+        if asked.file:
+            write_json(asked.file, result)
     return result["tasks"]
 
 
-def _models(target: Path, source: str) -> Iterator[tuple[str, ModelSection, Path | None]]:
-    """Title, model and results file: the base and aligned models of a run, or the one model that was named."""
-    run = RunFolder(target)
+def _models(target: Path, source: str, options: argparse.Namespace) -> Iterator[Asked]:
+    """The base and aligned models of a run, or the one model that was named."""
+    run, template = RunFolder(target), template_fields(options)
     if not run.is_run:
-        yield source, ModelSection(source=source), None
+        yield Asked(source, ModelSection(source=source, **template), None)
         return
-    model = load_recipe(str(run.recipe), []).model
-    yield f"{target.name}: base", model, run.model(BASE).ability
+    model = load_recipe(str(run.recipe), []).model.model_copy(update=template)
+    yield Asked(f"{target.name}: base", model, run.model(BASE).ability)
     aligned = run.stage("align").model
     if aligned.is_dir():
         aligned_model = model.model_copy(update={"source": str(aligned), "revision": None})
-        yield f"{target.name}: aligned", aligned_model, run.model(ALIGNED).ability
+        yield Asked(f"{target.name}: aligned", aligned_model, run.model(ALIGNED).ability)
 
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
-    """What the results depend on, except for the code."""
+    """What the results depend on, except for the code. Checks the model, and the template it is asked with."""
+    from dcr_ds.evaluate.targets import checked_source
     from dcr_ds.models.chat import template_hash
-    from dcr_ds.models.locate import prepare_source
 
     local = sorted(options.local_data.glob("*.jsonl")) if options.local_data else []
     return {
-        "model": model_hash(prepare_source(model)),
+        "model": model_hash(checked_source(model)),
         "tasks": options.tasks,
         "limit": options.limit,
         "local_data": hash_of([[file.name, file.stat().st_size] for file in local]) if local else None,
@@ -122,10 +127,10 @@ def _tokenizer(options: argparse.Namespace, model: ModelSection) -> Any:
 def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict]:
     import torch
 
-    from dcr_ds.evaluate.targets import checked_source
     from dcr_ds.models.load import load_causal_lm
+    from dcr_ds.models.locate import prepare_source
 
-    source = checked_source(model)
+    source = prepare_source(model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     asked = AbilityOptions(

@@ -152,6 +152,8 @@ def test_openings_are_listed_with_their_coverage(model, tmp_path, capsys):
         (["layers", "MODEL", "--prompts", "10", "--refined", "DEEPER"], "compare a model with one that was trained"),
         (["entk", "MODEL", "--prompts", "2", "--k", "999"], "999"),
         (["entk", "/no/such/folder"], "/no/such/folder"),
+        (["entk", "DEEPER", "MODEL", "--parameters", r"layers\.3\."], "matches no parameter"),
+        (["entk", "MODEL", "HOOK"], "name its source model"),
         (["entk", "http://localhost/v1#model"], "an endpoint shows neither gradients nor hidden states"),
         (["layers", "MODEL", "--chat-template-kwargs", '{"thinking": true}'], "no variable 'thinking'"),
         (["layers", "RUN", "--chat-template", "instruction"], "is a run, whose recipe has the chat template"),
@@ -173,5 +175,10 @@ def test_bad_input_is_a_single_message(model, finished_run, tmp_path, arguments,
             places[name] = str(make_model(tmp_path / name.lower(), layers=layers, tied=False))
     for name, rows in PROMPTS.items():
         places[name] = str(write_rows(tmp_path / f"{name}.jsonl", rows))
+    if "HOOK" in arguments:
+        places["HOOK"] = str(tmp_path / "hook")
+        assert main(["baseline", "knob", str(model), "--strength", "1", "--out", places["HOOK"]]) == 0
+    capsys.readouterr()
     assert main(["diagnose", *(places.get(word, word) for word in arguments)]) == 2
-    assert message in the_error(capsys.readouterr().err)
+    printed = capsys.readouterr()
+    assert message in the_error(printed.err) and not printed.out, "work before all models were checked"

@@ -119,6 +119,15 @@ def test_command_measures_every_task_and_writes_the_results(model_folder, local,
     assert all(task in table for task in TASKS)
 
 
+def test_all_models_are_checked_before_the_first_one_is_measured(model_folder, tmp_path, capsys):
+    """There is no data to measure, so that the first model would be another error."""
+    damaged = make_model(tmp_path / "damaged")
+    (damaged / "config.json").unlink()
+    for second in (damaged, tmp_path / "none"):
+        with pytest.raises(UserError, match=str(second)):
+            run([str(model_folder), str(second), "--local-data", str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

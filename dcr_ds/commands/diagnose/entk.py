@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dcr_ds.diagnose.entk import EntkResult
     from dcr_ds.engine.distributed import Ranks
 
+Encoded = dict[str, list[list[int]]]  # prompts as tokens, by category
 DESCRIPTION = """\
 Exact empirical neural tangent kernel on the largest logits of the first answer token: mean ratios per pair of
 categories, and for several models how they change. On several GPUs: torchrun --no-python dcr-ds diagnose …
@@ -37,15 +38,19 @@ def parse(arguments: list[str]) -> Namespace:
 
 
 def run(options: Namespace) -> None:
-    """Measure each model, compare the later ones with the first, and an aligned one with its control. All ranks."""
+    """Measure each model, compare the later ones with the first, and an aligned one with its control. All ranks.
+
+    All models are checked before the first one is measured.
+    """
     sets = read_sets(options, SETS)
     targets = targets_of(options.models, template_fields(options))
+    prompts = [_checked_prompts(target, sets, options) for target in targets]
     results = {}
     with _ranks() as ranks:
         if ranks:
             check_same(lambda: {f"set of {name} prompts": digest(rows) for name, rows in sets.items()}, ranks)
-        for target in targets:
-            result = _measure(target, sets, options, ranks)
+        for target, encoded in zip(targets, prompts, strict=True):
+            result = _measure(target, encoded, options, ranks)
             results[target.title] = result
             if ranks is None or ranks.is_main:
                 _write(result, target, options)
@@ -53,13 +58,20 @@ def run(options: Namespace) -> None:
         show("\n\n".join(_comparison(compared) for compared in _compared(results, targets)))
 
 
-def _measure(
-    target: Target, sets: "dict[str, list[Prompt]]", options: Namespace, ranks: "Ranks | None"
-) -> "EntkResult":
-    from dcr_ds.diagnose.entk import entk
+def _checked_prompts(target: Target, sets: "dict[str, list[Prompt]]", options: Namespace) -> Encoded:
+    """The prompts as tokens of a model, which is checked without its weights."""
+    from dcr_ds.diagnose.entk import check_entk
+    from dcr_ds.models.check import build_on_meta
 
     encode = encoder(target.tokenizer())
     prompts = {name: [encode(row) for row in rows] for name, rows in sets.items()}
+    check_entk(build_on_meta(target.files.source), prompts, options.k, options.parameters)
+    return prompts
+
+
+def _measure(target: Target, prompts: Encoded, options: Namespace, ranks: "Ranks | None") -> "EntkResult":
+    from dcr_ds.diagnose.entk import entk
+
     return entk(target.load(ranks.device if ranks else None), prompts, options.k, options.parameters)
 
 

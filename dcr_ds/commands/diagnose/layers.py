@@ -10,12 +10,11 @@ from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, encoder, read_
 from dcr_ds.commands.parser import add_template, command_parser, refuse, show, template_fields
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
+from dcr_ds.models.checkpoint_files import model_config
 
 if TYPE_CHECKING:
-    import torch
-
     from dcr_ds.data.records import Prompt
-    from dcr_ds.diagnose.layers import LayerFigures, Pooling
+    from dcr_ds.diagnose.layers import LayerFigures
 
 DESCRIPTION = """\
 Layer probe: held-out separation of the two sets of stage 1 at each layer, and the layer that refine.layer: auto would
@@ -35,25 +34,23 @@ def parse(arguments: list[str]) -> Namespace:
 
 
 def run(options: Namespace) -> None:
-    """Probe each model; the first one is the reference of the drift."""
-    from dcr_ds.diagnose.layers import choose_layer, mean_drift, probe_layers, refuse_few_prompts
+    """Probe each model; the first one is the reference of the drift. All are checked before the first is probed."""
+    from dcr_ds.diagnose.layers import choose_layer, hidden_by_layer, mean_drift, probe_layers, refuse_few_prompts
     from dcr_ds.diagnose.prompts import labels_and_pairs
 
     sets = read_sets(options, PAIRED)
     labels, pairs = labels_and_pairs(*sets.values())
     refuse_few_prompts(labels, pairs)  # before a model is loaded
     prompts = [row for rows in sets.values() for row in rows]
-    first, *others = _targets(options)
-    before = _states(first, prompts, options.pooling)
+    first, *others = targets = _targets(options)
+    for target in others:
+        _check_comparable(first, target)
+    tokens = [_encoded(target, prompts) for target in targets]
+    before = hidden_by_layer(first.load(), tokens[0], options.pooling)
     figures = probe_layers(before, labels, pairs)
     _present(first, figures, choose_layer(figures, len(figures) + 1), options)
-    for target in others:
-        after = _states(target, prompts, options.pooling)
-        if after.shape != before.shape:
-            raise UserError(
-                f"{target.title}: {len(after) + 1} blocks of width {after.shape[2]}, but {first.title} has "
-                f"{len(before) + 1} of {before.shape[2]}; compare a model with one that was trained from it"
-            )
+    for target, encoded in zip(others, tokens[1:], strict=True):
+        after = hidden_by_layer(target.load(), encoded, options.pooling)
         figures = [
             replace(row, drift=mean_drift(*states))
             for row, *states in zip(probe_layers(after, labels, pairs), before, after, strict=True)
@@ -75,11 +72,24 @@ def _targets(options: Namespace) -> list[Target]:
     return [*targets, replace(refined[0], title="refined")]
 
 
-def _states(target: Target, prompts: "Sequence[Prompt]", pooling: "Pooling") -> "torch.Tensor":
-    from dcr_ds.diagnose.layers import hidden_by_layer
+def _check_comparable(first: Target, other: Target) -> None:
+    (blocks, width), (expected, other_width) = (_shape(target) for target in (other, first))
+    if (blocks, width) != (expected, other_width):
+        raise UserError(
+            f"{other.title}: {blocks} blocks of width {width}, but {first.title} has {expected} of {other_width}; "
+            "compare a model with one that was trained from it"
+        )
 
+
+def _shape(target: Target) -> tuple[int, int]:
+    """The number of blocks, and the width of the residual stream."""
+    config = model_config(target.files.source)
+    return config["num_hidden_layers"], config.get("hidden_size", 0)
+
+
+def _encoded(target: Target, prompts: "Sequence[Prompt]") -> list[list[int]]:
     encode = encoder(target.tokenizer())
-    return hidden_by_layer(target.load(), [encode(prompt) for prompt in prompts], pooling)
+    return [encode(prompt) for prompt in prompts]
 
 
 def _present(

@@ -43,11 +43,6 @@ class Target:
 
         from dcr_ds.models.hooks.load import load_model
 
-        if self.files.hook is not None:
-            raise UserError(
-                f"{self.files.hook}: the hook of a baseline changes answers, not the model that is diagnosed; name its "
-                "source model"
-            )
         device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return load_model(self.files.source, self.files.adapter, None, torch.float32, "eager", device)
 
@@ -59,7 +54,8 @@ def targets_of(names: Sequence[str], template: Mapping[str, Any] | None = None) 
         template: chat_template and chat_template_kwargs of models that are not those of a run.
 
     Raises:
-        UserError: a model is missing or incomplete, an endpoint, or two have the same title; a template for a run.
+        UserError: a model is missing or incomplete, an endpoint or a hook; two have the same title; a template for a
+            run.
     """
     targets = [target for name in names for target in _targets(name, len(names) > 1, template or {})]
     titles = [target.title for target in targets]
@@ -102,4 +98,9 @@ def _target(title: str, section: ModelSection, run: RunFolder | None = None) -> 
     files = locate_target(section, EndpointSection())
     if not isinstance(files, LocalModel):
         raise UserError(f"{section.source}: an endpoint shows neither gradients nor hidden states; name a model folder")
+    if files.hook is not None:
+        raise UserError(
+            f"{files.hook}: the hook of a baseline changes answers, not the model that is diagnosed; name its source "
+            "model"
+        )
     return Target(title, section, files, run)

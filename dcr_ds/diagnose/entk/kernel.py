@@ -57,8 +57,7 @@ def entk(
     Raises:
         UserError: for bad arguments, a model that the method does not cover, and results that are not finite.
     """
-    layout = read_layout(model, parameters)
-    check_prompts(layout, prompts_by_category, k)
+    layout = check_entk(model, prompts_by_category, k, parameters)
     prompts = [prompt for category in prompts_by_category.values() for prompt in category]
     with frozen(layout.model):
         gram, tokens = sample_products(layout, prompts, k, batch_size)
@@ -66,6 +65,19 @@ def entk(
     result = make_result(norms.cpu().numpy(), {name: len(rows) for name, rows in prompts_by_category.items()}, seed)
     count = sum(parameter.numel() for parameter in layout.parameters.values())
     return EntkResult(**result, k=k, parameters=parameters, parameter_count=count, tokens=tokens.cpu().numpy())
+
+
+def check_entk(
+    model: PreTrainedModel | PeftModel, prompts_by_category: dict[str, list[list[int]]], k: int, parameters: str
+) -> Layout:
+    """The layout of a model, which may be on the meta device.
+
+    Raises:
+        UserError: for bad arguments, and a model that the method does not cover.
+    """
+    layout = read_layout(model, parameters)
+    check_prompts(layout, prompts_by_category, k)
+    return layout
 
 
 def check_prompts(layout: Layout, prompts_by_category: dict[str, list[list[int]]], k: int) -> None:
