@@ -78,7 +78,7 @@ def other_prompts(recipe: Recipe, data: RunData, own: Chosen, files: dict[str, s
             raise UserError(f"{OPTIONS[name]}: {read.source}: the recipe holds out all of its prompts")
         sets[name] = PromptSet(name, read.source, left, "")
     seemingly_toxic, toxic = sets["seemingly_toxic"], sets["toxic"]
-    refuse_common_prompts(seemingly_toxic, toxic)
+    refuse_common_prompts(seemingly_toxic, toxic, (OPTIONS["seemingly_toxic"], OPTIONS["toxic"]))
     trained = RunData(seemingly_toxic, toxic, benchmarks=data.benchmarks, evaluate_general=data.evaluate_general)
     check_leakage(trained, recipe.allow_leakage)
     return Chosen(seemingly_toxic.rows, toxic.rows, own.held_out, notes)

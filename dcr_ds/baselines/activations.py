@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dcr_ds.baselines.projections import blocks_of
+from dcr_ds.errors import UserError
 from dcr_ds.models.batches import pad_right
 from dcr_ds.progress import heartbeat
 
@@ -26,6 +27,9 @@ def mean_block_inputs(
 
     Args:
         positions: P, at most the length of the shortest prompt.
+
+    Raises:
+        UserError: the activations are not finite.
     """
     blocks = list(blocks_of(model).values())
     total = torch.zeros(positions, len(blocks), model.config.hidden_size, dtype=torch.float64)
@@ -45,6 +49,7 @@ def mean_block_inputs(
         for batch in batches_of(prompts, batch_size):
             places = torch.tensor([[len(row) - positions + place for place in range(positions)] for row in batch])
             _run(model, batch)
+    _refuse_not_finite(total)
     return total / len(prompts)
 
 
@@ -61,6 +66,9 @@ def outputs(
     Args:
         modules: by name; each takes and returns states [B, T, D].
         pooling: the last token of a prompt, or the mean over all its tokens, those of the chat template included.
+
+    Raises:
+        UserError: the outputs are not finite.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # as batches_of
     found: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
@@ -80,7 +88,14 @@ def outputs(
             lengths = torch.tensor([len(row) for row in batch])
             _run(model, batch)
     places = torch.tensor(order).argsort()
-    return {name: torch.cat(rows)[places] for name, rows in found.items()}
+    states = {name: torch.cat(rows)[places] for name, rows in found.items()}
+    _refuse_not_finite(*states.values())
+    return states
+
+
+def _refuse_not_finite(*states: torch.Tensor) -> None:
+    if not all(part.isfinite().all() for part in states):
+        raise UserError("activations of the model are not finite: its weights are damaged; use another copy of it")
 
 
 def batches_of(prompts: Sequence[Tokens], batch_size: int) -> Iterator[list[Tokens]]:

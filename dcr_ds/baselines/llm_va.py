@@ -37,6 +37,7 @@ from dcr_ds.errors import UserError
 
 BENIGN = ("harmless", "seemingly_toxic")
 LAST = "residual"  # the output of the last block
+ROUNDING = 1e-6  # of outputs in float32, relative to their length
 FEWEST = 2  # answered, and refused, training prompts
 
 
@@ -95,8 +96,8 @@ def llm_va(subject: Subject, settings: LlmVaSettings, report: Callable[[str], No
     """Align the answer vectors of a model with its benign vectors. The weights of the loaded model are changed.
 
     Raises:
-        UserError: the model answers or refuses nearly all training prompts, no iteration is better than the unchanged
-            model, or the model has other modules.
+        UserError: the model answers or refuses nearly all training prompts, their outputs are equal, no iteration is
+            better than the unchanged model, or the model has other modules.
     """
     check_residual(subject.model)
     modules = linears(subject.model, OUTPUTS)
@@ -140,13 +141,23 @@ def alignment(benign: Separation, answer: Separation) -> Edit:
 
 
 def separation(states: torch.Tensor, labels: torch.Tensor, is_training: torch.Tensor) -> Separation:
-    """The vector that points to the prompts with label True [n] among outputs [n, D]."""
+    """The vector that points to the prompts with label True [n] among outputs [n, D].
+
+    Raises:
+        UserError: the training prompts have the same outputs, up to rounding, so that nothing separates them.
+    """
     states, signs = states.double(), labels.double() * 2 - 1
-    vector = svm_direction(states[is_training], signs[is_training])
+    given = states[is_training]
+    vector = svm_direction(given, signs[is_training])
     vector = vector / vector.norm()
+    spread = float((given @ vector).std()) if len(given) > 1 else 0.0
+    if not spread > ROUNDING * float(given.norm(dim=1).max()):
+        raise UserError(
+            f"llm-va: the outputs of all {len(given)} training prompts are equal, so that nothing separates them; name "
+            "sets of different prompts, or ask for more with --train"
+        )
     is_right = (states @ vector > 0) == labels
-    accuracy = float(is_right[~is_training].double().mean())
-    return Separation(vector, float((states[is_training] @ vector).std()), accuracy)
+    return Separation(vector, spread, float(is_right[~is_training].double().mean()))
 
 
 def _alignments(observed: Observed, modules: Mapping[str, nn.Linear], count: int) -> dict[str, Edit]:

@@ -28,6 +28,7 @@ MODULES = {
     "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 }
 MIDDLE = (0.3, 0.7)  # shares of the blocks between which the layers are chosen
+ROUNDING = 1e-6  # of outputs in float32, relative to the largest singular value
 WINDOW = 5  # layers around the best one
 BASES = {"safe": "harmless", "unsafe": "harmful", "pseudo": "seemingly_toxic"}  # the paper's sets and ours
 
@@ -54,7 +55,8 @@ def prosafeprune(
     """Compute the pruned weights of a model.
 
     Raises:
-        UserError: fewer prompts than the rank, a layer that the model does not have, or other modules.
+        UserError: fewer prompts than the rank, or a rank that leaves nothing of an output; a layer that the model does
+            not have, or other modules.
     """
     prompts = {name: subject.prompts[set_name].train for name, set_name in BASES.items()}
     if few := next((name for name in prompts if len(prompts[name]) < settings.rank), None):
@@ -65,6 +67,12 @@ def prosafeprune(
     paths = paths_of(settings.modules)
     modules = linears(subject.model, paths)
     _check_layers(settings.layers, len(blocks_of(subject.model)))
+    narrow = min(modules, key=lambda name: modules[name].out_features)
+    if (width := modules[narrow].out_features) <= settings.rank:
+        raise UserError(
+            f"prosafeprune: --rank {settings.rank} is the whole output of {narrow}, which has {width} features, so "
+            "that nothing would be pruned; lower it"
+        )
     report(f"outputs of {len(modules)} modules on {sum(map(len, prompts.values()))} prompts")
     states = {
         name: outputs(subject.model, modules, part.tokens, "mean", subject.batch_size) for name, part in prompts.items()
@@ -89,8 +97,18 @@ def paths_of(modules: Sequence[str]) -> list[str]:
 
 
 def basis(states: torch.Tensor, rank: int) -> torch.Tensor:
-    """The first left singular vectors [D, r] of the outputs of prompts, which are the rows of `states` [n, D]."""
-    return torch.linalg.svd(states.double().T, full_matrices=False).U[:, :rank]
+    """The first left singular vectors [D, r] of the outputs of prompts, which are the rows of `states` [n, D].
+
+    Raises:
+        UserError: the outputs span fewer dimensions, up to rounding, so that further vectors would be arbitrary.
+    """
+    vectors, lengths, _ = torch.linalg.svd(states.double().T, full_matrices=False)
+    if (spanned := int((lengths > ROUNDING * lengths.max()).sum())) < rank:
+        raise UserError(
+            f"prosafeprune: the outputs of {len(states)} prompts span {spanned} dimensions, fewer than --rank {rank}; "
+            "lower it, or name a set of more different prompts"
+        )
+    return vectors[:, :rank]
 
 
 def pruning(safe: torch.Tensor, unsafe: torch.Tensor, pseudo: torch.Tensor, strength: float) -> Edit:

@@ -27,6 +27,7 @@ from dcr_ds.models.hooks.states import block_outputs
 from dcr_ds.progress import heartbeat
 
 FIRST, LAST = 10 / 32, 20 / 32  # of the blocks: where steering begins and ends
+ROUNDING = 1e-6  # of activations in float32, relative to their length
 Ids = Sequence[Sequence[int]]
 
 
@@ -100,12 +101,12 @@ def compute_vectors(model, blocks: Blocks, anchors: Anchors, sure: Sequence[int]
     last = torch.cat([harmful, harmless])[:, :steered, 0]
     difference = harmful[:, :steered, 0].mean(0) - harmless[:, :steered, 0].mean(0)  # [S, D]
     norms = difference.norm(dim=-1, keepdim=True)
-    if not norms.isfinite().all() or norms.min() == 0:
-        raise UserError(
-            "scans: the activations of harmful and harmless anchors are equal or not finite; check that the two sets "
-            "differ and that the model is not damaged"
-        )
     reference = (harmful[:, :, 0] - harmful[:, :, 1]).mean(0)
+    if not min(_smallest_share(difference, last), _smallest_share(reference, harmful)) > ROUNDING:
+        raise UserError(
+            'scans: the activations of harmful and harmless anchors, or before and after the answer "Sure", are equal '
+            "or not finite; check that the two sets differ and that the model is not damaged"
+        )
     dtype = torch.promote_types(model.dtype, torch.float32)
     directions = (difference / norms).to(dtype)
     return ScansVectors(directions, reference.to(dtype), norms.mean().item(), last.norm(dim=-1).mean().item())
@@ -136,6 +137,11 @@ def best_threshold(harmful: Sequence[float], harmless: Sequence[float]) -> tuple
 
     threshold, _ = max(candidates, key=lambda candidate: (accuracy(candidate[0]), candidate[1]))
     return threshold, accuracy(threshold)
+
+
+def _smallest_share(parts: torch.Tensor, states: torch.Tensor) -> float:
+    """The smallest norm of parts [..., D] in relation to the mean norm of states [..., D]; NaN if any is not finite."""
+    return float((parts.norm(dim=-1) / states.norm(dim=-1).mean()).min())
 
 
 def _states(decoder, blocks: Blocks, ids: Sequence[int], sure: Sequence[int]) -> torch.Tensor:

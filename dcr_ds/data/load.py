@@ -18,6 +18,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe
 
 SHOWN = 5  # common prompts listed in an error
+CLASSES = ("data.seemingly_toxic", "data.toxic")
 # the training sets of a recipe, and how each is read; preferences as labelled answers for KTO
 SETS: dict[str, Callable[..., Any]] = {
     "seemingly_toxic": read_prompts,
@@ -188,17 +189,21 @@ def _steps(recipe: Recipe, data: RunData, names: Sequence[str]) -> Iterator[Call
     yield partial(check_leakage, data, recipe.allow_leakage)
 
 
-def refuse_common_prompts(seemingly_toxic: PromptSet, toxic: PromptSet) -> None:
-    """Raise UserError if a prompt is in both stage-1 sets."""
-    ids = {normalise(row.prompt): row.id for row in seemingly_toxic.rows}
-    common = [(ids[text], row) for row in toxic.rows if (text := normalise(row.prompt)) in ids]
+def refuse_common_prompts(first: PromptSet, second: PromptSet, fields: tuple[str, str] = CLASSES) -> None:
+    """Raise UserError if a prompt is in both sets.
+
+    Args:
+        fields: what named the sets, such as --harmful.
+    """
+    ids = {normalise(row.prompt): row.id for row in first.rows}
+    common = [(ids[text], row) for row in second.rows if (text := normalise(row.prompt)) in ids]
     if not common:
         return
-    shown = "\n".join(f"  {first} and {row.id}: {row.prompt.strip()[:80]!r}" for first, row in common[:SHOWN])
+    shown = "\n".join(f"  {known} and {row.id}: {row.prompt.strip()[:80]!r}" for known, row in common[:SHOWN])
     more = f"\n  and {len(common) - SHOWN} more" if len(common) > SHOWN else ""
     raise UserError(
-        f"data.seemingly_toxic ({seemingly_toxic.source}) and data.toxic ({toxic.source}) have {len(common)} "
-        f"prompts in common; a prompt can belong to one class only. Remove these from one of them:\n{shown}{more}"
+        f"{fields[0]} ({first.source}) and {fields[1]} ({second.source}) have {len(common)} prompts in common; a "
+        f"prompt can belong to one class only. Remove these rows from one of them:\n{shown}{more}"
     )
 
 

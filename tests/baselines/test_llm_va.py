@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from sklearn.svm import LinearSVC
 from subjects import is_refused, make_subject, module_outputs
 
-from dcr_ds.baselines.llm_va import BENIGN, LlmVaSettings, Separation, alignment, llm_va
+from dcr_ds.baselines.llm_va import BENIGN, LlmVaSettings, Separation, alignment, llm_va, separation
 from dcr_ds.baselines.svm import svm_direction
 from dcr_ds.diagnose.openings import Openings
 from dcr_ds.errors import UserError
@@ -112,6 +112,27 @@ def test_a_model_that_refuses_nothing_cannot_be_aligned(tmp_path):
     subject = make_subject(tmp_path)
     subject = replace(subject, openings=Openings(subject.openings.openings[-1:], (), (), 0.5, 0.0))
     with pytest.raises(UserError, match="answers 60 and refuses 0 training prompts"):
+        llm_va(subject, LlmVaSettings())
+
+
+def test_equal_prompts_have_no_spread_to_divide_by():
+    """Also where they differ by rounding alone, and where one of them is the only one."""
+    states = torch.randn(1, 6, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    labels, training = torch.tensor([True, False, True, False]), torch.tensor([True, True, True, False])
+    noise = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    assert separation(states + noise, labels, training).spread > 0.1
+    for equal in (states, states + 1e-8 * noise, 0 * states):
+        with pytest.raises(UserError, match="outputs of all 3 training prompts are equal"):
+            separation(equal, labels, training)
+    with pytest.raises(UserError, match="outputs of all 1 training prompts are equal"):
+        separation(states + noise, labels, torch.tensor([True, False, False, False]))
+
+
+def test_a_damaged_model_is_named(tmp_path):
+    subject = make_subject(tmp_path)
+    with torch.no_grad():
+        subject.model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="not finite: its weights are damaged"):
         llm_va(subject, LlmVaSettings())
 
 

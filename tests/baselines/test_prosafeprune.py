@@ -5,7 +5,7 @@ import torch
 from subjects import load, make_subject, module_outputs
 
 from dcr_ds.baselines.edits import write_edited
-from dcr_ds.baselines.prosafeprune import BASES, ProSafePruneSettings, chosen_layers, prosafeprune, silhouette
+from dcr_ds.baselines.prosafeprune import BASES, ProSafePruneSettings, basis, chosen_layers, prosafeprune, silhouette
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import ChatTemplate
 
@@ -76,9 +76,18 @@ def test_the_layers_are_a_window_around_the_best_one_in_the_middle():
     ("settings", "message"),
     [
         (ProSafePruneSettings(rank=21), "20 prompts of the set harmless, fewer than --rank 21"),
+        (ProSafePruneSettings(rank=16), "--rank 16 is the whole output of model.layers.0.self_attn.k_proj"),
         (ProSafePruneSettings(rank=2, layers=(1, 3)), "no layer 3; the model has 3 blocks, so 0 to 2"),
     ],
 )
 def test_what_cannot_be_pruned_is_named(subject, settings, message):
     with pytest.raises(UserError, match=message):
         prosafeprune(subject, settings)
+
+
+def test_prompts_that_span_fewer_dimensions_than_the_rank():
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(9, 2, generator=generator) @ torch.randn(2, 5, generator=generator)
+    assert basis(states, 2).shape == (5, 2)
+    with pytest.raises(UserError, match="outputs of 9 prompts span 2 dimensions, fewer than --rank 3"):
+        basis(states, 3)

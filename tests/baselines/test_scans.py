@@ -89,6 +89,11 @@ def steered_logits(plain, hooked, vectors, prompt, ids):
     return plain_states(plain, ids, shift, start=len(prompt) - 1)[1]
 
 
+def test_equal_anchors_give_no_direction(plain):
+    with pytest.raises(UserError, match="are equal or not finite"):
+        compute_vectors(plain, BLOCKS, Anchors(PROMPTS[:2], PROMPTS[1::-1]), SURE)
+
+
 def test_blocks_are_those_of_the_published_code_for_32():
     blocks = Blocks.of(32)
     assert (blocks.steered, blocks.classified) == (list(range(11, 21)), list(range(11, 33)))

@@ -104,6 +104,9 @@ def test_other_architectures_name_what_was_looked_for(tmp_path, refused, model_t
         (["surgical", "https://host/v1#m"], "an endpoint shows neither"),
         (["surgical", "MODEL", "--train", "400"], "432 are needed (400 + 32)"),
         (["prosafeprune", "MODEL", "--harmful", "FILE"], "128 are needed (128)"),
+        (["prosafeprune", "MODEL", "--harmless", "FILE", "--harmful", "SAME"], "3 prompts in common"),
+        (["llm-va", "MODEL", "--harmful", "FILE", "--seemingly-toxic", "SAME"], "few-1 and same-1: 'WRECK 0!'"),
+        (["scans", "MODEL", "--harmful", "FILE", "--harmless", "SAME"], "same.jsonl) have 3"),
         (["prosafeprune", "MODEL", "--layers", "5-3"], "'5-3' is not a layer or a range of layers"),
         (["prosafeprune", "MODEL", "--modules", "heads"], "'heads' is not one of attention, mlp"),
         (["prosafeprune", "MODEL", "--layers", "7", "--train", "20"], "no layer 7; the model has 3 blocks"),
@@ -113,4 +116,5 @@ def test_other_architectures_name_what_was_looked_for(tmp_path, refused, model_t
 )
 def test_bad_input_is_named(model, tmp_path, refused, arguments, message):
     file = write_rows(tmp_path / "few.jsonl", [{"prompt": f"wreck {i}"} for i in range(3)])
-    assert message in refused(*({"MODEL": model, "FILE": file}.get(word, word) for word in arguments))
+    same = write_rows(tmp_path / "same.jsonl", [{"prompt": f"WRECK {i}!"} for i in range(3)])
+    assert message in refused(*({"MODEL": model, "FILE": file, "SAME": same}.get(word, word) for word in arguments))

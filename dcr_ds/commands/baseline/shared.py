@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dcr_ds.baselines.prompts import ROLES, describe, read_role
 from dcr_ds.commands.parser import add_template, command_parser, output_path, template_fields
 from dcr_ds.data.kept import kept_rows
+from dcr_ds.data.load import refuse_common_prompts
 from dcr_ds.data.records import DataSet, PromptSet
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
@@ -73,9 +74,17 @@ def add_prompt_sets(parser: ArgumentParser, roles: Sequence[str]) -> None:
 
 
 def read_prompt_sets(options: Namespace, roles: Sequence[str]) -> dict[str, PromptSet]:
-    """The prompts of each role, from its file or built-in."""
+    """The prompts of each role, from its file or built-in.
+
+    Raises:
+        UserError: a file cannot be read, or a harmful prompt is in another set, too.
+    """
     assert set(roles) <= set(ROLES)
-    return {role: read_role(role, getattr(options, role)) for role in roles}
+    sets = {role: read_role(role, getattr(options, role)) for role in roles}
+    for role in roles:
+        if role != "harmful":
+            refuse_common_prompts(sets["harmful"], sets[role], (OPTIONS["harmful"], OPTIONS[role]))
+    return sets
 
 
 def check_out(out: Path) -> None:

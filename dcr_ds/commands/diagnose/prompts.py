@@ -40,7 +40,8 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
     for name, data_set in read.items():
         for note in data_set.notes if getattr(options, name) else []:
             print(f"{name.replace('_', ' ')}: {note}", file=sys.stderr)
-    refuse_common_prompts(*(read[name] for name in PAIRED))
+    seemingly_toxic, toxic = PAIRED
+    refuse_common_prompts(read[seemingly_toxic], read[toxic], (OPTIONS[seemingly_toxic], OPTIONS[toxic]))
     sets = {name: _prompts_of(data_set) for name, data_set in read.items()}
     for name, rows in sets.items():
         if options.prompts and len(rows) < options.prompts:
