@@ -28,9 +28,9 @@ from dcr_ds.recipe.evaluation import PlainJudge
 
 DESCRIPTION = """\
 Label answers from a file (csv, jsonl, …) with the columns `prompt` and `completion`; other columns are copied. Also
-read are samples of lm-eval, logs of inspect, artifacts of JailbreakBench, results of HarmBench and outputs of
-AlpacaEval. With several judges, each writes its own file: VERDICTS.<judge>.jsonl. Answers that were judged before are
-not judged again, so an interrupted command can be repeated.
+read are conversations (`messages`, or a prompt and a `response`), samples of lm-eval, logs of inspect, artifacts of
+JailbreakBench, results of HarmBench and outputs of AlpacaEval. With several judges, each writes its own file:
+VERDICTS.<judge>.jsonl. Answers that were judged before are not judged again, so an interrupted command can be repeated.
 
   dcr-ds judge answers.csv --judge rules --judge xstest_strings --out verdicts.jsonl
   dcr-ds judge answers.csv --columns completion=response --judge rules --out verdicts.jsonl
@@ -132,6 +132,8 @@ def _compare(rows: list[AnswerRow], files: list[str], id_column: str, out: Path)
             raise UserError(
                 f"{first.name} and {second.name}: one labels refusal, the other harm; compare labels of the same kind"
             )
+        if not first.by_id.keys() & second.by_id.keys():
+            raise UserError(f"{first.name} and {second.name}: no answer has a label in both; nothing can be compared")
     sections = [as_markdown(*pair, answers) for pair in pairs]
     write_atomically(out, "\n\n".join(["# Agreement of labels", *sections]) + "\n")
     json_file = out.with_suffix(".json")

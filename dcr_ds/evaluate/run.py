@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dcr_ds.data import Benchmark, RunData
-from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, print_on_main
+from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, decide_on_main, print_on_main
 from dcr_ds.engine.machine import device_name
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.cost import Cost
@@ -26,12 +26,14 @@ from dcr_ds.evaluate.generations import Generations
 from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file, openings_as_json, openings_of
 from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.evaluate.remote import generate_remote, prepare_remote
+from dcr_ds.evaluate.same_model import MODEL, model_key, refuse_other_model
 from dcr_ds.evaluate.scores import score
 from dcr_ds.evaluate.serving.answers import answer_with_server, max_length_of
 from dcr_ds.files import write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.continued import continued
 from dcr_ds.judges.judging import judge_file
+from dcr_ds.models.chat import template_hash
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import DTYPES
 from dcr_ds.recipe import EvaluateSection, GuardJudge, Recipe
@@ -57,6 +59,7 @@ class Parts:
     generations: list[Generations]
     log_odds: LogOdds | None  # None: not for this model
     general_loss: GeneralLoss
+    model: str  # of `model_key`
 
     def missing(self) -> Missing:
         log_odds = self.log_odds.files if self.log_odds else []
@@ -112,7 +115,7 @@ def evaluate_model(
     if ranks.is_main:
         judges = [load_judge(declared) for declared in settings.judges]
         for generations, benchmark in zip(parts.generations, benchmarks, strict=True):
-            _judge_and_score(generations, benchmark, judges)
+            _judge_and_score(generations, benchmark, judges, parts.model)
     barrier(ranks)
 
 
@@ -121,6 +124,8 @@ def evaluate_endpoint(
 ) -> None:
     """Evaluate a model behind an endpoint: it answers the benchmarks, but gives no loss. Rank 0."""
     cost = Cost(folder.cost, f"endpoint {endpoint.url}", world_size=1)
+    key = model_key(endpoint.url, endpoint.model)
+    refuse_other_model(folder, {benchmark.name for benchmark in benchmarks}, key)
     judges = [load_judge(declared) for declared in settings.judges]
     prepared = [  # all of them before the first request, so that what cannot be asked is found at once
         prepare_remote(
@@ -134,7 +139,7 @@ def evaluate_endpoint(
             spend = partial(cost.spend, benchmark.name, generations.settings_hash)
             generate_remote(generations, endpoint, ranks, spend)
             cost.finish(benchmark.name, generations.settings_hash, generated_tokens=generations.generated_tokens)
-        _judge_and_score(generations, benchmark, judges)
+        _judge_and_score(generations, benchmark, judges, key)
     print_on_main(ranks, f"{endpoint.model}: {endpoint.spent}")
 
 
@@ -199,6 +204,8 @@ def _prepare(
     """Encode everything that the model will read, without loading the model."""
     tokenizer, context = model.tokenizer, model.context
     identity = broadcast_from_main(model.identity(ranks.per_copy) if ranks.is_main else None, ranks)
+    key = model_key(identity["content"], identity["dtype"], template_hash(tokenizer))
+    decide_on_main(lambda: refuse_other_model(model.folder, {benchmark.name for benchmark in benchmarks}, key), ranks)
     all_generations = []
     for benchmark in benchmarks:
         file = model.folder.benchmark(benchmark.name).generations
@@ -208,7 +215,7 @@ def _prepare(
     assert data.evaluate_general is not None  # load_data reads it with the stage
     loss = prepare_general_loss(model.folder.general_loss, data.evaluate_general.rows, tokenizer, identity, context)
     log_odds = _prepare_log_odds(model, all_generations, identity, data, ranks) if benchmarks else None
-    return Parts(tokenizer, all_generations, log_odds, loss)
+    return Parts(tokenizer, all_generations, log_odds, loss, key)
 
 
 def _prepare_log_odds(
@@ -295,7 +302,7 @@ def _measure_general_loss(parts: Parts, loaded: PreTrainedModel, batch_size: int
         cost.finish("general_loss", target.settings_hash, tokens=tokens)
 
 
-def _judge_and_score(generations: Generations, benchmark: Benchmark, judges: Sequence[Judge]) -> None:
+def _judge_and_score(generations: Generations, benchmark: Benchmark, judges: Sequence[Judge], model: str) -> None:
     """Judge and score a complete file; every time, so that verdicts and scores match the answers. Rank 0."""
     folder = BenchmarkFolder(generations.file.parent)
     verdicts = {
@@ -305,6 +312,7 @@ def _judge_and_score(generations: Generations, benchmark: Benchmark, judges: Seq
         for judge in judges
     }
     scores = score(verdicts, generations.prompts, benchmark.wanted, judges, is_attacked=benchmark.attack is not None)
+    scores |= {MODEL: model}
     if benchmark.attack is not None:
         scores |= {"attack": benchmark.attack.name, "attacked": benchmark.attacked}
     elif benchmark.counterpart:

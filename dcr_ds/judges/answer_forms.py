@@ -1,7 +1,7 @@
 """Answers in the files of other programs: which form a table has, and its prompts and answers.
 
-Read are the samples of lm-eval, the logs of inspect, the artifacts of JailbreakBench, the results of HarmBench and the
-outputs of AlpacaEval. A form is recognised by its content, not by the name of the file.
+Read are the samples of lm-eval, the logs of inspect, the artifacts of JailbreakBench, the results of HarmBench, the
+outputs of AlpacaEval, and conversations. A form is recognised by its content, not by the name of the file.
 """
 
 import io
@@ -11,9 +11,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dcr_ds.data.columns import cell_text, required_text
+from dcr_ds.data.columns import cell_text, optional_text, required_text
 from dcr_ds.data.formats import MAX_BYTES, MAX_RATIO, SMALL_BYTES, parse_table
-from dcr_ds.data.messages import as_list, context_of
+from dcr_ds.data.messages import as_list, checked_messages, context_of
 from dcr_ds.data.rows import LeftOut
 from dcr_ds.data.tables import Origin, Parsed, Row, Table, kind_of, table_of
 from dcr_ds.transcript import transcript
@@ -217,6 +217,36 @@ def _alpaca_eval(row: Row) -> list[Cells] | LeftOut:
     return [cells._replace(prompt=f"{cells.prompt}\n\n{text}") if isinstance(text, str) and text.strip() else cells]
 
 
+def _conversation(column: str) -> Callable[[Row], list[Cells] | LeftOut]:
+    """Reads conversations that end with the answer."""
+
+    def read(row: Row) -> list[Cells] | LeftOut:
+        *context, request, answer = checked_messages(row.cells.get(column), column, row)
+        return [_cells(row, transcript(context, request["content"]), answer["content"], (column,))]
+
+    return read
+
+
+def _response(prompt: str) -> Callable[[Row], list[Cells] | LeftOut]:
+    """Reads answers in the column `response` to requests that are texts or messages."""
+
+    def read(row: Row) -> list[Cells] | LeftOut:
+        answer = required_text(row, "response", may_be_empty=True)
+        return [_cells(row, asked(row.cells.get(prompt), prompt, row), answer, (prompt, "response"))]
+
+    return read
+
+
+def _cells(row: Row, prompt: str, completion: str, used: tuple[str, ...]) -> Cells:
+    others = {name: value for name, value in row.cells.items() if name not in ("id", *used)}
+    return Cells(optional_text(row, "id"), prompt, completion, finish_reason(row), others)
+
+
+def finish_reason(row: Row) -> str | None:
+    """Why an answer ended, in the column `finish`, or in `finish_reason` as in OpenAI's API."""
+    return optional_text(row, "finish" if "finish" in row.cells else "finish_reason")
+
+
 def _plain(row: Row, key: Any, prompt: str, completion: str) -> Cells:
     texts = [required_text(row, column, may_be_empty=True) for column in (prompt, completion)]
     others = {name: value for name, value in row.cells.items() if name not in ("id", prompt, completion)}
@@ -240,4 +270,8 @@ FORMS = (
     Form("an artifact of JailbreakBench", ("goal", "prompt", "response"), lambda: _jailbreakbench),
     Form("results of HarmBench", ("test_case", "generation"), lambda: _harmbench),
     Form("outputs of AlpacaEval", ("instruction", "output"), lambda: _alpaca_eval),
+    Form("prompts and responses", ("prompt", "response"), lambda: _response("prompt")),
+    Form("messages and responses", ("messages", "response"), lambda: _response("messages")),
+    Form("conversations", ("messages",), lambda: _conversation("messages")),
+    Form("conversations of ShareGPT", ("conversations",), lambda: _conversation("conversations")),
 )

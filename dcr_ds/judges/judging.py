@@ -45,6 +45,7 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool 
         row["key"]: Verdict(row["label"], row["score"])
         for file in (out, unfinished)
         for row in read_whole_rows(file, ("key", "label", "score"))
+        if isinstance(row["key"], str) and isinstance(row["label"], str)
     }
     answers = {_key(judge, row.answer): row.answer for row in rows}  # equal answers are judged once
     reused = {key: known[key] for key in answers if key in known}

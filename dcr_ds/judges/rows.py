@@ -13,7 +13,7 @@ from dcr_ds.data.rows import MAX_BAD_SHARE, LeftOut, parse_rows
 from dcr_ds.data.selection import refuse_doubled_ids, refuse_missing_ids
 from dcr_ds.data.sources import read_table
 from dcr_ds.data.tables import Origin, Row, Table
-from dcr_ds.judges.answer_forms import FORMS, Cells, asked, form_of, parse_answers
+from dcr_ds.judges.answer_forms import FORMS, Cells, asked, finish_reason, form_of, parse_answers
 from dcr_ds.judges.base import Answer
 from dcr_ds.label_agreement import LABELS
 from dcr_ds.models.replies import finish_of
@@ -110,7 +110,7 @@ def _plain_reader(table: Table, columns: Mapping[str, str]) -> Callable[[Row], l
         others = {name: value for name, value in row.cells.items() if name not in ("id", *ANSWER_COLUMNS)}
         prompt = "" if "prompt" in columns else request_of(row.cells, _prompt(row, "prompt"))
         completion = "" if "completion" in columns else required_text(row, "completion", may_be_empty=True)
-        return [Cells(optional_text(row, "id"), prompt, completion, optional_text(row, "finish"), others)]
+        return [Cells(optional_text(row, "id"), prompt, completion, finish_reason(row), others)]
 
     return read
 

@@ -133,10 +133,11 @@ def _refuse_other_modules(base: PreTrainedModel, source: Path, adapter: Path) ->
 
     Experts are left to peft, which knows several names for them.
     """
-    if not (adapter / WEIGHTS).is_file():
-        return
-    with safe_open(adapter / WEIGHTS, "pt") as stream:
-        adapted = {module_of(name) for name in stream.keys() if ".lora_" in name and "experts" not in name}
+    try:
+        with safe_open(adapter / WEIGHTS, "pt") as stream:
+            adapted = {module_of(name) for name in stream.keys() if ".lora_" in name and "experts" not in name}
+    except (OSError, SafetensorError):
+        return  # which peft reports
     if lacking := sorted(adapted - {name for name, _ in base.named_modules()}):
         raise UserError(
             f"{adapter}: has weights for {len(lacking)} modules that the model {source} lacks ({lacking[0]}); use the "

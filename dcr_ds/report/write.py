@@ -36,10 +36,11 @@ def write_report(folders: Sequence[Path], out: Path) -> str:
     Raises:
         UserError: a folder is not a run folder, a file in it is broken, or two runs have no prompt in common.
     """
-    if out.suffix == ".html":
+    if out.suffix != ".md":  # never recipe.yaml or metrics.jsonl of a run
         raise UserError(
             f"--out {out}: must name the Markdown file, such as {out.stem}.md; the HTML page is written next to it"
         )
+    refuse_repeated(folders)
     comparison = compare([read_run(folder) for folder in folders])
     command = f"dcr-ds report {' '.join(quote(str(folder)) for folder in folders)} --out {quote(str(out))}"
     document = compose(comparison, command, _draw(comparison, out))
@@ -49,6 +50,13 @@ def write_report(folders: Sequence[Path], out: Path) -> str:
     if len(comparison.runs) == 1:
         write_cards(comparison)
     return text
+
+
+def refuse_repeated(folders: Sequence[Path]) -> None:
+    """Raise UserError if a run is named twice: its answers would count twice."""
+    for index, folder in enumerate(folders):
+        if folder.resolve() in {other.resolve() for other in folders[:index]}:
+            raise UserError(f"{folder}: this run is named twice; leave one of them out")
 
 
 def _draw(comparison: Comparison, out: Path) -> dict[str, str]:

@@ -58,6 +58,12 @@ def test_rows_without_ids_are_numbered(tmp_path):
         assert [row["id"] for row in read_jsonl(tmp_path / "v.jsonl")] == ["1", "2", "3"]
 
 
+def test_verdicts_of_other_types_are_judged_again(answers, tmp_path):
+    damaged = [{"id": "a", "label": 1, "score": None, "key": ["a"]}]
+    assert run([answers, "--judge", "rules", "--out", write_jsonl(tmp_path / "v.jsonl", damaged)]) == 0
+    assert len(read_jsonl(tmp_path / "v.jsonl")) == len(ROWS)
+
+
 def test_answer_cut_off_at_the_length_limit(tmp_path):
     rows = [{"prompt": "How?", "completion": "Well, I", "finish": finish} for finish in ("length", "stop")]
     run([write_jsonl(tmp_path / "a.jsonl", rows), "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])
@@ -92,7 +98,7 @@ def test_agreement_of_people_and_judges(answers, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "a", "response": "b"}], "no column 'completion'; columns: prompt, response"),
+        ([{"prompt": "a", "reply": "b"}], "no column 'completion'; columns: prompt, reply"),
         ([{"id": "a", "prompt": "p", "completion": "c"}] * 2, "the id 'a' is also that of line 1"),
         ([{"id": "a", "prompt": "p", "completion": "c"}, {"prompt": "p", "completion": "c"}], "'id' is missing"),
         ([{"prompt": "p", "completion": None}], "line 1: 'completion' is missing"),
@@ -116,6 +122,7 @@ def test_bad_arguments(answers, tmp_path):
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"id": "a", "label": "refused"}])
     none = write_jsonl(tmp_path / "none.jsonl", [{"id": "a", "verdict": "compliance"}])
     refusal = write_jsonl(tmp_path / "refusal.jsonl", [{"id": "a", "label": "compliance"}])
+    other = write_jsonl(tmp_path / "other.jsonl", [{"id": "b", "label": "compliance"}])
     harm = write_jsonl(tmp_path / "harm.jsonl", [{"id": "a", "label": "harmless"}])
     for arguments, message in [
         ([answers, *out], "one of the arguments --judge --compare is required"),
@@ -135,6 +142,7 @@ def test_bad_arguments(answers, tmp_path):
             "'human_label' or 'final_label'; columns: id, verdict",
         ),
         ([answers, "--compare", refusal, harm, *out], "one labels refusal, the other harm"),
+        ([answers, "--compare", refusal, other, *out], "no answer has a label in both"),
     ]:
         with pytest.raises(UserError, match=message):
             run(arguments)

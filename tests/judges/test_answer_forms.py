@@ -197,6 +197,36 @@ def test_columns_lead_into_lists_and_json(tmp_path, name, rows, completion):
     assert row.answer == ("one", "1", "length")
 
 
+ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How?"}]
+ANSWER = {"role": "assistant", "content": "So."}
+TURNS = {"system": "Be brief.", "human": "How?", "gpt": "So."}
+SHAREGPT = [{"from": name, "value": text} for name, text in TURNS.items()]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [*ASKED, ANSWER]},
+        {"conversations": SHAREGPT},
+        {"messages": ASKED, "response": "So."},
+        {"prompt": ASKED, "response": "So."},
+        {"prompt": ASKED, "completion": "So."},
+    ],
+)
+def test_conversations_are_recognised(tmp_path, row):
+    """The request is the conversation before the answer, whatever the columns are called."""
+    rows = [{"id": "x", **row, "label": "safe", "finish_reason": "length"}]
+    answer = read_answers(write(tmp_path, "a.jsonl", lines(rows))).rows[0]
+    assert (answer.id, answer.answer.completion, answer.answer.finish) == ("x", "So.", "length")
+    assert "Be brief." in answer.answer.prompt and "How?" in answer.answer.prompt
+    assert answer.others == {"label": "safe", "finish_reason": "length"}
+
+
+def test_a_conversation_without_an_answer_is_a_bad_row(tmp_path):
+    with pytest.raises(UserError, match="line 1: 'messages' must end with the assistant's answer"):
+        read_answers(write(tmp_path, "a.jsonl", lines([{"messages": ASKED}])))
+
+
 def test_columns_are_mapped_in_a_table_and_in_a_form(tmp_path):
     table = write(tmp_path, "a.csv", "question,response,key\none,Sure.,a\ntwo,No.,b\n")
     columns = ["prompt=question", "completion=response", "id=key"]

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from run_folders import write_benchmark, write_run
 
 from dcr_ds.errors import UserError
+from dcr_ds.files import read_jsonl, write_jsonl
 from dcr_ds.report import terminal_table, write_report
 
 NASTY = [
@@ -49,6 +50,37 @@ def test_no_category_breaks_a_table(run, tmp_path):
 def _cells(row):
     """The cells of a Markdown table row, where an escaped bar is text."""
     return row.replace("\\|", "").strip("|").split("|")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("verdicts.xstest_strings.jsonl", {"label": "refused"}),
+        ("verdicts.xstest_strings.jsonl", {"label": None}),
+        ("log_odds.jsonl", {"log_odds": float("nan")}),
+        ("log_odds.jsonl", {"log_odds": "high"}),
+    ],
+)
+def test_values_that_no_evaluation_writes_are_named(run, tmp_path, name, change):
+    home = run / "evaluate/aligned/seeming"
+    rows = [row | {"log_odds": 0.5} for row in read_jsonl(home / "verdicts.xstest_strings.jsonl")]
+    rows[2] |= change
+    write_jsonl(home / name, rows)
+    with pytest.raises(UserError, match=rf"{name}, row 3: "):
+        write_report([run], tmp_path / "report.md")
+
+
+def test_a_report_overwrites_no_file_of_a_run(run):
+    before = (run / "recipe.yaml").read_bytes()
+    with pytest.raises(UserError, match="must name the Markdown file, such as recipe.md"):
+        write_report([run], run / "recipe.yaml")
+    assert (run / "recipe.yaml").read_bytes() == before
+
+
+def test_a_run_is_not_compared_with_itself(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(UserError, match="link: this run is named twice"):
+        write_report([run, tmp_path / "link"], tmp_path / "report.md")
 
 
 FILES = ["environment.json", "align/summary.json", "refine/summary.json", "evaluate/base/toxic/scores.json",

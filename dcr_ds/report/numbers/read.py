@@ -1,11 +1,14 @@
 """Read run folders: all results that exist, as plain records."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import REPEAT, check_fields, parse_json, read_jsonl
+from dcr_ds.label_agreement import LABELS
 from dcr_ds.recipe import PREFERENCE_TITLES, Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
 from dcr_ds.transcript import transcript
@@ -176,6 +179,8 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         )
     rows = read_jsonl(home.generations, ("id", "prompt", "completion"))
     verdicts = {judge: read_jsonl(home.verdicts(judge), ("id", "label")) for judge in home.judges()}
+    for judge, rows_of_judge in verdicts.items():
+        _refuse_rows(home.verdicts(judge), rows_of_judge, "label", lambda label: label in LABELS)
     labels = {judge: {row["id"]: row["label"] for row in rows} for judge, rows in verdicts.items()}
     judge = score["judge"]
     judge_scores = {row["id"]: row.get("score") for row in verdicts.get(judge, [])}
@@ -195,14 +200,23 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         )
         for row in rows
     }
-    log_odds = {
-        row["id"]: LogOdds(row["log_odds"], row.get("margin"), row.get("pair"))
-        for row in read_jsonl(home.log_odds, ("id", "log_odds"))
-    }
+    measured = read_jsonl(home.log_odds, ("id", "log_odds"))
+    _refuse_rows(home.log_odds, measured, "log_odds", _is_finite)
+    log_odds = {row["id"]: LogOdds(row["log_odds"], row.get("margin"), row.get("pair")) for row in measured}
     first = rows[0] if rows else {}
     return BenchmarkResults(
         home.folder, score, answers, first.get("settings_hash"), log_odds, first.get("template_variables") or {}
     )
+
+
+def _refuse_rows(file: Path, rows: list[dict], field: str, is_valid: Callable[[Any], bool]) -> None:
+    for number, row in enumerate(rows, 1):
+        if not is_valid(row[field]):
+            raise UserError(f"{file}, row {number}: {field} is {row[field]!r}, which no evaluation writes; {REPEAT}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _first(judge: str, labels: dict[str, dict]) -> list[str]:
