@@ -13,6 +13,15 @@ _INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
 _PLAIN = str.maketrans(
     dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_QUOTES, '"') | dict.fromkeys(_INVISIBLE, "") | {"\u00a0": " "}
 )
+# Cyrillic and Greek letters that look like Latin ones, in this order
+_LOOK_ALIKE = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421"
+    "\u0422\u0423\u0425\u0406\u0408\u0405\u03bf\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5"
+    "\u03a7",
+    "aeopcyxijshABEKMHOPCTYXIJSoABEZHIKMNOPTYX",
+)
+_WORD = re.compile(r"\w+")
+_LATIN = re.compile(r"[a-z]", re.IGNORECASE)
 _MISREAD = re.compile("\u00e2\u20ac[\u2122\u02dc\u201c]|\u00e2\u0080[\u0098\u0099]")  # UTF-8 read as Windows-1252
 _ESCAPED = re.compile(r"\\(?:u(?:2018|2019|0027)|')")  # by a program that wrote JSON or code
 _GRAVE = re.compile(r"(?<=[a-z])(?:`|\"|'')(?=[a-z])", re.IGNORECASE)  # can`t
@@ -83,7 +92,13 @@ def wording(completion: str) -> Wording:
 def _plain(text: str) -> str:
     """The text in plain characters: entities, escapes, look-alike apostrophes and letters, and invisible characters."""
     text = _ESCAPED.sub("'", _MISREAD.sub("'", unescape(unescape(text))))
-    return _GRAVE.sub("'", normalize("NFKC", text.translate(_PLAIN)))
+    text = _GRAVE.sub("'", normalize("NFKC", text.translate(_PLAIN)))
+    return text if text.isascii() else _WORD.sub(_in_one_script, text)
+
+
+def _in_one_script(word: re.Match) -> str:
+    """A word of Latin letters and their look-alikes in Latin letters; any other word as it is."""
+    return word[0].translate(_LOOK_ALIKE) if _LATIN.search(word[0]) else word[0]
 
 
 def _with_apostrophe(match: re.Match) -> str:
