@@ -5,6 +5,7 @@ all, general_loss.json and cost.json. What was already made under the same setti
 """
 
 import gc
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -124,7 +125,8 @@ def evaluate_endpoint(
 ) -> None:
     """Evaluate a model behind an endpoint: it answers the benchmarks, but gives no loss. Rank 0."""
     cost = Cost(folder.cost, f"endpoint {endpoint.url}", world_size=1)
-    key = model_key(endpoint.url, endpoint.model)
+    # without the address, which changes from job to job
+    key = model_key(endpoint.model, json.dumps(endpoint.fields.chat_template_kwargs, sort_keys=True, default=dict))
     refuse_other_model(folder, {benchmark.name for benchmark in benchmarks}, key)
     judges = [load_judge(declared) for declared in settings.judges]
     prepared = [  # all of them before the first request, so that what cannot be asked is found at once

@@ -10,7 +10,7 @@ MODEL = "model"  # the field of scores.json
 
 
 def model_key(*parts: str | None) -> str:
-    """A hash of what identifies a model, whatever the benchmark: its content, precision and chat template, or a URL."""
+    """A hash of what identifies a model, whatever the benchmark: its content, precision and chat template."""
     return hash_of(list(parts))
 
 

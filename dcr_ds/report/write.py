@@ -21,7 +21,7 @@ from dcr_ds.report.sections.alignment import figure_name
 from dcr_ds.report.sections.categories import category_tables
 from dcr_ds.report.sections.discernment import TERMINAL_ROWS, measures_table
 from dcr_ds.report.sections.headline import headline
-from dcr_ds.report.sections.results import missing, results_table
+from dcr_ds.report.sections.results import comparability, missing, results_table
 from dcr_ds.report.sections.tradeoff import TRADEOFF
 from dcr_ds.report.sections.warnings import warnings
 
@@ -79,7 +79,10 @@ def _draw(comparison: Comparison, out: Path) -> dict[str, str]:
 
 
 def terminal_table(folders: Sequence[Path]) -> str:
-    """Warnings, measures of discernment, results and headline of run folders, at most 100 columns wide."""
+    """Warnings, measures of discernment, results and headline of run folders, at most 100 columns wide.
+
+    What makes the columns not comparable stands below the results.
+    """
     comparison = compare([read_run(folder) for folder in folders])
     rows = _results_rows(comparison)
     parts = [_wrapped(f"warning: {warning}") for warning in warnings(comparison.runs)]
@@ -89,6 +92,7 @@ def terminal_table(folders: Sequence[Path]) -> str:
         table = measures_table(comparison.columns, entry, TERMINAL_ROWS)
         parts.append(f"{_wrapped(table.caption)}\n\n{text_table(table_rows(table))}")
     parts.append(text_table(rows))
+    parts += map(_wrapped, comparability(comparison))
     if summary := headline(comparison):
         parts.append(_wrapped(summary))
     return "\n\n".join(parts)

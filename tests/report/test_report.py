@@ -174,6 +174,7 @@ def test_judgements_by_different_versions_are_reported(dcr, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"judge_version": "3-x"}))
     results = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
     assert "judged by different versions of xstest" in results
+    assert "judged by different versions of xstest" in " ".join(terminal_table([dcr]).split())
 
 
 def test_refined_column_has_scores_for_benchmarks_it_answered(tmp_path):

@@ -25,16 +25,21 @@ DISCERNMENT_ROWS = ("auc", MARGIN_AUC, JUDGED, "compliance_at_80_refusal")
 
 def results(comparison: Comparison) -> list[Block]:
     """The table of results and how to read it; of runs that were not evaluated, how to do that."""
-    runs, benchmarks = comparison.runs, comparison.benchmarks
+    runs = comparison.runs
     table = standard_table(comparison)
     if table is None:
         return [Paragraph(missing(comparison.unevaluated))]
-    remarks = [benchmark.note for benchmark in benchmarks if benchmark.note] + _base_differences(runs)
-    remarks += [*_modes(comparison.columns), *_judge_versions(comparison.columns)]
+    remarks = [*comparability(comparison), *_base_differences(runs), *_modes(comparison.columns)]
     remarks += [_explanation(comparison), *_advice(runs)]
     if comparison.unevaluated:
         remarks.append(missing(comparison.unevaluated))
     return [table, *map(Paragraph, remarks)]
+
+
+def comparability(comparison: Comparison) -> list[str]:
+    """What makes the columns not comparable: other prompts, judges or versions of a judge."""
+    notes = [benchmark.note for benchmark in comparison.benchmarks if benchmark.note]
+    return notes + _judge_versions(comparison.columns)
 
 
 def missing(runs: Sequence[Run]) -> str:

@@ -1,0 +1,42 @@
+"""Results of two models are never in one folder, where a report would show them as those of one model."""
+
+import pytest
+from chat_server import says, serving
+from tiny_models import ONE_RANK
+
+from dcr_ds.data.benchmarks import read_benchmarks
+from dcr_ds.errors import UserError
+from dcr_ds.evaluate.run import evaluate_endpoint
+from dcr_ds.files import read_object, write_json
+from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.recipe import EvaluateSection
+from dcr_ds.recipe.layout import ModelFolder
+
+
+@pytest.fixture
+def evaluate(tmp_path, monkeypatch):
+    """Evaluate a model behind an endpoint on one prompt of each benchmark; servers have another address each time."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk")
+
+    def run(model: str, *benchmarks: str) -> None:
+        settings = EvaluateSection(benchmarks=[{"name": name, "rows": 1} for name in benchmarks], judges=["rules"])
+        with serving(lambda number, request: says("fine")) as server:
+            asked = Endpoint(server.url, model)
+            evaluate_endpoint(asked, ModelFolder(tmp_path), read_benchmarks(settings), settings, ONE_RANK)
+
+    return run
+
+
+def test_another_model_on_other_benchmarks_is_refused(evaluate, tmp_path):
+    evaluate("one", "builtin-toxic")
+    evaluate("one", "builtin-general")
+    with pytest.raises(UserError, match=r"holds results on builtin-general of another model.*builtin-general"):
+        evaluate("two", "builtin-toxic")
+    evaluate("two", "builtin-toxic", "builtin-general")  # all of them again
+
+
+def test_scores_of_earlier_versions_pass(evaluate, tmp_path):
+    evaluate("one", "builtin-toxic")
+    file = ModelFolder(tmp_path).benchmark("builtin-toxic").scores
+    write_json(file, {name: value for name, value in read_object(file).items() if name != "model"})
+    evaluate("two", "builtin-general")
