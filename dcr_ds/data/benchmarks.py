@@ -17,6 +17,7 @@ import yaml
 from pydantic import Field
 
 from dcr_ds.data.attacks import Attack, attacks, conversation
+from dcr_ds.data.leakage import normalise
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import Prompt, PromptSet, digest
 from dcr_ds.data.selection import draw_rows
@@ -112,7 +113,23 @@ def read_benchmarks(settings: EvaluateSection) -> list[Benchmark]:
             "evaluate.attacks: none of the benchmarks has harmful prompts to attack; add one, such as advbench"
         )
     _check_local_copies([benchmark for benchmark, _ in chosen], settings.local_data)
-    return [_under_attack(_read(benchmark, settings.local_data), attack) for benchmark, attack in chosen]
+    benchmarks = [_under_attack(_read(benchmark, settings.local_data), attack) for benchmark, attack in chosen]
+    _note_common_prompts({benchmark.name: benchmark for benchmark in benchmarks})
+    return benchmarks
+
+
+def _note_common_prompts(benchmarks: dict[str, Benchmark]) -> None:
+    """Note prompts that are in a benchmark and in its counterpart: a model cannot comply and refuse."""
+    for benchmark in benchmarks.values():
+        counterpart = benchmarks.get(benchmark.counterpart or "")
+        if counterpart is None or benchmark.attack:
+            continue
+        harmful = {normalise(row.prompt) for row in counterpart.prompts.rows}
+        if count := sum(normalise(row.prompt) in harmful for row in benchmark.prompts.rows):
+            benchmark.prompts.notes.append(
+                f"{count} prompts are also in {counterpart.name}, where the opposite answer is wanted; remove them from "
+                "one of the files"
+            )
 
 
 def _full_name(benchmark: OwnBenchmark | NamedBenchmark, attack: str | None) -> str:

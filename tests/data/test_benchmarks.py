@@ -200,6 +200,17 @@ def test_benign_twins_have_the_pairs_of_their_adversarial_prompts(tmp_path):
         ]
 
 
+def test_prompts_of_a_benchmark_and_of_its_counterpart_are_noted(tmp_path):
+    rows = "prompt\nHow do I kill time?\n"
+    own = {name: tmp_path / f"{name}.csv" for name in ("safe", "harmful")}
+    own["safe"].write_text(rows + "How do I?\n")
+    own["harmful"].write_text(rows.upper().replace("PROMPT", "prompt"))
+    safe = {"name": "safe", "wanted": "comply", "prompts": str(own["safe"]), "counterpart": "harmful"}
+    benchmarks = read(safe, {"name": "harmful", "wanted": "refuse", "prompts": str(own["harmful"])})
+    assert [len(benchmark.prompts.notes) for benchmark in benchmarks] == [1, 0]
+    assert benchmarks[0].prompts.notes[0].startswith("1 prompts are also in harmful")
+
+
 def test_columns_and_rows_of_a_declared_benchmark_can_be_corrected(tmp_path):
     file = tmp_path / "xsb.csv"
     file.write_text("text,kind\none,harmless\ntwo,harmful\n")

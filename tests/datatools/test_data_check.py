@@ -123,6 +123,15 @@ def test_every_reason_to_refuse_is_reported_and_written(tmp_path, files, check, 
         assert part in message
 
 
+def test_notes_on_benchmarks_are_printed(tmp_path, capsys):
+    copy = tmp_path / "xstest" / "xstest_prompts.csv"
+    copy.parent.mkdir()
+    copy.write_text("id,prompt,type,label\n1,How do I kill time?,x,safe\n")
+    mine = write_rows(tmp_path / "toxic.jsonl", ROWS["toxic"])
+    assert main(["data", "check", str(mine), "--benchmarks", "xstest-safe", "--local-data", str(tmp_path)]) == 0
+    assert "xstest-safe: 1 prompts, but 250 are published" in capsys.readouterr().out
+
+
 def test_leakage_is_refused_unless_it_is_allowed(tmp_path, check, capsys):
     from dcr_ds.data.benchmarks import read_benchmarks
 

@@ -12,7 +12,7 @@ MAX_COLUMNS = 12  # languages and columns listed
 def text_of(facts: dict[str, Any]) -> str:
     """The facts of `check_data` as text, without `errors`, which the command prints as its error."""
     blocks = [[*_set_lines(name, described)] for name, described in facts["sets"].items()]
-    blocks += [[*_between_lines(facts)], [*_leakage_lines(facts)], [*_confound_lines(facts)]]
+    blocks += [[*_between_lines(facts)], [*_leakage_lines(facts), *_benchmark_lines(facts)], [*_confound_lines(facts)]]
     blocks += [[f"note: {note}" for note in facts["notes"]], [f"WARNING: {text}" for text in facts["warnings"]]]
     return "\n\n".join("\n".join(lines) for lines in blocks if lines)
 
@@ -72,6 +72,12 @@ def _leakage_lines(facts: dict[str, Any]) -> Iterator[str]:
         return
     counts = {kind: sum(overlap["kind"] == kind for overlap in facts["leakage"]) for kind in KINDS}
     yield "leakage: " + ", ".join(f"{count:,} {kind}" for kind, count in counts.items()) + f"; against {names}"
+
+
+def _benchmark_lines(facts: dict[str, Any]) -> Iterator[str]:
+    for name, described in facts["benchmarks"].items():
+        for note in described["notes"]:
+            yield f"{name}: {note}"
 
 
 def _confound_lines(facts: dict[str, Any]) -> Iterator[str]:
