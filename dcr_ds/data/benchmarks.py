@@ -127,8 +127,8 @@ def _note_common_prompts(benchmarks: dict[str, Benchmark]) -> None:
         harmful = {normalise(row.prompt) for row in counterpart.prompts.rows}
         if count := sum(normalise(row.prompt) in harmful for row in benchmark.prompts.rows):
             benchmark.prompts.notes.append(
-                f"{count} prompts are also in {counterpart.name}, where the opposite answer is wanted; remove them from "
-                "one of the files"
+                f"{count} prompts are also in {counterpart.name}, where the opposite answer is wanted; remove them "
+                "from one of the files"
             )
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from run_folders import write_benchmark, write_run
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import read_jsonl, write_jsonl
+from dcr_ds.files import read_json, read_jsonl, write_json, write_jsonl
 from dcr_ds.report import terminal_table, write_report
 
 NASTY = [
@@ -67,6 +67,14 @@ def test_values_that_no_evaluation_writes_are_named(run, tmp_path, name, change)
     rows[2] |= change
     write_jsonl(home / name, rows)
     with pytest.raises(UserError, match=rf"{name}, row 3: "):
+        write_report([run], tmp_path / "report.md")
+
+
+@pytest.mark.parametrize(("name", "field"), [("general_loss.json", "loss"), ("seeming/scores.json", "value")])
+def test_numbers_that_are_texts_are_named(run, tmp_path, name, field):
+    file = run / "evaluate/aligned" / name
+    write_json(file, read_json(file) | {field: "high"})
+    with pytest.raises(UserError, match=rf"{name}: {field} is 'high', not a number"):
         write_report([run], tmp_path / "report.md")
 
 

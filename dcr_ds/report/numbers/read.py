@@ -153,7 +153,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
 def _read_model(home: ModelFolder) -> ModelResults | None:
     """The results of a model; None if nothing was measured yet."""
     benchmarks = {name: _read_benchmark(home.benchmark(name)) for name in home.scored_benchmarks()}
-    general_loss = _read_json(home.general_loss, ("loss", "n"))
+    general_loss = _read_json(home.general_loss, ("loss", "n"), numbers=("loss", "n"))
     ability = (_read_json(home.ability, ("tasks",)) or {"tasks": {}})["tasks"]
     if not benchmarks and not ability and general_loss is None:
         return None
@@ -172,7 +172,7 @@ def _read_refusals(stage: StageFolder, summary: dict | None) -> list[dict[str, A
 
 
 def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
-    score = _read_json(home.scores, SCORE_FIELDS)
+    score = _read_json(home.scores, SCORE_FIELDS, numbers=SCORE_FIELDS[4:])
     if score["wanted"] not in ("comply", "refuse"):
         raise UserError(
             f"{home.scores}: wanted is {score['wanted']!r}, neither comply nor refuse; run the evaluation again"
@@ -212,7 +212,8 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
 def _refuse_rows(file: Path, rows: list[dict], field: str, is_valid: Callable[[Any], bool]) -> None:
     for number, row in enumerate(rows, 1):
         if not is_valid(row[field]):
-            raise UserError(f"{file}, row {number}: {field} is {row[field]!r}, which no evaluation writes; {REPEAT}")
+            problem = f"{field} is {row[field]!r}, which no evaluation writes; remove the file, and {REPEAT}"
+            raise UserError(f"{file}, row {number}: {problem}")
 
 
 def _is_finite(value: Any) -> bool:
@@ -224,8 +225,8 @@ def _first(judge: str, labels: dict[str, dict]) -> list[str]:
     return sorted(labels, key=lambda name: (name != judge, name))
 
 
-def _read_json(path: Path, fields: tuple[str, ...] = ()) -> Any:
-    """The mapping in a JSON file, which must have these fields; None without a file."""
+def _read_json(path: Path, fields: tuple[str, ...] = (), numbers: tuple[str, ...] = ()) -> Any:
+    """The mapping in a JSON file, which must have these fields, some of them numbers or null; None without a file."""
     if not path.is_file():
         return None
     try:
@@ -233,4 +234,6 @@ def _read_json(path: Path, fields: tuple[str, ...] = ()) -> Any:
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}); {REPEAT}") from None
     check_fields(content, fields, path)
+    if wrong := next((name for name in numbers if not isinstance(content[name], int | float | None)), None):
+        raise UserError(f"{path}: {wrong} is {content[wrong]!r}, not a number; remove the file, and {REPEAT}")
     return content
