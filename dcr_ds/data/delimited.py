@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 from dcr_ds.data.tables import Origin, Parsed, Table, refuse_doubled_names, table_of
 
@@ -88,16 +89,27 @@ def _wrong_fields(values: list[str], header: list[str], delimiter: str) -> str |
     return f"{fields}; {advice}"
 
 
+def _is_header(line: str) -> bool:
+    """Whether a line names columns, `prompt` among them."""
+    names = [name.strip(' "').lower() for name in re.split(f"[{''.join(DELIMITERS)}]", line)]
+    return "prompt" in names and all(name.isidentifier() for name in names)
+
+
 def parse_lines(text: str, origin: Origin) -> Table:
     """A table with the column `prompt`: each line that is not blank is a prompt.
 
     Raises:
-        UserError: the lines are JSON.
+        UserError: the lines are JSON, or the first one names columns.
     """
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if all(line[0] + line[-1] in ("{}", "[]") for _, line in lines):
         raise origin.error(
             "each line of a .txt file is a prompt, and these lines are JSON; name the file .jsonl, or .json"
+        )
+    if _is_header(lines[0][1]):
+        raise origin.error(
+            "each line of a .txt file is a prompt, and this one is a header; name the file .csv, or remove the line",
+            f"line {lines[0][0]}",
         )
     return table_of(
         [

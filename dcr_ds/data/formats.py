@@ -6,7 +6,7 @@ import zlib
 from typing import Any
 
 from dcr_ds.data.delimited import parse_delimited, parse_lines
-from dcr_ds.data.json_tables import Unwrap, parse_json_text
+from dcr_ds.data.json_tables import Unwrap, begins_with_object, parse_json_text
 from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, refuse_doubled_names, table_of
 from dcr_ds.errors import UserError
 
@@ -70,13 +70,13 @@ def parse_table(content: bytes, filename: str, origin: Origin, unwrap: Unwrap = 
     text = _decode(content, origin)
     if not text.strip():
         raise origin.error(EMPTY)
-    if kind in (".csv", ".tsv"):
+    if kind in (".csv", ".tsv") and not begins_with_object(text):
         return parse_delimited(text, origin, default="," if kind == ".csv" else "\t")
     if "\n" not in text:
         text = text.replace("\r", "\n")  # line breaks of old spreadsheets
     if kind == ".txt":
         return parse_lines(text, origin)
-    return parse_json_text(text, origin, kind == ".jsonl", unwrap)
+    return parse_json_text(text, origin, kind != ".json", unwrap)
 
 
 def unknown_format(filename: str, origin: Origin) -> UserError:

@@ -49,6 +49,11 @@ def parse_json_text(text: str, origin: Origin, by_lines: bool, unwrap: Unwrap = 
     return _table_of_value(value, origin)
 
 
+def begins_with_object(text: str) -> bool:
+    """Whether the first line of a text is a JSON object, whatever the name of the file."""
+    return text.lstrip().startswith("{") and isinstance(_parsed_or_none(text.lstrip().partition("\n")[0]), dict)
+
+
 def _table_of_lines(lines: list[tuple[int, str]], origin: Origin) -> Table:
     parsed: list[Parsed] = []
     for number, line in lines:

@@ -23,29 +23,39 @@ class HasId(Protocol):
 def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:
     """The rows whose cells contain an accepted value in every column of `where`.
 
-    Columns have the source's names. A value is compared as JSON writes it (`true`, `3`); a cell that is a list contains
-    each of its items.
+    Columns have the source's names. A value is compared as JSON writes it (`true`, `3`), without space around it; a
+    cell that is a list contains each of its items. A note counts values of another case, which are not selected.
     """
     for column in where:
         if column not in table.columns:
             raise table.origin.error(f"where: no column {column!r}; columns: {list_names(table.columns, column)}")
     accepted = {column: _accepted(values) for column, values in where.items()}
     rows = [row for row in table.rows if all(_values(row, column) & accepted[column] for column in accepted)]
+    notes = [note for column, values in accepted.items() for note in _other_case(table, column, values)]
     if not rows:
         contents = "; ".join(f"{column!r} contains {_common_values(table, column)}" for column in where)
         raise table.origin.error(f"no row matches where {where}: {contents}")
-    return replace(table, rows=rows)
+    return replace(table, rows=rows, notes=(*table.notes, *notes))
+
+
+def _other_case(table: Table, column: str, accepted: set[str]) -> list[str]:
+    """A note on values that differ from the accepted ones in case alone, if there are any."""
+    folded = {text.casefold() for text in accepted}
+    others = (text for row in table.rows for text in _values(row, column) - accepted)
+    counts = Counter(text for text in others if text.casefold() in folded)
+    listed = ", ".join(f"{text!r} ({count})" for text, count in counts.most_common())
+    return [f"where: {column!r} is also {listed}, which is not selected, as the case differs"] if listed else []
 
 
 def _accepted(values: str | list[str]) -> set[str]:
     """Accepted cells; True stands for JSON's true, too."""
-    texts = {values} if isinstance(values, str) else set(values)
+    texts = {text.strip() for text in ([values] if isinstance(values, str) else values)}
     return texts | {text.lower() for text in texts if text.lower() in ("true", "false")}
 
 
 def _values(row: Row, column: str) -> set[str]:
     value = row.cells.get(column)
-    return {cell_text(item) for item in value} if isinstance(value, list) else {cell_text(value)}
+    return {cell_text(item).strip() for item in (value if isinstance(value, list) else [value])}
 
 
 def _common_values(table: Table, column: str, limit: int = 5) -> str:

@@ -97,6 +97,7 @@ BROKEN = {
         "prompt,label\na,seemingly_toxic\n",
         ["contains only one class", "none is 'toxic'"],
     ),
+    "a header in txt": ("p.txt", "id,prompt\n1,a\n", ["line 1", "this one is a header", ".csv"]),
     "one key twice": (
         "p.jsonl",
         b'{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}\n',

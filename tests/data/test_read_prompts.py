@@ -80,6 +80,15 @@ def test_where_compares_text_numbers_booleans_and_items_of_lists(write):
     assert texts(read(path, where={"level": ["2", "3"]})) == ["two", "three"]
     assert texts(read(path, where={"tags": "b"})) == ["one", "two"]
     assert texts(read(path, where={"tags": "b", "flag": "false"})) == ["one"]
+    spaced = write("p.csv", "prompt,label\none, unsafe\ntwo,unsafe \nthree,Unsafe\n")
+    selected = read(spaced, where={"label": "unsafe"})
+    assert texts(selected) == ["one", "two"]
+    assert selected.notes == ["where: 'label' is also 'Unsafe' (1), which is not selected, as the case differs"]
+
+
+def test_json_lines_are_recognised_in_a_file_of_another_name(write):
+    lines = '{"prompt": "one, two"}\n{"prompt": "three"}\n'
+    assert texts(read(write("p.csv", lines))) == texts(read(write("p.tsv", lines))) == ["one, two", "three"]
 
 
 def test_rows_keep_their_number_in_the_file_through_where(write):
