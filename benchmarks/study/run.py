@@ -23,7 +23,7 @@ from arms import ATTACKED_SEEDS, RECIPE, ROOT, TEMPLATE, Arm, protocol_hash, rea
 from rows import RESULTS, place, read_cost, seeds_done, write
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
-from dcr_ds.files import read_object
+from dcr_ds.files import read_object, write_atomically
 from dcr_ds.recipe.layout import TRAINING_STAGES, RunFolder
 
 
@@ -114,7 +114,6 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     print(f"== {job.run}", flush=True)
     home = options.out / job.run
     try:
-        claim(home, protocol_hash(job.name, arms))
         model = model_of(job, arms, options)
         what = What(job.arm.answers, job.arm.attacks and job.seed < ATTACKED_SEEDS)
         measured = measure(str(model), options.data, home / "measured", what, read_plan())
@@ -126,17 +125,25 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     return True
 
 
-def claim(home: Path, protocol: str) -> None:
+def claim(home: Path, protocol: str, has_results: bool) -> None:
     """Note in a run's folder which protocol it follows; what another protocol left there is not continued.
 
+    Args:
+        has_results: results of this protocol were made from the folder, which may be older than these notes.
+
     Raises:
-        UserError: the folder follows another protocol.
+        UserError: the folder follows another protocol, or does not say which one.
     """
     note = home / "protocol.txt"
-    if note.is_file() and note.read_text(encoding="utf-8").strip() != protocol:
-        raise UserError(f"{home}: made with another arm, recipe or sets; delete it, or name another --out")
-    home.mkdir(parents=True, exist_ok=True)
-    note.write_text(f"{protocol}\n", encoding="utf-8")
+    if note.is_file():
+        if note.read_text(encoding="utf-8").strip() != protocol:
+            raise UserError(f"{home}: made with another arm, recipe or sets; delete it, or name another --out")
+        return
+    if home.exists() and any(home.iterdir()) and not has_results:
+        raise UserError(
+            f"{home}: does not say which protocol it follows (no {note.name}); delete it, or name another --out"
+        )
+    write_atomically(note, f"{protocol}\n")
 
 
 def cost_of(job: Job, arms: dict[str, Arm], home: Path) -> dict:
@@ -159,11 +166,16 @@ def cost_of(job: Job, arms: dict[str, Arm], home: Path) -> dict:
 
 
 def model_of(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> Path:
-    """The model of an arm; it is made if it does not exist yet."""
+    """The model of an arm; it is made if it does not exist yet.
+
+    Raises:
+        UserError: the folder of the arm, or of one that it starts from, is of another protocol.
+    """
     from dcr_ds.models.locate import prepare_source
     from dcr_ds.recipe import ModelSection
 
     home, arm = options.out / job.run, job.arm
+    claim(home, protocol_hash(job.name, arms), place(job.name, job.seed, options.results).is_done)
     source = model_of(Job(arm.of, arms[arm.of], job.seed), arms, options) if arm.of else prepare_source(ModelSection())
     if arm.apply:
         model = home / "model"

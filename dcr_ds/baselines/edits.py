@@ -1,6 +1,5 @@
 """Write a copy of a checkpoint in which a baseline has changed some weights, one weight at a time."""
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from dcr_ds.errors import write_errors_as_user_errors
-from dcr_ds.files import without_nan, write_json, write_jsonl
+from dcr_ds.files import complete_folder, without_nan, write_json, write_jsonl
 from dcr_ds.models.check import build_on_meta, check_model
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, read_headers
 from dcr_ds.models.hashes import weights_hash
@@ -76,25 +75,11 @@ def write_edited(
     Raises:
         UserError: the folder cannot be written.
     """
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with write_errors_as_user_errors(out):
-            splice(
-                build_on_meta(source),
-                EditedWeights(source, edited.edits),
-                source,
-                partial,
-                untie=edited.unties_head,
-            )
-            keep_tokenizer(source, template, partial)
-            check_model(partial)
-            hashes = {"source_sha256": weights_hash(source), "sha256": weights_hash(partial)}
-            changed = {"changed": sorted(edited.edits)}
-            write_jsonl(partial / BASELINE_PROMPTS, prompts)
-            write_json(
-                partial / BASELINE_RECORD, record | {"selection": without_nan(edited.figures)} | hashes | changed
-            )
-            partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with write_errors_as_user_errors(out), complete_folder(out) as partial:
+        splice(build_on_meta(source), EditedWeights(source, edited.edits), source, partial, untie=edited.unties_head)
+        keep_tokenizer(source, template, partial)
+        check_model(partial)
+        hashes = {"source_sha256": weights_hash(source), "sha256": weights_hash(partial)}
+        changed = {"changed": sorted(edited.edits)}
+        write_jsonl(partial / BASELINE_PROMPTS, prompts)
+        write_json(partial / BASELINE_RECORD, record | {"selection": without_nan(edited.figures)} | hashes | changed)

@@ -17,7 +17,7 @@ from dcr_ds.engine.checkpoint.consolidate import CheckpointWeights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import checked_source
-from dcr_ds.files import flush, read_json
+from dcr_ds.files import complete_folder, flush, read_json
 from dcr_ds.models.adapters import add_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import build_on_meta, check_model
@@ -78,15 +78,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     refuse_store(str(out), "--out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out}: exists, and nothing is overwritten; name a new folder")
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with complete_folder(out) as partial:
         yield partial
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_export(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from arms import protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
 from measure import Plan, What, measure, read_plan, read_sets  # noqa: E402
 from rows import Row, place, read, read_cost, seeds_done, write  # noqa: E402
+from run import Job, claim, model_of  # noqa: E402
 
 from dcr_ds.data.kept import kept_rows  # noqa: E402
 from dcr_ds.errors import UserError  # noqa: E402
@@ -227,6 +229,27 @@ def test_arms_and_seeds_of_different_prompts_are_not_compared(tmp_path):
                 study.readings("stl", pair)
     with pytest.raises(UserError, match="two arms were measured on different prompts"):
         difference(study.readings("dcr", pair), study.readings("stl", pair), "log_odds")
+
+
+def test_a_run_folder_without_a_protocol_is_continued_only_if_it_has_results(tmp_path):
+    home, note = tmp_path / "stl-0", tmp_path / "stl-0" / "protocol.txt"
+    (home / "measured").mkdir(parents=True)
+    with pytest.raises(UserError, match="stl-0: does not say which protocol it follows"):
+        claim(home, "one", has_results=False)
+    claim(home, "one", has_results=True)
+    claim(home, "one", has_results=False)
+    note.write_text("")  # not that of a claim, whose file is complete or not there
+    with pytest.raises(UserError, match="stl-0: made with another arm"):
+        claim(home, "one", has_results=True)
+
+
+def test_an_arm_does_not_start_from_a_run_folder_of_another_protocol(tmp_path):
+    arms = read_arms()
+    options = SimpleNamespace(out=tmp_path, results=tmp_path / "results")
+    (tmp_path / "stl-0").mkdir()
+    (tmp_path / "stl-0" / "protocol.txt").write_text("another\n")
+    with pytest.raises(UserError, match="stl-0: made with another arm, recipe or sets"):
+        model_of(Job("surgical", arms["surgical"], 0), arms, options)
 
 
 def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path):

@@ -1,7 +1,10 @@
 """`dcr-ds baseline surgical`, `prosafeprune` and `llm-va` on a tiny model: the written folder, and bad input."""
 
 import json
+import os
+import resource
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,11 +39,22 @@ def refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_moe"])
-def test_a_baseline_is_a_model_folder(tmp_path, capsys, model_type):
+def test_a_baseline_is_a_model_folder(tmp_path, capsys, monkeypatch, model_type):
+    """A relative one, in which a call that was killed left a part of the files."""
     model = make_model(tmp_path / "model", model_type, 3, dtype=torch.bfloat16)
     before, out = weights_hash(model), tmp_path / "out"
-    assert main(["baseline", "prosafeprune", str(model), "--out", str(out), "--train", "12", "--rank", "4"]) == 0
-    assert f"dcr-ds evaluate prosafeprune={out}" in capsys.readouterr().out
+    shutil.copytree(model, tmp_path / "out.partial" / "out")
+    os.truncate(tmp_path / "out.partial" / "out" / "model.safetensors", 5000)
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "out", "--suite", "builtin", "--out", "runs"]) == 2
+    assert "out is not a model folder" in the_error(capsys.readouterr().err)
+    command = ["baseline", "prosafeprune", "model", "--out", "out", "--train", "12", "--rank", "4"]
+    with files_of_at_most(20_000):
+        assert main(command) == 2
+    assert "cannot be written (File too large)" in the_error(capsys.readouterr().err)
+    assert {file.name for file in tmp_path.iterdir()} == {"model"}, "a part was left"
+    assert main(command) == 0
+    assert "dcr-ds evaluate prosafeprune=out" in capsys.readouterr().out
     record = json.loads((out / "baseline.json").read_text())
     assert (record["baseline"], record["kind"], record["source"]) == ("prosafeprune", "weights", str(model))
     assert record["source_sha256"] == before == weights_hash(model) and record["sha256"] == weights_hash(out) != before
@@ -54,6 +68,44 @@ def test_a_baseline_is_a_model_folder(tmp_path, capsys, model_type):
     assert changed == set(record["changed"]) and len(changed) == 4 * len(record["selection"]["layers"])
     assert {weight.dtype for weight in second.parameters()} == {torch.bfloat16}
     assert {file.name for file in tmp_path.iterdir()} == {"model", "out"}
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Writing fails in a file that becomes larger, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_hook_is_written_as_a_whole(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "baseline.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    command = ["baseline", "knob", str(model), "--strength", "1", "--out"]
+    with files_of_at_most(1000):
+        assert main([*command, "out"]) == 2
+    assert "cannot be written (File too large)" in the_error(capsys.readouterr().err)
+    assert {file.name for file in tmp_path.iterdir()} == {"empty", "link"}
+    for out in ("below/out", "link"):
+        assert main([*command, out]) == 0
+        assert locate_target(ModelSection(source=out), EndpointSection()).hook
+    assert (tmp_path / "empty" / "baseline.json").is_file()
+
+
+@pytest.mark.parametrize("out", [".", "..", "file", "file/out", "dangling/.."])
+def test_outputs_that_cannot_be_made_are_refused_before_work(tmp_path, capsys, monkeypatch, out):
+    """The model does not exist, which would be the next error."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").touch()
+    monkeypatch.chdir(tmp_path / "in" if out != "." else tmp_path)
+    assert main(["baseline", "knob", "./none", "--strength", "1", "--out", out]) == 2
+    assert the_error(capsys.readouterr().err).startswith(f"--out: {out}")
 
 
 def test_an_existing_folder_is_kept(model, tmp_path, capsys):

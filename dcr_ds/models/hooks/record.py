@@ -6,14 +6,13 @@ template, the settings, and the data that they come from. Nothing here imports t
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.errors import UserError
-from dcr_ds.files import check_fields, hash_of, parse_json, write_json, write_jsonl
+from dcr_ds.errors import UserError, write_errors_as_user_errors
+from dcr_ds.files import check_fields, complete_folder, hash_of, parse_json, write_json, write_jsonl
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, model_hash
 from dcr_ds.recipe import ChatTemplate
 
@@ -98,17 +97,18 @@ def write_baseline(
         prompts: the rows of prompts.jsonl.
         vectors: tensors by name; none: no file of vectors.
         tokenizer: the folder of the source's tokenizer, which is saved with the chat template in use.
+
+    Raises:
+        UserError: the folder cannot be written.
     """
     from safetensors.torch import save_file
 
     from dcr_ds.models.tokenizer_files import keep_tokenizer
 
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    keep_tokenizer(tokenizer, template, partial)
-    if vectors:
-        save_file({name: vector.contiguous() for name, vector in vectors.items()}, partial / VECTORS)
-    write_jsonl(partial / BASELINE_PROMPTS, prompts)
-    write_json(partial / BASELINE_RECORD, json.loads(json.dumps(asdict(record))))
-    partial.rename(folder)
+    with write_errors_as_user_errors(folder), complete_folder(folder) as partial:
+        partial.mkdir()
+        keep_tokenizer(tokenizer, template, partial)
+        if vectors:
+            save_file({name: vector.contiguous() for name, vector in vectors.items()}, partial / VECTORS)
+        write_jsonl(partial / BASELINE_PROMPTS, prompts)
+        write_json(partial / BASELINE_RECORD, json.loads(json.dumps(asdict(record))))
