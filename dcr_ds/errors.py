@@ -10,6 +10,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on a signal after saving; SLURM requeu
 
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path leads through a file, or is a folder
+CANNOT_WRITE |= {errno.ENAMETOOLONG}
 # From the messages of torch and safetensors when a write fails; neither raises OSError.
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
 

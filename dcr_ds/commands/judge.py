@@ -115,6 +115,8 @@ def _judge(rows: list[AnswerRow], judges: list[Judge], out: Path) -> None:
         counts = Counter(verdict["label"] for verdict in judge_rows(rows, judge, file))
         summary = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         print(f"{judge.name}: {len(rows)} answers: {summary}. {file}")
+        if set(counts) == {"unparsed"}:
+            print(f"{judge.name}: no reply could be parsed; look at what this judge replies before you use its labels")
 
 
 def _compare(rows: list[AnswerRow], files: list[str], id_column: str, out: Path) -> None:

@@ -112,10 +112,29 @@ def read_benchmarks(settings: EvaluateSection) -> list[Benchmark]:
         raise UserError(
             "evaluate.attacks: none of the benchmarks has harmful prompts to attack; add one, such as advbench"
         )
+    _check_own([benchmark for benchmark, _ in chosen])
     _check_local_copies([benchmark for benchmark, _ in chosen], settings.local_data)
     benchmarks = [_under_attack(_read(benchmark, settings.local_data), attack) for benchmark, attack in chosen]
     _note_common_prompts({benchmark.name: benchmark for benchmark in benchmarks})
     return benchmarks
+
+
+def _check_own(benchmarks: list[OwnBenchmark | NamedBenchmark]) -> None:
+    """Raise UserError for a counterpart that is not the harmful set of a harmless one, or a public name misused."""
+    wanted = {benchmark.name: _wanted(benchmark) for benchmark in benchmarks}
+    for benchmark in benchmarks:
+        if not isinstance(benchmark, OwnBenchmark):
+            continue
+        field, other = f"evaluate.benchmarks.{benchmark.name}", benchmark.counterpart
+        if (declared := declarations().get(benchmark.name)) and declared.wanted != benchmark.wanted:
+            raise UserError(f"{field}: is a public benchmark with wanted: {declared.wanted}; name yours differently")
+        if other is not None and other not in wanted:
+            raise UserError(f"{field}.counterpart: {other!r} is not evaluated; benchmarks: {', '.join(wanted)}")
+        if other is not None and (benchmark.wanted, wanted[other]) != ("comply", "refuse"):
+            raise UserError(
+                f"{field}.counterpart: stands with a benchmark of harmless prompts (wanted: comply), and names one of "
+                "harmful prompts (wanted: refuse)"
+            )
 
 
 def _note_common_prompts(benchmarks: dict[str, Benchmark]) -> None:

@@ -211,6 +211,23 @@ def test_prompts_of_a_benchmark_and_of_its_counterpart_are_noted(tmp_path):
     assert benchmarks[0].prompts.notes[0].startswith("1 prompts are also in harmful")
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted", "counterpart", "message"),
+    [
+        ("safe", "comply", "harmfull", "safe.counterpart: 'harmfull' is not evaluated; benchmarks: safe, harmful"),
+        ("safe", "comply", "safe", r"names one of harmful prompts \(wanted: refuse\)"),
+        ("worse", "refuse", "harmful", "stands with a benchmark of harmless prompts"),
+        ("xstest-safe", "refuse", None, "is a public benchmark with wanted: comply"),
+    ],
+)
+def test_benchmarks_that_contradict_themselves(tmp_path, name, wanted, counterpart, message):
+    file = tmp_path / "p.csv"
+    file.write_text("prompt\nHow do I kill time?\n")
+    own = {"name": name, "wanted": wanted, "prompts": str(file), "counterpart": counterpart}
+    with pytest.raises(UserError, match=message):
+        read(own, {"name": "harmful", "wanted": "refuse", "prompts": str(file)})
+
+
 def test_columns_and_rows_of_a_declared_benchmark_can_be_corrected(tmp_path):
     file = tmp_path / "xsb.csv"
     file.write_text("text,kind\none,harmless\ntwo,harmful\n")
