@@ -59,5 +59,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.out.suffix != ".jsonl":
         refuse("compare-quality", f"--out: {options.out} does not end in .jsonl")
-    refuse_overwriting("compare-quality", options.out, (options.a, options.b))
+    for out in (options.out, options.out.with_suffix(".json")):
+        refuse_overwriting("compare-quality", out, (options.a, options.b))
     return options

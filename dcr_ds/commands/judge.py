@@ -86,7 +86,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.compare and len(options.compare) < 2:
         refuse("judge", "--compare: needs two or more files of labels")
-    refuse_overwriting("judge", options.out, map(Path, (options.file, *(options.compare or []))))
+    for out in (options.out, *([options.out.with_suffix(".json")] if options.compare else [])):
+        refuse_overwriting("judge", out, map(Path, (options.file, *(options.compare or []))))
     return options
 
 

@@ -114,8 +114,15 @@ def endpoint_of(url: str, model: str, options: Namespace) -> "Endpoint":
 def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path], option: str = "--out") -> None:
     """Refuse an output file that is one of the inputs."""
     for path in inputs:
-        if out.exists() and path.exists() and out.samefile(path):
+        if _is_same_file(out, path):
             refuse(command, f"{option}: {out} is one of the input files; name another file")
+
+
+def _is_same_file(first: Path, second: Path) -> bool:
+    try:
+        return first.samefile(second)
+    except (OSError, ValueError):  # missing, a URL, or no name of a file at all
+        return False
 
 
 def show(text: str) -> None:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 from dataclasses import fields
+from pathlib import Path
 
 from dcr_ds.commands.parser import (
     comma_separated,
@@ -14,6 +15,7 @@ from dcr_ds.commands.parser import (
     positive_int,
     positive_number,
     refuse,
+    refuse_overwriting,
 )
 from dcr_ds.files import write_atomically
 from dcr_ds.models.locate import prepare_source
@@ -74,6 +76,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
     parsed = parse_train(words)
     if parsed.dry_run or parsed.redo:
         refuse("plan", "--dry-run and --redo are options of train")
+    if options.json:
+        refuse_overwriting("plan", options.json, map(Path, words), "--json")
     if options.measure and options.mfu:
         refuse("plan", "--measure finds --mfu; leave one of them out")
     recipe = parsed.load()

@@ -122,6 +122,7 @@ def test_bad_arguments(answers, tmp_path):
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"id": "a", "label": "refused"}])
     none = write_jsonl(tmp_path / "none.jsonl", [{"id": "a", "verdict": "compliance"}])
     refusal = write_jsonl(tmp_path / "refusal.jsonl", [{"id": "a", "label": "compliance"}])
+    beside = write_jsonl(tmp_path / "v.json", [{"id": "a", "label": "compliance"}])
     other = write_jsonl(tmp_path / "other.jsonl", [{"id": "b", "label": "compliance"}])
     harm = write_jsonl(tmp_path / "harm.jsonl", [{"id": "a", "label": "harmless"}])
     for arguments, message in [
@@ -134,6 +135,7 @@ def test_bad_arguments(answers, tmp_path):
         ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "torn.yaml, line 2: not valid YAML"),
         ([str(tmp_path / "nothing.csv"), "--judge", "rules", *out], "no such file"),
         ([answers, "--judge", "rules", "--out", answers], "is one of the input files"),
+        ([answers, "--compare", beside, beside, *out], "v.json is one of the input files"),
         ([answers, "--compare", labels, *out], "two or more"),
         ([answers, "--compare", labels, labels, *out], "has a label for 'zzz'"),
         ([answers, "--compare", odd, odd, *out], "contains the unknown label 'refused'"),
