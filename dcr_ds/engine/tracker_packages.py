@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 PROJECT = "dcr-ds"
 
@@ -77,7 +77,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases per stage, with the run's name as its group; local files in `wandb/` of the stage."""
 
-    def __init__(self, run: TrackedRun, known: str, resume: str | None):
+    def __init__(self, run: TrackedRun, known: str, resume: Literal["allow"] | None):
         import wandb
 
         mode: Any = os.environ.get("WANDB_MODE", "online")
