@@ -5,9 +5,9 @@
     python benchmarks/qlora_merge.py --tiny --rows 30            trains a tiny random model first, in seconds
 
 Compares each merged model with the trained one (the adapter over 4-bit weights) on the built-in pairs held out from
-training: the KL divergence of the distribution of the first answer token, and the refusal log-odds. And all of them on
-general conversations held out from training: −log π per token of the answer. Merged weights are rounded to
-bfloat16; everything is computed in float32 on a CPU.
+training: the KL divergence of the distribution of the first answer token, the refusal log-odds, and the AUC by which
+these rank toxic prompts above their twins. And all of them on general conversations held out from training: −log π per
+token of the answer. Merged weights are rounded to bfloat16; everything is computed in float32 on a CPU.
 """
 
 import argparse
@@ -64,6 +64,7 @@ def compare(adapter: Path, options: argparse.Namespace) -> None:
             "kl_first_token": (trained[0].exp() * (trained[0] - first)).sum(-1).mean().item(),
             "log_odds_difference": statistics.mean(differences),
             "log_odds_mean": statistics.mean(row["log_odds"] for row in odds),
+            "auc": auc([row["log_odds"] for row in odds]),
             "general_loss": loss,
         }
         print(json.dumps(row), flush=True)
@@ -137,6 +138,12 @@ def first_tokens(model: PreTrainedModel, prompts: list[list[int]]) -> torch.Tens
     """log p of the first token of an answer [prompts, V]."""
     rows = [model(torch.tensor([prompt]), logits_to_keep=1).logits[0, -1].log_softmax(-1) for prompt in prompts]
     return torch.stack(rows)
+
+
+def auc(odds: list[float]) -> float:
+    """How well log-odds of alternating seemingly toxic and toxic prompts rank the toxic ones higher."""
+    pairs = [(toxic, other) for toxic in odds[1::2] for other in odds[::2]]
+    return statistics.mean((toxic > other) + (toxic == other) / 2 for toxic, other in pairs)
 
 
 def messages_of(row: dict) -> list[dict[str, str]]:
