@@ -110,7 +110,8 @@ def test_disk_full_in_an_export(finished_run, tmp_path, disk_full, capsys, large
         (["{here}/nowhere"], ["{here}/nowhere: no such folder", "<output>/<name>"]),
         (["{here}"], ["{here}", "not a run folder"]),
         (["{run}", "--out", "{here}/file/report.md"], ["{here}/file", "cannot be written"]),
-        (["{run}", "--out", "{here}"], ["{here}", "cannot be written"]),
+        (["{run}", "--out", "{here}"], ["--out: {here} is a folder; name a file"]),
+        (["{run}", "--out", "{run}/recipe.yaml"], ["{run}/recipe.yaml", "must name the Markdown file"]),
     ],
 )
 def test_report_that_cannot_be_written(finished_run, tmp_path, capsys, arguments, expected):
