@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"dcr_kernels"},
     {"errors"},
-    {"files", "progress", "statistics", "reasoning", "transcript"},
+    {"files", "progress", "retries", "statistics", "reasoning", "transcript"},
     {"recipe", "discernment", "label_agreement", "locks"},
     {"data", "models"},
     {"engine"},

@@ -102,7 +102,8 @@ def add_endpoint(parser: ArgumentParser) -> None:
 
 def endpoint_of(url: str, model: str, options: Namespace) -> "Endpoint":
     """The endpoint that is asked as the options of `add_endpoint` say."""
-    from dcr_ds.models.endpoint import Endpoint, RequestFields
+    from dcr_ds.models.endpoint import Endpoint
+    from dcr_ds.models.request_fields import RequestFields
 
     endpoint = Endpoint(
         url, model, key_env=options.key_env, concurrency=options.concurrency, timeout=options.timeout_seconds

@@ -23,7 +23,7 @@ made of it. The tokens of the prompts are compared, too. Exit code 1 if a model 
 
   dcr-ds verify runs/x model                                a folder that was exported
   dcr-ds verify runs/x gguf/model-bf16.gguf                 a GGUF file, dequantised by transformers
-  dcr-ds verify runs/x http://localhost:8000/v1#model       a model that vLLM serves
+  dcr-ds verify runs/x http://localhost:8000/v1#model       a model that vLLM or llama.cpp serves
 """
 PROMPTS = 8  # per category
 
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = command_parser("verify", DESCRIPTION)
     parser.add_argument("reference", metavar="RUN|MODEL", help="a run, whose last trained model is taken, or a model")
-    help_models = "model or adapter folder, GGUF file, or URL#MODEL of a vLLM server"
+    help_models = "model or adapter folder, GGUF file, or URL#MODEL of a server (vLLM, llama.cpp)"
     parser.add_argument("models", nargs="+", metavar="MODEL", help=help_models)
     help_bound = "largest difference of log-odds (default: 0.01; of a server: 1, as it computes in 16 bits)"
     parser.add_argument("--bound", type=positive_number, metavar="N", help=help_bound)

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from dcr_ds.data.tables import Origin
 from dcr_ds.errors import UserError
 from dcr_ds.files import cache_folder, read_object, write_json
 from dcr_ds.recipe.urls import store_of
+from dcr_ds.retries import requested_wait
 
 TIMEOUT_SECONDS = 30
 ATTEMPTS = 5
@@ -142,7 +142,7 @@ def _download(url: str, origin: Origin, validators: dict[str, str]) -> Answer:
             if error.code == 304:
                 return Answer(None, {})
             problem = f"the server responded {error.code} {error.reason}"
-            requested = _requested_wait(error.headers.get("Retry-After") or "")
+            requested = requested_wait(error.headers)
             if error.code not in RETRIED:
                 raise origin.error(f"{problem}; check the URL") from None
         except (http.client.InvalidURL, ValueError):  # the text of these errors holds the URL with its secrets
@@ -174,13 +174,3 @@ def _wait_seconds(attempt: int, requested: float | None) -> float:
     """The wait that the server requests, or exponential backoff with jitter, so that nodes do not retry at once."""
     wait = FIRST_WAIT_SECONDS * 2**attempt * random.Random().uniform(0.5, 1.0) if requested is None else requested
     return min(wait, LONGEST_WAIT_SECONDS)
-
-
-def _requested_wait(value: str) -> float | None:
-    """Seconds of a Retry-After header, which holds a number or a date."""
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None

@@ -11,10 +11,11 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.serving.command import requests_in_flight
 from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import BASELINE_RECORD, base_of_adapter, holds_hook, tokenizer_folder
-from dcr_ds.models.endpoint import Endpoint, RequestFields
+from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.hashes import check_base
 from dcr_ds.models.hooks.record import read_record
 from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.request_fields import RequestFields
 from dcr_ds.recipe import EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.engines import LOCAL
 

@@ -14,8 +14,9 @@ from dcr_ds.files import hash_of
 from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_answers, labelled
-from dcr_ds.models.endpoint import Endpoint, Messages, RequestFields
+from dcr_ds.models.endpoint import Endpoint, Messages
 from dcr_ds.models.replies import Completion
+from dcr_ds.models.request_fields import RequestFields
 from dcr_ds.recipe import LlmJudge
 
 JUDGED_CHARACTERS = 8000  # of request and answer each, to fit into a context of 8k tokens

@@ -5,21 +5,22 @@ needs only the standard library.
 """
 
 import json
-import os
 import random
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.endpoint_url import is_local_endpoint, read_key
+from dcr_ds.models.places import Places
 from dcr_ds.models.replies import (
     FAILED,
     FILTERED,
@@ -29,13 +30,15 @@ from dcr_ds.models.replies import (
     PromptRefused,
     error_message,
     error_of,
+    is_about_length,
     is_about_the_prompt,
     is_error,
+    is_full,
     read_completion,
-    refused_field,
-    requested_wait,
 )
-from dcr_ds.recipe.urls import expand_variables, is_local, mask_secrets
+from dcr_ds.models.request_fields import RequestFields, refused_field
+from dcr_ds.recipe.urls import expand_variables
+from dcr_ds.retries import requested_wait
 
 Messages = list[dict[str, str]]
 RETRIED = {408, 425, 429}  # and 500 and above; other errors are final
@@ -49,26 +52,6 @@ LONGEST_WAIT_SECONDS = 300.0  # even if a server asks for more
 MAX_REPLY_BYTES = 1 << 26
 MOST_HELD = 20  # refused prompts before the first answer; then the request is at fault
 _jitter = random.Random()  # separate from the global generator, which is seeded for training
-
-
-@dataclass(frozen=True)
-class RequestFields:
-    """Fields of requests that not every model accepts; None: not sent."""
-
-    limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    temperature: float | None = 0.0
-    seed: int | None = 0
-    chat_template_kwargs: Mapping[str, Any] | None = None
-
-    def of(self, max_tokens: int) -> dict[str, Any]:
-        variables = dict(self.chat_template_kwargs) if self.chat_template_kwargs else None
-        optional = {"temperature": self.temperature, "seed": self.seed, "chat_template_kwargs": variables}
-        return {self.limit: max_tokens} | {name: value for name, value in optional.items() if value is not None}
-
-    def without(self, field: str) -> "RequestFields":
-        """What is sent instead once a server has refused a field."""
-        changed: dict[str, Any] = {"limit": "max_completion_tokens"} if field == "max_tokens" else {field: None}
-        return replace(self, **changed)
 
 
 @dataclass
@@ -90,6 +73,10 @@ class _Temporary(Exception):
         super().__init__(reason)
         self.wait_seconds = wait_seconds
         self.reply = reply  # what the server sent all the same
+
+
+class _FullContext(_Temporary):
+    """The server failed all requests at this time, as its context cannot hold so many."""
 
 
 class _FieldRefused(Exception):
@@ -128,9 +115,10 @@ class Endpoint:
         self.fields = RequestFields()
         self._accepted: RequestFields | None = None  # once the server has refused a field
         self.spent = Spent()
+        self._places = Places(concurrency)
         self._counting = threading.Lock()
-        local = _is_local(url)
-        self._key = _read_key(key_env, url, needed=not local)
+        local = is_local_endpoint(url)
+        self._key = read_key(key_env, url, needed=not local)
         if urlsplit(url).scheme == "http" and not local and len(self._key) > len("any word"):
             print(
                 f"{url}: warning: the key in {key_env} is sent unencrypted to a public host; use https, or reach the "
@@ -152,7 +140,7 @@ class Endpoint:
         abandoned = abandoned or threading.Event()
         for attempt in range(self.retries + 1):
             try:
-                return self._count(self._request(messages, max_tokens))
+                return self._count(self._with_room(messages, max_tokens, abandoned))
             except _Temporary as failure:
                 reason, wait_seconds, reply = str(failure), failure.wait_seconds, failure.reply
             if attempt == self.retries or abandoned.wait(_wait_seconds(attempt, wait_seconds)):
@@ -160,6 +148,23 @@ class Endpoint:
         if reply:
             return reply
         raise UserError(f"{self.url}, model {self.model}: {reason}; gave up after {attempt + 1} attempts")
+
+    def _with_room(self, messages: Messages, max_tokens: int, abandoned: threading.Event) -> Completion:
+        """Request one reply once, or again among fewer requests at a time where the server has no room for so many."""
+        while True:
+            with self._places.take() as number:
+                try:
+                    return self._request(messages, max_tokens)
+                except _FullContext:
+                    if number == 1 or abandoned.is_set():
+                        raise
+            if self._places.lower(number):
+                print(
+                    f"{self.url}: the server's context is too small for {number} requests at the same time; "
+                    f"{self._places.number} from now on (start the server with a larger context, or lower the "
+                    "concurrency)",
+                    file=sys.stderr,
+                )
 
     def _request(self, messages: Messages, max_tokens: int) -> Completion:
         """Request one reply once, or again without the fields that the server refuses."""
@@ -285,8 +290,11 @@ class Endpoint:
         except (OSError, HTTPException):
             error = {"message": ""}
         message = f"HTTP {failed.code}: {error_message(error) or failed.reason}"
+        if failed.code == 500 and is_about_length(error):  # as from older versions of llama.cpp
+            raise PromptRefused(f"{self.url}, model {self.model}: {message}", is_certain=True) from None
         if failed.code in RETRIED or failed.code >= 500:
-            raise _Temporary(message, requested_wait(failed.headers)) from None
+            kind = _FullContext if is_full(error) else _Temporary
+            raise kind(message, requested_wait(failed.headers)) from None
         is_certain = is_about_the_prompt(error)
         if failed.code in REFUSED and not is_certain and (field := refused_field(error, sent)):
             raise _FieldRefused(field) from None
@@ -310,29 +318,6 @@ class Endpoint:
 
 def _filtered(refusal: PromptRefused) -> Completion:
     return Completion("", FILTERED, problem=str(refusal))
-
-
-def _is_local(url: str) -> bool:
-    """Whether a url is on this machine or its network: a private address, or a host name without a dot."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise UserError(f"{mask_secrets(url)!r} is not a valid url ({error})") from None
-    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
-        raise UserError(f"{mask_secrets(url)!r} is not the url of an endpoint; example: http://localhost:8000/v1")
-    if parts.username is not None:
-        raise UserError("the endpoint's url contains a user name; put the key into an environment variable")
-    return is_local(url)
-
-
-def _read_key(name: str, url: str, needed: bool) -> str:
-    key = os.environ.get(name, "").strip()
-    if needed and not key:
-        raise UserError(f"{url}: no key; set the environment variable {name} (to any word if the server needs no key)")
-    if not (key.isascii() and key.isprintable()):  # http.client would print the key in its error
-        raise UserError(f"the environment variable {name} contains characters that are not valid in a key")
-    return key
 
 
 def _opener(local: bool) -> OpenerDirector:

@@ -1,12 +1,9 @@
-"""What an OpenAI-compatible server sends back: replies, refused prompts, and fields that it does not accept."""
+"""What an OpenAI-compatible server sends back: replies, and refused prompts."""
 
 import json
 import math
 import re
-import time
 from contextlib import suppress
-from email.message import Message
-from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 from dcr_ds.errors import UserError
@@ -16,23 +13,21 @@ QUOTED_CHARACTERS = 300  # of a server's message
 REFUSED = {400, 413, 422, 451}  # may be about this prompt alone
 FILTERED = "filtered"  # the finish of a prompt that the server does not pass to the model
 FAILED = "error"  # the finish of an answer during which the server failed
-ABOUT_THE_PROMPT = re.compile(
+ABOUT_CONTENT = re.compile(
     r"content[_ -]?(?:filter|policy|management|moderation)|moderation|safety|inspection|prohibited|blocked|flagged|"
-    r"responsible ?ai|usage polic|content exists risk|high risk|敏感|"
+    r"responsible ?ai|usage polic|content exists risk|high risk|敏感",
+    re.IGNORECASE,
+)
+ABOUT_LENGTH = re.compile(
     r"context[_ -]?(?:length|window)|too (?:long|large|many tokens)|"
     r"maximum (?:\w+ )?(?:length|tokens)|max_model_len|`inputs`|token count|"
     r"must be at least 1, got -|exceeds? (?:the )?(?:\w+ ){0,3}(?:limit|length|tokens|context)",
     re.IGNORECASE,
 )
+# llama.cpp's slots share one context. When the requests in it outgrow it together, it fails all of them.
+FULL_CONTEXT = re.compile(r"context size has been exceeded", re.IGNORECASE)
 INPUT = re.compile(r"\b(?:input|prompt)\b", re.IGNORECASE)
 MAY_LACK_CONTENT = ("refusal", "reasoning_content", "reasoning", "tool_calls")  # a message with one of these
-FIELDS = ("max_tokens", "temperature", "seed", "chat_template_kwargs")  # that some servers do not know
-_NOT_ACCEPTED = re.compile(
-    r"support|unrecogni[sz]ed|invalid (?:parameter|argument)|strictly positive|"
-    r"unknown|unexpected|not permitted|not allowed|extra|deprecated|only the default|instead",
-    re.IGNORECASE,
-)
-
 
 FINISHES = {  # other names of finish reasons, in lower case
     **dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length"),
@@ -130,17 +125,21 @@ def error_message(error: Any) -> str:
 
 def is_about_the_prompt(error: dict[str, Any]) -> bool:
     """Whether the server refuses this prompt: its content, or its length."""
-    keys = ("code", "type", "message", "innererror")
-    return bool(ABOUT_THE_PROMPT.search(" ".join(str(error.get(key) or "") for key in keys)))
+    return bool(ABOUT_CONTENT.search(_words(error))) or is_about_length(error)
 
 
-def refused_field(error: dict[str, Any], sent: dict[str, Any]) -> str | None:
-    """The field of a request that the server does not accept, by the server's own words."""
-    message = f"{error.get('message', '')} {error.get('code', '')} {error.get('param', '')}"
-    if not _NOT_ACCEPTED.search(message):
-        return None
-    named = [name for name in FIELDS if name in sent and re.search(rf"\b{name}\b", message)]
-    return next((name for name in named if error.get("param") == name), named[0] if named else None)
+def is_about_length(error: dict[str, Any]) -> bool:
+    """Whether the server refuses this prompt for its length."""
+    return bool(ABOUT_LENGTH.search(_words(error)))
+
+
+def is_full(error: dict[str, Any]) -> bool:
+    """Whether the requests that a server answered at the same time were too many for its context."""
+    return bool(FULL_CONTEXT.search(_words(error)))
+
+
+def _words(error: dict[str, Any]) -> str:
+    return " ".join(str(error.get(key) or "") for key in ("code", "type", "message", "innererror"))
 
 
 def start_of(text: str) -> str:
@@ -177,14 +176,3 @@ def _text_of_part(part: dict) -> str:
     if not isinstance(value, str | None):
         raise TypeError
     return value or ""
-
-
-def requested_wait(headers: Message) -> float | None:
-    """Seconds of a Retry-After header, which contains a number or a date."""
-    value = (headers.get("Retry-After") or "").strip()
-    if re.fullmatch(r"[0-9]+(?:\.[0-9]+)?", value):
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None

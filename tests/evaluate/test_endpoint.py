@@ -119,13 +119,12 @@ def test_repeated_timeouts_are_an_error():
         Endpoint(server.url, "judge", timeout=0.05, retries=2).complete(user("hi"), 9)
 
 
-@pytest.mark.parametrize("seconds_asked", ["1", None])
-def test_retry_after_is_respected(seconds_asked):
-    when = seconds_asked or formatdate(time.time() + 2, usegmt=True)  # dates are in whole seconds
-    with serving(failing_first(1, refuses(429, "busy", Retry_After=when))) as server:
+@pytest.mark.parametrize("header", [{"Retry_After": "0.3"}, {"Retry_After": "300ms"}, {"retry_after_ms": "300"}])
+def test_retry_after_is_respected(header):
+    with serving(failing_first(1, refuses(429, "busy", **header))) as server:
         start = time.monotonic()
         assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
-        assert 0.9 < time.monotonic() - start < 3
+        assert time.monotonic() - start >= 0.3
 
 
 def test_invalid_retry_after_is_ignored():

@@ -1,13 +1,16 @@
 """Prompts and fields that a real server refuses: recorded or left out, and the other prompts are answered."""
 
 import json
+import threading
+import time
 
 import pytest
 from chat_server import Reply, failing_first, prompt_of, refuses, says, serving, user
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.replies import error_of, is_about_the_prompt, refused_field
+from dcr_ds.models.replies import error_of, is_about_the_prompt
+from dcr_ds.models.request_fields import refused_field
 
 pytestmark = pytest.mark.usefixtures("quick_endpoint")
 
@@ -119,6 +122,34 @@ INPUTS = "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 
 )
 def test_errors_of_servers_about_a_prompt(error):
     assert is_about_the_prompt(error_of(json.dumps(error).encode()))
+
+
+def test_a_prompt_that_is_too_long_is_recorded_whatever_the_status():
+    """Older versions of llama.cpp answer it with the status of a failure."""
+    too_long = refuses(500, "the request exceeds the available context size. try increasing the context size")
+    with serving(lambda number, request: too_long if prompt_of(request) == "1" else says("fine")) as server:
+        replies = dict(Endpoint(server.url, "judge").complete_all([user(str(i)) for i in range(3)], 9))
+    assert [replies[i].finish for i in range(3)] == ["stop", "filtered", "stop"] and len(server.requests) == 3
+
+
+@pytest.mark.parametrize("room", [1, 3])
+def test_requests_that_outgrow_the_context_together_are_sent_again_fewer_at_a_time(room, capsys):
+    """As llama.cpp's server does, whose slots share one context: requests fail while it holds too many."""
+    lock, running = threading.Lock(), 0
+
+    def reply(number, request):
+        nonlocal running
+        with lock:
+            running += 1
+        time.sleep(0.02)
+        with lock:
+            is_full, running = running > room, running - 1
+        return refuses(500, "Context size has been exceeded.") if is_full else says(prompt_of(request))
+
+    with serving(reply) as server:
+        replies = dict(Endpoint(server.url, "judge", retries=2).complete_all([user(str(i)) for i in range(20)], 9))
+    assert {i: reply.text for i, reply in replies.items()} == {i: str(i) for i in range(20)}
+    assert "for 8 requests at the same time; 4 from now on" in capsys.readouterr().err
 
 
 # Fields that a server does not accept

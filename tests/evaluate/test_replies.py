@@ -2,14 +2,17 @@
 
 import json
 import math
+from datetime import UTC, datetime, timedelta
 from email.message import Message
+from email.utils import format_datetime
 
 import pytest
 from chat_server import Reply, failing_first, says, serving, user
 
 from dcr_ds.models import endpoint as module
 from dcr_ds.models.endpoint import Endpoint
-from dcr_ds.models.replies import read_completion, requested_wait
+from dcr_ds.models.replies import read_completion
+from dcr_ds.retries import requested_wait
 
 pytestmark = pytest.mark.usefixtures("quick_endpoint")
 
@@ -96,6 +99,12 @@ def test_a_server_that_fails_while_it_generates_is_asked_again_and_then_recorded
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("Thu Jan  1 00:00:00 1970", 0.0),
         ("9" * 400, math.inf),
+        ("3s", 3.0),
+        ("250ms", 0.25),
+        ("1m30s", 90.0),
+        ("3 sheep", None),
+        ("2000-01-01T00:00:00Z", 0.0),
+        ("2000-13-01T00:00:00Z", None),
     ],
 )
 def test_forms_of_retry_after(value, seconds):
@@ -103,3 +112,16 @@ def test_forms_of_retry_after(value, seconds):
     headers["Retry-After"] = value
     assert requested_wait(headers) == seconds
     assert 0 < module._wait_seconds(0, requested_wait(headers)) <= module.LONGEST_WAIT_SECONDS
+
+
+def test_a_date_in_the_future_is_a_wait_in_either_form():
+    for form in (format_datetime, datetime.isoformat):
+        headers = Message()
+        headers["Retry-After"] = form(datetime.now(UTC) + timedelta(seconds=60))
+        assert 50 < requested_wait(headers) <= 60
+
+
+def test_milliseconds_are_more_exact_than_seconds():
+    headers = Message()
+    headers["Retry-After"], headers["retry-after-ms"] = "1", "20"
+    assert requested_wait(headers) == 0.02

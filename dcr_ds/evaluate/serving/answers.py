@@ -23,10 +23,11 @@ from dcr_ds.files import write_json
 from dcr_ds.models.chat import PROMPT_END_TOKENS, turn_end_ids
 from dcr_ds.models.checkpoint_files import copied_files, model_config, tokenizer_folder, weight_files
 from dcr_ds.models.dates import dated
-from dcr_ds.models.endpoint import Endpoint, RequestFields
+from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.limits import padding_id
 from dcr_ds.models.merge import merge_lora
 from dcr_ds.models.replies import Completion
+from dcr_ds.models.request_fields import RequestFields
 from dcr_ds.models.tokenizer_files import keep_template, keep_tokenizer
 from dcr_ds.reasoning import open_block
 from dcr_ds.recipe import EvaluateSection
