@@ -14,9 +14,9 @@ from measure import JUDGE
 from rows import RESULTS, Row, place, read, read_cost, seeds_done, write
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
-from dcr_ds.files import read_jsonl
-from dcr_ds.judges.base import Answer, verdicts
+from dcr_ds.judges.base import verdicts
 from dcr_ds.judges.continued import continued
+from dcr_ds.judges.rows import read_generations
 from dcr_ds.judges.rules.judge import RELEASE, rules_judge
 from dcr_ds.recipe.layout import ModelFolder
 
@@ -50,11 +50,10 @@ def judged_again(arm: str, seed: int, out: Path, results: Path) -> tuple[list[Ro
     labels: dict[tuple[str, str], str] = {}
     for name in dict.fromkeys(row.set for row in rows if row.label):
         file = folder.benchmark(name).generations
-        answers = read_jsonl(file)
-        opening = answers[0].get("attack", {}).get("opening", "") if answers else ""
-        judge = continued(rules_judge(), opening)
-        of_set = verdicts(judge, [Answer(row["prompt"], row["completion"], row["finish"]) for row in answers])
-        labels |= {(name, row["id"]): verdict.label for row, verdict in zip(answers, of_set, strict=True)}
+        answers = read_generations(file).rows if file.is_file() else []
+        opening = answers[0].others.get("attack", {}).get("opening", "") if answers else ""
+        of_set = verdicts(continued(rules_judge(), opening), [row.answer for row in answers])
+        labels |= {(name, row.id): verdict.label for row, verdict in zip(answers, of_set, strict=True)}
         if missing := [row.id for row in rows if row.set == name and (name, row.id) not in labels]:
             raise UserError(f"{file}: the answer to {missing[0]} is missing; repeat {arm} with seed {seed}")
     new = [row._replace(label=labels[row.set, row.id]) if row.label else row for row in rows]

@@ -6,11 +6,17 @@ from typing import Literal, NamedTuple, Protocol
 
 
 class Answer(NamedTuple):
-    """A prompt and a model's completion; `finish` is "length" if the answer was cut off, None if unknown."""
+    """A prompt and a model's completion.
+
+    Attributes:
+        finish: "length" if the answer was cut off, None if unknown.
+        sent: what an attack made of the prompt; empty without one.
+    """
 
     prompt: str
     completion: str
     finish: str | None = None
+    sent: str = ""
 
 
 class Verdict(NamedTuple):

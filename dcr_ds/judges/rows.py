@@ -127,7 +127,7 @@ def _answer_row(row: Row, cells: Cells, columns: Mapping[str, str]) -> AnswerRow
     if "finish" in columns:
         cells = cells._replace(finish=optional_text(mapped, columns["finish"]))
     others = {name: value for name, value in cells.others.items() if name not in columns.values()}
-    answer = Answer(cells.prompt, cells.completion, finish_of(cells.finish))
+    answer = Answer(cells.prompt, cells.completion, finish_of(cells.finish), _of_attack(row.cells, "sent") or "")
     return AnswerRow(cells.id or str(row.number), answer, others)
 
 
@@ -157,10 +157,13 @@ def _value(row: Row, column: str) -> Any:
 
 def request_of(cells: Mapping[str, Any], prompt: str) -> str:
     """What a judge reads as the request: the prompt with its earlier turns, without what an attack put around it."""
+    return transcript(cells.get("context"), _of_attack(cells, "request") or prompt)
+
+
+def _of_attack(cells: Mapping[str, Any], key: str) -> str | None:
     attack = cells.get("attack")
-    if isinstance(attack, dict) and isinstance(attack.get("request"), str):
-        prompt = attack["request"]
-    return transcript(cells.get("context"), prompt)
+    value = attack.get(key) if isinstance(attack, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def read_labels(file: str, column: str | None = None, id_column: str = "id") -> dict[str, str]:
