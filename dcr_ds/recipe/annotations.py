@@ -8,18 +8,18 @@ from pydantic import BaseModel
 
 def wants_text(annotation: Any) -> bool:
     """Whether a single value is text: it may be text, or the short form of a section, and no number or truth."""
-    kinds = _branches(annotation)
+    kinds = branches(annotation)
     return not {int, float, bool, Any} & set(kinds) and any(kind is str or _is_section(kind) for kind in kinds)
 
 
 def may_be_none(annotation: Any) -> bool:
-    return NoneType in _branches(annotation)
+    return NoneType in branches(annotation)
 
 
 def inside(annotation: Any, key: str | None = None) -> Any:
     """The type of the items of a list, or of the value of a key; Any where it is not known."""
     kinds: list[Any] = []
-    for kind in _branches(annotation):
+    for kind in branches(annotation):
         arguments = get_args(kind)
         if key is None:
             kinds += arguments if get_origin(kind) is list else []
@@ -30,15 +30,15 @@ def inside(annotation: Any, key: str | None = None) -> Any:
     return Union[tuple(kinds)] if kinds else Any  # noqa: UP007  # of a computed tuple
 
 
-def _branches(annotation: Any) -> list[Any]:
+def branches(annotation: Any) -> list[Any]:
     """The types of a union; a literal counts as the types of its values."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _branches(arguments[0])
+        return branches(arguments[0])
     if origin is Literal:
         return [type(value) for value in arguments]
     if origin is not None and origin not in (list, dict):  # a union
-        return [branch for part in arguments for branch in _branches(part)]
+        return [branch for part in arguments for branch in branches(part)]
     return [annotation]
 
 

@@ -27,7 +27,7 @@ def parse_train(arguments: Sequence[str]) -> TrainArguments:
     Not argparse: field names are not known here, and their values may start with a dash.
 
     Raises:
-        UserError: a second recipe, an option without a value, or an unknown stage.
+        UserError: an empty or second recipe, an option without a value, or an unknown stage.
     """
     recipe: str | None = None
     overrides: list[tuple[str, str]] = []
@@ -40,6 +40,8 @@ def parse_train(arguments: Sequence[str]) -> TrainArguments:
             dry_run = True
             continue
         if not word.startswith("--"):
+            if not word:
+                raise UserError("the name of the recipe is empty; is a variable of the shell not set?")
             if recipe is not None:
                 raise UserError(f"two recipes: {recipe} and {word}; the value of a field follows its --name")
             recipe = word

@@ -2,7 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from dcr_ds.recipe.annotations import branches
 
 Auto = Literal["auto"]
 MAX_INT = 2**31 - 1  # of counts; larger ones overflow in libraries
@@ -15,6 +18,17 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", validate_default=True, frozen=True, allow_inf_nan=False, protected_namespaces=()
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `yes` for a number, which Python reads as 1, and empty text, as from a variable that is not set."""
+        kinds = set(branches(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise PydanticCustomError("number", "input should be a number")
+        if value == "" and kinds == {str}:
+            raise PydanticCustomError("text", "input should not be empty; leave it out for the default")
+        return value
 
 
 def _as_text(value: Any) -> Any:

@@ -1,28 +1,34 @@
 """Errors of recipes: what is wrong, where it was set, and the closest field name."""
 
 import difflib
-from typing import Any
+from typing import Any, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from dcr_ds.errors import UserError
+from dcr_ds.recipe.annotations import branches
 from dcr_ds.recipe.describe import DATA_SET, field_rows, section_of, section_rows
 from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.urls import mask_secrets
 
+SHAPES = {  # by pydantic's type of error
+    "model_type": "must be a mapping of fields; leave it out if it sets none",
+    "list_type": "must be a list, such as [a, b]",
+}
 MAX_SHOWN = 200  # characters of a value in a message
 
 
 def refuse_unknown(name: str, where: str) -> None:
     """Raise a UserError for a dotted name that is not in the schema; it suggests the closest name."""
-    model: type[BaseModel] | None = Recipe
+    annotation: Any = Recipe
     for key in name.split("."):
-        if model is None:  # inside a mapping such as data.toxic.columns
-            return
-        if key not in model.model_fields:
+        model = section_of(annotation)
+        if any(get_origin(kind) is dict for kind in branches(annotation)):
+            return  # inside a mapping such as data.toxic.columns
+        if model is None or key not in model.model_fields:
             raise UserError(f"{where}: unknown field {name!r}.{did_you_mean(name)}")
-        model = section_of(model.model_fields[key].annotation)
+        annotation = model.model_fields[key].annotation
 
 
 def did_you_mean(name: str) -> str:
@@ -54,7 +60,8 @@ def explain(error: ValidationError, origins: dict[str, str]) -> str:
             lines.append(f"{where}: {combination}")
         else:
             given_value = "" if problem["type"] == "missing" else f" (got {_shown(problem['input'])})"
-            lines.append(f"{where}: {name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given_value}")
+            message = SHAPES.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
+            lines.append(f"{where}: {name}: {message}{given_value}")
     return "\n".join(dict.fromkeys(lines))
 
 

@@ -73,6 +73,8 @@ def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[st
     """
     file = find_file(path)
     if file is None:
+        if expand_user(path).is_dir():
+            raise UserError(f"{path}: is a folder; name a recipe file in it")
         shipped = ", ".join(f"recipes/{recipe.name}" for recipe in shipped_files("recipes", ".yaml"))
         raise UserError(f"{path}: no such recipe file. Shipped: {shipped}")
     if file.resolve() in parents:
@@ -90,10 +92,11 @@ def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[st
         raise UserError(f"{path}: a recipe must be a mapping of fields, this is a {type(values).__name__}")
     origins: dict[str, str] = {}
     _add_origins(node, path, "", origins)
-    if base := values.pop("extends", None):
-        if not isinstance(base, str) or len(parents) > MAX_EXTENDS:
+    if "extends" in values:
+        base = values.pop("extends")
+        if not base or not isinstance(base, str) or len(parents) > MAX_EXTENDS:
             raise UserError(f"{path}: extends: must name another recipe, got {str(base)[:80]!r}")
-        neighbour = file.parent / base
+        neighbour = file.parent / expand_user(expand_variables(base, f"{path}: extends"))
         base_path = base if not neighbour.exists() and shipped_file(base) else str(neighbour)
         base_values, base_origins = _read_yaml(base_path, (*parents, file.resolve()))
         values, origins = _merge(base_values, values), base_origins | origins

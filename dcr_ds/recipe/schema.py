@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from dcr_ds.files import expand_user
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
 from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
@@ -19,7 +20,7 @@ from dcr_ds.recipe.methods import (
     SimpoSection,
 )
 from dcr_ds.recipe.model import ModelSection
-from dcr_ds.recipe.urls import expand_variables, refuse_store
+from dcr_ds.recipe.urls import expand_variables, refuse_other_variables, refuse_store
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
@@ -301,8 +302,9 @@ class Recipe(Section):
         """The run folder.
 
         Raises:
-            UserError: it is on an object store.
+            UserError: it is on an object store, or names a variable that is not set, or in another form than ${NAME}.
         """
+        refuse_other_variables(self.output, "output")
         output = expand_variables(self.output, "output")
         refuse_store(output, "output")
-        return Path(output) / self.name
+        return expand_user(output) / self.name

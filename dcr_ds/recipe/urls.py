@@ -48,6 +48,12 @@ def expand_variables(text: str, field: str) -> str:
     return VARIABLE.sub(value, text)
 
 
+def refuse_other_variables(path: str, field: str) -> None:
+    """Raise UserError for $NAME in a path to write to: a folder of that name would be created."""
+    if match := re.match(r"(?:.*/)?\$([A-Za-z_][A-Za-z0-9_]*)", path):
+        raise UserError(f"{field}: {path}: write ${{{match[1]}}} for the environment variable {match[1]}")
+
+
 def mask_secrets(text: str) -> str:
     """A text with the secrets of its URLs masked: passwords, and parameters that look like secrets."""
     return URL.sub(lambda match: _mask_url(match[0]), text)

@@ -46,11 +46,8 @@ def prepare_folder(recipe: Recipe, redo: str | None) -> Recipe:
 
     Nothing that exists is changed, so this can be called before a run is opened, and again under its lock.
 
-    Args:
-        redo: a stage to do again, with the stages after it, or `all`; see `begin_redo`.
-
     Raises:
-        UserError: the folder cannot be created, or it holds the run of another recipe.
+        UserError: see `check_folder`.
     """
     folder = recipe.folder
     try:
@@ -59,10 +56,28 @@ def prepare_folder(recipe: Recipe, redo: str | None) -> Recipe:
         raise UserError(
             f"{folder}: the run folder cannot be created ({error.strerror}); set --output elsewhere"
         ) from None
-    if not os.access(folder, os.W_OK):
+    return check_folder(recipe, redo)
+
+
+def check_folder(recipe: Recipe, redo: str | None) -> Recipe:
+    """Check the run folder, or where it is to be created; return the recipe as `prepare_folder` does.
+
+    Args:
+        redo: a stage to do again, with the stages after it, or `all`; see `begin_redo`.
+
+    Raises:
+        UserError: the folder cannot be created or written to, or it holds the run of another recipe.
+    """
+    folder = recipe.folder
+    nearest = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), folder)
+    if not nearest.is_dir():
+        raise UserError(
+            f"{folder}: the run folder cannot be created ({nearest} is not a folder); set --output elsewhere"
+        )
+    if not os.access(nearest, os.W_OK):
         raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
     run = RunFolder(folder)
-    redone = _stages_to_redo(recipe, redo)
+    redone = stages_to_redo(recipe, redo)
     trained = [stage for stage in TRAINING_STAGES if stage not in redone and run.stage(stage).has_results]
     keeps_control = "control" not in redone and run.stage("control").has_results  # trained as align says
     kept = {*trained, *(["align"] if keeps_control else [])}
@@ -114,7 +129,7 @@ def begin_redo(recipe: Recipe, redo: str | None) -> str | None:
             write_json(run.redo, record | {"cleared": True})
             return f"removed what an interrupted --redo had left of {', '.join(record['stages'])}"
         return None
-    if not _stages_to_redo(recipe, redo):
+    if not stages_to_redo(recipe, redo):
         return f"--redo {redo} has begun before and is continued; to begin it again, remove {run.redo}"
     # written before anything is removed: a redo that is interrupted while it removes must not resume what is left
     write_json(run.redo, _redo_record(recipe, redo) | {"cleared": False})
@@ -175,7 +190,7 @@ def _redo_stages(redo: str | None) -> tuple[str, ...]:
     return (*stages, "control") if redo in ("align", "all") else stages
 
 
-def _stages_to_redo(recipe: Recipe, redo: str | None) -> tuple[str, ...]:
+def stages_to_redo(recipe: Recipe, redo: str | None) -> tuple[str, ...]:
     """The stages whose results the redo still has to remove; none where it did so before it was interrupted."""
     record: Any = read_json(RunFolder(recipe.folder).redo)
     has_begun = redo is not None and record == _redo_record(recipe, redo) | {"cleared": True}

@@ -40,8 +40,8 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json",
 
 def check_identity(
     recipe: Recipe, stage: str, start: Path, data: RunData, tokens: str | None, world_size: int
-) -> list[str]:
-    """Record what a stage depends on if it is new, else compare it with the record. Rank 0.
+) -> tuple[dict[str, Any], list[str]]:
+    """Compare what a stage depends on with what it recorded, if it has begun; nothing is written. Rank 0.
 
     Args:
         recipe: resolved.
@@ -49,7 +49,8 @@ def check_identity(
         tokens: hash of the stage's token ids; None for a stage that is done: they are not encoded again.
 
     Returns:
-        Notes to print: what differs and may change the rounding.
+        The record that the stage is to keep, for `record_identity`, and notes to print: what differs and may change
+        the rounding.
 
     Raises:
         UserError: the stage has results, and began with another recipe, model, tokenizer, chat template or data.
@@ -78,9 +79,13 @@ def check_identity(
     # The hash of the attempt that began the stage stands: its checkpoints carry it, and a newer version, which has more
     # fields than were recorded, would compute another one although nothing differs.
     record["sha256"] = saved.get("sha256") or _identity_hash(record)
-    if record != saved:
+    return record, notes
+
+
+def record_identity(folder: StageFolder, record: dict[str, Any]) -> None:
+    """Keep what a stage depends on. Rank 0."""
+    if record != read_json(folder.identity):
         write_json(folder.identity, record)
-    return notes
 
 
 def _check_decay(recipe: Recipe, folder: StageFolder, stage: str, saved: dict[str, Any]) -> None:

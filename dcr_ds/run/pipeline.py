@@ -1,7 +1,7 @@
 """A run from recipe to report: everything cheap is checked first, then the stages run one after the other."""
 
-import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,19 +10,29 @@ from dcr_ds.engine.agreement import check_same
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, print_on_main, wait_until_visible
 from dcr_ds.engine.trackers import attach_report, check_trackers
-from dcr_ds.errors import RefinementFailed, UserError
+from dcr_ds.errors import RefinementFailed
 from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.serving.command import check_engine
-from dcr_ds.files import read_json
-from dcr_ds.models.checkpoint_files import check_checkpoint, check_layer, model_config
+from dcr_ds.models.checkpoint_files import check_layer, model_config
 from dcr_ds.models.locate import describe_source, prepare_source
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
-from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, StageFolder
+from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder
 from dcr_ds.run.attempt import record_progress
 from dcr_ds.run.environment import describe_data, describe_environment
-from dcr_ds.run.folder import begin_redo, check_separate, end_redo, has_control, prepare_folder, redo_of, save_run
-from dcr_ds.run.identity import check_identity
+from dcr_ds.run.folder import (
+    begin_redo,
+    check_folder,
+    check_separate,
+    end_redo,
+    has_control,
+    prepare_folder,
+    redo_of,
+    save_run,
+    stages_to_redo,
+)
+from dcr_ds.run.identity import record_identity
 from dcr_ds.run.opening import open_run
+from dcr_ds.run.resuming import check_refined, check_resumed, check_stage, check_stage_model, end_stage, pending_stages
 from dcr_ds.run.same_inputs import check_same_inputs
 
 if TYPE_CHECKING:
@@ -44,17 +54,19 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     if "refine" in recipe.stages:
         check_layer(source, 1 if recipe.refine.layer == "auto" else recipe.refine.layer)
     check_separate(recipe, source)
-    if not dry_run:
-        prepare_folder(recipe, redo)
+    check = check_folder if dry_run else prepare_folder
+    check(recipe, redo)
     _check_source(recipe, source)
+    requested = recipe
     if dry_run:
         with open_run([], recipe.watchdog.hang_minutes) as ranks:
             check_same_inputs(recipe, source, data, ranks)
-            _describe_only(recipe, source, data, ranks)
+            recipe = decide_on_main(lambda: check_folder(requested, redo), ranks)
+            redone = decide_on_main(lambda: stages_to_redo(requested, redo), ranks)
+            _describe_only(recipe, source, data, redone, ranks)
         return
     with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
         check_same_inputs(recipe, source, data, ranks)
-        requested = recipe
         # again, under the lock: another run may have ended just now
         recipe = decide_on_main(lambda: prepare_folder(requested, redo), ranks)
         decide_on_main(lambda: record_progress(RunFolder(requested.folder)), ranks)
@@ -65,7 +77,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         if message := decide_on_main(lambda: begin_redo(requested, redo), ranks):
             print_on_main(ranks, message)
         tokens = _encode(recipe, source, data, ranks)
-        for note in decide_on_main(lambda: _check_resumed(tokens, ranks.world_size), ranks):
+        for note in decide_on_main(lambda: check_resumed(tokens, (), ranks.world_size), ranks):
             print_on_main(ranks, note)
         _describe(recipe, source, reasons, data, ranks)
         _run_stages(tokens, ranks)
@@ -80,19 +92,12 @@ def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTo
     from dcr_ds.run.tokens import RunTokens
 
     tokens = RunTokens(recipe, source, data)
-    pending = decide_on_main(lambda: _pending_stages(recipe), ranks)
+    pending = decide_on_main(lambda: pending_stages(recipe), ranks)
     check_same(lambda: tokens.describe(pending), ranks)
     for note in tokens.notes(pending):
         print_on_main(ranks, note)
     forget_encoded(tokens.tokenizer)
     return tokens
-
-
-def _pending_stages(recipe: Recipe) -> list[str]:
-    """The training stages of a run that are not done. Rank 0."""
-    stages: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
-    stages += ["control"] if has_control(recipe) else []
-    return [stage for stage in stages if not RunFolder(recipe.folder).stage(stage).is_done]
 
 
 def _run_stages(tokens: "RunTokens", ranks: Ranks) -> None:
@@ -133,76 +138,19 @@ def _check_refinement(recipe: Recipe, ranks: Ranks) -> None:
         raise
 
 
-def _check_resumed(tokens: "RunTokens", world_size: int) -> list[str]:
-    """Check the identity of each stage that has results, and free space; returns notes to print. Rank 0.
-
-    Raises:
-        UserError: a stage began with another model or other data, or the disk has too little space.
-    """
-    from dcr_ds.run.space import check_space
-
-    notes = []
-    recipe, source = tokens.recipe, tokens.source
-    run = RunFolder(recipe.folder)
-    refined = run.stage("refine")
-    starts = {"refine": source, "align": refined.model if refined.has_results else source, "control": source}
-    for stage, start in starts.items():
-        is_asked = stage in recipe.stages or (stage == "control" and has_control(recipe))
-        if is_asked and run.stage(stage).has_results and start.is_dir():
-            notes += _check_identity(tokens, stage, start, world_size)
-    return notes + check_space(tokens, _pending_stages(recipe))
-
-
-def _check_identity(tokens: "RunTokens", stage: str, start: Path, world_size: int) -> list[str]:
-    is_done = RunFolder(tokens.recipe.folder).stage(stage).is_done
-    token_hash = None if is_done else tokens.hash_of(stage)
-    return check_identity(tokens.recipe, stage, start, tokens.data, token_hash, world_size)
-
-
 def _is_to_train(tokens: "RunTokens", stage: str, start: Path, ranks: Ranks) -> bool:
     """Return whether a stage still has to be trained from `start`, after checking what is there of it. All ranks."""
     folder = RunFolder(tokens.recipe.folder).stage(stage)
 
     def is_done() -> bool:
-        _check_identity(tokens, stage, start, ranks.world_size)
-        return _is_done(folder, stage)
+        record, _ = check_stage(tokens, stage, start, ranks.world_size)
+        record_identity(folder, record)
+        return end_stage(folder, stage)
 
     if not decide_on_main(is_done, ranks):
         return True
     print_on_main(ranks, f"{stage}: already done in {folder.folder} (--redo {redo_of(stage)} does it again)")
     return False
-
-
-def _is_done(folder: StageFolder, stage: str) -> bool:
-    """Return whether a stage is done, and complete what an interrupted end of it left undone. Rank 0.
-
-    Raises:
-        UserError: it is done, and its summary or its model is missing or damaged.
-    """
-    if not folder.is_done:
-        return False
-    summary = read_json(folder.summary)
-    if not isinstance(summary, dict) or "steps" not in summary:
-        if not any(folder.checkpoints.glob("step-*")):
-            raise UserError(
-                f"{folder.summary}: damaged; restore it, or do the stage again with --redo {redo_of(stage)}"
-            )
-        folder.summary.unlink()  # the stage resumes from its last checkpoint and ends again
-        return False
-    _check_model(folder, stage)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)  # left where a run ended just after the summary was written
-    return True
-
-
-def _check_model(folder: StageFolder, stage: str) -> None:
-    """Raise UserError unless the model of a finished stage is complete."""
-    try:
-        check_checkpoint(folder.model)
-    except UserError as error:
-        raise UserError(
-            f"{folder.model}: {stage} is done, and its model is missing or incomplete ({error}); restore it, or do the "
-            f"stage again with --redo {redo_of(stage)}"
-        ) from None
 
 
 def _model_to_align(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
@@ -216,11 +164,8 @@ def _model_to_align(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
     def is_refined() -> bool:
         if not folder.has_results:
             return False
-        if not _is_done(folder, "refine"):
-            raise UserError(
-                f"{folder.folder}: refine has begun and is not done; finish it first (--stages [refine,align]), or "
-                "give this run another --name"
-            )
+        if not end_stage(folder, "refine"):
+            check_refined(folder)
         return True
 
     if not decide_on_main(is_refined, ranks):
@@ -238,7 +183,7 @@ def _evaluate(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None
     def existing() -> list[str]:
         for name, folder in trained.items():
             if folder.is_done and name in recipe.evaluate.models:
-                _check_model(folder, STAGE_OF_MODEL[name])
+                check_stage_model(folder, STAGE_OF_MODEL[name])
         return [name for name, folder in trained.items() if folder.model.is_dir()]
 
     names = decide_on_main(existing, ranks)
@@ -284,14 +229,16 @@ def _probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> t
     return recipe.model_copy(update={"refine": refine}), reason
 
 
-def _describe_only(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None:
+def _describe_only(recipe: Recipe, source: Path, data: RunData, redone: Sequence[str], ranks: Ranks) -> None:
+    """Check and print what --dry-run can. All ranks."""
     from dcr_ds.run.dry_run import describe_run
     from dcr_ds.run.tokens import RunTokens
 
     recipe, reasons = _resolve(recipe, source, ranks)
     tokens = RunTokens(recipe, source, data)
     check_same(lambda: tokens.describe(stage for stage in TRAINING_STAGES if stage in recipe.stages), ranks)
-    print_on_main(ranks, describe_run(tokens, reasons, ranks.world_size))
+    notes = decide_on_main(lambda: check_resumed(tokens, redone, ranks.world_size), ranks)
+    print_on_main(ranks, "\n".join([*notes, describe_run(tokens, reasons, ranks.world_size)]))
 
 
 def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunData, ranks: Ranks) -> None:

@@ -1,11 +1,13 @@
 """An output folder that cannot be used: the message names it, and its contents do not change."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from small_runs import snapshot, the_error
 
 from dcr_ds.cli import main
+from dcr_ds.recipe import load_recipe
 
 
 def test_output_under_a_file(failing, tmp_path):
@@ -27,6 +29,28 @@ def test_run_folder_of_another_recipe(refused, finished_run, redo):
     message = refused("--refine.margin", "0.4", *redo)
     assert message.startswith(f"{finished_run}: holds another recipe's run:\n  refine.margin: 0.25 there, 0.4 now")
     assert "--name" in message and "--redo refine" in message
+
+
+def test_a_dry_run_fails_where_the_run_would(refused, recipe, finished_run, tmp_path):
+    assert "refine.margin: 0.25 there" in refused("--dry-run", "--refine.margin", "0.4")
+    file, general = finished_run / "refine/model/model.safetensors", Path(recipe).parent / "general.jsonl"
+    for path, change, expected in (
+        (general, lambda text: text.replace(b"Here", b"There"), "rows of data.general"),
+        (file, lambda content: content[:-8], "refine is done, and its model is missing or incomplete"),
+    ):
+        before = path.read_bytes()
+        path.write_bytes(change(before))
+        assert expected in refused("--dry-run")
+        path.write_bytes(before)
+    (tmp_path / "file").write_text("")
+    assert "cannot be created" in refused("--dry-run", "--output", tmp_path / "file")
+
+
+def test_a_dry_run_writes_nothing(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["train", recipe, "--dry-run", "--output", "~/runs"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert load_recipe(recipe, [("output", "~/runs")]).folder == tmp_path / "runs/run"
 
 
 def test_another_recipe_with_redo_of_the_stages_that_differ(recipe, finished_run, tmp_path):
