@@ -59,6 +59,8 @@ class Frame:
         texts = (self.start, self.system or "", self.after_system, self.answered, self.prompted, self.next_turn)
         if any(mark in text for text in texts for mark in ("{{", "}}", '"""')):
             return None
+        if not all(character.isprintable() or character in "\n\t" for text in texts for character in text):
+            return None  # Ollama's parser drops such characters
         start, after_user = self.start, self.prompted
         if self.system is not None:
             with_system = f"{self.system}{_go('.System')}{self.after_system}"

@@ -59,3 +59,8 @@ def test_a_template_with_other_text_per_turn_has_no_frame(template):
 
 def test_text_that_go_would_read_as_code_is_left_out():
     assert frame(CHATML.replace("<|im_start|>{{", "{{ '{{' }}{{"))[0].in_go() is None
+
+
+@pytest.mark.parametrize("character", ["\u200b", "\u00a0"])
+def test_characters_that_the_parser_of_modelfiles_drops_are_not_written(character):
+    assert frame(CHATML.replace("assistant\n", f"assistant{character}\n"))[0].in_go() is None
