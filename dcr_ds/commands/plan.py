@@ -80,6 +80,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
         refuse_overwriting("plan", options.json, map(Path, words), "--json")
     if options.measure and options.mfu:
         refuse("plan", "--measure finds --mfu; leave one of them out")
+    if options.nodes and options.gpus != PlanOptions.gpus:
+        refuse("plan", "--gpus and --nodes: give one of them; with --nodes, GPUs are counted by --gpus-per-node")
     recipe = parsed.load()
     if not set(recipe.stages) & set(TRAINING_STAGES):
         refuse("plan", "the recipe's stages have neither refine nor align, so there is nothing to plan")
@@ -123,4 +125,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _node_counts(text: str) -> tuple[int, ...]:
-    return tuple(positive_int(word) for word in comma_separated(text))
+    return tuple(positive_int(word) for word in comma_separated(text) or [text])

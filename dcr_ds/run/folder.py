@@ -77,6 +77,8 @@ def check_folder(recipe: Recipe, redo: str | None) -> Recipe:
     if not os.access(nearest, os.W_OK):
         raise UserError(f"{folder}: the run folder cannot be written to; set --output elsewhere")
     run = RunFolder(folder)
+    if redo is None:
+        _redo_begun(run)
     redone = stages_to_redo(recipe, redo)
     trained = [stage for stage in TRAINING_STAGES if stage not in redone and run.stage(stage).has_results]
     keeps_control = "control" not in redone and run.stage("control").has_results  # trained as align says
@@ -121,9 +123,9 @@ def begin_redo(recipe: Recipe, redo: str | None) -> str | None:
         UserError: an output cannot be removed.
     """
     run = RunFolder(recipe.folder)
-    record: Any = read_json(run.redo)
     if redo is None:
-        if isinstance(record, dict) and record.get("cleared") is False:  # interrupted while it removed
+        record = _redo_begun(run)
+        if record and record.get("cleared") is False:  # interrupted while it removed
             for stage in record["stages"]:
                 _clear(run.stage(stage).folder)
             write_json(run.redo, record | {"cleared": True})
@@ -195,6 +197,21 @@ def stages_to_redo(recipe: Recipe, redo: str | None) -> tuple[str, ...]:
     record: Any = read_json(RunFolder(recipe.folder).redo)
     has_begun = redo is not None and record == _redo_record(recipe, redo) | {"cleared": True}
     return () if has_begun else _redo_stages(redo)
+
+
+def _redo_begun(run: RunFolder) -> dict[str, Any] | None:
+    """The record of a redo that has begun, if there is one.
+
+    Raises:
+        UserError: it is damaged; without it a stage that is half removed would be resumed.
+    """
+    if not run.redo.exists():
+        return None
+    record: Any = read_json(run.redo)
+    stages = record.get("stages") if isinstance(record, dict) else None
+    if not isinstance(stages, list) or any(stage not in (*STAGES, "control") for stage in stages):
+        raise UserError(f"{run.redo}: damaged, so what a --redo had begun to remove is unknown; repeat that --redo")
+    return record
 
 
 def _redo_record(recipe: Recipe, redo: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from small_runs import snapshot, the_error
 
 from dcr_ds.cli import main
+from dcr_ds.files import write_json
 from dcr_ds.recipe import load_recipe
 
 
@@ -44,6 +45,16 @@ def test_a_dry_run_fails_where_the_run_would(refused, recipe, finished_run, tmp_
         path.write_bytes(before)
     (tmp_path / "file").write_text("")
     assert "cannot be created" in refused("--dry-run", "--output", tmp_path / "file")
+
+
+@pytest.mark.parametrize("stages", ["", '"stages": 3', '"stages": ["../kept"]'])
+def test_a_damaged_record_of_a_redo_removes_nothing(failing, tmp_path, stages):
+    write_json(tmp_path / "kept/a.json", {})
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/redo.json").write_text(f'{{"cleared": false, {stages}}}')
+    before = snapshot(tmp_path)
+    message = failing("--output", tmp_path)
+    assert message.startswith(f"{tmp_path}/run/redo.json: damaged") and snapshot(tmp_path) == before
 
 
 def test_a_dry_run_writes_nothing(recipe, tmp_path, monkeypatch):
