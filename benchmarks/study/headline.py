@@ -1,4 +1,4 @@
-"""The table of the study on the README's first screen: base, STL, equal data and DCR, and DCR less STL."""
+"""The table of the study on the README's first screen: the main arms, and DCR less STL."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from dcr_ds.discernment.measures import Result
 from dcr_ds.report.render.tables import markdown_table, number, percent, points, signed
 from dcr_ds.statistics import seeds_interval
 
-ARMS = {"base": "base", "stl": "STL", "equal-data": "equal data", "dcr": "**DCR**"}
+ARMS = {"base": "base", "stl": "STL", "equal-data": "equal data", "repair": "repaired STL", "dcr": "**DCR**"}
 SETS = {"xstest": "XSTest", "or-bench": "OR-Bench"}
 ATTACKS = {"prefill": "prefilled answer", "language": "other language", "role_play": "role play"}
 Change = tuple[float | None, float | None, float | None]  # value, low, high

@@ -29,6 +29,10 @@ TITLES = {"xstest": "XSTest", "or-bench": "OR-Bench", "builtin": "built-in twins
 DEVELOPMENT = {"jailbreakbench": "JailbreakBench", "coconot-harmbench": "CoCoNot, HarmBench val"}
 MEASURES = {"auc": "AUC", "youden_j": "Youden's J, judged answers"}
 READING_NAMES = {"log_odds": "log-odds", "margin": "margins", None: ""}
+WEAKER_REFUSALS = (
+    "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms."
+)
+REPAIR = "**Repair**: STL's result, refined and aligned half as long, against STL. No hypothesis of the protocol."
 ATTACKS = ("plain", *PLAN.attacked["attacks"])
 
 
@@ -80,7 +84,8 @@ def write(study: Study, out: Path) -> str:
         *([] if "equal-data" not in arms else [endpoint_section(study, "equal-data")]),
         "## Hypothesis 2: DCR against the knob",
         knob_table(study),
-        *weaker_refusals(study, arms),
+        *described(study, "dcr-knob-down", "knob-down", WEAKER_REFUSALS),
+        *described(study, "repair", "stl", REPAIR),
         *reading_text(),
         "How strongly prompts are coupled in training (eNTK) was measured for the models of the demo: "
         "[diagnose.md](diagnose.md#entk) has base, after refine, DCR and STL.",
@@ -134,15 +139,11 @@ def endpoint_section(study: Study, other: str) -> str:
     return f"{endpoint_table(study, endpoints, 'dcr', other)}\n\n{so_far}{verdict(endpoints, other)}"
 
 
-def weaker_refusals(study: Study, arms: list[str]) -> list[str]:
-    """The exploratory comparison of both arms with a constant on their refusal logits."""
-    ours, other = "dcr-knob-down", "knob-down"
-    if not {ours, other} <= set(arms) or not set(study.seeds(ours)) & set(study.seeds(other)):
+def described(study: Study, ours: str, other: str, what: str) -> list[str]:
+    """Two arms that no hypothesis compares, by the primary endpoints."""
+    if not set(study.seeds(ours)) & set(study.seeds(other)):
         return []
-    return [
-        "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms.",
-        endpoint_table(study, primary(study, ours, other), ours, other),
-    ]
+    return [what, endpoint_table(study, primary(study, ours, other), ours, other)]
 
 
 def endpoint_table(study: Study, endpoints: list[Endpoint], arm: str, other: str) -> str:
