@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from discernment import Sets, read_sets
+from discernment import Sets, joined, read_pair
 from record import append, commit
 
 import dcr_ds
@@ -116,7 +116,7 @@ def read_refined(run: Path, data: str | None) -> Refined:
     folder = RunFolder(run).stage("refine")
     summary, device = read_json(folder.summary), torch.device("cpu")
     model, tokenizer = load_causal_lm(folder.model, torch.float32, "eager", device).eval(), load_tokenizer(folder.model)
-    sets = {name: read_sets(name, data) for name in ("builtin", "jailbreakbench")}
+    sets = {name: joined(*read_pair(name, data, None)) for name in ("builtin", "jailbreakbench")}
     hidden = {
         name: hidden_by_layer(model, [encode_prompt(tokenizer, prompt.prompt) for prompt in of_set.prompts])
         for name, of_set in sets.items()

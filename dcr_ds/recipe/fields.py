@@ -23,10 +23,11 @@ class Section(BaseModel):
     @classmethod
     def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
         """Refuse `yes` for a number, which Python reads as 1, and empty text, as from a variable that is not set."""
-        kinds = set(branches(cls.model_fields[str(info.field_name)].annotation))
+        field = cls.model_fields[str(info.field_name)]
+        kinds = set(branches(field.annotation))
         if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
             raise PydanticCustomError("number", "input should be a number")
-        if value == "" and kinds == {str}:
+        if value == "" and kinds == {str} and not field.is_required() and field.default != "":
             raise PydanticCustomError("text", "input should not be empty; leave it out for the default")
         return value
 

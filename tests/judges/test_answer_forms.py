@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dcr_ds.commands.judge import run
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.judges.base import Answer
 from dcr_ds.judges.judging import judge_file
 from dcr_ds.judges.rows import read_answers, read_labels
 
@@ -194,7 +195,7 @@ def test_scores_of_multiple_choice_are_no_answers(tmp_path, scores):
 def test_columns_lead_into_lists_and_json(tmp_path, name, rows, completion):
     columns = {"prompt": "p", "completion": completion, "finish": "why"}
     (row,) = read_answers(write(tmp_path, name, rows), columns).rows
-    assert row.answer == ("one", "1", "length")
+    assert row.answer == Answer("one", "1", "length")
 
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How?"}]

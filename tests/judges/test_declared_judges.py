@@ -51,7 +51,7 @@ def test_the_schema_contains_the_fields_of_judges():
         ("[[3]]", "must be names of judges, or mappings with a kind (got [3])"),
         ("[rules, rules]", "two judges have the same name"),
         ("[]", "at least 1"),
-        ("rules", "valid list"),
+        ("rules", "must be a list"),
     ],
 )
 def test_unknown_judges(text, expected):
