@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from dcr_ds.models.endpoint import Endpoint
 
 WIDTH = 100
+LARGEST = 3.4e38  # a number of float32, in which models compute
 
 
 def command_parser(command: str, description: str, usage: str | None = None) -> ArgumentParser:
@@ -231,9 +231,16 @@ def finite_number(text: str) -> float:
         value = float(text)
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ArgumentTypeError(f"{text} is not a finite number")
+    if not abs(value) < LARGEST:
+        raise ArgumentTypeError(f"{text} is not a finite number, or too large for float32")
     return value
+
+
+def named(text: str) -> str:
+    """A name or path; empty text, as from a shell variable that is not set, would mean the default."""
+    if not text.strip():
+        raise ArgumentTypeError("is empty; is a variable of the shell not set?")
+    return text
 
 
 def _reflowed(text: str) -> str:

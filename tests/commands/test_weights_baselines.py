@@ -108,6 +108,20 @@ def test_outputs_that_cannot_be_made_are_refused_before_work(tmp_path, capsys, m
     assert the_error(capsys.readouterr().err).startswith(f"--out: {out}")
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["prosafeprune", "--layers", "0-99999999999"], "--layers: '0-99999999999': no model has so many layers"),
+        (["prosafeprune", "--strength", "1e39"], "--strength: 1e39 is not a finite number, or too large"),
+        (["scans", "--threshold", "7"], "--threshold: 7 is out of range"),
+        (["llm-va", "--harmful", ""], "--harmful: is empty; is a variable of the shell not set?"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_work(capsys, command, message):
+    assert main(["baseline", command[0], "none", *command[1:], "--out", "out"]) == 2
+    assert message in the_error(capsys.readouterr().err)
+
+
 def test_an_existing_folder_is_kept(model, tmp_path, capsys):
     file = tmp_path / "out" / "mine"
     file.parent.mkdir()

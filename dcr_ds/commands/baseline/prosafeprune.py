@@ -10,6 +10,7 @@ DESCRIPTION = """\
 ProSafePrune (Chen et al., ICLR 2026): removes from the outputs of linear modules in the middle of the model what
 seemingly toxic prompts share with harmful ones and not with harmless ones.
 """
+MOST_LAYERS = 9999
 PAPER = "ProSafePrune: Projected Safety Pruning for Mitigating Over-Refusal in LLMs"
 
 
@@ -52,6 +53,8 @@ def _layers(text: str) -> tuple[int, ...]:
         first, _, last = part.partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or int(last or first) < int(first):
             raise ArgumentTypeError(f"{part!r} is not a layer or a range of layers, such as 14 or 14-16")
+        if int(last or first) > MOST_LAYERS:
+            raise ArgumentTypeError(f"{part!r}: no model has so many layers")
         numbers += range(int(first), int(last or first) + 1)
     if not numbers:
         raise ArgumentTypeError("names no layer")

@@ -1,6 +1,6 @@
 """`dcr-ds baseline scans`: SCANS' directions, reference and threshold from a model and two sets of prompts."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ def parse(name: str, arguments: list[str]) -> Namespace:
     help_strength = f"α: how far activations are moved (default: {STRENGTH}, as published for Llama-2-7B)"
     parser.add_argument("--strength", type=positive_number, default=STRENGTH, metavar="ALPHA", help=help_strength)
     help_threshold = "score from which a prompt is unsafe (default: best balanced accuracy on held-out anchors)"
-    parser.add_argument("--threshold", type=finite_number, metavar="T", help=help_threshold)
+    parser.add_argument("--threshold", type=_score, metavar="T", help=help_threshold)
     help_anchors = f"prompts per set (default: {ANCHORS})"
     parser.add_argument("--anchors", type=positive_int, default=ANCHORS, metavar="N", help=help_anchors)
     add_prompt_sets(parser, ROLES)
@@ -95,3 +95,9 @@ def _encoded(role: str, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase"
 
 def _span(layers: Sequence[int]) -> str:
     return f"{layers[0]} to {layers[-1]}"
+
+
+def _score(text: str) -> float:
+    if abs(value := finite_number(text)) > 1:
+        raise ArgumentTypeError(f"{text} is out of range; a score is a mean of cosines, from -1 to 1")
+    return value
