@@ -55,8 +55,8 @@ def prosafeprune(
     """Compute the pruned weights of a model.
 
     Raises:
-        UserError: fewer prompts than the rank, or a rank that leaves nothing of an output; a layer that the model does
-            not have, or other modules.
+        UserError: fewer prompts than the rank, a rank as large as an output, a layer that the model does not have, or
+            other modules.
     """
     prompts = {name: subject.prompts[set_name].train for name, set_name in BASES.items()}
     if few := next((name for name in prompts if len(prompts[name]) < settings.rank), None):
