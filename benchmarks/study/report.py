@@ -33,6 +33,9 @@ WEAKER_REFUSALS = (
     "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms."
 )
 REPAIR = "**Repair**: STL's result, refined and aligned half as long, against STL. No hypothesis of the protocol."
+REPAIR_CONTROL = (
+    "**Repair without refine** (exploratory): the same short alignment of STL's result, `align-again`, against repair."
+)
 ATTACKS = ("plain", *PLAN.attacked["attacks"])
 
 
@@ -86,6 +89,7 @@ def write(study: Study, out: Path) -> str:
         knob_table(study),
         *described(study, "dcr-knob-down", "knob-down", WEAKER_REFUSALS),
         *described(study, "repair", "stl", REPAIR),
+        *described(study, "repair", "align-again", REPAIR_CONTROL),
         *reading_text(),
         "How strongly prompts are coupled in training (eNTK) was measured for the models of the demo: "
         "[diagnose.md](diagnose.md#entk) has base, after refine, DCR and STL.",
