@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
+from dcr_ds.commands.model_names import named_models
 from dcr_ds.commands.parser import (
     add_template,
     auto_or_positive_int,
@@ -28,7 +28,7 @@ from dcr_ds.evaluate.targets import ENDPOINT, LocalModel, check_hook_fits, check
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.locate import describe_source
-from dcr_ds.recipe import STAGES, Recipe, load_recipe
+from dcr_ds.recipe import Recipe, load_recipe
 from dcr_ds.recipe.engines import LOCAL, VLLM
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
 from dcr_ds.run.environment import describe_data, describe_environment
@@ -36,7 +36,6 @@ from dcr_ds.run.folder import prepare_folder, save_run
 from dcr_ds.run.opening import open_run
 
 MODEL = ALIGNED  # the place under evaluate/ in which a report of several runs looks for the model of each
-NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 DESCRIPTION = """\
 Let models answer benchmarks, judge the answers, and write one run folder per model under --out, for `dcr-ds report`.
 An interrupted evaluation continues with the same command. On several GPUs: torchrun --no-python dcr-ds evaluate …
@@ -60,7 +59,7 @@ def run(arguments: list[str]) -> int:
     process.set_environment()  # before torch is imported, as below
     from dcr_ds.evaluate.run import check_judges
 
-    recipes = [_recipe(name, model, options) for name, model in _named(options.models).items()]
+    recipes = [_recipe(name, model, options) for name, model in named_models(options.models).items()]
     earlier = [made_from(recipe.model.source) for recipe in recipes]
     data = load_data(recipes[0], *earlier)  # the models differ, the benchmarks do not
     models = [locate_target(recipe.model, recipe.evaluate.endpoint) for recipe in recipes]
@@ -126,29 +125,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if (options.engine or options.server_command) and all(ENDPOINT.fullmatch(model) for model in options.models):
         refuse("evaluate", "--engine and --server-command are for models on this machine; these are endpoints")
     return options
-
-
-def _named(models: list[str]) -> dict[str, str]:
-    """Models by name: NAME of NAME=MODEL, else a name made from the model."""
-    named: dict[str, str] = {}
-    for text in models:
-        match = NAMED.fullmatch(text)
-        name, model = match.groups() if match else (_name_of(text), text)
-        if name in named:
-            raise UserError(
-                f"two models have the name {name!r}: {named[name]} and {model}; name them: a={named[name]} b={model}"
-            )
-        named[name] = model
-    return named
-
-
-def _name_of(model: str) -> str:
-    """The last part of a path, hub id or endpoint's model; for a stage of a run, `<run>-<stage>`."""
-    remote = ENDPOINT.fullmatch(model)
-    parts = Path(remote[2] if remote else model).parts or ("model",)
-    is_of_a_stage = len(parts) > 2 and parts[-1] in ("model", "adapter") and parts[-2] in STAGES
-    name = f"{parts[-3]}-{parts[-2]}" if is_of_a_stage else parts[-1].removesuffix(".gguf")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._") or "model"
 
 
 def _recipe(name: str, model: str, options: argparse.Namespace) -> Recipe:

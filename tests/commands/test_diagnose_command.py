@@ -45,6 +45,16 @@ def test_the_kernel_is_printed_and_written(model, tmp_path, capsys):
     assert written["k"] == 4
 
 
+def test_models_of_two_runs_are_compared_by_their_names(model, finished_run, tmp_path, capsys):
+    refined, options = finished_run.stage("refine").model, ["--prompts", "2", "--k", "2", "--out", str(tmp_path)]
+    assert main(["diagnose", "entk", str(refined), f"stl={model}", *options]) == 0
+    out = capsys.readouterr().out
+    assert "change from run-refine with" in out and "\n  stl " in out
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["run-refine", "stl"]
+    assert main(["diagnose", "entk", str(finished_run.folder), f"run-base={model}"]) == 2
+    assert "two models have the name 'run-base'; give one of them another" in the_error(capsys.readouterr().err)
+
+
 def test_the_models_of_a_run_are_compared_in_its_folder(finished_run, capsys):
     assert main(["diagnose", "entk", str(finished_run.folder), "--prompts", "3", "--k", "2"]) == 0
     out = capsys.readouterr().out

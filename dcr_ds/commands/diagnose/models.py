@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcr_ds.commands.model_names import named_models
 from dcr_ds.commands.parser import output_path
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
@@ -15,7 +16,7 @@ from dcr_ds.recipe.layout import BASE, MODELS, STAGE_OF_MODEL, RunFolder
 if TYPE_CHECKING:
     import torch
 
-HELP = "run folder, model or adapter folder, hub id, GGUF file or smollm2-135m"
+HELP = "run folder, model or adapter folder, hub id, GGUF file or smollm2-135m; NAME=MODEL names it"
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,27 @@ class Target:
         return load_model(self.files.source, self.files.adapter, None, torch.float32, "eager", device)
 
 
-def targets_of(names: Sequence[str], template: Mapping[str, Any] | None = None) -> list[Target]:
+def targets_of(words: Sequence[str], template: Mapping[str, Any] | None = None) -> list[Target]:
     """The models that are named, each checked to be complete; those of a run in the order base, control, refined, …
 
     Args:
+        words: MODEL or NAME=MODEL; of several, a run's models are called `NAME-base`, `NAME-control`, …
         template: chat_template and chat_template_kwargs of models that are not those of a run.
 
     Raises:
         UserError: a model is missing or incomplete, an endpoint or a hook; two have the same title; a template for a
             run.
     """
-    targets = [target for name in names for target in _targets(name, len(names) > 1, template or {})]
+    targets = []
+    for name, model in named_models(words).items():
+        run = RunFolder(Path(model))
+        if run.is_run:
+            targets += _models_of(run, f"{name}-" if len(words) > 1 else "", template or {})
+        else:
+            targets.append(_target(name, ModelSection(source=model, **(template or {}))))
     titles = [target.title for target in targets]
-    if repeated := {title for title in titles if titles.count(title) > 1}:
-        raise UserError(f"two models have the name {min(repeated)!r}; diagnose them one at a time")
+    if repeated := [title for title in titles if titles.count(title) > 1]:
+        raise UserError(f"two models have the name {repeated[0]!r}; give one of them another: NAME=MODEL")
     return targets
 
 
@@ -75,22 +83,17 @@ def folder_of(target: Target, what: str, out: Path | None) -> Path | None:
     return home and home / target.title
 
 
-def _targets(name: str, several: bool, template: Mapping[str, Any]) -> list[Target]:
-    run = RunFolder(Path(name))
-    if not run.is_run:
-        path = Path(name)
-        is_of_a_stage = path.name in ("model", "adapter") and path.parent.name
-        return [_target(path.parent.name if is_of_a_stage else path.name, ModelSection(source=name, **template))]
+def _models_of(run: RunFolder, prefix: str, template: Mapping[str, Any]) -> list[Target]:
+    """All models of a run."""
     if template:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in template)
-        raise UserError(f"{name}: is a run, whose recipe has the chat template; leave out {options}")
+        raise UserError(f"{run.folder}: is a run, whose recipe has the chat template; leave out {options}")
     section = load_recipe(str(run.recipe), []).model
     sections = {BASE: section}
     for title in MODELS[1:]:
         folder = run.stage(STAGE_OF_MODEL[title])
         if folder.is_done:
             sections[title] = section.model_copy(update={"source": str(folder.model), "revision": None})
-    prefix = f"{run.folder.name}-" if several else ""
     return [_target(f"{prefix}{title}", of_model, run) for title, of_model in sections.items()]
 
 
