@@ -36,6 +36,12 @@ REPAIR = "**Repair**: STL's result, refined and aligned half as long, against ST
 REPAIR_CONTROL = (
     "**Repair without refine** (exploratory): the same short alignment of STL's result, `align-again`, against repair."
 )
+ABLATIONS = (
+    "## Ablations",
+    "Each changes one thing of DCR's recipe ([STUDY.md](STUDY.md#arms)). By the log-odds, less DCR at the same seeds, "
+    "whose number is in parentheses; the ablations gave no answers.",
+    "![AUC of the ablations less DCR's](images/study-ablations.png)",
+)
 ATTACKS = ("plain", *PLAN.attacked["attacks"])
 
 
@@ -72,8 +78,13 @@ def write(study: Study, out: Path) -> str:
     if missing := {"stl", "dcr"} - set(arms):
         raise UserError(f"{study.results}: no results of {' and '.join(sorted(missing))}; run `make study` first")
     images, main_arms = out.parent / "images", headline(study)
+    ablations = [name for name in arms if read_arms()[name].group == "ablation"]
     draw_fronts(study, [arm for arm in STYLES if arm in arms], images / "study-fronts.png")
-    draw_forest(bars(study, arms), "AUC on XSTest less STL's, 95 % interval", images / "study-arms.png")
+    others = bars(study, [name for name in arms if name not in ablations], "stl", "margin")
+    draw_forest(others, "AUC on XSTest less STL's, 95 % interval", images / "study-arms.png")
+    if ablations:
+        changed = bars(study, ablations, "dcr", "log_odds")
+        draw_forest(changed, "AUC on XSTest less DCR's, 95 % interval", images / "study-ablations.png")
     blocks = [
         "# Results of the study",
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
@@ -98,7 +109,8 @@ def write(study: Study, out: Path) -> str:
         discernment_table(study, arms, TITLES),
         "Development sets:",
         discernment_table(study, arms, DEVELOPMENT),
-        "![AUC of all arms less STL's](images/study-arms.png)",
+        "![AUC of the arms less STL's](images/study-arms.png)",
+        *(ABLATIONS if ablations else []),
         "## Cost",
         "Training on one core of a machine that did other work at the same time, so that seconds compare arms only "
         "roughly. Means over the seeds.",
@@ -254,14 +266,18 @@ def discernment_table(study: Study, arms: list[str], titles: dict[str, str]) -> 
     return markdown_table(rows)
 
 
-def bars(study: Study, arms: list[str]) -> list[Bar]:
-    """Every arm's AUC on XSTest less STL's; margins, which agree with the answers of all arms."""
+def bars(study: Study, arms: list[str], other: str, reading: str) -> list[Bar]:
+    """AUC on XSTest of each arm less that of another arm at the same seeds.
+
+    Args:
+        reading: "margin", which agrees with the answers of all arms, or "log_odds".
+    """
     pair = PLAN.pairs["xstest"]
-    stl = study.readings("stl", pair)
+    theirs = study.readings(other, pair)
     found = []
     for arm in arms:
-        if arm != "stl":
-            result = difference(study.readings(arm, pair), stl, "margin")["auc"]
+        if arm != other:
+            result = difference(study.readings(arm, pair), theirs, reading)["auc"]
             found.append(Bar(f"{arm} ({len(study.seeds(arm))})", result["value"] or 0.0, result["low"], result["high"]))
     return found
 

@@ -164,6 +164,7 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
     page.parent.mkdir()
     written(results, "stl", 2, 0.5)
     written(results, "dcr", 3, separation)
+    written(results, "infonce", 1, separation)
     readme = tmp_path / "README.md"
     readme.write_text("first\n<!-- begin: make study-report -->\nold\n<!-- end: make study-report -->\nlast\n")
     done = run_python("benchmarks/study/report.py", "--results", results, "--out", page, "--readme", readme)
@@ -176,8 +177,9 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
     theirs, ours, gain = (float(cell.split()[0].replace("−", "-")) for cell in cells[3:6])
     assert cells[2].strip() == "2" and gain == pytest.approx(ours - theirs, abs=0.011)  # over the seeds that both have
     assert said in text and "DCR against STL" in text
-    assert {file.name for file in (page.parent / "images").iterdir()} == {"study-fronts.png", "study-arms.png"}
-    assert all(image in text for image in ("images/study-fronts.png", "images/study-arms.png"))
+    images = {"study-fronts.png", "study-arms.png", "study-ablations.png"}
+    assert {file.name for file in (page.parent / "images").iterdir()} == images
+    assert all(f"images/{image}" in text for image in images)
 
 
 @pytest.mark.parametrize(
