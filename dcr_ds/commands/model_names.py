@@ -8,19 +8,21 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import ENDPOINT
 from dcr_ds.recipe import STAGES
 
-NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.*)", re.DOTALL)
 
 
 def named_models(words: Sequence[str]) -> dict[str, str]:
     """Models by name, in order: NAME of NAME=MODEL, else a name made from the model.
 
     Raises:
-        UserError: two models have the same name.
+        UserError: a name has no model, or two models have the same name.
     """
     named: dict[str, str] = {}
     for word in words:
         match = NAMED.fullmatch(word)
         name, model = match.groups() if match else (_name_of(word), word)
+        if not model.strip():
+            raise UserError(f"{word} names no model; is a variable of the shell not set?")
         if name in named:
             raise UserError(
                 f"two models have the name {name!r}: {named[name]} and {model}; name them: a={named[name]} b={model}"

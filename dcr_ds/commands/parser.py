@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import textwrap
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,11 @@ def command_parser(command: str, description: str, usage: str | None = None) -> 
 
 
 class _CommandParser(ArgumentParser):
+    def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
+        if not all(word.strip() for word in arg_strings):  # would be a default, or the working folder
+            raise ArgumentError(action, "is empty; is a variable of the shell not set?")
+        return super()._get_values(action, arg_strings)
+
     def error(self, message: str) -> NoReturn:
         refuse(self.prog.removeprefix("dcr-ds "), message)
 
@@ -187,7 +192,10 @@ def auto_or_positive_int(text: str) -> int | str:
 
 
 def comma_separated(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    words = [word.strip() for word in text.split(",")]
+    if not all(words):
+        raise ArgumentTypeError(f"{text!r} has an empty word between its commas")
+    return words
 
 
 def column_mapping(text: str) -> tuple[str, str]:
@@ -210,8 +218,6 @@ def checked_mapping(command: str, pairs: list[tuple[str, str]], known: tuple[str
 def output_path(text: str) -> Path:
     """A file or folder to write on this machine."""
     try:
-        if not text.strip():
-            raise UserError("is empty; name a file or folder")
         refuse_store(text, "not written")
         refuse_device(Path(text))
     except UserError as error:
@@ -234,13 +240,6 @@ def finite_number(text: str) -> float:
     if not abs(value) < LARGEST:
         raise ArgumentTypeError(f"{text} is not a finite number, or too large for float32")
     return value
-
-
-def named(text: str) -> str:
-    """A name or path; empty text, as from a shell variable that is not set, would mean the default."""
-    if not text.strip():
-        raise ArgumentTypeError("is empty; is a variable of the shell not set?")
-    return text
 
 
 def _reflowed(text: str) -> str:

@@ -125,4 +125,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _node_counts(text: str) -> tuple[int, ...]:
-    return tuple(positive_int(word) for word in comma_separated(text) or [text])
+    return tuple(positive_int(word) for word in comma_separated(text))

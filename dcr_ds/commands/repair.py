@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> list[str]:
     """The arguments of `train`."""
-    if not arguments or arguments[0].startswith("-"):
+    if not arguments or not arguments[0].strip() or arguments[0].startswith("-"):
         refuse("repair", "name the MODEL to repair first: a folder, hub id or GGUF file")
     model, *rest = arguments
     if SOURCE in dict(parse_train([RECIPE, *rest]).overrides):

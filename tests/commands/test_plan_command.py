@@ -73,7 +73,7 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
         (["--mfu", "1.5"], "--mfu: 1.5 is out of range; it is a fraction"),
         (["--gpu", "abacus"], "--gpu: invalid choice: 'abacus'"),
         (["--nodes", "2", "--gpus", "7"], "--gpus and --nodes: give one of them"),
-        (["--nodes", ","], "--nodes: ',' is not a whole number above 0"),
+        (["--nodes", ","], "--nodes: ',' has an empty word between its commas"),
         (["--nodes", "1,x"], "--nodes: 'x' is not a whole number above 0"),
         (["--model.source", "nobody/nothing"], "or a shipped shape"),
         (["--refine.layr", "3"], "unknown field"),

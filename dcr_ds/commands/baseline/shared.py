@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcr_ds.baselines.prompts import ROLES, describe, read_role
-from dcr_ds.commands.parser import add_template, command_parser, named, output_path, template_fields
+from dcr_ds.commands.parser import add_template, command_parser, output_path, template_fields
 from dcr_ds.data.kept import kept_rows
 from dcr_ds.data.load import refuse_common_prompts
 from dcr_ds.data.records import DataSet, PromptSet
@@ -61,7 +61,7 @@ class Source:
 def baseline_parser(name: str, description: str) -> ArgumentParser:
     """A parser with the options of all baselines: the model, its chat template, and the output folder."""
     parser = command_parser(f"baseline {name}", description)
-    parser.add_argument("model", type=named, metavar="MODEL", help=HELP_MODEL)
+    parser.add_argument("model", metavar="MODEL", help=HELP_MODEL)
     parser.add_argument("--out", type=output_path, required=True, metavar="DIR", help="a new folder")
     add_template(parser)
     return parser
@@ -70,7 +70,7 @@ def baseline_parser(name: str, description: str) -> ArgumentParser:
 def add_prompt_sets(parser: ArgumentParser, roles: Sequence[str]) -> None:
     """Add the options that name files of prompts, and the seed of what is sampled from them."""
     for role in roles:
-        parser.add_argument(OPTIONS[role], type=named, metavar="FILE", help=HELP_ROLE[role])
+        parser.add_argument(OPTIONS[role], metavar="FILE", help=HELP_ROLE[role])
     parser.add_argument("--seed", type=int, default=0, help="of the sample of prompts (default: 0)")
 
 
