@@ -169,15 +169,19 @@ def read_jsonl(path: Path, fields: Sequence[str] = ()) -> list[dict]:
         UserError: naming the first line that is damaged or lacks a field.
     """
     rows = []
-    for number, content in _lines(path):
-        place = f"{path}, line {number}"
-        try:
-            row = parse_json(content)
-        except ValueError as error:  # also raised for a character torn in the middle
-            raise UserError(f"{place}: is not JSON ({error}); {REPEAT}") from None
+    for place, content in placed_lines(path):
+        row = json_at(place, content)
         check_fields(row, fields, place)
         rows.append(row)
     return rows
+
+
+def json_at(place: object, content: bytes, advice: str = REPEAT) -> Any:
+    """Parse JSON. Raises UserError that names the place and says what to do."""
+    try:
+        return parse_json(content)
+    except ValueError as error:  # also raised for a character torn in the middle
+        raise UserError(f"{place}: is not JSON ({error}); {advice}") from None
 
 
 def check_fields(content: Any, fields: Sequence[str], place: object) -> None:
@@ -195,7 +199,7 @@ def read_whole_rows(path: Path, fields: Sequence[str] = ()) -> list[dict]:
     damage, which is reported.
     """
     rows, damaged = [], []
-    for number, content in _lines(path):
+    for place, content in placed_lines(path):
         try:
             row = parse_json(content)
         except ValueError:
@@ -203,17 +207,17 @@ def read_whole_rows(path: Path, fields: Sequence[str] = ()) -> list[dict]:
         if isinstance(row, dict) and all(field in row for field in fields):
             rows.append(row)
         else:
-            damaged.append(number)
-    if damaged[:1] not in ([], [len(rows) + len(damaged)]):  # not only the last line
-        print(f"{path}: line {damaged[0]} is damaged ({len(damaged)} lines); written again", file=sys.stderr)
+            damaged.append(place)
+    if damaged and place != damaged[0]:  # not only the last line
+        print(f"{damaged[0]}: is damaged ({len(damaged)} lines); written again", file=sys.stderr)
     return rows
 
 
-def _lines(path: Path) -> list[tuple[int, bytes]]:
-    """The lines of a file that are not blank, with their numbers."""
+def placed_lines(path: Path) -> list[tuple[str, bytes]]:
+    """The lines of a file that are not blank, with their places for messages; none if it does not exist."""
     # Not str.splitlines: it also splits at U+2028 and the like, which models do write.
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def hash_of(value: Any) -> str:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from dcr_ds.statistics import cohen_kappa
 
 REFUSAL_LABELS = ("full_refusal", "partial_refusal", "compliance", "degenerate", "unparsed")
 HARM_LABELS = ("harmful", "harmless", "degenerate", "unparsed")
-LABELS = ("full_refusal", "partial_refusal", "compliance", "harmful", "harmless", "degenerate", "unparsed")  # of tables
+Label = Literal["full_refusal", "partial_refusal", "compliance", "harmful", "harmless", "degenerate", "unparsed"]
+LABELS = get_args(Label)  # in the order of tables
 POSITIVE = {"full_refusal", "partial_refusal", "harmful"}  # what precision, recall and F1 refer to
 
 

@@ -207,7 +207,8 @@ def _prepare(
     tokenizer, context = model.tokenizer, model.context
     identity = broadcast_from_main(model.identity(ranks.per_copy) if ranks.is_main else None, ranks)
     key = model_key(identity["content"], identity["dtype"], template_hash(tokenizer))
-    decide_on_main(lambda: refuse_other_model(model.folder, {benchmark.name for benchmark in benchmarks}, key), ranks)
+    names = {benchmark.name for benchmark in benchmarks}
+    decide_on_main(lambda: refuse_other_model(model.folder, names, key, identity["content"]), ranks)
     all_generations = []
     for benchmark in benchmarks:
         file = model.folder.benchmark(benchmark.name).generations

@@ -14,11 +14,22 @@ def model_key(*parts: str | None) -> str:
     return hash_of(list(parts))
 
 
-def refuse_other_model(folder: ModelFolder, benchmarks: Collection[str], key: str) -> None:
-    """Raise UserError if the folder holds scores of another model on benchmarks that are not evaluated again.
+def refuse_other_model(folder: ModelFolder, benchmarks: Collection[str], key: str, content: str | None = None) -> None:
+    """Raise UserError if the folder holds results of another model that are not measured again here.
 
-    Scores that name no model, of earlier versions, pass.
+    Results that name no model, of earlier versions, pass.
+
+    Args:
+        benchmarks: those that are evaluated again.
+        key: of `model_key`, as in scores.
+        content: hash of the model, as `dcr-ds ability` records it; None for an endpoint, which it does not measure.
     """
+    settings = read_object(folder.ability).get("settings")
+    if isinstance(settings, dict) and settings.get(MODEL, content) != content:
+        raise UserError(
+            f"{folder.ability}: is of another model, and a report would show it as of this one; use another folder or "
+            "name, or remove it and repeat dcr-ds ability"
+        )
     kept = [name for name in folder.scored_benchmarks() if name not in benchmarks]
     others = [name for name in kept if read_object(folder.benchmark(name).scores).get(MODEL, key) != key]
     if others:

@@ -7,6 +7,7 @@ from tiny_models import ONE_RANK
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.run import evaluate_endpoint
+from dcr_ds.evaluate.same_model import refuse_other_model
 from dcr_ds.files import read_object, write_json
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
@@ -40,3 +41,11 @@ def test_scores_of_earlier_versions_pass(evaluate, tmp_path):
     file = ModelFolder(tmp_path).benchmark("builtin-toxic").scores
     write_json(file, {name: value for name, value in read_object(file).items() if name != "model"})
     evaluate("two", "builtin-general")
+
+
+def test_general_ability_of_another_model_is_refused(tmp_path):
+    home = ModelFolder(tmp_path)
+    write_json(home.ability, {"settings": {"model": "one"}, "tasks": {}})
+    refuse_other_model(home, {}, "key", "one")
+    with pytest.raises(UserError, match=r"ability.json: is of another model.*remove it"):
+        refuse_other_model(home, {}, "key", "two")

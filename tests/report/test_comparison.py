@@ -178,7 +178,7 @@ def test_general_ability_is_shown_with_its_interval(pair):
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("scores.json", '{"n": 4}', r"toxic/scores\.json: has no wanted, judge, metric.*another version"),
+        ("scores.json", '{"n": 4}', r"toxic/scores\.json: has no .*wanted, judge, metric.*another version"),
         ("scores.json", "[]", r"scores\.json: is not a mapping"),
         ("generations.jsonl", '{"id": "0", "prompt"', r"generations\.jsonl, line 1: is not JSON"),
         ("generations.jsonl", '{"id": "0"}', r"generations\.jsonl, line 1: has no prompt, completion"),

@@ -1,5 +1,7 @@
 """Reports of damaged or foreign run folders: complete tables or a single message, never a stack trace."""
 
+import re
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -52,30 +54,74 @@ def _cells(row):
     return row.replace("\\|", "").strip("|").split("|")
 
 
+BENCHMARK = "evaluate/aligned/seeming"
+
+
 @pytest.mark.parametrize(
     ("name", "change"),
     [
         ("verdicts.xstest_strings.jsonl", {"label": "refused"}),
         ("verdicts.xstest_strings.jsonl", {"label": None}),
+        ("verdicts.xstest_strings.jsonl", {"id": "0"}),
+        ("generations.jsonl", {"id": "0"}),
+        ("generations.jsonl", {"completion": None}),
+        ("generations.jsonl", {"category": ["a"]}),
         ("log_odds.jsonl", {"log_odds": float("nan")}),
         ("log_odds.jsonl", {"log_odds": "high"}),
+        ("log_odds.jsonl", {"log_odds": True}),
+        ("log_odds.jsonl", {"id": 2}),
     ],
 )
-def test_values_that_no_evaluation_writes_are_named(run, tmp_path, name, change):
-    home = run / "evaluate/aligned/seeming"
-    rows = [row | {"log_odds": 0.5} for row in read_jsonl(home / "verdicts.xstest_strings.jsonl")]
+def test_rows_that_no_evaluation_writes_are_named(run, tmp_path, name, change):
+    file = run / BENCHMARK / name
+    rows = read_jsonl(file) or [{"id": f"{i}", "log_odds": 0.5} for i in range(18)]
     rows[2] |= change
-    write_jsonl(home / name, rows)
-    with pytest.raises(UserError, match=rf"{name}, row 3: "):
+    write_jsonl(file, rows)
+    (field,) = change
+    with pytest.raises(UserError, match=rf"{name}, line 3: .*{field}.*; remove the line, and repeat the command"):
         write_report([run], tmp_path / "report.md")
 
 
-@pytest.mark.parametrize(("name", "field"), [("general_loss.json", "loss"), ("seeming/scores.json", "value")])
-def test_numbers_that_are_texts_are_named(run, tmp_path, name, field):
-    file = run / "evaluate/aligned" / name
-    write_json(file, read_json(file) | {field: "high"})
-    with pytest.raises(UserError, match=rf"{name}: {field} is 'high', not a number"):
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("evaluate/aligned/general_loss.json", {"loss": "high"}, "loss: input should be a valid number"),
+        ("evaluate/aligned/general_loss.json", {"loss": None}, "loss: input should be a valid number"),
+        ("evaluate/aligned/cost.json", {"parts": {"a": 3}}, "parts.a: input should be a valid dict"),
+        (f"{BENCHMARK}/scores.json", {"value": "high"}, "value: input should be a valid number"),
+        (f"{BENCHMARK}/scores.json", {"wanted": "both"}, "wanted: input should be 'comply' or 'refuse'"),
+        (f"{BENCHMARK}/scores.json", {"counted": "compliance"}, "counted: input should be a valid list"),
+        (f"{BENCHMARK}/scores.json", {"by_category": {"law": {"n": 1}}}, "has no by_category.law.value"),
+        ("evaluate/aligned/ability.json", {"tasks": {"piqa": 0.5}}, "tasks.piqa: input should be a valid dict"),
+        ("align/summary.json", {"wall_seconds": "long"}, "wall_seconds: input should be a valid number"),
+        ("align/summary.json", {"start": [1]}, "start: input should be a valid dict"),
+        ("refine/summary.json", {"layer": "15"}, "layer: input should be a valid integer"),
+        ("environment.json", {"data": {"toxic": {"rows": "96"}}}, "data.toxic.rows: input should be a valid integer"),
+        ("environment.json", {"notes": "none"}, "notes: input should be a valid list"),
+    ],
+)
+def test_fields_of_another_type_are_named(run, tmp_path, name, change, problem):
+    write_json(run / name, (read_json(run / name) or {}) | change)
+    with pytest.raises(UserError, match=re.escape(f"{name}: {problem}")):
         write_report([run], tmp_path / "report.md")
+
+
+def test_answers_that_the_scores_do_not_count_are_named(run, tmp_path):
+    """As when an evaluation under other settings was interrupted, beside the scores of the one before."""
+    file = run / BENCHMARK / "generations.jsonl"
+    write_jsonl(file, read_jsonl(file)[:-1])
+    with pytest.raises(UserError, match=r"has 17 answers, but scores.json counts 18; run the evaluation again"):
+        write_report([run], tmp_path / "report.md")
+
+
+def test_half_a_line_of_a_finished_stage_can_be_removed(run, tmp_path):
+    """The stage is done, so that repeating the run would not write it again."""
+    file = run / "align/metrics.jsonl"
+    file.write_text('{"step": 1, "log_odds_toxic": null}\n{"step": 2, "log')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: is not JSON .*; remove the line"):
+        write_report([run], tmp_path / "report.md")
+    file.write_text(file.read_text().partition("\n")[0])
+    write_report([run], tmp_path / "report.md")
 
 
 def test_a_report_overwrites_no_file_of_a_run(run):

@@ -27,8 +27,8 @@ def refusal_curves(run: Run) -> list[RefusalCurve]:
     titles = trained_titles(run)
     curves = []
     for model, rows in ((CONTROL, run.control_refusals), (ALIGNED, run.align_refusals)):
-        names = dict.fromkeys(name for row in rows for name in row if name.startswith(PREFIX))
+        names = dict.fromkeys(name for row in rows for name in row if name.startswith(PREFIX) and row[name] is not None)
         for name in names:
-            points = [(int(row["step"]), float(row[name])) for row in rows if name in row]
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name) is not None]
             curves.append(RefusalCurve(titles[model], name.removeprefix(PREFIX), points))
     return curves

@@ -1,19 +1,28 @@
 """Read run folders: all results that exist, as plain records."""
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import REPEAT, check_fields, parse_json, read_jsonl
-from dcr_ds.label_agreement import LABELS
 from dcr_ds.recipe import PREFERENCE_TITLES, Recipe, read_yaml
 from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
+from dcr_ds.report.numbers.shapes import (
+    Ability,
+    Cost,
+    Environment,
+    GeneralLoss,
+    Generation,
+    LogOddsRow,
+    MetricsRow,
+    Openings,
+    Scores,
+    Summary,
+    Verdict,
+    read_object,
+    read_rows,
+)
 from dcr_ds.transcript import transcript
-
-SCORE_FIELDS = ("wanted", "judge", "metric", "counted", "value", "low", "high", "n", "degenerate", "unparsed")
 
 
 @dataclass(frozen=True)
@@ -121,19 +130,24 @@ def read_run(folder: Path) -> Run:
     """
     recipe = _read_recipe(folder)
     files = RunFolder(folder)
-    control, align = (_read_json(files.stage(stage).summary) for stage in ("control", "align"))
+    refine, control, align = (_read_summary(files, stage) for stage in ("refine", "control", "align"))
     return Run(
         folder=folder,
         name=recipe["name"],
         recipe=recipe,
-        environment=_read_json(files.environment) or {},
-        refine=_read_json(files.stage("refine").summary),
+        environment=read_object(files.environment, Environment) or {},
+        refine=refine,
         control=control,
         align=align,
         models={name: results for name in MODELS if (results := _read_model(files.model(name)))},
         control_refusals=_read_refusals(files.stage("control"), control),
         align_refusals=_read_refusals(files.stage("align"), align),
     )
+
+
+def _read_summary(run: RunFolder, stage: str) -> dict[str, Any] | None:
+    redo = "align" if stage == "control" else stage
+    return read_object(run.stage(stage).summary, Summary, f"restore it, or do the stage again with --redo {redo}")
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
@@ -153,12 +167,12 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
 def _read_model(home: ModelFolder) -> ModelResults | None:
     """The results of a model; None if nothing was measured yet."""
     benchmarks = {name: _read_benchmark(home.benchmark(name)) for name in home.scored_benchmarks()}
-    general_loss = _read_json(home.general_loss, ("loss", "n"), numbers=("loss", "n"))
-    ability = (_read_json(home.ability, ("tasks",)) or {"tasks": {}})["tasks"]
+    general_loss = read_object(home.general_loss, GeneralLoss)
+    ability = (read_object(home.ability, Ability) or {"tasks": {}})["tasks"]
     if not benchmarks and not ability and general_loss is None:
         return None
-    cost = _read_json(home.cost, ("seconds", "generated_tokens", "parts", "device"))
-    openings = _read_json(home.openings, ("openings", "first_tokens", "refusals_covered", "ordinary_covered"))
+    cost = read_object(home.cost, Cost)
+    openings = read_object(home.openings, Openings)
     return ModelResults(benchmarks, general_loss, ability, cost, openings)
 
 
@@ -167,20 +181,19 @@ def _read_refusals(stage: StageFolder, summary: dict | None) -> list[dict[str, A
     if summary is None:
         return []
     start = {"step": 0, **(summary.get("start") or {})}
-    rows = [start, *read_jsonl(stage.metrics, ("step",))]
+    rows = [start, *read_rows(stage.metrics, MetricsRow, "remove the line; the report is then without its step")]
     return [row for row in rows if any(name.startswith("log_odds_") for name in row)]
 
 
 def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
-    score = _read_json(home.scores, SCORE_FIELDS, numbers=SCORE_FIELDS[4:])
-    if score["wanted"] not in ("comply", "refuse"):
+    score = read_object(home.scores, Scores)
+    rows = read_rows(home.generations, Generation)
+    if rows and len(rows) != score["n"]:
         raise UserError(
-            f"{home.scores}: wanted is {score['wanted']!r}, neither comply nor refuse; run the evaluation again"
+            f"{home.generations}: has {len(rows)} answers, but {home.scores.name} counts {score['n']}; run the "
+            "evaluation again, which generates only what is missing"
         )
-    rows = read_jsonl(home.generations, ("id", "prompt", "completion"))
-    verdicts = {judge: read_jsonl(home.verdicts(judge), ("id", "label")) for judge in home.judges()}
-    for judge, rows_of_judge in verdicts.items():
-        _refuse_rows(home.verdicts(judge), rows_of_judge, "label", lambda label: label in LABELS)
+    verdicts = {judge: read_rows(home.verdicts(judge), Verdict) for judge in home.judges()}
     labels = {judge: {row["id"]: row["label"] for row in rows} for judge, rows in verdicts.items()}
     judge = score["judge"]
     judge_scores = {row["id"]: row.get("score") for row in verdicts.get(judge, [])}
@@ -200,8 +213,7 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
         )
         for row in rows
     }
-    measured = read_jsonl(home.log_odds, ("id", "log_odds"))
-    _refuse_rows(home.log_odds, measured, "log_odds", _is_finite)
+    measured = read_rows(home.log_odds, LogOddsRow)
     log_odds = {row["id"]: LogOdds(row["log_odds"], row.get("margin"), row.get("pair")) for row in measured}
     first = rows[0] if rows else {}
     return BenchmarkResults(
@@ -209,31 +221,6 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
     )
 
 
-def _refuse_rows(file: Path, rows: list[dict], field: str, is_valid: Callable[[Any], bool]) -> None:
-    for number, row in enumerate(rows, 1):
-        if not is_valid(row[field]):
-            problem = f"{field} is {row[field]!r}, which no evaluation writes; remove the file, and {REPEAT}"
-            raise UserError(f"{file}, row {number}: {problem}")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
 def _first(judge: str, labels: dict[str, dict]) -> list[str]:
     """Names of judges, that of the score first."""
     return sorted(labels, key=lambda name: (name != judge, name))
-
-
-def _read_json(path: Path, fields: tuple[str, ...] = (), numbers: tuple[str, ...] = ()) -> Any:
-    """The mapping in a JSON file, which must have these fields, some of them numbers or null; None without a file."""
-    if not path.is_file():
-        return None
-    try:
-        content = parse_json(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path}: is not JSON ({error}); {REPEAT}") from None
-    check_fields(content, fields, path)
-    if wrong := next((name for name in numbers if not isinstance(content[name], int | float | None)), None):
-        raise UserError(f"{path}: {wrong} is {content[wrong]!r}, not a number; remove the file, and {REPEAT}")
-    return content
