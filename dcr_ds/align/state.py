@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from deepspeed import DeepSpeedEngine
-
 from dcr_ds.align.balance import RouterBalance
 from dcr_ds.align.objective import Objective
 from dcr_ds.align.order import num_steps, rows_of_step
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.build import build_stage
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import load_causal_lm
@@ -19,7 +18,7 @@ from dcr_ds.recipe import Recipe
 
 @dataclass
 class AlignState:
-    engine: DeepSpeedEngine
+    engine: deepspeed.DeepSpeedEngine
     recipe: Recipe
     objective: Objective
     batching: Batching

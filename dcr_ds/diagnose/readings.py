@@ -180,7 +180,7 @@ def _gathered(head: torch.nn.Linear | LikelihoodHead) -> Iterator[tuple[torch.Te
     if not hasattr(head.weight, "ds_id"):
         yield head.weight, head.bias
         return
-    import deepspeed
+    from dcr_ds.engine.deepspeed_import import deepspeed
 
     with deepspeed.zero.GatheredParameters(parameters):
         yield head.weight, head.bias

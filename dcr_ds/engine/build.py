@@ -5,15 +5,15 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import deepspeed
 import pydantic
 import torch
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel
 
 from dcr_ds.engine.config import resolve_config
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import reset_peak_memory
-from dcr_ds.engine.optimizers import build_optimizer, parameter_groups
+from dcr_ds.engine.optimizers import build_optimizer, build_schedule, parameter_groups
 from dcr_ds.errors import UserError
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.experts import freeze_routers
@@ -23,8 +23,6 @@ from dcr_ds.models.varlen import stage_attention
 from dcr_ds.progress import heartbeat_while_moving
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import Stage
-
-SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 def stage_config(config: str | dict[str, Any], stage: StageSection, dtype: str, ranks: Ranks) -> dict[str, Any]:
@@ -105,9 +103,7 @@ def build_engine(
     offloaded = "offload_optimizer" in config["zero_optimization"]
     groups = parameter_groups(model, stage.weight_decay)
     optimizer = build_optimizer(groups, stage, fused=ranks.device.type == "cuda" and not offloaded)
-    scheduler = get_scheduler(
-        SCHEDULES[schedule], optimizer, num_warmup_steps=stage.warmup_steps, num_training_steps=total_steps
-    )
+    scheduler = build_schedule(schedule, optimizer, stage.warmup_steps, total_steps)
     if config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]:
         config = config | {"gradient_clipping": 0.0}
         optimizer.register_step_pre_hook(partial(_clip, parameters, stage.max_grad_norm))

@@ -149,8 +149,9 @@ def start() -> Ranks:
     Raises:
         UserError: fewer GPUs are visible than ranks were started on this node.
     """
-    import deepspeed.ops
     import torch
+
+    from dcr_ds.engine.deepspeed_import import deepspeed
 
     local_rank = int(os.environ["LOCAL_RANK"])
     if torch.cuda.is_available():
@@ -186,7 +187,7 @@ def device_index(local_rank: int, visible: int) -> int:
 
 def close() -> None:
     """Leave the process group, if one was joined; another one can be joined after it."""
-    import deepspeed.comm
+    from dcr_ds.engine.deepspeed_import import deepspeed
 
     if deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()

@@ -6,8 +6,9 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-import deepspeed
 import torch
+
+from dcr_ds.engine.deepspeed_import import deepspeed
 
 _PROCESS = Path("/proc/self")
 

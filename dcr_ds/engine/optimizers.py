@@ -1,8 +1,10 @@
-"""Optimizers: torch's AdamW, and those of bitsandbytes with 8-bit or pageable state."""
+"""Optimizers, torch's AdamW and those of bitsandbytes with 8-bit or pageable state; schedules of the learning rate."""
 
+import math
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.four_bit import EXTRA, import_bitsandbytes
@@ -55,6 +57,24 @@ def build_optimizer(parameters: list[Any], stage: StageSection, fused: bool) -> 
         return torch.optim.AdamW(parameters, fused=fused, **options)
     bitsandbytes = import_bitsandbytes("optimizer")
     return getattr(bitsandbytes.optim, FROM_BITSANDBYTES[stage.optimizer])(parameters, **options)
+
+
+def build_schedule(name: str, optimizer: torch.optim.Optimizer, warmup_steps: int, total_steps: int) -> LambdaLR:
+    """The schedules of transformers, whose module also imports peft and bitsandbytes and so takes seconds.
+
+    Args:
+        name: after the linear warm-up: `constant`, `linear` (to 0 at the last step) or `cosine` (half a period, to 0).
+    """
+    decay_steps = max(1, total_steps - warmup_steps)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return step / warmup_steps
+        if name == "linear":
+            return max(0.0, (total_steps - step) / decay_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / decay_steps)) if name == "cosine" else 1.0
+
+    return LambdaLR(optimizer, factor)
 
 
 def check_optimizer(stage: StageSection, field: str, device: torch.device) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import safe_get_local_grad
 
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, print_on_main, sum_over_ranks
 from dcr_ds.engine.zero3 import is_checked
 from dcr_ds.progress import heartbeat
@@ -33,8 +32,8 @@ class Streams:
 
     def use(self, overlap: bool) -> None:
         """Communicate on streams of their own, or, without overlap, on the one that computes."""
-        get_accelerator().synchronize()
-        default = get_accelerator().default_stream()
+        deepspeed.accelerator.get_accelerator().synchronize()
+        default = deepspeed.accelerator.get_accelerator().default_stream()
         reduce, gather = self.own if overlap else (default, default)
         self.optimizer.reduce_and_partition_stream = reduce
         setattr(self.coordinator, GATHER_STREAM, gather)
@@ -85,5 +84,6 @@ def compare(engine: Any, streams: Streams, first_step: Callable[[], dict[str, An
 def gradient_norms(engine: Any, ranks: Ranks) -> torch.Tensor:
     """The norm of each trained parameter's accumulated gradient over all ranks, in float64. All ranks."""
     parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    squares = torch.stack([safe_get_local_grad(parameter).double().square().sum() for parameter in parameters])
+    gradients = map(deepspeed.utils.safe_get_local_grad, parameters)
+    squares = torch.stack([gradient.double().square().sum() for gradient in gradients])
     return sum_over_ranks(squares, ranks).sqrt()

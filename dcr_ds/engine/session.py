@@ -16,10 +16,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
-import deepspeed
-
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, barrier, decide_on_main, print_on_main
 from dcr_ds.engine.memory import peak_memory_bytes
 from dcr_ds.engine.metrics import MetricsLog

@@ -6,12 +6,12 @@ ZeRO stage, and the files of a snapshot can be read by any number of ranks.
 
 from pathlib import Path
 
-import deepspeed
 import torch
 import torch.distributed
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, barrier, gather_objects
 from dcr_ds.engine.weights import RankProcesses, whole_weight
 

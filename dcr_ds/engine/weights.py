@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, Value, decide_on_main, gather_objects, wait_until_visible
 from dcr_ds.models.checkpoint_files import stored_dtypes
 from dcr_ds.models.splice import read_all
@@ -71,7 +70,7 @@ def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks, masters: bo
 @contextmanager
 def whole_weight(parameter: torch.nn.Parameter, masters: bool) -> Iterator[torch.Tensor]:
     """A parameter, not partitioned, or its float32 master if there is one. All ranks."""
-    master = safe_get_full_fp32_param(parameter) if masters else None
+    master = deepspeed.utils.safe_get_full_fp32_param(parameter) if masters else None
     partitioned = master is None and hasattr(parameter, "ds_id")
     with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
         yield parameter if master is None else master

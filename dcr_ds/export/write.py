@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft import PeftConfig
 from safetensors import safe_open
 from transformers import AutoModel, PreTrainedModel
 
@@ -93,6 +92,8 @@ def check_export(folder: Path) -> None:
         check_model(folder)
         load_tokenizer(folder)
         return
+    from peft import PeftConfig
+
     PeftConfig.from_pretrained(str(folder))
     with safe_open(folder / WEIGHTS, "pt") as stream:
         for name in stream.keys():

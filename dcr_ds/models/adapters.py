@@ -4,10 +4,9 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -18,11 +17,14 @@ from dcr_ds.models.checkpoint_files import BASE_RECORD
 from dcr_ds.models.experts import ROUTER, expert_tensors
 from dcr_ds.models.four_bit import adapt_four_bit_experts
 from dcr_ds.models.hashes import weights_hash
-from dcr_ds.models.merge import ROOT, WEIGHTS, merge_lora, module_of
+from dcr_ds.models.merge import ROOT, WEIGHTS, has_adapter, merge_lora, module_of
 from dcr_ds.models.splice import HeldWeights, Weights, read_all, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate, LoraSection
 from dcr_ds.recipe.layout import StageFolder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 OF_EXPERTS = {"gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}  # names that peft takes for experts
 TIED = ("embed_tokens", "lm_head")  # modules that share one weight in a tied model
@@ -37,6 +39,8 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     Raises:
         UserError: the targets match no module of the model, or embeddings that are tied to the head.
     """
+    from peft import LoraConfig, get_peft_model
+
     targets = _targets(model, lora.targets)
     for option in ("dora", "dropout"):
         if "target_parameters" in targets and getattr(lora, option):
@@ -78,7 +82,7 @@ def _targets(model: PreTrainedModel, targets: str | list[str]) -> dict[str, Any]
     return {"target_modules": sorted(kept - OF_EXPERTS), "target_parameters": experts}
 
 
-def _refuse_tied(model: PeftModel, field: str) -> None:
+def _refuse_tied(model: "PeftModel", field: str) -> None:
     """Raise UserError if an adapter is on input embeddings or a head that share one weight: merged, it changes both."""
     if tied := [name for name in model.targeted_module_names if name.split(".")[-1] in TIED]:
         raise UserError(
@@ -89,7 +93,7 @@ def _refuse_tied(model: PeftModel, field: str) -> None:
 
 
 def write_trained(
-    model: PreTrainedModel | PeftModel,
+    model: "PreTrainedModel | PeftModel",
     trained: Weights | Mapping[str, torch.Tensor],
     source: Path,
     stage: StageFolder,
@@ -109,7 +113,7 @@ def write_trained(
     """
     weights: Weights = HeldWeights(trained) if isinstance(trained, Mapping) else trained
     processes = weights.processes
-    if isinstance(model, PeftModel):
+    if has_adapter(model):
         adapter = read_all(weights, processes.rank == 0)
 
         def save_adapter() -> None:
@@ -129,6 +133,8 @@ def save_lora(model, trained: dict[str, torch.Tensor], source: Path, folder: Pat
 
     `base.json` next to it records the hash of the base's weights, so that it is never merged into another model.
     """
+    from peft import get_peft_model_state_dict
+
     own = get_peft_model_state_dict(model, state_dict=trained)
     tensors = {ROOT + prefix + name.removeprefix(ROOT): tensor.contiguous() for name, tensor in own.items()}
     config = copy.copy(model.peft_config["default"])

@@ -10,16 +10,18 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora.layer import ParamWrapper
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.experts import expert_tensors, has_experts
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora.layer import ParamWrapper
 
 OLDEST = (0, 50)  # the first whose CPU kernels train a 4-bit model
 EXTRA = "pip install 'dcr-ds[qlora]'"
@@ -135,21 +137,25 @@ class _AddProduct(torch.nn.Module):
         return torch.baddbmm(weight, self.left, self.right, alpha=self.scale)
 
 
-def adapt_four_bit_experts(model: PeftModel) -> None:
+def adapt_four_bit_experts(model: "PeftModel") -> None:
     """Correct peft's adapters on 4-bit experts (as of 0.21), which are dequantised when they are read.
 
     peft reads a tensor for its dtype while dequantised tensors are cached, so that the cache would hold it without the
     adapter; it does not remove its addition after a forward pass, so that adapters would add up; and it nests the
     adapters of a module in another order than over 16-bit experts, so that the saved adapter would not fit these.
     """
+    from peft.tuners.lora.layer import ParamWrapper
+
     for parent in list(model.modules()):
         outer = getattr(parent, "experts", None)
         if isinstance(outer, ParamWrapper) and hasattr(outer.get_base_layer(), "parametrizations"):
             parent.experts = _nested_as_defined(outer)
 
 
-def _nested_as_defined(outer: ParamWrapper) -> Any:
+def _nested_as_defined(outer: "ParamWrapper") -> Any:
     """The adapters of an experts module around it, the first of its tensors innermost."""
+    from peft.tuners.lora.layer import ParamWrapper
+
     wrappers: dict[str, ParamWrapper] = {}
     layer: Any = outer
     while isinstance(layer, ParamWrapper):
@@ -170,7 +176,7 @@ def _same(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _adapter_added(wrapper: ParamWrapper, adapters: list[str]) -> Iterator[None]:
+def _adapter_added(wrapper: "ParamWrapper", adapters: list[str]) -> Iterator[None]:
     (adapter,) = adapters
     experts: Any = wrapper.get_base_layer()
     chain = experts.parametrizations[wrapper.parameter_name]

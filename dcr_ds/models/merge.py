@@ -1,13 +1,13 @@
 """Merge a LoRA adapter into a checkpoint, one weight at a time, from the checkpoint's own weights and dtypes."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
@@ -17,10 +17,20 @@ from dcr_ds.models.hashes import check_base
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.splice import ALONE, Processes, splice
 
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from typing_extensions import TypeIs
+
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."  # what peft puts before a module's name
 NOT_BY_WEIGHT = ("target_parameters", "use_dora", "layer_replication")  # options of an adapter: on fused experts, …
 CPU = torch.device("cpu")
+
+
+def has_adapter(model: nn.Module) -> "TypeIs[PeftModel]":
+    """Whether peft has added an adapter to a model; without importing peft, which takes seconds."""
+    peft = sys.modules.get("peft")
+    return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def merge_lora(source: Path, adapter: Path, target: Path, processes: Processes = ALONE) -> None:
@@ -70,6 +80,8 @@ class MergedWeights:
         Args:
             names: the weights that the adapter changes.
         """
+        from peft.tuners.lora import LoraLayer
+
         self.processes, self._adapter = processes, adapter / WEIGHTS
         self.model = build_on_meta(source)
         self._stored = read_headers(source)
@@ -119,7 +131,9 @@ def load_with_adapter(
     return _with_adapter(base, source, adapter).merge_and_unload()
 
 
-def _with_adapter(base: PreTrainedModel, source: Path, adapter: Path, **options) -> PeftModel:
+def _with_adapter(base: PreTrainedModel, source: Path, adapter: Path, **options) -> "PeftModel":
+    from peft import PeftModel
+
     _refuse_other_modules(base, source, adapter)
     try:
         return PeftModel.from_pretrained(base, adapter, **options)
@@ -161,7 +175,9 @@ def adapted_weights(adapter: Path) -> set[str]:
     return {f"{module_of(name)}.weight" for name in names}
 
 
-def _config_of(adapter: Path) -> PeftConfig:
+def _config_of(adapter: Path) -> "PeftConfig":
+    from peft import PeftConfig
+
     try:
         return PeftConfig.from_pretrained(str(adapter))
     except Exception as error:  # as in _with_adapter

@@ -14,12 +14,12 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 from transformers import AutoConfig, PreTrainedConfig, masking_utils
 
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.likelihood import CHUNK_LOGITS, Likelihood
 from dcr_ds.models.load import DTYPES
@@ -199,7 +199,8 @@ def _fake(work: Work, zero_stage: int, device: str) -> Iterator[None]:
     """
     with FakeTensorMode(), patch.dict(CHUNK_LOGITS, {"cpu": CHUNK_LOGITS[device]}), ExitStack() as patches:
         if zero_stage == 3:
-            patches.enter_context(patch.object(torch.nn.functional, "linear", zero3_linear_wrap))
+            of_zero3 = deepspeed.runtime.zero.linear.zero3_linear_wrap
+            patches.enter_context(patch.object(torch.nn.functional, "linear", of_zero3))
         if work.kind != "whole":
             patches.enter_context(patch.object(masking_utils, "find_packed_sequence_indices", lambda _: None))
         yield

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed import DeepSpeedEngine
 
 from dcr_ds.align.labelled import Labelled
 from dcr_ds.align.mix import Mix
@@ -24,6 +23,7 @@ from dcr_ds.align.state import build_align
 from dcr_ds.align.step import train_step as align_step
 from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.models.chat import Encoded
 from dcr_ds.models.checkpoint_files import model_config
@@ -88,7 +88,7 @@ def preference_trial(recipe: Recipe, source: Path, rows: Rows, ranks: Ranks):
     return state.engine, partial(align_step, state)
 
 
-TRIALS: dict[str, Callable[..., tuple[DeepSpeedEngine, Backward]]] = {
+TRIALS: dict[str, Callable[..., tuple[deepspeed.DeepSpeedEngine, Backward]]] = {
     "refine": refine_trial,
     "align": align_trial,
 }

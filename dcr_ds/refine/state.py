@@ -8,11 +8,11 @@ from typing import Any
 
 import torch.distributed
 from dcr_kernels import ContrastiveLoss
-from deepspeed import DeepSpeedEngine
 
 from dcr_ds.data.sampler import draw
 from dcr_ds.engine.batching import Batching, forward_passes
 from dcr_ds.engine.build import build_stage
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, gather_objects
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.progress import heartbeat
@@ -31,7 +31,7 @@ class RefineState:
         group: the process group that the contrastive loss gathers over; None with one rank.
     """
 
-    engine: DeepSpeedEngine
+    engine: deepspeed.DeepSpeedEngine
     recipe: Recipe
     prompts: RefinePrompts
     batching: Batching

@@ -14,8 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import deepspeed.comm  # noqa: F401
-import deepspeed.ops
 import torch  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -23,6 +21,7 @@ import dcr_ds.engine.resolve
 import dcr_ds.evaluate.run
 import dcr_ds.report  # noqa: F401
 from dcr_ds.commands.evaluate import run
+from dcr_ds.engine.deepspeed_import import deepspeed
 
 
 def start(arguments: list[str], out: Path) -> int:

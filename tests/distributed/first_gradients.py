@@ -13,7 +13,6 @@ from dcr_ds.engine.distributed import set_environment
 set_environment()
 quiet_libraries()
 
-import deepspeed
 import torch
 
 from dcr_ds.align.objective import WithReference, encode_objective
@@ -22,6 +21,7 @@ from dcr_ds.align.state import build_align
 from dcr_ds.align.step import train_step as align_step
 from dcr_ds.data.load import load_data
 from dcr_ds.engine import distributed as process
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models import likelihood

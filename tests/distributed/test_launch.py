@@ -133,9 +133,13 @@ def test_killed_run_resumes_bit_for_bit(two_ranks, killed, recipe, tmp_path):
 
 def test_run_of_two_ranks_resumes_on_one(two_ranks, killed, recipe, tmp_path):
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    output = finish(start([sys.executable, "train.py", recipe, "--output", str(tmp_path)]))
+    command = [sys.executable, "-X", "importtime", "train.py", recipe, "--output", str(tmp_path)]
+    output = finish(start(command))
     assert "saved by 2 ranks under ZeRO stage 3; converting it for 1" in output
     assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=1e-5)
+    # what a run without adapters does not need and takes seconds to import
+    imported = {line.rpartition("|")[2].strip() for line in output.splitlines() if line.startswith("import time:")}
+    assert "deepspeed" in imported and not imported & {"peft", "bitsandbytes", "mlflow.version"}
 
 
 @pytest.mark.parametrize("zero", [3, pytest.param(2, marks=pytest.mark.slow)])

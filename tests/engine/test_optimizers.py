@@ -3,9 +3,10 @@
 import pytest
 import torch
 from small_engine import load_newest, save_checkpoint
+from transformers import get_scheduler
 
 from dcr_ds.engine.build import build_engine, stage_config
-from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, check_optimizer
+from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, build_schedule, check_optimizer
 from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
@@ -77,3 +78,20 @@ def test_unsupported_device_is_named():
     with pytest.raises(UserError, match=r"align.optimizer: adamw8bit .* cannot run on cuda .*dcr-ds\[qlora\].*adamw"):
         check_optimizer(stage, "align.optimizer", torch.device("cuda"))
     check_optimizer(stage, "align.optimizer", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "name, theirs", [("constant", "constant_with_warmup"), ("linear", "linear"), ("cosine", "cosine")]
+)
+@pytest.mark.parametrize("warmup, total", [(0, 7), (3, 7), (9, 7)])
+def test_schedules_are_those_of_transformers(name, theirs, warmup, total):
+    rates = []
+    for build in (build_schedule, lambda _, *sizes: get_scheduler(theirs, *sizes)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule = build(name, optimizer, warmup, total)
+        rates.append([])
+        for _ in range(total + 3):
+            rates[-1].append(schedule.get_last_lr())
+            optimizer.step()
+            schedule.step()
+    assert rates[0] == rates[1]

@@ -5,9 +5,9 @@ respect to the selected parameters (Lu et al., arXiv 2603.03323). A sample is on
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from torch import distributed as dist
 from transformers import PreTrainedModel
@@ -19,12 +19,15 @@ from dcr_ds.diagnose.entk.result import EntkResult, make_result
 from dcr_ds.errors import UserError
 from dcr_ds.models.limits import context_of
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-2}  # relative, of the self-check; 0.2 in other precisions
 KINDS = (Outer, Rows, Vector)
 
 
 def entk(
-    model: PreTrainedModel | PeftModel,
+    model: "PreTrainedModel | PeftModel",
     prompts_by_category: dict[str, list[list[int]]],
     k: int = 10,
     parameters: str = "all",
@@ -68,7 +71,7 @@ def entk(
 
 
 def check_entk(
-    model: PreTrainedModel | PeftModel, prompts_by_category: dict[str, list[list[int]]], k: int, parameters: str
+    model: "PreTrainedModel | PeftModel", prompts_by_category: dict[str, list[list[int]]], k: int, parameters: str
 ) -> Layout:
     """The layout of a model, which may be on the meta device.
 

@@ -4,14 +4,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.merge import has_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 BLOCKS = re.compile(r"blocks(<=|>)(\d+)")
 QUANTISED = ("Linear4bit", "Linear8bitLt", "LinearFP8", "QuantLinear", "HQQLinear", "AqlmLinear", "EetqLinear")
@@ -51,7 +54,7 @@ class Layout:
         return {name: getattr(part.module, key) for part in parts for key, name in part.parameters.items()}
 
 
-def read_layout(model: PreTrainedModel | PeftModel, selection: str) -> Layout:
+def read_layout(model: "PreTrainedModel | PeftModel", selection: str) -> Layout:
     """Find the parts of a model, and refuse what the method does not cover."""
     model = without_adapter_wrapper(model)
     refuse_quantised(model)
@@ -77,13 +80,13 @@ def read_layout(model: PreTrainedModel | PeftModel, selection: str) -> Layout:
     return Layout(model, blocks, head, embeddings, outside, tuple(inside), tied_parameter(owners, head))
 
 
-def without_adapter_wrapper(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+def without_adapter_wrapper(model: "PreTrainedModel | PeftModel") -> PreTrainedModel:
     """The model with its adapters in place, without PEFT's wrapper."""
     adapters: dict[str, Any] = getattr(model, "peft_config", {})
     for name, config in adapters.items():
         if getattr(config, "is_prompt_learning", False):
             raise UserError(f"eNTK: the adapter {name!r} ({config.peft_type}) adds virtual tokens; not supported")
-    unwrapped: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    unwrapped: Any = model.get_base_model() if has_adapter(model) else model
     return unwrapped
 
 

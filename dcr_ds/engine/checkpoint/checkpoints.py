@@ -17,11 +17,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 
 from dcr_ds.engine.checkpoint.manifest import Manifest, Saved, seal, verify
 from dcr_ds.engine.checkpoint.universal import LAYOUTS, convert
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import (
     VISIBLE_SECONDS,
     Ranks,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
+from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.models.splice import ALONE
 
 WHOLE = "mp_rank_00_model_states.pt"
@@ -42,6 +42,6 @@ def _saved(checkpoint: Path) -> dict[str, Any]:
     if not any(checkpoint.glob("*_optim_states.pt")):  # ZeRO-0: every rank has the full state
         return torch.load(checkpoint / WHOLE, map_location="cpu", weights_only=False, mmap=True)["module"]
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints its progress
-        return get_fp32_state_dict_from_zero_checkpoint(
+        return deepspeed.utils.zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(
             str(checkpoint.parent), tag=checkpoint.name, exclude_frozen_parameters=True, lazy_mode=True
         )
