@@ -7,9 +7,9 @@ from dcr_ds.data.kept import read_kept
 from dcr_ds.data.load import AnySet, Earlier, examine_data, needed_sets
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user, read_object
-from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, base_of_adapter
+from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, EXPORT_RECORD, base_of_adapter
 from dcr_ds.recipe import load_recipe
-from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, RunFolder, enclosing_run
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, enclosing_run
 
 UNCHECKED = "leakage from it is not checked"
 
@@ -17,7 +17,8 @@ UNCHECKED = "leakage from it is not checked"
 def made_from(source: str) -> Earlier:
     """The prompts that a model was made from, as far as its folder says.
 
-    A baseline keeps its prompts and names its source, an adapter names its base, and a run has the recipe of its data.
+    A baseline keeps its prompts and names its source, an adapter names its base, an export the run that it is of, and a
+    run has the recipe of its data.
     Hub ids, endpoints and folders from elsewhere say nothing. What cannot be read is a note: a model can be used
     without the data that it was trained on.
 
@@ -28,15 +29,16 @@ def made_from(source: str) -> Earlier:
     seen: set[Path] = set()
     left = [source]
     while left:
-        folder = expand_user(left.pop())
+        path = expand_user(left.pop())
+        folder = path.parent if path.suffix == ".gguf" else path
         if not folder.is_dir() or folder.resolve() in seen:
             continue
         seen.add(folder.resolve())
-        run = _run_of(folder)
-        for kept in (_of_baseline(folder), _of_run(run) if run else Earlier()):
+        of_run, source_of_run = _of_run(folder)
+        for kept in (_of_baseline(folder), _of_export(folder), of_run):
             earlier.sets.update(kept.sets)
             earlier.notes.extend(kept.notes)
-        left += [name for name in _sources(folder, run) if isinstance(name, str)]
+        left += [name for name in (*_sources(folder), source_of_run) if isinstance(name, str)]
     return earlier
 
 
@@ -52,12 +54,26 @@ def _of_baseline(folder: Path) -> Earlier:
         return Earlier(notes=[f"{error}; {UNCHECKED}"])
 
 
-def _of_run(run: RunFolder) -> Earlier:
-    """The training sets of a run, read again; those that differ from what the run read are used all the same."""
+def _of_export(folder: Path) -> Earlier:
+    """A note if what an export was made of is no longer there."""
+    source = read_object(folder / EXPORT_RECORD).get("source")
+    is_gone = isinstance(source, str) and not Path(source).is_dir()
+    return Earlier(notes=[f"{folder}: was exported from {source}, which is missing; {UNCHECKED}"] if is_gone else [])
+
+
+def _of_run(folder: Path) -> tuple[Earlier, str | None]:
+    """The training sets of the run that trained the model or adapter in a folder, and the source of its model.
+
+    The sets are read again; those that differ from what the run read are used all the same.
+    """
+    run = enclosing_run(folder)
+    inside = folder.absolute().relative_to(run.folder.absolute()).parts if run else ()
+    if run is None or not inside or inside[0] not in STAGE_OF_MODEL.values():
+        return Earlier(), None
     try:
         recipe = load_recipe(str(run.recipe), [])
     except UserError as error:
-        return Earlier(notes=[f"{error}; {UNCHECKED}"])
+        return Earlier(notes=[f"{error}; {UNCHECKED}"]), None
     trained = recipe.model_copy(update={"stages": [stage for stage in TRAINING_STAGES if stage in recipe.stages]})
     data, errors = examine_data(trained, needed_sets(trained))
     recorded = read_object(run.environment).get("data") or {}
@@ -66,21 +82,12 @@ def _of_run(run: RunFolder) -> Earlier:
     notes = [f"{run.folder}: {error}; {UNCHECKED}" for error in errors]
     notes += [f"{run.folder}: {name} has changed since the run; its present rows are checked" for name in changed]
     named: dict[str, AnySet] = {f"{run.folder} ({name})": rows for name, rows in sets.items()}
-    return Earlier(named, notes)
+    return Earlier(named, notes), recipe.model.source
 
 
-def _run_of(folder: Path) -> RunFolder | None:
-    """The run that trained the model or adapter in a folder."""
-    run = enclosing_run(folder)
-    if run is None:
-        return None
-    inside = folder.absolute().relative_to(run.folder.absolute()).parts
-    return run if inside and inside[0] in STAGE_OF_MODEL.values() else None
-
-
-def _sources(folder: Path, run: RunFolder | None) -> list[object]:
-    """What a model was made from, as its folder names it."""
-    found = [read_object(folder / BASELINE_RECORD).get("source")]
+def _sources(folder: Path) -> list[object]:
+    """What a model was made from, as the records in its folder name it."""
+    found = [read_object(folder / record).get("source") for record in (BASELINE_RECORD, EXPORT_RECORD)]
     with suppress(UserError):  # a damaged file is reported where it is used
-        found += [base_of_adapter(folder), load_recipe(str(run.recipe), []).model.source if run else None]
+        found.append(base_of_adapter(folder))
     return found

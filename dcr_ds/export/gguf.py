@@ -16,6 +16,7 @@ from gguf import GGUFReader
 from dcr_ds.errors import UserError
 from dcr_ds.export.modelfile import write_modelfile
 from dcr_ds.export.write import ExportOptions, export, new_folder
+from dcr_ds.models.checkpoint_files import EXPORT_RECORD
 
 SCRIPT = "convert_hf_to_gguf.py"
 VARIABLE = "LLAMA_CPP"
@@ -69,6 +70,7 @@ def export_gguf(trained: Path, out: Path, options: ExportOptions, kind: str, con
         description = export(trained, model, options)
         _convert(model, file, kind, converter)
         note = write_modelfile(model, file)
+        (model / EXPORT_RECORD).rename(partial / EXPORT_RECORD)
         shutil.rmtree(model)
     return f"{description}, as {file.name} with a Modelfile{f' ({note})' if note else ''}"
 

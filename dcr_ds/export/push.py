@@ -9,10 +9,13 @@ from dcr_ds.errors import UserError
 from dcr_ds.export.publish import make_public
 from dcr_ds.export.write import run_and_stage
 from dcr_ds.files import write_atomically
+from dcr_ds.models.checkpoint_files import EXPORT_RECORD
 from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
 from dcr_ds.report.card import model_card
 from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.read import read_run
+
+MESSAGE = "Exported by dcr-ds"
 
 
 def push(trained: Path, stage: str | None, folder: Path, hub_id: str, base: str | None = None) -> str:
@@ -32,7 +35,7 @@ def push(trained: Path, stage: str | None, folder: Path, hub_id: str, base: str 
     api = HfApi()
     try:
         address = api.create_repo(hub_id, private=True, exist_ok=True)
-        api.upload_folder(repo_id=hub_id, folder_path=folder, commit_message="Exported by dcr-ds")
+        api.upload_folder(repo_id=hub_id, folder_path=folder, commit_message=MESSAGE, ignore_patterns=[EXPORT_RECORD])
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -16,11 +16,11 @@ from dcr_ds.engine.checkpoint.consolidate import CheckpointWeights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import checked_source
-from dcr_ds.files import complete_folder, flush, read_json
+from dcr_ds.files import complete_folder, flush, read_json, write_json
 from dcr_ds.models.adapters import add_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import build_on_meta, check_model
-from dcr_ds.models.checkpoint_files import base_of_adapter, copied_files, tokenizer_folder
+from dcr_ds.models.checkpoint_files import EXPORT_RECORD, base_of_adapter, copied_files, tokenizer_folder
 from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.merge import WEIGHTS, merge_lora
@@ -63,6 +63,7 @@ def export(trained: Path, out: Path, options: ExportOptions) -> str:
     write = _export_adapter if _is_adapter(trained) else _export_trained
     with new_folder(out) as partial:
         description = write(trained, partial, options)
+        write_json(partial / EXPORT_RECORD, {"source": str(_origin(trained, options.stage))})
         check_export(partial)
     return description
 
@@ -124,6 +125,14 @@ def run_and_stage(path: Path, stage: str | None) -> tuple[Path, str, tuple[str, 
             f"{run}: no results of {chosen or 'refine or align'}; train it first, or choose another stage with --stage"
         )
     return run, chosen, tuple(below)
+
+
+def _origin(trained: Path, stage: str | None) -> Path:
+    """The adapter, or the folder of the stage in its run."""
+    if _is_adapter(trained):
+        return trained.resolve()
+    run, stage, _ = run_and_stage(trained, stage)
+    return RunFolder(run.resolve()).stage(stage).folder
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -25,6 +25,7 @@ FLOATS = ("F64", "F32", "BF16", "F16")  # dtypes of weights that are not quantis
 BASE_RECORD = "base.json"  # next to an adapter written by this package: the base model it was trained on
 BASELINE_RECORD = "baseline.json"  # what made a baseline: a hook on another model, or a model with changed weights
 BASELINE_PROMPTS = "prompts.jsonl"  # next to it: the prompts that the baseline was made from
+EXPORT_RECORD = "exported.json"  # in an exported folder: the stage or adapter on this machine that it was made of
 # Files of a checkpoint that are downloaded and copied. No pickles.
 FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 TOKENIZER_FILES = (

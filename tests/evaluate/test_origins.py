@@ -78,3 +78,20 @@ def test_what_cannot_be_read_is_a_note_and_the_rest_is_found(run, tmp_path):
     assert any("refusals.jsonl" in note for note in found.notes) and len(found.notes) == 3
     (tmp_path / "first" / "prompts.jsonl").unlink()
     assert any("prompts.jsonl: is missing" in note for note in made_from(str(tmp_path / "first")).notes)
+
+
+@pytest.mark.parametrize("name", [".", "model-bf16.gguf"])
+def test_an_export_leads_to_the_run_that_it_is_of(run, tmp_path, name):
+    out = tmp_path / "export"
+    write_json(out / "exported.json", {"source": str(run.stage("align").folder)})
+    found = made_from(str(out / name))
+    assert f"{run.folder} (data.toxic)" in found.sets and f"{tmp_path / 'first'} (harmful)" in found.sets
+    run.folder.rename(tmp_path / "moved")
+    found = made_from(str(out / name))
+    assert not found.sets and "exported from" in found.notes[0] and "which is missing" in found.notes[0]
+
+
+def test_a_damaged_adapter_does_not_hide_the_source_of_its_run(run, tmp_path):
+    adapter = adapter_on(tmp_path / "none", run.stage("align").adapter)
+    (adapter / "adapter_config.json").write_text("{")
+    assert f"{tmp_path / 'first'} (harmful)" in made_from(str(adapter)).sets

@@ -48,7 +48,8 @@ def export(tmp_path, capsys):
 
 
 def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    """The files of a folder, without the record of an export."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "exported.json"}
 
 
 @pytest.mark.parametrize("zero", range(4))
@@ -142,6 +143,7 @@ def done(runs, tmp_path):
 def test_a_finished_stage_is_copied(done, export):
     copied = export(done)
     assert contents(copied) == contents(done / "align" / "adapter")
+    assert json.loads((copied / "exported.json").read_text()) == {"source": str(done / "align")}
     shutil.rmtree(copied)
     assert contents(export(done / "align", "--merge")) == contents(done / "align" / "model")
 

@@ -37,7 +37,7 @@ def export(run, tmp_path, capsys):
 
 def test_a_gguf_export_has_the_log_odds_and_the_tokens_of_the_run(run, export, capsys):
     out = export("--converter", CONVERTER)
-    assert sorted(file.name for file in out.iterdir()) == ["Modelfile", "model-f32.gguf"]
+    assert sorted(file.name for file in out.iterdir()) == ["Modelfile", "exported.json", "model-f32.gguf"]
     modelfile = (out / "Modelfile").read_text()
     assert modelfile.startswith("FROM ./model-f32.gguf\n") and 'PARAMETER stop "<|im_end|>"' in modelfile
     assert "<|im_start|>assistant\n" in modelfile.split('"""')[1]

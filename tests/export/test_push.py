@@ -37,7 +37,8 @@ def uploaded(monkeypatch):
     """What would be uploaded: the text of each file."""
     files = {}
 
-    def upload_folder(self, repo_id, folder_path, commit_message):
+    def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
+        assert ignore_patterns == ["exported.json"]  # a local path
         files.update({path.name: path.read_text() for path in Path(folder_path).rglob("*") if path.is_file()})
 
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **options: f"https://hub/{name}")
