@@ -9,7 +9,7 @@ import pydantic
 import torch
 from transformers import PreTrainedModel
 
-from dcr_ds.engine.config import resolve_config
+from dcr_ds.engine.config import OFFLOADS, resolve_config
 from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.memory import reset_peak_memory
@@ -21,7 +21,7 @@ from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
 from dcr_ds.progress import heartbeat_while_moving
-from dcr_ds.recipe import Recipe, StageSection
+from dcr_ds.recipe import TRAINING_STAGES, Recipe, StageSection
 from dcr_ds.recipe.layout import Stage
 
 
@@ -34,6 +34,25 @@ def stage_config(config: str | dict[str, Any], stage: StageSection, dtype: str, 
     if isinstance(config, str):
         raise TypeError(f"deepspeed is still the file {config}: the recipe is not resolved")
     return resolve_config(config, stage, ranks.world_size, dtype, on_gpu=ranks.device.type == "cuda")
+
+
+def check_config(recipe: Recipe, ranks: Ranks) -> None:
+    """Raise UserError unless DeepSpeed accepts the configurations of the training stages; loads nothing. All ranks."""
+    for name in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
+        config = stage_config(recipe.deepspeed, getattr(recipe, name), recipe.model.dtype, ranks)
+        try:
+            deepspeed.DeepSpeedConfig(config)
+        except pydantic.ValidationError as error:
+            places = (f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors())
+            raise UserError(f"deepspeed: DeepSpeed rejects {error.title}: {'; '.join(places)}") from None
+        except Exception as error:  # assertions, ValueError, its own: DeepSpeed has no common one
+            raise UserError(f"deepspeed: DeepSpeed rejects the configuration: {error}") from None
+        devices = [(config["zero_optimization"].get(part) or {}).get("device") for part in OFFLOADS]
+        if "nvme" in devices and not deepspeed.ops.op_builder.AsyncIOBuilder().is_compatible(verbose=False):
+            raise UserError(
+                "deepspeed: offloading to nvme needs DeepSpeed's extension async_io, which cannot be compiled here; "
+                "install libaio and a compiler (ds_report prints what is missing), or use cpu"
+            )
 
 
 def build_stage(
@@ -107,11 +126,8 @@ def build_engine(
     if config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]:
         config = config | {"gradient_clipping": 0.0}
         optimizer.register_step_pre_hook(partial(_clip, parameters, stage.max_grad_norm))
-    try:
-        with heartbeat_while_moving("building the DeepSpeed engine"):
-            engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
-    except pydantic.ValidationError as error:
-        raise UserError(f"deepspeed: DeepSpeed rejects the configuration: {error}") from None
+    with heartbeat_while_moving("building the DeepSpeed engine"):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
     return engine
 
 

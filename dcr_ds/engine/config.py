@@ -19,6 +19,7 @@ DECIDED_BY_RECIPE = {
     "gradient_accumulation_steps": "global_batch and micro_batch of the stage",
     "train_micro_batch_size_per_gpu": "micro_batch of the stage",
     "gradient_clipping": "max_grad_norm of the stage",
+    "activation_checkpointing": "model.activation_checkpointing",
 }
 OFFLOADS = ("offload_optimizer", "offload_param")
 
@@ -30,10 +31,13 @@ SECTIONS = (
     "zero_force_ds_cpu_optimizer",
     "zero_allow_untested_optimizer",
     "communication_data_type",
-    "activation_checkpointing",
     "wall_clock_breakdown",
     "flops_profiler",
     "comms_logger",
+    "memory_breakdown",
+    "dump_state",
+    "steps_per_print",
+    "aio",
     *DECIDED_BY_RECIPE,
 )
 
@@ -52,8 +56,10 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
         if config.get(key, "auto") != "auto":
             raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or use "auto"')
     for key in config:
-        if key not in SECTIONS and (near := difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.75)):
-            raise UserError(f"{place}: unknown field {key!r}, which DeepSpeed would ignore; did you mean {near[0]}?")
+        if key not in SECTIONS:  # DeepSpeed ignores what it does not know; some of what it knows changes gradients
+            near = difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]}?" if near else f"remove it; supported: {', '.join(SECTIONS)}"
+            raise UserError(f"{place}: the field {key!r} is unknown, or not supported here; {hint}")
     zero = _section(config, "zero_optimization", place)
     if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
         raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
@@ -70,8 +76,7 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
         raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
-    for name in OFFLOADS:
-        _section(zero, name, place)
+    _check_offload(config, zero, place)
     if stage == 3 and recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
         raise UserError(
             f"{place}: ZeRO-3 with model.quantize: {recipe.model.quantize}: every rank loads the whole 4-bit model "
@@ -93,10 +98,28 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
                 f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
                 f"{getattr(recipe, name).optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"
             )
-    if stage < 2 and zero.get("offload_optimizer"):
-        raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
     check_communication(zero, recipe.model.quantize, place)
     return config
+
+
+def _check_offload(config: dict[str, Any], zero: dict[str, Any], place: str) -> None:
+    """Check offloading as far as it does not depend on the recipe."""
+    stage = zero.get("stage", 0)
+    for name in OFFLOADS:
+        offload = _section(zero, name, place)
+        if not offload:
+            continue
+        device = offload.get("device")
+        if device not in ("cpu", "nvme"):
+            raise UserError(f"{place}: {name}.device is {device!r}; use cpu or nvme, or remove {name}")
+        if device == "nvme" and not offload.get("nvme_path"):
+            raise UserError(f"{place}: {name}.device is nvme without nvme_path; set it to a folder on that drive")
+    if stage < 2 and zero.get("offload_optimizer"):
+        raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
+    if stage < 3 and zero.get("offload_param"):
+        raise UserError(f"{place}: offload_param needs ZeRO stage 3, not {stage}")
+    if config.get("zero_force_ds_cpu_optimizer") not in (None, False, "auto"):
+        raise UserError(f"{place}: zero_force_ds_cpu_optimizer is on, and the optimizer is PyTorch's AdamW; remove it")
 
 
 def _section(config: dict[str, Any], name: str, place: str) -> dict[str, Any]:
@@ -112,7 +135,7 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
 
     DeepSpeed does not count micro-batches: `engine.step()` ends a step, however many backward passes it had.
     """
-    resolved = json.loads(json.dumps(config))
+    resolved = {name: value for name, value in json.loads(json.dumps(config)).items() if value != "auto"}
     resolved.pop("fp16", None)  # "auto" in configurations written for other trainers; never on here
     resolved |= {
         "train_micro_batch_size_per_gpu": 1,
@@ -123,6 +146,7 @@ def resolve_config(config: dict[str, Any], stage: StageSection, world_size: int,
         "steps_per_print": 10**9,
         "managed_gradient_accumulation": False,
         "zero_allow_untested_optimizer": stage.optimizer != "adamw",
+        "zero_force_ds_cpu_optimizer": False,  # for the optimizer that is made here, also when it is offloaded
     }
     zero = resolved["zero_optimization"] = {"stage": 0} | (resolved.get("zero_optimization") or {})
     if zero["stage"] == 3 or "overlap_comm" in zero:  # DeepSpeed's default in stage 3 is on

@@ -25,12 +25,15 @@ CONVERSATIONS = ("data.general", "data.refusals", "data.preferences")
 # sections of a DeepSpeed configuration that change rounding at most, or nothing
 SHARDING = (
     "zero_optimization",
-    "activation_checkpointing",
     "zero_force_ds_cpu_optimizer",
     "zero_allow_untested_optimizer",
     "wall_clock_breakdown",
     "flops_profiler",
     "comms_logger",
+    "memory_breakdown",
+    "dump_state",
+    "steps_per_print",
+    "aio",
 )
 DECAY = "matrices"  # what weight decay applies to
 LOSSY = "zero_quantized"  # fields of zero_optimization that send or keep weights or gradients in fewer bits

@@ -207,12 +207,14 @@ def _report(recipe: Recipe) -> None:
 
 def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[str, str]]:
     """Return the recipe as rank 0 resolves it, and the reasons. All ranks; each checks its own device."""
+    from dcr_ds.engine.build import check_config
     from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import check_device, resolve
 
     config = model_config(source)
     resolved, reasons = decide_on_main(lambda: resolve(recipe, config, Machine.detect(ranks)), ranks)
     check_device(resolved, config, ranks.device)
+    check_config(resolved, ranks)
     return resolved, reasons
 
 

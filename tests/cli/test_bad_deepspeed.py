@@ -81,6 +81,29 @@ CONFIGS = {
         ["--model.kernels", "compile"],
         ["model.kernels: compile does not work with ZeRO-3"],
     ),
+    "a stage outside of its section": ({"stage": 3}, [], ["'stage' is unknown", "zero_optimization"]),
+    "sums of gradients, which depend on the ranks": ({"gradient_allreduce_op": "sum"}, [], ["gradient_allreduce_op"]),
+    "another trainer's recomputation": (
+        {"activation_checkpointing": {"cpu_checkpointing": True}},
+        [],
+        ["activation_checkpointing is set", "model.activation_checkpointing"],
+    ),
+    "offload to nowhere": (
+        {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+        [],
+        ["offload_param.device is nvme without nvme_path"],
+    ),
+    "offload to a disk": (
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}},
+        [],
+        ["offload_optimizer.device is 'disk'", "cpu or nvme"],
+    ),
+    "offloaded parameters with stage 2": (
+        {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+        [],
+        ["offload_param needs ZeRO stage 3, not 2"],
+    ),
+    "DeepSpeed's optimizer": ({"zero_force_ds_cpu_optimizer": True}, [], ["zero_force_ds_cpu_optimizer", "AdamW"]),
     "an array": ([1], [], ["a JSON object", "list"]),
 }
 TEXTS = {
@@ -120,10 +143,18 @@ def test_config_in_the_recipe_itself(refused):
     assert message.startswith("deepspeed: train_batch_size is set")
 
 
-def test_field_that_deepspeed_rejects(failing, tmp_path):
-    """DeepSpeed checks its own fields when the engine is built; its error becomes a message, too."""
-    message = failing("--deepspeed", "{zero_optimization: {stage: 2, reduce_bucket_size: many}}", "--output", tmp_path)
-    assert message.startswith("deepspeed: ") and "reduce_bucket_size" in message
+REJECTED = {
+    "zero_optimization: {stage: 2, reduce_bucket_size: many}": "reduce_bucket_size: Input should be a valid integer",
+    "communication_data_type: int8": "Invalid communication_data_type",
+    "wall_clock_breakdown: maybe": "",
+}
+
+
+@pytest.mark.parametrize("section", REJECTED)
+def test_field_that_deepspeed_rejects(failing, tmp_path, section):
+    """DeepSpeed checks its own fields; its errors are messages, before anything is loaded, so also on a dry run."""
+    message = failing("--dry-run", "--deepspeed", f"{{{section}}}", "--output", tmp_path)
+    assert message.startswith("deepspeed: DeepSpeed rejects ") and REJECTED[section] in message
 
 
 @pytest.mark.parametrize("content", ['{"bf16": {}, "bf16": {}}', '{"a": {"b": 1, "b": 2}}', "[" * 100_000])

@@ -86,6 +86,16 @@ def test_values_set_by_the_user_are_kept():
     assert config == before
 
 
+def test_auto_of_another_trainer_reaches_deepspeed_nowhere():
+    config = {"optimizer": "auto", "scheduler": "auto", "wall_clock_breakdown": "auto", "fp16": {"enabled": "auto"}}
+    assert not {*config} & {*resolve_config(config, STAGE, 1, "float32", on_gpu=False)}
+
+
+def test_offloading_uses_the_optimizer_that_is_made_here():
+    """DeepSpeed refuses it by default; test_weight_decay trains with it."""
+    assert resolve_config({}, STAGE, 1, "float32", on_gpu=False)["zero_force_ds_cpu_optimizer"] is False
+
+
 GPUS = {"world_size": 8, "on_gpu": True}
 
 

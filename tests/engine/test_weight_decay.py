@@ -56,7 +56,7 @@ def make_engine(ranks, zero, optimizer="adamw", seed=0, offload=False):
     """A network with an embedding, a norm, biases and matrices, as transformers partitions it under ZeRO-3."""
     stage = StageSection(learning_rate=RATE, weight_decay=DECAY, optimizer=optimizer)
     section = {"stage": zero} | ({"offload_optimizer": {"device": "cpu"}} if offload else {})
-    settings = {"zero_optimization": section, "zero_force_ds_cpu_optimizer": False}
+    settings = {"zero_optimization": section}
     config = stage_config(settings, stage, "float32", ranks)
     torch.manual_seed(seed)
     network = torch.nn.Sequential(
