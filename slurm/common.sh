@@ -18,6 +18,13 @@ fail() { # message, exit code (default: 2, wrong input)
     exit "${2:-2}"
 }
 
+check_numbers() { # names of settings …
+    local name
+    for name in "$@"; do
+        [[ ${!name:-0} =~ ^(0|[1-9][0-9]*)$ ]] || fail "$name=${!name}: must be a whole number; see slurm/settings.sh"
+    done
+}
+
 submit() { # options and script of sbatch …: sets `submitted` to the job id; on a dry run only prints the command
     if [[ -n $dry_run ]]; then
         printf '%q ' sbatch "$@"

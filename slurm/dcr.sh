@@ -47,6 +47,9 @@ run() { # recipe and overrides …
     source "$scripts/preflight.sh"
     [[ -n ${SLURM_JOB_ID:-} ]] || fail "not in a job; submit it: sbatch slurm/dcr.sh $*"
 
+    # before any work: bash would find them where the job is to be requeued
+    check_numbers DCR_DS_PREFLIGHT_SECONDS DCR_DS_END_SECONDS DCR_DS_MAX_FAULTS DCR_DS_MAX_IDLE DCR_DS_MAX_REQUEUES
+
     activate
     describe_job
     if [[ -n ${DCR_DS_POINTS:-} && -n $element ]]; then # an element of slurm/sweep.sh: its line in the file of points

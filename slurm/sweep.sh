@@ -28,6 +28,7 @@ stem=$(basename "$recipe" .yaml)
 points=('') names=("$stem")
 while (($# > 0)) && [[ $1 != -- ]]; do
     [[ $1 == --* && -n ${2:-} ]] || fail "slurm/sweep.sh: $1: use --FIELD VALUE,VALUE…; fields of all runs follow after --"
+    [[ $1 != --name && $1 != --output ]] || fail "slurm/sweep.sh: $1: each run has a name of its own in one folder"
     IFS=, read -ra values <<<"$2"
     crossed=() crossed_names=()
     for i in "${!points[@]}"; do
@@ -40,11 +41,15 @@ while (($# > 0)) && [[ $1 != -- ]]; do
     shift 2
 done
 ((${#points[@]} > 1)) || fail "slurm/sweep.sh: nothing to sweep; e.g. --seed 0,1,2"
+twice=$(printf '%s\n' "${names[@]}" | sort | uniq -d)
+[[ -z $twice ]] || fail "slurm/sweep.sh: several runs would be named ${twice//$'\n'/, }; leave out equal values, and values \
+that differ in special characters only"
 shift $(($# > 0 ? 1 : 0)) # the --
 output=runs/sweep-$stem
-for ((i = 1; i < $#; i++)); do
+for ((i = 1; i <= $#; i++)); do
     following=$((i + 1))
-    [[ ${!i} != --output ]] || output=${!following}
+    [[ ${!i} != --output ]] || output=${!following:-}
+    [[ ${!i} != --output=* ]] || output=${!i#--output=}
 done
 
 if [[ -n $dry_run ]]; then

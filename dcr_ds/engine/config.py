@@ -92,8 +92,8 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.kernels == "compile" and (stage == 3 or recipe.model.quantize != "none"):
         reason = "ZeRO-3, which gathers parameters between the operations of a block" if stage == 3 else "4-bit weights"
         raise UserError(f"{place}: model.kernels: compile does not work with {reason}; use auto")
-    for name in recipe.stages:
-        if zero.get("offload_optimizer") and name != "evaluate" and getattr(recipe, name).optimizer != "adamw":
+    for name in (name for name in recipe.stages if name != "evaluate"):
+        if zero.get("offload_optimizer") and getattr(recipe, name).optimizer != "adamw":
             raise UserError(
                 f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
                 f"{getattr(recipe, name).optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"

@@ -35,7 +35,9 @@ VISIBLE_SECONDS = 60.0  # network file systems cache what a folder holds for up 
 # how gloo and NCCL report that another rank is gone
 PEER_FAILURES = ("Connection closed by peer", "Connection reset by peer", "remote process exit")
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_PORT")
+# variables that are numbers, with the smallest and the largest value
+NUMBERS = {"RANK": (0, None), "WORLD_SIZE": (1, None), "LOCAL_RANK": (0, None), "MASTER_PORT": (1, 65535)}
+NUMBERS |= {"LOCAL_WORLD_SIZE": (1, None), "LOCAL_SIZE": (1, None)}
 
 
 @dataclass(frozen=True)
@@ -99,19 +101,26 @@ def set_environment() -> None:
 
 def _check_launcher_variables() -> None:
     """Raise UserError where the variables describe no process group; variables that are set but empty are removed."""
-    for name in {*LAUNCHER_VARIABLES, *NUMBERS}:
+    names = tuple(dict.fromkeys((*LAUNCHER_VARIABLES, *NUMBERS)))
+    for name in names:
         if not os.environ.get(name, "unset").strip():
             del os.environ[name]
-    present = [name for name in LAUNCHER_VARIABLES if name in os.environ]
+    present = [name for name in names if name in os.environ]
     described = " ".join(f"{name}={os.environ[name]}" for name in present)
     way_out = (
         f"a launcher sets all of {', '.join(LAUNCHER_VARIABLES)}; to run a single process: unset {' '.join(present)}"
     )
-    for name in NUMBERS:
-        if not os.environ.get(name, "0").isdecimal():
-            raise UserError(f"{name}={os.environ[name]} in the environment is not a number; {way_out}")
+    for name, (least, most) in NUMBERS.items():
+        text = os.environ.get(name, str(least))
+        if not text.isdecimal():
+            raise UserError(f"{name}={text} in the environment is not a number; {way_out}")
+        if int(text) < least or (most and int(text) > most):
+            limit = f"from {least} to {most}" if most else f"at least {least}"
+            raise UserError(f"{name}={text} in the environment must be {limit}; {way_out}")
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if rank >= max(1, world_size):
+    if int(os.environ.get("LOCAL_RANK", 0)) > rank:  # no node would have a first rank, which flushes its files
+        raise UserError(f"the environment has {described}: a local rank is never above the rank; {way_out}")
+    if rank >= world_size:
         raise UserError(f"the environment has {described}: ranks go from 0 to WORLD_SIZE - 1; {way_out}")
     missing = [name for name in LAUNCHER_VARIABLES if name not in os.environ]
     if world_size > 1 and missing:
@@ -147,7 +156,7 @@ def start() -> Ranks:
     """Join the process group, with NCCL on GPUs and gloo on CPUs. All ranks.
 
     Raises:
-        UserError: fewer GPUs are visible than ranks were started on this node.
+        UserError: fewer GPUs are visible than ranks were started on this node, or the port is taken.
     """
     import torch
 
@@ -163,7 +172,15 @@ def start() -> Ranks:
         device, backend = torch.device("cpu"), "gloo"
         # DeepSpeed compiles a shared-memory all-reduce at every start on a CPU, which only its inference uses
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(backend, timeout=LONGEST_COLLECTIVE, verbose=False)
+    try:
+        deepspeed.init_distributed(backend, timeout=LONGEST_COLLECTIVE, verbose=False)
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT={os.environ['MASTER_PORT']}: another process, such as another run on this host, listens on "
+            "this port; choose another one with --master_port of deepspeed or torchrun"
+        ) from None
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, device)
 
 

@@ -70,12 +70,19 @@ def record_attempt(environment: dict[str, Any], before: dict[str, Any]) -> dict[
         before: what environment.json held; {} for a new run. Files of older versions have no `attempts`.
     """
     merged = dict(environment)
-    merged["data"] = (before.get("data") or {}) | environment["data"]
+    data = before.get("data")
+    merged["data"] = (data if isinstance(data, dict) else {}) | environment["data"]
     for name in LISTS:
-        merged[name] = list(dict.fromkeys([*(before.get(name) or []), *environment.get(name, [])]))
+        texts = [text for text in _list(before.get(name)) if isinstance(text, str)]
+        merged[name] = list(dict.fromkeys([*texts, *environment.get(name, [])]))
     facts = {name: value for name, value in environment.items() if name not in ("data", *LISTS)}
     started = datetime.now(UTC).isoformat(timespec="seconds")
-    return merged | {"attempts": [*(before.get("attempts") or []), {"started": started} | facts]}
+    return merged | {"attempts": [*_list(before.get("attempts")), {"started": started} | facts]}
+
+
+def _list(value: Any) -> list[Any]:
+    """A value of a file that may be damaged, if it is a list."""
+    return value if isinstance(value, list) else []
 
 
 def _git(*arguments: str) -> str | None:

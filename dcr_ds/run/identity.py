@@ -56,11 +56,17 @@ def check_identity(
         the rounding.
 
     Raises:
-        UserError: the stage has results, and began with another recipe, model, tokenizer, chat template or data.
+        UserError: the stage has results, and began with another recipe, model, tokenizer, chat template or data; or it
+            is done, and its record is damaged.
     """
     folder = RunFolder(recipe.folder).stage(stage)
     saved: Any = read_json(folder.identity) if folder.has_results else None
     saved = saved if isinstance(saved, dict) else {}
+    if folder.is_done and not saved and folder.identity.exists():  # else the checkpoints have its hash
+        raise UserError(
+            f"{folder.identity}: damaged, so what {stage} was trained with is unknown; restore it, or do the stage "
+            f"again with --redo {redo_of(stage)}{_about_redo(recipe)}"
+        )
     current = _describe(recipe, stage, start, data, known=saved.get("weights"))
     current["software"] |= {"ranks": world_size, "sharding": _deepspeed(recipe)[1]}
     current["tokens"] = saved.get("tokens") if tokens is None else tokens

@@ -17,6 +17,7 @@ from dcr_ds.models.checkpoint_files import check_layer, model_config
 from dcr_ds.models.locate import describe_source, prepare_source
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder
+from dcr_ds.recipe.unused import unused_fields
 from dcr_ds.run.attempt import record_progress
 from dcr_ds.run.environment import describe_data, describe_environment
 from dcr_ds.run.folder import (
@@ -45,6 +46,7 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     Recipe, data, DeepSpeed configuration, model files and run folder are checked before torch is imported; then the
     model's tensors and adapters.
     """
+    _note(unused_fields(recipe))
     read_config(recipe)
     check_trackers(recipe)
     data = load_data(recipe, made_from(recipe.model.source))
@@ -261,6 +263,13 @@ def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunDa
     decide_on_main(lambda: save_run(recipe, describe_environment(device, ranks.world_size) | described), ranks)
 
 
+def _note(notes: Sequence[str]) -> None:
+    """Print notes on rank 0, before it has joined the others."""
+    for note in notes:
+        if is_main_process():
+            print(note, file=sys.stderr, flush=True)
+
+
 def _check_source(recipe: Recipe, source: Path) -> None:
     """Check the tensors of the source checkpoint, and that packing and the adapters of the stages fit it.
 
@@ -271,9 +280,7 @@ def _check_source(recipe: Recipe, source: Path) -> None:
     from dcr_ds.models.check import build_on_meta, check_model
     from dcr_ds.models.rehearsal import check_can_be_packed
 
-    for note in check_model(source):
-        if is_main_process():
-            print(note, file=sys.stderr, flush=True)
+    _note(check_model(source))
     for name in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
         stage = getattr(recipe, name)
         if stage.packing:

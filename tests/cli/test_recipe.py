@@ -10,6 +10,7 @@ from dcr_ds.cli import main
 from dcr_ds.engine.config import read_config, resolve_config
 from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe, section_rows
+from dcr_ds.recipe.unused import unused_fields
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -35,6 +36,28 @@ OVERRIDES = {
 def test_override(case):
     name, text, holds = OVERRIDES[case]
     assert holds(load_recipe(None, [(name, text)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "switch"),
+    [
+        ("align.lora.rank", "64", "align.adapter: lora"),
+        ("refine.packed_length", "2048", "refine.packing: true"),
+        ("refine.temperature", "0.2", "refine.loss: supcon, infonce or ntxent"),
+        ("align.dpo.beta", "0.3", "align.method: dpo"),
+    ],
+)
+def test_a_field_that_another_one_would_turn_on_is_a_warning(name, text, switch):
+    recipe = load_recipe(None, [(name, text)])
+    (warning,) = unused_fields(recipe)
+    assert warning.startswith(f"WARNING: {'.'.join(name.split('.')[:2])} is set") and warning.endswith(switch)
+    assert not unused_fields(Recipe.model_validate(recipe.model_dump()))  # as in a run folder
+    assert not unused_fields(Recipe(stages=["evaluate"], refine={"temperature": 0.2}))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_set_no_field_without_effect(path):
+    assert not unused_fields(load_recipe(str(path)))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tiny import one_thread_environment
 from dcr_ds.cli import main
 
 DEMO = "recipes/smollm2-135m.yaml"
+SETTINGS = "slurm/settings.sh"
 SCRIPTS = sorted(map(str, [*ROOT.glob("slurm/*.sh"), *ROOT.glob("tests/slurm/*.sh")]))
 
 
@@ -44,10 +45,10 @@ def test_a_baseline_is_never_refined():
 
 def test_a_sweep_crosses_its_values_and_ends_in_a_table():
     done = call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", "--refine.loss", "circle,supcon", "--",
-                "--align.epochs", "0.5", DCR_DS_SWEEP_AT_ONCE="2")  # fmt: skip
+                "--align.epochs", "0.5", "--output=runs/swept", DCR_DS_SWEEP_AT_ONCE="2")  # fmt: skip
     array, table = sbatches(done.stdout)
-    assert "--array=0-3%2" in array and array[-3:] == [DEMO, "--align.epochs", "0.5"], done.stderr
-    assert "--dependency=afterany:ID1" in table and table[-1] == "runs/sweep-smollm2-135m/report.md"
+    assert "--array=0-3%2" in array and array[-4:-1] == [DEMO, "--align.epochs", "0.5"], done.stderr
+    assert "--dependency=afterany:ID1" in table and table[-1] == "runs/swept/report.md"
     names = [Path(line).name for line in done.stdout.splitlines() if line.startswith("runs/")]
     assert names == [f"smollm2-135m-seed{seed}-loss{loss}" for seed in (0, 1) for loss in ("circle", "supcon")]
 
@@ -55,6 +56,27 @@ def test_a_sweep_crosses_its_values_and_ends_in_a_table():
 def test_an_error_in_any_point_of_a_sweep_is_reported_before_submission():
     done = call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", "--refine.margin", "0.25,3")
     assert done.returncode == 2 and "refine.margin" in done.stderr and not sbatches(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--seed", "0,0"], "several runs would be named smollm2-135m-seed0"),
+        (["--data.toxic", "a/b.csv,a_b.csv"], "several runs would be named smollm2-135m-toxica_b.csv"),
+        (["--name", "a,b"], "--name: each run has a name of its own"),
+    ],
+)
+def test_a_sweep_whose_runs_would_write_to_one_folder_is_refused(arguments, expected):
+    done = call("slurm/sweep.sh", "--dry-run", DEMO, *arguments)
+    assert done.returncode == 2 and expected in done.stderr and not done.stdout
+
+
+@pytest.mark.parametrize("setting", ["DCR_DS_MAX_IDLE", "DCR_DS_PREFLIGHT_SECONDS"])
+@pytest.mark.parametrize("value", ["three", "10m", "08", "-1"])
+def test_a_setting_that_is_no_number_is_found_before_the_job_starts(setting, value):
+    """bash would fail on it where the job is to be requeued, and the job would be lost."""
+    done = call("bash", "slurm/dcr.sh", SLURM_JOB_ID="1", **{setting: value})
+    assert done.returncode == 2 and done.stderr == f"error: {setting}={value}: must be a whole number; see {SETTINGS}\n"
 
 
 def test_dry_run_prints_settings_command_and_job_script(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,6 +48,10 @@ def launcher(monkeypatch):
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two in the environment is not a number"),
         ({"RANK": "1"}, "RANK=1: ranks go from 0 to WORLD_SIZE - 1"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "ranks go from 0 to WORLD_SIZE - 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment must be at least 1"),
+        ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0 in the environment must be at least 1"),
+        ({"MASTER_PORT": "99999"}, "must be from 1 to 65535"),
+        ({"LOCAL_RANK": "5"}, "a local rank is never above the rank"),
     ],
 )
 def test_incomplete_launcher_variables_are_refused_and_named(launcher, variables, expected):
@@ -54,7 +59,24 @@ def test_incomplete_launcher_variables_are_refused_and_named(launcher, variables
     with pytest.raises(UserError) as error:
         set_environment()
     assert expected in str(error.value)
-    assert f"unset {' '.join(name for name in LAUNCHER_VARIABLES if name in variables)}" in str(error.value)
+    _, _, unset = str(error.value).partition("unset ")
+    assert set(unset.split()) == set(variables)
+
+
+def test_a_port_that_another_run_uses_is_named():
+    """Two runs on one host with the launcher's default port: rank 0 of the second one ends with a message."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        variables = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        done = subprocess.run(
+            [sys.executable, "-c", JOIN],
+            env=one_thread_environment(**variables),
+            text=True,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    assert f"UserError: MASTER_PORT={port}: another process" in done.stderr and "--master_port" in done.stderr
 
 
 def test_empty_launcher_variables_mean_a_single_process(launcher):

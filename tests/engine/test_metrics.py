@@ -82,6 +82,14 @@ def test_an_incomplete_last_line_is_skipped(tmp_path, cut):
     assert steps_in(tmp_path) == [1, 2, 3]
 
 
+def test_a_row_whose_step_is_no_number_is_left_out(tmp_path):
+    write(tmp_path, [1, 2])
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text().replace('"step": 1', '"step": "1"'))
+    write(tmp_path, [3], first_step=2)
+    assert steps_in(tmp_path) == [2, 3]
+
+
 def test_a_missing_file_has_no_rows(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl") == []
 

@@ -47,7 +47,7 @@ def test_truncated_summary_without_checkpoints_is_an_error(train, refused, run_f
     assert message.startswith(f"{run_folder.stage('refine').summary}: damaged") and "--redo refine" in message
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"data": ', "[]", '{"data": null, "attempts": null}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"data": [1], "attempts": 5, "notes": [{}], "warnings": "x"}'])
 def test_damaged_environment_is_written_again(train, run_folder, content):
     train("--stages", "[refine]", stop=True)
     run_folder.environment.write_text(content)

@@ -72,10 +72,13 @@ def test_stage_can_be_repeated_with_other_data(train, place, run_folder):
     assert run_folder.stage("refine").is_done
 
 
-def test_finished_stage_is_not_reported_as_done_with_other_data(train, refused, place):
+def test_finished_stage_is_not_reported_as_done_with_other_data(train, refused, place, run_folder):
     train("--stages", "[refine]")
     change_data(place)
     assert "rows of data.general" in refused("--stages", "[refine]")
+    identity = run_folder.stage("refine").identity
+    identity.write_text(identity.read_text()[:-9])
+    assert refused("--stages", "[refine]").startswith(f"{identity}: damaged, so what refine was trained with")
 
 
 def test_refined_model_that_was_replaced_during_align_is_an_error(train, refused, run_folder):
