@@ -9,7 +9,7 @@ from dcr_ds.data.records import Prompt
 from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.diagnose.openings import Openings
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_prompt
+from dcr_ds.models.chat import encode_prompt, encode_within_context
 from dcr_ds.models.rows import encode_rows
 
 
@@ -84,9 +84,10 @@ def encoded(name: str, rows: Sequence[Prompt], tokenizer: PreTrainedTokenizerBas
     """The prompts of a set as tokens; those that cannot be encoded are left out and noted.
 
     Raises:
-        UserError: naming the set and the row; no prompt could be encoded, or the chat template does not work.
+        UserError: naming the set and the row; no prompt could be encoded, one exceeds the model's context, or the
+            chat template does not work.
     """
-    pairs = encode_rows(name, rows, lambda row: encode_prompt(tokenizer, row.messages), notes)
+    pairs = encode_rows(name, rows, lambda row: encode_within_context(tokenizer, row.messages), notes)
     return Encoded([row.id for row, _ in pairs], [tokens for _, tokens in pairs])
 
 

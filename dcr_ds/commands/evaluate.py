@@ -11,6 +11,7 @@ from dcr_ds.commands.parser import (
     auto_or_positive_int,
     comma_separated,
     command_parser,
+    options_in_messages,
     positive_int,
     positive_number,
     refuse,
@@ -47,6 +48,7 @@ An interrupted evaluation continues with the same command. On several GPUs: torc
 """
 
 
+@options_in_messages()
 def run(arguments: list[str]) -> int:
     """Evaluate models. Called on all ranks.
 

@@ -3,11 +3,13 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
 from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from dcr_ds.models.endpoint import Endpoint
 
 WIDTH = 100
+NEGATIVE = re.compile(r"-(\d|\.\d|inf\b|nan\b)", re.IGNORECASE)  # a value, where argparse would see an option in -1e-3
+OPTIONS_OF_FIELDS = {
+    "model.chat_template_kwargs": "--chat-template-kwargs",
+    "model.chat_template": "--chat-template",
+    "model.source": "MODEL",
+}
 LARGEST = 3.4e38  # a number of float32, in which models compute
 
 
@@ -30,13 +38,15 @@ def command_parser(command: str, description: str, usage: str | None = None) -> 
     Prose in the description is wrapped; indented lines are kept. `parse_known_args` leaves a recipe and its fields for
     `parse_train`.
     """
-    return _CommandParser(
+    parser = _CommandParser(
         prog=f"dcr-ds {command}",
         usage=usage and f"dcr-ds {command} {usage}",
         description=_reflowed(description),
         formatter_class=partial(RawDescriptionHelpFormatter, width=_width(), max_help_position=28),
         allow_abbrev=False,
     )
+    parser._negative_number_matcher = NEGATIVE
+    return parser
 
 
 class _CommandParser(ArgumentParser):
@@ -55,6 +65,18 @@ class _CommandParser(ArgumentParser):
 def refuse(command: str, message: str) -> NoReturn:
     """Raise the UserError for wrong usage: names the command, what is wrong, and where the options are listed."""
     raise UserError(f"dcr-ds {command}: {message.removeprefix('argument ')}; see dcr-ds {command} --help")
+
+
+@contextmanager
+def options_in_messages() -> Iterator[None]:
+    """Name in errors the options of a command, not the fields of a recipe that they set."""
+    try:
+        yield
+    except UserError as error:
+        message = re.sub(
+            "|".join(map(re.escape, OPTIONS_OF_FIELDS)), lambda field: OPTIONS_OF_FIELDS[field[0]], str(error)
+        )
+        raise UserError(message) from None
 
 
 def run_tool(command: str, description: str, tools: Sequence[str], arguments: list[str]) -> int:

@@ -37,7 +37,13 @@ class Origin:
         return f"{self.field}: {self.path}{', ' + place if place else ''}: {problem}"
 
     def setting(self, key: str, value: str) -> str:
-        """How to set a key of this data set; benchmarks are list items, which the command line cannot set."""
+        """How to set a key of this data set; benchmarks are list items, which the command line cannot set.
+
+        A field that is an option, such as `--toxic`, names the file alone.
+        """
+        if self.field.startswith("--"):
+            is_file = key == "source"
+            return f"{self.field} {value}" if is_file else f"`{key}`, which only recipes set; here, change the file"
         if ".benchmarks." in self.field:
             return f"`{key}: {value}` under {self.field}"
         if "." not in self.field:  # a command, whose only key is `columns`

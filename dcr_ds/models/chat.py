@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.limits import check_ids, ids_beyond, model_limits
+from dcr_ds.models.limits import check_ids, ids_beyond, limits_of, model_limits
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.reasoning_templates import continued
 from dcr_ds.models.rendering import check_template, render
@@ -98,6 +98,14 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) ->
     """Token ids of a prompt, up to the start of the answer."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     return _encode(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))
+
+
+def encode_within_context(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[int]:
+    """As `encode_prompt`. Raises UserError for a prompt that is longer than the context of the model."""
+    ids = encode_prompt(tokenizer, messages)
+    if (context := limits_of(tokenizer).context) is not None and len(ids) > context:
+        raise UserError(f"{len(ids)} tokens, but the model reads at most {context}; remove or shorten the prompt")
+    return ids
 
 
 def encode_opened(tokenizer: PreTrainedTokenizerBase, messages: Messages, opening: str) -> list[int]:

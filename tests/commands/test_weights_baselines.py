@@ -114,11 +114,30 @@ def test_outputs_that_cannot_be_made_are_refused_before_work(tmp_path, capsys, m
         (["prosafeprune", "--layers", "0-99999999999"], "--layers: '0-99999999999': no model has so many layers"),
         (["prosafeprune", "--strength", "1e39"], "--strength: 1e39 is not a finite number, or too large"),
         (["scans", "--threshold", "7"], "--threshold: 7 is out of range"),
+        (["knob", "--strength", "-inf"], "--strength: -inf is not a finite number"),
+        (["knob", "--strength", "-1e-3"], "MODEL: none is not a model folder"),
     ],
 )
 def test_values_out_of_range_are_refused_before_work(capsys, command, message):
     assert main(["baseline", command[0], "none", *command[1:], "--out", "out"]) == 2
     assert message in the_error(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["scans", "surgical"])
+def test_prompts_beyond_the_context_are_named(model, tmp_path, refused, name):
+    options = ["--anchors", 1] if name == "scans" else ["--train", 1, "--validation", 1]
+    for role in ("harmful", "harmless", *(["seemingly-toxic"] if name == "surgical" else [])):
+        file = tmp_path / f"{role}.jsonl"
+        write_rows(file, [{"prompt": f"{role} {number} {'x' * 512}"} for number in range(2)])
+        options += [f"--{role}", file]
+    error = refused(name, model, *options)
+    assert "harmful-" in error and "tokens, but the model reads at most 512" in error
+
+
+def test_columns_of_a_file_are_renamed_where_no_recipe_maps_them(model, tmp_path, refused):
+    write_rows(tmp_path / "texts.jsonl", [{"text": "a"}])
+    error = refused("scans", model, "--harmful", tmp_path / "texts.jsonl")
+    assert "no column 'prompt'; columns: text. Map the right one with `columns.prompt`, which only recipes set" in error
 
 
 def test_an_existing_folder_is_kept(model, tmp_path, capsys):

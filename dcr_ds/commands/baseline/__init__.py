@@ -2,9 +2,10 @@
 
 import difflib
 import importlib
+from contextlib import nullcontext
 from typing import NamedTuple
 
-from dcr_ds.commands.parser import command_parser, refuse
+from dcr_ds.commands.parser import command_parser, options_in_messages, refuse
 
 
 class Baseline(NamedTuple):
@@ -46,7 +47,9 @@ def run(arguments: list[str]) -> int:
         command_parser("baseline", DESCRIPTION.format(names=_listing())).print_help()
         return 0
     name, rest = arguments[0], arguments[1:]
-    return _module(name).run(name, rest)
+    module = _module(name)
+    with options_in_messages() if BASELINES[name].made_from == "MODEL" else nullcontext():
+        return module.run(name, rest)
 
 
 def _parse(arguments: list[str]):

@@ -87,10 +87,12 @@ def _samples(options: Namespace) -> dict[str, list[PromptSet]]:
 
 
 def _encoded(role: str, prompts: PromptSet, tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    from dcr_ds.models.chat import encode_prompt
+    from dcr_ds.models.chat import encode_within_context
     from dcr_ds.models.rows import encode_row
 
-    return [encode_row(f"--{role}", row, lambda row: encode_prompt(tokenizer, row.messages)) for row in prompts.rows]
+    return [
+        encode_row(f"--{role}", row, lambda row: encode_within_context(tokenizer, row.messages)) for row in prompts.rows
+    ]
 
 
 def _span(layers: Sequence[int]) -> str:

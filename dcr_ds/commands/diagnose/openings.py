@@ -36,7 +36,7 @@ def run(options: Namespace) -> None:
 
     target = targets_of([options.model], template_fields(options))[0]
     refusals, ordinary = (
-        read_conversations(DataSource(source=path) if path else DataSource(), name)
+        read_conversations(DataSource(source=path) if path else DataSource(), name, f"--{name}")
         for name, path in (("refusals", options.refusals), ("general", options.general))
     )
     openings = openings_of(target.tokenizer(), refusals, ordinary)

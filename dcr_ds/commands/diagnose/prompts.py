@@ -54,23 +54,17 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
 
 def encoder(tokenizer: Any) -> Callable[[Prompt], list[int]]:
     """The function from a prompt to its token ids in the chat template."""
-    from dcr_ds.models.chat import encode_prompt
-    from dcr_ds.models.limits import limits_of
+    from dcr_ds.models.chat import encode_within_context
     from dcr_ds.models.rows import encode_row
 
-    def encode(row: Prompt) -> list[int]:
-        ids = encode_prompt(tokenizer, row.messages)
-        if (context := limits_of(tokenizer).context) is not None and len(ids) > context:
-            raise UserError(f"{len(ids)} tokens, but the model reads at most {context}; remove or shorten the prompt")
-        return ids
-
-    return lambda row: encode_row("diagnose", row, encode)
+    return lambda row: encode_row("diagnose", row, lambda row: encode_within_context(tokenizer, row.messages))
 
 
 def _read(options: Namespace, name: str) -> DataSet:
     path = getattr(options, name)
     source = DataSource(source=path) if path else DataSource(split=options.split)
-    return read_prompts(source, name) if name in PAIRED else read_conversations(source, name)
+    read = read_prompts if name in PAIRED else read_conversations
+    return read(source, name, OPTIONS[name])
 
 
 def _prompts_of(data_set: DataSet) -> list[Prompt]:
