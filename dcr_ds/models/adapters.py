@@ -41,6 +41,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     """
     from peft import LoraConfig, get_peft_model
 
+    _check_named(model, lora.targets, field)
     targets = _targets(model, lora.targets)
     for option in ("dora", "dropout"):
         if "target_parameters" in targets and getattr(lora, option):
@@ -65,6 +66,19 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         _refuse_tied(adapted, field)
     adapt_four_bit_experts(adapted)
     return adapted
+
+
+def _check_named(model: PreTrainedModel, targets: str | list[str], field: str) -> None:
+    """Raise UserError for a name in a list that no module has: peft leaves it out as long as others match.
+
+    Only the last part of a name is compared, as a model on which memory is planned has fewer blocks.
+    """
+    leaves = OF_EXPERTS | {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for target in targets if isinstance(targets, list) else ():
+        if target.rpartition(".")[2] not in leaves:
+            raise UserError(
+                f"{field}.targets: no module of the model is named {target!r}; use all-linear, or names such as q_proj"
+            )
 
 
 def _targets(model: PreTrainedModel, targets: str | list[str]) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int 
     if kind == "whole":
         freeze_above(model, trunk)
     elif (stage := recipe.refine if on_trunk else recipe.align).adapter == "lora":
-        model = add_lora(model, stage.lora, "lora")
+        model = add_lora(model, stage.lora, "refine.lora" if on_trunk else "align.lora")
     model.train()
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)

@@ -1,5 +1,7 @@
 """Fields of a recipe that are set and that nothing reads, since the field that turns them on is left at its default."""
 
+from collections.abc import Iterator
+
 from dcr_ds.recipe.layout import TRAINING_STAGES
 from dcr_ds.recipe.methods import PREFERENCE_TITLES
 from dcr_ds.recipe.schema import Recipe
@@ -20,9 +22,18 @@ def unused_fields(recipe: Recipe) -> list[str]:
     Args:
         recipe: as requested, before any `auto` is resolved.
     """
-    return [
-        f"WARNING: {stage}.{field} is set and has no effect without {stage}.{switch}: {value}"
-        for stage in (stage for stage in TRAINING_STAGES if stage in recipe.stages)
-        for field, (switch, value) in SWITCHES[stage].items()
-        if field in getattr(recipe, stage).model_fields_set and switch not in getattr(recipe, stage).model_fields_set
-    ]
+    return [f"WARNING: {field} is set and has no effect without {switch}" for field, switch in _unused(recipe)]
+
+
+def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for stage in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
+        is_set = getattr(recipe, stage).model_fields_set
+        for field, (switch, value) in SWITCHES[stage].items():
+            if field in is_set and switch not in is_set:
+                yield f"{stage}.{field}", f"{stage}.{switch}: {value}"
+    if "align" not in recipe.stages:
+        return
+    if "preferences" in recipe.data.model_fields_set and "method" not in recipe.align.model_fields_set:
+        yield "data.preferences", f"align.method: {', '.join(PREFERENCE_TITLES)}"
+    if recipe.align.safe_ratio != "auto" and recipe.align.method != "sft":
+        yield "align.safe_ratio", "align.method: sft"

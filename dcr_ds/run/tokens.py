@@ -78,10 +78,17 @@ class RunTokens:
         vars(self).pop("prompts", None)
 
     def notes(self, stages: Iterable[str]) -> list[str]:
-        """Warnings about the schedule of stages."""
-        steps = {"refine": lambda: self.recipe.refine.max_steps, "align": self.align_steps}
+        """Warnings about the schedule and the batches of stages."""
+        recipe = self.recipe
+        retained = recipe.refine.retain_batch if recipe.refine.retain_weight else 0
+        batches = {
+            "refine": lambda: repeats_note("refine.retain_batch", retained, len(self.prompts.general)),
+            "align": lambda: repeats_note("align.global_batch", recipe.align.global_batch, len(self.samples.samples)),
+        }
+        steps = {"refine": lambda: recipe.refine.max_steps, "align": self.align_steps}
         named = list(dict.fromkeys(FIELDS[stage] for stage in stages))
-        return [note for name in named if (note := warmup_note(name, getattr(self.recipe, name), steps[name]()))]
+        notes = [note for name in named if (note := warmup_note(name, getattr(recipe, name), steps[name]()))]
+        return notes + [note for name in named if (note := batches[name]())]
 
     def align_steps(self) -> int:
         """Optimizer steps of stage 2."""
@@ -97,6 +104,13 @@ def warmup_note(name: str, stage: StageSection, total_steps: int) -> str | None:
         f"WARNING: {name}: warmup_steps = {stage.warmup_steps}, and the stage has {total_steps} steps, so its learning "
         f"rate ends at {share:.0%} of {name}.learning_rate; lower {name}.warmup_steps"
     )
+
+
+def repeats_note(field: str, batch: int, num_samples: int) -> str | None:
+    """A warning if a step takes more samples than there are."""
+    if batch <= num_samples:
+        return None
+    return f"WARNING: {field} = {batch}, and there are {num_samples} samples, so that a step has repeats; lower it"
 
 
 def hash_rows(rows: Iterable[Sequence[int]]) -> str:

@@ -45,6 +45,7 @@ def test_override(case):
         ("refine.packed_length", "2048", "refine.packing: true"),
         ("refine.temperature", "0.2", "refine.loss: supcon, infonce or ntxent"),
         ("align.dpo.beta", "0.3", "align.method: dpo"),
+        ("data.preferences", "pairs.jsonl", "align.method: dpo, kto, orpo, simpo"),
     ],
 )
 def test_a_field_that_another_one_would_turn_on_is_a_warning(name, text, switch):

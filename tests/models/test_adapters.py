@@ -234,7 +234,7 @@ def test_an_adapter_of_another_kind_is_not_merged(refined):
         merge_lora(source, folder / "adapter", folder / "merged")
 
 
-@pytest.mark.parametrize("targets", [["q_prj"], "q_prj"])
+@pytest.mark.parametrize("targets", [["q_prj"], "q_prj", ["q_proj", "q_prj"]])
 def test_targets_that_are_in_no_model_are_named(tmp_path, targets):
     with pytest.raises(UserError, match=r"align\.lora\.targets: .*q_prj"):
         wrapped(make_model(tmp_path), targets=targets)

@@ -7,7 +7,7 @@ from small_runs import ROWS, write_rows
 from transformers import AutoTokenizer
 
 from dcr_ds.recipe import Recipe
-from dcr_ds.run.tokens import hash_rows, warmup_note
+from dcr_ds.run.tokens import hash_rows, repeats_note, warmup_note
 
 EXTRA = "<extra>"
 
@@ -64,8 +64,15 @@ def test_rows_beyond_the_context_are_left_out_and_noted(place, train, run_folder
     assert json.loads(run_folder.stage("align").summary.read_text())["num_general"] == len(ROWS["general"])
 
 
+def test_a_batch_with_more_samples_than_there_are_is_noted():
+    assert repeats_note("align.global_batch", 8, 8) is None
+    assert repeats_note("align.global_batch", 9, 8).startswith("WARNING: align.global_batch = 9, and there are 8")
+
+
 def test_a_warmup_longer_than_the_stage_is_noted(train):
-    noted = train("--stages", "[refine]", "--refine.warmup_steps", "40", "--refine.max_steps", "2")
+    repeats = ("--refine.retain_batch", "9")
+    noted = train("--stages", "[refine]", "--refine.warmup_steps", "40", "--refine.max_steps", "2", *repeats)
+    assert "WARNING: refine.retain_batch = 9, and there are 5 samples, so that a step has repeats" in noted
     assert "WARNING: refine: warmup_steps = 40, and the stage has 2 steps, so its learning rate ends at 2% of" in noted
 
 
