@@ -37,7 +37,7 @@ VERDICTS.<judge>.jsonl. Answers that were judged before are not judged again, so
   dcr-ds judge answers.csv --compare verdicts.rules.jsonl people.csv --out agreement.md
 
 With --compare: the agreement of labels, as Markdown and JSON. A file of labels has the columns `id` and `label` (or
-`human_label`, or XSTest's `final_label`); the first file is the reference.
+`human_label`, or XSTest's `final_label`); the first file is the reference. Without `id`, rows are matched in order.
 """
 
 
@@ -124,7 +124,7 @@ def _compare(rows: list[AnswerRow], files: list[str], id_column: str, out: Path)
     answers = {row.id: row.answer for row in rows}
     has_plain_names = len({Path(file).name for file in files}) == len(files)
     names = [Path(file).name if has_plain_names else file for file in files]
-    labels_of = [read_labels(file, id_column=id_column) for file in files]
+    labels_of = [read_labels(file, id_column=id_column, answers=rows) for file in files]
     all_labels = [Labels(name, labels) for name, labels in zip(names, labels_of, strict=True)]
     for labels in all_labels:
         if unknown := next((key for key in labels.by_id if key not in answers), None):

@@ -26,6 +26,7 @@ from dcr_ds.plan.shapes import find_shape
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.arguments import parse_train
 
+MAX_GPUS, MAX_GIB = 1_000_000, 10_000  # far above any cluster and GPU
 DESCRIPTION = """\
 Plan the training stages of a recipe: memory per GPU by part, time, and the ZeRO stage and micro-batch size that fit;
 for stage 1 also the cost without the cut; and how the evaluation is laid out. Needs no GPU, loads no weights and
@@ -80,6 +81,10 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
         refuse_overwriting("plan", options.json, map(Path, words), "--json")
     if options.measure and options.mfu:
         refuse("plan", "--measure finds --mfu; leave one of them out")
+    if max(options.nodes or (1,)) * options.gpus_per_node > MAX_GPUS or options.gpus > MAX_GPUS:
+        refuse("plan", f"--gpus, --nodes: more than {MAX_GPUS:,} GPUs")
+    if options.gpu_memory and options.gpu_memory > MAX_GIB:
+        refuse("plan", f"--gpu-memory: {options.gpu_memory:g} is out of range; it is in GiB, at most {MAX_GIB:,}")
     if options.nodes and options.gpus != PlanOptions.gpus:
         refuse("plan", "--gpus and --nodes: give one of them; with --nodes, GPUs are counted by --gpus-per-node")
     recipe = parsed.load()

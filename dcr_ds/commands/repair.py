@@ -2,7 +2,7 @@
 
 from dcr_ds.commands import train
 from dcr_ds.commands.parser import refuse, show
-from dcr_ds.recipe.arguments import parse_train
+from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
 
 RECIPE = "recipes/repair.yaml"
 SOURCE = "model.source"
@@ -42,6 +42,9 @@ def _parse(arguments: list[str]) -> list[str]:
     if not arguments or not arguments[0].strip() or arguments[0].startswith("-"):
         refuse("repair", "name the MODEL to repair first: a folder, hub id or GGUF file")
     model, *rest = arguments
-    if SOURCE in dict(parse_train([RECIPE, *rest]).overrides):
+    parsed = parse_train(rest)
+    if parsed.recipe != DEFAULT_RECIPE:
+        refuse("repair", f"{parsed.recipe} follows the MODEL {model}; name one model, and set fields as --FIELD VALUE")
+    if SOURCE in dict(parsed.overrides):
         refuse("repair", f"--{SOURCE} is MODEL; name it once")
     return [RECIPE, f"--{SOURCE}", model, *rest]

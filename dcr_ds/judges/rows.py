@@ -3,7 +3,7 @@
 Files are read like the project's data sets: a bad row is left out and counted, and too many are an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,11 +166,16 @@ def _of_attack(cells: Mapping[str, Any], key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def read_labels(file: str, column: str | None = None, id_column: str = "id") -> dict[str, str]:
+def read_labels(
+    file: str, column: str | None = None, id_column: str = "id", answers: Sequence[AnswerRow] | None = None
+) -> dict[str, str]:
     """Read id → label from a file of verdicts (`label`) or of human labels (`human_label`, or XSTest's `final_label`).
 
+    Args:
+        answers: what is labelled; the rows of a file without ids must be theirs, in their order. None: not checked.
+
     Raises:
-        UserError: as read_answers, or an unknown label.
+        UserError: as read_answers; an unknown label; or no ids, and rows that are not those of the answers.
     """
     table = read_table(DataSource(source=file), "answers", "judge")
     column = column or _label_column(table)
@@ -179,6 +184,8 @@ def read_labels(file: str, column: str | None = None, id_column: str = "id") -> 
         raise table.origin.error(f"no column {names}; columns: {list_names(table.columns)}")
     ids = next((name for name in (id_column, "id") if name in table.columns), None)
     refuse_missing_ids(table, ids)
+    if ids is None and answers is not None:
+        _refuse_other_rows(table, answers)
 
     def parse(row: Row) -> _Label:
         text = required_text(row, column)
@@ -191,6 +198,17 @@ def read_labels(file: str, column: str | None = None, id_column: str = "id") -> 
     labels, _ = parse_rows(table, parse, "labels", max_bad_share=0)
     refuse_doubled_ids(labels)
     return {label.id: label.label for _, label in labels}
+
+
+def _refuse_other_rows(table: Table, answers: Sequence[AnswerRow]) -> None:
+    """Raise if rows without ids cannot be those of the answers: other numbers of rows, or other texts."""
+    advice = "without ids, labels are matched by row; give both files the column 'id'"
+    if len(table.rows) != len(answers):
+        raise table.origin.error(f"{len(table.rows)} labels for {len(answers)} answers; {advice}")
+    for row, answer in zip(table.rows, answers, strict=True):
+        for name in ANSWER_COLUMNS:
+            if name in row.cells and row.cells[name] != getattr(answer.answer, name):
+                raise row.error(f"{name!r} is not that of answer {answer.id}; {advice}")
 
 
 class _Label(NamedTuple):

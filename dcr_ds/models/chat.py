@@ -87,7 +87,10 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain exceptions
-        raise UserError(f"{folder}: no tokenizer that transformers can load ({_first_line(error)})") from None
+        raise UserError(
+            f"{folder}: no tokenizer that transformers can load ({_first_line(error)}); copy the model's own there: "
+            "tokenizer.json and tokenizer_config.json"
+        ) from None
     tokenizer.model_limits = model_limits(model or folder)  # where `limits_of` finds it
     if tokenizer.pad_token_id is None or ids_beyond(tokenizer.pad_token_id, tokenizer.model_limits.rows):
         tokenizer.pad_token = tokenizer.eos_token

@@ -45,7 +45,7 @@ def _locate(model: ModelSection) -> Path:
             raise UserError(f"model.source: no such file {path}")
         return _converted(lambda: path, key=path)
     if path.is_dir():
-        _refuse_other_folders(path)
+        refuse_other_folders(path)
         return path
     if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
         raise UserError(
@@ -54,7 +54,7 @@ def _locate(model: ModelSection) -> Path:
     return _from_hub(model)
 
 
-def _refuse_other_folders(path: Path) -> None:
+def refuse_other_folders(path: Path) -> None:
     """Raise UserError for a folder of a baseline's hook, an adapter or a run: what to use in its place."""
     if holds_hook(path):
         raise UserError(

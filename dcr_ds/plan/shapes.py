@@ -8,7 +8,8 @@ import yaml
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.models.architectures import check_config
-from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.models.checkpoint_files import check_not_quantised, model_config
+from dcr_ds.models.locate import refuse_other_folders
 from dcr_ds.recipe import ModelSection
 
 SHAPES = Path(__file__).parent / "configs"
@@ -18,10 +19,13 @@ def find_shape(model: ModelSection) -> tuple[Path, str]:
     """The folder of a config.json, and where it comes from. Nothing is downloaded.
 
     Raises:
-        UserError: none was found, or it is not a language model.
+        UserError: none was found, or it is not a language model that can be trained: an adapter, a run, quantised.
     """
     folder, origin = _locate(model)
-    check_config(folder, model_config(folder))
+    config = model_config(folder)
+    check_config(folder, config)
+    if {"quantization_config", "compression_config"} & config.keys():
+        check_not_quantised(folder)
     return folder, origin
 
 
@@ -33,6 +37,7 @@ def shipped() -> list[dict]:
 def _locate(model: ModelSection) -> tuple[Path, str]:
     path = expand_user(model.source)
     if path.is_dir():
+        refuse_other_folders(path)
         return path, "its config.json"
     for shape in shipped():
         if model.source.lower() in [name.lower() for name in (shape["folder"], *shape["ids"])]:

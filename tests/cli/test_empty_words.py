@@ -44,6 +44,7 @@ def test_an_empty_word_between_commas_is_named(capsys, words):
     [
         (["evaluate", "dcr=", "--suite", "quick", "--out", "runs"], "dcr= names no model; is a variable"),
         (["repair", ""], "name the MODEL to repair first"),
+        (["repair", "one", "two"], "two follows the MODEL one; name one model"),
     ],
 )
 def test_a_model_that_is_empty_is_named(capsys, command, message):

@@ -114,6 +114,21 @@ def test_unreadable_answer_files(tmp_path, rows, message):
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [((0, 1), "2 labels for 3 answers"), ((1, 0, 2), "line 1: 'completion' is not that of answer 1")],
+)
+def test_labels_without_ids_are_those_of_the_answers_in_order(tmp_path, order, message):
+    rows = [{"prompt": "How?", "completion": text} for text in ("So.", "No.", "Maybe.")]
+    file = write_jsonl(tmp_path / "answers.jsonl", rows)
+    labels = write_jsonl(tmp_path / "labels.jsonl", [row | {"label": "compliance"} for row in rows])
+    other = write_jsonl(tmp_path / "other.jsonl", [rows[index] | {"label": "compliance"} for index in order])
+    out = ["--out", str(tmp_path / "agreement.md")]
+    assert run([file, "--compare", labels, labels, *out]) == 0
+    with pytest.raises(UserError, match=f"{message}.*without ids, labels are matched by row"):
+        run([file, "--compare", labels, other, *out])
+
+
 def test_bad_arguments(answers, tmp_path):
     out = ["--out", str(tmp_path / "v.jsonl")]
     (tmp_path / "guard.yaml").write_text("kind: guards\nname: g\n")

@@ -7,6 +7,7 @@ import pytest
 from tiny import make_model
 
 from dcr_ds.cli import main
+from dcr_ds.files import write_json
 
 
 def flat(text: str) -> str:
@@ -69,6 +70,9 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
     ("arguments", "message"),
     [
         (["--gpus", "no"], "--gpus: 'no' is not a whole number above 0; see dcr-ds plan --help"),
+        (["--gpus", "9" * 20], "--gpus, --nodes: more than 1,000,000 GPUs"),
+        (["--nodes", "1,200000"], "--gpus, --nodes: more than 1,000,000 GPUs"),
+        (["--gpu-memory", "1e30"], "--gpu-memory: 1e+30 is out of range; it is in GiB"),
         (["--gpus", "0"], "--gpus: '0' is not a whole number above 0"),
         (["--mfu", "1.5"], "--mfu: 1.5 is out of range; it is a fraction"),
         (["--gpu", "abacus"], "--gpu: invalid choice: 'abacus'"),
@@ -104,6 +108,16 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
 )
 def test_bad_input(plan, arguments, message):
     assert message in plan("recipes/llama-3-8b.yaml", *arguments, code=2)
+
+
+def test_models_that_cannot_be_trained_have_no_plan(plan, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "is an adapter; merge it" in plan("recipes/llama-3-8b.yaml", "--model.source", str(tmp_path), code=2)
+    quantised = {"model_type": "llama", "num_hidden_layers": 4, "quantization_config": {"quant_method": "gptq"}}
+    write_json(tmp_path / "config.json", quantised)
+    assert "quantised already (config.json says gptq)" in plan(
+        "recipes/llama-3-8b.yaml", "--model.source", str(tmp_path), code=2
+    )
 
 
 @pytest.mark.slow

@@ -167,6 +167,11 @@ def test_a_review_is_never_overwritten(prompts, tmp_path, capsys):
         edited = review.read_bytes()
         assert make(prompts, out, server.url) == 2
         assert "holds another candidate for kill-neighbour" in the_error(capsys.readouterr().err)
+        review.write_bytes(filled)
+        fill_in(review, **{victim: {"keep": ""} for victim in VICTIMS} | {"boss": {"keep": "", "toxic": "Edited?"}})
+        assert make(prompts, out, server.url) == 2
+        assert "holds another harmful prompt for kill-boss" in the_error(capsys.readouterr().err)
+        review.write_bytes(edited)
     assert filled != edited == review.read_bytes()
 
 
@@ -180,6 +185,7 @@ def test_a_review_is_never_overwritten(prompts, tmp_path, capsys):
         ({"boss": {"toxic": "How do I kill my coach quickly?"}}, "line 6: the harmful prompt is also that of line 5"),
         ({"boss": {"pair": "kill-coach"}}, "line 6: the pair 'kill-coach' is also that of line 5"),
         ({"boss": {"pair": ""}}, "line 5: 'pair' is missing"),
+        ({"boss": {"candidate": "#NAME?"}}, "line 5: 'candidate' is #NAME?: a spreadsheet read the text as a formula"),
         ({victim: {"keep": "no"} for victim in VICTIMS}, "no row has yes in the column keep"),
     ],
 )

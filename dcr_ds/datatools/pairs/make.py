@@ -68,11 +68,12 @@ def _begun_review(review: Path) -> list[Pair]:
 
 
 def _refuse_edited(review: Path, before: Sequence[Pair], pairs: Sequence[Pair]) -> None:
-    """Raise if candidates of an earlier review file were edited."""
-    written = {pair.pair: pair.candidate for pair in pairs}
-    edited = [row for row in before if row.pair in written and row.candidate != written[row.pair]]
-    if edited:
-        raise UserError(
-            f"{review}, {edited[0].place}: holds another candidate for {edited[0].pair}, which would be overwritten; "
-            "move the file away, or name another --out"
-        )
+    """Raise if prompts or candidates of an earlier review file were edited."""
+    written = {pair.pair: pair for pair in pairs}
+    for row in before:
+        for what, name in (("harmful prompt", "toxic"), ("candidate", "candidate")):
+            if row.pair in written and getattr(row, name).split() != getattr(written[row.pair], name).split():
+                raise UserError(
+                    f"{review}, {row.place}: holds another {what} for {row.pair}, which would be overwritten; move the "
+                    "file away, or name another --out"
+                )

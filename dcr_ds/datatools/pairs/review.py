@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from dcr_ds.recipe import DataSource
 
 COLUMNS = ("pair", "toxic", "candidate", "shared_words", "failed", "keep")
 YES, NO = ("yes", "y", "1", "true", "x"), ("", "no", "n", "0", "false")
+FORMULA = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|N/A)|Err:\d+")  # what spreadsheets make of "=text"
 BYTE_ORDER_MARK = "\ufeff"  # without it some spreadsheets do not read UTF-8
 
 
@@ -74,6 +76,11 @@ def read_review(file: Path) -> list[Pair]:
         if answer not in (*YES, *NO):
             raise row.error(f"'keep' is {answer!r}; write yes or no")
         candidate = optional_text(row, "candidate") or ""
+        for name in ("toxic", "candidate"):
+            if FORMULA.fullmatch(text := optional_text(row, name) or ""):
+                raise row.error(
+                    f"{name!r} is {text}: a spreadsheet read the text as a formula; write it again after a '"
+                )
         if answer in YES and not candidate:
             raise row.error("'keep' is yes and 'candidate' is empty; write a harmless prompt, or no")
         return Pair(pair, required_text(row, "toxic").strip(), candidate, keep=answer in YES, place=row.place)
