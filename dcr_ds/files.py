@@ -192,11 +192,11 @@ def check_fields(content: Any, fields: Sequence[str], place: object) -> None:
         raise UserError(f"{place}: has no {', '.join(missing)}, as another version or program wrote it; {REPEAT}")
 
 
-def read_whole_rows(path: Path, fields: Sequence[str] = ()) -> list[dict]:
+def read_whole_rows(path: Path, fields: Sequence[str] = (), is_reported: bool = True) -> list[dict]:
     """Return the rows of a file that is written row by row, for a writer that writes again what is missing.
 
     A line that is not an object with these fields is left out: one that was torn when its writer was killed, or another
-    damage, which is reported.
+    damage, which is reported if `is_reported`.
     """
     rows, damaged = [], []
     for place, content in placed_lines(path):
@@ -208,7 +208,7 @@ def read_whole_rows(path: Path, fields: Sequence[str] = ()) -> list[dict]:
             rows.append(row)
         else:
             damaged.append(place)
-    if damaged and place != damaged[0]:  # not only the last line
+    if is_reported and damaged and place != damaged[0]:  # not only the last line
         print(f"{damaged[0]}: is damaged ({len(damaged)} lines); written again", file=sys.stderr)
     return rows
 

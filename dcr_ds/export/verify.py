@@ -14,10 +14,11 @@ from dcr_ds.diagnose.openings import Openings
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel
 from dcr_ds.export.served import served_log_odds, served_tokens
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_within_context, load_tokenizer
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.gguf_file import load_gguf
 from dcr_ds.models.hooks.load import load_model
+from dcr_ds.models.rows import encode_row
 
 BOUND = 0.01  # between float32 readings of the same weights, which differ by rounding
 SERVED_BOUND = 1.0  # a server computes in 16 bits
@@ -92,8 +93,9 @@ def asked_of(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], open
 
 def _ids(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Token ids of prompts; none without a chat template, which a GGUF file may lack."""
-    has_template = tokenizer.chat_template is not None
-    return [encode_prompt(tokenizer, row.messages) if has_template else [] for row in prompts]
+    if tokenizer.chat_template is None:
+        return [[] for _ in prompts]
+    return [encode_row("verify", row, lambda row: encode_within_context(tokenizer, row.messages)) for row in prompts]
 
 
 def _served_ids(endpoint: Endpoint, prompts: Sequence[Prompt]) -> list[list[int]] | None:

@@ -156,9 +156,11 @@ def _export_trained(path: Path, out: Path, options: ExportOptions) -> str:
     folder = RunFolder(run).stage(stage)
     if folder.is_done and not below:
         exported = folder.adapter if _is_adapter(folder.adapter) and not options.merge else folder.model
+        check_export(exported)  # names what is incomplete in the run, not in the copy
         _copy(exported, out)
         return f"the {exported.name} of {folder.folder}, a finished stage"
     if below == (folder.model.name,):
+        check_export(folder.model)
         _copy(folder.model, out)
         return f"the model of {folder.folder}"
     name = below[1] if len(below) == 2 else newest_complete(folder.checkpoints)[0]

@@ -59,7 +59,7 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool 
 
 def _refuse_other_file(out: Path) -> None:
     """Raise if the file to be overwritten contains anything but verdicts."""
-    rows = read_whole_rows(out)
+    rows = read_whole_rows(out, is_reported=False)
     if not all("label" in row for row in rows) or (not rows and out.exists() and out.stat().st_size):
         raise UserError(f"{out}: exists and does not contain verdicts; choose another file, or move this one away")
 

@@ -9,6 +9,7 @@ from run_folders import write_run
 
 from dcr_ds.errors import UserError
 from dcr_ds.export.push import add_card, push
+from dcr_ds.export.write import ExportOptions, export
 
 
 def test_a_finished_stage_has_its_card(tmp_path):
@@ -30,6 +31,13 @@ def test_an_unfinished_stage_and_an_adapter_outside_of_runs_have_no_card(tmp_pat
             folder.mkdir(exist_ok=True)
         add_card(trained, None, out)
         assert not list(out.iterdir())
+
+
+def test_what_is_missing_is_named_in_the_run_not_in_the_copy(tmp_path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(UserError, match=f"^{run}/align/model: has no config.json"):
+        export(run, tmp_path / "out", ExportOptions())
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.fixture

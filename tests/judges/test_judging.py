@@ -147,13 +147,13 @@ def test_other_columns_are_kept_and_never_overwrite_a_verdict(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ['{"id": "a", "completion": "mine"}\n', "id,label\n", "\x00\x01"])
-def test_a_file_with_other_content_is_not_overwritten(generations, tmp_path, content):
+@pytest.mark.parametrize("content", ['{"id": "a", "completion": "mine"}\n', "id,label\n1,a\n2,b\n", "\x00\x01"])
+def test_a_file_with_other_content_is_not_overwritten(generations, tmp_path, capsys, content):
     out = tmp_path / "v.jsonl"
     out.write_text(content)
     with pytest.raises(UserError, match="does not contain verdicts"):
         judge_file(generations, Counted(), out)
-    assert out.read_text() == content
+    assert out.read_text() == content and "written again" not in capsys.readouterr().err
 
 
 def test_verdicts_without_a_key_are_judged_again(generations, tmp_path):
