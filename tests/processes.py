@@ -16,8 +16,13 @@ def free_port() -> str:
         return str(listener.getsockname()[1])
 
 
+def as_ranks(ranks: int) -> list[str]:
+    """The start of a command that runs a script on several ranks; faster than a launcher."""
+    return [sys.executable, str(Path(__file__).with_name("ranks.py")), str(ranks), free_port()]
+
+
 def torchrun(ranks: int) -> list[str]:
-    """The start of a command that runs a script on several ranks."""
+    """The start of a command that runs a script on several ranks with PyTorch's launcher."""
     return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", f"--master_port={free_port()}"]
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from small_runs import TOPICS, write_rows
 
 from dcr_ds.cli import main
@@ -69,7 +69,7 @@ def test_alignment_stops_at_the_target_refusal(recipe, measured, capsys):
 
 def test_two_ranks_under_zero3_measure_the_same_values(recipe, measured, tmp_path):
     more = {"align__epochs": 4, "deepspeed": "ds_configs/zero3.json"}
-    run_command(*torchrun(2), TRAIN, *arguments(recipe, "zero3", **more))
+    run_command(*as_ranks(2), TRAIN, *arguments(recipe, "zero3", **more))
     for row, expected in zip(rows(recipe, "zero3"), rows(recipe, measured), strict=False):
         for name, value in row.items():
             if name.startswith("log_odds_"):

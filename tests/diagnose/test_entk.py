@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from tiny import make_model
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -307,7 +307,7 @@ dist.destroy_process_group()
 def test_two_ranks_compute_the_same_as_one(tmp_path):
     model, prompts = load(tmp_path, "qwen2"), prompts_of()
     (tmp_path / "ranks.py").write_text(RANKS)
-    run_command(*torchrun(2), tmp_path / "ranks.py", tmp_path, json.dumps(prompts))
+    run_command(*as_ranks(2), tmp_path / "ranks.py", tmp_path, json.dumps(prompts))
     single = entk(model, prompts, k=4)
     norms = [np.load(tmp_path / f"norms{rank}.npy") for rank in (0, 1)]
     np.testing.assert_array_equal(*norms)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from tiny import make_model
 
 SCRIPT = Path(__file__).with_name("communication.py")
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(600)  # a launch of four ranks, on few cores
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("communication")
     model = make_model(folder / "model", tied=False)
-    run_command(*torchrun(4), SCRIPT, model, folder / "out.pt", timeout=400)
+    run_command(*as_ranks(4), SCRIPT, model, folder / "out.pt", timeout=400)
     return torch.load(folder / "out.pt")
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from tiny import make_model
 
 SCRIPT = Path(__file__).with_name("first_gradients.py")
@@ -34,7 +34,7 @@ def runs(launches, tmp_path_factory):
     results = {}
     for ranks, (zero_stages, micro_batches) in launches.items():
         out = folder / f"{ranks}.pt"
-        run_command(*torchrun(ranks), SCRIPT, *models, out, zero_stages, micro_batches, timeout=400)
+        run_command(*as_ranks(ranks), SCRIPT, *models, out, zero_stages, micro_batches, timeout=400)
         results[ranks] = torch.load(out)
     return results
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from processes import ROOT, free_port
+from processes import ROOT, as_ranks, free_port
 from safetensors.torch import load_file
 from tiny import make_model, one_thread_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -114,7 +114,7 @@ def killed(tmp_path_factory, recipe) -> Path:
     """A run on two ranks that was killed in stage 1, resumed, and killed in stage 2."""
     output = tmp_path_factory.mktemp("killed")
     for stage, step in (("refine", 3), ("align", 3)):
-        process = start(deepspeed(recipe, "--output", str(output), ranks=2))
+        process = start([*as_ranks(2), "train.py", recipe, "--output", str(output)])
         kill_after(process, output / "tiny", stage, step, signal.SIGKILL)
         process.communicate()
     return output
@@ -122,7 +122,7 @@ def killed(tmp_path_factory, recipe) -> Path:
 
 def test_killed_run_resumes_bit_for_bit(two_ranks, killed, recipe, tmp_path):
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    output = finish(start(deepspeed(recipe, "--output", str(tmp_path), ranks=2)))
+    output = finish(start([*as_ranks(2), "train.py", recipe, "--output", str(tmp_path)]))
     assert "resuming from" in output
     for stage in ("refine", "align"):
         assert losses(tmp_path / "tiny", stage) == losses(two_ranks, stage)
@@ -148,7 +148,7 @@ def test_run_of_one_rank_resumes_on_two(two_ranks, recipe, tmp_path, zero):
     process = start([sys.executable, "train.py", *options])
     kill_after(process, tmp_path / "tiny", "align", 3, signal.SIGKILL)
     process.communicate()
-    output = finish(start(deepspeed(*options, ranks=2)))
+    output = finish(start([*as_ranks(2), "train.py", *options]))
     assert f"saved by 1 ranks under ZeRO stage {zero}; converting it for 2" in output
     assert losses(tmp_path / "tiny", "align") == pytest.approx(losses(two_ranks, "align"), rel=1e-5)
 

@@ -1,13 +1,10 @@
 """A non-finite gradient with a finite loss ends the stage on all ranks before a weight changes or is saved."""
 
 import json
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from tiny import one_thread_environment
+from processes import as_ranks, run_command
 
 SCRIPT = Path(__file__).with_name("poisoned_ranks.py")
 CASES = 4 * 2 * 3  # ZeRO stages, dtypes, factors
@@ -20,13 +17,7 @@ def strict(text):
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_every_rank_stops_before_it_saves(tmp_path, world_size):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(world_size)]
-    command += ["--master_port", str(port), str(SCRIPT), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=one_thread_environment())
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_command(*as_ranks(world_size), SCRIPT, tmp_path)
     by_rank = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
     assert all(len(results) == CASES for results in by_rank)
     for key, result in by_rank[0].items():

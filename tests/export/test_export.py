@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from safetensors.torch import load_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -32,7 +32,7 @@ def source(tmp_path_factory) -> Path:
 def runs(tmp_path_factory, source) -> Path:
     """Runs on two ranks, stopped after two steps: refine-zeroN, full-parameter, and align-zeroN, with LoRA."""
     folder = tmp_path_factory.mktemp("runs")
-    run_command(*torchrun(2), Path(__file__).with_name("save_checkpoints.py"), source, folder)
+    run_command(*as_ranks(2), Path(__file__).with_name("save_checkpoints.py"), source, folder)
     return folder
 
 

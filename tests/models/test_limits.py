@@ -119,9 +119,9 @@ def test_a_date_in_the_template_does_not_depend_on_the_day(tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = DATED + TEMPLATE
     tokenizer.save_pretrained(tmp_path)
-    ours, plain = rendered_on(tmp_path, 2031)
-    assert (ours, plain) != rendered_on(tmp_path, 2032) and "09 Jan 2031" in plain
-    assert ours == rendered_on(tmp_path, 2032)[0] and "Today: 26 Jul 2024\\n<|im_start|>user" in ours
+    (ours, plain), (later, plain_later) = (rendered_on(tmp_path, year) for year in (2031, 2032))
+    assert plain != plain_later and "09 Jan 2031" in plain
+    assert ours == later and "Today: 26 Jul 2024\\n<|im_start|>user" in ours
 
 
 def test_a_pad_token_that_the_model_lacks_is_replaced(extended):
