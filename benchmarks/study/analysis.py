@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from measure import PairOfSets, read_plan
 from rows import RESULTS, Row, read, read_cost, seeds_done
+from sets import PairOfSets, read_plan
 
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.discernment import (

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import yaml
-from arms import HERE, RECIPE, TEMPLATE
+from arms import RECIPE, TEMPLATE
 from rows import Row
+from sets import JUDGE, PairOfSets, Plan
 
 from dcr_ds.data import Benchmark, RunData
 from dcr_ds.data.benchmarks import read_benchmarks
@@ -28,29 +28,8 @@ from dcr_ds.models.chat import encode_prompt
 from dcr_ds.recipe import ChatTemplate, EndpointSection, EvaluateSection, ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import ModelFolder
 
-JUDGE = "rules"
 EXAMPLES = 12
 READ = ("id", "log_odds", "margin")  # what is kept of the rows of `refusal_log_odds`
-
-
-class PairOfSets(NamedTuple):
-    """A harmless set and a harmful one; `rows` prompts of each are sampled (None: all)."""
-
-    harmless: str
-    harmful: str
-    rows: int | None = None
-    answered: bool = False
-
-    def entries(self) -> list[dict]:
-        """The two as benchmarks of a recipe."""
-        return [{"name": name, "rows": self.rows} for name in (self.harmless, self.harmful)]
-
-
-class Plan(NamedTuple):
-    """What is measured: pairs of sets by name, and the attacked benchmark."""
-
-    pairs: dict[str, PairOfSets]
-    attacked: dict
 
 
 class What(NamedTuple):
@@ -67,12 +46,6 @@ class Measured(NamedTuple):
     general_loss: float
     seconds: float
     examples: list[dict[str, str]]
-
-
-def read_plan(file: Path = HERE / "sets.yaml") -> Plan:
-    written = yaml.safe_load(file.read_text(encoding="utf-8"))
-    pairs = {name: PairOfSets(**fields) for part in ("test", "development") for name, fields in written[part].items()}
-    return Plan(pairs, written["attacked"])
 
 
 def read_sets(data: str, pairs: Sequence[PairOfSets]) -> list[Benchmark]:

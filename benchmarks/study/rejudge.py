@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from arms import read_arms
-from measure import JUDGE
 from rows import RESULTS, Row, place, read, read_cost, seeds_done, write
+from sets import JUDGE
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
 from dcr_ds.judges.base import verdicts

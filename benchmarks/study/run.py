@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # record.py
 
 from arms import ATTACKED_SEEDS, RECIPE, ROOT, TEMPLATE, Arm, protocol_hash, read_arms, refuse_other_protocols
 from rows import RESULTS, place, read_cost, seeds_done, write
+from sets import read_plan
 
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
 from dcr_ds.files import read_object, write_atomically
@@ -109,7 +110,7 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     to = place(job.name, job.seed, options.results)
     if to.is_done:
         return True
-    from measure import What, measure, read_plan  # torch: --plan and wrong input need not wait for it
+    from measure import What, measure  # torch: --plan and wrong input need not wait for it
 
     print(f"== {job.run}", flush=True)
     home = options.out / job.run

@@ -17,9 +17,10 @@ sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 from analysis import PLAN, Study, difference  # noqa: E402
 from arms import protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
-from measure import Plan, What, measure, read_plan, read_sets  # noqa: E402
+from measure import What, measure, read_sets  # noqa: E402
 from rows import Row, place, read, read_cost, seeds_done, write  # noqa: E402
 from run import Job, claim, model_of  # noqa: E402
+from sets import Plan, read_plan  # noqa: E402
 
 from dcr_ds.data.kept import kept_rows  # noqa: E402
 from dcr_ds.errors import UserError  # noqa: E402
