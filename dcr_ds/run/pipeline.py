@@ -58,6 +58,8 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     check_separate(recipe, source)
     check = check_folder if dry_run else prepare_folder
     check(recipe, redo)
+    if recipe.control == "stl" and "align" in recipe.stages and not has_control(recipe):
+        _note(["WARNING: control: stl has no effect without refine: what is aligned is the base model already"])
     _check_source(recipe, source)
     requested = recipe
     if dry_run:

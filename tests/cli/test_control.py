@@ -26,8 +26,9 @@ def losses(run: RunFolder, stage: str) -> list[float]:
     return [json.loads(line)["loss"] for line in run.stage(stage).metrics.read_text().splitlines()]
 
 
-def test_the_control_is_the_run_without_refine(recipe, run):
-    assert main(["train", recipe, "--name", "stl", "--stages", "[align]"]) == 0
+def test_the_control_is_the_run_without_refine(recipe, run, capsys):
+    assert main(["train", recipe, "--name", "stl", "--stages", "[align]", "--control", "stl"]) == 0
+    assert "WARNING: control: stl has no effect without refine" in capsys.readouterr().err
     stl = RunFolder(Path(recipe).parent / "runs" / "stl")
     assert losses(run, "control") == losses(stl, "align") != losses(run, "align")
     assert weights(run.stage("control").model) == weights(stl.stage("align").model)
