@@ -149,9 +149,7 @@ def endpoint_section(study: Study, other: str) -> str:
     endpoints, common = primary(study, "dcr", other), set(study.seeds("dcr")) & set(study.seeds(other))
     planned = min(read_arms()[arm].seeds for arm in ("dcr", other))
     is_done = len(common) >= planned
-    so_far = (
-        "" if is_done else f"{len(common)} of {planned} seeds are done, so this is no result yet. With these seeds: "
-    )
+    so_far = "" if is_done else f"{len(common)} of {planned} seeds are done, so this is no result yet. "
     return f"{endpoint_table(study, endpoints, 'dcr', other)}\n\n{so_far}{verdict(endpoints, other)}"
 
 
@@ -196,7 +194,7 @@ def verdict(endpoints: list[Endpoint], other: str) -> str:
         if (endpoint.result["low"] or 0) <= 0 <= (endpoint.result["high"] or 0)
     ]
     said = "supported" if positive and significant == sets else "not supported"
-    text = f"by the rule of the protocol **{said}** (DCR against {other})."
+    text = f"By the rule of the protocol: **{said}** (DCR against {other})."
     return text + (f" No difference shown: {'; '.join(unclear)}." if unclear else "")
 
 
