@@ -102,8 +102,6 @@ def write(study: Study, out: Path) -> str:
         *described(study, "repair", "stl", REPAIR),
         *described(study, "repair", "align-again", REPAIR_CONTROL),
         *reading_text(),
-        "How strongly prompts are coupled in training (eNTK) was measured for the models of the demo: "
-        "[diagnose.md](diagnose.md#entk) has base, after refine, DCR and STL.",
         "## All arms",
         arms_table(study, arms),
         discernment_table(study, arms, TITLES),
