@@ -71,6 +71,9 @@ def test_a_run_saves_the_template_it_trained_with(recipe, model, tmp_path, capsy
     if adapter == "lora":
         merged = tmp_path / "merged"
         assert main(["export", str(tmp_path / "out"), "--merge", "--out", str(merged)]) == 0, capsys.readouterr().err
-        assert {file.name: file.read_bytes() for file in merged.iterdir()} == {
-            file.name: file.read_bytes() for file in (run / "align/model").iterdir() if file.name != "README.md"
-        }
+        own = ("README.md", "exported.json")  # of a run, and of an export
+        of_merged, of_run = (
+            {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in own}
+            for folder in (merged, run / "align/model")
+        )
+        assert of_merged == of_run

@@ -81,7 +81,7 @@ def test_bad_input_is_refused_and_no_model_is_written_over(folder, fields, repai
     assert "name the MODEL" in error() and "name the MODEL" in error("--refine.layer", "1")
     assert "not a model folder" in error(folder / "none", *fields)
     assert "name it once" in error(given, *fields, "--model.source", given)
-    assert "two recipes" in error(given, "other.yaml", *fields)
+    assert "other.yaml follows the MODEL" in error(given, "other.yaml", *fields)
     message = error(repaired.folder, *fields)
     assert "is a run" in message and str(repaired.stage("align").model) in message
     assert "inside the model's folder" in error(given, *fields, "--output", given / "runs")

@@ -103,7 +103,7 @@ def _sources(files: list[str]) -> dict[str, str]:
         if not equals or name not in SETS:
             name, source = Path(file).name.partition(".")[0], file
         if name not in SETS:
-            refuse("data check", f"which set is {file!r}? Write NAME={file}, where NAME is one of {', '.join(SETS)}")
+            refuse("data check", f"which set is {file}? Write NAME={file}, where NAME is one of {', '.join(SETS)}")
         if not source:
             refuse("data check", f"{file} names no file")
         if name in sources:
