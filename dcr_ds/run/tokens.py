@@ -107,10 +107,10 @@ def warmup_note(name: str, stage: StageSection, total_steps: int) -> str | None:
 
 
 def repeats_note(field: str, batch: int, num_samples: int) -> str | None:
-    """A warning if a step takes more samples than there are."""
+    """A warning if a batch is larger than the data, so that samples repeat within a step."""
     if batch <= num_samples:
         return None
-    return f"WARNING: {field} = {batch}, and there are {num_samples} samples, so that a step has repeats; lower it"
+    return f"WARNING: {field} = {batch}, and there are {num_samples} samples: a step repeats some; lower it"
 
 
 def hash_rows(rows: Iterable[Sequence[int]]) -> str:

@@ -72,7 +72,7 @@ def test_a_batch_with_more_samples_than_there_are_is_noted():
 def test_a_warmup_longer_than_the_stage_is_noted(train):
     repeats = ("--refine.retain_batch", "9")
     noted = train("--stages", "[refine]", "--refine.warmup_steps", "40", "--refine.max_steps", "2", *repeats)
-    assert "WARNING: refine.retain_batch = 9, and there are 5 samples, so that a step has repeats" in noted
+    assert "WARNING: refine.retain_batch = 9, and there are 5 samples: a step repeats some" in noted
     assert "WARNING: refine: warmup_steps = 40, and the stage has 2 steps, so its learning rate ends at 2% of" in noted
 
 
