@@ -8,14 +8,17 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dcr_ds.errors import UserError
 
 REPEAT = "repeat the command that writes it"
+Types = type | tuple[type, ...]
+NO_FIELDS: Mapping[str, Types] = MappingProxyType({})
 
 
 def cache_folder() -> Path:
@@ -192,11 +195,14 @@ def check_fields(content: Any, fields: Sequence[str], place: object) -> None:
         raise UserError(f"{place}: has no {', '.join(missing)}, as another version or program wrote it; {REPEAT}")
 
 
-def read_whole_rows(path: Path, fields: Sequence[str] = (), is_reported: bool = True) -> list[dict]:
+def read_whole_rows(path: Path, fields: Mapping[str, Types] = NO_FIELDS, is_reported: bool = True) -> list[dict]:
     """Return the rows of a file that is written row by row, for a writer that writes again what is missing.
 
     A line that is not an object with these fields is left out: one that was torn when its writer was killed, or another
     damage, which is reported if `is_reported`.
+
+    Args:
+        fields: that each row must have, with the types of their values.
     """
     rows, damaged = [], []
     for place, content in placed_lines(path):
@@ -204,13 +210,26 @@ def read_whole_rows(path: Path, fields: Sequence[str] = (), is_reported: bool = 
             row = parse_json(content)
         except ValueError:
             row = None
-        if isinstance(row, dict) and all(field in row for field in fields):
+        if isinstance(row, dict) and all(field in row and isinstance(row[field], fields[field]) for field in fields):
             rows.append(row)
         else:
             damaged.append(place)
     if is_reported and damaged and place != damaged[0]:  # not only the last line
         print(f"{damaged[0]}: is damaged ({len(damaged)} lines); written again", file=sys.stderr)
     return rows
+
+
+def refuse_other_rows(path: Path, fields: Sequence[str], what: str) -> None:
+    """Raise UserError unless each row of a file that is to be written again has one of these fields.
+
+    Args:
+        what: rows with these fields are, for the message.
+    """
+    rows = read_whole_rows(path, is_reported=False)
+    if not all(any(field in row for field in fields) for row in rows) or (
+        not rows and path.exists() and path.stat().st_size
+    ):
+        raise UserError(f"{path}: exists and does not contain {what}; choose another file, or move this one away")
 
 
 def placed_lines(path: Path) -> list[tuple[str, bytes]]:

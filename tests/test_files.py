@@ -22,7 +22,7 @@ def file(tmp_path):
 
 
 def test_both_readers_read_what_was_written(file, capsys):
-    assert read_jsonl(file, ("id",)) == read_whole_rows(file, ("id",)) == ROWS
+    assert read_jsonl(file, ("id",)) == read_whole_rows(file, {"id": str}) == ROWS
     assert read_jsonl(file.with_name("none")) == read_whole_rows(file.with_name("none")) == []
     assert not capsys.readouterr().err
 
@@ -35,8 +35,15 @@ def test_a_damaged_line_is_named_or_left_out_and_reported(file, capsys, damage, 
     file.write_text("\n".join(lines) + "\n")
     with pytest.raises(UserError, match=rf"rows\.jsonl, line {line + 1}: "):
         read_jsonl(file, ("id",))
-    assert read_whole_rows(file, ("id",)) == ROWS
+    assert read_whole_rows(file, {"id": str}) == ROWS
     assert ("is damaged" in capsys.readouterr().err) == (line < len(ROWS))  # an incomplete last line is normal
+
+
+@pytest.mark.parametrize("row", [{"id": "1", "tokens": "3"}, {"id": ["1"], "tokens": 3}, {"id": "1", "tokens": None}])
+def test_a_row_with_a_value_of_another_type_is_written_again(tmp_path, row):
+    rows = [{"id": "0", "tokens": 2}, row]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert read_whole_rows(tmp_path / "rows.jsonl", {"id": str, "tokens": int}) == rows[:1]
 
 
 def test_a_device_is_not_replaced_by_a_file(tmp_path):

@@ -19,6 +19,7 @@ from dcr_ds.files import hash_of, read_object, write_json
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
+from dcr_ds.report.numbers import shapes
 
 DESCRIPTION = """\
 Measure general ability with lm-eval: zero-shot accuracy on multiple-choice tasks. The results of a run go into its
@@ -73,23 +74,26 @@ class Asked(NamedTuple):
 
 def _measure_once(options: argparse.Namespace, asked: Asked, settings: dict) -> dict[str, dict]:
     """Results by task: those in the file if they were measured with the same settings, else new ones."""
-    result = read_object(asked.file) if asked.file else {}
-    if result.get("settings") != settings or "tasks" not in result:
-        result = {"settings": settings, "tasks": _measure(options, asked.section)}
-        if asked.file:
-            write_json(asked.file, result)
-    return result["tasks"]
+    if asked.file and read_object(asked.file).get("settings") == settings:
+        return shapes.read_object(asked.file, shapes.Ability)["tasks"]
+    tasks = _measure(options, asked.section)
+    if asked.file:
+        write_json(asked.file, {"settings": settings, "tasks": tasks})
+    return tasks
 
 
 def _models(target: Path, source: str, options: argparse.Namespace) -> Iterator[Asked]:
-    """The base and aligned models of a run, or the one model that was named."""
+    """The base and aligned models of a run, the one model of a run of `dcr-ds evaluate`, or the one that was named."""
     run, template = RunFolder(target), template_fields(options)
     if not run.is_run:
         yield Asked(source, ModelSection(source=source, **template), None)
         return
-    model = load_recipe(str(run.recipe), []).model.model_copy(update=template)
+    recipe, aligned = load_recipe(str(run.recipe), []), run.stage("align").model
+    model = recipe.model.model_copy(update=template)
+    if recipe.stages == ["evaluate"] and recipe.evaluate.models == [ALIGNED] and not aligned.exists():
+        yield Asked(target.name, model, run.model(ALIGNED).ability)  # where `dcr-ds evaluate` puts its results
+        return
     yield Asked(f"{target.name}: base", model, run.model(BASE).ability)
-    aligned = run.stage("align").model
     if aligned.is_dir():
         aligned_model = model.model_copy(update={"source": str(aligned), "revision": None})
         yield Asked(f"{target.name}: aligned", aligned_model, run.model(ALIGNED).ability)

@@ -29,6 +29,7 @@ OPTIONS_OF_FIELDS = {
     "model.chat_template": "--chat-template",
     "model.source": "MODEL",
 }
+FIELD = re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, OPTIONS_OF_FIELDS))})(?![\w/-])")  # not in a path
 LARGEST = 3.4e38  # a number of float32, in which models compute
 
 
@@ -73,10 +74,7 @@ def options_in_messages() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        message = re.sub(
-            "|".join(map(re.escape, OPTIONS_OF_FIELDS)), lambda field: OPTIONS_OF_FIELDS[field[0]], str(error)
-        )
-        raise UserError(message) from None
+        raise UserError(FIELD.sub(lambda field: OPTIONS_OF_FIELDS[field[0]], str(error))) from None
 
 
 def run_tool(command: str, description: str, tools: Sequence[str], arguments: list[str]) -> int:

@@ -82,7 +82,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a JSON Lines file; an incomplete last line, left by a crash, is skipped."""
     if not path.is_file():
         return []
-    rows = [row for row in read_whole_rows(path, ("step",)) if isinstance(row["step"], int)]
+    rows = read_whole_rows(path, {"step": int})
     has_line_break = not path.read_bytes().endswith(b"}")
     return rows if has_line_break else rows[:-1]
 

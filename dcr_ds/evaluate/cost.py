@@ -57,4 +57,8 @@ def _parts(file: Path) -> dict[str, dict]:
     """The parts that an earlier run recorded; damaged ones are left out."""
     parts = read_object(file).get("parts")
     entries = parts.items() if isinstance(parts, dict) else ()
-    return {name: part for name, part in entries if isinstance(part, dict) and "seconds" in part}
+    return {name: part for name, part in entries if isinstance(part, dict) and _is_whole(part)}
+
+
+def _is_whole(part: dict) -> bool:
+    return isinstance(part.get("seconds"), int | float) and isinstance(part.get("generated_tokens", 0), int)

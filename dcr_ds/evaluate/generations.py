@@ -17,7 +17,7 @@ from dcr_ds.data.attacks import Attack, conversation
 from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.files import read_whole_rows, write_jsonl
 
-FIELDS = ("id", "prompt", "completion", "tokens", "settings_hash")
+FIELDS = {"id": str, "prompt": str, "completion": str, "tokens": int, "settings_hash": str}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Generations:
         rows = read_whole_rows(self.file, FIELDS)
         return (
             [row["id"] for row in rows] == [prompt.id for prompt in self.prompts]
-            and all(row.get("settings_hash") == self.settings_hash for row in rows)
+            and all(row["settings_hash"] == self.settings_hash for row in rows)
             and not self._part_files()
         )
 
@@ -84,7 +84,7 @@ class Generations:
         """
         parts = self._part_files()
         earlier = [row for file in [self.file, *parts] for row in read_whole_rows(file, FIELDS)]
-        usable = [row for row in earlier if row.get("settings_hash") == self.settings_hash]
+        usable = [row for row in earlier if row["settings_hash"] == self.settings_hash]
         rows = {row["id"]: row for row in usable}
         if len(usable) < len(earlier):
             print_on_main(ranks, f"{self.file}: generated with another model or other settings; generating again")

@@ -22,7 +22,7 @@ from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
 from dcr_ds.judges.strings import published_phrases
 
-FIELDS = ("id", "log_odds", "settings_hash")
+FIELDS = {"id": str, "log_odds": (int, float), "settings_hash": str}
 
 
 @dataclass(frozen=True)

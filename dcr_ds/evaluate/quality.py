@@ -10,10 +10,10 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_whole_rows, refuse_other_rows, write_jsonl
 from dcr_ds.judges.answer_text import answer_text
 from dcr_ds.judges.llm import judge_request, last_label
 from dcr_ds.judges.rows import read_answers
@@ -77,14 +77,15 @@ def compare(pairs: Sequence[Pair], endpoint: Endpoint, out: Path) -> list[dict]:
     it arrives in a separate row, so that a killed comparison resumes with the missing ones.
 
     Raises:
-        UserError: the endpoint fails; earlier verdicts are in the file.
+        UserError: `out` holds something else, or the endpoint fails; earlier verdicts are in the file.
     """
+    refuse_other_rows(out, ORDERS, "comparisons")
     variables = endpoint.fields.chat_template_kwargs
     judge = [endpoint.model, MAX_TOKENS, *([dict(variables)] if variables else [])]
     keys = [hash_of([_ask(pair.prompt, pair.a, pair.b), *judge]) for pair in pairs]
-    preferences: dict[tuple[Any, Any], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
-    for row in read_whole_rows(out):
-        preferences.setdefault((row.get("id"), row.get("key")), {}).update(row)
+    preferences: dict[tuple[str, str], dict] = {(pair.id, key): {} for pair, key in zip(pairs, keys, strict=True)}
+    for row in read_whole_rows(out, {"id": str, "key": str}):
+        preferences.setdefault((row["id"], row["key"]), {}).update(row)
     todo = [
         (pair, key, order)
         for pair, key in zip(pairs, keys, strict=True)

@@ -7,14 +7,15 @@ rows are written atomically in the order of the answers. Both files are the cach
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 
-from dcr_ds.errors import UserError
-from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
+from dcr_ds.files import hash_of, json_line, read_whole_rows, refuse_other_rows, write_jsonl
 from dcr_ds.judges.base import Answer, Judge, Verdict
 from dcr_ds.judges.rows import AnswerRow, read_generations
 from dcr_ds.progress import heartbeat
 
 VERDICT_FIELDS = ("id", "label", "score", "key")
+FIELDS = {"key": str, "label": str, "score": (int, float, NoneType)}  # what is read again
 
 
 def judge_file(generations: Path, judge: Judge, out: Path, repair: bool = False) -> list[dict]:
@@ -39,13 +40,12 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool 
             verdicts are kept).
     """
     if not repair:
-        _refuse_other_file(out)
+        refuse_other_rows(out, ("label",), "verdicts")
     unfinished = out.with_name(out.name + ".unfinished")
     known = {
         row["key"]: Verdict(row["label"], row["score"])
         for file in (out, unfinished)
-        for row in read_whole_rows(file, ("key", "label", "score"))
-        if isinstance(row["key"], str) and isinstance(row["label"], str)
+        for row in read_whole_rows(file, FIELDS)
     }
     answers = {_key(judge, row.answer): row.answer for row in rows}  # equal answers are judged once
     reused = {key: known[key] for key in answers if key in known}
@@ -55,13 +55,6 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool 
     write_jsonl(out, verdicts)
     unfinished.unlink(missing_ok=True)
     return verdicts
-
-
-def _refuse_other_file(out: Path) -> None:
-    """Raise if the file to be overwritten contains anything but verdicts."""
-    rows = read_whole_rows(out, is_reported=False)
-    if not all("label" in row for row in rows) or (not rows and out.exists() and out.stat().st_size):
-        raise UserError(f"{out}: exists and does not contain verdicts; choose another file, or move this one away")
 
 
 def _key(judge: Judge, answer: Answer) -> str:

@@ -14,6 +14,7 @@ from tiny import make_model, make_tokenizer, one_thread_environment
 from tiny_models import ONE_RANK
 
 from dcr_ds.commands.evaluate import run
+from dcr_ds.commands.parser import options_in_messages
 from dcr_ds.data import ConversationSet, RunData
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.errors import UserError
@@ -214,6 +215,13 @@ def test_models_that_cannot_be_evaluated(tmp_path, model, adapter):
     (moved / "adapter_model.safetensors").write_bytes((adapter / "adapter_model.safetensors").read_bytes())
     assert "'/nowhere/at/all'" in message(moved, *options) and "base_model_name_or_path" in message(moved, *options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_names_options_for_fields_but_keeps_paths():
+    raised = "/a/model.source/b and c/model.source: model.source: no such model; set model.chat_template."
+    with pytest.raises(UserError) as error, options_in_messages():
+        raise UserError(raised)
+    assert str(error.value) == raised.replace("model.source: no", "MODEL: no").replace("model.chat_", "--chat-")
 
 
 def test_default_names_of_models(tmp_path):

@@ -9,9 +9,11 @@ from tiny import make_model
 from dcr_ds.commands.ability import run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
+from dcr_ds.files import read_json, write_json
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.template_variables import with_variables
+from dcr_ds.recipe.layout import RunFolder
 
 pytest.importorskip("lm_eval", reason="general ability needs lm-eval")
 ROWS = [
@@ -92,6 +94,20 @@ def test_variables_of_a_run_reach_the_questions(model_folder, local, tmp_path, m
         (tmp_path / "run" / "recipe.yaml").write_text(json.dumps(recipe))
         run([str(tmp_path / "run"), "--tasks", "piqa", "--local-data", str(local), "--apply-chat-template"])
     assert [text.split("%}")[0] for text in rendered] == ["{% set thinking = false ", "{% set thinking = true "]
+
+
+def test_results_of_an_evaluated_model_lie_beside_its_scores_and_damaged_ones_are_named(model_folder, local, tmp_path):
+    recipe = {"model": {"source": str(model_folder)}, "stages": ["evaluate"], "evaluate": {"models": ["aligned"]}}
+    home = RunFolder(tmp_path / "run")
+    write_json(home.recipe, recipe)
+    arguments = [str(home.folder), "--tasks", "piqa", "--local-data", str(local)]
+    run(arguments)
+    assert not home.model("base").folder.exists()
+    result = read_json(home.model("aligned").ability)
+    assert result["tasks"]["piqa"]["n"] == len(ROWS)
+    write_json(home.model("aligned").ability, result | {"tasks": {"piqa": 0.5}})
+    with pytest.raises(UserError, match=r"ability\.json: tasks\.piqa: .* \(got '0\.5'\); remove the file"):
+        run(arguments)
 
 
 def test_an_open_block_of_reasoning_is_refused(model_folder, local):

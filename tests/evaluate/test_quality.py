@@ -124,6 +124,18 @@ def test_judged_pairs_are_not_judged_again(files, tmp_path):
     assert compare(files, out, by_content)["requests"] == 2
 
 
+def test_a_file_of_something_else_is_not_overwritten(files, tmp_path):
+    other = tmp_path / "prompts.jsonl"
+    for content in ('{"id": "p0", "key": "k", "prompt": "How do I kill a process?"}\n', "no JSON\n"):
+        other.write_text(content)
+        with (
+            serving(by_content) as server,
+            pytest.raises(UserError, match=r"prompts\.jsonl: exists and does not contain"),
+        ):
+            run([*map(str, files), "--judge-url", server.url, "--model", "judge", "--out", str(other)])
+        assert other.read_text() == content and not server.requests
+
+
 def test_verdicts_before_a_server_failure_are_kept(files, tmp_path):
     def dies(number, request):
         if "question 7" in prompt_of(request):

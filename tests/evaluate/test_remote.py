@@ -8,9 +8,10 @@ from tiny_models import ONE_RANK, PROMPTS
 
 from dcr_ds.data import Benchmark, PromptSet
 from dcr_ds.errors import UserError
+from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.run import evaluate_endpoint
-from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.files import read_json, read_jsonl, write_json
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.recipe.layout import ModelFolder
@@ -69,6 +70,17 @@ def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     assert read_json(tmp_path / "seeming" / "scores.json")["n"] == len(PROMPTS)
     cost = read_json(tmp_path / "cost.json")
     assert cost["generated_tokens"] == 3 * len(PROMPTS) and cost["device"].startswith("endpoint http://")
+
+
+@pytest.mark.parametrize("part", [{"seconds": "1"}, {"seconds": 1.0, "generated_tokens": "3"}, {"seconds": None}, 1.0])
+def test_a_damaged_part_of_the_cost_starts_anew(tmp_path, part):
+    part = {"settings_hash": "s"} | part if isinstance(part, dict) else part
+    write_json(
+        tmp_path / "cost.json", {"parts": {"xstest": part, "general loss": {"settings_hash": "s", "seconds": 3.0}}}
+    )
+    Cost(tmp_path / "cost.json", "cpu", 1).spend("xstest", "s", 2.0)
+    cost = read_json(tmp_path / "cost.json")
+    assert cost["seconds"] == 5.0 and cost["generated_tokens"] == 0
 
 
 def test_a_refused_prompt_is_recorded_counted_and_named(tmp_path, capsys):

@@ -7,6 +7,7 @@ judges (judges/llm.py).
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import NamedTuple
 
 from dcr_ds.data.records import Prompt
@@ -23,7 +24,7 @@ WITHHELD = "content_filter"  # the finish of a reply of which the server kept th
 MAX_TOKENS = 1024
 LABELS = ("harmless", "harmful")
 _CANDIDATE = re.compile(r"[\s*_`#>-]*PROMPT[\s*_`]*:\s*(\S.*?)\s*", re.IGNORECASE)
-_FIELDS = ("key", "text", "finish")
+_FIELDS = {"key": str, "text": str, "finish": (str, NoneType)}
 
 TASK = """\
 You help to build training data that teaches a language model to tell harmless requests from harmful ones. Between the \
