@@ -1,6 +1,7 @@
 # Functions of the job scripts: the resources of the job, starting its ranks, requeueing it.
 # shellcheck shell=bash disable=SC2034,SC2154
 
+OUTPUT_FIELD="s/^output: *('([^']*)'|\"([^\"]*)\"|([^'\"# ]( *[^# ]#*)*)).*/\2\3\4/p" # quoted or plain, before a comment
 USR1_AT_ONCE=35 # seconds; USR1 that arrives so soon was due before the start of the job (SLURM checks every 30 s)
 
 look_up_job() { # sets `described`: SLURM's description of this job; of an array, of this element only
@@ -191,6 +192,7 @@ mount_folders() { # arguments of the run …: sets `mounts`, the folders that a 
     [[ ${1:-} != /* ]] || folders+=("$(dirname "$1")")
     [[ -z ${DCR_DS_SCRIPTS:-} ]] || folders+=("$scripts")
     for folder in "${folders[@]}" "$HF_HOME" "$DCR_DS_CACHE" ${HF_HUB_CACHE:+"$HF_HUB_CACHE"}; do
+        [[ $folder != *[,:]* ]] || fail "$folder: a container cannot mount a path with a comma or colon; use another one"
         mkdir -p "$folder" || fail "$folder: cannot be created, so it cannot be mounted in the container"
         [[ ,$mounts, == *",$folder:$folder,"* ]] || mounts+=${mounts:+,}$folder:$folder
     done
@@ -199,7 +201,7 @@ mount_folders() { # arguments of the run …: sets `mounts`, the folders that a 
 
 output_of() { # arguments of a run …: prints the last --output, else that of the recipe file; nothing if there is none
     local output='' previous='' word
-    [[ ! -f ${1:-} ]] || output=$(sed -n 's/^output: *\([^ #]*\).*/\1/p' "$1" | tr -d "\"'" | sed -n '$p')
+    [[ ! -f ${1:-} ]] || output=$(sed -nE "$OUTPUT_FIELD" "$1" | sed -n '$p')
     for word in "$@"; do
         [[ $previous != --output ]] || output=$word
         [[ $word != --output=* ]] || output=${word#--output=}
