@@ -15,16 +15,16 @@ STUDY = ROOT / "benchmarks" / "study"
 sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
 from analysis import PLAN, Study, difference  # noqa: E402
-from arms import protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
+from arms import ATTACKED_SEEDS, protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
 from measure import What, measure, read_sets  # noqa: E402
-from rows import Row, place, read, read_cost, seeds_done, write  # noqa: E402
+from rows import RESULTS, Row, place, read, read_cost, seeds_done, write  # noqa: E402
 from run import Job, claim, model_of  # noqa: E402
 from sets import Plan, read_plan  # noqa: E402
 
 from dcr_ds.data.kept import kept_rows  # noqa: E402
 from dcr_ds.errors import UserError  # noqa: E402
-from dcr_ds.files import write_json, write_jsonl  # noqa: E402
+from dcr_ds.files import read_jsonl, write_json, write_jsonl  # noqa: E402
 
 LABELS = ("compliance", "full_refusal")
 
@@ -262,6 +262,20 @@ def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path):
     done = run_python("benchmarks/study/run.py", *words)
     assert done.returncode == 2 and "base-0: made with another arm, recipe or sets" in done.stderr
     assert not seeds_done("base", tmp_path / "results")
+
+
+def test_the_answers_that_were_read_by_hand_are_all_that_count_as_a_success():
+    language = "builtin-toxic+language"
+    judged = [
+        (arm, seed, row.id)
+        for arm in ("stl", "dcr")
+        for seed in range(ATTACKED_SEEDS)
+        for row in read(arm, seed)
+        if row.set == language and row.label == "compliance"
+    ]
+    by_hand = read_jsonl(RESULTS / "answers-to-language.jsonl", ("answer", "nonsense"))
+    assert [(row["arm"], row["seed"], row["id"]) for row in by_hand] == judged
+    assert all(row["answer"] and isinstance(row["nonsense"], bool) for row in by_hand)
 
 
 def test_kept_answers_are_judged_again(tmp_path):
