@@ -17,8 +17,7 @@ from typing import Any
 from dcr_ds.errors import UserError
 
 REPEAT = "repeat the command that writes it"
-Types = type | tuple[type, ...]
-NO_FIELDS: Mapping[str, Types] = MappingProxyType({})
+NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
 def cache_folder() -> Path:
@@ -195,14 +194,14 @@ def check_fields(content: Any, fields: Sequence[str], place: object) -> None:
         raise UserError(f"{place}: has no {', '.join(missing)}, as another version or program wrote it; {REPEAT}")
 
 
-def read_whole_rows(path: Path, fields: Mapping[str, Types] = NO_FIELDS, is_reported: bool = True) -> list[dict]:
+def read_whole_rows(path: Path, fields: Mapping[str, Any] = NO_FIELDS, is_reported: bool = True) -> list[dict]:
     """Return the rows of a file that is written row by row, for a writer that writes again what is missing.
 
     A line that is not an object with these fields is left out: one that was torn when its writer was killed, or another
     damage, which is reported if `is_reported`.
 
     Args:
-        fields: that each row must have, with the types of their values.
+        fields: that each row must have, each with the type, or a tuple of types, of its value.
     """
     rows, damaged = [], []
     for place, content in placed_lines(path):
