@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # marks.py
 
 import numpy as np
+from ablations import DEVELOPMENT, compared, default_recipe
 from analysis import PLAN, Endpoint, Study, difference, figures, primary, rates, reading_that_agrees, t_interval
 from arms import ATTACKED_SEEDS, HERE, ROOT, read_arms, refuse_other_protocols
 from figures import STYLES, Bar, draw_forest, draw_fronts
@@ -26,7 +27,6 @@ from dcr_ds.errors import EXIT_USER_ERROR, UserError
 from dcr_ds.report.render.tables import literal, markdown_table, number, percent, shortened, signed
 
 TITLES = {"xstest": "XSTest", "or-bench": "OR-Bench", "builtin": "built-in twins"}
-DEVELOPMENT = {"jailbreakbench": "JailbreakBench", "coconot-harmbench": "CoCoNot, HarmBench val"}
 MEASURES = {"auc": "AUC", "youden_j": "Youden's J, judged answers"}
 READING_NAMES = {"log_odds": "log-odds", "margin": "margins", None: ""}
 WEAKER_REFUSALS = (
@@ -108,7 +108,7 @@ def write(study: Study, out: Path) -> str:
         "Development sets:",
         discernment_table(study, arms, DEVELOPMENT),
         "![AUC of the arms less STL's](images/study-arms.png)",
-        *(ABLATIONS if ablations else []),
+        *([*ABLATIONS, *development_section(study, ablations)] if ablations else []),
         "## Cost",
         "Training on one core of a machine that did other work at the same time, so that seconds compare arms only "
         "roughly. Means over the seeds.",
@@ -276,6 +276,18 @@ def bars(study: Study, arms: list[str], other: str, reading: str) -> list[Bar]:
             result = difference(study.readings(arm, pair), theirs, reading)["auc"]
             found.append(Bar(f"{arm} ({len(study.seeds(arm))})", result["value"] or 0.0, result["low"], result["high"]))
     return found
+
+
+def development_section(study: Study, arms: list[str]) -> list[str]:
+    """The ablations less DCR on the development sets, and what that means for the default recipe."""
+    ablations = compared(study, arms)
+    rows = [["", "seeds", *(cell for title in DEVELOPMENT.values() for cell in (title, "p, Holm"))]]
+    for ablation in ablations:
+        tests = zip(ablation.results, ablation.p_holm, strict=True)
+        cells = [cell for result, p in tests for cell in (signed_interval(result), number(p))]
+        rows.append([ablation.name, str(ablation.num_seeds), *cells])
+    intro = "AUC of the log-odds on the development sets, less DCR's at the same seeds; by these the default is chosen."
+    return [intro, markdown_table(rows), default_recipe(study, ablations)]
 
 
 def cost_table(study: Study, arms: list[str]) -> str:

@@ -14,6 +14,7 @@ from tiny import make_model
 STUDY = ROOT / "benchmarks" / "study"
 sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
+from ablations import Ablation, default_recipe  # noqa: E402
 from analysis import PLAN, Study, difference  # noqa: E402
 from arms import ATTACKED_SEEDS, protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
 from marks import replace_marked  # noqa: E402
@@ -262,6 +263,24 @@ def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path):
     done = run_python("benchmarks/study/run.py", *words)
     assert done.returncode == 2 and "base-0: made with another arm, recipe or sets" in done.stderr
     assert not seeds_done("base", tmp_path / "results")
+
+
+def test_the_default_changes_only_by_the_rule_of_the_protocol():
+    def ablation(name: str, values: tuple[float, float], p: tuple[float, float]) -> Ablation:
+        return Ablation(name, 3, [{"value": value} for value in values], list(p))
+
+    done = SimpleNamespace(seeds=lambda name: [0, 1, 2])
+    better = ablation("supcon", (0.05, 0.01), (0.01, 0.9))
+    others = [
+        ablation("layer-12", (0.2, -0.001), (0.001, 1.0)),  # lower on one pair
+        ablation("layer-16", (0.2, 0.2), (0.06, 0.06)),  # not significant
+    ]
+    assert default_recipe(done, others).endswith("the default stays.")
+    assert "supcon becomes the default" in default_recipe(done, [*others, better])
+    best = ablation("infonce", (0.05, 0.02), (0.03, 0.9))
+    assert "infonce becomes the default" in default_recipe(done, [best, *others, better])
+    unfinished = SimpleNamespace(seeds=lambda name: [0, 1, 2] if name != "ntxent" else [2])
+    assert default_recipe(unfinished, [better]).startswith("1 of ")
 
 
 def test_the_answers_that_were_read_by_hand_are_all_that_count_as_a_success():
