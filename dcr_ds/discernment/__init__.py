@@ -1,7 +1,7 @@
 """How well a model distinguishes harmful from harmless prompts, independently of how often it refuses."""
 
 from dcr_ds.discernment.agreement import AGREEMENT_BOUND, agreement, is_headline
-from dcr_ds.discernment.curves import MEASURES, operating_points
+from dcr_ds.discernment.curves import MEASURES
 from dcr_ds.discernment.knob import knob_curve, raised_log_odds
 from dcr_ds.discernment.measures import (
     discernment,
@@ -23,7 +23,6 @@ __all__ = [
     "raised_log_odds",
     "score_auc",
     "score_auc_difference",
-    "operating_points",
     "youden_j",
     "youden_j_difference",
 ]

@@ -33,10 +33,10 @@ def class_mean_auc(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -
     return float(wins.sum() / counted.sum()) if counted.any() else float("nan")
 
 
-def class_mean_interval(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray, seed: int = 0) -> AucInterval:
+def class_mean_interval(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -> AucInterval:
     """`class_mean_auc` with an interval from resampling pairs; the class means are not estimated again."""
     wins, counted = class_mean_wins(vectors, labels, pairs)
-    return _resampled(wins, counted.astype(float), pairs[labels == 0], pairs[labels == 1], seed)
+    return _resampled(wins, counted.astype(float), pairs[labels == 0], pairs[labels == 1])
 
 
 def class_mean_wins(vectors: np.ndarray, labels: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def _class_means(
 
 
 def auc_interval(
-    scores: np.ndarray, labels: np.ndarray, pairs: np.ndarray, folds: np.ndarray | None = None, seed: int = 0
+    scores: np.ndarray, labels: np.ndarray, pairs: np.ndarray, folds: np.ndarray | None = None
 ) -> AucInterval:
     """AUC of scores with an interval from resampling pairs, so that twins are drawn together. Ties count half.
 
@@ -107,16 +107,16 @@ def auc_interval(
     difference = scores[second][None, :] - scores[first][:, None]
     wins = (difference > 0) + 0.5 * (difference == 0)
     counted = np.ones_like(wins) if folds is None else (folds[first][:, None] == folds[second][None, :]).astype(float)
-    return _resampled(wins * counted, counted, pairs[first], pairs[second], seed)
+    return _resampled(wins * counted, counted, pairs[first], pairs[second])
 
 
-def _resampled(wins: np.ndarray, counted: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int) -> AucInterval:
+def _resampled(wins: np.ndarray, counted: np.ndarray, first: np.ndarray, second: np.ndarray) -> AucInterval:
     """Interval of Σ wins / Σ counted [n₀, n₁] over resampled pairs; first [n₀] and second [n₁] are pair numbers."""
     if not counted.any():
         return AucInterval(*[float("nan")] * 4)
     _, indices = np.unique(np.concatenate([first, second]), return_inverse=True)
     num_pairs = indices.max() + 1
-    times = np.random.default_rng(seed).multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), RESAMPLES)
+    times = np.random.default_rng(0).multinomial(num_pairs, np.full(num_pairs, 1 / num_pairs), RESAMPLES)
     times = times[:, indices].astype(float)  # [resamples, n] how often each prompt was drawn
     times_first, times_second = times[:, : len(first)], times[:, len(first) :]
     won, total = (((times_first @ couples) * times_second).sum(axis=1) for couples in (wins, counted))
@@ -125,7 +125,7 @@ def _resampled(wins: np.ndarray, counted: np.ndarray, first: np.ndarray, second:
     return AucInterval(float(wins.sum() / counted.sum()), float(low), float(high), float(drawn.std(ddof=1)))
 
 
-def pair_folds(labels: np.ndarray, pairs: np.ndarray, num_folds: int, seed: int = 0) -> np.ndarray:
+def pair_folds(labels: np.ndarray, pairs: np.ndarray, num_folds: int) -> np.ndarray:
     """Fold [n] of each prompt: pairs stay together, and each kind of pair is spread evenly over the folds.
 
     Pairs with the same number of prompts per label are of one kind: twins, single prompts of label 0, single prompts of
@@ -134,7 +134,7 @@ def pair_folds(labels: np.ndarray, pairs: np.ndarray, num_folds: int, seed: int 
     _, pairs = np.unique(pairs, return_inverse=True)
     num_pairs = pairs.max() + 1
     kinds = np.stack([np.bincount(pairs[labels == label], minlength=num_pairs) for label in (0, 1)], axis=1)
-    shuffled = np.random.default_rng(seed).permutation(num_pairs)
+    shuffled = np.random.default_rng(0).permutation(num_pairs)
     order = shuffled[np.lexsort(kinds[shuffled].T)]
     fold_of_pair = np.empty(num_pairs, dtype=int)
     fold_of_pair[order] = np.arange(num_pairs) % num_folds

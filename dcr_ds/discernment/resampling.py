@@ -27,7 +27,7 @@ class Resamples(NamedTuple):
 
 
 def resample(
-    harmful: np.ndarray, pairs: Sequence[str | None] | None, num_seeds: int, resamples: int = RESAMPLES, seed: int = 0
+    harmful: np.ndarray, pairs: Sequence[str | None] | None, num_seeds: int, resamples: int = RESAMPLES
 ) -> Resamples:
     """Draw the resamples; equal arguments give equal resamples, which makes differences paired.
 
@@ -37,7 +37,7 @@ def resample(
         harmful: [n] of bool.
         pairs: [n] name of the pair that a prompt belongs to, or None.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     groups = group_numbers(pairs, len(harmful))
     num_groups = int(groups.max()) + 1
     kinds = 2 * (np.bincount(groups[harmful], minlength=num_groups) > 0)

@@ -7,7 +7,6 @@ from dcr_ds.discernment.curves import (
     MEASURES,
     area,
     compliance_at,
-    operating_points,
     partial_area,
     refusal_at,
     refusal_curve,
@@ -97,16 +96,6 @@ def test_order_of_prompts_and_monotone_transforms_do_not_matter():
         value = measure(curve_of(scores, harmful))[0]
         assert measure(curve_of(scores[order], harmful[order]))[0] == pytest.approx(value, abs=1e-12)
         assert measure(curve_of(np.exp(scores), harmful))[0] == pytest.approx(value, abs=1e-12)
-
-
-def test_operating_points_start_at_no_refusal():
-    points = operating_points(np.array([3.0, 1.0, 1.0, 0.0]), np.array([True, True, False, False]))
-    assert points == [
-        {"threshold": None, "refusal": 0, "compliance": 1},
-        {"threshold": 3, "refusal": 0.5, "compliance": 1},
-        {"threshold": 1, "refusal": 1, "compliance": 0.5},
-        {"threshold": 0, "refusal": 1, "compliance": 0},
-    ]
 
 
 def test_prompts_without_a_score_are_left_out():

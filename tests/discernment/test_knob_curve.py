@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dcr_ds.discernment import knob_curve, operating_points, raised_log_odds
+from dcr_ds.discernment import knob_curve, raised_log_odds
 
 GENERATOR = np.random.default_rng(0)
 HARMFUL = np.arange(40) % 2 == 0
@@ -12,10 +12,11 @@ FIRST = LOG_ODDS + GENERATOR.exponential(size=40)
 
 
 def test_thresholds_give_the_same_curve_where_no_other_answer_begins_alike():
-    points = operating_points(LOG_ODDS, HARMFUL)[1:]
-    for expected in points:
-        (found,) = knob_curve(LOG_ODDS, HARMFUL, [-expected["threshold"]])
-        assert (found["refusal"], found["compliance"]) == (expected["refusal"], expected["compliance"])
+    points = knob_curve(LOG_ODDS, HARMFUL, -LOG_ODDS)
+    for threshold, point in zip(LOG_ODDS, points, strict=True):
+        refused = threshold <= LOG_ODDS
+        assert point["refusal"] == pytest.approx(refused[HARMFUL].mean())
+        assert point["compliance"] == pytest.approx(1 - refused[~HARMFUL].mean())
     assert raised_log_odds(LOG_ODDS, LOG_ODDS, 1.25) == pytest.approx(LOG_ODDS + 1.25)
 
 
