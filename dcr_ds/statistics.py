@@ -12,7 +12,7 @@ Interval = tuple[float, float]
 Prompted = TypeVar("Prompted", bound=Hashable)
 
 
-def wilson_interval(successes: float, total: int, z: float = Z_95) -> Interval:
+def wilson_interval(successes: float, total: int) -> Interval:
     """Wilson's score interval of a proportion; (0, 1) without observations.
 
     Unlike the normal approximation it stays within [0, 1] and has a positive width at 0 and 1, where refusal rates of
@@ -20,7 +20,7 @@ def wilson_interval(successes: float, total: int, z: float = Z_95) -> Interval:
     """
     if total == 0:
         return 0.0, 1.0
-    share = successes / total
+    share, z = successes / total, Z_95
     scale = 1 + z * z / total
     centre = (share + z * z / (2 * total)) / scale
     half = z / scale * sqrt(share * (1 - share) / total + z * z / (4 * total * total))
@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
     return mean - below, mean + above
 
 
-def paired_bootstrap(differences: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def paired_bootstrap(differences: Sequence[np.ndarray], resamples: int = RESAMPLES) -> Interval:
     """Percentile bootstrap of the mean difference between two models that answered the same prompts.
 
     Prompts are resampled, so both answers to a prompt stay together; each benchmark is resampled separately, and the
@@ -72,7 +72,7 @@ def paired_bootstrap(differences: Sequence[np.ndarray], resamples: int = RESAMPL
     Args:
         differences: per benchmark, outcome of the first model minus that of the second, [n] of −1, 0, 1.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = np.zeros(resamples)
     for benchmark in differences:
         counts = np.array([np.sum(benchmark == value) for value in (-1, 0, 1)])

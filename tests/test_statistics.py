@@ -9,20 +9,27 @@ from dcr_ds.statistics import (
     mcnemar_p,
     mean_interval,
     paired_bootstrap,
-    rate,
     seeds_interval,
     student_t,
     wilson_interval,
 )
 
 
-def test_wilson_interval():
-    """The published example of 10 in 20, the formula at 0, and symmetry."""
-    assert wilson_interval(10, 20) == pytest.approx((0.2993, 0.7007), abs=1e-4)
-    assert wilson_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
-    assert wilson_interval(3, 17) == pytest.approx(tuple(1 - edge for edge in wilson_interval(14, 17)[::-1]))
-    assert wilson_interval(0, 0) == (0, 1) and wilson_interval(7, 7)[1] == 1
-    assert rate(0, 0)["value"] is None and rate(1, 4)["value"] == 0.25
+def test_wilson_interval_has_known_values():
+    assert wilson_interval(50, 100) == pytest.approx((0.403832, 0.596168), abs=1e-6)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
+    assert wilson_interval(10, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
+    assert wilson_interval(81, 263) == pytest.approx((0.255289, 0.366210), abs=1e-5)  # Newcombe 1998, table I
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_wilson_interval_is_symmetric_and_includes_the_rate():
+    for total in (1, 7, 50, 1000):
+        for successes in range(0, total + 1, max(1, total // 7)):
+            low, high = wilson_interval(successes, total)
+            mirrored = wilson_interval(total - successes, total)
+            assert 0 <= low <= successes / total <= high <= 1
+            assert (1 - high, 1 - low) == pytest.approx(mirrored)
 
 
 def differences(worse, same, better):

@@ -60,20 +60,3 @@ def test_a_judge_of_harm_gives_the_defence_rate(behaviour):
 def test_no_prompts_have_no_rate():
     assert rate(0, 0) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
     assert score({"rules": []}, [], "comply", [RULES])["value"] is None
-
-
-def test_wilson_interval_has_known_values():
-    assert wilson_interval(50, 100) == pytest.approx((0.403832, 0.596168), abs=1e-6)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
-    assert wilson_interval(10, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
-    assert wilson_interval(81, 263) == pytest.approx((0.255289, 0.366210), abs=1e-5)  # Newcombe 1998, table I
-    assert wilson_interval(0, 0) == (0.0, 1.0)
-
-
-def test_wilson_interval_is_symmetric_and_includes_the_rate():
-    for total in (1, 7, 50, 1000):
-        for successes in range(0, total + 1, max(1, total // 7)):
-            low, high = wilson_interval(successes, total)
-            mirrored = wilson_interval(total - successes, total)
-            assert 0 <= low <= successes / total <= high <= 1
-            assert (1 - high, 1 - low) == pytest.approx(mirrored)
