@@ -106,6 +106,8 @@ def evaluate_model(
     missing = broadcast_from_main(parts.missing() if ranks.is_main else None, ranks)
     if not any(missing):
         print_on_main(ranks, f"evaluate {model.name}: already done")
+    if ranks.is_main:
+        _remove_stale(model.folder, parts, missing)
     served = [index for index, benchmark in enumerate(benchmarks) if is_served(settings, benchmark)]
     if asked := [index for index in missing.generations if index in served]:
         max_length = max_length_of([parts.generations[index] for index in served])
@@ -135,8 +137,13 @@ def evaluate_endpoint(
         )
         for benchmark in benchmarks
     ]
+    for file in (folder.general_loss, folder.openings):  # of a model on this machine that was here before
+        file.unlink(missing_ok=True)
     for benchmark, generations in zip(benchmarks, prepared, strict=True):
         if not generations.is_complete:
+            results = folder.benchmark(benchmark.name)
+            results.scores.unlink(missing_ok=True)  # of earlier answers, as in `_remove_stale`
+            results.log_odds.unlink(missing_ok=True)
             print_on_main(ranks, f"{endpoint.model}: {benchmark.name}, {len(generations.prompts)} prompts")
             spend = partial(cost.spend, benchmark.name, generations.settings_hash)
             generate_remote(generations, endpoint, ranks, spend)
@@ -250,6 +257,23 @@ def _compared_sets(benchmarks: Sequence[Benchmark]) -> set[str]:
     names = {benchmark.name for benchmark in benchmarks}
     pairs = [(benchmark.name, benchmark.counterpart) for benchmark in benchmarks if benchmark.counterpart in names]
     return {name for pair in pairs for name in pair if name} or names
+
+
+def _remove_stale(folder: ModelFolder, parts: Parts, missing: Missing) -> None:
+    """Remove what was measured on earlier answers, which a report would show as of the new ones. Rank 0.
+
+    The new scores are written last, so that an evaluation that is interrupted leaves none; a model whose log-odds
+    cannot be computed gets none.
+    """
+    if missing.generations and parts.log_odds is None:
+        folder.openings.unlink(missing_ok=True)
+    files = parts.log_odds.files if parts.log_odds else []
+    measured = {file.file for index, file in enumerate(files) if index not in missing.log_odds}
+    for index in missing.generations:
+        results = BenchmarkFolder(parts.generations[index].file.parent)
+        results.scores.unlink(missing_ok=True)
+        if results.log_odds not in measured:
+            results.log_odds.unlink(missing_ok=True)
 
 
 def _measure(model: EvaluatedModel, parts: Parts, missing: Missing, batch_size: int, ranks: Ranks) -> None:

@@ -7,7 +7,7 @@ from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, Run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import log_odds, run
 from dcr_ds.evaluate import model as evaluated
-from dcr_ds.files import read_json, read_jsonl
+from dcr_ds.files import read_json, read_jsonl, write_json
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import Recipe
 
@@ -165,8 +165,11 @@ def test_log_odds_stand_next_to_the_answers(tmp_path, models, data):
 
 def test_models_without_refusal_openings_are_evaluated_without_log_odds(tmp_path, models, data, capsys):
     data.refusal_examples = data.ordinary_examples = ConversationSet("general", "test", [], "3" * 64)
+    earlier = [tmp_path / "evaluate/base" / name for name in ("seeming/log_odds.jsonl", "openings.json")]
+    for file in earlier:  # of a model that was evaluated into this folder before
+        write_json(file, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log_odds, "published_phrases", list)
         evaluate(recipe(models=["base"]), tmp_path, {"base": models["base"]}, data)
     assert "evaluate base: no refusal log-odds: no refusal opening found" in capsys.readouterr().err
-    assert (tmp_path / "evaluate/base/seeming/scores.json").exists()
+    assert (tmp_path / "evaluate/base/seeming/scores.json").exists() and not any(file.exists() for file in earlier)

@@ -1,7 +1,7 @@
 """Results of two models are never in one folder, where a report would show them as those of one model."""
 
 import pytest
-from chat_server import says, serving
+from chat_server import refuses, says, serving
 from tiny_models import ONE_RANK
 
 from dcr_ds.data.benchmarks import read_benchmarks
@@ -13,15 +13,17 @@ from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.recipe.layout import ModelFolder
 
+FINE = says("fine")
+
 
 @pytest.fixture
 def evaluate(tmp_path, monkeypatch):
     """Evaluate a model behind an endpoint on one prompt of each benchmark; servers have another address each time."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk")
 
-    def run(model: str, *benchmarks: str) -> None:
+    def run(model: str, *benchmarks: str, reply=FINE) -> None:
         settings = EvaluateSection(benchmarks=[{"name": name, "rows": 1} for name in benchmarks], judges=["rules"])
-        with serving(lambda number, request: says("fine")) as server:
+        with serving(lambda number, request: reply) as server:
             asked = Endpoint(server.url, model)
             evaluate_endpoint(asked, ModelFolder(tmp_path), read_benchmarks(settings), settings, ONE_RANK)
 
@@ -34,6 +36,19 @@ def test_another_model_on_other_benchmarks_is_refused(evaluate, tmp_path):
     with pytest.raises(UserError, match=r"holds results on builtin-general of another model.*builtin-general"):
         evaluate("two", "builtin-toxic")
     evaluate("two", "builtin-toxic", "builtin-general")  # all of them again
+
+
+def test_what_an_endpoint_does_not_measure_is_not_that_of_the_model_before(evaluate, tmp_path):
+    home = ModelFolder(tmp_path)
+    evaluate("one", "builtin-toxic")
+    others = (home.benchmark("builtin-toxic").log_odds, home.general_loss, home.openings)
+    for file in others:
+        write_json(file, {})
+    evaluate("two", "builtin-toxic")
+    assert not any(file.exists() for file in others)
+    with pytest.raises(UserError):  # interrupted: the scores of the earlier answers are not those of the new ones
+        evaluate("three", "builtin-toxic", reply=refuses(401, "no such key"))
+    assert not home.benchmark("builtin-toxic").scores.exists()
 
 
 def test_scores_of_earlier_versions_pass(evaluate, tmp_path):

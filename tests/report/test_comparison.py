@@ -11,7 +11,7 @@ from small_runs import write_rows
 
 from dcr_ds.errors import UserError
 from dcr_ds.report.numbers.comparison import compare
-from dcr_ds.report.numbers.differences import difference, mean_difference, pareto_front
+from dcr_ds.report.numbers.differences import difference, mean_difference, mean_rate, pareto_front
 from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.render.markdown import table_rows, written
 from dcr_ds.report.sections.agreement import agreement
@@ -106,6 +106,16 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
     change = difference(seeming, len(comparison.columns) - 1, len(comparison.columns) - 2)
     assert change.value == pytest.approx(0.35) and change.p is None and change.low < 0.35 < change.high
     assert "DCR (2 seeds)" in written(results_table(comparison))
+
+
+def test_a_mean_over_benchmarks_needs_all_seeds_on_each(pair):
+    again = write_run(pair[0].parent / "dcr-1", seed=1)
+    write_benchmark(again / "evaluate/aligned/seeming", "comply", list("n" * 8 + "y" * 32))
+    comparison = compared([*pair, again])
+    seeming, last = comparison.benchmarks[0], len(comparison.columns) - 1
+    fewer = replace(seeming, outcomes=[rows if rows is None else rows[:1] for rows in seeming.outcomes])
+    assert mean_rate([seeming, seeming], last).value == pytest.approx(0.85)
+    assert mean_rate([seeming, fewer], last) is None and mean_difference([seeming, fewer], last, last - 1) is None
 
 
 def test_a_run_given_twice_is_not_a_second_seed(pair):

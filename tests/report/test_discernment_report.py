@@ -128,6 +128,21 @@ def test_log_odds_without_answers_still_give_their_measures(run):
     assert aligned.measures["auc"]["value"] > 0.8 and "youden_j" not in aligned.measures and not aligned.agreement
 
 
+def test_an_id_with_another_text_is_another_prompt(run):
+    file = run.model("control").benchmark("seeming").generations
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    write_rows(file, [rows[0] | {"prompt": "something else?"}, *rows[1:]])
+    (entry,) = compared(run).discernment
+    assert (entry.n_harmless, entry.n_harmful) == (N - 1, N)
+
+
+def test_verdicts_of_a_judge_of_an_earlier_evaluation_are_not_reported(run):
+    home = run.model("aligned").benchmark("seeming")
+    write_rows(home.verdicts("earlier"), [{"id": f"{i}", "label": "full_refusal", "score": 1.0} for i in range(N)])
+    answers = read_run(run.folder).models["aligned"].benchmarks["seeming"].answers
+    assert {judge for answer in answers.values() for judge in answer.labels} == {"xstest_strings"}
+
+
 def test_openings_are_summarised(run):
     openings = [{"text": f"I cannot {i}", "source": "data", "refusals": 0.01 * i, "ordinary": 0.002} for i in range(20)]
     first = [

@@ -37,7 +37,7 @@ def difference(benchmark: Benchmark, column: int, reference: int) -> Difference 
 
 
 def mean_difference(benchmarks: Sequence[Benchmark], column: int, reference: int) -> Difference | None:
-    """Mean over benchmarks of a column's rate minus that of the reference; None if answers were not kept."""
+    """Mean over benchmarks of a column's rate minus that of the reference; None if answers or seeds are missing."""
     ours, theirs = _kept(benchmarks, column), _kept(benchmarks, reference)
     if column == reference or not ours or not theirs:
         return None
@@ -59,24 +59,26 @@ def category_differences(benchmark: Benchmark, column: int, reference: int) -> d
 
 
 def mean_rate(benchmarks: Sequence[Benchmark], column: int) -> Mean | None:
-    """The mean of a column's rates; None where one of them is missing."""
+    """The mean of a column's rates; None where one of them is missing, or is of fewer seeds than the others."""
     rates = [rate for benchmark in benchmarks if (rate := benchmark.rates[column]) is not None]
     if not rates or len(rates) < len(benchmarks):
         return None
     values = [rate.value for rate in rates]
     if _has_seeds(benchmarks, column):
-        return Mean(float(np.mean(values)), seeds_interval(_kept(benchmarks, column)))
+        kept = _kept(benchmarks, column)
+        return Mean(float(np.mean(values)), seeds_interval(kept)) if kept else None
     return Mean(float(np.mean(values)), mean_interval(values, [rate.interval for rate in rates]))
 
 
 def _kept(benchmarks: Sequence[Benchmark], column: int) -> list[np.ndarray]:
-    """A column's outcomes on all benchmarks; empty where those on one of them were not kept."""
+    """A column's outcomes on all benchmarks; empty where those on one of them were not kept, or are of fewer seeds."""
     complete = [outcomes for benchmark in benchmarks if (outcomes := benchmark.outcomes[column]) is not None]
-    return complete if len(complete) == len(benchmarks) else []
+    is_complete = len(complete) == len(benchmarks) and len({len(outcomes) for outcomes in complete}) == 1
+    return complete if is_complete else []
 
 
 def _has_seeds(benchmarks: Sequence[Benchmark], *columns: int) -> bool:
-    """Whether a column has several seeds (of the same number on every benchmark)."""
+    """Whether a column has several seeds."""
     complete = [benchmark.outcomes[column] for benchmark in benchmarks for column in columns]
     return any(outcomes is not None and len(outcomes) > 1 for outcomes in complete)
 

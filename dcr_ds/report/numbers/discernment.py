@@ -130,14 +130,29 @@ def _results(column: Column, pair: PairOfSets) -> list[dict[str, BenchmarkResult
 
 
 def _common_prompts(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]]) -> list[Key]:
-    """The prompts that every seed of every column has, in the order of the first one."""
-    ids = [
-        {(name, id_): None for name, results in seed.items() for id_ in (results.answers or results.log_odds)}
+    """The prompts that every seed of every column has, in the order of the first one.
+
+    The same id with another text is another prompt; log-odds without answers do not say which text it is.
+    """
+    texts = [
+        {
+            (name, id_): _text(results, id_)
+            for name, results in seed.items()
+            for id_ in results.answers or results.log_odds
+        }
         for seeds in per_column
         for seed in seeds
     ]
-    common = set(ids[0]).intersection(*ids[1:]) if ids else set()
-    return [key for key in ids[0] if key in common] if ids else []
+    common = set(texts[0]).intersection(*texts[1:]) if texts else set()
+    same = {key for key in common if len({seed[key] for seed in texts} - {None}) < 2}
+    return [key for key in texts[0] if key in same] if texts else []
+
+
+def _texts(results: BenchmarkResults) -> list[tuple[str, str | None]]:
+    """The ids of prompts with their texts, where these are known."""
+    if results.answers:
+        return [(id_, answer.prompt) for id_, answer in results.answers.items()]
+    return [(id_, None) for id_ in results.log_odds]
 
 
 def _twins(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]], keys: Sequence[Key]) -> list[str | None]:

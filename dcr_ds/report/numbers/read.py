@@ -193,7 +193,9 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
             f"{home.generations}: has {len(rows)} answers, but {home.scores.name} counts {score['n']}; run the "
             "evaluation again, which generates only what is missing"
         )
-    verdicts = {judge: read_rows(home.verdicts(judge), Verdict) for judge in home.judges()}
+    # verdicts of a judge that is not among those of the scores are of earlier answers
+    judges = [judge for judge in home.judges() if judge in score.get("by_judge", [judge])]
+    verdicts = {judge: read_rows(home.verdicts(judge), Verdict) for judge in judges}
     labels = {judge: {row["id"]: row["label"] for row in rows} for judge, rows in verdicts.items()}
     judge = score["judge"]
     judge_scores = {row["id"]: row.get("score") for row in verdicts.get(judge, [])}
