@@ -153,3 +153,15 @@ def digest(rows: Sequence[AnyRecord]) -> str:
 def prompts_of(rows: Sequence[AnyRecord]) -> list[Prompt]:
     """The prompts of a set of any kind; a conversation's prompt is its last user message."""
     return [row if isinstance(row, Prompt) else Prompt(row.id, row.prompt, category=row.category) for row in rows]
+
+
+def earlier_turns_of(rows: Sequence[AnyRecord]) -> list[Prompt]:
+    """The user's messages before the prompts, each as a prompt with the id of its row: they are trained on as well."""
+    turns = ((row.id, message) for row in rows for message in _before_prompt(row))
+    return [Prompt(id_, message["content"]) for id_, message in turns if message["role"] == "user"]
+
+
+def _before_prompt(row: AnyRecord) -> tuple[dict[str, str], ...]:
+    if isinstance(row, Conversation):
+        return row.messages[:-2]
+    return row.context if isinstance(row, Prompt) else row.context[:-1]

@@ -126,6 +126,17 @@ def test_allowed_leakage_is_recorded(files, write):
     assert data.summary()["overlaps"] == 2
 
 
+def test_an_earlier_turn_of_a_conversation_leaks_as_well(files, write, error_of):
+    turns = ["Wreck apples!", "No.", "and pears?", "No, either."]
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    refusals = write("refusals.jsonl", [{"id": "dialogue", "messages": messages}])
+    test = write("own.csv", [{"prompt": "wreck apples"}, {"prompt": "no"}])
+    benchmarks = [{"name": "mine", "prompts": test, "wanted": "refuse"}]
+    sets = {**files, "refusals": refusals, "toxic": write("other.csv", rows("spoil"))}
+    message = error_of(load_data, recipe(data=sets, evaluate={"benchmarks": benchmarks}))
+    assert "data.refusals and mine: 1 exact" in message and "dialogue 'Wreck apples!' and own-1" in message
+
+
 def test_measured_general_conversations_must_not_be_trained_on(files, error_of):
     message = error_of(load_data, recipe(data=files, evaluate={"general": files["general"]}))
     assert "data.general and evaluate.general: 12 exact" in message

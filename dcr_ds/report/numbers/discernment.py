@@ -135,11 +135,7 @@ def _common_prompts(per_column: Sequence[Sequence[dict[str, BenchmarkResults]]])
     The same id with another text is another prompt; log-odds without answers do not say which text it is.
     """
     texts = [
-        {
-            (name, id_): _text(results, id_)
-            for name, results in seed.items()
-            for id_ in results.answers or results.log_odds
-        }
+        {(name, id_): text for name, results in seed.items() for id_, text in _texts(results)}
         for seeds in per_column
         for seed in seeds
     ]
