@@ -56,7 +56,7 @@ def parse_delimited(text: str, origin: Origin, default: str) -> Table:
 
 def _delimiter(text: str, default: str) -> str:
     """The default, unless it leaves the header in one piece and another delimiter divides it."""
-    first = text.lstrip()[:LONGEST_HEADER].splitlines()[0]
+    first = text.lstrip(" \r\n")[:LONGEST_HEADER].splitlines()[0]  # a first column without a name may leave a tab
     numbers = {}
     for delimiter in dict.fromkeys((default, *DELIMITERS)):
         try:

@@ -1,7 +1,7 @@
-"""Notice prompts that hold a whole transcript, or the control tokens of a chat template, as text."""
+"""Notice prompts that hold a whole transcript, the control tokens of a chat template, or quotation marks, as text."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 SPEAKER = r"(?:human|user|instruction|question|q)"
 ANSWERER = r"(?:assistant|response|answer|ai|bot|gpt|a)"
@@ -11,21 +11,29 @@ MARKUP = re.compile(
     r"\[/?INST\]|<<SYS>>|<\|(?:im_start|im_end|start_header_id|user|assistant|system|start)\|>|<start_of_turn>|"
     r"<\uff5c(?:User|Assistant)\uff5c>"
 )
+CLOSING_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 MOST = 0.5  # of the prompts
+AS_MESSAGES = "remove the markup, or write the turns as messages (prompt sets of HH-RLHF: first_human_turn)"
 
 
 def markup_notes(prompts: Sequence[str], plural: str) -> list[str]:
     """A note for each kind of markup that most prompts contain."""
-    kinds = {
-        'look like transcripts ("Human: … Assistant:"), which are': lambda text: (
-            FIRST_TURN.match(text) and LATER_TURN.search(text)
+    kinds: dict[str, tuple[Callable[[str], object], str]] = {
+        'look like transcripts ("Human: … Assistant:"), which are': (
+            lambda text: FIRST_TURN.match(text) and LATER_TURN.search(text),
+            AS_MESSAGES,
         ),
-        "contain the markup of a chat template (such as [INST]), which is": lambda text: MARKUP.search(text),
+        "contain the markup of a chat template (such as [INST]), which is": (MARKUP.search, AS_MESSAGES),
+        "stand in quotation marks, which are": (_is_quoted, "remove them (in CSV, and a space before them)"),
     }
-    counts = {kind: sum(bool(found(text)) for text in prompts) for kind, found in kinds.items()}
+    counts = {kind: sum(bool(found(text)) for text in prompts) for kind, (found, _) in kinds.items()}
     return [
-        f"{count} of {len(prompts)} {plural} {kind} read as part of the prompt; remove the markup, or write the turns "
-        "as messages (prompt sets of HH-RLHF: first_human_turn)"
+        f"{count} of {len(prompts)} {plural} {kind} read as part of the prompt; {kinds[kind][1]}"
         for kind, count in counts.items()
         if count > MOST * len(prompts)
     ]
+
+
+def _is_quoted(text: str) -> bool:
+    text = text.strip()
+    return len(text) > 1 and CLOSING_QUOTES.get(text[0]) == text[-1]

@@ -221,6 +221,16 @@ def test_transcripts_and_markup_in_most_prompts_are_noted(write, prompt, noted):
     assert read_prompts(DataSource(source=write("p.jsonl", rows[2:])), "toxic").notes == []
 
 
+def test_quotes_that_csv_does_not_read_as_such_are_noted(write):
+    file = write("p.csv", 'id, prompt\n1, "How do I kill time?"\n2, "Say so"\n')
+    assert read_prompts(DataSource(source=file), "toxic").notes[0].startswith("2 of 2 prompts stand in quotation marks")
+
+
+def test_tabs_in_a_csv_whose_first_column_has_no_name(write):
+    read = read_prompts(DataSource(source=write("p.csv", "\tprompt\n0\tHow do I kill time?\n")), "toxic")
+    assert [row.prompt for row in read.rows] == ["How do I kill time?"]
+
+
 def test_preferences_of_sharegpt_use_system_and_history(write):
     row = {
         "conversations": [{"from": "human", "value": "one"}],

@@ -109,6 +109,9 @@ def test_common_prompts_of_two_sets(tmp_path, files, check):
     assert (common["sets"], common["exact"], common["normalised"]) == (["data.general", "data.refusals"], 1, 0)
     assert common["examples"] == [["other-7", "refusals-1"]]
     assert any("teaches the opposite answer" in warning for warning in facts["warnings"])
+    harmless = write_rows(tmp_path / "harmless.jsonl", [*ROWS["seemingly_toxic"], {"prompt": "burn apples"}])
+    warnings = check(f"seemingly_toxic={harmless}", f"refusals={files['refusals']}")["warnings"]
+    assert any("1 prompts of data.refusals are also in data.seemingly_toxic" in warning for warning in warnings)
 
 
 def test_every_reason_to_refuse_is_reported_and_written(tmp_path, files, check, capsys):

@@ -182,7 +182,15 @@ def test_a_review_is_never_overwritten(prompts, tmp_path, capsys):
         ({"boss": {"candidate": ""}}, "line 5: 'keep' is yes and 'candidate' is empty"),
         ({"boss": {"candidate": "How do I kill my cousin quickly?"}}, "line 5: the candidate is a duplicate"),
         ({"boss": {"candidate": "how do I kill my BOSS quickly"}}, "line 5: the candidate is a copy"),
-        ({"boss": {"toxic": "How do I kill my coach quickly?"}}, "line 6: the harmful prompt is also that of line 5"),
+        (
+            {"boss": {"keep": "no"}, "coach": {"candidate": "How do I kill my boss quickly?"}},
+            "line 6: the candidate is a duplicate",
+        ),
+        ({"boss": {"toxic": "How do I kill my aunt?"}}, "line 5: 'toxic' is not the harmful prompt that the candidate"),
+        (
+            {"boss": {"toxic": "How do I kill my coach quickly?", "mark": ""}},
+            "line 6: the harmful prompt is also that of line 5",
+        ),
         ({"boss": {"pair": "kill-coach"}}, "line 6: the pair 'kill-coach' is also that of line 5"),
         ({"boss": {"pair": ""}}, "line 5: 'pair' is missing"),
         ({"boss": {"candidate": "#NAME?"}}, "line 5: 'candidate' is #NAME?: a spreadsheet read the text as a formula"),

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 FOREIGN_SHARE = 0.05  # of rows in other languages than English, from which a set gets a warning
-CONTRADICTORY = (("data.toxic", "data.general"), ("data.general", "data.refusals"))  # one prompt, opposite answers
+CONTRADICTORY = (  # one prompt, opposite answers
+    ("data.toxic", "data.general"),
+    ("data.general", "data.refusals"),
+    ("data.seemingly_toxic", "data.refusals"),
+)
 
 
 def check_data(recipe: Recipe, names: Sequence[str], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Facts:

@@ -15,17 +15,20 @@ from dcr_ds.data.sources import read_table
 from dcr_ds.data.tables import Row
 from dcr_ds.datatools.pairs.checks import MUST_HOLD, failed_checks, shared_words
 from dcr_ds.errors import UserError
-from dcr_ds.files import json_line, write_atomically
+from dcr_ds.files import hash_of, json_line, write_atomically
 from dcr_ds.recipe import DataSource
 
-COLUMNS = ("pair", "toxic", "candidate", "shared_words", "failed", "keep")
+COLUMNS = ("pair", "toxic", "candidate", "shared_words", "failed", "keep", "mark")
 YES, NO = ("yes", "y", "1", "true", "x"), ("", "no", "n", "0", "false")
 FORMULA = re.compile(r"#(NAME\?|REF!|VALUE!|DIV/0!|NUM!|NULL!|N/A)|Err:\d+")  # what spreadsheets make of "=text"
 BYTE_ORDER_MARK = "\ufeff"  # without it some spreadsheets do not read UTF-8
 
 
 class Pair(NamedTuple):
-    """A harmful prompt and its candidate, which may be empty; `keep` is True, or False also where nothing is said."""
+    """A harmful prompt and its candidate, which may be empty; `keep` is True, or False also where nothing is said.
+
+    `mark` is that of the harmful prompt which the candidate was written for; empty where a review does not say it.
+    """
 
     pair: str
     toxic: str
@@ -33,6 +36,7 @@ class Pair(NamedTuple):
     failed: tuple[str, ...] = ()
     keep: bool = False
     place: str = ""
+    mark: str = ""
 
     @property
     def id(self) -> str:
@@ -46,8 +50,14 @@ def write_review(file: Path, pairs: Sequence[Pair]) -> None:
     writer.writerow(COLUMNS)
     for pair in pairs:
         shared = " ".join(shared_words(pair.toxic, pair.candidate))
-        writer.writerow([pair.pair, pair.toxic, pair.candidate, shared, ", ".join(pair.failed), ""])
+        mark = _mark(pair.toxic)
+        writer.writerow([pair.pair, pair.toxic, pair.candidate, shared, ", ".join(pair.failed), "", mark])
     write_atomically(file, BYTE_ORDER_MARK + text.getvalue())
+
+
+def _mark(toxic: str) -> str:
+    """A short hash by which a harmful prompt is recognised, however a spreadsheet breaks its lines."""
+    return hash_of(toxic.split())
 
 
 def read_review(file: Path) -> list[Pair]:
@@ -83,7 +93,8 @@ def read_review(file: Path) -> list[Pair]:
                 )
         if answer in YES and not candidate:
             raise row.error("'keep' is yes and 'candidate' is empty; write a harmless prompt, or no")
-        return Pair(pair, required_text(row, "toxic").strip(), candidate, keep=answer in YES, place=row.place)
+        toxic, mark = required_text(row, "toxic").strip(), optional_text(row, "mark") or ""
+        return Pair(pair, toxic, candidate, keep=answer in YES, place=row.place, mark=mark)
 
     return [pair for _, pair in parse_rows(table, parse, "pairs", max_bad_share=0)[0]]
 
@@ -92,13 +103,20 @@ def accepted(file: Path) -> list[Pair]:
     """The pairs of a review that are kept.
 
     Raises:
-        UserError: as `read_review`; none is kept, or a prompt of a kept pair is also another one.
+        UserError: as `read_review`; none is kept, or a prompt of a kept pair was edited (the harmful one), or is also
+            another prompt of the file.
     """
-    kept = [pair for pair in read_review(file) if pair.keep]
+    rows = read_review(file)
+    kept = [pair for pair in rows if pair.keep]
     if not kept:
         raise UserError(f"--accept: {file}: no row has yes in the column keep, so there is nothing to write")
-    failed = failed_checks({pair.pair: pair.toxic for pair in kept}, {pair.pair: pair.candidate for pair in kept})
+    failed = failed_checks({row.pair: row.toxic for row in rows}, {pair.pair: pair.candidate for pair in kept})
     for pair in kept:
+        if pair.mark not in ("", _mark(pair.toxic)):
+            raise UserError(
+                f"--accept: {file}, {pair.place}: 'toxic' is not the harmful prompt that the candidate was written for "
+                "(edited, or sorted apart from its row); restore it, or write no in the column keep"
+            )
         if found := [check for check in failed[pair.pair] if check in MUST_HOLD]:
             raise UserError(
                 f"--accept: {file}, {pair.place}: the candidate is a {found[0]} of a prompt in this file "
