@@ -28,7 +28,7 @@
 # export DCR_DS_CONTAINER=$HOME/images/dcr-ds.sqsh
 # export DCR_DS_CONTAINER_WITH=pyxis     # or apptainer
 # export DCR_DS_MOUNTS=/data:/data       # other folders, separated by commas
-# export DCR_DS_CACHE=$HOME/.cache/dcr_ds   # converted models
+# export DCR_DS_CACHE=$HOME/.cache/dcr_ds   # downloaded data, converted models
 
 # --- sizes of the jobs of dcr-ds slurm, slurm/pipeline.sh and slurm/sweep.sh: any options of sbatch
 # export DCR_DS_SBATCH="--nodes=4"

@@ -62,21 +62,23 @@ def check_model(folder: Path) -> list[str]:
 
 
 def build_on_meta(folder: Path) -> PreTrainedModel:
-    """The causal language model of a checkpoint on the meta device: names and shapes, no memory.
+    """The causal language model of a checkpoint on the meta device: names, shapes and ties, no memory.
 
     Raises:
         UserError: transformers cannot build it from config.json.
     """
     try:
         with torch.device("meta"), no_init_weights():
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 AutoConfig.from_pretrained(folder, trust_remote_code=False), trust_remote_code=False
             )
+            model.tie_weights()  # no_init_weights leaves it out; an untied head would be counted twice
     except Exception as error:  # what an inconsistent config raises depends on the field
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{folder / 'config.json'}: transformers cannot build the model ({reason}); copy the model again"
         ) from None
+    return model
 
 
 def expected_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -231,6 +231,13 @@ def test_a_trunk_is_written_without_the_second_head(tied, changed, tmp_path):
     )
 
 
+def test_a_tied_head_is_counted_once(tied, untied):
+    for folder in (tied, untied):
+        model = build_on_meta(folder)
+        stored = sum(map(math.prod, expected_shapes(model).values()))
+        assert sum(weight.numel() for weight in model.parameters()) == stored
+
+
 def test_a_70b_model_is_checked_within_a_second(tmp_path):
     """It reads only headers; the files are sparse."""
     LlamaConfig(
