@@ -10,14 +10,13 @@ session.finish({…})
 """
 
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from dcr_ds.engine.build import gradient_norm
-from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.checkpoint.checkpoints import Checkpoints, remove_checkpoints
 from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, barrier, decide_on_main, print_on_main
 from dcr_ds.engine.memory import peak_memory_bytes
@@ -187,7 +186,7 @@ class Session:
                     heartbeat(f"{self.label}, flushing {path}")
                     flush(path)
             write_json(self.folder.summary, without_nan(summary))
-            shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+            remove_checkpoints(self.checkpoints.folder)
         barrier(self.ranks)
 
     @property

@@ -1,6 +1,5 @@
 """What exists of the stages of a run: which are done, and whether the others can be resumed. Rank 0."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +79,10 @@ def end_stage(folder: StageFolder, stage: str) -> bool:
     if not check_done(folder, stage):
         folder.summary.unlink(missing_ok=True)  # if damaged: the stage resumes from its last checkpoint and ends again
         return False
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)  # left where a run ended just after the summary was written
+    if folder.checkpoints.exists():
+        from dcr_ds.engine.checkpoint.checkpoints import remove_checkpoints
+
+        remove_checkpoints(folder.checkpoints)  # left where a run ended just after the summary was written
     return True
 
 

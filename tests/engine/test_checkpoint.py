@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_engine import load_newest, make_engine, save_checkpoint, train
 
-from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.checkpoint.checkpoints import Checkpoints, remove_checkpoints
 from dcr_ds.engine.checkpoint.manifest import MANIFEST, Saved, seal
 from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import UserError
@@ -309,3 +309,14 @@ def test_manifest_of_a_newer_version_is_read(tmp_path, engine, ranks):
     sha256 = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     manifest.write_text(json.dumps(values | {"sha256": sha256}))
     assert load_newest(engine, tmp_path, ranks)[0] == 1
+
+
+def test_checkpoints_behind_a_link_are_removed_as_well(tmp_path):
+    """A folder on a larger disk: what is not a checkpoint stays, and so does the link."""
+    disk, link = tmp_path / "disk", tmp_path / "checkpoints"
+    for name in ("step-00000001", "step-00000002.universal", "other"):
+        (disk / name).mkdir(parents=True)
+    (disk / "latest").write_text("step-00000001")
+    link.symlink_to(disk)
+    remove_checkpoints(link)
+    assert link.is_dir() and [path.name for path in disk.iterdir()] == ["other"]

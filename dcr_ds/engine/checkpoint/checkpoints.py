@@ -226,6 +226,16 @@ class Checkpoints:
         self.expected_bytes, self._seconds = int(SPARE * manifest.num_bytes), time.monotonic() - saved.started
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints of a stage that is done; of a link, as to a larger disk, those in its folder. Rank 0."""
+    if folder.is_symlink():  # which rmtree refuses
+        (folder / "latest").unlink(missing_ok=True)
+        for path in folder.glob("step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def newest_complete(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:
     """Return name and manifest of the newest complete checkpoint, and the skipped ones with their problems."""
     broken: list[tuple[str, str]] = []
