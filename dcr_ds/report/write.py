@@ -19,9 +19,10 @@ from dcr_ds.report.render.png import can_draw, draw_categories, draw_curves, dra
 from dcr_ds.report.render.tables import text_table
 from dcr_ds.report.sections.alignment import figure_name
 from dcr_ds.report.sections.categories import category_tables
+from dcr_ds.report.sections.comparability import comparability
 from dcr_ds.report.sections.discernment import TERMINAL_ROWS, measures_table
 from dcr_ds.report.sections.headline import headline
-from dcr_ds.report.sections.results import comparability, missing, results_table
+from dcr_ds.report.sections.results import missing, results_table
 from dcr_ds.report.sections.tradeoff import TRADEOFF
 from dcr_ds.report.sections.warnings import warnings
 

@@ -16,6 +16,7 @@ from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.render.markdown import table_rows, written
 from dcr_ds.report.sections.agreement import agreement
 from dcr_ds.report.sections.categories import category_differences_table, category_tables
+from dcr_ds.report.sections.comparability import comparability
 from dcr_ds.report.sections.differences import differences_table
 from dcr_ds.report.sections.headline import headline
 from dcr_ds.report.sections.results import results_table
@@ -106,6 +107,10 @@ def test_seeds_of_a_recipe_are_one_column(pair, tmp_path):
     change = difference(seeming, len(comparison.columns) - 1, len(comparison.columns) - 2)
     assert change.value == pytest.approx(0.35) and change.p is None and change.low < 0.35 < change.high
     assert "DCR (2 seeds)" in written(results_table(comparison))
+    environment = json.loads((again / "environment.json").read_text())
+    environment["data"]["data.toxic"]["sha256"] = "of other rows"
+    write(again / "environment.json", environment)  # the file of the same name has changed: not only another seed
+    assert [column.title for column in compared([*pair, again]).columns][-2:] == ["dcr", "dcr-1"]
 
 
 def test_a_mean_over_benchmarks_needs_all_seeds_on_each(pair):
@@ -182,7 +187,17 @@ def test_general_ability_is_shown_with_its_interval(pair):
     comparison = compared(pair)
     table = written(results_table(comparison))
     assert "arc_easy: acc_norm ↑" in table
-    assert "**50.0%** (40.0–60.0)" in table
+    assert "**50.0%** (40.0–60.0)" in table and not comparability(comparison)
+    score["rows_hash"] = "of others"
+    write(pair[0] / "evaluate/aligned/ability.json", {"settings": {}, "tasks": {"arc_easy": score}})
+    assert [
+        "arc_easy: the models were asked different questions" in text for text in comparability(compared(pair))
+    ] == [True]
+
+
+def test_answers_of_different_limits_are_reported(pair, tmp_path):
+    short = write_run(tmp_path / "short", stages=STL, evaluate={"max_new_tokens": 8})
+    assert "evaluate.max_new_tokens: auto, 8" in comparability(compared([pair[0], short]))[-1]
 
 
 @pytest.mark.parametrize(

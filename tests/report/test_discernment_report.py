@@ -156,7 +156,11 @@ def test_openings_are_summarised(run):
     assert text.count("Refusal openings, the 8 most frequent of 20") == 1
     assert re.search(r"“I cannot 19” +\| +19\.0% \| +0\.2% \| data", text) and "I cannot 11" not in text
     assert "begin 93.0% of the refusals in the training data and 4.0% of the ordinary answers" in text
-    assert "1 of 2 first tokens can also begin ordinary answers (“I”)" in text
+    assert (
+        "1 of 2 first tokens can also begin ordinary answers (“I”)" in text and "different refusal openings" not in text
+    )
+    write(run.model("base").openings, content | {"openings": openings[1:]})
+    assert "different refusal openings (base; DCR)" in write_report([run.folder], run.report)
 
 
 def test_log_odds_during_alignment_are_plotted(run):

@@ -72,7 +72,7 @@ def rivals(columns: Sequence[Column]) -> list[Column]:
 
 
 def seed_groups(runs: Sequence[Run]) -> list[tuple[Run, ...]]:
-    """Groups of runs that differ only in the seed, in the given order."""
+    """Groups of runs that differ only in the seed, trained on the same rows, in the given order."""
     groups: list[list[Run]] = []
     for run in runs:
         group = next((group for group in groups if _is_another_seed(run, group)), None)
@@ -105,5 +105,8 @@ def _is_another_seed(run: Run, group: Sequence[Run]) -> bool:
     return same_method and run.recipe.get("seed") not in [other.recipe.get("seed") for other in group]
 
 
-def _method(run: Run) -> dict:
-    return {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_METHOD}
+def _method(run: Run) -> tuple[dict, dict]:
+    """The recipe without the seed, and the hashes of the rows that it was trained on."""
+    recipe = {key: value for key, value in run.recipe.items() if key not in NOT_OF_THE_METHOD}
+    sets = run.environment.get("data", {}).items()
+    return recipe, {name: facts.get("sha256") for name, facts in sets if name.startswith("data.")}

@@ -94,6 +94,7 @@ class Accuracy(TypedDict):
     low: float
     high: float
     n: int
+    rows_hash: NotRequired[str]
 
 
 class Ability(TypedDict):

@@ -47,7 +47,8 @@ def discernment(columns: Sequence[Column], measured: Sequence[Discernment]) -> l
         blocks.append(measures_table(columns, entry))
         if table := _differences_table(columns, entry):
             blocks.append(table)
-    return [*blocks, *map(Paragraph, _warnings(columns, measured)), Paragraph(EXPLANATION)]
+    remarks = [*_warnings(columns, measured), *_openings(columns), EXPLANATION]
+    return [*blocks, *map(Paragraph, remarks)]
 
 
 def measures_table(columns: Sequence[Column], entry: Discernment, names: Sequence[str] = tuple(ROWS)) -> Table:
@@ -101,6 +102,26 @@ def _warnings(columns: Sequence[Column], measured: Sequence[Discernment]) -> lis
         if figures
         for name, (_, reading) in AGREEMENTS.items()
         if (agrees := figures.agreement.get(name)) and agrees["value"] is not None and not figures.is_headline(name)
+    ]
+
+
+def _openings(columns: Sequence[Column]) -> list[str]:
+    """A sentence if the log-odds of the columns are of different openings, by other training data or tokenizers."""
+    titles: dict[frozenset[str], list[str]] = {}
+    for column in columns:
+        read = (
+            frozenset(opening["text"] for opening in model.openings["openings"])
+            for model in column.results
+            if model.openings
+        )
+        for texts in dict.fromkeys(read):
+            titles.setdefault(texts, []).append(column.title)
+    if len(titles) < 2:
+        return []
+    groups = "; ".join(", ".join(names) for names in titles.values())
+    return [
+        f"The log-odds are of different refusal openings ({groups}), as training data or tokenizers differ, so their "
+        "figures are not strictly comparable."
     ]
 
 

@@ -8,9 +8,10 @@ from dcr_ds.report.numbers.columns import Column, rivals
 from dcr_ds.report.numbers.comparison import Comparison
 from dcr_ds.report.numbers.discernment import JUDGED, MARGIN_AUC
 from dcr_ds.report.numbers.measured import NOT_JUDGED, Benchmark, Rate
-from dcr_ds.report.numbers.read import BenchmarkResults, Run
+from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, points
+from dcr_ds.report.sections.comparability import base_differences, comparability, modes
 from dcr_ds.report.sections.discernment import measures_rows
 
 GROUPS = {"comply": "Over-refusal: harmless prompts", "refuse": "Safety: harmful prompts"}
@@ -29,17 +30,11 @@ def results(comparison: Comparison) -> list[Block]:
     table = standard_table(comparison)
     if table is None:
         return [Paragraph(missing(comparison.unevaluated))]
-    remarks = [*comparability(comparison), *_base_differences(runs), *_modes(comparison.columns)]
+    remarks = [*comparability(comparison), *base_differences(runs), *modes(comparison.columns)]
     remarks += [_explanation(comparison), *_advice(runs)]
     if comparison.unevaluated:
         remarks.append(missing(comparison.unevaluated))
     return [table, *map(Paragraph, remarks)]
-
-
-def comparability(comparison: Comparison) -> list[str]:
-    """What makes the columns not comparable: other prompts, judges or versions of a judge."""
-    notes = [benchmark.note for benchmark in comparison.benchmarks if benchmark.note]
-    return notes + _judge_versions(comparison.columns)
 
 
 def missing(runs: Sequence[Run]) -> str:
@@ -154,60 +149,6 @@ def _advice(runs: Sequence[Run]) -> list[str]:
         return [why + "Compare DCR with STL, the same alignment without refinement, at equal refusal of toxic prompts."]
     return [
         why + "Compare DCR with STL, the same recipe without the refine stage: set control: stl, or report both runs."
-    ]
-
-
-def _base_differences(runs: Sequence[Run]) -> list[str]:
-    """A sentence for each run whose base model answered under other settings than that of the first run."""
-    with_base = [run for run in runs if BASE in run.models]
-    remarks = []
-    for run in with_base[1:]:
-        first, other = with_base[0].models[BASE].benchmarks, run.models[BASE].benchmarks
-        differing = [name for name in first if name in other and first[name].settings_hash != other[name].settings_hash]
-        if differing:
-            remarks.append(
-                f"Base answered {', '.join(differing)} under other settings in {run.name} than in {with_base[0].name} "
-                "(model, prompts, template or decoding differ), so the columns are not strictly comparable. The column "
-                f"base is from {with_base[0].name}."
-            )
-    return remarks
-
-
-def _modes(columns: Sequence[Column]) -> list[str]:
-    """A warning if models answered with different values of the chat template's variables."""
-    values: dict[str, set[str]] = {}
-    for column, benchmark in _judged(columns):
-        variables = {f"{name}={value}" for name, value in benchmark.template_variables.items()}
-        values.setdefault(column.title, set()).update(variables)
-    if len({frozenset(variables) for variables in values.values()}) < 2:
-        return []
-    described = "; ".join(f"{title}: {', '.join(sorted(variables)) or 'none'}" for title, variables in values.items())
-    return [
-        f"The models answered in different modes of their chat templates, so do not compare them ({described}). "
-        "Evaluate them with the same model.chat_template_kwargs."
-    ]
-
-
-def _judge_versions(columns: Sequence[Column]) -> list[str]:
-    """A warning if the answers were judged by different versions of the judge."""
-    versions: dict[str, set[str]] = {}
-    for _, benchmark in _judged(columns):
-        versions.setdefault(benchmark.judge, set()).add(str(benchmark.score.get("judge_version", "earlier")))
-    return [
-        f"The answers were judged by different versions of {judge}, so do not compare them. Repeat the evaluations: "
-        "answers are kept and judged again."
-        for judge, names in versions.items()
-        if len(names) > 1
-    ]
-
-
-def _judged(columns: Sequence[Column]) -> list[tuple[Column, BenchmarkResults]]:
-    return [
-        (column, benchmark)
-        for column in columns
-        for results in column.results
-        for benchmark in results.benchmarks.values()
-        if benchmark.attacked is None
     ]
 
 
