@@ -197,7 +197,7 @@ def test_general_ability_is_shown_with_its_interval(pair):
 
 def test_answers_of_different_limits_are_reported(pair, tmp_path):
     short = write_run(tmp_path / "short", stages=STL, evaluate={"max_new_tokens": 8})
-    assert "evaluate.max_new_tokens: auto, 8" in comparability(compared([pair[0], short]))[-1]
+    assert "evaluate.max_new_tokens: 128, 8" in comparability(compared([pair[0], short]))[-1]
 
 
 @pytest.mark.parametrize(
