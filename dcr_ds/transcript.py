@@ -1,6 +1,10 @@
 """Conversations as text, as judges and reports show them."""
 
+import re
 from typing import Any
+
+LAST_TURN = "\n\nUser: "
+_FIRST_TURN = re.compile(r"(?:System|User|Assistant): ")
 
 
 def transcript(context: Any, prompt: str) -> str:
@@ -13,6 +17,12 @@ def transcript(context: Any, prompt: str) -> str:
         return prompt
     messages = [*context, {"role": "user", "content": prompt}]
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def split_transcript(text: str) -> tuple[str, str]:
+    """The earlier messages of a transcript, and its last one; of any other text nothing, and the text."""
+    earlier, is_there, last = text.rpartition(LAST_TURN)
+    return (earlier, last) if is_there and _FIRST_TURN.match(earlier) else ("", text)
 
 
 def _is_message(item: Any) -> bool:

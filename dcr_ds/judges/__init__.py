@@ -1,6 +1,7 @@
 """Judges label answers: refusal or compliance, harmful or harmless. docs/judges.md says which to trust when."""
 
 from dcr_ds.judges.base import Answer, Judge, Verdict, verdicts
+from dcr_ds.judges.last_turn import LastTurnJudge
 from dcr_ds.judges.rules.judge import rules_judge
 from dcr_ds.judges.strings import string_judge
 from dcr_ds.label_agreement import HARM_LABELS, REFUSAL_LABELS
@@ -23,4 +24,4 @@ def load_judge(declared: str | LlmJudge | GuardJudge) -> Judge:
         from dcr_ds.judges.guard import load_guard_judge
 
         return load_guard_judge(declared)
-    return rules_judge() if declared == "rules" else string_judge(declared)
+    return LastTurnJudge(rules_judge()) if declared == "rules" else string_judge(declared)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dcr_ds.data.columns import list_names, missing_column, optional_text, required_text
-from dcr_ds.data.messages import from_json
+from dcr_ds.data.messages import as_list, from_json
 from dcr_ds.data.rows import MAX_BAD_SHARE, LeftOut, parse_rows
 from dcr_ds.data.selection import refuse_doubled_ids, refuse_missing_ids
 from dcr_ds.data.sources import read_table
@@ -134,7 +134,9 @@ def _answer_row(row: Row, cells: Cells, columns: Mapping[str, str]) -> AnswerRow
 def _prompt(row: Row, column: str) -> str:
     """The prompt in a cell: text, or messages with the earlier turns."""
     value = row.cells.get(column)
-    return asked(value, column, row) if isinstance(value, list) else required_text(row, column, may_be_empty=True)
+    if isinstance(as_list(value), list):  # also the JSON of a text file
+        return asked(value, column, row)
+    return required_text(row, column, may_be_empty=True)
 
 
 def _value(row: Row, column: str) -> Any:
@@ -217,8 +219,10 @@ class _Label(NamedTuple):
 
 
 def _label_column(table: Table) -> str | None:
-    """The first column of labels that holds only known ones: `label` may also be that of a data set."""
+    """The column of labels, which holds only known ones: `label` may also be that of a data set."""
     present = [name for name in LABEL_COLUMNS if name in table.columns]
     known = {*LABELS, *XSTEST_LABELS}
     good = [name for name in present if all(row.cells.get(name) in known for row in table.rows)]
+    if len(good) > 1 and "key" not in table.columns:  # verdicts have a key, and copies of other columns
+        raise table.origin.error(f"the columns {' and '.join(good)} are both labels; leave the ones to be compared")
     return next(iter([*good, *present]), None)

@@ -340,6 +340,20 @@ def test_final_labels_of_xstest_are_compared(tmp_path):
     assert read_json(tmp_path / "agreement.json")[0]["n"] == 3
 
 
+def test_two_columns_of_labels_are_ambiguous(tmp_path):
+    both = [{"id": "a", "label": "compliance", "human_label": "full_refusal"}]
+    with pytest.raises(UserError, match="the columns label and human_label are both labels"):
+        read_labels(write(tmp_path, "people.csv", csv_of(both)))
+    verdicts = [{**both[0], "key": "k"}]  # with a copied column
+    assert read_labels(write(tmp_path, "v.jsonl", lines(verdicts))) == {"a": "compliance"}
+
+
+def test_a_prompt_of_messages_is_read_as_such_from_csv(tmp_path):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]
+    file = write(tmp_path, "a.csv", csv_of([{"prompt": json.dumps(messages), "completion": "Hi."}]))
+    assert read_answers(file).rows[0].answer.prompt == "System: Be brief.\n\nUser: Hello?"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "text", "[]", "\ud800", "0"]),
     lambda values: st.lists(values, max_size=2) | st.dictionaries(st.sampled_from(KEYS), values, max_size=3),

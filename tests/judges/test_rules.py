@@ -10,6 +10,7 @@ from dcr_ds.judges import Answer, load_judge, verdicts
 from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
 from dcr_ds.judges.rules.prompt_form import prompt_form
+from dcr_ds.transcript import transcript
 
 LINES = Path(__file__).with_name("judge_examples.jsonl").read_text(encoding="utf-8").split("\n")
 EXAMPLES = [json.loads(line) for line in LINES if line]
@@ -24,6 +25,23 @@ def verdict(prompt, completion, finish=None):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example["completion"][:40] or "nothing")
 def test_examples_of_every_kind(example):
     assert verdict(example["prompt"], example["completion"]).label == example["label"]
+
+
+def test_earlier_turns_do_not_change_what_an_answer_is():
+    """The form of the last turn counts, behind a system prompt and other turns as it does alone."""
+    earlier = [("system", "You are a helpful, responsible assistant."), ("user", "Hello!"), ("assistant", "Hello.")]
+    context = [{"role": role, "content": content} for role, content in earlier]
+    alone = [Answer(example["prompt"], example["completion"]) for example in EXAMPLES]
+    behind = [answer._replace(prompt=transcript(context, answer.prompt)) for answer in alone]
+    rules = load_judge("rules")
+    assert verdicts(rules, behind) == verdicts(rules, alone)
+
+
+def test_a_language_that_a_system_prompt_asks_for_is_no_other_language():
+    context = [{"role": "system", "content": "Always answer in German."}]
+    german = "Zuerst schälen Sie die Kartoffeln, dann kochen Sie diese zwanzig Minuten in gesalzenem Wasser."
+    assert verdict("How do I boil potatoes?", german).label == "degenerate"
+    assert verdict(transcript(context, "How do I boil potatoes?"), german).label == "compliance"
 
 
 def test_the_examples_cover_every_label():
