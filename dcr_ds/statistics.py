@@ -79,12 +79,16 @@ def paired_bootstrap(differences: Sequence[np.ndarray], resamples: int = RESAMPL
         drawn = rng.multinomial(len(benchmark), counts / len(benchmark), size=resamples)  # [resamples, 3]
         means += (drawn[:, 2] - drawn[:, 0]) / len(benchmark)
     low, high = np.quantile(means / len(differences), [0.025, 0.975])
-    if low < high:
-        return float(low), float(high)
-    # All resamples are equal, because no prompt or every prompt differs: the bootstrap cannot tell how rare the other
-    # case is. Clopper and Pearson's bound for 0 of n can.
-    unseen = 1 - 0.025 ** (1 / sum(map(len, differences)))
-    return max(float(low) - unseen, -1.0), min(float(high) + unseen, 1.0)
+    return (float(low), float(high)) if low < high else _of_equal(float(low), sum(map(len, differences)))
+
+
+def _of_equal(difference: float, size: int) -> Interval:
+    """The interval where all of `size` prompts have the same difference, so that none shows how rare others are.
+
+    Clopper and Pearson's bound for 0 of n does.
+    """
+    unseen = 1 - 0.025 ** (1 / size)
+    return max(difference - unseen, -1.0), min(difference + unseen, 1.0)
 
 
 def mcnemar_p(differences: np.ndarray) -> float:
@@ -139,7 +143,7 @@ def seeds_interval(*models: Sequence[np.ndarray]) -> Interval:
     means = [float(rates.mean()) for rates in prompts]
     if variance == 0:  # all answers are equal: as wide as for one seed
         if theirs is not None:
-            return paired_bootstrap(prompts)
+            return _of_equal(sum(means) / len(means), sum(map(len, prompts)))
         return mean_interval(
             means,
             [wilson_interval(round(mean * len(rates)), len(rates)) for mean, rates in zip(means, prompts, strict=True)],

@@ -146,6 +146,14 @@ def test_mean_over_benchmarks_of_several_seeds():
     assert seeds_interval([small[:, :1]])[0] < small[:, 0].mean()  # a single prompt shows only the variation over seeds
 
 
+def test_seeds_whose_changes_cancel_leave_an_interval_around_the_difference():
+    """Each seed answers another prompt, so that neither the prompts' means nor the seeds' vary."""
+    ours, theirs = np.eye(20, dtype=int), np.zeros((20, 20), dtype=int)
+    for first, second, value in ((ours, theirs, 0.05), (theirs, ours, -0.05)):
+        low, high = seeds_interval([first], [second])
+        assert low < value < high and (low + high) / 2 == pytest.approx(value)
+
+
 def test_seeds_that_all_do_alike_leave_an_interval():
     assert seeds_interval([np.ones((3, 20))]) == wilson_interval(20, 20)
     assert seeds_interval([np.ones((3, 20))], [np.ones((2, 20))]) == paired_bootstrap([np.zeros(20)])
