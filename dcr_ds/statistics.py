@@ -8,6 +8,7 @@ import numpy as np
 
 Z_95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 RESAMPLES = 10_000
+ROUNDING = 1e-20  # of the variance of equal shares
 Interval = tuple[float, float]
 Prompted = TypeVar("Prompted", bound=Hashable)
 
@@ -141,7 +142,7 @@ def seeds_interval(*models: Sequence[np.ndarray]) -> Interval:
             parts.append((float(seeds.var(ddof=1)) / len(seeds), len(seeds) - 1))
     variance = sum(part for part, _ in parts)
     means = [float(rates.mean()) for rates in prompts]
-    if variance == 0:  # all answers are equal: as wide as for one seed
+    if variance < ROUNDING:  # all answers are equal: as wide as for one seed
         if theirs is not None:
             return _of_equal(sum(means) / len(means), sum(map(len, prompts)))
         return mean_interval(
