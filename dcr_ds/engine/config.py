@@ -22,7 +22,32 @@ DECIDED_BY_RECIPE = {
     "activation_checkpointing": "model.activation_checkpointing",
 }
 OFFLOADS = ("offload_optimizer", "offload_param")
-
+ELSEWHERE = "offload_optimizer or offload_param, which replaced it"
+# fields that DeepSpeed accepts and that must keep their default here: the default, and why or what to use
+FIXED: dict[str, dict[str, tuple[Any, str]]] = {
+    "zero_optimization": {
+        "compute_grad_norm": (True, "gradients are clipped by their norm, and checked by it"),
+        "load_from_fp32_weights": (True, "a resumed run would continue from rounded weights"),
+        "elastic_checkpoint": (
+            False,
+            "its checkpoints cannot be loaded; others are converted for another number of ranks",
+        ),
+        "legacy_stage1": (False, "DeepSpeed has removed it"),
+        "round_robin_gradients": (
+            False,
+            "a checkpoint that is exported or read by another number of ranks would exchange weights",
+        ),
+        "zenflow": (None, "it applies gradients late and in part"),
+        "cpu_offload": (None, f"use {ELSEWHERE}"),
+        "cpu_offload_param": (None, f"use {ELSEWHERE}"),
+        "cpu_offload_use_pin_memory": (None, f"use {ELSEWHERE}"),
+    },
+    "bf16": {
+        "check_grad_overflow": (True, "a gradient that is not finite would reach the weights"),
+        "bf16_master_weights_and_grads": (False, "small updates of the weights would be rounded away"),
+        "bf16_optimizer_states": (False, "small updates of the weights would be rounded away"),
+    },
+}
 
 SECTIONS = (
     "zero_optimization",
@@ -63,11 +88,7 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     zero = _section(config, "zero_optimization", place)
     if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
         raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
-    if _section(config, "bf16", place).get("check_grad_overflow", True) is not True:
-        raise UserError(
-            f"{place}: bf16.check_grad_overflow is off, so that a gradient that is not finite would reach the weights; "
-            "remove it"
-        )
+    _check_fixed(config, place)
     bf16 = _section(config, "bf16", place).get("enabled", "auto")
     if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):
         raise UserError(
@@ -100,6 +121,15 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
             )
     check_communication(zero, recipe.model.quantize, place)
     return config
+
+
+def _check_fixed(config: dict[str, Any], place: str) -> None:
+    """Check the fields that must keep their defaults."""
+    for name, fields in FIXED.items():
+        section = _section(config, name, place)
+        for field, (default, reason) in fields.items():
+            if section.get(field, default) != default:
+                raise UserError(f"{place}: {name}.{field} is {json.dumps(section[field])}: {reason}; remove it")
 
 
 def _check_offload(config: dict[str, Any], zero: dict[str, Any], place: str) -> None:

@@ -36,7 +36,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[Any]:
 
     def decays(name: str, parameter: torch.nn.Parameter) -> bool:
         shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter itself is empty
-        return len(shape) > 1 and id(parameter) not in embeddings and "lora_embedding_" not in name
+        is_matrix = len(shape) > 1 and not name.endswith("bias")  # the biases of several experts are one tensor
+        return is_matrix and id(parameter) not in embeddings and "lora_embedding_" not in name
 
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []

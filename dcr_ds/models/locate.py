@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import cache_folder, expand_user, free_bytes
+from dcr_ds.files import cache_folder, expand_user, free_bytes, hash_of
 from dcr_ds.locks import locked
 from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint, holds_hook
 from dcr_ds.recipe import ModelSection
@@ -120,9 +120,9 @@ def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:
     """Dequantise a GGUF model once into a bf16 safetensors folder; ranks on one node wait for the first.
 
     Args:
-        key: the file whose name, size and time name the folder; None: the demo's model.
+        key: the file that names the folder, by its path, size and times; None: the demo's model.
     """
-    name = DEMO_MODEL if key is None else f"{key.stem}-{key.stat().st_size}-{int(key.stat().st_mtime)}"
+    name = DEMO_MODEL if key is None else f"{key.stem}-{_state_of(key)}"
     folder = cache_folder() / name
     if (folder / "config.json").is_file():
         return folder
@@ -139,6 +139,12 @@ def _converted(find_gguf: Callable[[], Path], key: Path | None = None) -> Path:
             _dequantise(find_gguf(), partial)
             partial.rename(folder)
     return folder
+
+
+def _state_of(file: Path) -> str:
+    """Short hash of a file's path, size and times: files of one architecture have one size, and copies one time."""
+    status = file.stat()
+    return hash_of([str(file.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns])
 
 
 def _dequantise(gguf: Path, target: Path) -> None:

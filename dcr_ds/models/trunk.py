@@ -16,12 +16,12 @@ from dcr_ds.models.four_bit import finish_four_bit, loading_options
 from dcr_ds.models.packed_masks import separate_packed_rows
 from dcr_ds.progress import heartbeat_while_moving
 
-DROPOUT = re.compile("dropout|pdrop$")  # in the name of a field of a config
+RANDOM = re.compile("dropout|pdrop$|jitter")  # in the name of a field of a config
 FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")  # names of the norm after the last block
 
 
 def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
-    """The config of the trunk: ℓ blocks, and no dropout, since the forward pass may run twice per step.
+    """The config of the trunk: ℓ blocks, and no dropout or noise, since the forward pass may run twice per step.
 
     Raises:
         UserError: `layer` is not in 1 … L − 1.
@@ -33,7 +33,7 @@ def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
     config.num_hidden_layers = layer
     config.use_cache = False
     for name, value in config.to_dict().items():
-        if DROPOUT.search(name) and isinstance(value, float):
+        if RANDOM.search(name) and isinstance(value, float):
             setattr(config, name, 0.0)
     return config
 

@@ -12,6 +12,11 @@ def wants_text(annotation: Any) -> bool:
     return not {int, float, bool, Any} & set(kinds) and any(kind is str or _is_section(kind) for kind in kinds)
 
 
+def is_section(annotation: Any) -> bool:
+    """Whether every value is a section, which may have a short form."""
+    return all(map(_is_section, branches(annotation)))
+
+
 def may_be_none(annotation: Any) -> bool:
     return NoneType in branches(annotation)
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
-from dcr_ds.recipe.annotations import inside, may_be_none, wants_text
+from dcr_ds.recipe.annotations import inside, is_section, may_be_none, wants_text
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.shipped import shipped_file, shipped_files
@@ -103,12 +103,19 @@ def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[st
     return values, origins
 
 
-def _merge(base: dict, over: dict) -> dict:
-    """`base` with the values of `over`, recursively."""
+def _merge(base: dict, over: dict, annotation: Any = Recipe) -> dict:
+    """`base` with the values of `over`, recursively.
+
+    A data set that `base` gives as a plain source keeps it where `over` sets other fields of it.
+    """
     merged = dict(base)
     for key, value in over.items():
-        both = isinstance(merged.get(key), dict) and isinstance(value, dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        kept, kind = merged.get(key), inside(annotation, key)
+        if isinstance(kept, str) and isinstance(value, dict) and is_section(kind):
+            kept = {"source": kept}
+        if isinstance(kept, dict) and isinstance(value, dict):
+            value = _merge(kept, value, kind)
+        merged[key] = value
     return merged
 
 

@@ -53,19 +53,8 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         UserError: too few rows of a set are left to train on or to hold out.
     """
     notes: list[str] = []
-    limit, named = row_limit(tokenizer, "refine.max_length", recipe.refine.max_length)
-    tokens: dict[tuple[int, str], list[int]] = {}
-    remaining: list[list[Prompt]] = []
-    for label, name in enumerate(("seemingly_toxic", "toxic")):
-        rows = getattr(data, name).rows
-        encoded = encode_rows(f"data.{name}", rows, lambda row: encode_prompt(tokenizer, row.messages), notes)
-        fitting = [(row, ids) for row, ids in encoded if len(ids) <= limit]
-        remaining.append([row for row, _ in fitting])
-        if long := len(encoded) - len(fitting):
-            notes.append(f"data.{name}: {long} prompts longer than {named} left out")
-        tokens |= {(label, row.id): ids for row, ids in fitting}
-    seemingly_toxic, toxic = remaining
-    split = split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
+    tokens, fitting = fitting_prompts(recipe, data, tokenizer, notes)
+    split = split_held_out(*fitting, recipe.data.held_out, recipe.seed)
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
@@ -89,6 +78,33 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         held_out_general=held_out_general,
         notes=notes + sampler.notes,
     )
+
+
+def fitting_prompts(
+    recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, notes: list[str]
+) -> tuple[dict[tuple[int, str], list[int]], tuple[list[Prompt], list[Prompt]]]:
+    """The tokens of prompts by (label, id), and the rows of both sets that can be encoded and are short enough.
+
+    Args:
+        notes: gets what is left out.
+
+    Raises:
+        UserError: no row of a set can be encoded.
+    """
+    assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with the stage
+    limit, named = row_limit(tokenizer, "refine.max_length", recipe.refine.max_length)
+    tokens: dict[tuple[int, str], list[int]] = {}
+
+    def fitting(label: int, name: str, rows: list[Prompt]) -> list[Prompt]:
+        encoded = encode_rows(name, rows, lambda row: encode_prompt(tokenizer, row.messages), notes)
+        short = [(row, ids) for row, ids in encoded if len(ids) <= limit]
+        if long := len(encoded) - len(short):
+            notes.append(f"{name}: {long} prompts longer than {named} left out")
+        tokens.update({(label, row.id): ids for row, ids in short})
+        return [row for row, _ in short]
+
+    seemingly_toxic = fitting(0, "data.seemingly_toxic", data.seemingly_toxic.rows)
+    return tokens, (seemingly_toxic, fitting(1, "data.toxic", data.toxic.rows))
 
 
 def _general_rows(

@@ -14,12 +14,12 @@ from dcr_ds.diagnose.prompts import labels_and_pairs
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.machine import Machine
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.rows import encode_row
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
+from dcr_ds.refine.prompts import fitting_prompts
 
 MIN_PROMPTS = 40  # per set; with fewer the choice is mostly chance
 MAX_PROMPTS = 200  # per set; more no longer change the choice
@@ -29,20 +29,16 @@ MEMORY_SHARE = 0.6  # of this device's memory, that the weights may take
 def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tuple[int | None, str]:
     """The layer and the reason; None and why not if the probe cannot be run here. Rank 0, which loads the whole model.
 
-    It reads the training prompts only: held-out prompts decide when stage 1 stops.
+    It reads the prompts that stage 1 trains on: held-out prompts decide when that stops, and long ones are left out.
     """
-    assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with the stage
-    split = split_held_out(data.seemingly_toxic.rows, data.toxic.rows, recipe.data.held_out, recipe.seed)
+    tokenizer = load_tokenizer(source, recipe.model.template)
+    ids, fitting = fitting_prompts(recipe, data, tokenizer, [])
+    split = split_held_out(*fitting, recipe.data.held_out, recipe.seed)
     sets = [_sample(rows, recipe.seed) for rows in (split.seemingly_toxic, split.toxic)]
     if obstacle := _obstacle(recipe, source, sets, ranks):
         return None, obstacle
     heartbeat("refine, layer probe")
-    tokenizer = load_tokenizer(source, recipe.model.template)
-    tokens = [
-        encode_row(f"data.{name}", row, lambda row: encode_prompt(tokenizer, row.messages))
-        for name, rows in zip(("seemingly_toxic", "toxic"), sets, strict=True)
-        for row in rows
-    ]
+    tokens = [ids[label, row.id] for label, rows in enumerate(sets) for row in rows]
     labels, pairs = labels_and_pairs(*sets)
     dtype = torch.float32 if ranks.device.type == "cpu" else torch.bfloat16
     model = load_causal_lm(source, dtype, "eager", ranks.device)  # eager: supported by every model

@@ -23,7 +23,32 @@ CONFIGS = {
     "no check of gradients": (
         {"bf16": {"check_grad_overflow": False}},
         [],
-        ["check_grad_overflow is off", "remove it"],
+        ["check_grad_overflow is false", "not finite", "remove it"],
+    ),
+    "masters in bf16": (
+        {"bf16": {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}},
+        [],
+        ["bf16_master_weights_and_grads is true", "rounded away", "remove it"],
+    ),
+    "no gradient norm": (
+        {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
+        [],
+        ["compute_grad_norm is false", "clipped"],
+    ),
+    "a resume from rounded weights": (
+        {"zero_optimization": {"stage": 2, "load_from_fp32_weights": False}},
+        [],
+        ["load_from_fp32_weights is false", "rounded weights"],
+    ),
+    "another order of weights": (
+        {"zero_optimization": {"stage": 2, "round_robin_gradients": True}},
+        [],
+        ["round_robin_gradients is true", "exchange weights"],
+    ),
+    "offloading by its old name": (
+        {"zero_optimization": {"stage": 2, "cpu_offload": True}},
+        [],
+        ["cpu_offload is true", "use offload_optimizer"],
     ),
     "stage 7": ({"zero_optimization": {"stage": 7}}, [], ["zero_optimization.stage is 7", "0, 1, 2 or 3"]),
     "stage as text": ({"zero_optimization": {"stage": "2"}}, [], ["stage is '2'", "0, 1, 2 or 3"]),

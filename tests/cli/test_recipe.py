@@ -96,6 +96,14 @@ def test_recipe_that_extends_another(written, tmp_path):
     assert (recipe.refine.layer, recipe.refine.margin, recipe.seed) == (4, 0.2, 1)
 
 
+def test_a_recipe_that_sets_a_field_of_a_data_set_keeps_its_source(written, tmp_path):
+    """A plain source in the recipe that it extends; it became the built-in data."""
+    (tmp_path / "base.yaml").write_text("data: {toxic: a.csv}\ndeepspeed: ds_configs/zero1.json\n")
+    recipe = load_recipe(written("extends: base.yaml\ndata: {toxic: {rows: 3}}\ndeepspeed: {bf16: {}}\n"))
+    assert recipe.data.toxic == DataSource(source="a.csv", rows=3)
+    assert recipe.deepspeed == {"bf16": {}}
+
+
 @pytest.mark.parametrize("path", [None, *RECIPES], ids=lambda path: path.name if path else "defaults")
 def test_saved_recipe_loads_unchanged(written, path):
     recipe = load_recipe(path and str(path), [("data.toxic", "höhle.csv"), ("data.toxic.where.label", "yes")])

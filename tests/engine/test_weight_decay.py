@@ -21,7 +21,7 @@ def names(model, group):
     return {by_id[id(parameter)] for parameter in group["params"]}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gemma3_text", "qwen3_moe", "gpt_oss"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_groups_of_models(tmp_path, model_type, tied):
     model = load_causal_lm(make_model(tmp_path, model_type, layers=1, tied=tied), torch.float32, "eager", None)
@@ -29,7 +29,9 @@ def test_groups_of_models(tmp_path, model_type, tied):
     assert (decayed["weight_decay"], others["weight_decay"]) == (DECAY, 0)
     kept = names(model, others)
     assert kept == {
-        name for name, weight in model.named_parameters() if weight.ndim == 1 or name == "model.embed_tokens.weight"
+        name
+        for name, weight in model.named_parameters()
+        if weight.ndim == 1 or name == "model.embed_tokens.weight" or name.endswith("bias")
     }
     assert ("lm_head.weight" in names(model, decayed)) is not tied
     assert len(names(model, decayed)) + len(kept) == len(list(model.parameters()))

@@ -1,6 +1,7 @@
 """Locating a model: any source becomes a folder of safetensors, and is converted only once."""
 
 import multiprocessing
+import os
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, load_tokenizer
 from dcr_ds.models.checkpoint_files import model_config, weight_files
+from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.locate import cache_folder, prepare_source
 from dcr_ds.recipe import ModelSection
 
@@ -115,13 +117,15 @@ def test_a_converted_model_loads_in_plain_transformers(tmp_path, cache):
     assert torch.isfinite(model(torch.tensor([ids])).logits).all()
 
 
-def test_a_changed_gguf_file_is_converted_again(tmp_path, cache):
-    make_gguf(tmp_path / "tiny.gguf")
-    section = ModelSection(source=str(tmp_path / "tiny.gguf"))
-    first = prepare_source(section)
-    with (tmp_path / "tiny.gguf").open("ab") as stream:
-        stream.write(b"\0" * 32)
-    assert prepare_source(section) != first
+def test_another_gguf_file_of_the_same_name_size_and_time_is_converted(tmp_path, cache):
+    (tmp_path / "other").mkdir()
+    files = [tmp_path / "tiny.gguf", tmp_path / "other" / "tiny.gguf"]
+    make_gguf(files[0])
+    files[1].write_bytes(files[0].read_bytes()[:-32] + b"\1" * 32)  # other weights
+    for file in files:
+        os.utime(file, (1e9, 1e9))
+    first, second = (weights_hash(prepare_source(ModelSection(source=str(file)))) for file in files)
+    assert first != second
 
 
 def test_a_damaged_gguf_file_is_a_user_error(tmp_path, cache):

@@ -55,6 +55,16 @@ def test_h_equals_the_hidden_state_of_the_full_model_bit_for_bit(tmp_path, model
     assert torch.equal(h[real], expected[real])
 
 
+def test_a_forward_pass_in_training_mode_is_repeatable(tmp_path):
+    """Mixtral's routers can read noisy states; stage 1 may run a forward pass twice."""
+    noise = {"router_jitter_noise": 0.5, "attention_dropout": 0.5}
+    source = make_model(tmp_path / "m", "mixtral", layers=3, **noise)
+    trunk = load_trunk(source, LAYER, torch.float32, attention_of("mixtral")).train()
+    with torch.no_grad():
+        first, second = (trunk(**inputs()).last_hidden_state for _ in range(2))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("model_type", TESTED)
 def test_splice_changes_only_the_trunk(tmp_path, model_type):
     tied = model_type not in ("phi3", "mixtral")

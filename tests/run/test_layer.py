@@ -53,8 +53,10 @@ def test_two_ranks_train_the_layer_that_rank_0_chose(recipe):
 
 
 def test_too_few_prompts_fall_back_to_the_rule(recipe, capsys):
+    """Prompts that are too long for stage 1 do not count."""
     for name, verb in (("seemingly_toxic", "paint"), ("toxic", "wreck")):
-        write_rows(recipe.parent / f"{name}.jsonl", [{"prompt": f"{verb} item {index}"} for index in range(12)])
+        numbers = [*range(12), *("9" * 500 + str(index) for index in range(60))]
+        write_rows(recipe.parent / f"{name}.jsonl", [{"prompt": f"{verb} item {number}"} for number in numbers])
     assert main(["train", str(recipe), "--stages", "[refine]"]) == 0
     assert (
         "refine.layer: 4 (0.8 of the model's 5 blocks, without a layer probe: 10 training prompts of a set"

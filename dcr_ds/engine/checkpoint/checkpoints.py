@@ -12,6 +12,7 @@ are checkpoints and none is complete, that is an error, never a silent start fro
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
@@ -186,7 +187,9 @@ class Checkpoints:
         self.engine._config.load_universal_checkpoint = (
             True  # usually set in the configuration, before it is known here
         )
+        decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
         self._load(universal.name)
+        _separate_groups(self.engine.optimizer, decays)
         self.engine._config.load_universal_checkpoint = False
         barrier(self.ranks)
         if self.ranks.is_main:
@@ -234,6 +237,18 @@ def remove_checkpoints(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _separate_groups(optimizer: Any, decays: Sequence[float]) -> None:
+    """Separate what DeepSpeed 0.19 shares between groups of parameters when ZeRO-3 loads a converted checkpoint.
+
+    All get the weight decay of the first group, and one tensor that counts the steps, which each of them increments.
+    """
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
+    for state in getattr(optimizer, "optimizer", optimizer).state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"] = state["step"].clone()
 
 
 def newest_complete(folder: Path) -> tuple[str, Manifest | None, list[tuple[str, str]]]:
