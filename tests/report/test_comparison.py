@@ -146,6 +146,10 @@ def test_categories_are_shown_as_shares(pair):
     rows = table.groups[0][1]
     assert [row.name for row in rows] == ["homo nyms (10)", "law (30)"]
     assert rows[0].cells[-1].share == 0 and rows[1].cells[-1].share == pytest.approx(2 / 3)
+    leave_out(pair[0] / "evaluate/aligned/seeming", {f"{i}" for i in range(8)})  # compared on the common prompts
+    (table,) = category_tables(compared(pair).columns, compared(pair).benchmarks)
+    rows = table.groups[0][1]
+    assert [row.name for row in rows] == ["homo nyms (2)", "law (30)"]
 
 
 def test_differences_by_category_are_paired(pair):

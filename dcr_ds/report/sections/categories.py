@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dcr_ds.report.numbers.columns import Column, reference_column
 from dcr_ds.report.numbers.differences import category_differences
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, percent, words
 from dcr_ds.report.sections.differences import difference_cell
+from dcr_ds.statistics import rate
 
 
 def categories(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Block]:
@@ -29,7 +32,8 @@ def category_tables(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) 
     """For each benchmark with categories, the rate of every model in each category, as bars."""
     tables = []
     for benchmark in benchmarks:
-        scores = [_category_scores(column, benchmark) for column in columns]
+        kept = zip(columns, benchmark.outcomes, strict=True)
+        scores = [_category_scores(column, benchmark, outcomes) for column, outcomes in kept]
         shown = [i for i, by_name in enumerate(scores) if by_name]
         names = sorted({name for by_name in scores for name in by_name})
         if len(names) > 1:
@@ -62,8 +66,20 @@ def category_differences_table(columns: Sequence[Column], benchmark: Benchmark) 
     return Table(caption, [columns[i].title for i in shown], [("", rows)], is_folded=True)
 
 
-def _category_scores(column: Column, benchmark: Benchmark) -> dict[str, dict]:
-    """The scores of a column by category; with several seeds their mean, without an interval."""
+def _category_scores(column: Column, benchmark: Benchmark, outcomes: np.ndarray | None) -> dict[str, dict]:
+    """The rates of a column by category; with several seeds their mean, without an interval.
+
+    They are of the prompts that all columns have, or of all of its own where answers were not kept.
+    """
+    names = np.array([name or "" for name in benchmark.categories])
+    if outcomes is not None and names.any():
+        chosen = {name: outcomes[:, names == name] for name in benchmark.categories if name is not None}
+        return {
+            name: rate(int(rows.sum()), rows.size)
+            if len(rows) == 1
+            else {"n": rows.shape[1], "value": float(rows.mean())}
+            for name, rows in chosen.items()
+        }
     results = [model.benchmarks[benchmark.name] for model in column.results if benchmark.name in model.benchmarks]
     seeds = [result.score.get("by_category") or {} for result in results]
     if len(seeds) == 1:
