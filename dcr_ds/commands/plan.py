@@ -85,6 +85,8 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
         refuse("plan", f"--gpus, --nodes: more than {MAX_GPUS:,} GPUs")
     if options.gpu_memory and options.gpu_memory > MAX_GIB:
         refuse("plan", f"--gpu-memory: {options.gpu_memory:g} is out of range; it is in GiB, at most {MAX_GIB:,}")
+    if options.gpus > options.gpus_per_node and options.gpus % options.gpus_per_node:
+        refuse("plan", f"--gpus: {options.gpus} do not fill nodes of {options.gpus_per_node}; set --gpus-per-node")
     if options.nodes and options.gpus != PlanOptions.gpus:
         refuse("plan", "--gpus and --nodes: give one of them; with --nodes, GPUs are counted by --gpus-per-node")
     recipe = parsed.load()

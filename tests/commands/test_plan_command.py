@@ -73,6 +73,7 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
         (["--gpus", "9" * 20], "--gpus, --nodes: more than 1,000,000 GPUs"),
         (["--nodes", "1,200000"], "--gpus, --nodes: more than 1,000,000 GPUs"),
         (["--gpu-memory", "1e30"], "--gpu-memory: 1e+30 is out of range; it is in GiB"),
+        (["--gpus", "12"], "--gpus: 12 do not fill nodes of 8; set --gpus-per-node"),
         (["--gpus", "0"], "--gpus: '0' is not a whole number above 0"),
         (["--mfu", "1.5"], "--mfu: 1.5 is out of range; it is a fraction"),
         (["--gpu", "abacus"], "--gpu: invalid choice: 'abacus'"),
