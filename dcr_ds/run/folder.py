@@ -153,12 +153,15 @@ def save_run(recipe: Recipe, environment: dict[str, Any]) -> None:
     """
     run = RunFolder(recipe.folder)
     saved = _saved_recipe(run) if run.has_results else None
-    before: Any = read_json(run.environment) if saved else None
+    found: Any = read_json(run.environment) if saved else None
+    before = found if isinstance(found, dict) else {}
     if saved:
+        if saved["stages"] == list(recipe.stages) == ["evaluate"] and before.get("model") != environment.get("model"):
+            before = {"attempts": before.get("attempts")}  # notes and leakage of another model are not of this one
         # a run that is resumed with fewer stages (only evaluate, for example) still has its earlier stages
         stages = [stage for stage in STAGES if stage in (*recipe.stages, *saved["stages"])]
         recipe = recipe.model_copy(update={"stages": stages})
-    write_json(run.environment, record_attempt(environment, before if isinstance(before, dict) else {}))
+    write_json(run.environment, record_attempt(environment, before))
     write_atomically(run.recipe, dump_recipe(recipe))
 
 

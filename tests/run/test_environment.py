@@ -2,7 +2,11 @@
 
 import json
 
+from dcr_ds.files import read_json
+from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.run.environment import describe_environment
+from dcr_ds.run.folder import save_run
 
 
 def test_slurm_job_is_recorded(monkeypatch):
@@ -18,3 +22,15 @@ def test_no_secret_of_the_environment_is_recorded(monkeypatch):
         monkeypatch.setenv(name, "a-secret-value")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert "a-secret-value" not in json.dumps(describe_environment("CPU", 1))
+
+
+def test_what_was_found_for_another_model_is_not_of_this_one(tmp_path):
+    """A folder of `dcr-ds evaluate` may be used for another model; its attempts are listed all the same."""
+    recipe = Recipe(name="run", output=str(tmp_path), stages=["evaluate"])
+    run = RunFolder(recipe.folder)
+    run.model("aligned").folder.mkdir(parents=True)
+    for model, overlaps in (("one", ["exact: a and b"]), ("one", []), ("two", [])):
+        save_run(recipe, {"model": {"source": model}, "data": {}, "overlaps": overlaps})
+        found = read_json(run.environment)
+        assert found["overlaps"] == (["exact: a and b"] if model == "one" else [])
+    assert len(found["attempts"]) == 3
