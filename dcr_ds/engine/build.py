@@ -119,9 +119,7 @@ def build_engine(
     An optimizer step is any number of `engine.backward(loss, scale_wrt_gas=False)`, then one `engine.step()`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    offloaded = "offload_optimizer" in config["zero_optimization"]
-    groups = parameter_groups(model, stage.weight_decay)
-    optimizer = build_optimizer(groups, stage, fused=ranks.device.type == "cuda" and not offloaded)
+    optimizer = build_optimizer(parameter_groups(model, stage.weight_decay), stage)
     scheduler = build_schedule(schedule, optimizer, stage.warmup_steps, total_steps)
     if config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]:
         config = config | {"gradient_clipping": 0.0}

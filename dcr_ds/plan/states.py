@@ -164,7 +164,7 @@ def saved_bytes(elements: int, width: int, zero_stage: int, optimizer: str) -> i
 
 def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool, optimizer: str = "adamw") -> States:
     """The states of a model on the rank with the most bytes."""
-    state = _with_adamw(tensors, zero, ranks, on_gpu or optimizer != "adamw")
+    state = _with_adamw(tensors, zero, ranks)
     if optimizer == "adamw" or zero.offload_optimizer:
         return state
     trained = [tensor.elements for tensor in tensors if tensor.trains]
@@ -176,14 +176,13 @@ def states(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool, opti
     return replace(state, moments=0 if paged else moments, host=state.host + (moments if paged else 0))
 
 
-def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
+def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int) -> States:
     trained = [tensor for tensor in tensors if tensor.trains]
     elements = sum(tensor.elements for tensor in trained)
     width = int(trained[0].width)
     bucket = min(zero.reduce_bucket, elements) * width
     if zero.stage == 0:
         converted = MASTER * elements if width < MASTER else 0
-        step = converted + _adam(max(tensor.elements for tensor in trained), on_gpu)
         return States(
             parameters=sum(tensor.bytes for tensor in tensors),
             gathered=0,
@@ -191,10 +190,10 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool)
             moments=MOMENTS * elements,
             gradients=width * elements,
             buckets=0,
-            step=max(step, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened for it, even on one rank
+            step=max(converted, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened for it, even on one rank
         )
     if zero.stage == 3:
-        return _stage_3(tensors, zero, ranks, on_gpu)
+        return _stage_3(tensors, zero, ranks)
     shard = flat_shard(elements, ranks)
     frozen = sum(tensor.bytes for tensor in tensors if not tensor.trains)
     gradients = width * elements
@@ -207,12 +206,12 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool)
         moments=MOMENTS * shard,
         gradients=gradients,
         buckets=zero.reduce_bucket * width + (bucket if ranks > 1 else 0),
-        step=_flat_step(shard, width, on_gpu) - (gradients if zero.stage == 2 else 0),
+        step=_flat_step(shard, width) - (gradients if zero.stage == 2 else 0),
     )
     return _offloaded(full, zero)
 
 
-def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) -> States:
+def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int) -> States:
     trained = [tensor for tensor in tensors if tensor.trains]
     width = int(trained[0].width)
     shard = sum(sharded(tensor.elements, ranks) for tensor in trained)
@@ -225,21 +224,15 @@ def _stage_3(tensors: Sequence[Tensor], zero: Zero, ranks: int, on_gpu: bool) ->
         moments=MOMENTS * shard,
         gradients=width * shard,
         buckets=zero.reduce_bucket * width + (min(zero.reduce_bucket, sum(t.elements for t in trained)) * width),
-        step=MASTER * group + max(width * group if width < MASTER else 0, _adam(group, on_gpu)),
+        step=MASTER * group + (width * group if width < MASTER else 0),
     )
     secondary = sum(round(sharded(tensor.elements, zero.partition) * tensor.width) for tensor in tensors)
     return replace(_offloaded(full, zero), secondary=secondary if zero.partition > 1 else 0)
 
 
-def _flat_step(shard: int, width: int, on_gpu: bool) -> int:
-    """The optimizer step on a flat shard, with its gradients (flattened, in float32) and AdamW's temporaries."""
-    converted = MASTER * shard if width < MASTER else 0
-    return width * shard + max(width * shard + converted, MASTER * shard + _adam(shard, on_gpu) - width * shard)
-
-
-def _adam(elements: int, on_gpu: bool) -> int:
-    """Temporaries of AdamW: none if fused (on a GPU), else two of the size of the tensor."""
-    return 0 if on_gpu else 2 * MASTER * elements
+def _flat_step(shard: int, width: int) -> int:
+    """The optimizer step on a flat shard: its gradients, flattened and in float32. A fused AdamW makes no copies."""
+    return 2 * width * shard + (MASTER * shard if width < MASTER else 0)
 
 
 def _offloaded(states: States, zero: Zero) -> States:

@@ -36,7 +36,7 @@ def test_steps_are_close_to_those_of_adamw(optimizer):
     for name in ("adamw", optimizer):
         torch.manual_seed(0)
         weight = torch.nn.Parameter(torch.zeros(WIDTH, WIDTH))
-        instance = build_optimizer([weight], StageSection(optimizer=name, learning_rate=1e-3, weight_decay=0.1), False)
+        instance = build_optimizer([weight], StageSection(optimizer=name, learning_rate=1e-3, weight_decay=0.1))
         for _ in range(4):
             weight.grad = torch.randn_like(weight)
             instance.step()
