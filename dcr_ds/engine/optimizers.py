@@ -51,7 +51,7 @@ def build_optimizer(parameters: list[Any], stage: StageSection) -> torch.optim.O
     """AdamW over parameters or groups of them, with the stage's learning rate and weight decay.
 
     torch's AdamW rather than DeepSpeed's, which needs a compiler. It is fused on CPUs, too, where states may be
-    offloaded: one pass over the memory, and no copies of the states (benchmarks/optimizer_step.py).
+    offloaded: one pass over the memory, and no copies of the states (see optimizer_step.py in benchmarks).
     """
     assert stage.learning_rate != "auto"  # resolved
     options: dict[str, Any] = {"lr": stage.learning_rate, "weight_decay": stage.weight_decay}
