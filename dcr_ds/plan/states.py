@@ -190,7 +190,7 @@ def _with_adamw(tensors: Sequence[Tensor], zero: Zero, ranks: int) -> States:
             moments=MOMENTS * elements,
             gradients=width * elements,
             buckets=0,
-            step=max(converted, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened for it, even on one rank
+            step=max(converted, width * min(ALLREDUCE_BUCKET, elements)),  # gradients are flattened, even on one rank
         )
     if zero.stage == 3:
         return _stage_3(tensors, zero, ranks)
