@@ -40,15 +40,13 @@ class ModelSection(Section):
         "compile: torch.compile of the blocks, not under ZeRO-3 (docs/packing.md)",
     )
     chat_template: str | None = Field(
-        None, description="Jinja file, or a shipped one (chatml, instruction) for base models; default: the model's own"
+        None, description="Jinja file, or a shipped one (chatml, chatml_system, instruction); default: the model's own"
     )
     chat_template_kwargs: dict[str, TemplateValue] = Field(
         {}, description="variables of the chat template, such as enable_thinking: false (docs/training.md)"
     )
     activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    freeze_router: bool = Field(
-        True, description="do not train the routers of a mixture of experts: no auxiliary loss balances them"
-    )
+    freeze_router: bool = Field(True, description="do not train the routers of a mixture of experts (docs/models.md)")
     quantize: Literal["none", "nf4"] = Field(
         "none", description="nf4: base weights in 4 bits, for stages with an adapter (QLoRA; docs/qlora.md)"
     )
