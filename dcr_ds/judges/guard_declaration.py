@@ -83,6 +83,8 @@ def read_declaration(declared: GuardJudge) -> Declaration:
     labels = declared.labels or reading.labels
     if not labels:
         raise UserError(f"{where}: set `labels`: judgement of {declared.guard} → our label")
+    if declaration.output == "text":  # what the guard writes is read in lower case
+        labels = {word.lower(): label for word, label in labels.items()}
     known = [label for label in LABELS_OF[declared.judges] if label != "unparsed"]
     if wrong := [label for label in labels.values() if label not in known]:
         raise UserError(f"{where}: {wrong[0]!r} is not a label of {declared.judges}; labels: {', '.join(known)}")

@@ -98,6 +98,11 @@ def test_the_score_equals_the_expected_value():
     assert read({"a": 9.0, "b": 0.0, "c": 0.0, "unnamed": 99.0}, reading).label == "full_refusal"
 
 
+def test_labels_of_a_recipe_are_read_in_any_case():
+    declared = shipped("llama_guard_3", labels={"Safe": "harmless", "UNSAFE": "harmful"}, source="x")
+    assert read("Unsafe\nS1", read_declaration(declared).readings["harm"]).label == "harmful"
+
+
 # Bad input
 
 

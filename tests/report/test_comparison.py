@@ -199,6 +199,14 @@ def test_general_ability_is_shown_with_its_interval(pair):
     ] == [True]
 
 
+def test_losses_of_other_tokenizers_are_reported(pair):
+    file = pair[1] / "evaluate/aligned/general_loss.json"
+    assert not comparability(compared(pair))
+    write(file, json.loads(file.read_text()) | {"tokens": 901})
+    (remark,) = comparability(compared(pair))
+    assert "means over different tokens" in remark
+
+
 def test_answers_of_different_limits_are_reported(pair, tmp_path):
     short = write_run(tmp_path / "short", stages=STL, evaluate={"max_new_tokens": 8})
     assert "evaluate.max_new_tokens: 128, 8" in comparability(compared([pair[0], short]))[-1]

@@ -86,6 +86,7 @@ class Scores(Counts):
 class GeneralLoss(TypedDict):
     loss: float
     n: int
+    tokens: NotRequired[int]
 
 
 class Accuracy(TypedDict):

@@ -11,7 +11,14 @@ from dcr_ds.report.numbers.read import BenchmarkResults, Run
 def comparability(comparison: Comparison) -> list[str]:
     """What makes the columns not comparable: other prompts, judges, versions of a judge, limits or questions."""
     notes = [benchmark.note for benchmark in comparison.benchmarks if benchmark.note]
-    return [*notes, *_judge_versions(comparison.columns), *_limits(comparison.runs), *_questions(comparison.columns)]
+    columns = comparison.columns
+    return [
+        *notes,
+        *_judge_versions(columns),
+        *_limits(comparison.runs),
+        *_questions(columns),
+        *_losses(columns),
+    ]
 
 
 def base_differences(runs: Sequence[Run]) -> list[str]:
@@ -82,6 +89,17 @@ def _questions(columns: Sequence[Column]) -> list[str]:
         f"{task}: the models were asked different questions, so the columns are not strictly comparable."
         for task, of_models in hashes.items()
         if len(of_models) > 1
+    ]
+
+
+def _losses(columns: Sequence[Column]) -> list[str]:
+    """A warning if the losses are means over different tokens."""
+    losses = (model.general_loss for column in columns for model in column.results if model.general_loss)
+    if len({loss["tokens"] for loss in losses if "tokens" in loss}) < 2:
+        return []
+    return [
+        "The losses on held-out answers are means over different tokens, as tokenizers, chat templates or "
+        "conversations differ, so do not compare them."
     ]
 
 
