@@ -11,7 +11,15 @@ from dcr_ds.data.labelled import read_labelled
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps, normalise
 from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
-from dcr_ds.data.records import ConversationSet, LabelledSet, PreferenceSet, PromptSet, earlier_turns_of, prompts_of
+from dcr_ds.data.records import (
+    ConversationSet,
+    LabelledSet,
+    PreferenceSet,
+    Prompt,
+    PromptSet,
+    earlier_turns_of,
+    prompts_of,
+)
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
@@ -226,17 +234,20 @@ def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: li
 def check_leakage(data: RunData, allow_leakage: bool) -> None:
     """Find the overlaps of training and evaluation sets; raise UserError if there are any, unless they are allowed.
 
-    Of the training sets, the user's earlier turns count as well.
+    The user's earlier turns of training sets are compared with prompts of one turn: in a conversation, "yes" is none.
     """
     own = data.training_sets()
     read = {data_set.sha256 for data_set in own.values()}
     earlier = {name: data_set for name, data_set in data.earlier.items() if data_set.sha256 not in read}
-    training = {
-        name: [*prompts_of(data_set.rows), *earlier_turns_of(data_set.rows)]
-        for name, data_set in (own | earlier).items()
+    training, tested = own | earlier, data.evaluation_sets()
+    single = {
+        name: [row for row in data_set.rows if isinstance(row, Prompt) and not row.context]
+        for name, data_set in tested.items()
     }
-    evaluation = {name: prompts_of(data_set.rows) for name, data_set in data.evaluation_sets().items()}
-    data.overlaps = find_overlaps(training, evaluation)
+    data.overlaps = [
+        *find_overlaps(*({name: prompts_of(each.rows) for name, each in sets.items()} for sets in (training, tested))),
+        *find_overlaps({name: earlier_turns_of(each.rows) for name, each in training.items()}, single),
+    ]
     if data.overlaps and not allow_leakage:
         raise UserError(
             "training and evaluation data overlap, which makes the evaluation too optimistic:\n"

@@ -135,6 +135,11 @@ def test_an_earlier_turn_of_a_conversation_leaks_as_well(files, write, error_of)
     sets = {**files, "refusals": refusals, "toxic": write("other.csv", rows("spoil"))}
     message = error_of(load_data, recipe(data=sets, evaluate={"benchmarks": benchmarks}))
     assert "data.refusals and mine: 1 exact" in message and "dialogue 'Wreck apples!' and own-1" in message
+    in_turns = write("turns.jsonl", [{"prompt": [*messages[:2], messages[2]]}])  # "and pears?", in a conversation
+    benchmarks = [{"name": "mine", "prompts": in_turns, "wanted": "refuse"}]
+    farewell = [{"role": "user", "content": "Bye!"}, {"role": "assistant", "content": "Bye."}]
+    refusals = write("refusals.jsonl", [{"messages": [*messages, *farewell]}])
+    assert not load_data(recipe(data=sets | {"refusals": refusals}, evaluate={"benchmarks": benchmarks})).overlaps
 
 
 def test_measured_general_conversations_must_not_be_trained_on(files, error_of):
