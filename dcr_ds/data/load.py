@@ -244,10 +244,9 @@ def check_leakage(data: RunData, allow_leakage: bool) -> None:
         name: [row for row in data_set.rows if isinstance(row, Prompt) and not row.context]
         for name, data_set in tested.items()
     }
-    data.overlaps = [
-        *find_overlaps(*({name: prompts_of(each.rows) for name, each in sets.items()} for sets in (training, tested))),
-        *find_overlaps({name: earlier_turns_of(each.rows) for name, each in training.items()}, single),
-    ]
+    last, asked = ({name: prompts_of(each.rows) for name, each in sets.items()} for sets in (training, tested))
+    before = {name: earlier_turns_of(each.rows) for name, each in training.items()}
+    data.overlaps = [*find_overlaps(last, asked), *find_overlaps(before, single)]
     if data.overlaps and not allow_leakage:
         raise UserError(
             "training and evaluation data overlap, which makes the evaluation too optimistic:\n"
