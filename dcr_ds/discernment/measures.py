@@ -17,6 +17,7 @@ from dcr_ds.discernment.curves import MEASURES, area, refusal_curve
 from dcr_ds.discernment.resampling import (
     MIN_GROUPS,
     RESAMPLES,
+    draw_seeds,
     group_numbers,
     over_seeds,
     percentile_interval,
@@ -34,9 +35,9 @@ Statistic = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 class Sample(NamedTuple):
-    """What intervals are resampled from, and how often."""
+    """What intervals are resampled from, and how often; `num_seeds` of the model, or of each of two models."""
 
-    num_seeds: int
+    num_seeds: tuple[int, ...]
     harmful: np.ndarray
     pairs: Pairs
     resamples: int = RESAMPLES
@@ -57,22 +58,22 @@ def discernment(
     """
     scores, harmful = _scores(scores), _sets(harmful)
     statistic = _curve_statistic(scores, harmful)
-    return _estimate(statistic, Sample(len(scores), harmful, pairs, resamples), lowest=0)
+    return _estimate([statistic], Sample((len(scores),), harmful, pairs, resamples), lowest=0)
 
 
 def discernment_difference(
     ours: np.ndarray, theirs: np.ndarray, harmful: np.ndarray, pairs: Pairs = None
 ) -> dict[str, Result]:
-    """Every measure of our model minus theirs, with the same prompts and seeds in every resample.
+    """Every measure of our model minus theirs, with the same prompts in every resample.
+
+    So are the seeds, if both have the same number of them, as they then are the same seeds in the same order.
 
     Args:
-        ours, theirs: [S, n], or [n] of a single seed, which is compared with each seed of the other model.
+        ours, theirs: [S, n], or [n] of a single seed.
     """
-    ours, theirs = np.broadcast_arrays(_scores(ours), _scores(theirs))
-    harmful = _sets(harmful)
-    first, second = _curve_statistic(ours, harmful), _curve_statistic(theirs, harmful)
-    same = np.array_equal(ours, theirs)
-    return _difference(first, second, same, Sample(len(ours), harmful, pairs))
+    ours, theirs, harmful = _scores(ours), _scores(theirs), _sets(harmful)
+    statistics = [_curve_statistic(scores, harmful) for scores in (ours, theirs)]
+    return _difference(statistics, _are_same(ours, theirs), Sample((len(ours), len(theirs)), harmful, pairs))
 
 
 def youden_j(labels, harmful: np.ndarray, pairs: Pairs = None) -> Result:
@@ -87,16 +88,16 @@ def youden_j(labels, harmful: np.ndarray, pairs: Pairs = None) -> Result:
     harmful = _sets(harmful)
     correct = _correct(labels, harmful)
     statistic = _youden_statistic(correct, harmful)
-    return _estimate(statistic, Sample(len(correct), harmful, pairs), lowest=-1)["youden_j"]
+    return _estimate([statistic], Sample((len(correct),), harmful, pairs), lowest=-1)["youden_j"]
 
 
 def youden_j_difference(ours, theirs, harmful: np.ndarray, pairs: Pairs = None) -> Result:
     """Youden's J of our model minus that of theirs, paired."""
     harmful = _sets(harmful)
-    ours, theirs = np.broadcast_arrays(_correct(ours, harmful), _correct(theirs, harmful))
-    first, second = _youden_statistic(ours, harmful), _youden_statistic(theirs, harmful)
-    same = np.array_equal(ours, theirs)
-    return _difference(first, second, same, Sample(len(ours), harmful, pairs))["youden_j"]
+    ours, theirs = _correct(ours, harmful), _correct(theirs, harmful)
+    statistics = [_youden_statistic(correct, harmful) for correct in (ours, theirs)]
+    sample = Sample((len(ours), len(theirs)), harmful, pairs)
+    return _difference(statistics, _are_same(ours, theirs), sample)["youden_j"]
 
 
 def score_auc(scores, harmful: np.ndarray, pairs: Pairs = None) -> Result:
@@ -106,18 +107,17 @@ def score_auc(scores, harmful: np.ndarray, pairs: Pairs = None) -> Result:
         scores: [S, n] or [n]; None or NaN for degenerate answers and unparsed verdicts.
     """
     scores, harmful = np.atleast_2d(np.asarray(scores, dtype=float)), _sets(harmful)
-    sample = Sample(len(scores), harmful, pairs)
-    result = _estimate(_auc_statistic(scores, harmful), sample, lowest=0)["auc"]
+    sample = Sample((len(scores),), harmful, pairs)
+    result = _estimate([_auc_statistic(scores, harmful)], sample, lowest=0)["auc"]
     return result | {"without_score": int(np.isnan(scores).sum())}
 
 
 def score_auc_difference(ours, theirs, harmful: np.ndarray, pairs: Pairs = None) -> Result:
     """AUC of the score for our model minus that for theirs, paired."""
     harmful = _sets(harmful)
-    ours, theirs = np.broadcast_arrays(*(np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (ours, theirs)))
-    first, second = _auc_statistic(ours, harmful), _auc_statistic(theirs, harmful)
-    same = np.array_equal(ours, theirs, equal_nan=True)
-    return _difference(first, second, same, Sample(len(ours), harmful, pairs))["auc"]
+    ours, theirs = (np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (ours, theirs))
+    statistics = [_auc_statistic(scores, harmful) for scores in (ours, theirs)]
+    return _difference(statistics, _are_same(ours, theirs), Sample((len(ours), len(theirs)), harmful, pairs))["auc"]
 
 
 def _curve_statistic(scores: np.ndarray, harmful: np.ndarray) -> Statistic:
@@ -139,29 +139,58 @@ def _youden_statistic(correct: np.ndarray, harmful: np.ndarray) -> Statistic:
     return lambda weights: {"youden_j": share(weights, harmful) + share(weights, ~harmful) - 1}
 
 
-def _estimate(statistic: Statistic, sample: Sample, lowest: int, is_difference: bool = False) -> dict[str, Result]:
-    """Point estimates, intervals, p-values of differences; `lowest` is the smallest possible value of the measures."""
-    points = statistic(np.ones((1, len(sample.harmful))))
-    values = {name: float(over_seeds(point, np.ones((1, sample.num_seeds)))[0]) for name, point in points.items()}
-    drawn = resample(sample.harmful, sample.pairs, sample.num_seeds, sample.resamples)
-    averaged = {name: over_seeds(by_seed, drawn.seeds) for name, by_seed in statistic(drawn.prompts).items()}
+def _estimate(statistics: Sequence[Statistic], sample: Sample, lowest: int) -> dict[str, Result]:
+    """Point estimates and intervals of a model, or of the first of two minus the second, with p-values.
+
+    Args:
+        statistics: of each model.
+        lowest: the smallest possible value of the measures.
+    """
+    ones = np.ones((1, len(sample.harmful)))
+    values = {
+        name: float(value[0])
+        for name, value in _averaged(statistics, ones, [np.ones((1, count)) for count in sample.num_seeds]).items()
+    }
+    drawn = resample(sample.harmful, sample.pairs, sample.num_seeds[0], sample.resamples)
+    others = draw_seeds(sample.num_seeds[-1], sample.resamples, np.random.default_rng(1))  # if they are not the same
+    seeds = [drawn.seeds if count == sample.num_seeds[0] else others for count in sample.num_seeds]
+    averaged = _averaged(statistics, drawn.prompts, seeds)
     results = {
         name: _result(value, _interval(value, averaged[name], sample, lowest), sample) for name, value in values.items()
     }
-    if is_difference:
+    if len(statistics) > 1:
         return {name: result | {"p": two_sided_p(averaged[name])} for name, result in results.items()}
     return results
 
 
-def _difference(first: Statistic, second: Statistic, same: bool, sample: Sample) -> dict[str, Result]:
-    def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        ours, theirs = first(weights), second(weights)
-        return {name: ours[name] - theirs[name] for name in ours}
+def _averaged(
+    statistics: Sequence[Statistic], prompts: np.ndarray, seeds: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The mean over seeds [R] of each measure, of a model or of the first of two minus the second.
 
-    results = _estimate(statistic, sample, lowest=-1, is_difference=True)
+    Args:
+        prompts: weights [R, n].
+        seeds: of each model, weights [R, S].
+    """
+    means = [
+        {name: over_seeds(values, weights) for name, values in statistic(prompts).items()}
+        for statistic, weights in zip(statistics, seeds, strict=True)
+    ]
+    return means[0] if len(means) == 1 else {name: means[0][name] - means[1][name] for name in means[0]}
+
+
+def _difference(statistics: Sequence[Statistic], same: bool, sample: Sample) -> dict[str, Result]:
+    results = _estimate(statistics, sample, lowest=-1)
     if same:  # the same answers, so that no resample can differ
         return {name: result | {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0} for name, result in results.items()}
     return results
+
+
+def _are_same(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether all seeds of two models have the same values."""
+    return all(np.array_equal(ours[0], row, equal_nan=True) for row in (*ours, *theirs)) or np.array_equal(
+        ours, theirs, equal_nan=True
+    )
 
 
 def _interval(value: float, drawn: np.ndarray, sample: Sample, lowest: int) -> tuple[float, float] | None:
@@ -186,7 +215,7 @@ def _result(value: float, interval: tuple[float, float] | None, sample: Sample) 
         "low": low,
         "high": high,
         "n": len(sample.harmful),
-        "seeds": sample.num_seeds,
+        "seeds": max(sample.num_seeds),
     }
 
 

@@ -46,10 +46,14 @@ def resample(
     for kind in np.unique(kinds):
         members = np.flatnonzero(kinds == kind)
         drawn[:, members] = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples)
-    seeds = np.ones((resamples, 1))
-    if num_seeds > 1:
-        seeds = generator.multinomial(num_seeds - 1, np.full(num_seeds, 1 / num_seeds), resamples) / (num_seeds - 1)
-    return Resamples(drawn[:, groups], seeds)
+    return Resamples(drawn[:, groups], draw_seeds(num_seeds, resamples, generator))
+
+
+def draw_seeds(num_seeds: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each seed is drawn [R, S], relative to the number of draws."""
+    if num_seeds == 1:
+        return np.ones((resamples, 1))
+    return generator.multinomial(num_seeds - 1, np.full(num_seeds, 1 / num_seeds), resamples) / (num_seeds - 1)
 
 
 def group_numbers(pairs: Sequence[str | None] | None, num_prompts: int) -> np.ndarray:

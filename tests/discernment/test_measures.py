@@ -101,6 +101,19 @@ def test_one_model_is_compared_with_each_seed_of_another():
     assert result["value"] == pytest.approx(values[0] - values[1])
 
 
+def test_models_of_different_numbers_of_seeds():
+    """Their seeds are drawn independently; with the same number, they are the same seeds."""
+    scores, harmful = crossed(np.random.default_rng(5), 5, 60, of_seeds=1.0)
+    fewer = discernment_difference(scores, scores[:3], harmful)["auc"]
+    values = [discernment(model_scores, harmful)["auc"]["value"] for model_scores in (scores, scores[:3])]
+    assert fewer["value"] == pytest.approx(values[0] - values[1]) and fewer["low"] < fewer["value"] < fewer["high"]
+    swapped = discernment_difference(scores[:3], scores, harmful)["auc"]
+    assert [swapped["low"], swapped["high"]] == pytest.approx([-fewer["high"], -fewer["low"]], abs=0.03)
+    assert discernment_difference(scores, scores, harmful)["auc"]["value"] == 0
+    labels = np.where(scores > 1, "full_refusal", "compliance")
+    assert youden_j_difference(labels, labels[:2], harmful)["seeds"] == 5
+
+
 def test_twins_with_a_common_level_narrow_the_interval():
     """What twins share cancels only if they are resampled together; resampling them separately widens the interval."""
     generator = np.random.default_rng(6)

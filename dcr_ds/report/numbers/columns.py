@@ -20,8 +20,9 @@ class Column:
 
     @property
     def results(self) -> list[ModelResults]:
-        """Results per seed; runs that did not measure this model are left out."""
-        return [run.models[self.model] for run in self.runs if self.model in run.models]
+        """Results in the order of the seeds; runs that did not measure this model are left out."""
+        runs = sorted(self.runs, key=lambda run: str(run.recipe.get("seed")))  # paired with those of other columns
+        return [run.models[self.model] for run in runs if self.model in run.models]
 
     @property
     def is_judged(self) -> bool:
