@@ -121,12 +121,30 @@ def build_engine(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(parameter_groups(model, stage.weight_decay), stage)
     scheduler = build_schedule(schedule, optimizer, stage.warmup_steps, total_steps)
-    if config["zero_optimization"]["stage"] == 0 and not config["bf16"]["enabled"]:
+    is_whole, in_bf16 = config["zero_optimization"]["stage"] == 0, config["bf16"]["enabled"]
+    if is_whole and not in_bf16:
         config = config | {"gradient_clipping": 0.0}
         optimizer.register_step_pre_hook(partial(_clip, parameters, stage.max_grad_norm))
     with heartbeat_while_moving("building the DeepSpeed engine"):
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    if is_whole and in_bf16:
+        _undo_first_step(engine.optimizer)
     return engine
+
+
+def _undo_first_step(wrapper: Any) -> None:
+    """Undo the step that DeepSpeed 0.19 takes, on gradients of 0, as it builds its optimizer for bf16 under ZeRO-0.
+
+    AdamW would count it, so that its first updates were up to a quarter too small, and the masters have decayed.
+
+    Args:
+        wrapper: DeepSpeed's optimizer around that of the stage.
+    """
+    for state in wrapper.optimizer.state.values():
+        state["step"] = state["step"] * 0  # a tensor, or a number
+    for weights, masters in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True):
+        for weight, master in zip(weights, masters, strict=True):
+            master.data.copy_(weight.data)
 
 
 def _clip(parameters: list[torch.nn.Parameter], limit: float, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -14,7 +14,7 @@ from dcr_ds.models.checkpoint_files import BASELINE_RECORD, base_of_adapter, hol
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.hashes import check_base
 from dcr_ds.models.hooks.record import read_record
-from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.locate import base_fields, prepare_source
 from dcr_ds.models.request_fields import RequestFields
 from dcr_ds.recipe import EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.engines import LOCAL
@@ -112,7 +112,7 @@ def _locate_files(model: ModelSection) -> LocalModel:
     if base is None:
         return LocalModel(checked_source(model), None)
     try:
-        source = checked_source(model.model_copy(update={"source": base, "revision": None}))
+        source = checked_source(model.model_copy(update=base_fields(folder, base)))
     except UserError as error:
         raise UserError(
             f"{folder}: the adapter's base model {base!r} cannot be used ({error}); adapter_config.json names it as "

@@ -23,6 +23,7 @@ from dcr_ds.models.check import build_on_meta, check_model
 from dcr_ds.models.checkpoint_files import EXPORT_RECORD, base_of_adapter, copied_files, tokenizer_folder
 from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.hashes import weights_hash
+from dcr_ds.models.locate import base_fields
 from dcr_ds.models.merge import WEIGHTS, merge_lora
 from dcr_ds.models.splice import read_all, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
@@ -144,7 +145,8 @@ def _export_adapter(adapter: Path, out: Path, options: ExportOptions) -> str:
     if not options.merge:
         _copy(adapter, out)
         return f"the adapter {adapter}"
-    source = checked_source(ModelSection(source=options.base or base))
+    fields = {"source": options.base} if options.base else base_fields(adapter, str(base))
+    source = checked_source(ModelSection.model_validate(fields))
     merge_lora(source, adapter, out)
     if tokenizer_folder(source, adapter) == adapter:
         keep_tokenizer(adapter, None, out)

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import cache_folder, expand_user, free_bytes, hash_of
+from dcr_ds.files import cache_folder, expand_user, free_bytes, hash_of, read_object
 from dcr_ds.locks import locked
 from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint, holds_hook
 from dcr_ds.recipe import ModelSection
@@ -38,6 +38,11 @@ def prepare_source(model: ModelSection) -> Path:
 def _locate(model: ModelSection) -> Path:
     model = model.model_copy(update={"source": expand_variables(model.source, "model.source")})
     path = expand_user(model.source)
+    if model.revision is not None and (path.exists() or path.suffix == ".gguf" or model.source == DEMO_MODEL):
+        raise UserError(
+            f"model.revision: {model.revision} names a commit on the hub, and model.source {model.source} is not from "
+            "there; remove model.revision"
+        )
     if model.source == DEMO_MODEL and not path.exists():
         return _converted(_demo_gguf)
     if path.suffix == ".gguf":
@@ -52,6 +57,13 @@ def _locate(model: ModelSection) -> Path:
             f"model.source: {mask_secrets(model.source)} is not a model folder, .gguf file, hub id or {DEMO_MODEL}"
         )
     return _from_hub(model)
+
+
+def base_fields(adapter: Path, base: str) -> dict[str, str | None]:
+    """`source` and `revision` of an adapter's base model: a base on the hub has the revision that peft recorded."""
+    recorded = read_object(adapter / "adapter_config.json").get("revision")
+    is_known = isinstance(recorded, str) and recorded and not expand_user(base).exists()
+    return {"source": base, "revision": str(recorded) if is_known else None}
 
 
 def refuse_other_folders(path: Path) -> None:

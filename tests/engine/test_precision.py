@@ -18,17 +18,29 @@ def master_weights(engine, zero):
     return safe_get_full_fp32_param(next(engine.module.parameters()))
 
 
+def make_engine(ranks, zero, stage):
+    model = torch.nn.Linear(4, 3, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.constant_(model.weight, BEFORE)
+    config = stage_config({"zero_optimization": {"stage": zero}}, stage, "bfloat16", ranks)
+    return build_engine(model, stage, config, "constant", STEPS, ranks)
+
+
+def test_building_an_engine_does_not_decay_the_masters(ranks):
+    """DeepSpeed takes a step on gradients of 0 under ZeRO-0."""
+    engine = make_engine(ranks, 0, StageSection(learning_rate=0.1, weight_decay=1.0))
+    assert set(master_weights(engine, 0).flatten().tolist()) == {BEFORE}
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_steps_too_small_for_bfloat16_accumulate(ranks, zero):
     assert torch.tensor(BEFORE - RATE).bfloat16().item() == BEFORE  # a single step is lost to rounding
-    stage = StageSection(learning_rate=RATE)
-    config = stage_config({"zero_optimization": {"stage": zero}}, stage, "bfloat16", ranks)
-    model = torch.nn.Linear(4, 3, bias=False, dtype=torch.bfloat16)
-    torch.nn.init.constant_(model.weight, BEFORE)
-    engine = build_engine(model, stage, config, "constant", STEPS, ranks)
-    for _ in range(STEPS):
+    engine = make_engine(ranks, zero, StageSection(learning_rate=RATE))
+    for step in range(STEPS):
         engine.backward(engine(torch.ones(2, 4, dtype=torch.bfloat16)).sum(), scale_wrt_gas=False)
         engine.step()
+        if step == 0:  # under ZeRO-0 DeepSpeed has taken one before, which counted
+            moved = BEFORE - master_weights(engine, zero).flatten()[0].item()
+            assert moved == pytest.approx(RATE, rel=0.02)
     master = master_weights(engine, zero).detach()
     assert master.dtype == torch.float32
     assert master.flatten().tolist() == pytest.approx([BEFORE - STEPS * RATE] * 12, abs=RATE / 2)

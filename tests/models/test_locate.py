@@ -15,7 +15,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.models.chat import encode_conversation, load_tokenizer
 from dcr_ds.models.checkpoint_files import model_config, weight_files
 from dcr_ds.models.hashes import weights_hash
-from dcr_ds.models.locate import cache_folder, prepare_source
+from dcr_ds.models.locate import base_fields, cache_folder, prepare_source
 from dcr_ds.recipe import ModelSection
 
 
@@ -24,6 +24,20 @@ def test_a_local_folder_is_used_in_place(tmp_path):
     assert prepare_source(ModelSection(source=str(model))) == model
     assert model_config(model)["model_type"] == "llama"
     assert weight_files(model) == [model / "model.safetensors"]
+
+
+def test_a_revision_of_a_local_folder_is_refused(tmp_path):
+    """It has none, and another version of the model would be trained in silence."""
+    with pytest.raises(UserError, match="model.revision: v2 names a commit on the hub"):
+        prepare_source(ModelSection(source=str(tmp_path), revision="v2"))
+
+
+def test_the_base_of_an_adapter_is_read_at_the_revision_that_peft_recorded(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"revision": "0123abc"}')
+    assert base_fields(tmp_path, "owner/base") == {"source": "owner/base", "revision": "0123abc"}
+    assert base_fields(tmp_path, str(tmp_path)) == {"source": str(tmp_path), "revision": None}
+    (tmp_path / "adapter_config.json").write_text('{"revision": null}')
+    assert base_fields(tmp_path, "owner/base") == {"source": "owner/base", "revision": None}
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/model", "smollm2", "a/b/c", "nowhere.gguf"])
