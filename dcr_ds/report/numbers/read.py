@@ -194,7 +194,7 @@ def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
             "evaluation again, which generates only what is missing"
         )
     # verdicts of a judge that is not among those of the scores are of earlier answers
-    judges = [judge for judge in home.judges() if judge in score.get("by_judge", [judge])]
+    judges = [judge for judge in home.judges() if judge in (score["judge"], *score.get("by_judge", [judge]))]
     verdicts = {judge: read_rows(home.verdicts(judge), Verdict) for judge in judges}
     labels = {judge: {row["id"]: row["label"] for row in rows} for judge, rows in verdicts.items()}
     judge = score["judge"]
