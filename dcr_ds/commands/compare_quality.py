@@ -51,7 +51,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("b", type=Path, metavar="B.jsonl", help="generations of model B")
     add("--judge-url", required=True, metavar="URL", help="base URL of the judge's OpenAI-compatible endpoint")
     add("--model", required=True, metavar="NAME", help="name of the judge model at the endpoint")
-    help_out = "verdicts (.jsonl); the summary goes to FILE.json"
+    help_out = "verdicts, such as quality.jsonl; the summary goes to quality.json"
     add("--out", required=True, type=output_file, metavar="FILE", help=help_out)
     help_columns = "both files' column for prompt, completion, id or finish"
     add("--columns", nargs="+", type=column_mapping, default=[], metavar="NAME=COLUMN", help=help_columns)

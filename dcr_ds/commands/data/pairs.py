@@ -21,8 +21,9 @@ from dcr_ds.recipe import DataSource
 
 DESCRIPTION = """\
 Ask a language model for a harmless twin of each harmful prompt: a prompt with the same trigger words and form. Pairs
-that pass all checks are written to FILE, and all candidates to FILE.review.csv, which a person fills in: yes or no in
-the column keep; candidates may be edited. A command that was interrupted continues with the same command.
+that pass all checks are written to --out, such as pairs.jsonl, and all candidates to pairs.review.csv, which a person
+fills in: yes or no in the column keep; candidates may be edited. A command that was interrupted continues with the same
+command.
 
   dcr-ds data pairs harmful.csv --endpoint http://localhost:8000/v1#NAME --out pairs.jsonl
   dcr-ds data pairs --accept pairs.review.csv --out data/pairs
