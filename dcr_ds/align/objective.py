@@ -93,17 +93,12 @@ OBJECTIVES: dict[str, Callable[[Any, Recipe], Objective]] = {
 }
 
 
-def encode_objective(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> Objective:
-    """The objective of `align.method`, with its samples encoded.
+def encode_samples(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> AnySamples:
+    """The samples of `align.method`.
 
     Raises:
         UserError: no sample is short enough.
     """
-    return objective_of(recipe, encode_samples(recipe, data, tokenizer))
-
-
-def encode_samples(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase) -> AnySamples:
-    """The samples of `align.method`; raises as `encode_objective`."""
     stage = recipe.align
     if stage.method == "sft":
         return encode_mix(stage, data, tokenizer, recipe.seed)

@@ -69,18 +69,6 @@ def passes_of_ranks(
     ]
 
 
-def rank_share(
-    samples: Sequence[Sample], lengths: Sequence[int], rank: int, world_size: int
-) -> list[tuple[Sample, bool]]:
-    """Return this rank's samples of one step, as (sample, alive).
-
-    Samples are sorted by length and distributed round-robin, so that ranks have equal work and micro-batches need
-    little padding. All ranks must run the same number of forward passes, so all get the same number of samples: missing
-    ones are filled with copies that are not alive and have no weight in the loss.
-    """
-    return _padded_share(samples, _by_length(lengths), rank, world_size)
-
-
 def _by_length(lengths: Sequence[int]) -> list[int]:
     """Indices of samples from the shortest to the longest."""
     return sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
@@ -89,6 +77,11 @@ def _by_length(lengths: Sequence[int]) -> list[int]:
 def _padded_share(
     samples: Sequence[Sample], order: Sequence[int], rank: int, world_size: int
 ) -> list[tuple[Sample, bool]]:
+    """Return this rank's samples of one step, as (sample, alive).
+
+    They are distributed round-robin in the order of their lengths, so that ranks have equal work and micro-batches need
+    little padding. All ranks get the same number of samples, and with it of forward passes.
+    """
     share = [(samples[index], True) for index in order[rank::world_size]]
     missing = -(-len(order) // world_size) - len(share)
     return share + [(samples[order[-1]], False)] * missing

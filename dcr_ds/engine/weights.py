@@ -10,7 +10,6 @@ import torch
 from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, Value, decide_on_main, gather_objects, wait_until_visible
 from dcr_ds.models.checkpoint_files import stored_dtypes
-from dcr_ds.models.splice import read_all
 from dcr_ds.recipe import AlignSection, RefineSection
 
 
@@ -60,11 +59,6 @@ def needs_masters(stage: RefineSection | AlignSection, source: Path) -> bool:
     A source that is all in bfloat16 gets the same bytes without them, in half the memory.
     """
     return stage.adapter != "none" or stored_dtypes(source) != {"BF16"}
-
-
-def trained_weights(engine: deepspeed.DeepSpeedEngine, ranks: Ranks, masters: bool = True) -> dict[str, torch.Tensor]:
-    """All trainable parameters by name in the memory of rank 0; empty on other ranks. For small models. All ranks."""
-    return read_all(TrainedWeights(engine, ranks, masters), ranks.is_main)
 
 
 @contextmanager

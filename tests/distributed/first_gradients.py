@@ -15,7 +15,7 @@ quiet_libraries()
 
 import torch
 
-from dcr_ds.align.objective import WithReference, encode_objective
+from dcr_ds.align.objective import WithReference, encode_samples, objective_of
 from dcr_ds.align.reference import compute
 from dcr_ds.align.state import build_align
 from dcr_ds.align.step import train_step as align_step
@@ -96,7 +96,8 @@ def read(model: str, method: str):
     """The prompts of stage 1 and the samples of stage 2, the same in every run of a method."""
     recipe = load_recipe(None, [(field, str(value)) for field, value in settings_of(model, method=method).items()])
     data, tokenizer = load_data(recipe), load_tokenizer(Path(model))
-    return encode_refine_prompts(recipe, data, tokenizer), encode_objective(recipe, data, tokenizer)
+    objective = objective_of(recipe, encode_samples(recipe, data, tokenizer))
+    return encode_refine_prompts(recipe, data, tokenizer), objective
 
 
 def refine_results(model: str, zero: int, micro: int, loss: str, ranks, packing: bool = False) -> dict:

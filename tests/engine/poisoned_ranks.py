@@ -14,11 +14,11 @@ from dcr_ds.engine.distributed import set_environment
 set_environment()
 
 import torch
+from small_engine import trained_weights
 
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.session import Session
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import Diverged
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import StageFolder

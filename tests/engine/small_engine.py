@@ -4,6 +4,8 @@ import torch
 
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.weights import TrainedWeights
+from dcr_ds.models.splice import read_all
 from dcr_ds.recipe import StageSection
 
 STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
@@ -44,3 +46,8 @@ def save_checkpoint(engine, folder, step, state, keep, ranks):
 
 def load_newest(engine, folder, ranks):
     return Checkpoints(engine, folder, 1, ranks).load_newest()
+
+
+def trained_weights(engine, ranks, masters=True):
+    """All trainable parameters by name in the memory of rank 0; empty on other ranks. All ranks."""
+    return read_all(TrainedWeights(engine, ranks, masters), ranks.is_main)

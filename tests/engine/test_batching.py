@@ -13,15 +13,16 @@ from dcr_ds.engine.batching import (
     micro_batches,
     packed_rows,
     passes_of_ranks,
-    rank_share,
 )
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=40)
 WORLDS = st.integers(1, 9)
 
 
-def shares(lengths, world_size):
-    return [rank_share(range(len(lengths)), lengths, rank, world_size) for rank in range(world_size)]
+def shares(lengths, world_size, samples=None):
+    """The samples of each rank, all in one micro-batch."""
+    passes = passes_of_ranks(samples or range(len(lengths)), lengths, range(world_size), world_size, Batching(40))
+    return [share for [share] in passes]
 
 
 @given(LENGTHS, WORLDS)
@@ -55,8 +56,8 @@ def test_ranks_have_samples_of_similar_length(lengths, world_size):
 @given(LENGTHS, WORLDS)
 def test_share_depends_on_lengths_only(lengths, world_size):
     letters = [f"sample {index}" for index in range(len(lengths))]
-    for rank, share in enumerate(shares(lengths, world_size)):
-        assert rank_share(letters, lengths, rank, world_size) == [(letters[index], alive) for index, alive in share]
+    expected = [[(letters[index], alive) for index, alive in share] for share in shares(lengths, world_size)]
+    assert shares(lengths, world_size, letters) == expected
 
 
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 9))

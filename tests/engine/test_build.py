@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from small_engine import trained_weights
 
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.build import build_engine, gradient_norm, stage_config
 from dcr_ds.engine.config import read_config
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.recipe import load_recipe
 
 

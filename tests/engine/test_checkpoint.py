@@ -9,11 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_engine import load_newest, make_engine, save_checkpoint, train
+from small_engine import load_newest, make_engine, save_checkpoint, train, trained_weights
 
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints, remove_checkpoints
 from dcr_ds.engine.checkpoint.manifest import MANIFEST, Saved, seal
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import UserError
 
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from small_engine import load_newest, save_checkpoint
+from small_engine import load_newest, save_checkpoint, trained_weights
 from transformers import get_scheduler
 
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, build_schedule, check_optimizer
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
 

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from small_engine import accumulate, make_engine, train
+from small_engine import accumulate, make_engine, train, trained_weights
 
 from dcr_ds.engine.overlap import Streams, compare, gradient_norms, settle_overlap
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.recipe import Recipe
 
 SIDE, GATHER = object(), "_PartitionedParameterCoordinator__allgather_stream"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
+from small_engine import trained_weights
 
 from dcr_ds.engine.build import build_engine, stage_config
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.recipe import StageSection
 
 STEPS, RATE = 60, 1e-5  # AdamW moves a weight by the learning rate per step while its gradient keeps its sign

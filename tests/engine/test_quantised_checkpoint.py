@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from small_engine import trained_weights
 from tiny import make_model
 
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.recipe import LoraSection, StageSection

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from small_engine import load_newest, save_checkpoint
+from small_engine import load_newest, save_checkpoint, trained_weights
 from tiny import make_model
 
 from dcr_ds.engine.build import build_engine, sharded_loading, stage_config
 from dcr_ds.engine.optimizers import parameter_groups
-from dcr_ds.engine.weights import trained_weights
 from dcr_ds.models.adapters import add_lora
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import load_causal_lm

@@ -22,13 +22,13 @@ from dcr_ds.engine.build import build_engine, sharded_loading, stage_config
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.snapshot import Snapshot
-from dcr_ds.engine.weights import TrainedWeights, trained_weights
+from dcr_ds.engine.weights import TrainedWeights
 from dcr_ds.errors import UserError
 from dcr_ds.models import shards
 from dcr_ds.models.adapters import add_lora, write_trained
 from dcr_ds.models.likelihood import Likelihood
 from dcr_ds.models.load import load_causal_lm
-from dcr_ds.models.splice import splice
+from dcr_ds.models.splice import read_all, splice
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import Recipe, dump_recipe, load_recipe
@@ -70,7 +70,7 @@ def stop_early(stage: str, recipe: Recipe, source: Path, ranks) -> None:
         checkpoints.save(step, {})
         checkpoints.wait_until_saved()
     checkpoints.close()
-    weights = {name.removeprefix(held): weight for name, weight in trained_weights(engine, ranks).items()}
+    weights = read_all(TrainedWeights(engine, ranks, prefix=held), ranks.is_main)
     if ranks.is_main:
         (folder / "recipe.yaml").write_text(dump_recipe(recipe))
         write_trained(model, weights, source, StageFolder(folder / "expected"), kept)
