@@ -48,14 +48,11 @@ FIXED: dict[str, dict[str, tuple[Any, str]]] = {
         "bf16_optimizer_states": (False, "small updates of the weights would be rounded away"),
     },
 }
-
-SECTIONS = (
+# these change rounding at most, or nothing
+SHARDING = (
     "zero_optimization",
-    "bf16",
-    "fp16",
     "zero_force_ds_cpu_optimizer",
     "zero_allow_untested_optimizer",
-    "communication_data_type",
     "wall_clock_breakdown",
     "flops_profiler",
     "comms_logger",
@@ -63,8 +60,8 @@ SECTIONS = (
     "dump_state",
     "steps_per_print",
     "aio",
-    *DECIDED_BY_RECIPE,
 )
+SECTIONS = (*SHARDING, "bf16", "fp16", "communication_data_type", *DECIDED_BY_RECIPE)
 
 
 def read_config(recipe: Recipe) -> dict[str, Any]:
@@ -104,8 +101,9 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
             "before it is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
             "model.quantize_zero3: true to do it anyway"
         )
-    for name in (name for name in recipe.stages if name != "evaluate" and stage == 3):
-        if getattr(recipe, name).adapter == "lora" and getattr(recipe, name).lora.dora:
+    training = {name: getattr(recipe, name) for name in recipe.stages if name != "evaluate"}
+    for name, section in training.items():
+        if stage == 3 and section.adapter == "lora" and section.lora.dora:
             raise UserError(
                 f"{place}: {name}.lora.dora reads whole weights, which ZeRO-3 has partitioned; use "
                 f"ds_configs/zero2.json, or {name}.lora.dora: false"
@@ -113,11 +111,11 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     if recipe.model.kernels == "compile" and (stage == 3 or recipe.model.quantize != "none"):
         reason = "ZeRO-3, which gathers parameters between the operations of a block" if stage == 3 else "4-bit weights"
         raise UserError(f"{place}: model.kernels: compile does not work with {reason}; use auto")
-    for name in (name for name in recipe.stages if name != "evaluate"):
-        if zero.get("offload_optimizer") and getattr(recipe, name).optimizer != "adamw":
+    for name, section in training.items():
+        if zero.get("offload_optimizer") and section.optimizer != "adamw":
             raise UserError(
                 f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
-                f"{getattr(recipe, name).optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"
+                f"{section.optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"
             )
     check_communication(zero, recipe.model.quantize, place)
     return config

@@ -18,6 +18,13 @@ def device_name(device: torch.device) -> str:
     return f"CPU, {torch.get_num_threads()} threads per rank"
 
 
+def device_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or of the host."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 @dataclass(frozen=True)
 class Machine:
     """What `auto` values depend on: devices, ranks and the optional kernels that are usable there.
@@ -49,12 +56,9 @@ class Machine:
         # torchrun and slurm/ set the first, DeepSpeed's launcher the second
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
         ranks_per_node = int(local or ranks.world_size)
-        host_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(
             on_gpu=on_gpu,
-            memory_bytes=torch.cuda.get_device_properties(device).total_memory
-            if on_gpu
-            else host_bytes // ranks_per_node,
+            memory_bytes=device_bytes(device) // (1 if on_gpu else ranks_per_node),
             ranks=ranks.world_size,
             nodes=max(1, ranks.world_size // ranks_per_node),
             bf16=on_gpu and torch.cuda.is_bf16_supported(),

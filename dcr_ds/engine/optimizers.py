@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from dcr_ds.engine.weights import full_shape
 from dcr_ds.errors import UserError
 from dcr_ds.models.four_bit import EXTRA, import_bitsandbytes
 from dcr_ds.recipe import StageSection
@@ -35,8 +36,8 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[Any]:
     }
 
     def decays(name: str, parameter: torch.nn.Parameter) -> bool:
-        shape = getattr(parameter, "ds_shape", parameter.shape)  # under ZeRO-3 a parameter itself is empty
-        is_matrix = len(shape) > 1 and not name.endswith("bias")  # the biases of several experts are one tensor
+        # the biases of several experts are one tensor
+        is_matrix = len(full_shape(parameter)) > 1 and not name.endswith("bias")
         return is_matrix and id(parameter) not in embeddings and "lora_embedding_" not in name
 
     decayed: list[torch.nn.Parameter] = []

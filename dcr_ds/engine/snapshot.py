@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.distributed import Ranks, barrier, gather_objects
-from dcr_ds.engine.weights import RankProcesses, whole_weight
+from dcr_ds.engine.weights import RankProcesses, full_shape, whole_weight
 
 PATTERN = "snapshot-*.safetensors"
 
@@ -35,7 +35,9 @@ class Snapshot:
     def num_bytes(self) -> int:
         """Bytes of the files of all ranks, at most."""
         least = torch.float32.itemsize if self._masters else 1
-        return sum(_numel(parameter) * max(least, parameter.element_size()) for _, parameter in self._trained)
+        return sum(
+            full_shape(parameter).numel() * max(least, parameter.element_size()) for _, parameter in self._trained
+        )
 
     def take(self) -> None:
         """Copy the current weights."""
@@ -100,7 +102,3 @@ class SnapshotWeights:
             weight = torch.empty(self.shapes[name], dtype=self._dtypes[name], device=device)
         torch.distributed.broadcast(weight, self._owner[name])
         return weight.cpu() if wanted else None
-
-
-def _numel(parameter: torch.Tensor) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

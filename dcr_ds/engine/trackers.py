@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 from dcr_ds.engine.tracker_packages import BACKENDS, Backend, TrackedRun
 from dcr_ds.errors import UserError
@@ -28,21 +28,6 @@ STAGES = ("align", "refine", "control")  # whose run in a tracker gets the repor
 _writing = threading.Lock()  # of trackers.json
 
 
-class Package(NamedTuple):
-    """The module that a tracker needs, and the extra of this project that installs it."""
-
-    module: str
-    extra: str
-
-
-PACKAGES = {
-    "tensorboard": Package("tensorboard", "track"),
-    "wandb": Package("wandb", "wandb"),
-    "trackio": Package("trackio", "trackio"),
-    "mlflow": Package("mlflow", "mlflow"),
-}
-
-
 def chosen(recipe: Recipe) -> list[str]:
     """The trackers of a recipe."""
     return list(dict.fromkeys([*recipe.track, *(["tensorboard"] if recipe.tensorboard else [])]))
@@ -51,11 +36,9 @@ def chosen(recipe: Recipe) -> list[str]:
 def check_trackers(recipe: Recipe) -> None:
     """Raise UserError if the package of a tracker is not installed; before torch is imported."""
     for name in chosen(recipe):
-        package = PACKAGES[name]
-        if importlib.util.find_spec(package.module) is None:
-            raise UserError(
-                f"track: {name}: the package is missing; pip install 'dcr-ds[{package.extra}]', or leave it out"
-            )
+        if importlib.util.find_spec(name) is None:
+            extra = "track" if name == "tensorboard" else name
+            raise UserError(f"track: {name}: the package is missing; pip install 'dcr-ds[{extra}]', or leave it out")
 
 
 class Tracker:

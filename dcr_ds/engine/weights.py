@@ -71,5 +71,5 @@ def whole_weight(parameter: torch.nn.Parameter, masters: bool) -> Iterator[torch
 
 
 def full_shape(parameter: torch.Tensor) -> torch.Size:
-    """The shape of a parameter, also of a partitioned one."""
+    """The shape of a parameter, also of one that ZeRO-3 has partitioned, whose own is empty."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

@@ -7,7 +7,6 @@ DeepSpeed does not free all memory of an engine:
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -196,9 +195,7 @@ def main(request_file: Path, answer: Path) -> None:
 
 
 def _run_here(request: Request, ranks) -> Measurement:
-    import torch
-
-    from dcr_ds.engine.machine import Machine
+    from dcr_ds.engine.machine import Machine, device_bytes
     from dcr_ds.engine.resolve import check_device, resolve
     from dcr_ds.models.checkpoint_files import model_config
     from dcr_ds.plan.trial import Rows, second_step
@@ -210,10 +207,10 @@ def _run_here(request: Request, ranks) -> Measurement:
     resolved, _ = resolve(recipe, config, Machine.detect(ranks))
     check_device(resolved, config, ranks.device)
     step = second_step(stage, resolved, source, Rows(request.tokens), ranks, request.memory)
-    on_gpu = ranks.device.type == "cuda"
-    memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else _host_bytes()
     done = Request(stage, resolved.model_dump(mode="json"), request.source, request.tokens, request.memory)
-    return Measurement(done, step.seconds, step.tokens, step.peak, on_gpu, memory)
+    return Measurement(
+        done, step.seconds, step.tokens, step.peak, ranks.device.type == "cuda", device_bytes(ranks.device)
+    )
 
 
 def _few_rows(section, stage: TrainingStage) -> dict[str, Any]:
@@ -223,10 +220,6 @@ def _few_rows(section, stage: TrainingStage) -> dict[str, Any]:
         "micro_batch": micro_batch,
         "global_batch": max(MIN_ROWS[stage], min(section.global_batch, 2 * micro_batch)),
     }
-
-
-def _host_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.data.load import RunData
+from dcr_ds.engine.config import SHARDING
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, parse_json, read_json, write_json
 from dcr_ds.models.checkpoint_files import model_config
@@ -22,19 +23,6 @@ from dcr_ds.run.folder import differences, redo_of, settings_of
 
 PROMPTS = ("data.seemingly_toxic", "data.toxic")
 CONVERSATIONS = ("data.general", "data.refusals", "data.preferences")
-# sections of a DeepSpeed configuration that change rounding at most, or nothing
-SHARDING = (
-    "zero_optimization",
-    "zero_force_ds_cpu_optimizer",
-    "zero_allow_untested_optimizer",
-    "wall_clock_breakdown",
-    "flops_profiler",
-    "comms_logger",
-    "memory_breakdown",
-    "dump_state",
-    "steps_per_print",
-    "aio",
-)
 DECAY = "matrices"  # what weight decay applies to
 LOSSY = "zero_quantized"  # fields of zero_optimization that send or keep weights or gradients in fewer bits
 # template and special tokens are part of these; the template is compared as it is used, by `template_hash`

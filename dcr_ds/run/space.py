@@ -82,9 +82,7 @@ def files_of_stage(recipe: Recipe, source: Path, stage: str, steps: int) -> Stag
     """
     name: Kind = "refine" if stage == "refine" else "align"  # the control is an align
     section: Any = getattr(recipe, name)
-    trained = [
-        tensor for tensor in tensors_of(recipe, source, "align" if name == "align" else "refine") if tensor.trains
-    ]
+    trained = [tensor for tensor in tensors_of(recipe, source, name) if tensor.trains]
     elements = sum(tensor.elements for tensor in trained)
     width = int(trained[0].width)
     assert isinstance(recipe.deepspeed, dict)  # resolved

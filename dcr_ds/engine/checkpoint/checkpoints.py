@@ -33,6 +33,7 @@ from dcr_ds.engine.distributed import (
     wait_until_visible,
 )
 from dcr_ds.engine.snapshot import Snapshot
+from dcr_ds.engine.weights import full_shape
 from dcr_ds.errors import UserError
 from dcr_ds.files import flush, free_bytes, hash_of, write_atomically
 from dcr_ds.progress import heartbeat, heartbeat_while_moving
@@ -265,13 +266,13 @@ def newest_complete(folder: Path) -> tuple[str, Manifest | None, list[tuple[str,
 def parameters_hash(module: torch.nn.Module) -> str:
     """Hash of the names and shapes of a model's trainable weights, which does not depend on ranks and ZeRO stage."""
     trained = ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
-    return hash_of([[name, list(getattr(parameter, "ds_shape", parameter.shape))] for name, parameter in trained])
+    return hash_of([[name, list(full_shape(parameter))] for name, parameter in trained])
 
 
 def num_trained(module: torch.nn.Module) -> int:
     """Count the trainable weights of a model, including the partitions of other ranks."""
     trained = (parameter for parameter in module.parameters() if parameter.requires_grad)
-    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in trained)
+    return sum(full_shape(parameter).numel() for parameter in trained)
 
 
 def _steps(folder: Path) -> list[Path]:
