@@ -62,9 +62,8 @@ def build_probe(recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBas
         UserError: too little is left of a set to hold out, or there are no refusal openings.
     """
     assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them for the probe
-    limit, _ = row_limit(
-        tokenizer, "refine.max_length", recipe.refine.max_length
-    )  # the same rows as in stage 1, so that the same ones are held out
+    # the same rows as in stage 1, so that the same ones are held out
+    limit, _ = row_limit(tokenizer, "refine.max_length", recipe.refine.max_length)
     encoded = {
         name: encode_rows(f"data.{name}", rows.rows, lambda row: encode_prompt(tokenizer, row.messages), [])
         for name, rows in (("seemingly_toxic", data.seemingly_toxic), ("toxic", data.toxic))

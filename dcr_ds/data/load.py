@@ -35,8 +35,6 @@ SETS: dict[str, Callable[..., Any]] = {
     "refusals": read_conversations,
     "preferences": read_preferences,
 }
-
-
 AnySet = PromptSet | ConversationSet | PreferenceSet | LabelledSet
 
 

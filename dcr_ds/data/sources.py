@@ -19,8 +19,6 @@ from dcr_ds.recipe import DataSource, find_file
 from dcr_ds.recipe.urls import STORES, URL, expand_variables, is_local, mask_secrets
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-
-
 Parse = Callable[[bytes, str, Origin], Table]
 
 

@@ -162,10 +162,8 @@ class GuardModel:
 
     @torch.inference_mode()
     def _generate(self, rows: list[list[int]]):
-        width, pad = (
-            max(map(len, rows)),
-            padding_id(self.tokenizer),
-        )  # padded left: all replies start at the same position
+        # padded left: all replies start at the same position
+        width, pad = max(map(len, rows)), padding_id(self.tokenizer)
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return cast(GenerationMixin, self._model).generate(

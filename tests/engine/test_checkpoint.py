@@ -156,9 +156,8 @@ def test_interrupted_save_is_skipped(saved, folder, engine, ranks, capsys):
     (folder / "step-00000003").rename(folder / "step-00000003.partial")
     assert load_newest(engine, folder, ranks)[0] == 2
     assert "incomplete" not in capsys.readouterr().err
-    save_checkpoint(
-        engine, folder, 3, {"tokens": 300}, keep=3, ranks=ranks
-    )  # the leftover does not prevent the next save
+    # the leftover does not prevent the next save
+    save_checkpoint(engine, folder, 3, {"tokens": 300}, keep=3, ranks=ranks)
     assert load_newest(engine, folder, ranks)[0] == 3
     assert not list(folder.glob("*.partial"))
 

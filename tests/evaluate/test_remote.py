@@ -63,9 +63,8 @@ def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     settings = EvaluateSection(max_new_tokens=8, judges=["xstest_strings"])
     with serving(lambda number, request: says("I'm sorry, no." if number % 2 else "Press the key.")) as server:
         evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
-        evaluate_endpoint(
-            endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK
-        )  # no request is repeated
+        # no request is repeated
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
     assert len(server.requests) == len(PROMPTS)
     assert read_json(tmp_path / "seeming" / "scores.json")["n"] == len(PROMPTS)
     cost = read_json(tmp_path / "cost.json")

@@ -8,12 +8,10 @@ from dcr_ds.models.rendering import render
 
 TURNS = [("user", "one?"), ("assistant", "yes"), ("user", "two?"), ("assistant", "no"), ("user", "three?")]
 CHATML = make_tokenizer().chat_template
-DEFAULT_SYSTEM = (
-    "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
-)  # as SmolLM2's
-EMPTY_REASONING = CHATML.replace(
-    "assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}"
-)  # as Qwen3's
+# as SmolLM2's
+DEFAULT_SYSTEM = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}" + CHATML
+# as Qwen3's
+EMPTY_REASONING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
 WITH_BOS = "{{ bos_token }}" + CHATML
 MERGED_SYSTEM = (  # into the first user message, as Gemma's
     "{% if messages[0].role == 'system' %}{% set start = messages[0].content + '\n\n' %}{% set rest = messages[1:] %}"

@@ -185,9 +185,8 @@ class Checkpoints:
             problem = self._make_room(universal, manifest.num_bytes) or convert(self.folder / name, universal)
         if problem := broadcast_from_main(problem, self.ranks):
             raise UserError(f"{problem}; or launch with {manifest.world_size} ranks, as it was saved")
-        self.engine._config.load_universal_checkpoint = (
-            True  # usually set in the configuration, before it is known here
-        )
+        # usually set in the configuration, before it is known here
+        self.engine._config.load_universal_checkpoint = True
         decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
         self._load(universal.name)
         _separate_groups(self.engine.optimizer, decays)

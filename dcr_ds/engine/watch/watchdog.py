@@ -83,9 +83,8 @@ class Watchdog:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if is_peer_failure(error):
             self.gone_seconds = LOST_SECONDS
-            self._over.wait(
-                LOST_SECONDS + 3 * POLL_SECONDS
-            )  # time to find the rank that is gone, and to end this process
+            # time to find the rank that is gone, and to end this process
+            self._over.wait(LOST_SECONDS + 3 * POLL_SECONDS)
         self._over.set()
         for thread in self._threads:
             thread.join(2 * POLL_SECONDS)
