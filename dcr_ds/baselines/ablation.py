@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from dcr_ds.baselines.edits import Edit
 from dcr_ds.baselines.projections import OUTPUTS, blocks_of, linears
+from dcr_ds.models.hooks.states import hidden_of, with_hidden
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def ablated(model: PreTrainedModel, direction: torch.Tensor) -> Iterator[None]:
         return arguments, options | {"hidden_states": without(options["hidden_states"])}
 
     def after(_module, _inputs, output: Any) -> Any:
-        return (without(output[0]), *output[1:]) if isinstance(output, tuple) else without(output)
+        return with_hidden(output, without(hidden_of(output)))
 
     with ExitStack() as hooks:
         for block in blocks_of(model).values():

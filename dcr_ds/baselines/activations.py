@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from dcr_ds.baselines.projections import blocks_of
 from dcr_ds.errors import UserError
 from dcr_ds.models.batches import pad_right
+from dcr_ds.models.hooks.states import hidden_of
 from dcr_ds.progress import heartbeat
 
 Tokens = Sequence[int]
@@ -76,7 +77,7 @@ def outputs(
 
     def keep(name: str):
         def hook(_module, _inputs, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
+            states = hidden_of(output)
             found[name].append(_pooled(states, lengths.to(states.device), pooling).cpu())
 
         return hook

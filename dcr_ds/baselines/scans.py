@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_answered, turn_end_ids
+from dcr_ds.models.chat import encode_answered, until_turn_end
 from dcr_ds.models.hooks.scans import unsafe_score
 from dcr_ds.models.hooks.states import block_outputs
 from dcr_ds.progress import heartbeat
@@ -83,9 +83,8 @@ class ScansVectors:
 def sure_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of the answer "Sure" behind a prompt, as the chat template has them."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "Sure"}]
-    answered, ends = encode_answered(tokenizer, turns), set(turn_end_ids(tokenizer))
-    answer = answered.ids[answered.prompt_tokens + answered.added_tokens :]
-    return answer[: next((place for place, token in enumerate(answer) if token in ends), len(answer))]
+    answered = encode_answered(tokenizer, turns)
+    return until_turn_end(tokenizer, answered.ids[answered.prompt_tokens + answered.added_tokens :])
 
 
 def compute_vectors(model, blocks: Blocks, anchors: Anchors, sure: Sequence[int]) -> ScansVectors:

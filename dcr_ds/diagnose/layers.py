@@ -5,7 +5,6 @@ is at index ℓ − 1 of a tensor over layers.
 """
 
 import math
-import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +17,8 @@ from transformers import PreTrainedModel
 from dcr_ds.diagnose.probe import NUM_FOLDS, held_out_scores, standardised_gram
 from dcr_ds.discernment.couples import AucInterval, auc_interval, class_mean_interval, pair_folds
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import num_shared_tokens, pad_right
+from dcr_ds.models.hooks.states import hidden_of
 
 FEWEST_PROMPTS = 2 * NUM_FOLDS  # of each label: two in every fold
 FEWEST_BLOCKS = 2
@@ -47,10 +48,6 @@ class LayerFigures:
     across: float
     drift: float | None = None
 
-    @property
-    def gap(self) -> float:
-        return self.within - self.across
-
 
 @torch.no_grad()
 def hidden_by_layer(
@@ -72,14 +69,12 @@ def hidden_by_layer(
     base: Any = model.base_model.eval()
     if len(base.layers) < FEWEST_BLOCKS:
         raise UserError(f"layer probe: the model has {len(base.layers)} block, and layers lie between two blocks")
-    shared = 0
-    if pooling == "mean":
-        shared = min(len(os.path.commonprefix([list(row) for row in prompts])), min(map(len, prompts)) - 1)
+    shared = num_shared_tokens(prompts) if pooling == "mean" else 0
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # little padding
     result = torch.empty(len(base.layers) - 1, len(prompts), base.config.hidden_size)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        tokens, mask = _padded([prompts[index] for index in indices], base.device)
+        tokens, mask = pad_right([prompts[index] for index in indices], 0, base.device)
         pooled_tokens = mask.clone()
         pooled_tokens[:, :shared] = 0
         states = _pooled_outputs(base, {"input_ids": tokens, "attention_mask": mask}, pooling, pooled_tokens)
@@ -87,20 +82,12 @@ def hidden_by_layer(
     return result
 
 
-def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask [B, T], padded on the right with 0."""
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-    return tokens.to(device), mask.to(device)
-
-
 def _pooled_outputs(base, inputs: dict[str, torch.Tensor], pooling: Pooling, mask: torch.Tensor) -> torch.Tensor:
     """Pooled outputs [L − 1, B, D] of all blocks but the last."""
     states: list[torch.Tensor] = []
 
     def keep(_block, _inputs, output) -> None:
-        states.append(pool(output[0] if isinstance(output, tuple) else output, pooling, mask=mask)[0])
+        states.append(pool(hidden_of(output), pooling, mask=mask)[0])
 
     hooks = [block.register_forward_hook(keep) for block in base.layers[:-1]]
     try:

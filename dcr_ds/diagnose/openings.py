@@ -9,15 +9,16 @@ Answers are tokenised inside the chat template, so that an opening has its leadi
 puts one. What the template writes before every answer (such as an empty <think> block) is the `lead`.
 """
 
+import os.path
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_answered, turn_end_ids
+from dcr_ds.models.chat import encode_answered, until_turn_end
 
 MAX_TOKENS = 4  # length of candidates from the data
 MAX_WORDS = 4  # length of phrases; the longer ones are whole sentences, or begin with a shorter one
@@ -187,39 +188,21 @@ def _distinct_texts(openings: Sequence[Opening]) -> list[Opening]:
     """The openings, where two token sequences of the same text get their tokens into it: rows are keyed by text."""
     texts = Counter(opening.text for opening in openings)
     return [
-        opening
-        if texts[opening.text] == 1
-        else Opening(f"{opening.text} {list(opening.tokens)}", *_fields_after_text(opening))
+        opening if texts[opening.text] == 1 else replace(opening, text=f"{opening.text} {list(opening.tokens)}")
         for opening in openings
     ]
-
-
-def _fields_after_text(opening: Opening) -> tuple:
-    return opening.tokens, opening.source, opening.refusals, opening.ordinary
 
 
 def _tokenise(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str]]) -> tuple[Tokens, list[list[Tokens]]]:
     """The lead, and the tokens of every answer after it and before its end of turn, group by group."""
     question = {"role": "user", "content": "a"}
-    ends = set(turn_end_ids(tokenizer))
 
     def answers(texts: Sequence[str]) -> list[Tokens]:
         rows = (encode_answered(tokenizer, [question, {"role": "assistant", "content": text}]) for text in texts)
-        return [_until_end(row.ids[row.prompt_tokens :], ends) for row in rows]
+        return [tuple(until_turn_end(tokenizer, row.ids[row.prompt_tokens :])) for row in rows]
 
-    lead = _common(*answers(["Yes", "No"]))
+    lead = os.path.commonprefix(answers(["Yes", "No"]))
     return lead, [[row[len(lead) :] for row in answers(texts)] for texts in groups]
-
-
-def _until_end(ids: Sequence[int], ends: set[int]) -> Tokens:
-    return tuple(ids[: next((place for place, token in enumerate(ids) if token in ends), len(ids))])
-
-
-def _common(first: Tokens, second: Tokens) -> Tokens:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
-    return first[:same]
 
 
 def _some(answers: Sequence[str]) -> list[str]:

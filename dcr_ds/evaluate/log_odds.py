@@ -7,7 +7,7 @@ evaluated without.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
@@ -183,8 +183,3 @@ class LogOddsMeasurement:
             for part in target.part_files():
                 part.unlink()
         return None
-
-
-def openings_as_json(openings: Openings) -> dict:
-    """The content of openings.json."""
-    return asdict(openings)

@@ -8,7 +8,7 @@ import gc
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import GeneralLoss, general_loss, prepare_general_loss
 from dcr_ds.evaluate.generate import Decoding, check_context, generate_missing, prepare_generations
 from dcr_ds.evaluate.generations import Generations
-from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file, openings_as_json, openings_of
+from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file, openings_of
 from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.same_model import MODEL, model_key, refuse_other_model
@@ -311,7 +311,7 @@ def _finish_log_odds(model: EvaluatedModel, log_odds: LogOddsMeasurement, batch_
     openings = log_odds.log_odds.openings
     print_on_main(ranks, f"evaluate {model.name}: refusal log-odds, {len(openings.openings)} openings")
     if ranks.is_main:  # first: a file of log-odds that is complete is not measured again
-        write_json(model.folder.openings, openings_as_json(openings))
+        write_json(model.folder.openings, asdict(openings))
     if problem := log_odds.finish(batch_size):
         print_on_main(ranks, f"evaluate {model.name}: no refusal log-odds: {problem}")
 

@@ -3,6 +3,7 @@
 Legend: B rows, T tokens of the longest row, N tokens of all rows, D width.
 """
 
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -65,6 +66,11 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) 
     ids = torch.tensor([[*row, *[pad_id] * (width - len(row))] for row in rows])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
     return to_device(ids, device), to_device(mask, device)
+
+
+def num_shared_tokens(rows: Sequence[Sequence[int]]) -> int:
+    """Number of leading tokens that are the same in all rows; less than the length of any row."""
+    return min(len(os.path.commonprefix([list(row) for row in rows])), min(map(len, rows)) - 1)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

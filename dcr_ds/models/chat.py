@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -202,6 +203,12 @@ def turn_end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if cached.ends is None:
         cached.ends = _turn_ends(tokenizer)
     return list(cached.ends)
+
+
+def until_turn_end(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) -> list[int]:
+    """The tokens of an answer before its turn ends."""
+    ends = set(turn_end_ids(tokenizer))
+    return list(takewhile(lambda token: token not in ends, answer))
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:

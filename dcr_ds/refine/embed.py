@@ -59,16 +59,6 @@ def embed_all(engine, rows: Sequence[Row], how: Pooling, shared: int, batching: 
     return sum_over_ranks(result, ranks)
 
 
-def num_shared_tokens(rows: Sequence[Row]) -> int:
-    """Number of leading tokens that are the same in all rows; less than the length of any row."""
-    first, last = (
-        min(map(list, rows)),
-        max(map(list, rows)),
-    )  # tokens shared by the first and last row in order are shared by all
-    num_same = next((index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    return min(num_same, min(len(row) for row in rows) - 1)
-
-
 def shards(rows: Sequence[Row], batching: Batching, ranks: Ranks) -> list[Sequence[tuple[int, bool]]]:
     """This rank's forward passes over rows, as (row index, alive); equally many on every rank."""
     return forward_passes(range(len(rows)), [len(row) for row in rows], ranks.rank, ranks.world_size, batching)

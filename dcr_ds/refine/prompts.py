@@ -11,11 +11,11 @@ from dcr_ds.data.records import Conversation, Prompt
 from dcr_ds.data.sampler import ContrastiveSampler, draw
 from dcr_ds.data.splitting import split_held_out
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import num_shared_tokens
 from dcr_ds.models.chat import encode_conversation, encode_prompt
 from dcr_ds.models.limits import row_limit
 from dcr_ds.models.rows import encode_rows
 from dcr_ds.recipe import Recipe
-from dcr_ds.refine.embed import num_shared_tokens
 
 DRIFT_ROWS = 16  # held-out general conversations whose drift is measured
 MEASURED_PROMPTS = 256  # measured held-out prompts per set, at most: a measurement should cost less than a step

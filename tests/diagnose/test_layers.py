@@ -51,7 +51,7 @@ def test_separation_is_found_in_the_layer_that_has_it():
         assert row.class_mean_auc.value < 0.65 and row.probe_auc.value < 0.7
     for row in figures[4:]:
         assert row.class_mean_auc.value > 0.7 and row.probe_auc.value > 0.9
-        assert row.gap > figures[0].gap and row.fisher > 2 * figures[0].fisher
+        assert row.within - row.across > figures[0].within - figures[0].across and row.fisher > 2 * figures[0].fisher
         assert row.drift is None
     assert choose_layer(figures, num_blocks=10)[0] == 5
 

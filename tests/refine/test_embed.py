@@ -6,8 +6,9 @@ from tiny import make_model
 
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
+from dcr_ds.models.batches import num_shared_tokens
 from dcr_ds.models.trunk import load_trunk
-from dcr_ds.refine.embed import embed_all, num_shared_tokens, pooled, shards
+from dcr_ds.refine.embed import embed_all, pooled, shards
 
 CPU = torch.device("cpu")
 ONE_RANK = Ranks(0, 1, 0, CPU)

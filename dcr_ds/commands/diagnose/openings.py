@@ -1,6 +1,7 @@
 """`dcr-ds diagnose openings`: the refusal openings of a model's tokenizer, without loading its weights."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, targets_of
@@ -32,7 +33,7 @@ def parse(arguments: list[str]) -> Namespace:
 
 def run(options: Namespace) -> None:
     """Find and print the openings; all models of a run have the same tokenizer."""
-    from dcr_ds.evaluate.log_odds import openings_as_json, openings_of
+    from dcr_ds.evaluate.log_odds import openings_of
 
     target = targets_of([options.model], template_fields(options))[0]
     refusals, ordinary = (
@@ -42,7 +43,7 @@ def run(options: Namespace) -> None:
     openings = openings_of(target.tokenizer(), refusals, ordinary)
     show(_text(openings, target.tokenizer()))
     if options.out:
-        write_json(options.out / "openings.json", openings_as_json(openings))
+        write_json(options.out / "openings.json", asdict(openings))
 
 
 def _text(openings: "Openings", tokenizer) -> str:

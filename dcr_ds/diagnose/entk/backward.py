@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dcr_ds.diagnose.entk.layout import Layout, Part
 from dcr_ds.diagnose.entk.products import Factor, Outer, Rows, Vector
 from dcr_ds.errors import UserError
+from dcr_ds.models.hooks.states import hidden_of, with_hidden
 
 
 class Use(NamedTuple):
@@ -121,8 +122,8 @@ class BatchPass:
         return args, kwargs
 
     def leave_last_block(self, _: nn.Module, args: tuple, output: Any) -> Any:
-        self.top = first(output).detach().requires_grad_()
-        return (self.top, *output[1:]) if isinstance(output, tuple) else self.top
+        self.top = hidden_of(output).detach().requires_grad_()
+        return with_hidden(output, self.top)
 
     def factors(self, stage: str | int) -> dict[str, Factor]:
         """Factors of the parameters above the blocks ("top"), of a block (by index) or below ("bottom"), by name.
@@ -137,7 +138,7 @@ class BatchPass:
         args, kwargs = self.calls.pop()
         inputs = args[0].requires_grad_()
         with Recorder(self.layout.inside[stage]) as recorder, torch.enable_grad():
-            output = first(self.layout.blocks[stage](inputs, *args[1:], **kwargs))
+            output = hidden_of(self.layout.blocks[stage](inputs, *args[1:], **kwargs))
         upstream = [self.upstream[:, j] for j in range(self.k)]
         return self.descend([output] * self.k, upstream, inputs, recorder)
 
@@ -255,10 +256,6 @@ def layer_norm_factors(part: Part, use: Use, outputs: Tensor) -> Iterator[tuple[
         yield part.parameters["weight"], Vector((outputs * normalised[:, None]).sum(dim=axes).flatten(2))
     if "bias" in part.parameters:
         yield part.parameters["bias"], Vector(outputs.sum(dim=axes).flatten(2))
-
-
-def first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def working(tensor: Tensor) -> Tensor:
