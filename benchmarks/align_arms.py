@@ -82,7 +82,7 @@ def flop_of(options: argparse.Namespace, lengths: list[int], supervised: int) ->
     return 3.0 * (config.num_hidden_layers * block_flop(config, lengths) + head_flop(config, supervised))
 
 
-def start_engine_process(options: argparse.Namespace):
+def start_engine_process():
     from dcr_ds.engine.distributed import set_environment, start
 
     set_environment()
@@ -111,7 +111,7 @@ def resolved_recipe(options: argparse.Namespace, ranks, overrides: dict[str, str
 
 def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Train with `align.step.train_step`."""
-    ranks = start_engine_process(options)
+    ranks = start_engine_process()
     from dcr_ds.align.mix import Mix
     from dcr_ds.align.sft import SftObjective
     from dcr_ds.align.state import build_align
@@ -144,7 +144,7 @@ def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
 
 def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Train with SFTTrainer on the same token ids and labels."""
-    ranks = start_engine_process(options)
+    ranks = start_engine_process()
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer

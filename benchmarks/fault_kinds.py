@@ -27,12 +27,12 @@ def random_moment(run: Run, chance: random.Random) -> None:
         run.until(lambda: len(run.processes(ranks_only=True)) == run.ranks, 0.1)
         time.sleep(chance.uniform(0, 1 if run.launcher == "fork" else 10))
         return
-    after_steps(run, chance, 4)
+    after_steps(run, chance)
 
 
-def after_steps(run: Run, chance: random.Random, most: int) -> None:
+def after_steps(run: Run, chance: random.Random) -> None:
     """Wait for one of the next steps of training."""
-    target = run.num_steps() + chance.randint(1, most)
+    target = run.num_steps() + chance.randint(1, 4)
     run.until(lambda: run.num_steps() >= target)
     time.sleep(chance.uniform(0, 0.1 if run.launcher == "fork" else 0.3))
 
@@ -172,7 +172,7 @@ def change_data(run: Run, chance: random.Random) -> str:
 
 def change_file(run: Run, chance: random.Random, path: Path, change: Callable[[bytes, random.Random], bytes]) -> str:
     run.until(lambda: bool(complete_checkpoints(run)))  # before, there is nothing to resume
-    after_steps(run, chance, 4)
+    after_steps(run, chance)
     kill_all_if(run, lambda: bool(complete_checkpoints(run)), str)
     content = path.read_bytes()
     path.write_bytes(change(content, chance))
@@ -203,7 +203,7 @@ def fewer_ranks(run: Run, chance: random.Random) -> str:
     """Kill, and resume with one rank less, down to one."""
     if run.ranks == 1:
         raise Missed
-    after_steps(run, chance, 4)
+    after_steps(run, chance)
     kill_all_if(run, lambda: True, str)
     run.ranks -= 1
     return f"{run.ranks + 1} ranks, then {run.ranks}"

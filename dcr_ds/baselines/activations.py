@@ -22,7 +22,7 @@ Tokens = Sequence[int]
 
 @torch.no_grad()
 def mean_block_inputs(
-    model: PreTrainedModel, prompts: Sequence[Tokens], positions: int, batch_size: int = 16
+    model: PreTrainedModel, prompts: Sequence[Tokens], positions: int, batch_size: int
 ) -> torch.Tensor:
     """Mean input of each block at the last positions of the prompts [P, L, D], summed in float64.
 
@@ -60,7 +60,7 @@ def outputs(
     modules: Mapping[str, nn.Module],
     prompts: Sequence[Tokens],
     pooling: Literal["last", "mean"],
-    batch_size: int = 16,
+    batch_size: int,
 ) -> dict[str, torch.Tensor]:
     """The output of each module, pooled over the tokens of each prompt: [n, D] on the CPU, in order of the prompts.
 

@@ -126,7 +126,10 @@ def llm_va(subject: Subject, settings: LlmVaSettings, report: Callable[[str], No
             f"llm-va: no iteration has a better F1 on validation prompts than the unchanged model ({scores[0]:.3f}; "
             f"best {max(scores[1:]):.3f}); change --modules, or name larger sets"
         )
-    return Edited(_composed(steps[:best]), {"f1": scores, "best_iteration": best, "changed": _names(steps[:best])})
+    return Edited(
+        _composed(steps[:best]),
+        {"f1": scores, "best_iteration": best, "changed": [list(step) for step in steps[:best]]},
+    )
 
 
 def alignment(benign: Separation, answer: Separation) -> Edit:
@@ -212,10 +215,6 @@ def _composed(steps: Sequence[Mapping[str, Edit]]) -> dict[str, Edit]:
 
 def _in_turn(edits: Sequence[Edit], weight: torch.Tensor) -> torch.Tensor:
     return reduce(lambda changed, edit: edit(changed), edits, weight)
-
-
-def _names(steps: Sequence[Mapping[str, Edit]]) -> list[list[str]]:
-    return [list(step) for step in steps]
 
 
 def _number_of_modules(asked: int | None, there: int) -> int:

@@ -15,13 +15,18 @@ from dcr_ds.recipe import DataSource
 ROLES = {"harmful": "toxic", "harmless": "general", "seemingly_toxic": "seemingly_toxic"}
 
 
-def read_role(role: str, path: str | None = None) -> PromptSet:
+def option_of(role: str) -> str:
+    """The option that names a file of a role's prompts."""
+    return f"--{role.replace('_', '-')}"
+
+
+def read_role(role: str, path: str | None) -> PromptSet:
     """The prompts of a role: of a file as recipes read it, or of the built-in training split.
 
     Raises:
         UserError: the file cannot be read.
     """
-    name, field = ROLES[role], f"--{role.replace('_', '-')}"
+    name, field = ROLES[role], option_of(role)
     if path is not None or name != "general":
         return read_prompts(DataSource(source=path) if path else DataSource(), name, field)
     answered = read_conversations(DataSource(), name)
@@ -39,8 +44,7 @@ def sample(prompts: PromptSet, counts: Sequence[int], seed: int, role: str) -> l
     if len(prompts.rows) < asked:
         raise UserError(
             f"{role.replace('_', ' ')} prompts: {asked} are needed ({' + '.join(map(str, counts))}), "
-            f"{prompts.source} has {len(prompts.rows)}; ask for fewer, or name a larger file with "
-            f"--{role.replace('_', '-')}"
+            f"{prompts.source} has {len(prompts.rows)}; ask for fewer, or name a larger file with {option_of(role)}"
         )
     keyed = sorted(prompts.rows, key=lambda row: row.id)
     order = draw(f"{seed}/baseline", len(keyed), 0, asked)

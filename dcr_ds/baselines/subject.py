@@ -53,7 +53,7 @@ class Subject:
     prompts: dict[str, Split]
     openings: Openings
     positions: int
-    batch_size: int = 16
+    batch_size: int
 
     def scores(self, prompts: Encoded) -> list[float]:
         """Refusal log-odds of prompts, in nats: how likely their answers are to open with a refusal."""

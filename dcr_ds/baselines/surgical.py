@@ -27,7 +27,7 @@ from dcr_ds.baselines.ablation import ablated, ablation_edits
 from dcr_ds.baselines.activations import batches_of, mean_block_inputs
 from dcr_ds.baselines.edits import Edited
 from dcr_ds.baselines.projections import check_residual
-from dcr_ds.baselines.prompts import ROLES
+from dcr_ds.baselines.prompts import ROLES, option_of
 from dcr_ds.baselines.subject import Encoded, Split, Subject
 from dcr_ds.errors import UserError
 
@@ -150,7 +150,7 @@ def _expected(subject: Subject, name: str) -> Split:
             raise UserError(
                 f"surgical: the model {'answers' if name == 'harmless' else 'refuses'} {len(left)} of {len(of)} {part} "
                 f"prompts of the set {name}, by the first words of its greedy answers; {FEWEST[part]} are needed: name "
-                f"a larger set with --{name.replace('_', '-')}, or another model"
+                f"a larger set with {option_of(name)}, or another model"
             )
     return kept
 

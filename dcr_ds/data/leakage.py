@@ -11,6 +11,7 @@ from dcr_ds.data.records import Prompt
 
 KINDS = ("exact", "twin", "near")
 NEAR = 0.65
+SHOWN_CHARACTERS = 70  # of a prompt in a warning
 Kind = Literal["exact", "twin", "near"]
 WORD = re.compile(r"[^\W_]+")
 
@@ -161,6 +162,6 @@ def _overlap(kind: Kind, training_set: str, training: Prompt, evaluation_set: st
     )
 
 
-def _short(text: str, length: int = 70) -> str:
+def _short(text: str) -> str:
     text = " ".join(text.split())
-    return repr(text if len(text) <= length else text[: length - 1] + "…")
+    return repr(text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…")

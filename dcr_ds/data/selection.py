@@ -10,6 +10,7 @@ from dcr_ds.data.columns import cell_text, list_names, optional_text
 from dcr_ds.data.tables import Origin, Row, Table
 from dcr_ds.recipe import DataSource
 
+SHOWN_VALUES = 5  # of a column in a message
 Record = TypeVar("Record")
 
 
@@ -58,10 +59,10 @@ def _values(row: Row, column: str) -> set[str]:
     return {cell_text(item).strip() for item in (value if isinstance(value, list) else [value])}
 
 
-def _common_values(table: Table, column: str, limit: int = 5) -> str:
+def _common_values(table: Table, column: str) -> str:
     counts = Counter(value for row in table.rows for value in _values(row, column))
-    shown = ", ".join(f"{value!r} ({count})" for value, count in counts.most_common(limit))
-    return shown + (f" and {len(counts) - limit} other values" if len(counts) > limit else "")
+    shown = ", ".join(f"{value!r} ({count})" for value, count in counts.most_common(SHOWN_VALUES))
+    return shown + (f" and {len(counts) - SHOWN_VALUES} other values" if len(counts) > SHOWN_VALUES else "")
 
 
 def split_repeats(

@@ -34,11 +34,10 @@ def read_table(source: DataSource, name: str, field: str, parse: Parse = parse_t
         parse: of the content of a file, its name and its origin.
     """
     source = source.model_copy(update={"source": expand_variables(source.source, field)})
-    is_url = bool(URL.match(source.source))
     if source.source == "builtin":
         _refuse_hash(source, field)
         return read_shipped(source, name, field)
-    if is_url:
+    if URL.match(source.source):
         return _read_url(source, field, parse)
     path = find_file(source.source)
     if path is None and _is_hub_id(source.source):

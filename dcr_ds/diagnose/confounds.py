@@ -10,10 +10,10 @@ import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from dcr_ds.data.records import Prompt
 from dcr_ds.diagnose.probe import NUM_FOLDS, held_out_scores, standardised_gram
 from dcr_ds.discernment.couples import AucInterval, auc_interval, pair_folds
 from dcr_ds.errors import UserError
@@ -33,22 +33,6 @@ NO_AUC = AucInterval(*[float("nan")] * 4)
 WORD = re.compile(r"\w+")
 
 
-class Row(Protocol):
-    """What the check needs of a prompt; `pair` and `category` may be None."""
-
-    @property
-    def id(self) -> str: ...
-
-    @property
-    def prompt(self) -> str: ...
-
-    @property
-    def pair(self) -> str | None: ...
-
-    @property
-    def category(self) -> str | None: ...
-
-
 @dataclass(frozen=True)
 class Confound:
     """How well one kind of feature separates the sets: held-out AUC, note on what it is, and a warning or None."""
@@ -59,7 +43,7 @@ class Confound:
     warning: str | None = None
 
 
-def check_confounds(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> list[Confound]:
+def check_confounds(seemingly_toxic: Sequence[Prompt], toxic: Sequence[Prompt]) -> list[Confound]:
     """Held-out AUC of each kind of superficial feature, by logistic regressions cross-validated over pairs.
 
     - characters, words: logarithm of the length.
@@ -100,7 +84,7 @@ def check_confounds(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> lis
     return [*lengths, _source(sources, measured), _other_sources(words, sources, labels, pairs, measured)]
 
 
-def obstacle(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> str | None:
+def obstacle(seemingly_toxic: Sequence[Prompt], toxic: Sequence[Prompt]) -> str | None:
     """Why the sets are too small for the check; None if they are not."""
     for rows, name in ((seemingly_toxic, "seemingly_toxic"), (toxic, "toxic")):
         if len(rows) < FEWEST_PROMPTS:
@@ -111,10 +95,10 @@ def obstacle(seemingly_toxic: Sequence[Row], toxic: Sequence[Row]) -> str | None
     return None
 
 
-def _sample(rows: Sequence[Row]) -> list[Row]:
+def _sample(rows: Sequence[Prompt]) -> list[Prompt]:
     """At most MAX_PROMPTS rows, the first by a hash of the pair or the id: twins have the same rank in both sets."""
 
-    def rank(row: Row) -> bytes:
+    def rank(row: Prompt) -> bytes:
         return hashlib.sha256((row.pair if row.pair is not None else row.id).encode()).digest()
 
     return sorted(rows, key=rank)[:MAX_PROMPTS] if len(rows) > MAX_PROMPTS else list(rows)

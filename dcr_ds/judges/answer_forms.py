@@ -179,9 +179,7 @@ def _inspect(row: Row) -> list[Cells] | LeftOut:
     finish = stop if isinstance(stop, str) else None
     epoch, identity = row.cells.get("epoch", 1), cell_text(row.cells.get("id", row.number))
     key = identity if epoch == 1 else f"{identity}-epoch-{epoch}"
-    others: dict[str, Any] = {
-        name: row.cells[name] for name in ("epoch", "target", "scores", "metadata") if name in row.cells
-    }
+    others: dict[str, Any] = {name: row.cells[name] for name in COPIED_OF_INSPECT if name in row.cells}
     prompt = asked(_attached(row.cells.get("input"), row), "input", row)
     return [Cells(key, prompt, _text(_attached(content or "", row), "output", row), finish, others)]
 

@@ -222,7 +222,7 @@ def _continue(first: Rehearsal, second: Rehearsal, times: int, period: int) -> R
     """Extrapolate from one and two periods of blocks to `times` periods.
 
     What a period saves for the backward pass is alive during all events of the periods above it. The events of norm,
-    head and last period are those of `two`; its lower period represents all others.
+    head and last period are those of `second`; its lower period represents all others.
     """
     kept = second.kept - first.kept
     start = next(index for index, event in enumerate(second.events) if event.block is not None and event.block < period)
@@ -252,6 +252,4 @@ def _deeper(rehearsal: Rehearsal, first: Rehearsal, second: Rehearsal, times: in
 @register_flop_formula(torch.ops.aten._grouped_mm)
 def _grouped_mm_flops(a_shape, b_shape, *_, out_shape=None, **__) -> int:
     """Rows [M, K] times the matrix [K, N] of their group; if both are 2D, the gradient of the matrices."""
-    if len(b_shape) == 3:
-        return 2 * a_shape[0] * a_shape[1] * b_shape[-1]
     return 2 * a_shape[0] * a_shape[1] * b_shape[-1]

