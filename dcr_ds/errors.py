@@ -42,6 +42,16 @@ class ServerFailed(RunEnded):
     """A server that the evaluation started was killed, hangs, or ended while it was used. Exits with code 1."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: Exception) -> str:
+    """The beginning of an error's message, with its lines joined."""
+    return " ".join(str(error).split())[:200]
+
+
 @contextmanager
 def write_errors_as_user_errors(place: Path) -> Iterator[None]:
     """Turn "disk full" and "permission denied" into a UserError that names the file, or `place` where it is unknown."""

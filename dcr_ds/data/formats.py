@@ -8,7 +8,7 @@ from typing import Any
 from dcr_ds.data.delimited import parse_delimited, parse_lines
 from dcr_ds.data.json_tables import Unwrap, begins_with_object, parse_json_text
 from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, refuse_doubled_names, table_of
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 
 MAX_BYTES = 2 << 30  # of an unpacked file, which is held in memory
 # text is packed to a tenth or so, a file that is made to fill the memory to a thousandth
@@ -161,6 +161,6 @@ def _parse_parquet(content: bytes, origin: Origin) -> Table:
             raise origin.error(
                 "not a parquet file, although its name says so; give it the ending of its format"
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise origin.error(f"not a complete parquet file ({reason}); copy or download it again") from None
     return table_of(numbered(cells), origin)

@@ -4,7 +4,7 @@ import importlib.util
 from typing import NamedTuple
 
 from dcr_ds.data.tables import Origin
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.recipe.urls import STORES, mask_secrets, store_of
 
 VERSION = "version"  # name of the validator, which changes with the object
@@ -43,7 +43,7 @@ def fetch_object(url: str, origin: Origin, validators: dict[str, str]) -> Answer
     except FileNotFoundError:
         raise origin.error("no such object; check the bucket and the path") from None
     except Exception as error:  # botocore, gcsfs, azure and aiohttp all raise exceptions of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise origin.error(
             f"could not be read ({mask_secrets(reason)}); check the credentials of {package} and the network, or use "
             "a local file"

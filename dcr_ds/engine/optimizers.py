@@ -7,7 +7,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from dcr_ds.engine.weights import full_shape
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.models.four_bit import EXTRA, import_bitsandbytes
 from dcr_ds.recipe import StageSection
 
@@ -92,5 +92,5 @@ def check_optimizer(stage: StageSection, field: str, device: torch.device) -> No
     except Exception as error:  # the error of a missing library depends on the device
         raise UserError(
             f"{field}: {stage.optimizer} of bitsandbytes cannot run on {device} "
-            f"({' '.join(str(error).split())[:200]}); install a build of it for this device ({EXTRA}), or use adamw"
+            f"({one_line(error)}); install a build of it for this device ({EXTRA}), or use adamw"
         ) from None

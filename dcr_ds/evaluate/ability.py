@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.files import hash_of
 from dcr_ds.reasoning import open_block
 from dcr_ds.statistics import rate
@@ -74,7 +74,7 @@ def measure_ability(model: Any, tokenizer: Any, options: AbilityOptions) -> dict
     try:
         output = simple_evaluate(language_model, tasks=loaded, num_fewshot=0, bootstrap_iters=0, **settings)
     except (OSError, ConnectionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"ability: the data of {', '.join(tasks)} could not be loaded ({reason}); check the network, or set "
             "--local-data to a folder of local files"

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.export.publish import make_public
 from dcr_ds.export.write import run_and_stage
 from dcr_ds.files import write_atomically
@@ -37,7 +37,7 @@ def push(trained: Path, stage: str | None, folder: Path, hub_id: str, base: str 
         address = api.create_repo(hub_id, private=True, exist_ok=True)
         api.upload_folder(repo_id=hub_id, folder_path=folder, commit_message=MESSAGE, ignore_patterns=[EXPORT_RECORD])
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"--push {hub_id}: the hub cannot be reached or refuses the upload ({reason}); check the name, the network "
             f"and HF_TOKEN. The exported folder is {folder}"

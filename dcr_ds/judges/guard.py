@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.files import expand_user, hash_of
 from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
@@ -133,7 +133,7 @@ class GuardModel:
                 self.folder, dtype=DTYPES[self.dtype], output_loading_info=True, **options, trust_remote_code=False
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = first_line(error)[:200]
             raise UserError(f"{self.folder}: transformers cannot load it as {kind.__name__} ({reason})") from None
         model, info = loaded
         if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
@@ -256,7 +256,7 @@ def _locate(source: str, declared: GuardJudge) -> Path:
         try:
             folder = Path(snapshot_download(source, revision=declared.revision, allow_patterns=FILES))
         except (HfHubHTTPError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = first_line(error)[:200]
             raise UserError(
                 f"judge {declared.name}: {source} could not be downloaded from the hub ({reason}); check the name, "
                 "the network, HF_TOKEN and whether access was granted, or set `source` to a local folder"

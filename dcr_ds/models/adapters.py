@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.files import write_atomically
 from dcr_ds.models.checkpoint_files import BASE_RECORD
 from dcr_ds.models.experts import ROUTER, expert_tensors
@@ -61,7 +61,7 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         # DeepSpeed keeps fp32 masters; peft would cast the adapter without ZeRO-3 knowing
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
-        raise UserError(f"{field}.targets: {str(error).splitlines()[0][:200]}") from None
+        raise UserError(f"{field}.targets: {first_line(error)[:200]}") from None
     if model.config.tie_word_embeddings:
         _refuse_tied(adapted, field)
     adapt_four_bit_experts(adapted)

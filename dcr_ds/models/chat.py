@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.models.limits import check_ids, ids_beyond, limits_of, model_limits
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.reasoning_templates import continued
@@ -89,8 +89,8 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise UserError(
-            f"{folder}: no tokenizer that transformers can load ({_first_line(error)}); copy the model's own there: "
-            "tokenizer.json and tokenizer_config.json"
+            f"{folder}: no tokenizer that transformers can load ({first_line(error)[:200]}); copy the model's own "
+            "there: tokenizer.json and tokenizer_config.json"
         ) from None
     tokenizer.model_limits = model_limits(model or folder)  # where `limits_of` finds it
     if tokenizer.pad_token_id is None or ids_beyond(tokenizer.pad_token_id, tokenizer.model_limits.rows):
@@ -226,7 +226,9 @@ def read_template(name: str) -> str:
     try:
         return check_template(path.read_text(encoding="utf-8"), "model.chat_template")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"model.chat_template: {path}: cannot be read as UTF-8 text ({_first_line(error)})") from None
+        raise UserError(
+            f"model.chat_template: {path}: cannot be read as UTF-8 text ({first_line(error)[:200]})"
+        ) from None
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, str, str]:
@@ -344,7 +346,3 @@ def _plain_ids(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> list[i
     """Token ids of messages without control tokens in their contents."""
     ids = tokenizer(render(tokenizer, messages, add_generation_prompt=False), add_special_tokens=False).input_ids
     return _checked(tokenizer, list(ids))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

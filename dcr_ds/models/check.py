@@ -13,13 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.initialization import no_init_weights
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import BLOCK, BUFFER, HEAD, check_not_quantised, model_config, read_headers
-from dcr_ds.models.limits import ids_beyond, model_limits
+from dcr_ds.models.limits import SPECIAL_IDS, ids_beyond, model_limits
 from dcr_ds.models.rehearsal import PREFIX, check_architecture
 
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ROWS_AT_ONCE = 8192
 
 
@@ -74,7 +73,7 @@ def build_on_meta(folder: Path) -> PreTrainedModel:
             )
             model.tie_weights()  # no_init_weights leaves it out; an untied head would be counted twice
     except Exception as error:  # what an inconsistent config raises depends on the field
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"{folder / 'config.json'}: transformers cannot build the model ({reason}); copy the model again"
         ) from None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.experts import expert_tensors, has_experts
 
@@ -57,7 +57,7 @@ def check_four_bit(device: torch.device) -> None:
         functional.dequantize_4bit(*functional.quantize_4bit(numbers, compress_statistics=True, quant_type="nf4"))
     except Exception as error:  # a missing library raises different errors on different devices
         raise UserError(
-            f"model.quantize: bitsandbytes cannot quantise on {device} ({' '.join(str(error).split())[:200]}); install "
+            f"model.quantize: bitsandbytes cannot quantise on {device} ({one_line(error)}); install "
             f"a build of it for this device ({EXTRA}), or set it to none"
         ) from None
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # rope types whose max_position_embeddings is that of the scaled model; as in vLLM, which also counts Gemma 3's so
 SCALED_ALREADY = ("default", "llama3", "longrope", "su")
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # fields of the configurations
 GEMMA3 = ("gemma3", "gemma3_text")
 
 

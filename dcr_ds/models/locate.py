@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.files import cache_folder, expand_user, free_bytes, hash_of, read_object
 from dcr_ds.locks import locked
 from dcr_ds.models.checkpoint_files import BASELINE_RECORD, FILES, check_checkpoint, holds_hook
@@ -100,7 +100,7 @@ def _from_hub(model: ModelSection) -> Path:
     try:
         return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=FILES))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise UserError(
             f"model.source: {model.source} could not be downloaded from the hub ({reason}); check the name, the "
             "network and HF_TOKEN, or use a local folder"

@@ -12,11 +12,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.models.architectures import TESTED, untested_warning
 from dcr_ds.models.batches import token_batch
 from dcr_ds.models.checkpoint_files import model_config, read_headers
 from dcr_ds.models.likelihood import as_likelihood
+from dcr_ds.models.limits import SPECIAL_IDS
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.splice import splice
 from dcr_ds.models.trunk import load_trunk
@@ -28,7 +29,6 @@ SMALL: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "head_dim"
 SMALL |= {"initializer_range": 0.2}  # outputs that differ by more than rounding
 FEW = {name: 4 for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")}
 FEW |= {"num_experts_per_tok": 2, "num_experts_per_token": 2, "n_group": 1, "topk_group": 1}
-SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 LENGTHS = (7, 12, 1, 9)  # tokens of the rows that are compared
 TOLERANCE = 1e-3  # relative; rows that attend to each other differ by orders of magnitude more
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def _rehearse(folder: Path, check: Callable[[Path], None], remedy: str = "") -> 
             try:
                 return check(_saved(_small_config(folder, widths), Path(place) / "model"))
             except Exception as error:  # what an architecture raises that does not fit is not known
-                reasons.append(" ".join(str(error).split())[:200])
+                reasons.append(one_line(error))
     raise UserError(
         f"{folder}: {remedy}the architecture {model_type} is not tested (docs/models.md), and a small random model of "
         f"it failed the check: {reasons[-1]}"

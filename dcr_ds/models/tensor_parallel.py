@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.progress import heartbeat_while_moving
 
 OLDEST = "5.20"  # the first transformers whose device meshes can be given
@@ -132,5 +132,5 @@ def as_config(values: dict) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(values["model_type"], **others)
     except Exception as error:  # what an inconsistent config raises depends on the field
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"config.json: transformers cannot read it ({reason}); copy the model again") from None

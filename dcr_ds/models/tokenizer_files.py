@@ -8,11 +8,10 @@ from transformers import AutoTokenizer
 from dcr_ds.files import read_json, write_atomically, write_json
 from dcr_ds.models.chat import load_tokenizer, read_template, turn_end_ids
 from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, copied_files
-from dcr_ds.models.limits import ids_beyond, model_limits
+from dcr_ds.models.limits import SPECIAL_IDS, ids_beyond, model_limits
 from dcr_ds.recipe import ChatTemplate
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def keep_tokenizer(source: Path, chat_template: ChatTemplate | str | None, folder: Path) -> None:
@@ -52,11 +51,11 @@ def _stop_at(ids: list[int], folder: Path) -> None:
     file, config = folder / "generation_config.json", read_json(folder / "config.json")
     values, rows = read_json(file), model_limits(folder).rows
     if not isinstance(values, dict):
-        values = {name: config[name] for name in TOKEN_IDS if config.get(name) is not None}
+        values = {name: config[name] for name in SPECIAL_IDS if config.get(name) is not None}
     ends = values.get("eos_token_id")
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     beyond = ids_beyond([*ends, *ids], rows)  # generate would read rows that the embedding does not have
     stops = [token for token in dict.fromkeys([*ends, *ids]) if token not in beyond]
-    known = {name: value for name, value in values.items() if name not in TOKEN_IDS or not ids_beyond(value, rows)}
+    known = {name: value for name, value in values.items() if name not in SPECIAL_IDS or not ids_beyond(value, rows)}
     if stops != ends or known != values:
         write_json(file, known | ({"eos_token_id": stops} if stops else {}))

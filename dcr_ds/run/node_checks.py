@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.engine.distributed import VISIBLE_SECONDS, device_index
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.run.environment import package_versions
 
 GIB = 2**30
@@ -150,7 +150,7 @@ def check_gpu(place: Place) -> tuple[str, Problems]:
     try:
         torch.ones(1, device=device).add_(1).item()
     except RuntimeError as error:
-        return "", {"GPU": f"GPU {place.local_rank} does not compute ({str(error).splitlines()[0]})"}
+        return "", {"GPU": f"GPU {place.local_rank} does not compute ({first_line(error)})"}
     return str(torch.cuda.get_device_properties(device).uuid), {}
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dcr_ds.engine.distributed import VISIBLE_SECONDS, device_index
-from dcr_ds.errors import EXIT_USER_ERROR, UserError
+from dcr_ds.errors import EXIT_USER_ERROR, UserError, first_line
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.arguments import parse_train
@@ -151,7 +151,7 @@ def within(seconds: float, work: Callable[[], None]) -> str | None:
         try:
             work()
         except Exception as error:
-            failed.append(str(error).splitlines()[0])
+            failed.append(first_line(error))
 
     thread = threading.Thread(target=attempt, daemon=True)
     thread.start()
@@ -244,7 +244,7 @@ def _with_store(place: Place, options: Namespace, probe: Path | None, mistake: s
             gather(store, "leaves", place.world_size, LEAVE_SECONDS)
         return 0 if good else 1
     except RuntimeError as error:
-        problem = str(error).splitlines()[0]
+        problem = first_line(error)
         print(f"preflight: rank {place.rank}: {problem} ({host}:{port})", file=sys.stderr, flush=True)
         if place.rank == 0 and not options.verdict.exists():  # such as a port that was taken a moment ago
             Verdict("bad").write(options.verdict, probe)
