@@ -16,9 +16,8 @@ from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, t
 from dcr_ds.errors import UserError, first_line
 from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, find_file
-from dcr_ds.recipe.urls import STORES, URL, expand_variables, is_local, mask_secrets
+from dcr_ds.recipe.urls import HUB_ID, STORES, URL, expand_variables, is_local, mask_secrets
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 Parse = Callable[[bytes, str, Origin], Table]
 
 

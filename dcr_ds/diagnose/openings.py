@@ -201,7 +201,7 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, groups: Sequence[Sequence[str]
         rows = (encode_answered(tokenizer, [question, {"role": "assistant", "content": text}]) for text in texts)
         return [tuple(until_turn_end(tokenizer, row.ids[row.prompt_tokens :])) for row in rows]
 
-    lead = os.path.commonprefix(answers(["Yes", "No"]))
+    lead = tuple(os.path.commonprefix(answers(["Yes", "No"])))
     return lead, [[row[len(lead) :] for row in answers(texts)] for texts in groups]
 
 

@@ -25,7 +25,7 @@ def standardised_gram(features: np.ndarray) -> np.ndarray:
     return features @ features.T / max(1, features.shape[1])
 
 
-def held_out_scores(gram: np.ndarray, labels: np.ndarray, folds: np.ndarray, penalty: float = PENALTY) -> np.ndarray:
+def held_out_scores(gram: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Score [n] of each prompt by the regression that was fitted without its fold; larger for label 1.
 
     Scores of two folds have no common scale; `auc_interval` compares within folds.
@@ -34,13 +34,12 @@ def held_out_scores(gram: np.ndarray, labels: np.ndarray, folds: np.ndarray, pen
         gram: [n, n] inner products of the features.
         labels: [n] of 0 and 1.
         folds: [n] integers.
-        penalty: λ of the loss of `fit`.
     """
     gram = gram + 1  # a constant feature: the intercept, penalised like the others
     scores = np.full(len(gram), np.nan)
     for fold in np.unique(folds):
         fitted, held_out = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        weights = fit(gram[np.ix_(fitted, fitted)], labels[fitted], penalty)
+        weights = fit(gram[np.ix_(fitted, fitted)], labels[fitted], PENALTY)
         scores[held_out] = gram[np.ix_(held_out, fitted)] @ weights
     return scores
 

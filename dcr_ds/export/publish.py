@@ -7,9 +7,9 @@ from typing import Any
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_object, write_atomically, write_json
 from dcr_ds.models.checkpoint_files import BASE_RECORD
+from dcr_ds.recipe.urls import HUB_ID
 from dcr_ds.report.numbers.public import public_text
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]+)")  # in the cache of the hub
 ADAPTER = "adapter_config.json"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", ADAPTER)

@@ -23,6 +23,7 @@ STORES = {
     "hf": "huggingface_hub",
 }
 URL = re.compile(rf"(?:https?|{'|'.join(STORES)})://[^\s'\"<>]+", re.IGNORECASE)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # owner/name
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SECRET_NAMES = re.compile(r"token|key|sig|secret|pass|pwd|auth|cred|session|jwt|code", re.IGNORECASE)
 SECRET_VALUE = re.compile(r"(?=.*[0-9])[A-Za-z0-9_\-.~%+=/]{20,}")

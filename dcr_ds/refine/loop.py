@@ -21,7 +21,7 @@ from dcr_ds.recipe.layout import StageFolder
 from dcr_ds.refine.measure import measure
 from dcr_ds.refine.outcome import outcome
 from dcr_ds.refine.prompts import RefinePrompts
-from dcr_ds.refine.selection import Bounds, better, out_of_patience
+from dcr_ds.refine.selection import better, out_of_patience
 from dcr_ds.refine.state import RefineState, build_refine
 from dcr_ds.refine.step import train_step
 
@@ -69,7 +69,7 @@ def refine(recipe: Recipe, source: Path, prompts: RefinePrompts, folder: StageFo
             is_behind = 0 < progress["best_step"] < session.step
             session.save_or_stop(is_last, snapshot if is_behind else None)
     print_on_main(ranks, f"refine: {progress['stopped_because']}")
-    result = outcome(progress, session.step, Bounds(stage.max_drift))
+    result = outcome(progress, session.step, stage.max_drift)
     for warning in result["warnings"]:
         print_on_main(ranks, f"WARNING: {warning}")
     is_current = result["exported_step"] == session.step
@@ -108,7 +108,7 @@ def note_progress(progress: dict[str, Any], row: dict[str, Any], stage: RefineSe
     if "gap" in row:
         last = {name: row[name] for name in ("gap", "auc", "within", "across", "drift")}
         progress["last"] = last
-        if better(last, progress["best"], progress["start"], Bounds(stage.max_drift)):
+        if better(last, progress["best"], progress["start"], stage.max_drift):
             progress |= {"best": last, "best_step": step}
         if row["gap"] >= stage.target_gap:
             progress["stopped_because"] = f"the held-out gap reached {row['gap']:.3f} (target {stage.target_gap})"

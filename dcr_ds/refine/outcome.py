@@ -8,10 +8,10 @@ from dcr_ds.errors import RefinementFailed
 from dcr_ds.files import read_object
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.layout import StageFolder
-from dcr_ds.refine.selection import Bounds, failures
+from dcr_ds.refine.selection import failures
 
 
-def outcome(progress: Mapping[str, Any], last_step: int, bounds: Bounds) -> dict[str, Any]:
+def outcome(progress: Mapping[str, Any], last_step: int, max_drift: float) -> dict[str, Any]:
     """The entries of summary.json about the exported weights.
 
     These are the weights of the best step, or of the last step if no measured step was valid.
@@ -20,7 +20,7 @@ def outcome(progress: Mapping[str, Any], last_step: int, bounds: Bounds) -> dict
         final: figures of the last step. best: figures of the exported weights. exported_step. failures: why they are
         not valid; empty if they are. warnings: sentences for log and report.
     """
-    last, reasons = progress["last"], failures(progress["start"], progress["last"], bounds)
+    last, reasons = progress["last"], failures(progress["start"], progress["last"], max_drift)
     result = {"final": last, "best": progress["best"], "exported_step": progress["best_step"], "failures": []}
     warnings = []
     if not progress["best_step"]:

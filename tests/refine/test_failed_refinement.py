@@ -8,7 +8,6 @@ from tiny import make_model
 
 from dcr_ds.cli import main
 from dcr_ds.refine.outcome import outcome
-from dcr_ds.refine.selection import Bounds
 
 RUNS = {
     "gap": ({"learning_rate": 1e-9}, "the held-out gap is not above its start"),
@@ -61,7 +60,7 @@ def test_a_failed_refinement_ends_the_run_before_align(model, tmp_path, capsys, 
 )
 def test_each_kind_of_failed_refinement_is_named(last, words):
     last = START | {"gap": 0.3} | last
-    result = outcome({"start": START, "best": START, "best_step": 0, "last": last}, 7, Bounds(0.4))
+    result = outcome({"start": START, "best": START, "best_step": 0, "last": last}, 7, 0.4)
     assert all(word in reason for word, reason in zip(words, result["failures"], strict=True))
     assert result["exported_step"] == 7 and result["best"] == last
     assert len(result["warnings"]) == 1 and all(reason in result["warnings"][0] for reason in result["failures"])
@@ -69,12 +68,12 @@ def test_each_kind_of_failed_refinement_is_named(last, words):
 
 def test_a_good_earlier_step_gives_a_warning_only():
     best, last = START | {"gap": 0.3, "drift": 0.1}, START | {"gap": 0.5, "drift": 0.6}
-    result = outcome({"start": START, "best": best, "best_step": 5, "last": last}, 7, Bounds(0.4))
+    result = outcome({"start": START, "best": best, "best_step": 5, "last": last}, 7, 0.4)
     assert result["failures"] == [] and result["exported_step"] == 5 and result["final"] == last
     assert len(result["warnings"]) == 1 and "step 5" in result["warnings"][0] and "step 7" in result["warnings"][0]
 
 
 def test_a_good_last_step_gives_no_warning():
     best = START | {"gap": 0.3, "drift": 0.1}
-    result = outcome({"start": START, "best": best, "best_step": 7, "last": best}, 7, Bounds(0.4))
+    result = outcome({"start": START, "best": best, "best_step": 7, "last": best}, 7, 0.4)
     assert result == {"final": best, "best": best, "exported_step": 7, "failures": [], "warnings": []}

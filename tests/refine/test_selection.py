@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.refine.selection import Bounds, better, failures, out_of_patience
+from dcr_ds.refine.selection import better, failures, out_of_patience
 
-BOUNDS = Bounds(max_drift=0.3)
+MAX_DRIFT = 0.3
 START = {"gap": 0.01, "auc": 0.7, "drift": 0.0}
 
 
@@ -20,7 +20,7 @@ ROWS = st.builds(row, st.floats(-1, 2), st.floats(0, 1), st.floats(0, 1))
 
 
 def best_of(rows):
-    return reduce(lambda best, candidate: candidate if better(candidate, best, START, BOUNDS) else best, rows, START)
+    return reduce(lambda best, candidate: candidate if better(candidate, best, START, MAX_DRIFT) else best, rows, START)
 
 
 def test_the_widest_valid_gap_is_kept_and_not_the_last():
@@ -45,20 +45,20 @@ def test_without_a_valid_step_the_start_is_kept():
     ],
 )
 def test_each_failure_is_reported(final, words):
-    reasons = failures(START, final, BOUNDS)
+    reasons = failures(START, final, MAX_DRIFT)
     assert len(reasons) == len(words)
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
 
 
 def test_an_undefined_auc_is_not_compared():
     start = START | {"auc": float("nan")}
-    assert failures(start, row(0.5, auc=float("nan")), BOUNDS) == []
+    assert failures(start, row(0.5, auc=float("nan")), MAX_DRIFT) == []
 
 
 @given(st.lists(ROWS, max_size=12))
 def test_the_best_step_is_valid_and_has_the_widest_gap(rows):
     best = best_of(rows)
-    sound = [candidate for candidate in rows if not failures(START, candidate, BOUNDS)]
+    sound = [candidate for candidate in rows if not failures(START, candidate, MAX_DRIFT)]
     assert best in sound if sound else best is START
     assert all(candidate["gap"] <= best["gap"] for candidate in sound)
 

@@ -83,6 +83,11 @@ class Discernment:
     columns: list[ColumnDiscernment | None]
 
 
+def largest(measured: Sequence[Discernment]) -> Discernment | None:
+    """The pair of sets with the most prompts; None without any."""
+    return max(measured, key=lambda entry: entry.n_harmless + entry.n_harmful, default=None)
+
+
 def measured_discernment(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[Discernment]:
     """Discernment on every pair of sets that at least one column has both sides of."""
     entries = (_measure(pair, columns) for pair in _pairs(columns, benchmarks))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dcr_ds.report.numbers.columns import Column
 from dcr_ds.report.numbers.differences import mean_rate, pareto_front
-from dcr_ds.report.numbers.discernment import GRID, Discernment
+from dcr_ds.report.numbers.discernment import GRID, Discernment, largest
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.statistics import Interval
 
@@ -24,13 +24,13 @@ class ModelPoint:
 
 
 def tradeoff_points(
-    columns: Sequence[Column], benchmarks: Sequence[Benchmark], discernment: Sequence[Discernment] = ()
+    columns: Sequence[Column], benchmarks: Sequence[Benchmark], discernment: Sequence[Discernment]
 ) -> list[ModelPoint]:
     """One point per model that was measured on every benchmark of both kinds.
 
     With discernment, points and curves are those of the pair of sets with the most prompts.
     """
-    entry = max(discernment, key=lambda entry: entry.n_harmless + entry.n_harmful, default=None)
+    entry = largest(discernment)
     shown = [b for b in benchmarks if entry is None or b.name in (*entry.pair.harmless, *entry.pair.harmful)]
     harmful = [benchmark for benchmark in shown if benchmark.metric == "refusal_rate"]
     harmless = [benchmark for benchmark in shown if benchmark.metric == "compliance_rate"]

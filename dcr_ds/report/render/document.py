@@ -1,7 +1,7 @@
 """The content of a report before it is written as Markdown or HTML: sections of blocks, all text unescaped."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -111,8 +111,8 @@ class Document:
     title: str
     headline: str
     content_note: str  # before anything else
-    warnings: list[str] = field(default_factory=list)  # what makes the results doubtful, above the sections
-    sections: list[Section] = field(default_factory=list)
+    warnings: list[str]  # what makes the results doubtful, above the sections
+    sections: list[Section]
 
 
 def plain_table(caption: str, rows: Sequence[Sequence[str]]) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dcr_ds.discernment import AGREEMENT_BOUND
 from dcr_ds.discernment.measures import Result
 from dcr_ds.report.numbers.columns import Column, reference_column
-from dcr_ds.report.numbers.discernment import JUDGED, JUDGED_AUC, MARGIN_AUC, ColumnDiscernment, Discernment
+from dcr_ds.report.numbers.discernment import JUDGED, JUDGED_AUC, MARGIN_AUC, ColumnDiscernment, Discernment, largest
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, points, signed
 
@@ -132,10 +132,10 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
     the judged answers.
     """
     reference = reference_column(columns)
-    if reference is None or not measured:
+    entry = largest(measured)
+    if reference is None or entry is None:
         return ""
     at = list(columns).index(reference)
-    entry = max(measured, key=lambda entry: entry.n_harmless + entry.n_harmful)
     place = max((i for i, figures in enumerate(entry.columns) if figures and i != at), default=None)
     ours, theirs = (entry.columns[i] if i is not None else None for i in (place, at))
     if ours is None or theirs is None or place is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from dcr_ds.recipe.layout import BASE, CONTROL, REFINED
 from dcr_ds.report.numbers.columns import Column, rivals
 from dcr_ds.report.numbers.comparison import Comparison
-from dcr_ds.report.numbers.discernment import JUDGED, MARGIN_AUC
+from dcr_ds.report.numbers.discernment import JUDGED, MARGIN_AUC, largest
 from dcr_ds.report.numbers.measured import NOT_JUDGED, Benchmark, Rate
 from dcr_ds.report.numbers.read import Run
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table
@@ -57,7 +57,7 @@ def standard_table(comparison: Comparison) -> Table | None:
 
 def _discernment_group(comparison: Comparison) -> tuple[str, list[Row]]:
     """The main figures of discernment, on the pair of sets with the most prompts."""
-    entry = max(comparison.discernment, key=lambda entry: entry.n_harmless + entry.n_harmful, default=None)
+    entry = largest(comparison.discernment)
     if entry is None:
         return "Discernment", [_missing_row("figures", comparison.columns)]
     rows = []
