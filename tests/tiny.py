@@ -11,6 +11,12 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING = "<think>\n{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n\n{% endif %}"
+REASONING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}" + THINKING + "{% endif %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n" + THINKING + "{% endif %}"
+)
 SIZES = {
     "vocab_size": 300,
     "hidden_size": 32,
@@ -83,6 +89,15 @@ def make_model(
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_reasoning_model(folder: Path) -> Path:
+    """A model whose chat template opens a block of reasoning, and closes it where `enable_thinking` is false."""
+    make_model(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = REASONING_TEMPLATE
+    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -1,7 +1,6 @@
 """`dcr-ds evaluate`: run folders of existing models, with and without interruptions; bad models and names."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ from dcr_ds.models.load import load_causal_lm
 from dcr_ds.recipe import EvaluateSection, load_recipe
 from dcr_ds.recipe.layout import ModelFolder
 
+pytestmark = pytest.mark.usefixtures("own_environment")
 SETTINGS = ["--suite", "builtin", "--limit", "10", "--max-new-tokens", "12", "--batch-size", "2"]
 FILES = {
     "scores.json",
@@ -50,16 +50,6 @@ def adapter(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapter")
     wrapped.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def own_environment(monkeypatch):
-    """Restore the environment: the command sets the variables of a single process."""
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
-    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

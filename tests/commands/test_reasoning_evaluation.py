@@ -1,37 +1,19 @@
 """Evaluation of a model whose chat template opens a block of reasoning, with the block and without, end to end."""
 
-import os
-
 import pytest
-from tiny import make_model, make_tokenizer
+from tiny import make_reasoning_model
 
 from dcr_ds.commands.evaluate import run
 from dcr_ds.files import read_json, read_jsonl
 from dcr_ds.report import write_report
 
-OPENED = "<think>\n{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n\n{% endif %}"
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}" + OPENED + "{% endif %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n" + OPENED + "{% endif %}"
-)
+pytestmark = pytest.mark.usefixtures("own_environment")
 SETTINGS = ["--benchmarks", "builtin-toxic-twins", "--limit", "6", "--max-new-tokens", "8", "--judge", "rules"]
-
-
-@pytest.fixture(autouse=True)
-def own_environment():
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder, tokenizer = make_model(tmp_path_factory.mktemp("reasoning") / "model"), make_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return folder
+    return make_reasoning_model(tmp_path_factory.mktemp("reasoning") / "model")
 
 
 def test_reasoning_on_and_off(model, tmp_path):

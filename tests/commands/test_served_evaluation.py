@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT, torchrun
-from tiny import make_model, make_tokenizer, one_thread_environment
+from tiny import make_reasoning_model, one_thread_environment
 
 from dcr_ds.commands.evaluate import run
 from dcr_ds.errors import ServerFailed, UserError
@@ -19,29 +19,17 @@ SCRIPT = Path(__file__).parents[1] / "evaluate" / "small_server.py"
 SMALL = f"{sys.executable} {SCRIPT} {{model}} --host {{host}} --port {{port}}"
 TRANSFORMERS = "transformers serve {model} --host {host} --port {port} --device cpu --dtype {dtype}"
 SETTINGS = ["--benchmarks", "builtin-toxic", "--limit", "6", "--max-new-tokens", "8", "--judge", "rules"]
-OPENED = "<think>\n{% if enable_thinking is defined and enable_thinking is false %}\n</think>\n\n{% endif %}"
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}" + OPENED + "{% endif %}{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n" + OPENED + "{% endif %}"
-)
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch):
+def short_waits(own_environment, monkeypatch):
     monkeypatch.setattr(module, "POLL_SECONDS", 0.05)
-    before = dict(os.environ)
-    yield
-    for name in os.environ.keys() - before.keys():
-        del os.environ[name]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A reasoning model, whose own generation config is not that of an evaluation."""
-    folder, tokenizer = make_model(tmp_path_factory.mktemp("served") / "model"), make_tokenizer()
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    folder = make_reasoning_model(tmp_path_factory.mktemp("served") / "model")
     config = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "eos_token_id": 7}
     (folder / "generation_config.json").write_text(json.dumps(config))
     return folder

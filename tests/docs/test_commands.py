@@ -12,6 +12,7 @@ import os
 import re
 import tomllib
 from functools import cache
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -43,11 +44,9 @@ def folder(tmp_path_factory):
     prompts = [row["toxic"] for row in read_jsonl(BUILTIN_FOLDER / "pairs.jsonl") if row["split"] == "train"]
     (folder / "prompts.csv").write_text("goal,label\n" + "".join(f'"{prompt}",unsafe\n' for prompt in prompts))
     make_model(folder / "tiny")
-    before = dict(os.environ)
-    set_environment()
-    yield folder
-    os.environ.clear()
-    os.environ.update(before)
+    with patch.dict(os.environ):
+        set_environment()
+        yield folder
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(ALL), ids=str)

@@ -73,10 +73,10 @@ def _targets(options: Namespace) -> list[Target]:
 
 
 def _check_comparable(first: Target, other: Target) -> None:
-    (blocks, width), (expected, other_width) = (_shape(target) for target in (other, first))
-    if (blocks, width) != (expected, other_width):
+    (blocks, width), expected = _shape(other), _shape(first)
+    if (blocks, width) != expected:
         raise UserError(
-            f"{other.title}: {blocks} blocks of width {width}, but {first.title} has {expected} of {other_width}; "
+            f"{other.title}: {blocks} blocks of width {width}, but {first.title} has {expected[0]} of {expected[1]}; "
             "compare a model with one that was trained from it"
         )
 

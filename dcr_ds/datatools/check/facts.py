@@ -53,16 +53,17 @@ def check_data(recipe: Recipe, names: Sequence[str], tokenizer: "PreTrainedToken
             errors.append(str(error))
     if tokenizer is not None and not errors:
         notes += _encoded_notes(recipe, data, tokenizer, errors)
+    confounds, left_out = _confounds(data)
     facts: Facts = {
         "sets": sets,
         "benchmarks": {name: _described_benchmark(data_set) for name, data_set in data.evaluation_sets().items()},
         "between": duplicates.between(training),
         "pairs": _pairs(data),
-        "confounds": _confounds(data),
+        "confounds": confounds,
         "leakage": [asdict(overlap) for overlap in data.overlaps],
         "notes": notes,
     }
-    return without_nan(facts | {"warnings": _warnings(facts) + _left_out(data), "errors": errors})
+    return without_nan(facts | {"warnings": _warnings(facts) + left_out, "errors": errors})
 
 
 def _describe(name: str, data_set: DataSet, tokenizer: "PreTrainedTokenizerBase | None") -> Facts:
@@ -126,24 +127,18 @@ def _pairs(data: RunData) -> Facts | None:
     return {"pairs": pairs, "without_twin": without}
 
 
-def _confounds(data: RunData) -> list[Facts] | None:
-    """The confound check of the sets of stage 1; None if it cannot be made."""
+def _confounds(data: RunData) -> tuple[list[Facts] | None, list[str]]:
+    """The confound check of the sets of stage 1, None if it cannot be made; and a warning on why."""
     if data.seemingly_toxic is None or data.toxic is None:
-        return None
+        return None, []
     sets = (data.seemingly_toxic.rows, data.toxic.rows)
-    if obstacle(*sets):
-        return None
-    return [
+    if problem := obstacle(*sets):
+        return None, [f"confound check left out: {problem}"]
+    rows = [
         {"feature": row.name, "auc": row.auc._asdict(), "note": row.note, "warning": row.warning}
         for row in check_confounds(*sets)
     ]
-
-
-def _left_out(data: RunData) -> list[str]:
-    if data.seemingly_toxic is None or data.toxic is None:
-        return []
-    problem = obstacle(data.seemingly_toxic.rows, data.toxic.rows)
-    return [f"confound check left out: {problem}"] if problem else []
+    return rows, []
 
 
 def _warnings(facts: Facts) -> list[str]:
