@@ -27,10 +27,8 @@ def live_bytes() -> int:
     [
         ("zero0", "float32", "none"),
         ("zero0", "bfloat16", "none"),
-        ("zero1", "float32", "lora"),
         ("zero1", "bfloat16", "none"),
-        ("zero2", "float32", "none"),
-        ("zero3", "float32", "none"),
+        ("zero2", "float32", "lora"),
         ("zero3", "bfloat16", "lora"),
         ("zero3_offload", "bfloat16", "none"),
     ],

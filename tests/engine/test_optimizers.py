@@ -11,6 +11,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe import StageSection
 
 WIDTH = 96  # 9,216 values per matrix; below 4,096 bitsandbytes keeps 32 bits
+STATES = ("adamw8bit", "paged_adamw32bit")  # either kind; without a GPU nothing is paged
 
 
 def make_engine(ranks, zero, optimizer, dtype="float32"):
@@ -47,7 +48,7 @@ def test_steps_are_close_to_those_of_adamw(optimizer):
 
 
 @pytest.mark.parametrize("zero", [0, 2, 3])
-@pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
+@pytest.mark.parametrize("optimizer", STATES)
 def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks, zero, optimizer):
     engine = make_engine(ranks, zero, optimizer)
     train(engine, range(3))
@@ -60,7 +61,7 @@ def test_steps_after_a_resume_are_those_of_the_uninterrupted_run(tmp_path, ranks
     assert all(torch.equal(resumed_weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
+@pytest.mark.parametrize("optimizer", STATES)
 def test_states_of_bitsandbytes_are_not_converted_for_other_ranks(tmp_path, ranks, optimizer):
     """DeepSpeed's converter supports only AdamW's moments. ZeRO 1 stands for another number of ranks."""
     engine = make_engine(ranks, 2, optimizer)

@@ -1,11 +1,11 @@
 """Token ids beyond the embedding, the context of a model, and templates that print today's date."""
 
 import json
-import subprocess
-import sys
+from datetime import datetime
+from types import SimpleNamespace
 
 import pytest
-from tiny import TEMPLATE, make_model, make_tokenizer, one_thread_environment
+from tiny import TEMPLATE, make_model, make_tokenizer
 from transformers import AutoConfig
 
 from dcr_ds.errors import UserError
@@ -98,30 +98,22 @@ def test_context_of_a_config_that_transformers_saved(tmp_path):
     assert model_limits(tmp_path).context == 256
 
 
-def rendered_on(folder, year):
-    """The prompt as another process renders it in another year."""
-    script = (
-        "import datetime, transformers.utils.chat_template_utils as utils\n"
-        "class Clock(datetime.datetime):\n"
-        f"    now = classmethod(lambda cls, tz=None: datetime.datetime({year}, 1, 9))\n"
-        "utils.datetime = Clock\n"
-        "from pathlib import Path\nfrom dcr_ds.models.chat import encode_prompt, load_tokenizer\n"
-        f"tokenizer = load_tokenizer(Path({str(folder)!r}))\n"
-        "print(repr(tokenizer.decode(encode_prompt(tokenizer, 'hello'))))\n"
-        "print(repr(tokenizer.apply_chat_template([{'role': 'user', 'content': 'hello'}], tokenize=False)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=one_thread_environment())
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-def test_a_date_in_the_template_does_not_depend_on_the_day(tmp_path):
+def test_a_date_in_the_template_does_not_depend_on_the_day(tmp_path, monkeypatch):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = DATED + TEMPLATE
     tokenizer.save_pretrained(tmp_path)
-    (ours, plain), (later, plain_later) = (rendered_on(tmp_path, year) for year in (2031, 2032))
+
+    def rendered_in(year):
+        """The prompt, and the template as transformers renders it, in some year."""
+        clock = SimpleNamespace(now=lambda: datetime(year, 1, 9))
+        monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", clock)
+        loaded = load_tokenizer(tmp_path)
+        plain = loaded.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False)
+        return loaded.decode(encode_prompt(loaded, "hello")), plain
+
+    (ours, plain), (later, plain_later) = rendered_in(2031), rendered_in(2032)
     assert plain != plain_later and "09 Jan 2031" in plain
-    assert ours == later and "Today: 26 Jul 2024\\n<|im_start|>user" in ours
+    assert ours == later and "Today: 26 Jul 2024\n<|im_start|>user" in ours
 
 
 def test_a_pad_token_that_the_model_lacks_is_replaced(extended):
