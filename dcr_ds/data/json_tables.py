@@ -22,7 +22,7 @@ class _NotJson(Exception):
         self.place = "" if line is None else f"line {line}" if column is None else f"line {line}, column {column}"
 
 
-def parse_json_text(text: str, origin: Origin, by_lines: bool, unwrap: Unwrap = lambda value: None) -> Table:
+def parse_json_text(text: str, origin: Origin, by_lines: bool, unwrap: Unwrap) -> Table:
     """Parse a .json file, or a .jsonl file (`by_lines`); either may have the form of the other.
 
     Args:

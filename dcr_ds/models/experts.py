@@ -29,12 +29,11 @@ def expert_tensors(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
             yield from ((place, module, name) for name in (*quantised, *plain))
 
 
-def freeze_routers(model: nn.Module) -> nn.Module:
+def freeze_routers(model: nn.Module) -> None:
     """Freeze the routers: without an auxiliary loss, training them would unbalance the load of the experts."""
     for name, weight in model.named_parameters():
         if ROUTER.search(name):
             weight.requires_grad_(False)
-    return model
 
 
 def resolve_router_loss(setting: float | Literal["auto"], config: Mapping[str, Any], problem: str) -> tuple[float, str]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,7 +91,9 @@ def plan_shards(source: Path, kept: set[str], copies: Mapping[str, str] | None =
         begin, end = entry["data_offsets"]
         tensor = Stored(name, entry["dtype"], tuple(entry["shape"]), entry["file"], entry["start"], end - begin)
         by_file.setdefault(entry["file"], []).append(tensor)
-    parts = [(file, part) for file, tensors in by_file.items() for part in _parts(sorted(tensors, key=_order))]
+    parts = [
+        (file, part) for file, tensors in by_file.items() for part in _parts(sorted(tensors, key=attrgetter("order")))
+    ]
     names = [file.name for file, _ in parts]
     if len(parts) > len(by_file):
         names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
@@ -98,7 +101,7 @@ def plan_shards(source: Path, kept: set[str], copies: Mapping[str, str] | None =
     return [Shard(name, tuple(part), metadata[file]) for name, (file, part) in zip(names, parts, strict=True)]
 
 
-def index_of(shards: Sequence[Shard], metadata: dict | None = None) -> dict:
+def index_of(shards: Sequence[Shard], metadata: dict | None) -> dict:
     """The content of the index file of several shards."""
     weight_map = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
     total = sum(shard.size for shard in shards)
@@ -109,14 +112,10 @@ def needs_index(shards: Sequence[Shard]) -> bool:
     return [shard.name for shard in shards] != ["model.safetensors"]
 
 
-def _order(tensor: Stored) -> tuple[int, str]:
-    return tensor.order
-
-
 def _parts(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """Tensors in groups of at most MAX_SHARD_BYTES, or of one tensor."""
+    """Tensors in their order, in groups of at most MAX_SHARD_BYTES, or of one tensor."""
     part: list[Stored] = []
-    for tensor in tensors:
+    for tensor in sorted(tensors, key=attrgetter("order")):
         if part and sum(other.size for other in part) + tensor.size > MAX_SHARD_BYTES:
             yield part
             part = []

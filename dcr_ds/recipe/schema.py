@@ -304,7 +304,7 @@ class Recipe(Section):
         Raises:
             UserError: it is on an object store, or names a variable that is not set, or in another form than ${NAME}.
         """
-        refuse_other_variables(self.output, "output")
+        refuse_other_variables(self.output)
         output = expand_variables(self.output, "output")
         refuse_store(output, "output")
         return expand_user(output) / self.name

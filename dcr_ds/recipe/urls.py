@@ -49,10 +49,10 @@ def expand_variables(text: str, field: str) -> str:
     return VARIABLE.sub(value, text)
 
 
-def refuse_other_variables(path: str, field: str) -> None:
-    """Raise UserError for $NAME in a path to write to: a folder of that name would be created."""
-    if match := re.match(r"(?:.*/)?\$([A-Za-z_][A-Za-z0-9_]*)", path):
-        raise UserError(f"{field}: {path}: write ${{{match[1]}}} for the environment variable {match[1]}")
+def refuse_other_variables(output: str) -> None:
+    """Raise UserError for $NAME in the folder of runs: a folder of that name would be created."""
+    if match := re.match(r"(?:.*/)?\$([A-Za-z_][A-Za-z0-9_]*)", output):
+        raise UserError(f"output: {output}: write ${{{match[1]}}} for the environment variable {match[1]}")
 
 
 def mask_secrets(text: str) -> str:
