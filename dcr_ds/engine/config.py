@@ -142,6 +142,13 @@ def _check_offload(config: dict[str, Any], zero: dict[str, Any], place: str) -> 
             raise UserError(f"{place}: {name}.device is {device!r}; use cpu or nvme, or remove {name}")
         if device == "nvme" and not offload.get("nvme_path"):
             raise UserError(f"{place}: {name}.device is nvme without nvme_path; set it to a folder on that drive")
+    optimizer = zero.get("offload_optimizer") or {}
+    for field, default in {"ratio": 1, "super_offload": False}.items():
+        if optimizer.get(field, default) != default:
+            raise UserError(
+                f"{place}: offload_optimizer.{field} needs DeepSpeed's own optimizer for CPUs, which is not used here; "
+                "remove it"
+            )
     if stage < 2 and zero.get("offload_optimizer"):
         raise UserError(f"{place}: offload_optimizer needs ZeRO stage 2 or 3, not {stage}")
     if stage < 3 and zero.get("offload_param"):

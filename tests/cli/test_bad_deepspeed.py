@@ -123,6 +123,11 @@ CONFIGS = {
         [],
         ["offload_optimizer.device is 'disk'", "cpu or nvme"],
     ),
+    "a part of the optimizer offloaded": (
+        {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+        [],
+        ["offload_optimizer.ratio", "remove it"],
+    ),
     "offloaded parameters with stage 2": (
         {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
         [],
