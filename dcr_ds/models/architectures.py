@@ -58,6 +58,11 @@ def check_can_be_cut(folder: Path, config: dict[str, Any]) -> None:
             "inputs of all blocks; use a Gemma 4 without them (hidden_size_per_layer_input: 0), or leave refine out of "
             "the stages"
         )
+    if config.get("num_kv_shared_layers"):
+        raise UserError(
+            f"{folder}: stage 1 cannot cut a model whose last blocks read the keys and values of earlier ones "
+            "(num_kv_shared_layers in its config.json); leave refine out of the stages"
+        )
 
 
 def untested_warning(config: dict[str, Any]) -> str:

@@ -144,9 +144,18 @@ def _parse(name: str, text: str) -> Any:
 
 
 def put_field(values: dict, keys: list[str], value: Any) -> None:
-    """Set a nested value. A data set given as a plain source becomes a mapping when one of its fields is set."""
+    """Set a nested value. A data set given as a plain source becomes a mapping when one of its fields is set.
+
+    Raises:
+        UserError: it is a field of a DeepSpeed configuration that is a file.
+    """
     for key in keys[:-1]:
         inner = values.get(key)
+        if key == "deepspeed" and isinstance(inner, str):
+            raise UserError(
+                f"--{'.'.join(keys)}: deepspeed is the file {inner}; name another file, or give a whole mapping, as "
+                "in --deepspeed '{zero_optimization: {stage: 3}}'"
+            )
         if not isinstance(inner, dict):
             inner = {"source": inner} if isinstance(inner, str) else {}
         values[key] = inner

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from dcr_ds.cli import main
 from dcr_ds.engine.config import read_config, resolve_config
 from dcr_ds.engine.zero3 import resolve_partition
+from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe, section_rows
 from dcr_ds.recipe.unused import unused_fields
 
@@ -84,6 +85,12 @@ def test_data_source_override_keeps_the_other_fields_of_the_file(written):
 def test_data_set_field_override_keeps_the_source_of_the_file(written):
     path = written("data: {toxic: a.csv}\n")
     assert load_recipe(path, [("data.toxic.rows", "3")]).data.toxic == DataSource(source="a.csv", rows=3)
+
+
+def test_a_field_of_a_deepspeed_file_cannot_be_set(written):
+    path = written("deepspeed: ds_configs/zero1.json\n")
+    with pytest.raises(UserError, match="deepspeed is the file ds_configs/zero1.json; name another file"):
+        load_recipe(path, [("deepspeed.zero_optimization.stage", "3")])
 
 
 def test_empty_recipe_has_the_defaults(written):

@@ -105,6 +105,13 @@ def test_gemma_4_with_per_layer_embeddings_cannot_be_cut(tmp_path):
         check_layer(folder, 1)
 
 
+def test_a_model_whose_blocks_share_keys_and_values_cannot_be_cut(tmp_path):
+    config = {"model_type": "gemma4_text", "num_hidden_layers": 4, "num_kv_shared_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size_per_layer_input": 0}))
+    with pytest.raises(UserError, match="num_kv_shared_layers"):
+        check_layer(tmp_path, 1)
+
+
 @pytest.mark.parametrize("model_type", ["qwen3_5", "gemma4", "gemma3"])
 def test_a_model_of_text_and_images_is_refused_with_a_remedy(tmp_path, model_type):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "text_config": {}}))
