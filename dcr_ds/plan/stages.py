@@ -1,11 +1,11 @@
 """A plan of each training stage of a recipe on one machine: as text, and as figures."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.align.order import num_steps
 from dcr_ds.plan.choose import Lengths, Option, Stage, planned
 from dcr_ds.plan.evaluation import plan_evaluation
 from dcr_ds.plan.measure import Calibration
@@ -86,5 +86,4 @@ def _align_steps(recipe: Recipe, options: PlanOptions) -> int | None:
     counts = [source.rows for source in sets if source.rows]
     if recipe.align.safe_ratio != "auto" or len(counts) < len(sets):
         return None
-    rows = sum(counts)
-    return max(1, math.ceil(recipe.align.epochs * rows / recipe.align.global_batch))
+    return num_steps(recipe.align.epochs, sum(counts), recipe.align.global_batch)
