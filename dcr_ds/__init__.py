@@ -9,7 +9,7 @@ run.table()
 
 from typing import TYPE_CHECKING, Any
 
-from dcr_ds.errors import Diverged, RefinementFailed, Stopped, UserError
+from dcr_ds.errors import Diverged, RefinementFailed, ServerFailed, Stopped, UserError
 
 if TYPE_CHECKING:
     from dcr_ds.api import Run, change_recipe, load_recipe, train
@@ -19,6 +19,7 @@ __all__ = [
     "Diverged",
     "RefinementFailed",
     "Run",
+    "ServerFailed",
     "Stopped",
     "UserError",
     "__version__",

@@ -49,6 +49,7 @@ def train(recipe: Recipe, redo: str | None = None) -> "Run":
         Stopped: the run was interrupted (Ctrl-C) and its state is saved; the same call resumes it.
         Diverged: the loss is not finite.
         RefinementFailed: stage 1 failed, and refine.on_failure is stop.
+        ServerFailed: a server that the evaluation started (`evaluate.engine`) ended while it was used.
     """
     if threading.current_thread() is not threading.main_thread():
         raise UserError("train: call it from the main thread, which receives the signals that stop and save a run")
