@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from dcr_ds.diagnose.openings import Tokens
 from dcr_ds.diagnose.prefix_tree import Tree
+from dcr_ds.models.batches import num_shared_tokens, pad_right
 
 
 class TreePass:
@@ -38,7 +38,7 @@ class TreePass:
         )
         # states of linear attention cannot be repeated
         self.repeats = all(hasattr(layer, "batch_repeat_interleave") for layer in cache.layers)
-        self.shared = shared_beginning(prompts) if self.by_mask and prompts else ()
+        self.shared = tuple(prompts[0][: num_shared_tokens(prompts)]) if self.by_mask and prompts else ()
         if self.shared:
             decoder(input_ids=torch.tensor([self.shared], device=self.device), **{self.cache_name: cache})
         self.cache = cache
@@ -139,19 +139,9 @@ class TreePass:
 
     def _paths(self) -> torch.Tensor:
         """The paths [P, d], padded on the right, where causal attention keeps the padding from what is read."""
-        depth = max(map(len, self.tree.paths))
-        return torch.tensor([[*path, *[0] * (depth - len(path))] for path in self.tree.paths], device=self.device)
+        return pad_right(self.tree.paths, 0, self.device)[0]
 
     def _at_nodes(self, later: torch.Tensor) -> torch.Tensor:
         """The hidden states after the inner nodes [B, N − 1, D] from those along the paths [B, P, d, D]."""
         path, step = (torch.tensor(list(where), device=self.device) for where in zip(*self.tree.places(), strict=True))
         return later[:, path, step]
-
-
-def shared_beginning(prompts: Sequence[Sequence[int]]) -> Tokens:
-    """The tokens that all prompts begin with, at least one less than the shortest prompt has."""
-    lowest, highest = min(map(tuple, prompts)), max(map(tuple, prompts))
-    same = 0
-    while same < min(len(lowest), len(highest)) - 1 and lowest[same] == highest[same]:
-        same += 1
-    return lowest[: min(same, min(map(len, prompts)) - 1)]

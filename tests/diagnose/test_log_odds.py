@@ -12,7 +12,7 @@ from dcr_ds.diagnose import log_odds, readings
 from dcr_ds.diagnose.log_odds import first_token_impurity, log_odds_after_answers, refusal_log_odds
 from dcr_ds.diagnose.openings import Opening, Openings
 from dcr_ds.diagnose.prefix_tree import Tree
-from dcr_ds.diagnose.tree_pass import TreePass, shared_beginning
+from dcr_ds.diagnose.tree_pass import TreePass
 from dcr_ds.errors import UserError
 from dcr_ds.models.likelihood import Likelihood
 
@@ -181,14 +181,6 @@ def test_both_passes_give_the_same_states(tmp_path, attention, dtype, tolerance)
 def test_models_with_sliding_windows_take_two_passes(tmp_path):
     model = load(tmp_path, "gemma2")
     assert not TreePass(model.model, Tree.of(SEQUENCES), make_prompts()).by_mask
-
-
-@pytest.mark.parametrize(
-    ("prompts", "shared"),
-    [([[1, 2, 3], [1, 2, 4, 5]], (1, 2)), ([[1, 2], [1, 2]], (1,)), ([[1, 2], [1, 2, 3]], (1,)), ([[1], [2]], ())],
-)
-def test_prompts_share_all_but_at_least_one_token(prompts, shared):
-    assert shared_beginning(prompts) == shared
 
 
 def test_a_float64_model_stays_in_float64(tmp_path):

@@ -1,10 +1,11 @@
 """Token rows as tensors, padded or packed."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.models.batches import pad_right, token_batch
+from dcr_ds.models.batches import num_shared_tokens, pad_right, token_batch
 
 ROWS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=8)
 
@@ -28,3 +29,18 @@ def test_tokens_of_a_batch_are_the_rows(rows, packed):
     assert batch.inputs["input_ids"].shape == ((1, sum(map(len, rows))) if packed else (len(rows), max(map(len, rows))))
     if packed:
         assert batch.inputs["position_ids"].tolist() == [[place for row in rows for place in range(len(row))]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared"),
+    [
+        ([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 9, 9]], 2),
+        ([[7, 1], [8, 1]], 0),
+        ([[1, 2, 3], [1, 2, 3]], 2),  # at least one token of a prompt is not shared
+        ([[1, 2], [1, 2, 3]], 1),
+        ([[4]], 0),
+        ([[1, 2, 9], [1, 3], [1, 2, 4]], 1),
+    ],
+)
+def test_shared_tokens_are_counted(rows, shared):
+    assert num_shared_tokens(rows) == num_shared_tokens(rows[::-1]) == shared

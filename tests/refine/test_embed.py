@@ -6,7 +6,6 @@ from tiny import make_model
 
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.distributed import Ranks
-from dcr_ds.models.batches import num_shared_tokens
 from dcr_ds.models.trunk import load_trunk
 from dcr_ds.refine.embed import embed_all, pooled, shards
 
@@ -58,21 +57,6 @@ def test_padded_or_packed_the_trunk_has_the_same_gradient(trunk, how):
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trained]))
     trunk.zero_grad()
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[0].norm()
-
-
-@pytest.mark.parametrize(
-    ("rows", "shared"),
-    [
-        ([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 9, 9]], 2),
-        ([[7, 1], [8, 1]], 0),
-        ([[1, 2, 3], [1, 2, 3]], 2),  # at least one token of a prompt is not shared
-        ([[1, 2], [1, 2, 3]], 1),
-        ([[4]], 0),
-        ([[1, 2, 9], [1, 3], [1, 2, 4]], 1),
-    ],
-)
-def test_shared_tokens_are_counted(rows, shared):
-    assert num_shared_tokens(rows) == num_shared_tokens(rows[::-1]) == shared
 
 
 @pytest.mark.parametrize("batching", [Batching(2), Batching(2, 12)])
