@@ -4,15 +4,21 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from dcr_ds.data.columns import cell_text, list_names, optional_text
-from dcr_ds.data.records import HasId
 from dcr_ds.data.tables import Origin, Row, Table
 from dcr_ds.recipe import DataSource
 
 SHOWN_VALUES = 5  # of a column in a message
 Record = TypeVar("Record")
+
+
+class HasId(Protocol):
+    """A record with an id."""
+
+    @property
+    def id(self) -> str: ...
 
 
 def filter_rows(table: Table, where: dict[str, str | list[str]]) -> Table:

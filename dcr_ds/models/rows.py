@@ -1,13 +1,19 @@
 """Encode the rows of data sets: an error names the row, and a row that cannot be encoded does not stop a run."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from dcr_ds.data.records import HasId
 from dcr_ds.errors import UserError
 from dcr_ds.models.plain_text import EncodingError
 
 SHOWN = 5  # ids of rows listed in a note
+
+
+class HasId(Protocol):
+    """A row with an id."""
+
+    @property
+    def id(self) -> str: ...
 
 
 Row = TypeVar("Row", bound=HasId)
