@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.check import build_on_meta
-from dcr_ds.models.checkpoint_files import read_headers
+from dcr_ds.models.checkpoint_files import read_headers, stored_dtypes
 from dcr_ds.models.hashes import check_base
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.splice import ALONE, Processes, splice
@@ -59,7 +59,9 @@ def _merge_whole(source: Path, adapter: Path, target: Path, names: set[str] | No
     Args:
         names: the weights that the adapter changes; None: any, with an adapter on fused experts.
     """
-    merged = load_with_adapter(source, adapter, "auto", "eager", CPU)  # eager: supported by every model
+    # the dtype that config.json names may be another one than that of the weights
+    dtype = torch.bfloat16 if stored_dtypes(source) == {"BF16"} else torch.float32
+    merged = load_with_adapter(source, adapter, dtype, "eager", CPU)  # eager: supported by every model
     splice(
         merged,
         {name: weight for name, weight in merged.named_parameters() if not names or name in names},

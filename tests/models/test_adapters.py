@@ -82,6 +82,18 @@ def test_the_merged_model_equals_the_wrapped_one(tmp_path, tied, lora):
     torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
+def test_a_merge_in_memory_keeps_the_precision_of_the_weights(tmp_path):
+    """Not that of config.json, which rounded all weights to bfloat16."""
+    source = make_model(tmp_path / "model", layers=1)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    model = moved(wrapped(source, rank=4, dora=True))
+    stage = StageFolder(tmp_path / "align")
+    write_trained(model, trained(model), source, stage)
+    merged = load_causal_lm(stage.model, torch.float32, "sdpa", CPU)
+    assert torch.allclose(logits(merged), logits(model), atol=1e-4)
+
+
 @pytest.mark.parametrize("lora", [{"dora": True}, {"rslora": True}, {"dora": True, "rslora": True}], ids=str)
 def test_variants_of_lora_are_those_of_peft(tmp_path, lora):
     """Output, gradients and merged weights; α = 6 and r = 4, so that α / √r = 3."""
