@@ -16,7 +16,7 @@ from dcr_ds.commands.parser import (
 )
 from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
 from dcr_ds.files import hash_of, read_object, write_json
-from dcr_ds.models.checkpoint_files import model_hash
+from dcr_ds.models.checkpoint_files import model_config, model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
 from dcr_ds.report.numbers import shapes
@@ -129,18 +129,24 @@ def _tokenizer(options: argparse.Namespace, model: ModelSection) -> Any:
 
 
 def _measure(options: argparse.Namespace, model: ModelSection) -> dict[str, dict]:
-    import torch
-
-    from dcr_ds.models.load import load_causal_lm
     from dcr_ds.models.locate import prepare_source
 
-    source = prepare_source(model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     asked = AbilityOptions(
         options.tasks, options.local_data, options.limit, options.batch_size, options.apply_chat_template
     )
-    return measure_ability(load_causal_lm(source, dtype, "sdpa", device), _tokenizer(options, model), asked)
+    return measure_ability(load_for_tasks(prepare_source(model)), _tokenizer(options, model), asked)
+
+
+def load_for_tasks(source: Path) -> Any:
+    """The model of a folder on this device, with sdpa, or eager where the architecture cannot use it."""
+    import torch
+
+    from dcr_ds.models.load import NO_GPU, load_causal_lm, resolve_attention
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    attention, _ = resolve_attention("auto", model_config(source)["model_type"], "float32", NO_GPU)
+    return load_causal_lm(source, dtype, attention, device)
 
 
 def _table(measured: dict[str, dict[str, dict]], tasks: list[str]) -> str:

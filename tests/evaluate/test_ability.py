@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import make_model
 
-from dcr_ds.commands.ability import run
+from dcr_ds.commands.ability import load_for_tasks, run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
 from dcr_ds.files import read_json, write_json
@@ -124,6 +124,12 @@ def test_a_base_model_without_a_template_is_measured(local, tmp_path):
     assert run(arguments) == 0
     with pytest.raises(UserError, match="no chat template"):
         run([*arguments, "--apply-chat-template"])
+
+
+@pytest.mark.parametrize(("model_type", "attention"), [("llama", "sdpa"), ("gemma2", "eager")])
+def test_attention_is_one_that_the_architecture_has(tmp_path, model_type, attention):
+    model = load_for_tasks(make_model(tmp_path, model_type, layers=1))
+    assert model.config._attn_implementation == attention
 
 
 def test_command_measures_every_task_and_writes_the_results(model_folder, local, tmp_path, capsys):
