@@ -85,6 +85,8 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
     zero = _section(config, "zero_optimization", place)
     if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
         raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
+    if str(config.get("communication_data_type")).lower() == "fp16":
+        raise UserError(f"{place}: communication_data_type is fp16, in which small gradients are 0; use bf16 or fp32")
     _check_fixed(config, place)
     bf16 = _section(config, "bf16", place).get("enabled", "auto")
     if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):

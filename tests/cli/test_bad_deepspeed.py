@@ -25,6 +25,7 @@ CONFIGS = {
         [],
         ["check_grad_overflow is false", "not finite", "remove it"],
     ),
+    "gradients in fp16": ({"communication_data_type": "fp16"}, [], ["communication_data_type is fp16", "bf16 or fp32"]),
     "masters in bf16": (
         {"bf16": {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}},
         [],
