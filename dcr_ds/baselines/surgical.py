@@ -30,6 +30,7 @@ from dcr_ds.baselines.projections import check_residual
 from dcr_ds.baselines.prompts import ROLES, option_of
 from dcr_ds.baselines.subject import Encoded, Split, Subject
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import pad_left
 
 LAST_SHARE = 0.2  # of the blocks, which give no candidates
 ROUNDING = 1e-12  # of means in float64, relative to their length
@@ -178,16 +179,13 @@ def _measured(
 @torch.no_grad()
 def next_token_log_p(model: PreTrainedModel, prompts: Encoded, batch_size: int) -> torch.Tensor:
     """Log-probabilities of the token after each prompt [n, V] in float64, the shortest prompt first."""
-    device, rows = model.device, []
+    rows = []
     for batch in batches_of(prompts.tokens, batch_size):
-        width = max(map(len, batch))
-        tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in batch], device=device)
-        lengths = torch.tensor([len(row) for row in batch], device=device)
-        place = torch.arange(width, device=device) - (width - lengths)[:, None]
+        tokens, mask = pad_left(batch, 0, model.device)
         logits = model(
             input_ids=tokens,
-            attention_mask=(place >= 0).long(),
-            position_ids=place.clamp_min(0),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
             use_cache=False,
             logits_to_keep=1,
         ).logits[:, -1]

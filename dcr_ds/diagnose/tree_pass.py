@@ -20,7 +20,7 @@ from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from dcr_ds.diagnose.prefix_tree import Tree
-from dcr_ds.models.batches import num_shared_tokens, pad_right
+from dcr_ds.models.batches import num_shared_tokens, pad_left, pad_right
 
 
 class TreePass:
@@ -76,10 +76,8 @@ class TreePass:
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Left-padded tokens [B, W] and their places [B, W], below 0 for padding."""
-        width = max(map(len, rows))
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        tokens = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=self.device)
-        return tokens, torch.arange(width, device=self.device) - (width - lengths)[:, None]
+        tokens, mask = pad_left(rows, 0, self.device)
+        return tokens, mask.cumsum(1) - 1
 
     def _masked(self, tokens: torch.Tensor, place: torch.Tensor, cached: torch.Tensor, cache: Cache) -> torch.Tensor:
         """Hidden states [B, N, D] after tokens that follow a cache; `cached` [B, K] is False for its padding."""

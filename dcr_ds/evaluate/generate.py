@@ -21,6 +21,7 @@ from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
+from dcr_ds.models.batches import pad_left
 from dcr_ds.models.chat import (
     decode_answer,
     decode_continuation,
@@ -199,10 +200,8 @@ def _new_tokens(
     The prompts are left-padded, so that all answers start at the same position.
     """
     prompts = [generations.ids[index] for index in batch]
-    width = max(map(len, prompts))
     pad = padding_id(tokenizer)
-    tokens = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    tokens, mask = pad_left(prompts, pad, model.device)
     # transformers fills missing fields of a generation config from the model's own, so a repetition penalty of a chat
     # model would affect greedy decoding. Therefore the model's own config is replaced.
     model.generation_config = GenerationConfig(
@@ -212,4 +211,4 @@ def _new_tokens(
         output = cast(Any, model).generate(input_ids=tokens, attention_mask=mask, return_dict_in_generate=True)
     # transformers 5 renames the field
     cache = output.cache if hasattr(output, "cache") else output.past_key_values
-    return output.sequences[:, width:].tolist(), cache
+    return output.sequences[:, tokens.shape[1] :].tolist(), cache

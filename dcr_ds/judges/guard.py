@@ -31,7 +31,7 @@ from dcr_ds.judges.answer_text import VERSION
 from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
 from dcr_ds.judges.labels import UNPARSED, label_answers
-from dcr_ds.models.batches import pad_right
+from dcr_ds.models.batches import pad_left, pad_right
 from dcr_ds.models.chat import encode_prompt, load_tokenizer, read_tokenizer
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
 from dcr_ds.models.limits import check_ids, model_limits, padding_id
@@ -162,10 +162,7 @@ class GuardModel:
 
     @torch.inference_mode()
     def _generate(self, rows: list[list[int]]):
-        # padded left: all replies start at the same position
-        width, pad = max(map(len, rows)), padding_id(self.tokenizer)
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        ids, mask = pad_left(rows, padding_id(self.tokenizer), self.device)
         return cast(GenerationMixin, self._model).generate(
             input_ids=ids, attention_mask=mask, return_dict_in_generate=True, output_logits=True
         )

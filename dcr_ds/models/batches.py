@@ -68,6 +68,12 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) 
     return to_device(ids, device), to_device(mask, device)
 
 
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad rows on the left, so that all end at the same position: token ids [B, T] and attention mask [B, T]."""
+    ids, mask = pad_right([row[::-1] for row in rows], pad_id, device)
+    return ids.flip(1), mask.flip(1)
+
+
 def num_shared_tokens(rows: Sequence[Sequence[int]]) -> int:
     """Number of leading tokens that are the same in all rows; less than the length of any row."""
     return min(len(os.path.commonprefix([list(row) for row in rows])), min(map(len, rows)) - 1)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcr_ds.models.batches import num_shared_tokens, pad_right, token_batch
+from dcr_ds.models.batches import num_shared_tokens, pad_left, pad_right, token_batch
 
 ROWS = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=9), min_size=1, max_size=8)
 
@@ -18,6 +18,14 @@ def test_padding_is_on_the_right_and_masked(rows, pad_id):
     for row, row_ids, row_mask in zip(rows, ids, mask, strict=True):
         assert row_ids.tolist() == row + [pad_id] * (len(row_ids) - len(row))
         assert row_mask.tolist() == [1] * len(row) + [0] * (len(row_ids) - len(row))
+
+
+@given(ROWS, st.integers(-5, 5))
+def test_padding_on_the_left_ends_with_the_rows(rows, pad_id):
+    ids, mask = pad_left(rows, pad_id, torch.device("cpu"))
+    for row, row_ids, row_mask in zip(rows, ids.tolist(), mask.tolist(), strict=True):
+        assert row_ids == [pad_id] * (max(map(len, rows)) - len(row)) + row
+        assert row_mask == [0] * (len(row_ids) - len(row)) + [1] * len(row)
 
 
 @given(ROWS, st.booleans())

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from dcr_ds.diagnose.entk.layout import Layout, Part
 from dcr_ds.diagnose.entk.products import Factor, Outer, Rows, Vector
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import pad_right
 from dcr_ds.models.hooks.states import hidden_of, with_hidden
 
 
@@ -82,8 +83,7 @@ class BatchPass:
     def __init__(self, layout: Layout, prompts: Sequence[Sequence[int]], k: int):
         device = layout.head.weight.device
         self.layout, self.k = layout, k
-        length = max(map(len, prompts))
-        self.ids = torch.tensor([[*prompt, *[0] * (length - len(prompt))] for prompt in prompts], device=device)
+        self.ids, _ = pad_right(prompts, 0, device)
         self.last = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         self.calls: list[tuple[tuple, dict]] = []  # of every block
         self.bottom: Tensor | None = None  # input of the first block, with its graph
