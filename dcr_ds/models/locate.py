@@ -41,7 +41,7 @@ def _locate(model: ModelSection) -> Path:
     if model.revision is not None and (path.exists() or path.suffix == ".gguf" or model.source == DEMO_MODEL):
         raise UserError(
             f"model.revision: {model.revision} names a commit on the hub, and model.source {model.source} is not from "
-            "there; remove model.revision"
+            "there; remove model.revision, or set it to null"
         )
     if model.source == DEMO_MODEL and not path.exists():
         return _converted(_demo_gguf)
