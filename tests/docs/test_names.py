@@ -6,6 +6,7 @@ import pytest
 import yaml
 from pages import PAGES, ROOT, blocks, inline_code, name_of
 
+from dcr_ds.baselines.prompts import ROLES, option_of
 from dcr_ds.recipe import DataSource, Recipe, field_rows, load_recipe, section_rows
 from dcr_ds.recipe.describe import DATA_SET
 
@@ -72,7 +73,7 @@ def test_wrong_names_are_detected():
 
 def known_options() -> set[str]:
     """The options of every command of dcr-ds, of train, and of the scripts in benchmarks/."""
-    options = {"--help", "--dry-run", "--redo", *FOREIGN}
+    options = {"--help", "--dry-run", "--redo", *FOREIGN, *map(option_of, ROLES)}
     sources = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "dcr_ds" / "commands").rglob("*.py")]
     for file in sources:
         options |= set(re.findall(r'"(--[a-z][a-z0-9_-]+)"', file.read_text(encoding="utf-8")))
