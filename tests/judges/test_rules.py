@@ -9,6 +9,7 @@ import pytest
 from dcr_ds.judges import Answer, load_judge, verdicts
 from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
+from dcr_ds.judges.rules.judge import rules_judge
 from dcr_ds.judges.rules.prompt_form import prompt_form
 from dcr_ds.transcript import transcript
 
@@ -346,6 +347,6 @@ def test_judging_takes_linear_time(text):
 
 
 def test_the_shipped_weights_are_those_of_the_features():
-    judge = load_judge("rules")
+    judge = rules_judge()
     expected = {"bias", *features(Answer("How?", "Like this."))}
     assert set(judge.refusal) == set(judge.partial) == expected
