@@ -8,6 +8,7 @@ from transformers import get_scheduler
 from dcr_ds.engine.build import build_engine, stage_config
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES, build_optimizer, build_schedule, check_optimizer
 from dcr_ds.errors import UserError
+from dcr_ds.plan.live_bytes import LiveBytes
 from dcr_ds.recipe import StageSection
 
 WIDTH = 96  # 9,216 values per matrix; below 4,096 bitsandbytes keeps 32 bits
@@ -28,6 +29,17 @@ def train(engine, steps):
         batch = torch.randn(8, WIDTH, generator=torch.Generator().manual_seed(step)).to(dtype)
         engine.backward((engine(batch) - batch.flip(1)).square().mean(), scale_wrt_gas=False)
         engine.step()
+
+
+def test_a_step_on_a_cpu_makes_no_copies_of_the_states():
+    weight = torch.nn.Parameter(torch.ones(1_000_000))
+    weight.grad = torch.ones_like(weight)
+    optimizer = build_optimizer([weight], StageSection(learning_rate=1e-3))
+    optimizer.step()  # makes the states
+    with LiveBytes() as live:
+        before = live.alive
+        optimizer.step()
+        assert live.peak - before < weight.nbytes / 10
 
 
 @pytest.mark.parametrize("optimizer", FROM_BITSANDBYTES)
