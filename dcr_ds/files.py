@@ -81,9 +81,14 @@ def complete_folder(folder: Path) -> Iterator[Path]:
 
 def free_bytes(folder: Path) -> int | None:
     """Free space of the file system of a folder, or of its nearest parent that exists; None if it is not reported."""
-    folder = folder.absolute()
-    usage = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists()))
+    usage = shutil.disk_usage(existing_part(folder))
     return usage.free if usage.total > 0 else None  # some network file systems report 0 bytes of 0
+
+
+def existing_part(path: Path) -> Path:
+    """A path, absolute, or the nearest of its parents that exists."""
+    path = path.absolute()
+    return next(part for part in (path, *path.parents) if part.exists())
 
 
 def flush(path: Path) -> None:

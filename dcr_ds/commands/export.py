@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     if options.push:
         from dcr_ds.export.push import push
 
-        print(push(options.what, options.stage, options.out, options.push, options.base))
+        print(push(options.what, options.stage, options.out, options.push))
     return 0
 
 

@@ -63,7 +63,7 @@ class Generations:
         prompt = self.prompts[index]
         return {
             "id": prompt.id,
-            "category": prompt.category,
+            **_labels(prompt),
             "prompt": prompt.prompt,
             "completion": completion,
             "tokens": tokens,
@@ -72,7 +72,6 @@ class Generations:
             "settings_hash": self.settings_hash,
             **({"template_variables": dict(self.template_variables)} if self.template_variables else {}),
             **({"context": list(prompt.context)} if prompt.context else {}),
-            **({"pair": prompt.pair} if prompt.pair is not None else {}),
             **({"attack": _attack_row(self.attack, prompt)} if self.attack else {}),
         }
 
@@ -121,8 +120,22 @@ class Generations:
         for part in parts:
             part.unlink()
 
+    def relabel(self) -> None:
+        """Give complete answers the category and pair that their prompts have now. Rank 0."""
+        rows = read_whole_rows(self.file, FIELDS)
+        relabelled = [
+            {name: value for name, value in row.items() if name != "pair"} | _labels(prompt)
+            for row, prompt in zip(rows, self.prompts, strict=True)
+        ]
+        if relabelled != rows:
+            write_jsonl(self.file, relabelled)
+
     def _part_files(self) -> list[Path]:
         return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))
+
+
+def _labels(prompt: Prompt) -> dict[str, str | None]:
+    return {"category": prompt.category} | ({"pair": prompt.pair} if prompt.pair is not None else {})
 
 
 def _attack_row(attack: Attack, prompt: Prompt) -> dict[str, str]:

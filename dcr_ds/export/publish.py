@@ -15,17 +15,14 @@ ADAPTER = "adapter_config.json"
 CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", ADAPTER)
 
 
-def make_public(folder: Path, base: str | None) -> None:
+def make_public(folder: Path) -> None:
     """Replace local paths in the card and the configurations of an exported folder.
-
-    Args:
-        base: hub id of an adapter's base model; None: found from where the base was downloaded.
 
     Raises:
         UserError: an adapter's base model is a local folder, which nobody else has.
     """
     if (folder / ADAPTER).is_file():
-        _name_base(folder, base)
+        _name_public_base(folder)
     card = folder / "README.md"  # of a run: written by this package, or by its owner
     if card.is_file():
         write_atomically(card, public_text(card.read_text(encoding="utf-8", errors="replace")))
@@ -35,21 +32,24 @@ def make_public(folder: Path, base: str | None) -> None:
             write_json(folder / name, public)
 
 
-def _name_base(folder: Path, base: str | None) -> None:
-    config = read_object(folder / ADAPTER)
+def name_base(adapter: Path, base: str, revision: str | None = None) -> None:
+    """Write the base model of an adapter into its files: a hub id with its revision, or a folder."""
+    config = read_object(adapter / ADAPTER)
+    write_json(adapter / ADAPTER, config | {"base_model_name_or_path": base, "revision": revision})
+    if record := read_object(adapter / BASE_RECORD):
+        write_json(adapter / BASE_RECORD, record | {"source": base})
+
+
+def _name_public_base(adapter: Path) -> None:
+    config = read_object(adapter / ADAPTER)
     recorded = str(config.get("base_model_name_or_path") or "")
-    cached = CACHED.search(recorded)
-    hub_id = f"{cached[1]}/{cached[2]}" if cached else recorded
-    hub_id = base if base and not Path(base).exists() else hub_id
-    if not HUB_ID.fullmatch(hub_id) or Path(hub_id).exists():
+    if cached := CACHED.search(recorded):
+        return name_base(adapter, f"{cached[1]}/{cached[2]}", cached[3])
+    if not HUB_ID.fullmatch(recorded) or Path(recorded).exists():
         raise UserError(
             f"--push: the base model of this adapter is the local folder {recorded}, which nobody else has; push a "
             "whole model with --merge, or name the same model on the hub with --base"
         )
-    revision = {"revision": cached[3]} if cached and hub_id == f"{cached[1]}/{cached[2]}" else {}
-    write_json(folder / ADAPTER, config | {"base_model_name_or_path": hub_id} | revision)
-    if record := read_object(folder / BASE_RECORD):
-        write_json(folder / BASE_RECORD, record | {"source": hub_id})
 
 
 def _without_folder(value: Any) -> Any:

@@ -18,19 +18,16 @@ from dcr_ds.report.numbers.read import read_run
 MESSAGE = "Exported by dcr-ds"
 
 
-def push(trained: Path, stage: str | None, folder: Path, hub_id: str, base: str | None = None) -> str:
+def push(trained: Path, stage: str | None, folder: Path, hub_id: str) -> str:
     """Upload a folder that was exported from `trained`, with the model card of its run; returns the address.
 
     What is uploaded names no local paths.
-
-    Args:
-        base: hub id of the base model of an adapter; None: as recorded.
 
     Raises:
         UserError: an adapter's base model is not on the hub; the hub cannot be reached or refuses the upload. The
             folder is kept.
     """
-    make_public(folder, base)
+    make_public(folder)
     add_card(trained, stage, folder)
     api = HfApi()
     try:

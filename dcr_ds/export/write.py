@@ -16,6 +16,7 @@ from dcr_ds.engine.checkpoint.consolidate import CheckpointWeights
 from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import checked_source
+from dcr_ds.export.publish import name_base
 from dcr_ds.files import complete_folder, flush, read_json, write_json
 from dcr_ds.models.adapters import add_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
@@ -30,7 +31,7 @@ from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import RunFolder, enclosing_run
-from dcr_ds.recipe.urls import refuse_store
+from dcr_ds.recipe.urls import HUB_ID, refuse_store
 
 STAGES = ("align", "refine", "control")  # the default is the first one that was trained
 SECTIONS = {"refine": "refine", "align": "align", "control": "align"}  # of the recipe, for each stage
@@ -144,6 +145,7 @@ def _export_adapter(adapter: Path, out: Path, options: ExportOptions) -> str:
     base = base_of_adapter(adapter)
     if not options.merge:
         _copy(adapter, out)
+        _rename_base(out, options.base)
         return f"the adapter {adapter}"
     fields = {"source": options.base} if options.base else base_fields(adapter, str(base))
     source = checked_source(ModelSection.model_validate(fields))
@@ -160,6 +162,7 @@ def _export_trained(path: Path, out: Path, options: ExportOptions) -> str:
         exported = folder.adapter if _is_adapter(folder.adapter) and not options.merge else folder.model
         check_export(exported)  # names what is incomplete in the run, not in the copy
         _copy(exported, out)
+        _rename_base(out, options.base)
         return f"the {exported.name} of {folder.folder}, a finished stage"
     if below == (folder.model.name,):
         check_export(folder.model)
@@ -235,6 +238,16 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
         if recipe.model.freeze_router:
             freeze_routers(model)
         return model if stage.adapter == "none" else add_lora(model, stage.lora, f"{section}.lora")
+
+
+def _rename_base(copy: Path, base: str | None) -> None:
+    """Name another base model in the copy of an adapter; the copy of a whole model has none."""
+    if base is None or not _is_adapter(copy):
+        return
+    is_folder = Path(base).is_dir()
+    if not is_folder and not HUB_ID.fullmatch(base):
+        raise UserError(f"--base {base}: no such folder, and no hub id (owner/name)")
+    name_base(copy, str(Path(base).resolve()) if is_folder else base)
 
 
 def _copy(folder: Path, out: Path) -> None:

@@ -1,23 +1,33 @@
-"""Fields of a recipe that are set and that nothing reads, since the field that turns them on is left at its default."""
+"""Fields of a recipe that have another value than their default and that nothing reads."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+
+from pydantic import BaseModel
 
 from dcr_ds.recipe.layout import TRAINING_STAGES
 from dcr_ds.recipe.methods import PREFERENCE_TITLES
 from dcr_ds.recipe.schema import Recipe
 
-OF_BOTH = {"lora": ("adapter", "lora"), "packed_length": ("packing", "true")}
-# field → what turns it on; refine.loss is circle by default, align.method is sft
-SWITCHES = {
-    "refine": OF_BOTH | {"temperature": ("loss", "supcon, infonce or ntxent")},
-    "align": OF_BOTH | {method: ("method", method) for method in PREFERENCE_TITLES},
+Readers = dict[str, tuple[str, list[str | bool]]]
+OF_BOTH: Readers = {"lora": ("adapter", ["lora"]), "packed_length": ("packing", [True])}
+OF_A_PART = ("adapter", "packing")  # a recipe that sets them turns off what it extends, on purpose
+# field → the field that decides whether it is read, and the values for which it is
+READ_WITH: dict[str, Readers] = {
+    "refine": OF_BOTH
+    | {
+        "form": ("loss", ["circle"]),
+        "margin": ("loss", ["circle", "triplet"]),
+        "scale": ("loss", ["circle"]),
+        "temperature": ("loss", ["supcon", "infonce", "ntxent"]),
+    },
+    "align": OF_BOTH
+    | {method: ("method", [method]) for method in PREFERENCE_TITLES}
+    | {"safe_ratio": ("method", ["sft"])},
 }
 
 
 def unused_fields(recipe: Recipe) -> list[str]:
     """Warnings about fields without effect.
-
-    None where both fields are set, as in a recipe that turns off what it extends, or in that of a run folder.
 
     Args:
         recipe: as requested, before any `auto` is resolved.
@@ -27,13 +37,20 @@ def unused_fields(recipe: Recipe) -> list[str]:
 
 def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for stage in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
-        is_set = getattr(recipe, stage).model_fields_set
-        for field, (switch, value) in SWITCHES[stage].items():
-            if field in is_set and switch not in is_set:
-                yield f"{stage}.{field}", f"{stage}.{switch}: {value}"
-    if "align" not in recipe.stages:
-        return
-    if "preferences" in recipe.data.model_fields_set and "method" not in recipe.align.model_fields_set:
-        yield "data.preferences", f"align.method: {', '.join(PREFERENCE_TITLES)}"
-    if recipe.align.safe_ratio != "auto" and recipe.align.method != "sft":
-        yield "align.safe_ratio", "align.method: sft"
+        section = getattr(recipe, stage)
+        for field, (switch, values) in READ_WITH[stage].items():
+            is_off = switch in OF_A_PART and switch in section.model_fields_set
+            if _is_changed(section, field) and getattr(section, switch) not in values and not is_off:
+                yield f"{stage}.{field}", f"{stage}.{switch}: {_named(values)}"
+    is_on_preferences = recipe.align.method in PREFERENCE_TITLES
+    if "align" in recipe.stages and _is_changed(recipe.data, "preferences") and not is_on_preferences:
+        yield "data.preferences", f"align.method: {_named(PREFERENCE_TITLES)}"
+
+
+def _is_changed(section: BaseModel, field: str) -> bool:
+    default = type(section).model_fields[field].get_default(call_default_factory=True)
+    return getattr(section, field) != default
+
+
+def _named(values: Iterable[str | bool]) -> str:
+    return " or ".join(str(value).lower() for value in values)

@@ -9,7 +9,6 @@ import errno
 import os
 import platform
 import secrets
-import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from dcr_ds.engine.distributed import VISIBLE_SECONDS, device_index
 from dcr_ds.errors import UserError, first_line
+from dcr_ds.files import existing_part, free_bytes
 from dcr_ds.run.environment import package_versions
 
 GIB = 2**30
@@ -83,7 +83,7 @@ def create_probe(folder: Path, free_gib: float) -> Path:
     Raises:
         UserError: the folder cannot be written to, or has too little space.
     """
-    existing = _existing(folder)
+    existing = existing_part(folder)
     if problem := _space(existing, free_gib) or _quota(existing, free_gib):
         raise UserError(f"{problem}; free some space, set --output to another folder, or lower DCR_DS_FREE_GIB")
     probe = existing / f".preflight-{secrets.token_hex(8)}"  # a new name, so that no node has it in its cache
@@ -91,19 +91,16 @@ def create_probe(folder: Path, free_gib: float) -> Path:
     return probe
 
 
-def _existing(path: Path) -> Path:
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
 def _space(path: Path, free_gib: float) -> str:
     """Return "" or why a folder cannot take so many GiB."""
     try:
         with tempfile.TemporaryFile(dir=path):
-            free = shutil.disk_usage(path).free / GIB
+            free = free_bytes(path)
     except OSError as error:
         return f"{path} cannot be written to ({error.strerror})"
-    return f"{path} has {free:.1f} GiB free, {free_gib:g} are required" if free < free_gib else ""
+    if free is None or free >= free_gib * GIB:
+        return ""
+    return f"{path} has {free / GIB:.1f} GiB free, {free_gib:g} are required"
 
 
 def _quota(path: Path, free_gib: float) -> str:

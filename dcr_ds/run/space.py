@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import free_bytes
+from dcr_ds.files import existing_part, free_bytes
 from dcr_ds.models.checkpoint_files import stored_dtypes, weight_files
 from dcr_ds.plan.memory import tensors_of
 from dcr_ds.plan.passes import Kind
@@ -107,7 +107,7 @@ def peaks(stages: Sequence[StageFiles]) -> list[tuple[Path, int]]:
     most: dict[int, int] = defaultdict(int)
     models: dict[int, int] = defaultdict(int)  # of earlier stages
     for stage in stages:
-        checkpoints, exports = existing(stage.folder.checkpoints), existing(stage.folder.model)
+        checkpoints, exports = existing_part(stage.folder.checkpoints), existing_part(stage.folder.model)
         saved, exported = os.stat(checkpoints).st_dev, os.stat(exports).st_dev
         folders |= {exported: exports, saved: checkpoints}
         there = _bytes_in(stage.folder.checkpoints)
@@ -116,12 +116,6 @@ def peaks(stages: Sequence[StageFiles]) -> list[tuple[Path, int]]:
         kept = stage.kept * stage.checkpoint - there if saved == exported else 0
         most[exported] = max(most[exported], models[exported] + max(0, kept))
     return [(folders[device], needed) for device, needed in most.items()]
-
-
-def existing(path: Path) -> Path:
-    """A path, or the nearest of its parents that exists."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def _bytes_in(folder: Path) -> int:

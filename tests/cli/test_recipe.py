@@ -44,17 +44,21 @@ def test_override(case):
     [
         ("align.lora.rank", "64", "align.adapter: lora"),
         ("refine.packed_length", "2048", "refine.packing: true"),
-        ("refine.temperature", "0.2", "refine.loss: supcon, infonce or ntxent"),
+        ("refine.temperature", "0.2", "refine.loss: supcon or infonce or ntxent"),
         ("align.dpo.beta", "0.3", "align.method: dpo"),
-        ("data.preferences", "pairs.jsonl", "align.method: dpo, kto, orpo, simpo"),
+        ("data.preferences", "pairs.jsonl", "align.method: dpo or kto or orpo or simpo"),
     ],
 )
 def test_a_field_that_another_one_would_turn_on_is_a_warning(name, text, switch):
     recipe = load_recipe(None, [(name, text)])
     (warning,) = unused_fields(recipe)
     assert warning.startswith(f"WARNING: {'.'.join(name.split('.')[:2])} is set") and warning.endswith(switch)
-    assert not unused_fields(Recipe.model_validate(recipe.model_dump()))  # as in a run folder
     assert not unused_fields(Recipe(stages=["evaluate"], refine={"temperature": 0.2}))
+
+
+def test_an_option_of_another_loss_than_the_recipe_s_is_a_warning():
+    assert len(unused_fields(Recipe(refine={"loss": "infonce", "margin": 0.1, "scale": 32, "temperature": 0.2}))) == 2
+    assert not unused_fields(Recipe(refine={"loss": "triplet", "margin": 0.1}))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_models import CONVERSATIONS, ONE_RANK, PROMPTS, save_tiny_model
@@ -98,6 +99,18 @@ def test_finished_results_are_reused(tmp_path, models, data, monkeypatch, capsys
     evaluate(recipe(), tmp_path, models, data)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
     assert "already done" in capsys.readouterr().err
+
+
+def test_kept_answers_get_the_categories_and_pairs_that_their_prompts_have_now(tmp_path, models, data, monkeypatch):
+    evaluate(recipe(), tmp_path, {"base": models["base"]}, data)
+    monkeypatch.delattr(evaluated, "load_model")  # answers do not depend on either
+    seeming = data.benchmarks[0]
+    rows = [replace(row, category="other", pair=f"pair {row.id}") for row in seeming.prompts.rows]
+    data.benchmarks[0] = seeming._replace(prompts=replace(seeming.prompts, rows=rows))
+    evaluate(recipe(), tmp_path, {"base": models["base"]}, data)
+    answers = read_jsonl(tmp_path / "evaluate/base/seeming/generations.jsonl")
+    assert [(row["category"], row["pair"]) for row in answers] == [("other", row.pair) for row in rows]
+    assert list(read_json(tmp_path / "evaluate/base/seeming/scores.json")["by_category"]) == ["other"]
 
 
 def test_only_missing_results_are_computed(tmp_path, models, data, capsys):

@@ -167,6 +167,19 @@ def test_an_adapter_is_not_merged_onto_another_base(runs, export, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["", "align/adapter"])
+def test_the_copy_of_an_adapter_names_another_base(done, export, part):
+    copied = contents(export(done / part, "--base", "owner/base"))
+    config, record = json.loads(copied["adapter_config.json"]), json.loads(copied["base.json"])
+    assert config["base_model_name_or_path"] == record["source"] == "owner/base"
+    assert copied["adapter_model.safetensors"] == contents(done / "align" / "adapter")["adapter_model.safetensors"]
+
+
+def test_a_base_that_does_not_exist_is_not_named(done, export, tmp_path):
+    assert "--base not-there: no such folder, and no hub id" in export(done, "--base", "not-there", code=2)
+    assert not (tmp_path / "out").exists()
+
+
 def damage(run):
     file = next((run / "refine" / "checkpoints" / STEP).glob("*optim_states.pt"))
     file.write_bytes(file.read_bytes()[:-10])

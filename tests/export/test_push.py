@@ -93,8 +93,6 @@ def test_an_adapter_names_a_base_that_others_can_download(tmp_path, uploaded):
     assert json.loads(uploaded["base.json"]) == {"source": "owner/base", "sha256": "0"}
     push(tmp_path, None, adapter_of(tmp_path / "b", "owner/other"), "me/model")
     assert json.loads(uploaded["adapter_config.json"])["base_model_name_or_path"] == "owner/other"
-    push(tmp_path, None, adapter_of(tmp_path / "c", tmp_path), "me/model", "owner/third")
-    assert json.loads(uploaded["adapter_config.json"])["base_model_name_or_path"] == "owner/third"
 
 
 def test_an_adapter_of_a_local_base_is_not_pushed(tmp_path, uploaded):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from processes import free_port
@@ -12,7 +13,7 @@ from tiny import one_thread_environment
 
 from dcr_ds.engine.distributed import device_index
 from dcr_ds.errors import UserError
-from dcr_ds.run.node_checks import Place, check_gpu, check_this_rank, count_problem
+from dcr_ds.run.node_checks import Place, check_gpu, check_this_rank, count_problem, create_probe
 from dcr_ds.run.preflight import Verdict, judge, within
 
 NODES = ["alpha", "beta", "gamma"]
@@ -192,6 +193,11 @@ def test_too_little_space_in_the_run_folder_is_the_users(preflight):
     codes, printed, verdict = preflight("--free-gib", "1e9", ranks=[0], world_size=1)
     assert (codes, verdict) == ([2], ["user"])
     assert "GiB free, 1e+09 are required; free some space" in printed
+
+
+def test_a_file_system_that_reports_no_size_passes(monkeypatch, tmp_path):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=0, free=0))
+    assert create_probe(tmp_path / "runs", free_gib=0.001).parent == tmp_path
 
 
 def test_a_quota_below_the_free_space_is_seen(preflight):
