@@ -19,6 +19,7 @@ Legend: P positions, L blocks, D width, n prompts, V vocabulary.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import torch
 from transformers import PreTrainedModel
@@ -89,12 +90,12 @@ def surgical(subject: Subject, settings: SurgicalSettings, report: Callable[[str
         means["harmful"], means["harmless"], means["seemingly_toxic"], settings.strength
     )
     before = _mean(subject.scores(prompts["seemingly_toxic"].validation))
-    candidates = list(_measured(subject, directions, prompts, settings))
+    candidates = []
+    for candidate in _measured(subject, directions, prompts, settings):
+        candidates.append(candidate)
+        report(f"candidate {len(candidates)} of at most {len(_places(directions))}: {_described(candidate)}")
     chosen = choose(candidates, settings.max_kl)
-    report(
-        f"position {chosen.position}, layer {chosen.layer}: refusal score of seemingly toxic prompts {before:.2f} → "
-        f"{chosen.refusal:.2f} nats, divergence on harmless prompts {chosen.kl:.3f} nats"
-    )
+    report(f"chosen: {_described(chosen)}; refusal score before: {before:.2f} nats")
     direction = directions[chosen.position, chosen.layer]
     figures = {
         "prompts": {name: [len(split.train), len(split.validation)] for name, split in prompts.items()},
@@ -156,24 +157,31 @@ def _expected(subject: Subject, name: str) -> Split:
     return kept
 
 
+def _places(directions: torch.Tensor) -> list[tuple[int, int]]:
+    """Position and layer of the directions that are numbers and not of the last blocks."""
+    positions, blocks = directions.shape[:2]
+    places = product(range(-positions, 0), range(int(blocks * (1 - LAST_SHARE))))
+    return [place for place in places if directions[place].isfinite().all()]
+
+
 def _measured(
     subject: Subject, directions: torch.Tensor, prompts: dict[str, Split], settings: SurgicalSettings
 ) -> Iterator[Candidate]:
-    """All candidates that are numbers and not of the last blocks, measured."""
-    positions, blocks = directions.shape[:2]
+    """All candidates whose ablation gives numbers."""
     harmless, pseudo = prompts["harmless"].validation, prompts["seemingly_toxic"].validation
     expected = next_token_log_p(subject.model, harmless, subject.batch_size)
-    for position in range(-positions, 0):
-        for layer in range(int(blocks * (1 - LAST_SHARE))):
-            direction = directions[position, layer]
-            if not direction.isfinite().all():
+    for position, layer in _places(directions):
+        with ablated(subject.model, directions[position, layer]):
+            kl = _divergence(expected, next_token_log_p(subject.model, harmless, subject.batch_size))
+            if math.isnan(kl):
                 continue
-            with ablated(subject.model, direction):
-                kl = _divergence(expected, next_token_log_p(subject.model, harmless, subject.batch_size))
-                if math.isnan(kl):
-                    continue
-                refusal = _mean(subject.scores(pseudo)) if kl <= settings.max_kl else math.nan
-            yield Candidate(position, layer, kl, refusal)
+            refusal = _mean(subject.scores(pseudo)) if kl <= settings.max_kl else math.nan
+        yield Candidate(position, layer, kl, refusal)
+
+
+def _described(candidate: Candidate) -> str:
+    refusal = "" if math.isnan(candidate.refusal) else f", refusal score {candidate.refusal:.2f} nats"
+    return f"position {candidate.position}, layer {candidate.layer}: divergence {candidate.kl:.3f} nats{refusal}"
 
 
 @torch.no_grad()
