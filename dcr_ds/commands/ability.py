@@ -1,6 +1,7 @@
 """`dcr-ds ability`: general ability of the models of runs, or of any model."""
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ from dcr_ds.commands.parser import (
     refuse,
     template_fields,
 )
-from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
-from dcr_ds.files import hash_of, read_object, write_json
+from dcr_ds.evaluate.ability import TASKS, AbilityOptions, local_hash, measure_ability
+from dcr_ds.files import read_object, write_json
 from dcr_ds.models.checkpoint_files import model_config, model_hash
 from dcr_ds.recipe import ModelSection, load_recipe
 from dcr_ds.recipe.layout import ALIGNED, BASE, RunFolder
@@ -37,8 +38,11 @@ def run(arguments: list[str]) -> int:
         UserError: wrong usage, a model or data set that cannot be read, or lm-eval is not installed.
     """
     options = _parse(arguments)
-    asked = [asked for target in options.targets for asked in _models(Path(target), target, options)]
+    asked = [asked for target in options.targets for asked in _models(target, options)]
     settings = [_settings(options, one.section) for one in asked]
+    if options.local_data:
+        data = {"local_data": local_hash(options.tasks, options.local_data)}
+        settings = [of_model | data for of_model in settings]
     measured = {one.title: _measure_once(options, one, of_model) for one, of_model in zip(asked, settings, strict=True)}
     if options.out:
         write_json(options.out, measured)
@@ -59,6 +63,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add_template(parser)
     add("--out", type=output_file, metavar="FILE", help="write the results as JSON, too")
     options = parser.parse_args(arguments)
+    for name in ("targets", "tasks"):
+        if repeated := next((word for word, count in Counter(getattr(options, name)).items() if count > 1), None):
+            refuse("ability", f"{repeated} is named twice")
     if template_fields(options) and not options.apply_chat_template:
         refuse("ability", "--chat-template… without --apply-chat-template: questions are plain text")
     return options
@@ -82,21 +89,24 @@ def _measure_once(options: argparse.Namespace, asked: Asked, settings: dict) -> 
     return tasks
 
 
-def _models(target: Path, source: str, options: argparse.Namespace) -> Iterator[Asked]:
+def _models(source: str, options: argparse.Namespace) -> Iterator[Asked]:
     """The base and aligned models of a run, the one model of a run of `dcr-ds evaluate`, or the one that was named."""
-    run, template = RunFolder(target), template_fields(options)
+    run, template = RunFolder(Path(source)), template_fields(options)
     if not run.is_run:
         yield Asked(source, ModelSection(source=source, **template), None)
         return
     recipe, aligned = load_recipe(str(run.recipe), []), run.stage("align").model
     model = recipe.model.model_copy(update=template)
+    names = [Path(target).resolve().name for target in options.targets]
+    name = run.folder.resolve().name
+    title = name if names.count(name) == 1 else source
     if recipe.stages == ["evaluate"] and recipe.evaluate.models == [ALIGNED] and not aligned.exists():
-        yield Asked(target.name, model, run.model(ALIGNED).ability)  # where `dcr-ds evaluate` puts its results
+        yield Asked(title, model, run.model(ALIGNED).ability)  # where `dcr-ds evaluate` puts its results
         return
-    yield Asked(f"{target.name}: base", model, run.model(BASE).ability)
+    yield Asked(f"{title}: base", model, run.model(BASE).ability)
     if aligned.is_dir():
         aligned_model = model.model_copy(update={"source": str(aligned), "revision": None})
-        yield Asked(f"{target.name}: aligned", aligned_model, run.model(ALIGNED).ability)
+        yield Asked(f"{title}: aligned", aligned_model, run.model(ALIGNED).ability)
 
 
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
@@ -104,12 +114,11 @@ def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
     from dcr_ds.evaluate.targets import checked_source
     from dcr_ds.models.chat import template_hash
 
-    local = sorted(options.local_data.glob("*.jsonl")) if options.local_data else []
     return {
         "model": model_hash(checked_source(model)),
         "tasks": options.tasks,
         "limit": options.limit,
-        "local_data": hash_of([[file.name, file.stat().st_size] for file in local]) if local else None,
+        "local_data": None,
         **({"template": template_hash(_tokenizer(options, model))} if options.apply_chat_template else {}),
     }
 

@@ -1,11 +1,13 @@
 """General ability: multiple-choice accuracy through lm-eval, on its hub tasks or on local files.
 
-Local files serve machines without a hub, and quick measurements on part of a set: `DIR/<task>*.jsonl` with rows of
-`question`, `choices`, `answer` (zero-based index of the correct choice), and for mmlu `subject`. Prompts have the form
-of lm-eval's tasks of that name, zero-shot, so that figures differ from lm-eval's only by the rows.
+Local files serve machines without a hub, and quick measurements on part of a set: `DIR/<task>*test*.jsonl`, or else
+`DIR/<task>*.jsonl`, with rows of `question`, `choices`, `answer` (zero-based index of the correct choice), and for mmlu
+`subject`. Prompts have the form of lm-eval's tasks of that name, zero-shot, so that figures differ from lm-eval's only
+by the rows.
 """
 
-import json
+import glob
+import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dcr_ds.errors import UserError, first_line
-from dcr_ds.files import hash_of
+from dcr_ds.files import hash_of, json_at, placed_lines
 from dcr_ds.reasoning import open_block
 from dcr_ds.statistics import rate
 
@@ -32,7 +34,8 @@ LAYOUTS = {
     "openbookqa": "{{question}}",
 }
 DEFAULT_LAYOUT = "Question: {{question}}\nAnswer:"
-COLUMNS = {"question", "choices", "answer"}
+CORRECT = "correct or remove the line"
+LETTERS = ["A", "B", "C", "D"]  # of mmlu's choices
 
 
 @dataclass(frozen=True)
@@ -98,21 +101,40 @@ def _known(task: str) -> str:
     return task
 
 
-def _local_task(task: str, folder: Path) -> dict[str, Any]:
-    """An lm-eval task on a local file."""
+def local_hash(tasks: Sequence[str], folder: Path) -> str:
+    """A hash of the local files of tasks, by content. See `_local_file` for errors."""
+    files = [_local_file(task, folder) for task in tasks]
+    return hash_of([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+
+
+def _local_file(task: str, folder: Path) -> Path:
+    """The file of a task.
+
+    Raises:
+        UserError: the task is unknown, or has no file, or several.
+    """
     _known(task)
     files = sorted(folder.glob(f"{task}*test*.jsonl")) or sorted(folder.glob(f"{task}*.jsonl"))
     if not files:
         raise UserError(f"{folder}: contains no {task}*.jsonl; remove {task}, or put its rows there")
-    _check_rows(files[0], COLUMNS | ({"subject"} if task == "mmlu" else set()))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{folder}: several files are of {task} ({names}); leave one of them there")
+    return files[0]
+
+
+def _local_task(task: str, folder: Path) -> dict[str, Any]:
+    """An lm-eval task on a local file."""
+    file = _local_file(task, folder)
+    _check_rows(file, task)
     return {
         "task": task,
         "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(files[0])}},
+        "dataset_kwargs": {"data_files": {"test": glob.escape(str(file))}},
         "test_split": "test",
         "output_type": "multiple_choice",
         "doc_to_text": LAYOUTS.get(task, DEFAULT_LAYOUT),
-        "doc_to_choice": ["A", "B", "C", "D"] if task == "mmlu" else "choices",
+        "doc_to_choice": LETTERS if task == "mmlu" else "choices",
         "doc_to_target": "answer",
         "metric_list": [
             {"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_norm")
@@ -120,20 +142,33 @@ def _local_task(task: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _check_rows(file: Path, columns: set[str]) -> None:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file}, line {number}: not valid JSON ({error})") from None
-            if missing := sorted(columns - set(row)):
-                raise UserError(
-                    f"{file}, line {number}: no {', '.join(missing)}; required: {', '.join(sorted(columns))}"
-                )
-            choices, answer = row["choices"], row["answer"]
-            if not isinstance(choices, list) or type(answer) is not int or not 0 <= answer < len(choices):
-                raise UserError(f"{file}, line {number}: answer {answer!r} is not an index into the choices")
+def _check_rows(file: Path, task: str) -> None:
+    lines = placed_lines(file)
+    if not lines:
+        raise UserError(f"{file}: contains no rows; remove {task}, or put its rows there")
+    for place, content in lines:
+        row = json_at(place, content, CORRECT)
+        if problem := _problem(row, task):
+            raise UserError(f"{place}: {problem}; {CORRECT}")
+
+
+def _problem(row: Any, task: str) -> str | None:
+    """What is wrong with a row of a local file: lm-eval would print what is missing as None, or as nothing."""
+    texts = ("question", "subject") if task == "mmlu" else ("question",)
+    if not isinstance(row, dict):
+        return "is not an object"
+    if missing := [name for name in (*texts, "choices", "answer") if row.get(name) is None]:
+        return f"no {', '.join(missing)}"
+    choices, answer = row["choices"], row["answer"]
+    if wrong := next((name for name in texts if not isinstance(row[name], str) or not row[name].strip()), None):
+        return f"{wrong} must be text"
+    if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+        return "choices must be a list of texts"
+    if len(choices) < 2 or (task == "mmlu" and len(choices) != len(LETTERS)):
+        return f"has {len(choices)} choices, {task} needs {len(LETTERS) if task == 'mmlu' else 'two or more'}"
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        return f"answer {answer!r} is not an index into the choices"
+    return None
 
 
 def _figures(task: str, samples: dict[str, list[dict]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """General ability through lm-eval, on local files, with a tiny random model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,9 +37,12 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture
 def local(tmp_path):
+    """Local files in a folder whose name would be a pattern."""
+    folder = tmp_path / "data [1]"
+    folder.mkdir()
     for task in TASKS:
-        (tmp_path / f"{task}_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return tmp_path
+        (folder / f"{task}_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return folder
 
 
 def best_choice(model, tokenizer, prompt: str, choices: list[str], space: str = " ") -> int:
@@ -108,6 +112,55 @@ def test_results_of_an_evaluated_model_lie_beside_its_scores_and_damaged_ones_ar
     write_json(home.model("aligned").ability, result | {"tasks": {"piqa": 0.5}})
     with pytest.raises(UserError, match=r"ability\.json: tasks\.piqa: .* \(got '0\.5'\); remove the file"):
         run(arguments)
+
+
+@pytest.mark.parametrize(
+    "task, changed, problem",
+    [
+        ("mmlu", {"choices": ["1", "2", "3"], "answer": 0}, "has 3 choices, mmlu needs 4"),
+        ("mmlu", {"subject": None}, "no subject"),
+        ("piqa", {"question": 7}, "question must be text"),
+        ("piqa", {"choices": ["1", 2]}, "choices must be a list of texts"),
+        ("piqa", {"choices": ["1"], "answer": 0}, "has 1 choices, piqa needs two or more"),
+        ("piqa", {"answer": True}, "answer True is not an index"),
+        ("piqa", None, "is not an object"),
+    ],
+)
+def test_a_local_row_that_lm_eval_would_ask_wrongly_is_named(task, changed, problem, tmp_path):
+    rows = [ROWS[0], None if changed is None else ROWS[1] | changed]
+    (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=rf"{task}\.jsonl, line 2: {problem}"):
+        measure_ability(None, None, AbilityOptions([task], tmp_path))
+
+
+def test_another_set_whose_name_begins_like_a_task_is_not_taken_for_it(local):
+    (local / "mmlu_pro_test.jsonl").write_text((local / "mmlu_test.jsonl").read_text())
+    with pytest.raises(UserError, match=r"several files are of mmlu \(mmlu_pro_test\.jsonl, mmlu_test\.jsonl\)"):
+        measure_ability(None, None, AbilityOptions(["mmlu"], local))
+
+
+def test_an_edited_file_is_measured_again_and_runs_of_one_name_keep_their_rows(
+    model_folder, local, tmp_path, monkeypatch, capsys
+):
+    """The edit changes no size."""
+    asked = []
+    monkeypatch.setattr(
+        "dcr_ds.commands.ability.measure_ability", lambda *_: asked.append(1) or {"piqa": FIGURE | {"n": len(asked)}}
+    )
+    recipe = {"model": {"source": str(model_folder)}, "stages": ["evaluate"], "evaluate": {"models": ["aligned"]}}
+    runs = [str(tmp_path / name / "run") for name in ("first", "second")]
+    for folder in runs:
+        write_json(RunFolder(Path(folder)).recipe, recipe)
+    arguments = [*runs, "--tasks", "piqa", "--local-data", str(local)]
+    for file in (local / "piqa_test.jsonl", local / "mmlu_test.jsonl"):
+        run(arguments)
+        file.write_text(file.read_text().replace('"answer": 1', '"answer": 0'))
+    run(arguments)
+    assert len(asked) == 4  # not for another task's file
+    table = capsys.readouterr().out
+    assert all(folder in table for folder in runs)
+    with pytest.raises(UserError, match="is named twice"):
+        run([runs[0], *arguments])
 
 
 def test_an_open_block_of_reasoning_is_refused(model_folder, local):
