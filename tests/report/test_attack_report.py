@@ -10,6 +10,7 @@ from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.read import read_run
 from dcr_ds.report.render.markdown import table_rows, written
+from dcr_ds.report.sections.comparability import comparability
 from dcr_ds.report.sections.differences import differences_table
 from dcr_ds.report.sections.examples import examples
 from dcr_ds.report.sections.headline import headline
@@ -79,6 +80,21 @@ def test_attacks_are_among_the_differences_and_not_in_discernment_or_examples(ru
     assert entry.n_harmful == 40
     titles = [block.title for block in examples(comparison.columns) if hasattr(block, "title")]
     assert titles and not any("+" in title for title in titles)
+
+
+def test_what_makes_attacks_not_comparable_is_reported(run):
+    """Other judges, and other versions of one; those of two attacks differ by the opening."""
+    files = [RunFolder(run).model(name).benchmark("toxic+prefill").scores for name in ("control", "aligned")]
+    assert not comparability(compare([read_run(run)]))
+    scores = [json.loads(file.read_text()) for file in files]
+    write(files[1], scores[1] | {"judge_version": "4-x"})
+    assert ["different versions of xstest_strings" in text for text in comparability(compare([read_run(run)]))] == [True]
+    other = scores[1]["judge"].replace("xstest", "advbench")
+    write(files[1], scores[1] | {"judge": other})
+    verdicts = files[1].with_name("verdicts.xstest_strings.jsonl")
+    verdicts.rename(files[1].with_name(f"verdicts.{other}.jsonl"))
+    (remark,) = comparability(compare([read_run(run)]))
+    assert remark.startswith("toxic+prefill: judged by advbench_strings, xstest_strings")
 
 
 def test_a_column_without_an_attack_has_no_worst_case(run):

@@ -226,3 +226,19 @@ def test_broken_files_are_named(pair, file, content, expected):
     (pair[1] / "evaluate/aligned/toxic" / file).write_text(content)
     with pytest.raises(UserError, match=expected):
         compared(pair)
+
+
+def test_figures_of_fewer_seeds_than_a_column_has_are_reported(tmp_path):
+    seeds = [write_run(tmp_path / f"s{seed}", stages=STL, seed=seed) for seed in range(3)]
+    assert not comparability(compared(seeds))
+    (seeds[1] / "evaluate/aligned/toxic/scores.json").unlink()
+    (remark,) = comparability(compared(seeds))
+    assert remark.startswith("STL (3 seeds): not all of the 3 seeds measured toxic (2);")
+
+
+def test_refusal_and_harmlessness_are_not_in_one_row(pair):
+    file = pair[1] / "evaluate/aligned/toxic/scores.json"
+    write(file, json.loads(file.read_text()) | {"judge": "guard", "metric": "defence_rate", "counted": ["harmless"]})
+    write_rows(file.with_name("verdicts.guard.jsonl"), [{"id": f"{i}", "label": "harmless"} for i in range(20)])
+    with pytest.raises(UserError, match=r"toxic: the scores are of different kinds \(refusal_rate in .*defence_rate in"):
+        compared(pair)

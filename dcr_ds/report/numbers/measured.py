@@ -88,7 +88,11 @@ def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
 
 
 def measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
-    """One benchmark over all columns."""
+    """One benchmark over all columns.
+
+    Raises:
+        UserError: the runs have no prompt in common, or their scores are of different kinds.
+    """
     entries = [
         [model.benchmarks[name] for model in column.results if _asks(model.benchmarks.get(name), wanted)]
         for column in columns
@@ -104,8 +108,18 @@ def measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
     if len(judges) > 1:
         remark = f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable."
         note = f"{note} {remark}" if note else remark
-    metric = next(results.score["metric"] for entry in entries for results in entry)
-    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, categories, note)
+    return Benchmark(name, wanted, _metric(name, entries), ", ".join(judges), rates, outcomes, categories, note)
+
+
+def _metric(name: str, entries: Sequence[Sequence[BenchmarkResults]]) -> str:
+    folders = {results.score["metric"]: results.folder for entry in entries for results in entry}
+    if len(folders) > 1:
+        shown = ", ".join(f"{metric} in {folder}" for metric, folder in folders.items())
+        raise UserError(
+            f"benchmark {name}: the scores are of different kinds ({shown}), as the first judge judges refusal in one "
+            "and harm in the other; evaluate them again with the same first judge, or report the runs separately"
+        )
+    return next(iter(folders))
 
 
 def _asks(results: BenchmarkResults | None, wanted: str) -> bool:

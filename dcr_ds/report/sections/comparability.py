@@ -1,5 +1,6 @@
 """Remarks on what makes the columns of a report not comparable."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from dcr_ds.recipe.layout import BASE
@@ -9,12 +10,13 @@ from dcr_ds.report.numbers.read import BenchmarkResults, Run
 
 
 def comparability(comparison: Comparison) -> list[str]:
-    """What makes the columns not comparable: other prompts, judges, versions of a judge, limits or questions."""
-    notes = [benchmark.note for benchmark in comparison.benchmarks if benchmark.note]
+    """What makes the columns not comparable: other prompts, judges, versions of a judge, seeds, limits or questions."""
+    notes = [benchmark.note for benchmark in (*comparison.benchmarks, *comparison.attacks) if benchmark.note]
     columns = comparison.columns
     return [
         *notes,
         *_judge_versions(columns),
+        *_seeds(columns),
         *_limits(comparison.runs),
         *_questions(columns),
         *_losses(columns),
@@ -54,15 +56,33 @@ def modes(columns: Sequence[Column]) -> list[str]:
 
 def _judge_versions(columns: Sequence[Column]) -> list[str]:
     """A warning if the answers were judged by different versions of the judge."""
-    versions: dict[str, set[str]] = {}
+    versions: dict[tuple[str, str | None], set[str]] = {}
     for _, benchmark in _judged(columns):
-        versions.setdefault(benchmark.judge, set()).add(str(benchmark.score.get("judge_version", "earlier")))
+        key = benchmark.judge, benchmark.score.get("attack")  # the opening of an attack is part of the version
+        versions.setdefault(key, set()).add(str(benchmark.score.get("judge_version", "earlier")))
     return [
         f"The answers were judged by different versions of {judge}, so do not compare them. Repeat the evaluations: "
         "answers are kept and judged again."
-        for judge, names in versions.items()
-        if len(names) > 1
+        for judge in dict.fromkeys(judge for (judge, _), names in versions.items() if len(names) > 1)
     ]
+
+
+def _seeds(columns: Sequence[Column]) -> list[str]:
+    """A sentence for each column of several seeds of which not all measured the same."""
+    remarks = []
+    for column in columns:
+        measured = Counter(
+            name
+            for model in column.results
+            for name in (*model.benchmarks, *model.ability, *(["the loss"] if model.general_loss else []))
+        )
+        seeds = len(column.runs)
+        if fewer := [f"{name} ({count})" for name, count in measured.items() if count < seeds]:
+            remarks.append(
+                f"{column.title}: not all of the {seeds} seeds measured {', '.join(fewer)}; the figures are of those "
+                "that did."
+            )
+    return remarks
 
 
 def _limits(runs: Sequence[Run]) -> list[str]:
@@ -109,5 +129,4 @@ def _judged(columns: Sequence[Column]) -> list[tuple[Column, BenchmarkResults]]:
         for column in columns
         for results in column.results
         for benchmark in results.benchmarks.values()
-        if benchmark.attacked is None
     ]

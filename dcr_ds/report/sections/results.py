@@ -116,7 +116,7 @@ def loss_change(loss: float, base: float) -> str:
 
 
 def _explanation(comparison: Comparison) -> str:
-    judges = sorted({benchmark.judge for benchmark in comparison.benchmarks})
+    judges = sorted({benchmark.judge for benchmark in (*comparison.benchmarks, *comparison.attacks)})
     seeds = any(len(column.runs) > 1 for column in comparison.columns)
     interval = (
         "with several seeds the mean over seeds, with Student's t interval over seeds and prompts; with one seed the "
