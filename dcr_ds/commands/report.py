@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from dcr_ds.commands.parser import command_parser, output_file
+from dcr_ds.commands.parser import command_parser, output_file, refuse
 from dcr_ds.recipe.layout import RunFolder
+from dcr_ds.report.compose import TITLE
 from dcr_ds.report.write import terminal_table, write_report
 
 DESCRIPTION = """\
@@ -20,11 +21,13 @@ def run(arguments: list[str]) -> int:
     """Write a report.
 
     Raises:
-        UserError: wrong usage, or a folder that is not a run.
+        UserError: wrong usage, a folder that is not a run, or a file that is no report would be overwritten.
     """
     options = _parse(arguments)
     home = options.runs[0] if len(options.runs) == 1 else options.runs[0].parent
     out = options.out or RunFolder(home).report
+    for file in (out, out.with_suffix(".html")):
+        _refuse_other_file(file)
     write_report(options.runs, out)
     print(f"{terminal_table(options.runs)}\n\nReport: {out} and {out.with_suffix('.html')}")
     return 0
@@ -39,3 +42,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=output_file, metavar="FILE", help=help_out)
     return parser.parse_args(arguments)
+
+
+def _refuse_other_file(file: Path) -> None:
+    """Raise UserError if a file is there that is no report."""
+    if file.is_file() and TITLE.encode() not in file.read_bytes():
+        refuse("report", f"{file} exists and is no report, and is not overwritten; name another --out")

@@ -20,6 +20,7 @@ from dcr_ds.report.sections.tradeoff import TRADEOFF, tradeoff_figure
 from dcr_ds.report.sections.warnings import warnings
 
 CONTENT_NOTE = "This report quotes requests for harmful acts and the answers of models to them, to measure refusals."
+TITLE = "DCR report"
 
 
 def compose(comparison: Comparison, command: str, drawings: Mapping[str, str]) -> Document:
@@ -50,7 +51,7 @@ def compose(comparison: Comparison, command: str, drawings: Mapping[str, str]) -
         "Reproduction": stages.reproduction(runs, command),
     }
     return Document(
-        f"DCR report: {_names(runs)}",
+        f"{TITLE}: {_names(runs)}",
         headline(comparison),
         CONTENT_NOTE,
         warnings(runs),
