@@ -53,6 +53,8 @@ cancel_on_failure() { # for trap … EXIT: a script that fails leaves no part of
 }
 
 activate() { # load modules, conda or a virtual environment; srun passes the environment on to all ranks
+    [[ -z ${DCR_DS_CONDA:-} || -z ${DCR_DS_VENV:-} ]] ||
+        fail "DCR_DS_CONDA=$DCR_DS_CONDA and DCR_DS_VENV=$DCR_DS_VENV: two environments; set one of them"
     set +u # scripts of others use unset variables
     local module
     for module in ${DCR_DS_MODULES:-}; do

@@ -25,6 +25,10 @@ if [[ -z ${DCR_DS_STAGES:-} ]]; then # read from the recipe, so that a mistake i
     DCR_DS_STAGES=$("$python" -m dcr_ds slurm --print-stages "$@") ||
         fail "no stages to submit; if this node has no Python with dcr_ds, name them in DCR_DS_STAGES"
 fi
+for stage in $DCR_DS_STAGES; do # all of them before the first job
+    [[ $stage =~ ^(refine|align|evaluate)$ ]] ||
+        fail "DCR_DS_STAGES=$DCR_DS_STAGES: $stage is no stage; stages are refine, align and evaluate, separated by spaces"
+done
 submitted=''
 for stage in $DCR_DS_STAGES; do
     size=DCR_DS_SBATCH_${stage^^}

@@ -29,6 +29,7 @@ points=('') names=("$stem")
 while (($# > 0)) && [[ $1 != -- ]]; do
     [[ $1 == --* && -n ${2:-} ]] || fail "slurm/sweep.sh: $1: use --FIELD VALUE,VALUE…; fields of all runs follow after --"
     [[ $1 != --name && $1 != --output ]] || fail "slurm/sweep.sh: $1: each run has a name of its own in one folder"
+    [[ ${points[0]} != *"$1"$'\t'* ]] || fail "slurm/sweep.sh: $1 is given twice; write all of its values in one list"
     IFS=, read -ra values <<<"$2"
     crossed=() crossed_names=()
     for i in "${!points[@]}"; do

@@ -7,7 +7,15 @@ import re
 import shutil
 import sys
 import textwrap
-from argparse import Action, ArgumentError, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import (
+    Action,
+    ArgumentError,
+    ArgumentParser,
+    ArgumentTypeError,
+    Namespace,
+    RawDescriptionHelpFormatter,
+    _StoreAction,
+)
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -51,9 +59,17 @@ def command_parser(command: str, description: str, usage: str | None = None) -> 
 
 
 class _CommandParser(ArgumentParser):
+    def parse_known_args(self, *arguments: Any, **keywords: Any) -> Any:
+        self._given: set[str] = set()
+        return super().parse_known_args(*arguments, **keywords)
+
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         if not all(word.strip() for word in arg_strings):  # would be a default, or the working folder
             raise ArgumentError(action, "is empty; is a variable of the shell not set?")
+        if action.option_strings and isinstance(action, _StoreAction):
+            if action.dest in self._given:  # argparse would leave out the first value
+                raise ArgumentError(action, "is given twice; name all values after one, or leave one out")
+            self._given.add(action.dest)
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:

@@ -33,6 +33,20 @@ def test_an_empty_word_is_named(capsys, command, place):
     assert f" {place}: is empty; is a variable of the shell not set?" in line
 
 
+@pytest.mark.parametrize(
+    ("command", "place"),
+    [
+        (["evaluate", "m", "--out", "runs", "--benchmarks", "advbench", "--benchmarks=xstest-safe"], "--benchmarks"),
+        (["judge", "a.csv", "--judge", "rules", "--out", "v", "--columns", "id=a", "--columns", "finish=b"], "--columns"),
+        (["verify", "run", "model", "--bound", "1", "--bound", "2"], "--bound"),
+    ],
+)
+def test_an_option_whose_first_value_would_be_ignored_is_refused(capsys, command, place):
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f" {place}: is given twice; name all values after one, or leave one out;" in line
+
+
 @pytest.mark.parametrize("words", ["a,,b", ",", "a,"])
 def test_an_empty_word_between_commas_is_named(capsys, words):
     assert main(["evaluate", "model", "--out", "runs", "--benchmarks", words]) == 2

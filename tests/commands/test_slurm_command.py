@@ -64,6 +64,7 @@ def test_an_error_in_any_point_of_a_sweep_is_reported_before_submission():
         (["--seed", "0,0"], "several runs would be named smollm2-135m-seed0"),
         (["--data.toxic", "a/b.csv,a_b.csv"], "several runs would be named smollm2-135m-toxica_b.csv"),
         (["--name", "a,b"], "--name: each run has a name of its own"),
+        (["--seed", "0,1", "--align.seed", "0", "--seed", "2,3"], "--seed is given twice"),
     ],
 )
 def test_a_sweep_whose_runs_would_write_to_one_folder_is_refused(arguments, expected):
@@ -77,6 +78,18 @@ def test_a_setting_that_is_no_number_is_found_before_the_job_starts(setting, val
     """bash would fail on it where the job is to be requeued, and the job would be lost."""
     done = call("bash", "slurm/dcr.sh", SLURM_JOB_ID="1", **{setting: value})
     assert done.returncode == 2 and done.stderr == f"error: {setting}={value}: must be a whole number; see {SETTINGS}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"DCR_DS_STAGES": "refine,align"}, "DCR_DS_STAGES=refine,align: refine,align is no stage"),
+        ({"DCR_DS_CONDA": "dcr", "DCR_DS_VENV": "/venv"}, "DCR_DS_CONDA=dcr and DCR_DS_VENV=/venv: two environments"),
+    ],
+)
+def test_settings_that_fit_nothing_or_contradict_each_other_are_named(settings, expected):
+    done = call("slurm/pipeline.sh", "--dry-run", DEMO, **settings)
+    assert done.returncode == 2 and expected in done.stderr and not sbatches(done.stdout)
 
 
 def test_dry_run_prints_settings_command_and_job_script(monkeypatch, capsys):
