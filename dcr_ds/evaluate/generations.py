@@ -63,7 +63,8 @@ class Generations:
         prompt = self.prompts[index]
         return {
             "id": prompt.id,
-            **_labels(prompt),
+            "category": prompt.category,
+            **({"pair": prompt.pair} if prompt.pair is not None else {}),
             "prompt": prompt.prompt,
             "completion": completion,
             "tokens": tokens,
@@ -120,22 +121,17 @@ class Generations:
         for part in parts:
             part.unlink()
 
-    def relabel(self) -> None:
-        """Give complete answers the category and pair that their prompts have now. Rank 0."""
+    def renew(self) -> None:
+        """Write complete answers with what their prompts are now, such as their categories. Rank 0."""
         rows = read_whole_rows(self.file, FIELDS)
-        relabelled = [
-            {name: value for name, value in row.items() if name != "pair"} | _labels(prompt)
-            for row, prompt in zip(rows, self.prompts, strict=True)
+        renewed = [
+            self.row(index, row["completion"], row["tokens"], row.get("finish")) for index, row in enumerate(rows)
         ]
-        if relabelled != rows:
-            write_jsonl(self.file, relabelled)
+        if renewed != rows:
+            write_jsonl(self.file, renewed)
 
     def _part_files(self) -> list[Path]:
         return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))
-
-
-def _labels(prompt: Prompt) -> dict[str, str | None]:
-    return {"category": prompt.category} | ({"pair": prompt.pair} if prompt.pair is not None else {})
 
 
 def _attack_row(attack: Attack, prompt: Prompt) -> dict[str, str]:

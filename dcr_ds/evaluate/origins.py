@@ -9,7 +9,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user, read_object
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, EXPORT_RECORD, base_of_adapter
 from dcr_ds.recipe import load_recipe
-from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, enclosing_run
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, RunFolder, enclosing_run
 
 UNCHECKED = "leakage from it is not checked"
 
@@ -76,13 +76,19 @@ def _of_run(folder: Path) -> tuple[Earlier, str | None]:
         return Earlier(notes=[f"{error}; {UNCHECKED}"]), None
     trained = recipe.model_copy(update={"stages": [stage for stage in TRAINING_STAGES if stage in recipe.stages]})
     data, errors = examine_data(trained, needed_sets(trained))
-    recorded = read_object(run.environment).get("data") or {}
     sets = data.training_sets()
-    changed = [name for name, rows in sets.items() if rows.sha256 != recorded.get(name, {}).get("sha256", rows.sha256)]
+    changed = [name for name, rows in sets.items() if rows.sha256 != _recorded(run, name, rows.sha256)]
     notes = [f"{run.folder}: {error}; {UNCHECKED}" for error in errors]
     notes += [f"{run.folder}: {name} has changed since the run; its present rows are checked" for name in changed]
     named: dict[str, AnySet] = {f"{run.folder} ({name})": rows for name, rows in sets.items()}
     return Earlier(named, notes), recipe.model.source
+
+
+def _recorded(run: RunFolder, name: str, unknown: str) -> object:
+    """The hash of a set's rows in environment.json; `unknown` where it says none, or is damaged."""
+    sets = read_object(run.environment).get("data")
+    facts = sets.get(name) if isinstance(sets, dict) else None
+    return facts.get("sha256", unknown) if isinstance(facts, dict) else unknown
 
 
 def _sources(folder: Path) -> list[object]:

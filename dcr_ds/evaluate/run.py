@@ -332,7 +332,7 @@ def _measure_general_loss(parts: Parts, loaded: PreTrainedModel, batch_size: int
 def _judge_and_score(generations: Generations, benchmark: Benchmark, judges: Sequence[Judge], model: str) -> None:
     """Judge and score a complete file; every time, so that verdicts and scores match the answers. Rank 0."""
     folder = BenchmarkFolder(generations.file.parent)
-    generations.relabel()
+    generations.renew()
     verdicts = {
         judge.name: judge_file(
             generations.file, continued(judge, benchmark.opening), folder.verdicts(judge.name), repair=True

@@ -8,7 +8,7 @@ from dcr_ds.data import Benchmark, Conversation, ConversationSet, PromptSet, Run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate import log_odds, run
 from dcr_ds.evaluate import model as evaluated
-from dcr_ds.files import read_json, read_jsonl, write_json
+from dcr_ds.files import read_json, read_jsonl, write_json, write_jsonl
 from dcr_ds.models.checkpoint_files import model_hash
 from dcr_ds.recipe import Recipe
 
@@ -107,8 +107,13 @@ def test_kept_answers_get_the_categories_and_pairs_that_their_prompts_have_now(t
     seeming = data.benchmarks[0]
     rows = [replace(row, category="other", pair=f"pair {row.id}") for row in seeming.prompts.rows]
     data.benchmarks[0] = seeming._replace(prompts=replace(seeming.prompts, rows=rows))
+    file = tmp_path / "evaluate/base/seeming/generations.jsonl"
+    written = read_jsonl(file)
+    damaged = {"context": [{"role": "system", "content": "refuse"}], "attack": {"request": "else"}}
+    write_jsonl(file, [row | damaged for row in written])  # which judges would read
     evaluate(recipe(), tmp_path, {"base": models["base"]}, data)
-    answers = read_jsonl(tmp_path / "evaluate/base/seeming/generations.jsonl")
+    answers = read_jsonl(file)
+    assert all(damaged.keys().isdisjoint(row) for row in answers)
     assert [(row["category"], row["pair"]) for row in answers] == [("other", row.pair) for row in rows]
     assert list(read_json(tmp_path / "evaluate/base/seeming/scores.json")["by_category"]) == ["other"]
 

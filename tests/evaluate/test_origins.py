@@ -95,3 +95,9 @@ def test_a_damaged_adapter_does_not_hide_the_source_of_its_run(run, tmp_path):
     adapter = adapter_on(tmp_path / "none", run.stage("align").adapter)
     (adapter / "adapter_config.json").write_text("{")
     assert f"{tmp_path / 'first'} (harmful)" in made_from(str(adapter)).sets
+
+
+@pytest.mark.parametrize("recorded", [["data.toxic"], {"data.toxic": "a hash"}, {"data.toxic": {"sha256": 7}}])
+def test_a_damaged_record_of_the_data_ends_no_evaluation(run, recorded):
+    write_json(run.environment, {"data": recorded})
+    assert len(made_from(str(run.stage("align").model)).sets) == 5
