@@ -10,6 +10,7 @@ LONGEST_CELL = 2**31 - 1  # the default of the csv module, 131,072 characters, i
 LONGEST_HEADER = 1 << 16
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 SHOWN = 5  # columns in a message on a row
+SPACE = " \t\ufeff"  # around a name of a column; joined files may have a byte order mark within
 
 
 def parse_delimited(text: str, origin: Origin, default: str) -> Table:
@@ -76,6 +77,8 @@ def _wrong_fields(values: list[str], header: list[str], delimiter: str) -> str |
     """What is wrong with a row of fields."""
     if any("\0" in value for value in values):
         return "contains a NUL byte; remove it"
+    if [value.strip(SPACE) for value in values] == header:
+        return "repeats the header, as in files that were joined; remove the line"
     if len(values) == len(header):
         return None
     fields = f"{len(values)} field{'' if len(values) == 1 else 's'}, but the header has {len(header)}"

@@ -43,6 +43,7 @@ def test_one_bad_row_is_left_out_and_counted(write, case, place, name):
         ('"four" or five,4', "not valid CSV"),
         ('"four\0",4', "contains a NUL byte"),
         (",4", "'prompt' is empty"),
+        ("\ufeffprompt,id", "repeats the header, as in files that were joined"),
     ],
 )
 def test_one_bad_row_of_a_table_is_left_out(write, line, problem):
