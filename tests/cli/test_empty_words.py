@@ -37,7 +37,10 @@ def test_an_empty_word_is_named(capsys, command, place):
     ("command", "place"),
     [
         (["evaluate", "m", "--out", "runs", "--benchmarks", "advbench", "--benchmarks=xstest-safe"], "--benchmarks"),
-        (["judge", "a.csv", "--judge", "rules", "--out", "v", "--columns", "id=a", "--columns", "finish=b"], "--columns"),
+        (
+            ["judge", "a.csv", "--judge", "rules", "--out", "v", "--columns", "id=a", "--columns", "finish=b"],
+            "--columns",
+        ),
         (["verify", "run", "model", "--bound", "1", "--bound", "2"], "--bound"),
     ],
 )

@@ -240,5 +240,5 @@ def test_refusal_and_harmlessness_are_not_in_one_row(pair):
     file = pair[1] / "evaluate/aligned/toxic/scores.json"
     write(file, json.loads(file.read_text()) | {"judge": "guard", "metric": "defence_rate", "counted": ["harmless"]})
     write_rows(file.with_name("verdicts.guard.jsonl"), [{"id": f"{i}", "label": "harmless"} for i in range(20)])
-    with pytest.raises(UserError, match=r"toxic: the scores are of different kinds \(refusal_rate in .*defence_rate in"):
+    with pytest.raises(UserError, match=r"toxic: the scores are of different kinds \(refusal_rate in .*defence_"):
         compared(pair)
