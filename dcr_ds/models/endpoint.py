@@ -34,6 +34,7 @@ from dcr_ds.models.replies import (
     is_about_the_prompt,
     is_error,
     is_full,
+    other_model,
     read_completion,
 )
 from dcr_ds.models.request_fields import RequestFields, refused_field
@@ -115,6 +116,7 @@ class Endpoint:
         self.fields = RequestFields()
         self._accepted: RequestFields | None = None  # once the server has refused a field
         self.spent = Spent()
+        self._noted: set[str] = set()  # other models that replies have named
         self._places = Places(concurrency)
         self._counting = threading.Lock()
         local = is_local_endpoint(url)
@@ -192,7 +194,19 @@ class Endpoint:
                 raise _Temporary(str(problem)) from None
             if reply.finish == FAILED:
                 raise _Temporary(f"the server failed while it generated: {reply.problem}", reply=reply)
+            self._note_other_model(body)
             return reply
+
+    def _note_other_model(self, body: bytes) -> None:
+        """Say once if a reply is of another model: some servers answer with the one that they have loaded."""
+        named = other_model(body, self.model)
+        with self._counting:
+            if named and named not in self._noted:
+                self._noted.add(named)
+                print(
+                    f"{self.url}: asked for {self.model}, and the reply is of {named!r}; is it this model?",
+                    file=sys.stderr,
+                )
 
     def complete_all(
         self, conversations: Sequence[Messages], max_tokens: int, has_answered: bool = False

@@ -87,6 +87,20 @@ def read_completion(body: bytes) -> Completion:
         ) from None
 
 
+def other_model(body: bytes, asked: str) -> str | None:
+    """The model that a reply names, if it is another one than was asked for.
+
+    A version or date after the name, and the owner or folder before it, make no other model.
+    """
+    with suppress(ValueError):
+        reply = parse_json(body)
+        named = reply.get("model") if isinstance(reply, dict) else None
+        if isinstance(named, str) and named.strip():
+            short, long = sorted((named.lower(), asked.lower()), key=len)
+            return start_of(named) if short not in long else None
+    return None
+
+
 def finish_of(reason: Any) -> Any:
     """A server's finish reason by its usual name: "length", "content_filter"; others as they are."""
     name = str(reason).lower()

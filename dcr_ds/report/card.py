@@ -154,12 +154,13 @@ def _facts(run: Run, model: str) -> list[tuple[str, str]]:
     facts = [("base model", _source(run)), ("revision", str(revision))]
     if (quantized := recipe.get("model", {}).get("quantize", "none")) != "none":
         facts.append(("base weights during training", f"{quantized}; merged into those of the base model itself"))
-    stages_of_model: dict[str, tuple[str, ...]] = {CONTROL: ("control",), REFINED: ("refine",)}
-    for stage in stages_of_model.get(model, TRAINING_STAGES):
+    of_others: dict[str, tuple[str, ...]] = {CONTROL: ("control",), REFINED: ("refine",)}
+    of_model = of_others.get(model, TRAINING_STAGES)
+    for stage in of_model:
         if summary := getattr(run, stage):
             facts.append((stage, _stage_fact(summary, recipe.get("align" if stage == "control" else stage, {}))))
-    if run.refine and "final" in run.refine and "refine" in stages_of_model:
-        facts.append(("cosine gap after refinement", number(run.refine["final"].get("gap"))))
+    if run.refine and "refine" in of_model and (figures := stages.exported(run.refine)):
+        facts.append(("cosine gap after refinement", number(figures.get("gap"))))
     facts.append(("seed", str(recipe.get("seed"))))
     facts.append(("dcr-ds", f"commit {str(run.environment.get('commit') or 'not recorded')[:12]}"))
     return facts

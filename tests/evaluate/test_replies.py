@@ -125,3 +125,23 @@ def test_milliseconds_are_more_exact_than_seconds():
     headers = Message()
     headers["Retry-After"], headers["retry-after-ms"] = "1", "20"
     assert requested_wait(headers) == 0.02
+
+
+@pytest.mark.parametrize(
+    ("asked", "named", "is_noted"),
+    [
+        ("big", "small", True),
+        ("gpt-x", "gpt-x-2026-01-31", False),
+        ("owner/Model", "model", False),
+        ("model", "/models/model.gguf", False),
+        ("model", None, False),
+    ],
+)
+def test_a_reply_of_another_model_is_noted_once(asked, named, is_noted, capsys):
+    body = json.loads(says("fine").body) | {"model": named}
+    with serving(lambda number, request: Reply(json.dumps(body))) as server:
+        endpoint = Endpoint(server.url, asked)
+        for _ in range(2):
+            assert endpoint.complete(user("hi"), 9).text == "fine"
+    note = f"{endpoint.url}: asked for {asked}, and the reply is of {named!r}; is it this model?\n"
+    assert capsys.readouterr().err == (note if is_noted else "")

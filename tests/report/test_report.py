@@ -8,6 +8,7 @@ import yaml
 from run_folders import write, write_benchmark, write_run
 
 from dcr_ds.errors import UserError
+from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report import terminal_table, write_report
 
 STL = ("align", "evaluate")
@@ -86,13 +87,27 @@ def test_report_of_one_run(dcr, tmp_path):
     assert "(here it refuses 0.0% of toxic)" in parts["Results"]
 
 
+def test_figures_of_refinement_are_those_of_the_exported_step(dcr, tmp_path):
+    file = RunFolder(dcr).stage("refine").summary
+    best = {"gap": 0.75, "auc": 1.0, "drift": 0.02}
+    write(file, json.loads(file.read_text()) | {"best": best, "exported_step": 30})
+    for stage in ("refine", "align"):
+        (dcr / stage / "model").mkdir()
+    refinement = tables(sections(write_report([dcr], tmp_path / "report.md"))["Refinement"])
+    assert refinement["cosine gap, start → exported"]["refined"] == "0.062 → 0.750"
+    assert (refinement["steps"]["refined"], refinement["exported step"]["refined"]) == ("40", "30")
+    for stage in ("refine", "align"):
+        card = (dcr / stage / "model/README.md").read_text()
+        assert "0.750" in next(line for line in card.splitlines() if "cosine gap after refinement" in line)
+
+
 def test_refinement_cost_data_settings_and_notes(dcr, tmp_path):
     parts = sections(write_report([dcr], tmp_path / "report.md"))
     refinement = tables(parts["Refinement"])
     assert refinement["layer"]["refined"] == "15"
-    assert refinement["cosine gap, start → final"]["refined"] == "0.062 → 0.512"
-    assert refinement["AUC, start → final"]["refined"] == "0.875 → 1.000"
-    assert refinement["drift, start → final"]["refined"] == "0.000 → 0.031"
+    assert refinement["cosine gap, start → exported"]["refined"] == "0.062 → 0.512"
+    assert refinement["AUC, start → exported"]["refined"] == "0.875 → 1.000"
+    assert refinement["drift, start → exported"]["refined"] == "0.000 → 0.031"
     assert refinement["loss, first → last"]["refined"] == "21.500 → 3.250"
     assert "the gap of 0.512 reached the target" in parts["Refinement"]
     cost = tables(parts["Cost"])

@@ -24,6 +24,8 @@ class Summary(TypedDict, total=False):
     layer: int
     start: dict[str, Number] | None
     final: dict[str, Number] | None
+    best: dict[str, Number] | None
+    exported_step: int | None
     loss_first: Number
     loss_last: Number
     steps: int | None

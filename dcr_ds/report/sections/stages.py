@@ -37,11 +37,13 @@ def refinement(runs: Sequence[Run]) -> list[Block]:
     rows = [["", *(title for title, _, _ in refined)]]
     rows.append(["layer", *(str(summary.get("layer", NOTHING)) for summary in summaries)])
     for label, key in (("cosine gap", "gap"), ("AUC", "auc"), ("drift", "drift")):
-        rows.append([f"{label}, start → final", *(_start_to_final(summary, key) for summary in summaries)])
+        changes = ((summary.get("start") or {}, exported(summary)) for summary in summaries)
+        rows.append([f"{label}, start → exported", *(_arrow(start.get(key), end.get(key)) for start, end in changes)])
     rows += [
         ["loss, first → last", *(_arrow(entry.get("loss_first"), entry.get("loss_last")) for entry in summaries)],
         ["loss on held-out answers", *(_refined_loss(run) for _, run, _ in refined)],
         ["steps", *(count(summary.get("steps")) for summary in summaries)],
+        ["exported step", *(count(summary.get("exported_step")) for summary in summaries)],
         ["prompts seen", *(count(summary.get("samples")) for summary in summaries)],
     ]
     stops = [
@@ -52,7 +54,7 @@ def refinement(runs: Sequence[Run]) -> list[Block]:
     explanation = (
         "Measured on held-out prompts at the refined layer ℓ. Cosine gap: mean similarity within the sets minus that "
         "across them. AUC: how well the activations separate the two sets. Drift: change of the activations of general "
-        "prompts, relative to their length."
+        "prompts, relative to their length. Exported are the weights of the step with the largest gap that passed."
     )
     return [plain_table("What the refine stage did.", rows), *stops, Paragraph(explanation)]
 
@@ -125,8 +127,9 @@ def notes(runs: Sequence[Run]) -> list[Block]:
     return [Bullets(list(lines))] if lines else []
 
 
-def _start_to_final(summary: dict, key: str) -> str:
-    return _arrow((summary.get("start") or {}).get(key), (summary.get("final") or {}).get(key))
+def exported(summary: dict) -> dict:
+    """The figures of the weights that stage 1 exported; of the last ones, where a version kept only these."""
+    return summary.get("best") or summary.get("final") or {}
 
 
 def _arrow(first: float | None, last: float | None) -> str:
