@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from dcr_ds.errors import UserError
+from dcr_ds.errors import UserError, first_line
 from dcr_ds.models.check import build_on_meta
 from dcr_ds.models.checkpoint_files import read_headers, stored_dtypes
 from dcr_ds.models.hashes import check_base
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."  # what peft puts before a module's name
-NOT_BY_WEIGHT = ("target_parameters", "use_dora", "layer_replication")  # options of an adapter: on fused experts, …
+# options of an adapter: on fused experts, …
+NOT_BY_WEIGHT = ("target_parameters", "use_dora", "layer_replication", "lora_bias", "alora_invocation_tokens")
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others, such as PiSSA's, change the base's weights
+RANDOM_START = "_niter_"  # of PiSSA: by a randomised decomposition, of which a second one differs
 CPU = torch.device("cpu")
 
 
@@ -36,15 +39,16 @@ def has_adapter(model: nn.Module) -> "TypeIs[PeftModel]":
 def merge_lora(source: Path, adapter: Path, target: Path, processes: Processes = ALONE) -> None:
     """Write a copy of the source checkpoint with an adapter merged in, from the source's own weights and dtypes.
 
-    All processes. One weight at a time, except with adapters on fused experts or with DoRA: rank 0 loads those models
-    whole.
+    All processes. One weight at a time, except with adapters on fused experts, with DoRA, or whose start changed the
+    base: rank 0 loads those models whole.
 
     Raises:
         UserError: the adapter is damaged, not a LoRA adapter, or was trained on another base.
     """
     processes.decide(lambda: check_base(source, adapter))
     names, config = adapted_weights(adapter), _config_of(adapter)
-    if any(getattr(config, option, None) for option in NOT_BY_WEIGHT):
+    is_plain = getattr(config, "init_lora_weights", True) in PLAIN_STARTS
+    if not is_plain or any(getattr(config, option, None) for option in NOT_BY_WEIGHT):
         processes.decide(
             lambda: _merge_whole(source, adapter, target, None if getattr(config, "target_parameters", None) else names)
         )
@@ -127,10 +131,20 @@ def load_with_adapter(
     """A causal language model with an adapter merged in.
 
     Raises:
-        UserError: the adapter is damaged, or was trained on another model.
+        UserError: the adapter is damaged, cannot be merged, or was trained on another model.
     """
+    if RANDOM_START in str(getattr(config := _config_of(adapter), "init_lora_weights", True)):
+        raise UserError(
+            f"{adapter}: init_lora_weights is {config.init_lora_weights}: it changed the weights of the base at random "
+            "as its training began, and these are not known; convert the adapter where it was trained, with "
+            "path_initial_model_for_weight_conversion of peft's save_pretrained"
+        )
     base = load_causal_lm(source, dtype, attention, device)
-    return _with_adapter(base, source, adapter).merge_and_unload()
+    adapted = _with_adapter(base, source, adapter)
+    try:
+        return adapted.merge_and_unload()
+    except (NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{adapter}: peft cannot merge this adapter ({first_line(error)[:200]})") from None
 
 
 def _with_adapter(base: PreTrainedModel, source: Path, adapter: Path, **options) -> "PeftModel":
@@ -162,7 +176,7 @@ def _refuse_other_modules(base: PreTrainedModel, source: Path, adapter: Path) ->
 
 
 def adapted_weights(adapter: Path) -> set[str]:
-    """Names of the base weights that a LoRA adapter changes.
+    """Names of the base weights that a LoRA adapter changes, and of the biases.
 
     Raises:
         UserError: the adapter cannot be read, or is no LoRA adapter.
@@ -174,7 +188,7 @@ def adapted_weights(adapter: Path) -> set[str]:
         raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
     if others := [name for name in names if ".lora_" not in name]:
         raise UserError(f"{adapter}: holds {others[0]}, which is not a LoRA weight; only LoRA adapters can be merged")
-    return {f"{module_of(name)}.weight" for name in names}
+    return {f"{module_of(name)}.{'bias' if name.endswith('.bias') else 'weight'}" for name in names}
 
 
 def _config_of(adapter: Path) -> "PeftConfig":

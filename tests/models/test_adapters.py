@@ -119,6 +119,40 @@ def test_variants_of_lora_are_those_of_peft(tmp_path, lora):
     assert {module.scaling["default"] for module in model.modules() if hasattr(module, "lora_B")} == {scaled}
 
 
+def of_peft(source, folder, **options):
+    """A model with an adapter of peft's own, which is saved to a folder."""
+    base = load_causal_lm(source, torch.float32, "sdpa", CPU)
+    config = LoraConfig(**{"r": 4, "target_modules": ["q_proj", "down_proj"]} | options)
+    model = moved(get_peft_model(base, config).eval())
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [("llama", {"init_lora_weights": "pissa"}), ("llama", {"init_lora_weights": "olora"}),
+     ("qwen2", {"lora_bias": True, "target_modules": ["q_proj"]})],
+)  # fmt: skip
+def test_adapters_that_change_more_than_their_products_are_merged_whole(tmp_path, model_type, options):
+    """PiSSA and OLoRA subtract their start from the base; `lora_bias` adds to the bias."""
+    source = make_model(tmp_path / "model", model_type, layers=1, tied=False)
+    model = of_peft(source, tmp_path / "adapter", **options)
+    merge_lora(source, tmp_path / "adapter", tmp_path / "merged")
+    merged = load_causal_lm(tmp_path / "merged", torch.float32, "sdpa", CPU)
+    assert torch.allclose(logits(merged), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"init_lora_weights": "pissa_niter_2"}, "at random"), ({"alora_invocation_tokens": [5]}, "cannot merge")],
+)
+def test_adapters_that_cannot_be_merged_are_refused(tmp_path, options, problem):
+    source = make_model(tmp_path / "model", layers=1)
+    of_peft(source, tmp_path / "adapter", **options)
+    with pytest.raises(UserError, match=problem):
+        merge_lora(source, tmp_path / "adapter", tmp_path / "merged")
+
+
 def test_dora_over_4_bit_weights_starts_as_the_quantised_model(tmp_path):
     trunk = load_trunk(make_model(tmp_path, **WIDE), LAYER, torch.float32, "sdpa", "nf4", CPU).eval()
     before = trunk(input_ids=IDS).last_hidden_state.detach()
