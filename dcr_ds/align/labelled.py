@@ -45,9 +45,11 @@ class Labelled:
     def mismatched(self, rows: Sequence[int], position: int) -> Encoded:
         """The prompt at a position in the step, with the answer before it; the first prompt gets the last answer.
 
-        As in TRL, it is cut to `limit` tokens; at least one token of the answer is left.
+        Where a step has a sample twice, as at the border of two epochs, it is the nearest answer of another sample. As
+        in TRL, it is cut to `limit` tokens; at least one token of the answer is left.
         """
-        prompt, answer = self.samples[rows[position]], self.samples[rows[position - 1]]
+        own, before = rows[position], [*rows[:position][::-1], *rows[:position:-1]]
+        prompt, answer = self.samples[own], self.samples[next((row for row in before if row != own), own)]
         ids = prompt.ids[: prompt.prompt_tokens] + answer.ids[answer.prompt_tokens :]
         return Encoded(ids[: self.limit], prompt.prompt_tokens)
 

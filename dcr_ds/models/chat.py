@@ -20,6 +20,7 @@ from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.reasoning_templates import continued
 from dcr_ds.models.rendering import check_template, render
 from dcr_ds.models.template_variables import with_variables
+from dcr_ds.models.unread import refuse_unread
 from dcr_ds.reasoning import empty_block, is_reasoning_mark, open_block
 from dcr_ds.recipe import ChatTemplate, find_file
 
@@ -54,6 +55,7 @@ class _Cached:
     key: tuple
     ends: list[int] | None = None
     encoder: TextEncoder | None = None
+    unread: dict[str, bool] = field(default_factory=dict)
     conversations: "dict[tuple, Encoded]" = field(default_factory=dict)
 
 
@@ -250,8 +252,8 @@ def _num_shared(tokenizer: PreTrainedTokenizerBase, answer: list[int], added: st
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages, add_generation_prompt: bool) -> str:
-    encoder = _text_encoder(tokenizer)
-    masked = [message | {"content": encoder.mask(message["content"])} for message in messages]
+    refuse_unread(tokenizer, messages, _cached(tokenizer).unread)
+    masked = [message | {"content": _text_encoder(tokenizer).mask(message["content"])} for message in messages]
     return render(tokenizer, masked, add_generation_prompt)
 
 

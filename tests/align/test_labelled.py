@@ -25,6 +25,13 @@ def test_a_mismatched_row_is_a_prompt_with_the_answer_of_the_sample_before():
         assert prompt in read and said == f"{read}{answer}<|im_end|>"
 
 
+def test_a_sample_that_a_step_has_twice_is_not_read_with_its_own_answer():
+    data, rows = labelled(), [2, 2, 0, 2]
+    answers = [(encoded := data.mismatched(rows, i)).ids[encoded.prompt_tokens :] for i in range(4)]
+    own = [sample.ids[sample.prompt_tokens :] for sample in data.samples]
+    assert answers == [own[0], own[0], own[2], own[0]]
+
+
 def test_a_mismatched_row_is_cut_at_the_longest_row():
     longest = max(len(sample.ids) for sample in labelled().samples)
     data = labelled([*TEXTS, ("a long question", "no", False)], max_length=longest)

@@ -134,6 +134,21 @@ def test_a_template_that_rejects_a_role_is_a_user_error(folder):
         encode_conversation(tokenizer, LONG)
 
 
+@pytest.mark.parametrize(
+    ("loop", "part"),
+    [("{% for message in messages if message['role'] != 'system' %}", "the system prompt"),
+     ("{% for message in messages[-2:] %}", "earlier turns")],
+)  # fmt: skip
+def test_a_template_that_leaves_out_messages_in_silence_is_refused(folder, loop, part):
+    """The first Phi-3 leaves out system prompts; conversations that differ in them would have the same tokens."""
+    tokenizer = with_template(folder, loop + TURN + "<|im_end|>\n{% endfor %}" + OPEN)
+    messages = LONG[:1] + PAIR if part == "the system prompt" else PAIR + PAIR
+    assert encode_conversation(tokenizer, PAIR).ids
+    for encode, given in ((encode_conversation, messages), (encode_prompt, messages[:-1])):
+        with pytest.raises(UserError, match=f"leaves out {part}"):
+            encode(tokenizer, given)
+
+
 def test_a_template_that_is_not_jinja_is_a_user_error(folder):
     with pytest.raises(UserError, match="model.chat_template"):
         encode_prompt(with_template(folder, "{% if %}"), "a")
