@@ -133,10 +133,11 @@ def load_with_adapter(
     Raises:
         UserError: the adapter is damaged, cannot be merged, or was trained on another model.
     """
-    if RANDOM_START in str(getattr(config := _config_of(adapter), "init_lora_weights", True)):
+    start = str(getattr(_config_of(adapter), "init_lora_weights", True))
+    if RANDOM_START in start:
         raise UserError(
-            f"{adapter}: init_lora_weights is {config.init_lora_weights}: it changed the weights of the base at random "
-            "as its training began, and these are not known; convert the adapter where it was trained, with "
+            f"{adapter}: init_lora_weights is {start}: it changed the weights of the base at random as its training "
+            "began, and these are not known; convert the adapter where it was trained, with "
             "path_initial_model_for_weight_conversion of peft's save_pretrained"
         )
     base = load_causal_lm(source, dtype, attention, device)
