@@ -12,6 +12,7 @@ from dcr_ds.commands.parser import (
     endpoint_of,
     output_file,
     refuse,
+    refuse_other_file,
     refuse_overwriting,
 )
 from dcr_ds.evaluate.quality import compare, read_pairs, summarise
@@ -61,4 +62,5 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         refuse("compare-quality", f"--out: {options.out} does not end in .jsonl")
     for out in (options.out, options.out.with_suffix(".json")):
         refuse_overwriting("compare-quality", out, (options.a, options.b))
+    refuse_other_file("compare-quality", options.out.with_suffix(".json"), "win_rate")
     return options

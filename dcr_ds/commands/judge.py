@@ -14,6 +14,7 @@ from dcr_ds.commands.parser import (
     command_parser,
     output_file,
     refuse,
+    refuse_other_file,
     refuse_overwriting,
 )
 from dcr_ds.errors import UserError, write_errors_as_user_errors
@@ -39,6 +40,8 @@ VERDICTS.<judge>.jsonl. Answers that were judged before are not judged again, so
 With --compare: the agreement of labels, as Markdown and JSON. A file of labels has the columns `id` and `label` (or
 `human_label`, or XSTest's `final_label`); the first file is the reference. Without `id`, rows are matched in order.
 """
+
+HEADING, FIGURE = "Agreement of labels", "binary_kappa"  # in the Markdown and the JSON of a comparison
 
 
 def run(arguments: list[str]) -> int:
@@ -86,8 +89,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.compare and len(options.compare) < 2:
         refuse("judge", "--compare: needs two or more files of labels")
-    for out in (options.out, *([options.out.with_suffix(".json")] if options.compare else [])):
+    if options.compare and (repeated := [name for name in options.compare if options.compare.count(name) > 1]):
+        refuse("judge", f"--compare: {repeated[0]} is named twice; name another file of labels")
+    marks = {options.out: HEADING, options.out.with_suffix(".json"): FIGURE} if options.compare else {options.out: ""}
+    for out, mark in marks.items():
         refuse_overwriting("judge", out, map(Path, (options.file, *(options.compare or []))))
+        refuse_other_file("judge", out, mark)
     return options
 
 
@@ -138,7 +145,7 @@ def _compare(rows: list[AnswerRow], files: list[str], id_column: str, out: Path)
         if not first.by_id.keys() & second.by_id.keys():
             raise UserError(f"{first.name} and {second.name}: no answer has a label in both; nothing can be compared")
     sections = [as_markdown(*pair, answers) for pair in pairs]
-    write_atomically(out, "\n\n".join(["# Agreement of labels", *sections]) + "\n")
+    write_atomically(out, "\n\n".join([f"# {HEADING}", *sections]) + "\n")
     json_file = out.with_suffix(".json")
     write_json(json_file, [as_json(*pair, answers) for pair in pairs])
     print(f"Agreement: {out} and {json_file}")

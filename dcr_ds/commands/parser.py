@@ -160,6 +160,12 @@ def refuse_overwriting(command: str, out: Path, inputs: Iterable[Path], option: 
             refuse(command, f"{option}: {out} is one of the input files; name another file")
 
 
+def refuse_other_file(command: str, out: Path, mark: str) -> None:
+    """Refuse an output file that exists and lacks the mark of what the command writes there."""
+    if out.is_file() and mark.encode() not in out.read_bytes():
+        refuse(command, f"--out: {out} exists and holds something else; name another file, or move this one away")
+
+
 def _is_same_file(first: Path, second: Path) -> bool:
     try:
         return first.samefile(second)

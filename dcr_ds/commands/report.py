@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dcr_ds.commands.parser import command_parser, output_file, refuse
+from dcr_ds.commands.parser import command_parser, output_file, refuse_other_file
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report.compose import TITLE
 from dcr_ds.report.write import terminal_table, write_report
@@ -27,7 +27,7 @@ def run(arguments: list[str]) -> int:
     home = options.runs[0] if len(options.runs) == 1 else options.runs[0].parent
     out = options.out or RunFolder(home).report
     for file in (out, out.with_suffix(".html")):
-        _refuse_other_file(file)
+        refuse_other_file("report", file, TITLE)
     write_report(options.runs, out)
     print(f"{terminal_table(options.runs)}\n\nReport: {out} and {out.with_suffix('.html')}")
     return 0
@@ -42,9 +42,3 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=output_file, metavar="FILE", help=help_out)
     return parser.parse_args(arguments)
-
-
-def _refuse_other_file(file: Path) -> None:
-    """Raise UserError if a file is there that is no report."""
-    if file.is_file() and TITLE.encode() not in file.read_bytes():
-        refuse("report", f"{file} exists and is no report, and is not overwritten; name another --out")

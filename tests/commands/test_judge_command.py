@@ -124,7 +124,8 @@ def test_labels_without_ids_are_those_of_the_answers_in_order(tmp_path, order, m
     labels = write_jsonl(tmp_path / "labels.jsonl", [row | {"label": "compliance"} for row in rows])
     other = write_jsonl(tmp_path / "other.jsonl", [rows[index] | {"label": "compliance"} for index in order])
     out = ["--out", str(tmp_path / "agreement.md")]
-    assert run([file, "--compare", labels, labels, *out]) == 0
+    same = write_jsonl(tmp_path / "same.jsonl", [row | {"label": "full_refusal"} for row in rows])
+    assert run([file, "--compare", labels, same, *out]) == 0
     with pytest.raises(UserError, match=f"{message}.*without ids, labels are matched by row"):
         run([file, "--compare", labels, other, *out])
 
@@ -134,10 +135,11 @@ def test_bad_arguments(answers, tmp_path):
     (tmp_path / "guard.yaml").write_text("kind: guards\nname: g\n")
     (tmp_path / "torn.yaml").write_text("kind: [llm\n")
     labels = write_jsonl(tmp_path / "l.jsonl", [{"id": "zzz", "label": "compliance"}])
+    (tmp_path / "l.md").write_text("# My notes\n")
     odd = write_jsonl(tmp_path / "odd.jsonl", [{"id": "a", "label": "refused"}])
     none = write_jsonl(tmp_path / "none.jsonl", [{"id": "a", "verdict": "compliance"}])
     refusal = write_jsonl(tmp_path / "refusal.jsonl", [{"id": "a", "label": "compliance"}])
-    beside = write_jsonl(tmp_path / "v.json", [{"id": "a", "label": "compliance"}])
+    beside = write_jsonl(tmp_path / "w.json", [{"id": "a", "label": "compliance"}])
     other = write_jsonl(tmp_path / "other.jsonl", [{"id": "b", "label": "compliance"}])
     harm = write_jsonl(tmp_path / "harm.jsonl", [{"id": "a", "label": "harmless"}])
     for arguments, message in [
@@ -150,12 +152,15 @@ def test_bad_arguments(answers, tmp_path):
         ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "torn.yaml, line 2: not valid YAML"),
         ([str(tmp_path / "nothing.csv"), "--judge", "rules", *out], "no such file"),
         ([answers, "--judge", "rules", "--out", answers], "is one of the input files"),
-        ([answers, "--compare", beside, beside, *out], "v.json is one of the input files"),
+        ([answers, "--compare", beside, harm, "--out", f"{beside}l"], "w.json is one of the input files"),
         ([answers, "--compare", labels, *out], "two or more"),
-        ([answers, "--compare", labels, labels, *out], "has a label for 'zzz'"),
-        ([answers, "--compare", odd, odd, *out], "contains the unknown label 'refused'"),
+        ([answers, "--compare", labels, labels, *out], "l.jsonl is named twice"),
+        ([answers, "--compare", refusal, harm, "--out", labels.replace(".jsonl", ".md")], "l.md exists and holds"),
+        ([answers, "--compare", refusal, harm, "--out", odd], "odd.jsonl exists and holds something else"),
+        ([answers, "--compare", refusal, labels, *out], "has a label for 'zzz'"),
+        ([answers, "--compare", odd, refusal, *out], "contains the unknown label 'refused'"),
         (
-            [answers, "--compare", none, none, *out],
+            [answers, "--compare", none, refusal, *out],
             "'human_label' or 'final_label'; columns: id, verdict",
         ),
         ([answers, "--compare", refusal, harm, *out], "one labels refusal, the other harm"),

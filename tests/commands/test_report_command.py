@@ -24,7 +24,7 @@ def test_a_file_that_is_no_report_is_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run, page = write_run(tmp_path / "run"), tmp_path / "index.html"
     page.write_text("<h1>my page</h1>")
-    with pytest.raises(UserError, match=r"index\.html exists and is no report"):
+    with pytest.raises(UserError, match=r"index\.html exists and holds something else"):
         report([str(run), "--out", "index.md"])
     assert page.read_text() == "<h1>my page</h1>" and not (tmp_path / "index.md").exists()
     for _ in range(2):  # a report is
