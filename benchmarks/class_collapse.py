@@ -1,8 +1,8 @@
 """Class collapse: stage 1 pulls every prompt of a class towards every other, whatever its topic. Do these help?
 
-    python benchmarks/class_collapse.py --data data --csv benchmarks/results/class_collapse.csv
-    python benchmarks/class_collapse.py --data data --only retain-prompts
-    python benchmarks/class_collapse.py --data data --measure runs/refine-settings/defaults
+    python benchmarks/class_collapse.py --data public --csv benchmarks/results/class_collapse.csv
+    python benchmarks/class_collapse.py --data public --only retain-prompts
+    python benchmarks/class_collapse.py --data public --measure runs/refine-settings/defaults
 
 Variants, each the run `defaults` of refine_settings.py (12 steps, the same data order) with one change:
 

@@ -1,6 +1,6 @@
 """Discernment of the models of run folders on pairs of public or built-in sets.
 
-    python benchmarks/discernment.py runs/seed-0 runs/seed-1 --sets xstest,or-bench --data data --out runs/log-odds \\
+    python benchmarks/discernment.py runs/seed-0 runs/seed-1 --sets xstest,or-bench --data public --out runs/log-odds \\
         --csv benchmarks/results/discernment.csv
     python benchmarks/discernment.py runs/a runs/b --models aligned --against-first --out runs/log-odds
     python benchmarks/discernment.py knob scans --models aligned --out runs/log-odds
@@ -17,7 +17,7 @@ The results of model M of run R on a pair of sets
 are in FOLDER/<sets>/<R>-<M>, for example:
 
     dcr-ds evaluate seed-0-control=runs/seed-0/control/model seed-0-aligned=runs/seed-0/align/model \\
-        --benchmarks xstest-safe,xstest-unsafe --local-data data --max-new-tokens 40 --judge rules \\
+        --benchmarks xstest-safe,xstest-unsafe --local-data public --max-new-tokens 40 --judge rules \\
         --out runs/judged/xstest
 """
 

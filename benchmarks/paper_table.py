@@ -2,7 +2,7 @@
 
     python benchmarks/paper_table.py --dry-run                       the commands, and the GPU-hours by dcr-ds plan
     python benchmarks/paper_table.py --gpus 8
-    python benchmarks/paper_table.py --recipes recipes/qwen2.5-1.5b.yaml --evaluate.local_data data
+    python benchmarks/paper_table.py --recipes recipes/qwen2.5-1.5b.yaml --evaluate.local_data public
 
 Per recipe: a run with the control, which gives DCR and STL; the data of STL-aug, on the prompts and for the steps of
 that run; its run; and the report of both. Benchmarks, answers of at most 512 tokens and greedy decoding are the

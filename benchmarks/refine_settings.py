@@ -1,8 +1,8 @@
 """Settings of stage 1 on SmolLM2-135M, compared on development sets: built-in held-out twins and JailbreakBench.
 
-    python benchmarks/refine_settings.py --data data --csv benchmarks/results/refine_settings.csv
-    python benchmarks/refine_settings.py --data data --only scale-32 scale-4
-    python benchmarks/refine_settings.py --data data --measure runs/seed-0
+    python benchmarks/refine_settings.py --data public --csv benchmarks/results/refine_settings.csv
+    python benchmarks/refine_settings.py --data public --only scale-32 scale-4
+    python benchmarks/refine_settings.py --data public --measure runs/seed-0
 
 The defaults of the schema, with the batches of the demo and one field changed at a time, without an early stop. A row
 per setting: gap and AUC of the class means at layer ℓ after refine, drift of general conversations, and the loss on
