@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,4 +228,4 @@ def _print_notes(data: RunData, ranks: process.Ranks) -> None:
 def _print_results(folders: list[Path]) -> None:
     from dcr_ds.report import terminal_table
 
-    print(f"\n{terminal_table(folders)}\n\nReport: dcr-ds report {' '.join(map(str, folders))}", flush=True)
+    print(f"\n{terminal_table(folders)}\n\nReport: dcr-ds report {shlex.join(map(str, folders))}", flush=True)

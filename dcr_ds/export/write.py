@@ -142,6 +142,8 @@ def _is_adapter(folder: Path) -> bool:
 
 
 def _export_adapter(adapter: Path, out: Path, options: ExportOptions) -> str:
+    if options.stage is not None:
+        run_and_stage(adapter, options.stage)  # that of its run, or an error
     base = base_of_adapter(adapter)
     if not options.merge:
         _copy(adapter, out)
@@ -160,11 +162,13 @@ def _export_trained(path: Path, out: Path, options: ExportOptions) -> str:
     folder = RunFolder(run).stage(stage)
     if folder.is_done and not below:
         exported = folder.adapter if _is_adapter(folder.adapter) and not options.merge else folder.model
+        _refuse_base(exported, options.base)
         check_export(exported)  # names what is incomplete in the run, not in the copy
         _copy(exported, out)
         _rename_base(out, options.base)
         return f"the {exported.name} of {folder.folder}, a finished stage"
     if below == (folder.model.name,):
+        _refuse_base(folder.model, options.base)
         check_export(folder.model)
         _copy(folder.model, out)
         return f"the model of {folder.folder}"
@@ -240,9 +244,18 @@ def _outline(recipe: Recipe, section: str, source: Path) -> PreTrainedModel:
         return model if stage.adapter == "none" else add_lora(model, stage.lora, f"{section}.lora")
 
 
+def _refuse_base(trained: Path, base: str | None) -> None:
+    """Raise UserError if another base is named for a model that is whole already."""
+    if base is not None and not _is_adapter(trained):
+        raise UserError(
+            f"--base {base}: {trained} is a whole model, which needs no base; leave --base out, or merge the adapter "
+            "itself: dcr-ds export RUN/STAGE/adapter --merge --base MODEL"
+        )
+
+
 def _rename_base(copy: Path, base: str | None) -> None:
-    """Name another base model in the copy of an adapter; the copy of a whole model has none."""
-    if base is None or not _is_adapter(copy):
+    """Name another base model in the copy of an adapter."""
+    if base is None:
         return
     is_folder = Path(base).is_dir()
     if not is_folder and not HUB_ID.fullmatch(base):

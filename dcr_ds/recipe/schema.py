@@ -272,8 +272,8 @@ class Recipe(Section):
         if self.align.target_refusal is not None and not self.align.measure_every:
             raise ValueError("align.target_refusal: needs align.measure_every above 0, which says how often to measure")
         names = [benchmark.name for benchmark in self.evaluate.benchmarks]
-        if len(names) != len(set(names)):
-            raise ValueError("evaluate.benchmarks: two benchmarks have the same name")
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"evaluate.benchmarks: two benchmarks have the same name, {repeated}; remove one")
         self._check_adapters()
         return self
 

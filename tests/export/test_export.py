@@ -175,6 +175,19 @@ def test_the_copy_of_an_adapter_names_another_base(done, export, part):
     assert copied["adapter_model.safetensors"] == contents(done / "align" / "adapter")["adapter_model.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("part", "options", "message"),
+    [
+        ("", ["--merge", "--base", "owner/base"], "align/model is a whole model, which needs no base"),
+        ("align/model", ["--base", "owner/base"], "align/model is a whole model, which needs no base"),
+        ("align/adapter", ["--stage", "refine"], "--stage refine: .* belongs to align"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(done, export, tmp_path, part, options, message):
+    assert re.search(message, export(done / part, *options, code=2))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_base_that_does_not_exist_is_not_named(done, export, tmp_path):
     assert "--base not-there: no such folder, and no hub id" in export(done, "--base", "not-there", code=2)
     assert not (tmp_path / "out").exists()
