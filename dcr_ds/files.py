@@ -33,8 +33,12 @@ def expand_user(path: str) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file atomically, creating its folder: readers see the old content or the new, never a part."""
+    """Write a text file atomically, creating its folder: readers see the old content or the new, never a part.
+
+    Of a link, the file that it names is written.
+    """
     refuse_device(path)
+    path = path.resolve() if path.is_symlink() else path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -56,6 +56,16 @@ def test_a_device_is_not_replaced_by_a_file(tmp_path):
     assert pipe.is_fifo()
 
 
+def test_the_file_that_a_link_names_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("there", "not-yet"):
+        link = tmp_path / f"link-{name}"
+        link.symlink_to(tmp_path / "disk" / name)
+        write_atomically(link, "new")
+        assert link.is_symlink() and (tmp_path / "disk" / name).read_text() == "new"
+        assert not list(tmp_path.glob("*.partial"))
+
+
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", DEEP, "\0"])
 def test_a_damaged_object_is_empty(tmp_path, content):
     (tmp_path / "a.json").write_text(content)

@@ -60,6 +60,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.out.suffix != ".jsonl":
         refuse("compare-quality", f"--out: {options.out} does not end in .jsonl")
+    if options.a.resolve() == options.b.resolve():
+        refuse("compare-quality", f"{options.a} and {options.b} are the same file; name the answers of another model")
     for out in (options.out, options.out.with_suffix(".json")):
         refuse_overwriting("compare-quality", out, (options.a, options.b))
     refuse_other_file("compare-quality", options.out.with_suffix(".json"), "win_rate")

@@ -193,6 +193,7 @@ def test_bad_options(files, tmp_path):
     assert "--modle" in refused(*files, *judge, "--out", "q.jsonl", "--modle", "x")
     assert "q.json does not end in .jsonl" in refused(*files, *judge, "--out", "q.json")
     assert "is one of the input files" in refused(*files, *judge, "--out", files[1])
+    assert "are the same file" in refused(files[0], files[0], *judge, "--out", "q.jsonl")
     assert "--concurrency" in refused(*files, *judge, "--out", "q.jsonl", "--concurrency", "0")
     assert "'many' is not a whole number above 0" in refused(
         *files, *judge, "--out", "q.jsonl", "--concurrency", "many"
