@@ -114,15 +114,19 @@ def _order(sample: dict[str, Any] | str) -> tuple[str, int, str]:
 
 
 def _lm_eval() -> Callable[[Row], list[Cells] | LeftOut]:
-    """Reads samples of lm-eval; those of a document are written once per filter, and read once."""
+    """Reads samples of lm-eval; those of a document are written once per filter, and read once.
+
+    Another document or answer of the same number, as in joined files of two tasks or models, is another answer.
+    """
     known: set[str] = set()
 
     def read(row: Row) -> list[Cells] | LeftOut:
         document = cell_text(row.cells.get("doc_id", row.number))
         replies = _replies(row)
-        if document in known:
+        key = repr([document, row.cells.get("doc"), replies])
+        if key in known:
             return LeftOut("the same answer under another filter")
-        known.add(document)
+        known.add(key)
         prompt = asked(_without_prefix(_argument(row.cells.get("arguments"))), "arguments", row)
         others = {name: value for name, value in row.cells.items() if name not in ANSWER_OF_LM_EVAL}
         ids = [document] if len(replies) == 1 else [f"{document}-{number}" for number in range(len(replies))]

@@ -274,6 +274,9 @@ def test_repeats_filters_and_epochs(tmp_path):
     assert [(row.id, row.answer.completion) for row in answers.rows[:2]] == [("7-0", "one"), ("7-1", "two")]
     assert [row.id for row in answers.rows[2:]] == ["8"]
     assert answers.notes == ["1 of 3 answers left out: the same answer under another filter (line 2)"]
+    for other in (lm_eval(8, EXAMPLES[0]), {**lm_eval(8, EXAMPLES[1]), "resps": [["of another model"]]}):
+        with pytest.raises(UserError, match="line 4: the id '8' is also that of line 3"):
+            read_answers(write(tmp_path, "s.jsonl", lines([*samples, other])))
     samples = [{**inspect("a", EXAMPLES[0]), "epoch": epoch} for epoch in (1, 2)]
     failed = {**inspect("b", EXAMPLES[0]), "output": {"choices": []}, "error": {"message": "x"}}
     cut = inspect("c", EXAMPLES[0])
