@@ -8,6 +8,7 @@ place of the prompt, the given opening of the completion, and the request as jud
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from dcr_ds.data import Prompt
 from dcr_ds.data.attacks import Attack, conversation
 from dcr_ds.engine.distributed import Ranks, print_on_main
 from dcr_ds.files import read_whole_rows, write_jsonl
+from dcr_ds.judges.answer_text import answer_text
 
 FIELDS = {"id": str, "prompt": str, "completion": str, "tokens": int, "settings_hash": str}
+NOTED_SHARE = 0.1  # of answers that were cut off before they began
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,23 @@ class Generations:
             part.unlink()
 
     def renew(self) -> None:
-        """Write complete answers with what their prompts are now, such as their categories. Rank 0."""
+        """Write complete answers with what their prompts are now, such as their categories. Rank 0.
+
+        Notes answers that were cut off before they began.
+        """
         rows = read_whole_rows(self.file, FIELDS)
         renewed = [
             self.row(index, row["completion"], row["tokens"], row.get("finish")) for index, row in enumerate(rows)
         ]
         if renewed != rows:
             write_jsonl(self.file, renewed)
+        unsaid = sum(row["finish"] == "length" and not answer_text(row["completion"]) for row in renewed)
+        if unsaid > NOTED_SHARE * len(renewed):  # all of them would be degenerate
+            print(
+                f"{self.benchmark}: {unsaid} of {len(renewed)} answers end at {self.max_new_tokens} tokens before they "
+                "say anything, as reasoning that was cut off; raise max_new_tokens",
+                file=sys.stderr,
+            )
 
     def _part_files(self) -> list[Path]:
         return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))

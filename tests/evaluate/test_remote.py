@@ -127,3 +127,17 @@ def test_the_name_of_the_limit_changes_no_answer(tmp_path):
         other.fields = replace(other.fields, limit="max_completion_tokens")
         hashes = {prepare_remote(BENCHMARK, tmp_path / "g.jsonl", 8, asked).settings_hash for asked in (usual, other)}
     assert len(hashes) == 1
+
+
+def test_reasoning_that_was_cut_off_is_noted(tmp_path, capsys):
+    """Of the answers that begin to say something none is counted."""
+    settings = EvaluateSection(max_new_tokens=8, judges=["xstest_strings"])
+
+    def reasons(number: int, request: dict):
+        return says("<think>Hm." if number % 3 else "Press", finish="length")
+
+    with serving(reasons) as server:
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
+    labels = read_json(tmp_path / "seeming" / "scores.json")["labels"]
+    note = f"seeming: {labels['degenerate']} of {len(PROMPTS)} answers end at 8 tokens before they say anything"
+    assert note in capsys.readouterr().err
