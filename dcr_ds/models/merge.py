@@ -26,7 +26,7 @@ ROOT = "base_model.model."  # what peft puts before a module's name
 # options of an adapter: on fused experts, …
 NOT_BY_WEIGHT = ("target_parameters", "use_dora", "layer_replication", "lora_bias", "alora_invocation_tokens")
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others, such as PiSSA's, change the base's weights
-RANDOM_START = "_niter_"  # of PiSSA: by a randomised decomposition, of which a second one differs
+UNKNOWN_STARTS = ("_niter_", "lora_ga")  # in its name: by a random decomposition (PiSSA), or by gradients
 CPU = torch.device("cpu")
 
 
@@ -134,11 +134,12 @@ def load_with_adapter(
         UserError: the adapter is damaged, cannot be merged, or was trained on another model.
     """
     start = str(getattr(_config_of(adapter), "init_lora_weights", True))
-    if RANDOM_START in start:
+    if any(unknown in start for unknown in UNKNOWN_STARTS):
         raise UserError(
-            f"{adapter}: init_lora_weights is {start}: it changed the weights of the base at random as its training "
-            "began, and these are not known; convert the adapter where it was trained, with "
-            "path_initial_model_for_weight_conversion of peft's save_pretrained"
+            f"{adapter}: init_lora_weights is {start}: it changed the weights of the base as its training began, in a "
+            "way that is not recorded; convert the adapter where it was trained, with "
+            "path_initial_model_for_weight_conversion of peft's save_pretrained, or set init_lora_weights to true in "
+            "adapter_config.json if the base has the changed weights"
         )
     base = load_causal_lm(source, dtype, attention, device)
     adapted = _with_adapter(base, source, adapter)

@@ -144,8 +144,9 @@ def test_adapters_that_change_more_than_their_products_are_merged_whole(tmp_path
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"init_lora_weights": "pissa_niter_2"}, "at random"), ({"alora_invocation_tokens": [5]}, "cannot merge")],
-)
+    [({"init_lora_weights": "pissa_niter_2"}, "not recorded"), ({"init_lora_weights": "lora_ga"}, "not recorded"),
+     ({"alora_invocation_tokens": [5]}, "cannot merge")],
+)  # fmt: skip
 def test_adapters_that_cannot_be_merged_are_refused(tmp_path, options, problem):
     source = make_model(tmp_path / "model", layers=1)
     of_peft(source, tmp_path / "adapter", **options)
