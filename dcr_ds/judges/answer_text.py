@@ -37,9 +37,9 @@ _START = re.compile(
 )
 _END = re.compile(_SPECIAL)
 _STRIKES = re.compile(r"<s>")  # HTML
-_FURTHER_TURN = re.compile(
-    r"\n\s*(?:\*\*|#{1,4} ?)?(?:human|user|### ?(?:instruction|input|human|user))(?:\*\*)? ?:|"
-    r"\n\s*### ?(?:instruction|human|user|end)\b|"
+_FURTHER_TURN = re.compile(  # from the last line break before it: thousands may precede
+    r"\n[^\S\n]*(?:\*\*|#{1,4} ?)?(?:human|user|### ?(?:instruction|input|human|user))(?:\*\*)? ?:|"
+    r"\n[^\S\n]*### ?(?:instruction|human|user|end)\b|"
     r"\n[ \t]*\n[ \t]*(?:q|question) ?: |"
     r"(?<=[.!?\"')\]])\s(?-i:USER): |"
     r"(?<=[.!?\"')\]\n])(?:assistant|user)\s*\n",

@@ -200,9 +200,23 @@ def test_filler_words_in_a_sentence_are_answers():
 
 
 @pytest.mark.parametrize(
-    "text", ["<think>", "</think>", "<|a|>", "<", "</reason>", "<|channel|>", "\n### ", "[INST]", "`<think>`", "a "]
+    "text",
+    [
+        "<think>",
+        "</think>",
+        "<|a|>",
+        "<",
+        "</reason>",
+        "<|channel|>",
+        "\n### ",
+        "[INST]",
+        "`<think>`",
+        "a ",
+        "\n",
+        "\r\n ",
+    ],
 )
 def test_reasoning_is_split_in_linear_time(text):
     started = time.process_time()
-    answer_text("x" + text * (200_000 // len(text)))
+    answer_text("x" + text * (200_000 // len(text)) + "y")
     assert time.process_time() - started < 0.5
