@@ -86,14 +86,18 @@ def refuse_missing_ids(table: Table, column: str | None) -> None:
             raise row.error(f"{column!r} is missing; give every row an id, or remove the column")
 
 
-def refuse_doubled_ids(records: Sequence[tuple[Row, HasId]]) -> None:
-    """Raise if two rows have the same id: ids identify rows in every file of a run."""
+def refuse_doubled_ids(records: Sequence[tuple[Row, HasId]], advice: str | None = None) -> None:
+    """Raise if two rows have the same id: ids identify rows in every file of a run.
+
+    Args:
+        advice: what to do; None: to use another column.
+    """
     first: dict[str, Row] = {}
     for row, record in records:
         if record.id in first:
+            advice = advice or f"to use another column: {row.origin.setting('columns.id', 'NAME')}"
             raise row.error(
-                f"the id {record.id!r} is also that of {first[record.id].place}; ids must be unique "
-                f"(to use another column: {row.origin.setting('columns.id', 'NAME')})"
+                f"the id {record.id!r} is also that of {first[record.id].place}; ids must be unique ({advice})"
             )
         first[record.id] = row
 

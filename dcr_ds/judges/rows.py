@@ -183,7 +183,10 @@ def read_labels(
     column = column or _label_column(table)
     if column not in table.columns:
         names = " or ".join(map(repr, LABEL_COLUMNS)) if column is None else repr(column)
-        raise table.origin.error(f"no column {names}; columns: {list_names(table.columns)}")
+        raise table.origin.error(
+            f"no column {names}; columns: {list_names(table.columns)}. Give the column of labels this name, in a file "
+            "for each annotator"
+        )
     ids = next((name for name in (id_column, "id") if name in table.columns), None)
     refuse_missing_ids(table, ids)
     if ids is None and answers is not None:
@@ -198,7 +201,7 @@ def read_labels(
         return _Label(optional_text(row, ids) or str(row.number), label)
 
     labels, _ = parse_rows(table, parse, "labels", max_bad_share=0)
-    refuse_doubled_ids(labels)
+    refuse_doubled_ids(labels, "with several annotators, write the labels of each to a file of their own")
     return {label.id: label.label for _, label in labels}
 
 

@@ -141,6 +141,7 @@ def test_bad_arguments(answers, tmp_path):
     refusal = write_jsonl(tmp_path / "refusal.jsonl", [{"id": "a", "label": "compliance"}])
     beside = write_jsonl(tmp_path / "w.json", [{"id": "a", "label": "compliance"}])
     other = write_jsonl(tmp_path / "other.jsonl", [{"id": "b", "label": "compliance"}])
+    people = write_jsonl(tmp_path / "people.jsonl", [{"id": "a", "label": "compliance", "by": n} for n in "xy"])
     harm = write_jsonl(tmp_path / "harm.jsonl", [{"id": "a", "label": "harmless"}])
     for arguments, message in [
         ([answers, *out], "one of the arguments --judge --compare is required"),
@@ -161,10 +162,14 @@ def test_bad_arguments(answers, tmp_path):
         ([answers, "--compare", odd, refusal, *out], "contains the unknown label 'refused'"),
         (
             [answers, "--compare", none, refusal, *out],
-            "'human_label' or 'final_label'; columns: id, verdict",
+            "'human_label' or 'final_label'; columns: id, verdict. Give the column of labels this name",
         ),
         ([answers, "--compare", refusal, harm, *out], "one labels refusal, the other harm"),
         ([answers, "--compare", refusal, other, *out], "no answer has a label in both"),
+        (
+            [answers, "--compare", refusal, people, *out],
+            "the id 'a' is also .*with several annotators, write the labels",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             run(arguments)
