@@ -155,14 +155,22 @@ def test_a_guard_labels_candidates(prompts, tmp_path):
     assert failed == {"kill-boss": "judged harmful"}
 
 
+def test_a_file_of_something_else_is_not_overwritten(prompts, tmp_path, capsys):
+    mine = write_rows(tmp_path / "mine.jsonl", [{"prompt": "mine"}])
+    assert make(prompts, mine, "http://127.0.0.1:9/v1") == 2
+    assert "mine.jsonl: exists, and" in the_error(capsys.readouterr().err)
+    assert read_jsonl(mine) == [{"prompt": "mine"}]
+
+
 def test_a_review_is_never_overwritten(prompts, tmp_path, capsys):
     out, review = tmp_path / "pairs.jsonl", tmp_path / "pairs.review.csv"
     with serving(twin) as server:
         assert make(prompts, out, server.url) == 0
-        fill_in(review, **{victim: {"keep": ""} for victim in VICTIMS[1:]})
-        filled = review.read_bytes()
-        assert make(prompts, out, server.url) == 2
-        assert "a review that has begun" in the_error(capsys.readouterr().err)
+        for answer in ("no", "yes"):
+            fill_in(review, **{victim: {"keep": ""} for victim in VICTIMS[1:]} | {VICTIMS[0]: {"keep": answer}})
+            filled = review.read_bytes()
+            assert make(prompts, out, server.url) == 2
+            assert "a review that has begun" in the_error(capsys.readouterr().err)
         fill_in(review, **{victim: {"keep": "", "candidate": "Edited?"} for victim in VICTIMS})
         edited = review.read_bytes()
         assert make(prompts, out, server.url) == 2

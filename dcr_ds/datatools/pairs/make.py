@@ -27,10 +27,12 @@ def make_pairs(prompts: Sequence[Prompt], endpoint: Endpoint, guard: Endpoint | 
     """Write the pairs whose candidates pass all checks to `out`, and all candidates to the review file.
 
     Raises:
-        UserError: the endpoint or the guard fails (replies are kept), or a review has begun.
+        UserError: the endpoint or the guard fails (replies are kept), a review has begun, or `out` is another file.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     replies, review = replies_file(out), review_file(out)
+    if out.exists() and not replies.exists():
+        raise UserError(f"{out}: exists, and {replies}, which this command writes, does not; name another --out")
     before = _begun_review(review)
     candidates = ask_for_twins(prompts, endpoint, replies)
     texts = {key: candidate.text for key, candidate in candidates.items() if candidate.text}
@@ -59,7 +61,7 @@ def summary(pairs: Sequence[Pair]) -> str:
 def _begun_review(review: Path) -> list[Pair]:
     """The rows of an earlier review file that nobody has begun to fill in."""
     rows = read_review(review) if review.exists() else []
-    if any(row.keep for row in rows):
+    if any(row.keep is not None for row in rows):
         raise UserError(
             f"{review}: a review that has begun, which would be overwritten; accept it with --accept {review}, move it "
             "away, or name another --out"

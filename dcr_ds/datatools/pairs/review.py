@@ -25,7 +25,7 @@ BYTE_ORDER_MARK = "\ufeff"  # without it some spreadsheets do not read UTF-8
 
 
 class Pair(NamedTuple):
-    """A harmful prompt and its candidate, which may be empty; `keep` is True, or False also where nothing is said.
+    """A harmful prompt and its candidate, which may be empty; `keep` is None where nothing is said.
 
     `mark` is that of the harmful prompt which the candidate was written for; empty where a review does not say it.
     """
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     toxic: str
     candidate: str
     failed: tuple[str, ...] = ()
-    keep: bool = False
+    keep: bool | None = None
     place: str = ""
     mark: str = ""
 
@@ -94,7 +94,7 @@ def read_review(file: Path) -> list[Pair]:
         if answer in YES and not candidate:
             raise row.error("'keep' is yes and 'candidate' is empty; write a harmless prompt, or no")
         toxic, mark = required_text(row, "toxic").strip(), optional_text(row, "mark") or ""
-        return Pair(pair, toxic, candidate, keep=answer in YES, place=row.place, mark=mark)
+        return Pair(pair, toxic, candidate, keep=answer in YES if answer else None, place=row.place, mark=mark)
 
     return [pair for _, pair in parse_rows(table, parse, "pairs", max_bad_share=0)[0]]
 
