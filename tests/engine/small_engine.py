@@ -11,13 +11,13 @@ from dcr_ds.recipe import StageSection
 STAGE = StageSection(learning_rate=0.05, warmup_steps=4)
 
 
-def make_engine(ranks, zero, seed):
-    """A small network; its first layer is frozen and independent of the seed."""
+def make_engine(ranks, zero, seed, **section):
+    """A small network; its first layer is frozen and independent of the seed. `section`: more of zero_optimization."""
     torch.manual_seed(7)
     frozen = torch.nn.Linear(4, 8).requires_grad_(False)
     torch.manual_seed(seed)
     model = torch.nn.Sequential(frozen, torch.nn.Tanh(), torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    config = stage_config({"zero_optimization": {"stage": zero}}, STAGE, "float32", ranks)
+    config = stage_config({"zero_optimization": {"stage": zero} | section}, STAGE, "float32", ranks)
     return build_engine(model, STAGE, config, "linear", 20, ranks)
 
 

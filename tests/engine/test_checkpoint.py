@@ -299,6 +299,12 @@ def test_checkpoint_of_other_parameters_is_refused(tmp_path, ranks):
         load_newest(other, tmp_path, ranks)
 
 
+def test_a_checkpoint_of_other_sub_groups_is_refused(tmp_path, ranks):
+    save_checkpoint(make_engine(ranks, 3, seed=0), tmp_path, 1, {}, keep=1, ranks=ranks)
+    with pytest.raises(UserError, match="step-00000001: saved with another sub_group_size"):
+        load_newest(make_engine(ranks, 3, seed=0, sub_group_size=8), tmp_path, ranks)
+
+
 def test_manifest_of_a_newer_version_is_read(tmp_path, engine, ranks):
     save_checkpoint(engine, tmp_path, 1, {}, keep=1, ranks=ranks)
     manifest = tmp_path / "step-00000001" / MANIFEST

@@ -169,7 +169,15 @@ class Checkpoints:
     def _load(self, name: str) -> None:
         wait_until_visible(_files(self.folder / name), self.ranks)
         with heartbeat_while_moving(f"loading {self.folder / name}"):
-            path, _ = self.engine.load_checkpoint(str(self.folder), tag=name, load_module_strict=False)
+            try:
+                path, _ = self.engine.load_checkpoint(str(self.folder), tag=name, load_module_strict=False)
+            except ValueError as error:  # of PyTorch's optimizer
+                if "parameter group" not in str(error):
+                    raise
+                raise UserError(
+                    f"{self.folder / name}: saved with another sub_group_size of zero_optimization; resume with the "
+                    "one that it was saved with, or start the stage again with --redo"
+                ) from None
         if path is None:
             raise RuntimeError(f"{self.folder / name}: DeepSpeed loaded nothing")
 
