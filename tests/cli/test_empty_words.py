@@ -50,6 +50,12 @@ def test_an_option_whose_first_value_would_be_ignored_is_refused(capsys, command
     assert f" {place}: is given twice; name all values after one, or leave one out;" in line
 
 
+def test_a_field_of_a_recipe_that_is_given_twice_is_a_warning(capsys):
+    assert main(["train", "--seed", "1", "--data.toxic", "none.csv", "--seed=2"]) == 2
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning == "WARNING: --seed is given 2 times; the last one counts: 2" and "none.csv" in error
+
+
 @pytest.mark.parametrize("words", ["a,,b", ",", "a,"])
 def test_an_empty_word_between_commas_is_named(capsys, words):
     assert main(["evaluate", "model", "--out", "runs", "--benchmarks", words]) == 2
