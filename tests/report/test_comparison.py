@@ -240,5 +240,11 @@ def test_refusal_and_harmlessness_are_not_in_one_row(pair):
     file = pair[1] / "evaluate/aligned/toxic/scores.json"
     write(file, json.loads(file.read_text()) | {"judge": "guard", "metric": "defence_rate", "counted": ["harmless"]})
     write_rows(file.with_name("verdicts.guard.jsonl"), [{"id": f"{i}", "label": "harmless"} for i in range(20)])
-    with pytest.raises(UserError, match=r"toxic: the scores are of different kinds \(refusal_rate in .*defence_"):
-        compared(pair)
+    comparison = compared(pair)
+    titles = [column.title for column in comparison.columns]
+    toxic = comparison.benchmarks[1]
+    assert toxic.rates[titles.index("DCR")] is None and toxic.rates[titles.index("STL")].value == 1
+    (remark,) = comparability(comparison)
+    assert remark.startswith("toxic: DCR left out: scores of another kind")
+    [entry] = comparison.discernment
+    assert [bool(figures) for figures in entry.columns] == [title == "STL" for title in titles]

@@ -25,6 +25,7 @@ from dcr_ds.report.numbers.columns import Column, reference_column
 from dcr_ds.report.numbers.measured import Benchmark
 from dcr_ds.report.numbers.read import BenchmarkResults
 
+HARM = "defence_rate"  # the metric of a judge of harm
 JUDGED, JUDGED_AUC, MARGIN_AUC = "youden_j", "judge_auc", "margin_auc"
 GRID = np.linspace(0, 1, 101)  # refused shares of harmful prompts at which a curve is drawn
 Key = tuple[str, str]  # of a prompt: benchmark and id
@@ -95,7 +96,7 @@ def measured_discernment(columns: Sequence[Column], benchmarks: Sequence[Benchma
 
 
 def _pairs(columns: Sequence[Column], benchmarks: Sequence[Benchmark]) -> list[PairOfSets]:
-    wanted = {benchmark.name: benchmark.wanted for benchmark in benchmarks if benchmark.metric != "defence_rate"}
+    wanted = {benchmark.name: benchmark.wanted for benchmark in benchmarks if benchmark.metric != HARM}
     counterparts = {
         name: results.score["counterpart"]
         for column in columns
@@ -127,9 +128,10 @@ def _measure(pair: PairOfSets, columns: Sequence[Column]) -> Discernment | None:
 
 
 def _results(column: Column, pair: PairOfSets) -> list[dict[str, BenchmarkResults]]:
-    """The benchmarks of the pair by name, per seed; empty unless each seed has all of them."""
+    """The benchmarks of the pair by name, per seed; empty unless each seed has all of them, judged by refusal."""
     names = (*pair.harmless, *pair.harmful)
-    if any(name not in model.benchmarks for model in column.results for name in names):
+    found = [model.benchmarks.get(name) for model in column.results for name in names]
+    if any(results is None or results.score["metric"] == HARM for results in found):
         return []
     return [{name: model.benchmarks[name] for name in names} for model in column.results]
 

@@ -88,15 +88,19 @@ def keyed_answers(results: BenchmarkResults) -> dict[Key, Answer]:
 
 
 def measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
-    """One benchmark over all columns.
+    """One benchmark over all columns; those with scores of another kind than the first are left out.
 
     Raises:
-        UserError: the runs have no prompt in common, or their scores are of different kinds.
+        UserError: the runs have no prompt in common.
     """
-    entries = [
+    of_columns = [
         [model.benchmarks[name] for model in column.results if _asks(model.benchmarks.get(name), wanted)]
         for column in columns
     ]
+    metric = next(results.score["metric"] for entry in of_columns for results in entry)
+    entries = [[results for results in entry if results.score["metric"] == metric] for entry in of_columns]
+    numbers = zip(columns, map(len, of_columns), map(len, entries), strict=True)
+    others = [column.title for column, before, after in numbers if after < before]
     answered = [results for entry in entries for results in entry if results.answers]
     keys, note = _common_prompts(name, answered)
     outcomes = [_outcomes(entry, keys) for entry in entries]
@@ -105,21 +109,16 @@ def measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
     subset = keys if note else None
     rates = [_rate(entry, subset, outcome) for entry, outcome in zip(entries, outcomes, strict=True)]
     judges = sorted({results.judge for entry in entries for results in entry})
+    remarks = [note] if note else []
     if len(judges) > 1:
-        remark = f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable."
-        note = f"{note} {remark}" if note else remark
-    return Benchmark(name, wanted, _metric(name, entries), ", ".join(judges), rates, outcomes, categories, note)
-
-
-def _metric(name: str, entries: Sequence[Sequence[BenchmarkResults]]) -> str:
-    folders = {results.score["metric"]: results.folder for entry in entries for results in entry}
-    if len(folders) > 1:
-        shown = ", ".join(f"{metric} in {folder}" for metric, folder in folders.items())
-        raise UserError(
-            f"benchmark {name}: the scores are of different kinds ({shown}), as the first judge judges refusal in one "
-            "and harm in the other; evaluate them again with the same first judge, or report the runs separately"
+        remarks.append(f"{name}: judged by {', '.join(judges)}, so the columns are not strictly comparable.")
+    if others:
+        remarks.append(
+            f"{name}: {', '.join(others)} left out: scores of another kind, as the first judge judges harm instead of "
+            "refusal, or refusal instead of harm; evaluate again with the same first judge."
         )
-    return next(iter(folders))
+    note = " ".join(remarks) or None
+    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, categories, note)
 
 
 def _asks(results: BenchmarkResults | None, wanted: str) -> bool:
