@@ -47,7 +47,7 @@ def merge_lora(source: Path, adapter: Path, target: Path, processes: Processes =
     """
     processes.decide(lambda: check_base(source, adapter))
     names, config = adapted_weights(adapter), _config_of(adapter)
-    is_plain = getattr(config, "init_lora_weights", True) in PLAIN_STARTS
+    is_plain = config.peft_type == "LORA" and getattr(config, "init_lora_weights", True) in PLAIN_STARTS
     if not is_plain or any(getattr(config, option, None) for option in NOT_BY_WEIGHT):
         processes.decide(
             lambda: _merge_whole(source, adapter, target, None if getattr(config, "target_parameters", None) else names)
@@ -145,7 +145,7 @@ def load_with_adapter(
     adapted = _with_adapter(base, source, adapter)
     try:
         return adapted.merge_and_unload()
-    except (NotImplementedError, RuntimeError) as error:
+    except (AttributeError, NotImplementedError, RuntimeError) as error:  # what peft raises, by kind of adapter
         raise UserError(f"{adapter}: peft cannot merge this adapter ({first_line(error)[:200]})") from None
 
 

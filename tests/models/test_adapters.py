@@ -130,7 +130,7 @@ def of_peft(source, folder, **options):
 
 @pytest.mark.parametrize(
     ("model_type", "options"),
-    [("llama", {"init_lora_weights": "pissa"}), ("llama", {"init_lora_weights": "olora"}),
+    [("llama", {"init_lora_weights": "olora"}),
      ("qwen2", {"lora_bias": True, "target_modules": ["q_proj"]})],
 )  # fmt: skip
 def test_adapters_that_change_more_than_their_products_are_merged_whole(tmp_path, model_type, options):
