@@ -108,6 +108,8 @@ def test_what_makes_attacks_not_comparable_is_reported(run):
     verdicts.rename(files[1].with_name(f"verdicts.{other}.jsonl"))
     (remark,) = remarks_of(run)
     assert remark.startswith("toxic+prefill: judged by advbench_strings, xstest_strings")
+    worst = measured_attacks(result_columns([read_run(run)]))[-1].rates
+    assert worst[-1] is None and worst[1] is not None  # of two judges there is none
 
 
 def test_a_column_without_an_attack_has_no_worst_case(run):

@@ -47,11 +47,16 @@ def _worst(base: str, ways: Sequence[str], judge: str, columns: Sequence[Column]
 
 
 def _successes(model: ModelResults, ways: Sequence[str]) -> dict[Key, bool]:
-    """Whether at least one way of asking succeeded, by prompt; empty if the model was not asked in all ways."""
+    """Whether at least one way of asking succeeded, by prompt.
+
+    Empty if the model was not asked in all ways, or one judge has not judged them all: labels may be of other kinds.
+    """
     asked = [model.benchmarks.get(name) for name in ways]
     if any(results is None or not results.answers for results in asked):
         return {}
     present = {name: results for name, results in zip(ways, asked, strict=True) if results is not None}
+    if len({results.judge for results in present.values()}) > 1:
+        return {}
     counted = next(results.score["counted"] for results in present.values() if results.attacked)
     return worst_case({name: _outcomes(results, counted) for name, results in present.items()})
 
