@@ -91,9 +91,7 @@ def plan_shards(source: Path, kept: set[str], copies: Mapping[str, str] | None =
         begin, end = entry["data_offsets"]
         tensor = Stored(name, entry["dtype"], tuple(entry["shape"]), entry["file"], entry["start"], end - begin)
         by_file.setdefault(entry["file"], []).append(tensor)
-    parts = [
-        (file, part) for file, tensors in by_file.items() for part in _parts(sorted(tensors, key=attrgetter("order")))
-    ]
+    parts = [(file, part) for file, tensors in by_file.items() for part in _parts(tensors)]
     names = [file.name for file, _ in parts]
     if len(parts) > len(by_file):
         names = [f"model-{number:05d}-of-{len(parts):05d}.safetensors" for number in range(1, len(parts) + 1)]
@@ -113,7 +111,7 @@ def needs_index(shards: Sequence[Shard]) -> bool:
 
 
 def _parts(tensors: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """Tensors in their order, in groups of at most MAX_SHARD_BYTES, or of one tensor."""
+    """Tensors in the order of a file, in groups of at most MAX_SHARD_BYTES, or of one tensor."""
     part: list[Stored] = []
     for tensor in sorted(tensors, key=attrgetter("order")):
         if part and sum(other.size for other in part) + tensor.size > MAX_SHARD_BYTES:
