@@ -13,7 +13,7 @@ from dcr_ds.align.order import num_steps
 from dcr_ds.align.refusals import RefusalProbe, build_probe
 from dcr_ds.data.load import RunData
 from dcr_ds.evaluate.run import encode_evaluation
-from dcr_ds.models.chat import load_tokenizer, turn_end_ids
+from dcr_ds.models.chat import encode_prompt, load_tokenizer, turn_end_ids
 from dcr_ds.models.limits import limits_of
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts
@@ -78,7 +78,7 @@ class RunTokens:
         vars(self).pop("prompts", None)
 
     def notes(self, stages: Iterable[str]) -> list[str]:
-        """Warnings about the schedule and the batches of stages."""
+        """Warnings about the schedule and the batches of stages, and about prompts without BOS."""
         recipe = self.recipe
         retained = recipe.refine.retain_batch if recipe.refine.retain_weight else 0
         batches = {
@@ -88,11 +88,24 @@ class RunTokens:
         steps = {"refine": lambda: recipe.refine.max_steps, "align": self.align_steps}
         named = list(dict.fromkeys(FIELDS[stage] for stage in stages))
         notes = [note for name in named if (note := warmup_note(name, getattr(recipe, name), steps[name]()))]
+        notes += [note] if (note := bos_note(self.tokenizer)) else []
         return notes + [note for name in named if (note := batches[name]())]
 
     def align_steps(self) -> int:
         """Optimizer steps of stage 2."""
         return num_steps(self.recipe.align.epochs, len(self.samples.samples), self.recipe.align.global_batch)
+
+
+def bos_note(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A warning if texts begin with BOS and prompts do not; some models need it, such as Gemma."""
+    bos = tokenizer.bos_token_id
+    if bos is None or tokenizer("a").input_ids[:1] != [bos] or encode_prompt(tokenizer, "a")[:1] == [bos]:
+        return None
+    return (
+        f"WARNING: model.chat_template: the tokenizer begins texts with {tokenizer.bos_token}, and the template does "
+        "not write it: prompts begin otherwise than what the model was pretrained on; begin the template with "
+        "{{ bos_token }}"
+    )
 
 
 def warmup_note(name: str, stage: StageSection, total_steps: int) -> str | None:

@@ -4,10 +4,12 @@ import json
 
 import pytest
 from small_runs import ROWS, write_rows
+from tiny import make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from dcr_ds.recipe import Recipe
-from dcr_ds.run.tokens import hash_rows, repeats_note, warmup_note
+from dcr_ds.run.tokens import bos_note, hash_rows, repeats_note, warmup_note
 
 EXTRA = "<extra>"
 
@@ -144,3 +146,14 @@ def test_an_older_run_without_weight_decay_is_resumed(train, run_folder):
     del identity["tokens"]
     run_folder.stage("refine").identity.write_text(json.dumps(identity))
     train("--stages", "[refine]")
+
+
+def test_prompts_without_the_bos_of_the_tokenizer_are_a_warning():
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|pad|>"
+    assert bos_note(tokenizer) is None  # it does not add its BOS by itself
+    bos = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos[0]} $A", special_tokens=[bos])
+    assert bos_note(tokenizer).endswith("begin the template with {{ bos_token }}")
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    assert bos_note(tokenizer) is None
