@@ -2,7 +2,8 @@
 
 At the last token of a prompt, the outputs of attention and MLP of each block are separated by two linear support
 vector machines through the origin: benign from harmful prompts (v_b) and answered from refused ones (v_a), both of
-length 1. With σ the standard deviation of all outputs along a vector, the weight that writes the output becomes
+length 1. With σ the standard deviation along a vector of the outputs on training prompts, the weight that writes the
+output becomes
 
     W ← W − v_a v_aᵀ W + (σ_a / σ_b) v_a v_bᵀ W,
 
@@ -58,7 +59,7 @@ class Separation:
     """A vector [D] of length 1 that separates two classes.
 
     Attributes:
-        spread: standard deviation of all outputs along it.
+        spread: standard deviation along it of the outputs on training prompts.
         accuracy: share of the validation prompts on the right side.
     """
 

@@ -1,6 +1,7 @@
 """`dcr-ds diagnose`: each diagnosis on tiny models and the built-in prompts."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,18 @@ def test_the_sets_of_a_recipe_are_checked_for_confounds(tmp_path, capsys):
     assert "characters" in out and "WARNING: the feature 'characters' alone separates" in out
     written = json.loads((tmp_path / "confounds.json").read_text())["confounds"]
     assert written[0]["feature"] == "characters" and written[0]["auc"]["value"] == 1
+
+
+def test_layers_pools_as_the_run_does(model, finished_run, tmp_path):
+    run = shutil.copytree(finished_run.folder, tmp_path / "run")
+    recipe = {"model": {"source": str(model)}, "refine": {"layer": 2, "pooling": "mean"}}
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    options = ["--prompts", "10", "--out", str(tmp_path)]
+    assert main(["diagnose", "layers", str(run), *options]) == 0
+    assert main(["diagnose", "layers", f"mean={model}", "--pooling", "mean", *options]) == 0
+    assert main(["diagnose", "layers", f"last={model}", *options]) == 0
+    figures = [json.loads((tmp_path / name / "layers.json").read_text()) for name in ("base", "mean", "last")]
+    assert figures[0] == figures[1] != figures[2]
 
 
 def test_pca_plots_prompts_before_and_after_refine(finished_run, capsys):

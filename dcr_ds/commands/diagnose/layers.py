@@ -3,6 +3,7 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
@@ -11,10 +12,12 @@ from dcr_ds.commands.parser import add_template, command_parser, refuse, show, t
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
 from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.recipe import load_recipe
+from dcr_ds.recipe.layout import RunFolder
 
 if TYPE_CHECKING:
     from dcr_ds.data.records import Prompt
-    from dcr_ds.diagnose.layers import LayerFigures
+    from dcr_ds.diagnose.layers import LayerFigures, Pooling
 
 DESCRIPTION = """\
 Layer probe: held-out separation of the two sets of stage 1 at each layer, and the layer that refine.layer: auto would
@@ -27,7 +30,8 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("model", metavar="MODEL", help=HELP)
     parser.add_argument("--refined", metavar="MODEL", help="a model trained from MODEL, to compare with it")
     add_prompts(parser, PAIRED, split="train", count=None)
-    parser.add_argument("--pooling", choices=("last", "mean"), default="last", help="of tokens (default: last)")
+    help_pooling = "of tokens (default: refine.pooling of the run, else last)"
+    parser.add_argument("--pooling", choices=("last", "mean"), help=help_pooling)
     add_template(parser)
     add_out(parser, "layers.json of each model")
     return parser.parse_args(arguments)
@@ -46,11 +50,12 @@ def run(options: Namespace) -> None:
     for target in others:
         _check_comparable(first, target)
     tokens = [_encoded(target, prompts) for target in targets]
-    before = hidden_by_layer(first.load(), tokens[0], options.pooling)
+    pooling = options.pooling or _pooling(RunFolder(Path(options.model)))
+    before = hidden_by_layer(first.load(), tokens[0], pooling)
     figures = probe_layers(before, labels, pairs)
     _present(first, figures, choose_layer(figures, len(figures) + 1), options)
     for target, encoded in zip(others, tokens[1:], strict=True):
-        after = hidden_by_layer(target.load(), encoded, options.pooling)
+        after = hidden_by_layer(target.load(), encoded, pooling)
         figures = [
             replace(row, drift=mean_drift(*states))
             for row, *states in zip(probe_layers(after, labels, pairs), before, after, strict=True)
@@ -70,6 +75,10 @@ def _targets(options: Namespace) -> list[Target]:
     if len(refined) > 1:
         refuse("diagnose layers", f"--refined: {options.refined} is a run; name one of its models")
     return [*targets, replace(refined[0], title="refined")]
+
+
+def _pooling(run: RunFolder) -> "Pooling":
+    return load_recipe(str(run.recipe), []).refine.pooling if run.is_run else "last"
 
 
 def _check_comparable(first: Target, other: Target) -> None:
