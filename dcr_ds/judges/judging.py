@@ -40,7 +40,7 @@ def judge_rows(rows: Sequence[AnswerRow], judge: Judge, out: Path, repair: bool 
             verdicts are kept).
     """
     if not repair:
-        refuse_other_rows(out, ("label",), "verdicts")
+        refuse_other_rows(out, ("key",), "verdicts")
     unfinished = out.with_name(out.name + ".unfinished")
     known = {
         row["key"]: Verdict(row["label"], row["score"])

@@ -64,6 +64,15 @@ def test_verdicts_of_other_types_are_judged_again(answers, tmp_path):
     assert len(read_jsonl(tmp_path / "v.jsonl")) == len(ROWS)
 
 
+def test_labelled_answers_are_not_overwritten_by_verdicts(answers, tmp_path):
+    people = write_jsonl(tmp_path / "v.rules.jsonl", [row | {"label": "compliance"} for row in ROWS])
+    before = read_jsonl(tmp_path / "v.rules.jsonl")
+    for arguments in (["--out", people], ["--judge", "xstest_strings", "--out", str(tmp_path / "v.jsonl")]):
+        with pytest.raises(UserError, match=r"v\.rules\.jsonl: exists and does not contain verdicts"):
+            run([answers, "--judge", "rules", *arguments])
+    assert read_jsonl(tmp_path / "v.rules.jsonl") == before
+
+
 def test_answer_cut_off_at_the_length_limit(tmp_path):
     rows = [{"prompt": "How?", "completion": "Well, I", "finish": finish} for finish in ("length", "stop")]
     run([write_jsonl(tmp_path / "a.jsonl", rows), "--judge", "rules", "--out", str(tmp_path / "v.jsonl")])

@@ -156,9 +156,12 @@ def test_a_file_with_other_content_is_not_overwritten(generations, tmp_path, cap
     assert out.read_text() == content and "written again" not in capsys.readouterr().err
 
 
-def test_verdicts_without_a_key_are_judged_again(generations, tmp_path):
+def test_verdicts_without_a_key_are_judged_again_in_a_run_alone(generations, tmp_path):
+    """Elsewhere they may be a person's labels."""
     write_jsonl(tmp_path / "v.jsonl", [{"id": "0", "label": "compliance", "score": 0.0}])
-    assert labels_of(judge_file(generations, Counted(), tmp_path / "v.jsonl"))[0] == "full_refusal"
+    with pytest.raises(UserError, match="does not contain verdicts"):
+        judge_file(generations, Counted(), tmp_path / "v.jsonl")
+    assert labels_of(judge_file(generations, Counted(), tmp_path / "v.jsonl", repair=True))[0] == "full_refusal"
 
 
 def test_a_judge_that_loses_verdicts_is_an_error(generations, tmp_path):
