@@ -146,7 +146,8 @@ def test_disk_full_in_an_export(finished_run, tmp_path, disk_full, capsys, large
         (["{here}"], ["{here}", "not a run folder"]),
         (["{run}", "--out", "{here}/file/report.md"], ["{here}/file", "cannot be written"]),
         (["{run}", "--out", "{here}"], ["--out: {here} is a folder; name a file"]),
-        (["{run}", "--out", "{run}/recipe.yaml"], ["{run}/recipe.yaml", "must name the Markdown file"]),
+        (["{run}", "--out", "{run}/recipe.yaml"], ["{run}/recipe.yaml", "holds something else"]),
+        (["{run}", "--out", "{here}/report.yaml"], ["{here}/report.yaml", "must name the Markdown file"]),
     ],
 )
 def test_report_that_cannot_be_written(finished_run, tmp_path, capsys, arguments, expected):
