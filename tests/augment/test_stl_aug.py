@@ -178,9 +178,9 @@ def test_stock_refusals_are_refusals_and_depend_on_prompt_and_seed():
 def test_bad_input_is_refused_and_nothing_is_written(recipe, answers, tmp_path, capsys):
     out = tmp_path / "out"
 
-    def error(*words: object) -> str:
+    def error(*words: object, folder: Path = out) -> str:
         capsys.readouterr()
-        assert command(recipe, "--out", out, *words) == 2
+        assert command(recipe, "--out", folder, *words) == 2
         return the_error(capsys.readouterr().err)
 
     assert "align.method is dpo" in error("--align.method", "dpo")
@@ -194,4 +194,4 @@ def test_bad_input_is_refused_and_nothing_is_written(recipe, answers, tmp_path, 
     assert "not a model folder" in error("--model.source", tmp_path / "none" / "model")
     assert "no answer is left" in error()  # a random model answers nothing
     assert not out.exists()
-    assert "exists already" in error("--out", tmp_path)
+    assert "exists already" in error(folder=tmp_path)
