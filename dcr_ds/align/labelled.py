@@ -45,8 +45,9 @@ class Labelled:
     def mismatched(self, rows: Sequence[int], position: int) -> Encoded:
         """The prompt at a position in the step, with the answer before it; the first prompt gets the last answer.
 
-        Where a step has a sample twice, as at the border of two epochs, it is the nearest answer of another sample. As
-        in TRL, it is cut to `limit` tokens; at least one token of the answer is left.
+        A prompt never gets its own answer: where one epoch ends within a step, the step may have a sample twice, and
+        the answer is that of the nearest other sample. As in TRL, prompt and answer are cut to `limit` tokens; at least
+        one token of the answer is left.
         """
         own, before = rows[position], [*rows[:position][::-1], *rows[:position:-1]]
         prompt, answer = self.samples[own], self.samples[next((row for row in before if row != own), own)]

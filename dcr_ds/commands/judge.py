@@ -91,9 +91,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         refuse("judge", "--compare: needs two or more files of labels")
     if options.compare and (repeated := [name for name in options.compare if options.compare.count(name) > 1]):
         refuse("judge", f"--compare: {repeated[0]} is named twice; name another file of labels")
-    marks = {options.out: HEADING, options.out.with_suffix(".json"): FIGURE} if options.compare else {options.out: ""}
-    for out, mark in marks.items():
+    marks = {options.out: HEADING, options.out.with_suffix(".json"): FIGURE} if options.compare else {}
+    for out in (options.out, *marks):
         refuse_overwriting("judge", out, map(Path, (options.file, *(options.compare or []))))
+    for out, mark in marks.items():
         refuse_other_file("judge", out, mark)
     return options
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter_model.safetensors"
 ROOT = "base_model.model."  # what peft puts before a module's name
-# options of an adapter: on fused experts, …
+# options of an adapter whose merge peft computes on the whole model: on fused experts, DoRA, …
 NOT_BY_WEIGHT = ("target_parameters", "use_dora", "layer_replication", "lora_bias", "alora_invocation_tokens")
 PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others, such as PiSSA's, change the base's weights
 UNKNOWN_STARTS = ("_niter_", "lora_ga")  # in its name: by a random decomposition (PiSSA), or by gradients
