@@ -1,7 +1,6 @@
 """`dcr-ds train`, the same as train.py: run the stages of a recipe."""
 
 import sys
-from collections import Counter
 
 from dcr_ds.commands.field_help import overview, topic_help
 from dcr_ds.commands.parser import show
@@ -41,19 +40,13 @@ def run(arguments: list[str]) -> int:
         return 0
     parsed = parse_train(arguments)
     recipe = parsed.load()
-    _note_repeated(parsed.overrides)
+    for note in parsed.notes() if is_main_process() else []:
+        print(note, file=sys.stderr)
     from dcr_ds.run.pipeline import run as run_pipeline
 
     with write_errors_as_user_errors(recipe.folder):
         run_pipeline(recipe, redo=parsed.redo, dry_run=parsed.dry_run)
     return 0
-
-
-def _note_repeated(overrides: list[tuple[str, str]]) -> None:
-    """Say which fields are given twice. It is no error, as scripts set fields after those of their user."""
-    last, counts = dict(overrides), Counter(name for name, _ in overrides)
-    for name in (name for name, count in counts.items() if count > 1 and is_main_process()):
-        print(f"WARNING: --{name} is given {counts[name]} times; the last one counts: {last[name]}", file=sys.stderr)
 
 
 def _help(following: list[str]) -> str:

@@ -1,10 +1,12 @@
 """The arguments of a run: a recipe, fields set by their dotted names, and what to do with it."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import STAGES, Recipe, load_recipe
+from dcr_ds.recipe.reading import kept_fields
 
 DEFAULT_RECIPE = "recipes/smollm2-135m.yaml"
 
@@ -19,6 +21,16 @@ class TrainArguments(NamedTuple):
 
     def load(self) -> Recipe:
         return load_recipe(self.recipe, self.overrides)
+
+    def notes(self) -> list[str]:
+        """Warnings about fields that are given twice, or kept for another data set."""
+        last, counts = dict(self.overrides), Counter(name for name, _ in self.overrides)
+        repeated = [
+            f"WARNING: --{name} is given {count} times; the last one counts: {last[name]}"
+            for name, count in counts.items()  # no error, as scripts set fields after those of their user
+            if count > 1
+        ]
+        return repeated + kept_fields(self.recipe, self.overrides)
 
 
 def parse_train(arguments: Sequence[str]) -> TrainArguments:

@@ -1,5 +1,6 @@
 """Read recipe files, merge them, override fields from the command line, and write them."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ from pydantic import ValidationError
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
-from dcr_ds.recipe.annotations import inside, is_section, may_be_none, wants_text
+from dcr_ds.recipe.annotations import branches, inside, is_section, may_be_none, wants_text
+from dcr_ds.recipe.describe import DATA_SET, field_rows
+from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.shipped import shipped_file, shipped_files
-from dcr_ds.recipe.urls import expand_variables, masked
+from dcr_ds.recipe.urls import expand_variables, mask_secrets, masked
 from dcr_ds.recipe.yaml_files import read_yaml
 
 MAX_EXTENDS = 20  # recipes that extend each other
+FIELDS = DataSource.model_fields
 
 
 def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None) -> Recipe:
@@ -29,15 +33,16 @@ def load_recipe(path: str | None, overrides: list[tuple[str, str]] | None = None
     Raises:
         UserError: naming the field, where it was set (file and line, or command line) and what to do.
     """
-    values, origins = _read_yaml(path) if path else ({}, {})
-    for name, text in overrides or []:
-        refuse_unknown(name, f"--{name}")
-        put_field(values, name.split("."), _parse(name, text))
-        origins[name] = "the command line"
+    values, origins, _ = _read(path, overrides or [])
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, origins)) from None
+
+
+def kept_fields(path: str, overrides: list[tuple[str, str]]) -> list[str]:
+    """Warnings about data sets with another source that keep fields, such as `columns`, of the one before."""
+    return _read(path, overrides)[2]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -66,8 +71,19 @@ def find_file(name: str) -> Path | None:
     return path if path.is_file() else shipped_file(name)
 
 
-def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
-    """The mapping in a YAML file, and the origin (file and line) of each of its dotted names.
+def _read(path: str | None, overrides: list[tuple[str, str]]) -> tuple[dict, dict[str, str], list[str]]:
+    """The values of a recipe file with overrides; see `_read_yaml`."""
+    values, origins, notes = _read_yaml(path) if path else ({}, {}, [])
+    before = deepcopy(values)
+    for name, text in overrides:
+        refuse_unknown(name, f"--{name}")
+        put_field(values, name.split("."), _parse(name, text))
+        origins[name] = "the command line"
+    return values, origins, notes + _kept_fields(before, values, str(path))
+
+
+def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str], list[str]]:
+    """The mapping in a YAML file, the origin (file and line) of each of its dotted names, and `kept_fields`.
 
     `extends` names another recipe to start from: relative to the file's folder, else one that comes with the project.
     """
@@ -87,10 +103,11 @@ def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[st
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     values, node = read_yaml(text, path, Recipe)
     if values is None or node is None:
-        return {}, {}
+        return {}, {}, []
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe must be a mapping of fields, this is a {type(values).__name__}")
     origins: dict[str, str] = {}
+    notes: list[str] = []
     _add_origins(node, path, "", origins)
     if "extends" in values:
         base = values.pop("extends")
@@ -98,25 +115,61 @@ def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[st
             raise UserError(f"{path}: extends: must name another recipe, got {str(base)[:80]!r}")
         neighbour = file.parent / expand_user(expand_variables(base, f"{path}: extends"))
         base_path = base if not neighbour.exists() and shipped_file(base) else str(neighbour)
-        base_values, base_origins = _read_yaml(base_path, (*parents, file.resolve()))
+        base_values, base_origins, notes = _read_yaml(base_path, (*parents, file.resolve()))
         values, origins = _merge(base_values, values), base_origins | origins
-    return values, origins
+        notes = notes + _kept_fields(base_values, values, base_path)
+    return values, origins, notes
 
 
 def _merge(base: dict, over: dict, annotation: Any = Recipe) -> dict:
-    """`base` with the values of `over`, recursively.
+    """`base` with the values of `over`, recursively; an empty mapping that is no section, such as columns, clears it.
 
-    A data set that `base` gives as a plain source keeps it where `over` sets other fields of it.
+    A plain source is the `source` of a data set, whose other fields stay.
     """
     merged = dict(base)
     for key, value in over.items():
         kept, kind = merged.get(key), inside(annotation, key)
-        if isinstance(kept, str) and isinstance(value, dict) and is_section(kind):
-            kept = {"source": kept}
-        if isinstance(kept, dict) and isinstance(value, dict):
+        if _is_data_set(kind) and kept is not None:
+            kept, value = _with_fields(kept), _with_fields(value)
+        if isinstance(kept, dict) and isinstance(value, dict) and (value or is_section(kind)):
             value = _merge(kept, value, kind)
         merged[key] = value
     return merged
+
+
+def _is_data_set(annotation: Any) -> bool:
+    return branches(annotation) == [DataSource]
+
+
+def _with_fields(value: Any) -> Any:
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _kept_fields(base: dict, values: dict, name: str) -> list[str]:
+    """A warning per data set of `values` that has another source than in `base`, and fields from there.
+
+    Args:
+        name: of the recipe that `base` is of.
+    """
+    notes = []
+    for field in (row.name for row in field_rows() if row.type == DATA_SET):
+        before, now = _with_fields(_field(base, field)), _field(values, field)
+        if not isinstance(before, dict) or not isinstance(now, dict) or before.get("source") == now.get("source"):
+            continue
+        changed = {key for key, value in before.items() if key in FIELDS and value != FIELDS[key].default} - {"source"}
+        if kept := [key for key in FIELDS if key in changed and now.get(key) == before[key]]:
+            source = mask_secrets(str(now["source"]))
+            notes.append(
+                f"WARNING: {field}: {source} is read with {', '.join(kept)} of {name}; set them, too, if they do not "
+                "fit it"
+            )
+    return notes
+
+
+def _field(values: Any, name: str) -> Any:
+    for key in name.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
 
 
 def _add_origins(node: yaml.Node, path: str, prefix: str, origins: dict[str, str]) -> None:
@@ -144,13 +197,14 @@ def _parse(name: str, text: str) -> Any:
 
 
 def put_field(values: dict, keys: list[str], value: Any) -> None:
-    """Set a nested value. A data set given as a plain source becomes a mapping when one of its fields is set.
+    """Set a nested value. A plain source is the `source` of a data set; a mapping of a section sets its own fields.
 
     Raises:
         UserError: it is a field of a DeepSpeed configuration that is a file.
     """
+    kind: Any = Recipe
     for key in keys[:-1]:
-        inner = values.get(key)
+        inner, kind = values.get(key), inside(kind, key)
         if key == "deepspeed" and isinstance(inner, str):
             raise UserError(
                 f"--{'.'.join(keys)}: deepspeed is the file {inner}; name another file, or give a whole mapping, as "
@@ -160,7 +214,7 @@ def put_field(values: dict, keys: list[str], value: Any) -> None:
             inner = {"source": inner} if isinstance(inner, str) else {}
         values[key] = inner
         values = inner
-    old = values.get(keys[-1])
-    if isinstance(old, dict) and isinstance(value, str) and "source" in old:
-        value = {**old, "source": value}
+    old, kind = values.get(keys[-1]), inside(kind, keys[-1])
+    if isinstance(old, dict) and (isinstance(value, str) if _is_data_set(kind) else is_section(kind)):
+        value = _merge({keys[-1]: old}, {keys[-1]: value}, dict[str, kind])[keys[-1]]
     values[keys[-1]] = value

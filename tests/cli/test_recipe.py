@@ -11,6 +11,7 @@ from dcr_ds.engine.config import read_config, resolve_config
 from dcr_ds.engine.zero3 import resolve_partition
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe, dump_recipe, field_rows, json_schema, load_recipe, section_rows
+from dcr_ds.recipe.reading import kept_fields
 from dcr_ds.recipe.unused import unused_fields
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -84,6 +85,38 @@ def test_command_line_wins_over_the_file_and_the_last_over_the_first(written):
 def test_data_source_override_keeps_the_other_fields_of_the_file(written):
     path = written("data: {toxic: {source: a.csv, rows: 3}}\n")
     assert load_recipe(path, [("data.toxic", "b.csv")]).data.toxic == DataSource(source="b.csv", rows=3)
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "a field"])
+@pytest.mark.parametrize("from_file", [True, False], ids=["in a recipe", "on the command line"])
+def test_another_source_keeps_the_columns_and_says_so(written, tmp_path, plain, from_file):
+    """A plain source in a recipe dropped `where` and `columns` of the one before; on the command line it kept them."""
+    (tmp_path / "base.yaml").write_text("data: {toxic: {source: a.csv, columns: {prompt: goal}, skip: 0}}\n")
+    source = "b.csv" if plain else "{source: b.csv}"
+    path = written(f"extends: base.yaml\ndata: {{toxic: {source}}}\n" if from_file else "extends: base.yaml")
+    overrides = [] if from_file else [("data.toxic" if plain else "data.toxic.source", "b.csv")]
+    assert load_recipe(path, overrides).data.toxic == DataSource(source="b.csv", columns={"prompt": "goal"})
+    (note,) = kept_fields(path, overrides)
+    assert "data.toxic: b.csv is read with columns of " in note
+
+
+def test_an_empty_mapping_removes_the_columns_of_the_recipe_that_it_extends(written, tmp_path):
+    (tmp_path / "base.yaml").write_text("data: {toxic: {source: a.csv, columns: {prompt: goal}}}\n")
+    path = written("extends: base.yaml\ndata: {toxic: {source: b.csv, columns: {}}}\n")
+    assert load_recipe(path).data.toxic == DataSource(source="b.csv")
+    assert not kept_fields(path, [])
+
+
+def test_a_field_before_the_source_on_the_command_line_is_kept(written):
+    """`--data.preferences.rows 5000 --data.preferences FILE`, as docs/preferences.md writes it, read all rows."""
+    recipe = load_recipe(written(""), [("data.toxic.rows", "3"), ("data.toxic", "b.csv")])
+    assert recipe.data.toxic == DataSource(source="b.csv", rows=3)
+
+
+def test_a_section_on_the_command_line_keeps_its_other_fields(written):
+    """As in a recipe; they became the defaults."""
+    recipe = load_recipe(written("refine: {layer: 3, margin: 0.2}\n"), [("refine", "{layer: 4}")])
+    assert (recipe.refine.layer, recipe.refine.margin) == (4, 0.2)
 
 
 def test_data_set_field_override_keeps_the_source_of_the_file(written):
