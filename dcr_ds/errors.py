@@ -1,9 +1,11 @@
 """The ways in which a run ends that are not errors of the program, and their exit codes."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on a signal after saving; SLURM requeues the job
@@ -11,6 +13,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on a signal after saving; SLURM requeu
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path leads through a file, or is a folder
 CANNOT_WRITE |= {errno.ENAMETOOLONG}
+DAMAGED = {errno.EIO, errno.ESTALE}  # the disk or the network file system, in reading or writing
 # From the messages of torch and safetensors when a write fails; neither raises OSError.
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
 
@@ -54,17 +57,42 @@ def one_line(error: Exception) -> str:
 
 @contextmanager
 def write_errors_as_user_errors(place: Path) -> Iterator[None]:
-    """Turn "disk full" and "permission denied" into a UserError that names the file, or `place` where it is unknown."""
+    """Turn "disk full", "permission denied" and the like into a UserError that says what failed, and with which file.
+
+    Args:
+        place: named where the file is unknown.
+    """
     try:
         yield
     except RunEnded:
         raise
     except Exception as error:
-        is_write_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE
-        if not is_write_error and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
+        is_file_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE | DAMAGED
+        if not is_file_error and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
             raise
         # of a copy or a rename, filename is the source, and filename2 the file that is written
         names = (getattr(error, name, None) for name in ("filename2", "filename"))
         file = next((name for name in names if name), place)
         reason = getattr(error, "strerror", None) or str(error)[:200]
-        raise UserError(f"{file}: cannot be written ({reason}); free some space, or write elsewhere") from error
+        raise UserError(f"{file}: {_failed(error, file).format(reason=f'({reason})')}") from error
+
+
+def _failed(error: Exception, file: object) -> str:
+    """What failed, with a place for the reason, and what to do."""
+    number, is_path = getattr(error, "errno", None), isinstance(file, str | os.PathLike)
+    if number in DAMAGED:
+        return "cannot be read or written {reason}; check the disk or the network file system"
+    if number == errno.EISDIR and not getattr(error, "filename2", None):
+        return "cannot be read or written {reason}; move the folder away, or name another file"
+    if number in (errno.EACCES, errno.EPERM) and is_path and not _may_be_opened(file):
+        return "cannot be read {reason}; change its permissions, or those of its folder"
+    return "cannot be written {reason}; free some space, or write elsewhere"
+
+
+def _may_be_opened(file: Any) -> bool:
+    """Whether a path can be read, or does not exist; a file is written under another name, and then renamed."""
+    try:
+        os.close(os.open(file, os.O_RDONLY | os.O_NONBLOCK))
+    except OSError as error:
+        return not isinstance(error, PermissionError)
+    return True

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,29 @@ def test_a_full_disk_is_reported_with_the_file(tmp_path):
             write_atomically(tmp_path / "big.txt", "x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_an_error_of_a_read_does_not_say_that_something_cannot_be_written(tmp_path):
+    memory, damaged = Path("/proc/self/mem"), "^/proc/self/mem: cannot be read or written .*Input/output error"
+    with pytest.raises(UserError, match=damaged), write_errors_as_user_errors(memory):
+        memory.read_bytes()
+    folder = rf"^{tmp_path}: cannot be read or written .*move the folder away"
+    with pytest.raises(UserError, match=folder), write_errors_as_user_errors(tmp_path):
+        tmp_path.read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the user who may read everything becomes another one")
+def test_a_file_that_may_not_be_read_is_not_said_to_be_unwritable():
+    with tempfile.TemporaryDirectory() as name:  # the folders of pytest are private
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "secret").write_text("a")
+        (folder / "secret").chmod(0)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(UserError, match="secret: cannot be read"), write_errors_as_user_errors(folder):
+                (folder / "secret").read_text()
+            with pytest.raises(UserError, match="new.partial: cannot be written"), write_errors_as_user_errors(folder):
+                write_atomically(folder / "new", "a")
+        finally:
+            os.seteuid(0)
