@@ -1,4 +1,4 @@
-"""Locks between processes of one or more hosts: one process at a time writes to a run folder or fills a cache.
+"""Locks between processes of one or more hosts: one process at a time writes to a run folder or file, or fills a cache.
 
 A lock is flock(2) on a file, which the kernel releases however its process ends. Some file systems do not support it
 (Lustre without the mount option flock) or lock per host only (localflock). So the holder also owns `<file>.owner`,
@@ -25,9 +25,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcr_ds.errors import UserError
 from dcr_ds.files import read_json
 
 SILENT_SECONDS = 60.0  # after so long without a sign of life an owner is gone
+WRITER_SECONDS = SILENT_SECONDS  # after which a command gives up, as a writer that is gone is found out by then
 HEARTBEAT_SECONDS = 5.0
 POLL_SECONDS = 0.5
 SETTLE_SECONDS = 1.0  # of two processes that take over a lock within this time, the later one has it
@@ -59,6 +61,7 @@ class Lock:
         self._path, self._owner = path, path.with_name(f"{path.name}.owner")
         self._token = secrets.token_hex(8)
         self._descriptor: int | None = None
+        self._is_announced = False
         self._released = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="lock", daemon=True)
 
@@ -96,8 +99,10 @@ class Lock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except (BlockingIOError, PermissionError):  # the latter on some network file systems
+                owner = read_json(self._owner)
                 if time.monotonic() > deadline:
-                    raise self._held_by(read_json(self._owner)) from None
+                    raise self._held_by(owner) from None
+                self._announce(owner)
             except OSError as error:
                 if error.errno not in NO_FLOCK:
                     raise
@@ -108,7 +113,6 @@ class Lock:
         """Create the owner's file, or take it over from an owner that is gone."""
         start = polled = changed = time.monotonic()
         state = self._state()
-        is_announced = False
         while not self._create():
             before, state = state, self._state()
             now = time.monotonic()
@@ -122,9 +126,8 @@ class Lock:
                     return
             elif now - start > timeout:
                 raise self._held_by(owner)
-            elif not is_announced:
-                print(f"waiting for {_describe(owner)} ({self._owner})", file=sys.stderr, flush=True)
-                is_announced = True
+            else:
+                self._announce(owner)
             time.sleep(POLL_SECONDS)
 
     def _create(self) -> bool:
@@ -176,6 +179,11 @@ class Lock:
                     os._exit(1)
                 os.utime(self._owner)
 
+    def _announce(self, owner: Any) -> None:
+        if not self._is_announced:
+            print(f"waiting for {_describe(owner)} ({self._owner})", file=sys.stderr, flush=True)
+        self._is_announced = True
+
     def _held_by(self, owner: Any) -> LockHeld:
         return LockHeld(f"{_describe(owner)} ({self._owner})")
 
@@ -190,6 +198,36 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock while entered; wait for it as long as another process has it and lives."""
     lock = Lock(path)
     lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def lock_of(output: Path) -> Path:
+    """The lock of a file or folder that a command writes, next to it; its folder is made."""
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return output.with_name(f".{output.name}.lock")
+
+
+@contextmanager
+def sole_writer(file: Path) -> Iterator[None]:
+    """Hold the lock of an output file while entered.
+
+    Raises:
+        UserError: another process keeps it.
+    """
+    lock = Lock(lock_of(file))
+    try:
+        lock.acquire(WRITER_SECONDS)
+    except LockHeld as held:
+        raise UserError(
+            f"{file}: another command is writing to this file: {held}; wait for it, stop it, or use another --out"
+        ) from None
+    except OSError as error:
+        error.filename = str(file)  # not the lock's
+        raise
     try:
         yield
     finally:

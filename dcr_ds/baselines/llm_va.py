@@ -15,7 +15,8 @@ Changed are the modules with the highest
 where v* are the vectors of the last block's output and the accuracies are those on validation prompts. All of it is
 repeated with the changed model, and the repetition with the best F1 on validation prompts is kept (benign prompts are
 to be answered, harmful ones not). As in the authors' code (github.com/HotBento/LLM-VA), except that a prompt counts as
-refused if its greedy answer opens with a refusal, where the authors let a guard model judge whole answers.
+refused if its greedy answer opens with a refusal, where the authors let a guard model judge whole answers, and for
+what docs/baselines.md lists: prompts, iterations, solver and number of weights.
 
 Legend: n prompts, D width.
 """

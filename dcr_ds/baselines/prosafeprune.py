@@ -6,8 +6,9 @@ harmless, harmful and pseudo-harmful prompts, each output a mean over the tokens
     W ← W − λ (I − Π_s) Π_u Π_p W
 
 The change has rank r at most. Biases stay. The formula, the pooling and the score of layers (silhouette of the three
-sets) are those of the authors' toolkit (github.com/SparkShieldLab/OverRefusalToolkit); it leaves layers, rank and λ to
-the user, and the defaults for rank, λ and modules are those of its example.
+sets) are those of the authors' toolkit (github.com/SparkShieldLab/OverRefusalToolkit), which takes the mean score of
+all modules of a layer, not only of those that are changed. It leaves layers, rank and λ to the user, and the defaults
+for rank, λ and modules are those of its example.
 
 Legend: n prompts, D outputs, r rank.
 """

@@ -18,6 +18,7 @@ from dcr_ds.commands.parser import (
 from dcr_ds.evaluate.quality import compare, read_pairs, summarise
 from dcr_ds.files import write_json
 from dcr_ds.judges.rows import COLUMNS
+from dcr_ds.locks import sole_writer
 
 DESCRIPTION = """\
 Ask an LLM judge which of two models answers each prompt better. Each pair is judged in both orders; a preference that
@@ -38,9 +39,10 @@ def run(arguments: list[str]) -> int:
     options = _parse(arguments)
     columns = checked_mapping("compare-quality", options.columns, COLUMNS)
     pairs = read_pairs(options.a, options.b, columns)
-    rows = compare(pairs, endpoint_of(options.judge_url, options.model, options), options.out)
-    summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
-    write_json(options.out.with_suffix(".json"), summary)
+    with sole_writer(options.out):
+        rows = compare(pairs, endpoint_of(options.judge_url, options.model, options), options.out)
+        summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
+        write_json(options.out.with_suffix(".json"), summary)
     print(json.dumps(summary, indent=2, ensure_ascii=False))
     return 0
 

@@ -24,6 +24,7 @@ from dcr_ds.judges.agreement import Labels, as_json, as_markdown
 from dcr_ds.judges.judging import judge_rows
 from dcr_ds.judges.rows import COLUMNS, AnswerRow, read_answers, read_labels
 from dcr_ds.label_agreement import judged_matter
+from dcr_ds.locks import sole_writer
 from dcr_ds.recipe import AnyJudge, read_yaml
 from dcr_ds.recipe.evaluation import PlainJudge
 
@@ -121,7 +122,8 @@ def _judge(rows: list[AnswerRow], judges: list[Judge], out: Path) -> None:
         refuse("judge", "--judge: two judges have the same name and would write the same file")
     for judge in judges:
         file = out if len(judges) == 1 else out.with_name(f"{out.stem}.{judge.name}{out.suffix}")
-        counts = Counter(verdict["label"] for verdict in judge_rows(rows, judge, file))
+        with sole_writer(file):
+            counts = Counter(verdict["label"] for verdict in judge_rows(rows, judge, file))
         summary = ", ".join(f"{count} {label}" for label, count in counts.most_common())
         print(f"{judge.name}: {len(rows)} answers: {summary}. {file}")
         if set(counts) == {"unparsed"}:
@@ -146,7 +148,8 @@ def _compare(rows: list[AnswerRow], files: list[str], id_column: str, out: Path)
         if not first.by_id.keys() & second.by_id.keys():
             raise UserError(f"{first.name} and {second.name}: no answer has a label in both; nothing can be compared")
     sections = [as_markdown(*pair, answers) for pair in pairs]
-    write_atomically(out, "\n\n".join([f"# {HEADING}", *sections]) + "\n")
     json_file = out.with_suffix(".json")
-    write_json(json_file, [as_json(*pair, answers) for pair in pairs])
+    with sole_writer(out):
+        write_atomically(out, "\n\n".join([f"# {HEADING}", *sections]) + "\n")
+        write_json(json_file, [as_json(*pair, answers) for pair in pairs])
     print(f"Agreement: {out} and {json_file}")

@@ -32,15 +32,23 @@ def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
     with Watchdog(hang_minutes) as watchdog, raise_on_stop_signal(), joined() as ranks, ExitStack() as locks:
         watchdog.join(ranks)
         for folder in sorted(set(folders)):  # in one order, so that two runs never wait for each other
-            locks.enter_context(_lock(folder, ranks))
+            locks.enter_context(held_on_main(folder, RunFolder(folder).lock, ranks))
             _check_shared(folder, ranks)
         yield ranks
         barrier(ranks)
 
 
 @contextmanager
-def _lock(folder: Path, ranks: Ranks) -> Iterator[None]:
-    lock = Lock(RunFolder(folder).lock)
+def held_on_main(folder: Path, file: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold the lock of a folder while entered. All ranks; rank 0 holds it.
+
+    Args:
+        file: of the lock.
+
+    Raises:
+        UserError: another run keeps it.
+    """
+    lock = Lock(file)
 
     def acquire() -> None:
         try:

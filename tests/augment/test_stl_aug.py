@@ -19,9 +19,11 @@ from dcr_ds.evaluate.generate import Decoding
 from dcr_ds.evaluate.model import EvaluatedModel
 from dcr_ds.files import read_jsonl
 from dcr_ds.judges import Answer, load_judge, verdicts
+from dcr_ds.locks import lock_of, locked
 from dcr_ds.recipe import load_recipe
 from dcr_ds.recipe.layout import ModelFolder, RunFolder
 from dcr_ds.refine.prompts import encode_refine_prompts
+from dcr_ds.run import opening
 
 ONE_RANK = Ranks(0, 1, 0, torch.device("cpu"))
 TOKENS = 8
@@ -140,6 +142,15 @@ def test_an_interrupted_call_continues_with_the_answers_that_it_had(recipe, tmp_
         "answers.jsonl", "general.jsonl", "recipe.yaml", "refusals.jsonl",
     ]  # fmt: skip
     assert not file.parent.exists()
+
+
+def test_a_second_command_that_writes_the_same_folder_is_refused(recipe, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(opening, "LOCK_SECONDS", 0.1)
+    with locked(lock_of(out)):
+        assert command(recipe, "--out", out) == 2
+    assert the_error(capsys.readouterr().err).startswith(f"{out}: another run is writing to this folder: process ")
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_an_answer_that_is_cut_off_ends_with_a_whole_sentence():

@@ -8,9 +8,10 @@ from dcr_ds.commands.parser import command_parser, output_path, positive_int, re
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.errors import write_errors_as_user_errors
+from dcr_ds.locks import lock_of
 from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.arguments import parse_train
-from dcr_ds.run.opening import open_run
+from dcr_ds.run.opening import held_on_main, open_run
 
 USAGE = "[RECIPE] --out FOLDER [options] [--FIELD VALUE …]"
 MAX_NEW_TOKENS = 128
@@ -77,7 +78,7 @@ def _rationale_only(recipe: Recipe, options: argparse.Namespace) -> list[str]:
 
 def _stl_aug(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     process.set_environment()  # before torch is imported, as below
-    from dcr_ds.augment.folder import unfinished_folder
+    from dcr_ds.augment.folder import check_output, unfinished_folder
     from dcr_ds.augment.stl_aug import NAME, Options, read_data, write_stl_aug
     from dcr_ds.engine.machine import Machine
     from dcr_ds.engine.resolve import resolve
@@ -88,7 +89,8 @@ def _stl_aug(recipe: Recipe, options: argparse.Namespace) -> list[str]:
     from dcr_ds.recipe.layout import ModelFolder
 
     data, source = read_data(recipe, options.out), checked_source(recipe.model)
-    with open_run([], recipe.watchdog.hang_minutes) as ranks:
+    with open_run([], recipe.watchdog.hang_minutes) as ranks, held_on_main(options.out, lock_of(options.out), ranks):
+        process.decide_on_main(lambda: check_output(options.out), ranks)  # it may have waited for another command
         check_same(data.hashes, ranks)
         resolved, _ = process.decide_on_main(
             lambda: resolve(recipe, model_config(source), Machine.detect(ranks)), ranks

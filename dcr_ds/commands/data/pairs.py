@@ -16,6 +16,7 @@ from dcr_ds.commands.parser import (
     show,
 )
 from dcr_ds.errors import write_errors_as_user_errors
+from dcr_ds.locks import sole_writer
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import DataSource
 
@@ -100,7 +101,8 @@ def _make(options: Namespace) -> None:
     if earlier := sum(bool(row.context) for row in prompts.rows):
         show(f"{options.prompts}: {earlier} prompts left out: they have earlier turns, and a twin has none")
     rows = [row for row in prompts.rows if not row.context]
-    pairs = make_pairs(rows, endpoint, guard, options.out)
+    with sole_writer(options.out):
+        pairs = make_pairs(rows, endpoint, guard, options.out)
     spent = "; ".join(str(part.spent) for part in (endpoint, guard) if part)
     show(f"{summary(pairs)} ({spent})\n{options.out}: pairs that pass\n{review_file(options.out)}: for the review")
 

@@ -1,0 +1,34 @@
+"""Two commands that write one file: the second ends with a message and exit code 2, and the file is left alone."""
+
+import pytest
+from small_runs import the_error
+
+from dcr_ds import locks
+from dcr_ds.cli import main
+from dcr_ds.files import write_jsonl
+
+COMMANDS = {
+    "judge": "judge {folder}/a.jsonl --judge rules --out {out}",
+    "compared labels": "judge {folder}/a.jsonl --compare {folder}/labels.jsonl {folder}/others.jsonl --out {out}",
+    "compare-quality": "compare-quality {folder}/a.jsonl {folder}/b.jsonl --out {out} --judge-url http://localhost:1/v1 "
+    "--model m",
+    "data pairs": "data pairs {folder}/a.jsonl --endpoint http://localhost:1/v1#m --out {out}",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_second_command_that_writes_the_same_file_is_refused(command, tmp_path, capsys, monkeypatch):
+    answers = [{"id": "1", "prompt": "Why?", "completion": "Because.", "label": "compliance"}]
+    for name in ("a", "b", "labels", "others"):
+        write_jsonl(tmp_path / f"{name}.jsonl", answers)
+    out = tmp_path / "out.jsonl"
+    monkeypatch.setattr(locks, "WRITER_SECONDS", 0.1)
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
+    with locks.sole_writer(out):
+        assert main(COMMANDS[command].format(folder=tmp_path, out=out).split()) == 2
+    error = capsys.readouterr().err
+    assert the_error(error).startswith(f"{out}: another command is writing to this file: process ")
+    assert "waiting for process " in error
+    assert not out.exists()
+    with locks.sole_writer(out):  # the lock is free again
+        pass
