@@ -10,7 +10,7 @@ from dcr_ds.files import write_jsonl
 COMMANDS = {
     "judge": "judge {folder}/a.jsonl --judge rules --out {out}",
     "compared labels": "judge {folder}/a.jsonl --compare {folder}/labels.jsonl {folder}/others.jsonl --out {out}",
-    "compare-quality": "compare-quality {folder}/a.jsonl {folder}/b.jsonl --out {out} --judge-url http://localhost:1/v1 "
+    "compare-quality": "compare-quality {folder}/a.jsonl {folder}/b.jsonl --out {out} --judge-url http://127.0.0.1/v1 "
     "--model m",
     "data pairs": "data pairs {folder}/a.jsonl --endpoint http://localhost:1/v1#m --out {out}",
 }
