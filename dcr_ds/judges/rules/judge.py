@@ -23,6 +23,7 @@ from dcr_ds.judges.labels import label_answers, labelled
 from dcr_ds.judges.rules.degenerate import why_degenerate
 from dcr_ds.judges.rules.features import features
 from dcr_ds.judges.rules.languages import declines, other_language
+from dcr_ds.judges.rules.wording import without_styles
 
 RELEASE = "4"  # raised when the judge is frozen again; part of the key of each verdict
 CODE = (
@@ -58,6 +59,7 @@ class RulesJudge:
         yield from enumerate(map(self._label, answers))
 
     def _label(self, answer: Answer) -> Verdict:
+        answer = answer._replace(completion=without_styles(answer.completion))
         if why_degenerate(answer):
             return Verdict("degenerate", None)
         if language := other_language(answer.completion):  # one that the prompt asks for

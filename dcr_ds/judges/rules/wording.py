@@ -9,7 +9,7 @@ SEEN_CHARACTERS = 6000  # of an answer or a prompt; enough to judge it, and boun
 OPENING_SENTENCES = 2
 _APOSTROPHES = "\u2018\u2019\u201a\u201b\u02b9\u02bb\u02bc\u02bd\u2032\u2035\u00b4\u055a\ua78c\uff07"
 _QUOTES = "\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033\uff02"
-_INVISIBLE = "\u00ad\u200b\u200c\u200d\u2060\ufeff"
+_INVISIBLE = "\u00ad\u034f\u180e\u200b\u200c\u200d\u2060\u2061\u2062\u2063\u2064\ufe0e\ufe0f\ufeff"
 _PLAIN = str.maketrans(
     dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_QUOTES, '"') | dict.fromkeys(_INVISIBLE, "") | {"\u00a0": " "}
 )
@@ -28,6 +28,12 @@ _GRAVE = re.compile(r"(?<=[a-z])(?:`|\"|'')(?=[a-z])", re.IGNORECASE)  # can`t
 _NO_APOSTROPHE = re.compile(
     r"\b(can|won|don|isn|aren|wasn|couldn|wouldn|shouldn|doesn|didn|haven|hasn|mustn) ?(?:t|' ?t)\b|\bcan 't\b|"
     r"\bi ?(m|ve) (?=not|sorry|unable|just|an?\b|only|afraid)"
+)
+_SPACED = re.compile(r"(?<!\S)(?:[a-z'\u2019,.!?] {1,4}){4,}[a-z'\u2019,.!?](?!\S)", re.IGNORECASE)  # c a n n o t
+_REFUSES = re.compile(r"sorry|cannot|can't|won't|unable|apologi[sz]e|decline|refuse", re.IGNORECASE)
+_RUN_TOGETHER = re.compile(
+    r"\bi(?:'m)?(?=(?:am|can|won|will|must|sorry|unable|decline|refuse))|(?:sorry|cannot|can't|won't)(?=\w)",
+    re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
 _MARKS = re.compile(r"[*_#`>]+")
@@ -77,6 +83,19 @@ class Wording(NamedTuple):
         return " ".join(self.sentences[OPENING_SENTENCES:])
 
 
+def without_styles(text: str) -> str:
+    """A text of full-width, bold, circled and other styled letters in plain ones; any other text as it is."""
+    seen = text[:SEEN_CHARACTERS]
+    if seen.isascii():
+        return text
+    styled = sum(character > "\u2000" and _is_letter(normalize("NFKC", character)) for character in seen)
+    return normalize("NFKC", text) if styled > sum(map(_is_letter, seen)) else text
+
+
+def _is_letter(text: str) -> bool:
+    return text.isascii() and text.isalpha()
+
+
 def wording(completion: str) -> Wording:
     """Normalise quotes and entities, remove Markdown marks and quoted speech, lower the case, split into sentences."""
     raw = _plain(completion.strip()[:SEEN_CHARACTERS])
@@ -93,7 +112,14 @@ def _plain(text: str) -> str:
     """The text in plain characters: entities, escapes, look-alike apostrophes and letters, and invisible characters."""
     text = _ESCAPED.sub("'", _MISREAD.sub("'", unescape(unescape(text))))
     text = _GRAVE.sub("'", normalize("NFKC", text.translate(_PLAIN)))
+    text = _SPACED.sub(_unspaced, text)
     return text if text.isascii() else _WORD.sub(_in_one_script, text)
+
+
+def _unspaced(spaced: re.Match) -> str:
+    """Letters with spaces between them as words, if they refuse; words may have wider gaps between them."""
+    text = " ".join("".join(word.split()) for word in spaced[0].split("  "))
+    return _RUN_TOGETHER.sub(r"\g<0> ", text) if _REFUSES.search(text) else spaced[0]
 
 
 def _in_one_script(word: re.Match) -> str:
