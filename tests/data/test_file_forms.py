@@ -1,10 +1,9 @@
-"""The same conversations in every form give the same records; docs/data.md lists them."""
+"""The same conversations in every form give the same records."""
 
 import csv
 import gzip
 import io
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +18,6 @@ ROWS = [
     {"prompt": row["prompt"], "response": row["response"]}
     for row in map(json.loads, (FOLDER / "general.jsonl").read_text(encoding="utf-8").splitlines())
 ]
-PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
 def messages_of(row, role="role", content="content", user="user", assistant="assistant"):
@@ -103,11 +101,6 @@ def test_every_form_gives_the_same_records(tmp_path, form):
         (f"rows-{number}", tuple(messages_of(row))) for number, row in enumerate(ROWS, 1)
     ]
     assert data_set.notes == []
-
-
-def test_the_guide_lists_the_forms():
-    text = " ".join(PAGE.read_text(encoding="utf-8").split())
-    assert f"{len(ROWS)} built-in general conversations" in text and f": {'; '.join(FORMS)}. " in text
 
 
 def test_txt_has_one_prompt_per_line(tmp_path):
