@@ -44,9 +44,9 @@ def run(arguments: list[str]) -> int:
         data = {"local_data": local_hash(options.tasks, options.local_data)}
         settings = [of_model | data for of_model in settings]
     measured = {one.title: _measure_once(options, one, of_model) for one, of_model in zip(asked, settings, strict=True)}
+    print(_table(measured, options.tasks), flush=True)
     if options.out:
         write_json(options.out, measured)
-    print(_table(measured, options.tasks))
     return 0
 
 

@@ -24,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dcr_ds.errors import UserError
-from dcr_ds.files import refuse_device
+from dcr_ds.files import existing_part, refuse_device
 from dcr_ds.recipe.urls import refuse_store
 
 if TYPE_CHECKING:
@@ -258,13 +258,25 @@ def checked_mapping(command: str, pairs: list[tuple[str, str]], known: tuple[str
 
 
 def output_path(text: str) -> Path:
-    """A file or folder to write on this machine."""
+    """A file or folder to write on this machine, where it can be made: found before hours of work."""
+    path = Path(text)
     try:
         refuse_store(text, "not written")
-        refuse_device(Path(text))
+        refuse_device(path)
     except UserError as error:
         raise ArgumentTypeError(str(error)) from None
-    return Path(text)
+    above = existing_part(path.parent)
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "it is not a folder" if not above.is_dir() else "permission denied"
+        raise ArgumentTypeError(f"{text}: {above}: cannot be written ({reason}); name another place")
+    return path
+
+
+def output_folder(text: str) -> Path:
+    path = output_path(text)
+    if path.is_file():
+        raise ArgumentTypeError(f"{text} is a file; name a folder")
+    return path
 
 
 def output_file(text: str) -> Path:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, json_line, read_whole_rows, refuse_other_rows, write_jsonl
 from dcr_ds.judges.answer_text import answer_text
+from dcr_ds.judges.labels import is_withheld
 from dcr_ds.judges.llm import judge_request, last_label
 from dcr_ds.judges.rows import read_answers
 from dcr_ds.models.endpoint import Endpoint
@@ -45,10 +46,11 @@ class Pair(NamedTuple):
 def read_pairs(a: Path, b: Path, columns: Mapping[str, str] | None = None) -> list[Pair]:
     """Pair the answers of two files; reasoning before an answer is left out. Prints notes on rows left out.
 
-    A row that is left out of one file is left out of the other, too.
+    A row that is left out of one file is left out of the other, too; so is a prompt to which a server withheld an
+    answer, by a content filter or a failure.
 
     Raises:
-        UserError: as read_answers; the files have different ids or prompts.
+        UserError: as read_answers; the files have different ids or prompts, or no pair is left.
     """
     files = [read_answers(str(file), columns, "compare-quality") for file in (a, b)]
     for file, answers in zip((a, b), files, strict=True):
@@ -64,9 +66,15 @@ def read_pairs(a: Path, b: Path, columns: Mapping[str, str] | None = None) -> li
     common = [key for key in ours if key in theirs]
     if key := next((key for key in common if ours[key].prompt != theirs[key].prompt), None):
         raise UserError(f"{a} and {b}: the prompt of {key!r} differs; compare two models on the same benchmark")
+    given = [key for key in common if not (is_withheld(ours[key]) or is_withheld(theirs[key]))]
+    if len(given) < len(common):
+        note = f"{a} and {b}: {len(common) - len(given)} of {len(common)} pairs left out: a server withheld an answer"
+        print(note, file=sys.stderr, flush=True)
+    if not given:
+        raise UserError(f"{a} and {b}: no prompt has an answer in both, so there is nothing to compare")
     return [
         Pair(key, ours[key].prompt, answer_text(ours[key].completion), answer_text(theirs[key].completion))
-        for key in common
+        for key in given
     ]
 
 

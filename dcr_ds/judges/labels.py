@@ -18,6 +18,11 @@ def labelled(label: str) -> Verdict:
     return Verdict(label, SCORES.get(label))
 
 
+def is_withheld(answer: Answer) -> bool:
+    """Whether there is no answer because the server did not give it."""
+    return answer.finish in WITHHELD and not answer_text(answer.completion)
+
+
 def label_answers(
     answers: Sequence[Answer], label: Callable[[list[Answer]], Generator[tuple[int, Verdict], None, None]]
 ) -> Iterator[tuple[int, Verdict]]:

@@ -12,6 +12,8 @@ from small_runs import the_error, write_rows
 from tiny import make_model, one_thread_environment
 
 from dcr_ds.cli import main
+from dcr_ds.commands.diagnose.prompts import _prompts_of
+from dcr_ds.data.records import Conversation, DataSet
 from dcr_ds.recipe.layout import RunFolder
 
 PROMPTS = {
@@ -134,6 +136,32 @@ def test_the_sets_of_a_recipe_are_checked_for_confounds(tmp_path, capsys):
     assert "characters" in out and "WARNING: the feature 'characters' alone separates" in out
     written = json.loads((tmp_path / "confounds.json").read_text())["confounds"]
     assert written[0]["feature"] == "characters" and written[0]["auc"]["value"] == 1
+
+
+def test_what_cannot_be_measured_of_the_sources_is_no_number(tmp_path, capsys):
+    sets = {name: [{"prompt": f"{name} {i}", "category": name} for i in range(20)] for name in ("paint", "wreck")}
+    safe, harm = (write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in sets.items())
+    options = ["--data.seemingly_toxic", str(safe), "--data.toxic", str(harm), "--out", str(tmp_path)]
+    assert main(["diagnose", "confounds", *options]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("other sources")]
+    assert "cannot be measured" in line and "nan" not in line
+    text = (tmp_path / "confounds.json").read_text()
+    assert "NaN" not in text and json.loads(text)["confounds"][-1]["auc"]["value"] is None
+
+
+def test_the_question_of_a_conversation_is_asked_behind_its_system_prompt():
+    system, user, answer = ({"role": role, "content": role.upper()} for role in ("system", "user", "assistant"))
+    rows = [Conversation("a", (system, user, answer, user, answer)), Conversation("b", (user, answer))]
+    read = _prompts_of(DataSet("general", "", rows, ""))
+    assert [prompt.messages for prompt in read] == [(system, user), (user,)]
+
+
+@pytest.mark.parametrize(("out", "reason"), [("file", "is a file"), ("file/below", "is not a folder")])
+def test_an_output_folder_that_cannot_be_made_is_found_before_any_work(out, reason, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["diagnose", "entk", "no-such-model", "--out", str(tmp_path / out)]) == 2
+    message = the_error(capsys.readouterr().err)
+    assert f"--out: {tmp_path / out}" in message and reason in message
 
 
 def test_layers_pools_as_the_run_does(model, finished_run, tmp_path):

@@ -105,7 +105,7 @@ def test_outputs_that_cannot_be_made_are_refused_before_work(tmp_path, capsys, m
     (tmp_path / "in" / "file").touch()
     monkeypatch.chdir(tmp_path / "in" if out != "." else tmp_path)
     assert main(["baseline", "knob", "./none", "--strength", "1", "--out", out]) == 2
-    assert the_error(capsys.readouterr().err).startswith(f"--out: {out}")
+    assert f"--out: {out}" in the_error(capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

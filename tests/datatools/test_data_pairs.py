@@ -104,6 +104,8 @@ def test_an_interrupted_command_asks_only_for_what_is_missing(prompts, tmp_path,
         assert len(server.requests) == 5
         assert make(prompts, out, server.url) == 0
         assert len(server.requests) == 5  # all replies are on disk
+        assert make(prompts, out, server.url, "--chat-template-kwargs", '{"enable_thinking": false}') == 0
+        assert len(server.requests) == 13  # in another mode the model may reply otherwise
         assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
     assert len(read_jsonl(out)) == 16
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]

@@ -226,6 +226,19 @@ def test_pairs_are_in_the_order_of_the_first_file(files):
     assert [pair.id for pair in read_pairs(*files)] == [f"p{i}" for i in range(COUNT)]
 
 
+def test_an_answer_that_the_server_withheld_is_no_loss(files, tmp_path, capsys):
+    rows = read_jsonl(files[1])
+    finishes = {"p0": "filtered", "p1": "error", "p2": "stop"}
+    write_jsonl(
+        files[1], [r | {"completion": "", "finish": finishes[r["id"]]} if r["id"] in finishes else r for r in rows]
+    )
+    assert [pair.id for pair in read_pairs(*files)] == [f"p{i}" for i in range(2, COUNT)]
+    assert "2 of 12 pairs left out: a server withheld an answer" in capsys.readouterr().err
+    write_jsonl(files[1], [row | {"completion": "", "finish": "error"} for row in rows])
+    with pytest.raises(UserError, match="nothing to compare"):
+        read_pairs(*files)
+
+
 def test_a_bad_line_is_reported_as_by_the_judge_and_left_out_of_both_files(files, tmp_path, capsys):
     from dcr_ds.judges.rows import read_answers
 

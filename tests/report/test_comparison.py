@@ -184,6 +184,17 @@ def test_agreement_of_judges(pair):
     assert re.search(r"guard +\| +– \| 100\.0% \|", text)
 
 
+def test_rates_by_judge_are_of_the_prompts_that_all_columns_have(pair):
+    for run in pair:
+        model = run / "evaluate/aligned/seeming"
+        write_benchmark(model, "comply", list("n" * 20 + "y" * 20), rules=list("n" * 20 + "y" * 20))
+    leave_out(pair[1] / "evaluate/aligned/seeming", {f"{i}" for i in range(20)})
+    comparison = compared(pair)
+    assert [rate.value for rate in comparison.benchmarks[0].rates if rate] == [1, 1]
+    text = "\n".join(map(written, agreement(comparison.columns, comparison.benchmarks)))
+    assert re.search(r"rules +\|( 100\.0% \|| – \|)+\n", text)
+
+
 def test_general_ability_is_shown_with_its_interval(pair):
     for folder, value in zip(pair, (0.25, 0.5), strict=True):
         score = {"metric": "acc_norm", "value": value, "low": value - 0.1, "high": value + 0.1, "n": 200}

@@ -190,6 +190,14 @@ def test_judgements_by_different_versions_are_reported(dcr, tmp_path):
     results = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
     assert "judged by different versions of xstest" in results
     assert "judged by different versions of xstest" in " ".join(terminal_table([dcr]).split())
+    scores = json.loads(file.read_text()) | {
+        "judge_version": "earlier",
+        "by_judge": {"other": {"judge_version": "3-x"}},
+    }
+    file.write_text(json.dumps(scores))
+    aligned = file.parents[2] / "base" / "toxic" / "scores.json"
+    aligned.write_text(json.dumps(json.loads(aligned.read_text()) | {"by_judge": {"other": {"judge_version": "3-y"}}}))
+    assert "judged by different versions of other" in sections(write_report([dcr], tmp_path / "report.md"))["Results"]
 
 
 def test_refined_column_has_scores_for_benchmarks_it_answered(tmp_path):

@@ -1,6 +1,5 @@
 """What the baselines share: the options of the model, the output folder and the prompts, and the checks before work."""
 
-import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,13 +87,10 @@ def read_prompt_sets(options: Namespace, roles: Sequence[str]) -> dict[str, Prom
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError unless the output folder can be made: it must be new, or empty, and below a folder."""
+    """Raise UserError unless the output folder is new, or empty."""
     folder = out.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) or folder.samefile(Path.cwd())):
         raise UserError(f"--out: {out} exists already; name a new folder")
-    above = next(path for path in folder.parents if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out: {out} cannot be made in {above}, which cannot be written to; name a folder elsewhere")
 
 
 def locate_source(options: Namespace) -> Source:

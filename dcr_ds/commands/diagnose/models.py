@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcr_ds.commands.model_names import named_models
-from dcr_ds.commands.parser import output_path
+from dcr_ds.commands.parser import output_folder
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.recipe import EndpointSection, ModelSection, load_recipe
@@ -74,7 +74,7 @@ def targets_of(words: Sequence[str], template: Mapping[str, Any] | None = None) 
 
 def add_out(parser: ArgumentParser, files: str) -> None:
     text = f"write {files} into DIR (default for a run: RUN/diagnose)"
-    parser.add_argument("--out", type=output_path, metavar="DIR", help=text)
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help=text)
 
 
 def folder_of(target: Target, what: str, out: Path | None) -> Path | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, targets_of
-from dcr_ds.commands.parser import add_template, command_parser, output_path, show, template_fields
+from dcr_ds.commands.parser import add_template, command_parser, output_folder, show, template_fields
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.files import write_json
 from dcr_ds.recipe import DataSource
@@ -27,7 +27,7 @@ def parse(arguments: list[str]) -> Namespace:
     help_general = "conversations that end with an ordinary answer (default: built-in)"
     parser.add_argument("--general", metavar="FILE", help=help_general)
     add_template(parser)
-    parser.add_argument("--out", type=output_path, metavar="DIR", help="write openings.json into DIR")
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help="write openings.json into DIR")
     return parser.parse_args(arguments)
 
 

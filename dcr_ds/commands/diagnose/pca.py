@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import Target, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, encoder, read_sets
-from dcr_ds.commands.parser import command_parser, output_path, show
+from dcr_ds.commands.parser import command_parser, output_folder, show
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically
 from dcr_ds.recipe import RefineSection, load_recipe
@@ -32,7 +32,7 @@ def parse(arguments: list[str]) -> Namespace:
     parser.add_argument("run", metavar="RUN", help="run folder with a refined model")
     add_prompts(parser, PAIRED, split="held_out", count=None)
     text = "write pca.png and pca.csv into DIR (default: RUN/diagnose/pca)"
-    parser.add_argument("--out", type=output_path, metavar="DIR", help=text)
+    parser.add_argument("--out", type=output_folder, metavar="DIR", help=text)
     return parser.parse_args(arguments)
 
 

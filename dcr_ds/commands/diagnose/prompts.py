@@ -68,14 +68,13 @@ def _read(options: Namespace, name: str) -> DataSet:
 
 
 def _prompts_of(data_set: DataSet) -> list[Prompt]:
-    """The prompts of a set; of a conversation its first message."""
-    rows = [row if isinstance(row, Prompt) else _first_message(row) for row in data_set.rows]
-    return [row for row in rows if row is not None]
+    """The prompts of a set; of a conversation its first question, with the system prompt before it."""
+    return [row if isinstance(row, Prompt) else _first_question(row) for row in data_set.rows]
 
 
-def _first_message(row: Conversation) -> Prompt | None:
-    first = row.messages[0]
-    return Prompt(row.id, first["content"]) if first["role"] == "user" else None
+def _first_question(row: Conversation) -> Prompt:
+    at = next(index for index, message in enumerate(row.messages) if message["role"] == "user")
+    return Prompt(row.id, row.messages[at]["content"], context=row.messages[:at])
 
 
 def _sample(rows: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:

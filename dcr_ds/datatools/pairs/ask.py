@@ -88,7 +88,9 @@ def _request(prompt: str) -> Messages:
 
 def _complete(requests: Mapping[str, Messages], endpoint: Endpoint, file: Path) -> dict[str, Completion]:
     """The replies to all requests, by id; those in the file are not requested again."""
-    keys = {name: hash_of([endpoint.model, messages]) for name, messages in requests.items()}
+    variables = endpoint.fields.chat_template_kwargs
+    asked = [endpoint.model, *([dict(variables)] if variables else [])]
+    keys = {name: hash_of([*asked, messages]) for name, messages in requests.items()}
     known = {row["key"]: Completion(row["text"], row["finish"]) for row in read_whole_rows(file, _FIELDS)}
     missing = [name for name, key in keys.items() if key not in known]
     if missing:

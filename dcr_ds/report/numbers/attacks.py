@@ -42,7 +42,7 @@ def _worst(base: str, ways: Sequence[str], judge: str, columns: Sequence[Column]
     rates = [None if outcome is None else rate_of(outcome, apart) for outcome in outcomes]
     categories: list[str | None] = [None] * len(keys)
     return Benchmark(
-        f"{base}, worst case", "refuse", "attack_success_rate", judge, rates, outcomes, categories, note=None
+        f"{base}, worst case", "refuse", "attack_success_rate", judge, rates, outcomes, keys, categories, note=None
     )
 
 

@@ -47,7 +47,8 @@ class Benchmark:
     judge: str
     rates: list[Rate | None]
     outcomes: list[np.ndarray | None] = field(repr=False)  # [seeds, prompts] of 0 and 1, prompts alike in all columns
-    categories: list[str | None] = field(repr=False)  # of the prompts of `outcomes`
+    prompts: list[Key] = field(repr=False)  # of `outcomes`
+    categories: list[str | None] = field(repr=False)
     note: str | None  # what limits the comparison
 
     @property
@@ -118,7 +119,7 @@ def measure(name: str, wanted: str, columns: Sequence[Column]) -> Benchmark:
             "refusal, or refusal instead of harm; evaluate again with the same first judge."
         )
     note = " ".join(remarks) or None
-    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, categories, note)
+    return Benchmark(name, wanted, metric, ", ".join(judges), rates, outcomes, keys, categories, note)
 
 
 def _asks(results: BenchmarkResults | None, wanted: str) -> bool:

@@ -5,7 +5,7 @@ from itertools import combinations
 
 from dcr_ds.label_agreement import Agreement, agree_on_pairs, confusion_labels, judged_matter
 from dcr_ds.report.numbers.columns import Column
-from dcr_ds.report.numbers.measured import Benchmark
+from dcr_ds.report.numbers.measured import Benchmark, keyed_answers
 from dcr_ds.report.numbers.read import Answer
 from dcr_ds.report.render.document import Block, Cell, Paragraph, Row, Table, plain_table
 from dcr_ds.report.render.tables import NOTHING, count, number, percent, words
@@ -58,12 +58,14 @@ def _rates_by_judge(columns: Sequence[Column], benchmarks: Sequence[Benchmark], 
 
 
 def _rate_by(column: Column, benchmark: Benchmark, judge: str) -> str:
+    """The rate on the prompts that all columns have, as in the table of results."""
     rows = [
-        answer.labels[judge] in counted
+        answers[key].labels[judge] in counted
         for model in column.results
         if benchmark.name in model.benchmarks and (counted := model.benchmarks[benchmark.name].counts(judge))
-        for answer in model.benchmarks[benchmark.name].answers.values()
-        if judge in answer.labels
+        for answers in [keyed_answers(model.benchmarks[benchmark.name])]
+        for key in benchmark.prompts
+        if key in answers and judge in answers[key].labels
     ]
     return percent(sum(rows) / len(rows)) if rows else NOTHING
 

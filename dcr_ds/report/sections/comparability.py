@@ -55,11 +55,12 @@ def modes(columns: Sequence[Column]) -> list[str]:
 
 
 def _judge_versions(columns: Sequence[Column]) -> list[str]:
-    """A warning if the answers were judged by different versions of the judge."""
+    """A warning for each judge of which different versions judged the answers."""
     versions: dict[tuple[str, str | None], set[str]] = {}
     for _, benchmark in _judged(columns):
-        key = benchmark.judge, benchmark.score.get("attack")  # the opening of an attack is part of the version
-        versions.setdefault(key, set()).add(str(benchmark.score.get("judge_version", "earlier")))
+        for judge, score in ((benchmark.score.get("by_judge") or {}) | {benchmark.judge: benchmark.score}).items():
+            key = judge, benchmark.score.get("attack")  # the opening of an attack is part of the version
+            versions.setdefault(key, set()).add(str(score.get("judge_version", "earlier")))
     return [
         f"The answers were judged by different versions of {judge}, so do not compare them. Repeat the evaluations: "
         "answers are kept and judged again."
