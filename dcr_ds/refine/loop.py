@@ -94,8 +94,6 @@ def restore_best(progress: dict[str, Any], step: int, snapshot: Snapshot, checkp
     for name in ("start", "best", "last"):  # figures, in which NaN is saved as null
         if name in progress:
             progress[name] = {key: math.nan if value is None else value for key, value in progress[name].items()}
-    if "best" not in progress:  # saved by a version that did not keep them
-        progress |= {"best": progress["start"], "best_step": 0}
     if progress["best_step"] == step:
         snapshot.take()
     elif progress["best_step"]:

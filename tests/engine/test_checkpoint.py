@@ -181,7 +181,7 @@ def test_checkpoint_that_cannot_be_converted_is_an_error(folder, engine, ranks):
     for rank in range(4):
         for kind in ("model", "optim"):
             (newest / f"zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt").write_bytes(b"shard")
-    seal(newest, Saved(3, world_size=4, zero_stage=3, state={}, started=0.0))
+    seal(newest, Saved(3, world_size=4, zero_stage=3, state={}, started=0.0, parameters=""))
     with pytest.raises(UserError, match="saved under ZeRO stage 3, which stage 0 cannot load; use a --deepspeed of"):
         load_newest(engine, folder, ranks)
 

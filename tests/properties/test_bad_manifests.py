@@ -19,7 +19,7 @@ def checkpoint(tmp_path_factory):
     (folder / "model.pt").write_bytes(b"weights")
     (folder / "zero_pp_rank_0_mp_rank_00_optim_states.pt").write_bytes(b"shard")
     (folder / "zero_pp_rank_1_mp_rank_00_optim_states.pt").write_bytes(b"shard")
-    seal(folder, Saved(3, 2, 2, {"tokens": 30, "gap": 0.1 + 0.2, "start": None}, started=0.0))
+    seal(folder, Saved(3, 2, 2, {"tokens": 30, "gap": 0.1 + 0.2, "start": None}, started=0.0, parameters=""))
     return folder
 
 

@@ -151,7 +151,7 @@ class Checkpoints:
                 f"{self.folder / name}: saved under ZeRO stage {manifest.zero_stage}, which stage {zero_stage} cannot "
                 f"load; use a --deepspeed of stage {manifest.zero_stage}, or start the stage again with --redo"
             )
-        if manifest.parameters not in (None, parameters_hash(self.engine.module)):
+        if manifest.parameters != parameters_hash(self.engine.module):
             raise UserError(
                 f"{self.folder / name}: holds other parameters than this version of the project and its packages "
                 "trains; resume with the versions that saved it, or start the stage again with --redo"
@@ -203,9 +203,8 @@ class Checkpoints:
         if self.ranks.is_main:
             shutil.rmtree(universal, ignore_errors=True)
 
-    def _make_room(self, partial: Path, needed: int | None = None) -> str:
-        """Remove what an earlier attempt left; return "" or why there is too little space. Rank 0."""
-        needed = self.expected_bytes if needed is None else needed
+    def _make_room(self, partial: Path, needed: int) -> str:
+        """Remove what an earlier attempt left; return "" or why there is too little space, in bytes. Rank 0."""
         shutil.rmtree(partial, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         free = free_bytes(self.folder)

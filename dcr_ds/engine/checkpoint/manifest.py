@@ -36,7 +36,7 @@ class Manifest(BaseModel):
 
     Attributes:
         seconds: how long the save took until its files were hashed.
-        parameters: hash of names and shapes of the trained parameters; like `seconds` None in older versions.
+        parameters: hash of names and shapes of the trained parameters.
     """
 
     # fields of newer versions are ignored; the hash of the manifest covers them
@@ -46,8 +46,8 @@ class Manifest(BaseModel):
     zero_stage: int
     state: dict[str, Any]
     files: dict[str, FileFacts]
-    seconds: float | None = None
-    parameters: str | None = None
+    seconds: float
+    parameters: str
 
     @property
     def num_bytes(self) -> int:
@@ -63,7 +63,7 @@ class Saved:
     zero_stage: int
     state: dict[str, Any]
     started: float
-    parameters: str | None = None
+    parameters: str
 
 
 def seal(checkpoint: Path, saved: Saved) -> Manifest:
