@@ -29,8 +29,11 @@ class UserError(RunEnded):
     """
 
 
-class Stopped(RunEnded):
-    """A stop signal arrived and the state is saved; the same command continues. Exits with code 75."""
+class Stopped(BaseException):
+    """A stop signal arrived and the state is saved; the same command continues. Exits with code 75.
+
+    It may be raised anywhere, also within code of libraries, where an Exception would be handled as an error of theirs.
+    """
 
 
 class Diverged(RunEnded):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcr_ds.engine.watch.joining import interruptible_join
-from dcr_ds.errors import RunEnded, UserError
+from dcr_ds.errors import RunEnded, Stopped, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -145,8 +145,8 @@ def joined() -> Iterator[Ranks]:
         ranks = start()
     try:
         yield ranks
-    except Exception as error:
-        if ranks.world_size == 1 or isinstance(error, RunEnded):
+    except (Exception, Stopped) as error:
+        if ranks.world_size == 1 or isinstance(error, RunEnded | Stopped):
             close()
         raise
     close()
@@ -275,7 +275,7 @@ def work_on_main(work: Callable[[], None], ranks: Ranks) -> None:
     They wait for a key in the store of the process group: a collective would occupy the GPUs that rank 0 needs.
 
     Raises:
-        RunEnded, OSError: rank 0 raised it; all ranks raise the same.
+        RunEnded, Stopped, OSError: rank 0 raised it; all ranks raise the same.
     """
     if ranks.world_size == 1:
         work()
@@ -283,11 +283,11 @@ def work_on_main(work: Callable[[], None], ranks: Ranks) -> None:
     from torch.distributed.distributed_c10d import _get_default_store
 
     store, key = _get_default_store(), f"work/{next(_works)}"
-    error: RunEnded | OSError | None = None
+    error: RunEnded | Stopped | OSError | None = None
     if ranks.is_main:
         try:
             work()
-        except (RunEnded, OSError) as raised:
+        except (RunEnded, Stopped, OSError) as raised:
             error = raised
         store.set(key, base64.b64encode(pickle.dumps(error)).decode())
     else:

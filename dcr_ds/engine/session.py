@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from dcr_ds.engine.build import gradient_norm
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints, remove_checkpoints
 from dcr_ds.engine.deepspeed_import import deepspeed
-from dcr_ds.engine.distributed import Ranks, barrier, decide_on_main, print_on_main
+from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main
 from dcr_ds.engine.memory import peak_memory_bytes
 from dcr_ds.engine.metrics import MetricsLog
 from dcr_ds.engine.profile import Profile
@@ -171,7 +171,11 @@ class Session:
             )
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write summary.json, which marks the stage as done, and remove its checkpoints."""
+        """Write summary.json, which marks the stage as done, and remove its checkpoints.
+
+        Raises:
+            Stopped: a stop was requested during the last step; the stage is done.
+        """
         self.checkpoints.wait_until_saved()
         summary = {name: value for name, value in self.state.items() if name not in NOT_IN_SUMMARY} | summary
         summary |= {
@@ -187,7 +191,8 @@ class Session:
                     flush(path)
             write_json(self.folder.summary, without_nan(summary))
             remove_checkpoints(self.checkpoints.folder)
-        barrier(self.ranks)
+        if self._stop.agreed(-math.inf):  # whatever the deadline: the next stage compares it with its own steps
+            raise Stopped(f"{self.label}: stopped when it was done")
 
     @property
     def samples(self) -> int:

@@ -149,7 +149,7 @@ def _is_to_train(tokens: "RunTokens", stage: str, start: Path, ranks: Ranks) -> 
     def is_done() -> bool:
         record, _ = check_stage(tokens, stage, start, ranks.world_size)
         record_identity(folder, record)
-        return end_stage(folder, stage)
+        return end_stage(folder, stage, tokens.source)
 
     if not decide_on_main(is_done, ranks):
         return True
@@ -168,7 +168,7 @@ def _model_to_align(recipe: Recipe, source: Path, ranks: Ranks) -> Path:
     def is_refined() -> bool:
         if not folder.has_results:
             return False
-        if not end_stage(folder, "refine"):
+        if not end_stage(folder, "refine", source):
             check_refined(folder)
         return True
 
@@ -187,7 +187,7 @@ def _evaluate(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None
     def existing() -> list[str]:
         for name, folder in trained.items():
             if folder.is_done and name in recipe.evaluate.models:
-                check_stage_model(folder, STAGE_OF_MODEL[name])
+                check_stage_model(folder, STAGE_OF_MODEL[name], source)
         return [name for name, folder in trained.items() if folder.model.is_dir()]
 
     names = decide_on_main(existing, ranks)

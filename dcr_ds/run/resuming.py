@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_json
-from dcr_ds.models.checkpoint_files import check_checkpoint
+from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, check_checkpoint, copied_files
 from dcr_ds.recipe import TRAINING_STAGES, Recipe
 from dcr_ds.recipe.layout import RunFolder, StageFolder
 from dcr_ds.run.folder import has_control, redo_of
@@ -37,7 +37,7 @@ def check_resumed(tokens: "RunTokens", redone: Sequence[str], world_size: int) -
         is_asked = stage in recipe.stages or (stage == "control" and has_control(recipe))
         if not is_asked or stage in redone or not run.stage(stage).has_results:
             continue
-        check_done(run.stage(stage), stage)
+        check_done(run.stage(stage), stage, source)
         if start.is_dir():
             notes += check_stage(tokens, stage, start, world_size)[1]
     if "align" in recipe.stages and "refine" not in recipe.stages and refined.has_results:
@@ -70,13 +70,16 @@ def pending_stages(recipe: Recipe) -> list[str]:
     return [stage for stage in stages if not RunFolder(recipe.folder).stage(stage).is_done]
 
 
-def end_stage(folder: StageFolder, stage: str) -> bool:
+def end_stage(folder: StageFolder, stage: str, source: Path) -> bool:
     """Return whether a stage is done, and complete what an interrupted end of it left undone. Rank 0.
+
+    Args:
+        source: the source model of the run.
 
     Raises:
         UserError: see `check_done`.
     """
-    if not check_done(folder, stage):
+    if not check_done(folder, stage, source):
         folder.summary.unlink(missing_ok=True)  # if damaged: the stage resumes from its last checkpoint and ends again
         return False
     if folder.checkpoints.exists():
@@ -86,7 +89,7 @@ def end_stage(folder: StageFolder, stage: str) -> bool:
     return True
 
 
-def check_done(folder: StageFolder, stage: str) -> bool:
+def check_done(folder: StageFolder, stage: str, source: Path) -> bool:
     """Return whether a stage is done; nothing is changed.
 
     Raises:
@@ -99,14 +102,17 @@ def check_done(folder: StageFolder, stage: str) -> bool:
         if any(folder.checkpoints.glob("step-*")):
             return False
         raise UserError(f"{folder.summary}: damaged; restore it, or do the stage again with --redo {redo_of(stage)}")
-    check_stage_model(folder, stage)
+    check_stage_model(folder, stage, source)
     return True
 
 
-def check_stage_model(folder: StageFolder, stage: str) -> None:
-    """Raise UserError unless the model of a finished stage is complete."""
+def check_stage_model(folder: StageFolder, stage: str, source: Path) -> None:
+    """Raise UserError unless the model of a finished stage is complete, with the tokenizer files of the source."""
     try:
         check_checkpoint(folder.model)
+        for file in copied_files(source, TOKENIZER_FILES):
+            if not (folder.model / file.name).is_file():
+                raise UserError(f"{folder.model}: {file.name} of the tokenizer is missing")
     except UserError as error:
         raise UserError(
             f"{folder.model}: {stage} is done, and its model is missing or incomplete ({error}); restore it, or do the "

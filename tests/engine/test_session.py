@@ -77,8 +77,10 @@ def test_a_stopped_stage_resumes_with_the_losses_of_an_uninterrupted_one(uninter
     assert losses(tmp_path) == losses(uninterrupted)
 
 
-def test_a_stop_at_the_last_step_finishes_the_stage(ranks, tmp_path):
-    run(tmp_path, ranks, disturb=lambda step, row: step < STEPS - 1 or os.kill(os.getpid(), signal.SIGTERM))
+def test_a_stop_at_the_last_step_finishes_the_stage_and_ends_the_run(ranks, tmp_path):
+    """The request was forgotten, and the next stage began."""
+    with pytest.raises(Stopped, match="align: stopped when it was done"):
+        run(tmp_path, ranks, disturb=lambda step, row: step < STEPS - 1 or os.kill(os.getpid(), signal.SIGTERM))
     assert (tmp_path / "summary.json").exists()
 
 

@@ -121,6 +121,16 @@ def test_outside_the_steps_a_signal_stops_at_once(number, handlers):
     assert handlers == []
 
 
+def test_a_signal_within_a_library_is_not_taken_for_an_error_of_it():
+    """A run that was stopped while it read a tokenizer, or rendered a chat template, ended with exit code 2."""
+    with pytest.raises(Stopped), raise_on_stop_signal():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except Exception as error:
+            raise UserError(f"no tokenizer that transformers can load ({error})") from None
+
+
 def test_within_the_steps_the_first_signal_only_sets_the_flag(handlers, monkeypatch):
     monkeypatch.setattr("dcr_ds.engine.watch.stop.AGAIN_SECONDS", 0.0)
     with raise_on_stop_signal(), StopFlag(ONE_RANK) as stop:
