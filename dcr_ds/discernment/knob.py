@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dcr_ds.discernment.measures import finite_scores, two_sets
+
 
 def raised_log_odds(log_odds: np.ndarray, first_token: np.ndarray, strength: float) -> np.ndarray:
     """The log-odds [n] of a model under the knob.
@@ -21,6 +23,7 @@ def raised_log_odds(log_odds: np.ndarray, first_token: np.ndarray, strength: flo
         log_odds, first_token: [n] of the model without it, as in log_odds.jsonl.
         strength: c.
     """
+    log_odds, first_token = np.asarray(log_odds, dtype=float), np.asarray(first_token, dtype=float)
     log_r, log_p = -np.logaddexp(0, -log_odds), -np.logaddexp(0, -first_token)
     with np.errstate(divide="ignore"):  # no other answers: log 0
         log_others = log_p + np.log(-np.expm1(np.minimum(log_r - log_p, 0)))
@@ -39,8 +42,11 @@ def knob_curve(
         harmful: [n] of bool.
         first_token: [n] for log-odds; None adds the constant to the scores, as for margins, of which the knob moves
             only the first step.
+
+    Raises:
+        UserError: a set has no prompts, or a score is not finite.
     """
-    points = []
+    (scores,), harmful, points = finite_scores(scores), two_sets(harmful), []
     for strength in strengths:
         raised = scores + strength if first_token is None else raised_log_odds(scores, first_token, strength)
         refused = raised >= 0

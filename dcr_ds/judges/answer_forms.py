@@ -167,12 +167,26 @@ def _without_prefix(argument: Any) -> Any:
 
 
 def _inspect(row: Row) -> list[Cells] | LeftOut:
-    """A sample of inspect: `input` is text or messages; the answer is the message of the first choice."""
+    """A sample of inspect: `input` is text or messages, and every choice (mostly one) is an answer."""
     output = row.cells.get("output")
-    choices = output.get("choices") if isinstance(output, dict) else None
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    if not isinstance(choice, dict) or not isinstance(choice.get("message"), dict):
+    found = output.get("choices") if isinstance(output, dict) else None
+    choices = [choice for choice in found if _has_message(choice)] if isinstance(found, list) else []
+    if not choices:
         return LeftOut("without an answer: the sample ended with an error or a limit")
+    epoch, identity = row.cells.get("epoch", 1), cell_text(row.cells.get("id", row.number))
+    key = identity if epoch == 1 else f"{identity}-epoch-{epoch}"
+    others: dict[str, Any] = {name: row.cells[name] for name in COPIED_OF_INSPECT if name in row.cells}
+    prompt = asked(_attached(row.cells.get("input"), row), "input", row)
+    ids = [key] if len(choices) == 1 else [f"{key}-{number}" for number in range(len(choices))]
+    return [Cells(name, prompt, *_of_choice(choice, row), others) for name, choice in zip(ids, choices, strict=True)]
+
+
+def _has_message(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+
+
+def _of_choice(choice: dict[str, Any], row: Row) -> tuple[str, str | None]:
+    """The answer in a choice of inspect, and why it ended."""
     content = choice["message"].get("content")
     if isinstance(content, list):  # parts; reasoning is not part of the answer
         parts = (part for part in content if isinstance(part, dict) and part.get("type", "text") == "text")
@@ -180,12 +194,7 @@ def _inspect(row: Row) -> list[Cells] | LeftOut:
     if not isinstance(content, str | None):
         raise row.error(f"the content of 'output' must be text, this is {kind_of(content)}")
     stop = choice.get("stop_reason")
-    finish = stop if isinstance(stop, str) else None
-    epoch, identity = row.cells.get("epoch", 1), cell_text(row.cells.get("id", row.number))
-    key = identity if epoch == 1 else f"{identity}-epoch-{epoch}"
-    others: dict[str, Any] = {name: row.cells[name] for name in COPIED_OF_INSPECT if name in row.cells}
-    prompt = asked(_attached(row.cells.get("input"), row), "input", row)
-    return [Cells(key, prompt, _text(_attached(content or "", row), "output", row), finish, others)]
+    return _text(_attached(content or "", row), "output", row), stop if isinstance(stop, str) else None
 
 
 def _attached(value: Any, row: Row) -> Any:

@@ -30,7 +30,7 @@ INPUT = re.compile(r"\b(?:input|prompt)\b", re.IGNORECASE)
 MAY_LACK_CONTENT = ("refusal", "reasoning_content", "reasoning", "tool_calls")  # a message with one of these
 
 FINISHES = {  # other names of finish reasons, in lower case
-    **dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length"),
     **dict.fromkeys(("safety", "prohibited_content", "blocklist", "recitation", "sensitive"), "content_filter"),
 }
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dcr_ds.discernment import knob_curve, raised_log_odds
+from dcr_ds.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
 HARMFUL = np.arange(40) % 2 == 0
@@ -18,6 +19,16 @@ def test_thresholds_give_the_same_curve_where_no_other_answer_begins_alike():
         assert point["refusal"] == pytest.approx(refused[HARMFUL].mean())
         assert point["compliance"] == pytest.approx(1 - refused[~HARMFUL].mean())
     assert raised_log_odds(LOG_ODDS, LOG_ODDS, 1.25) == pytest.approx(LOG_ODDS + 1.25)
+
+
+def test_any_kind_of_numbers_gives_the_same_curve():
+    """Labels of 0 and 1 are not indices."""
+    expected = knob_curve(LOG_ODDS, HARMFUL, [-1, 1], FIRST)
+    assert knob_curve(LOG_ODDS.tolist(), HARMFUL.astype(int), [-1, 1], FIRST.tolist()) == expected
+    with pytest.raises(UserError, match="no harmless prompts"):
+        knob_curve(LOG_ODDS, [1] * 40, [0])
+    with pytest.raises(UserError, match="1 of 40 scores are not finite"):
+        knob_curve([np.nan, *LOG_ODDS[1:]], HARMFUL, [0])
 
 
 def test_other_answers_with_the_same_first_tokens_bound_the_log_odds():

@@ -52,6 +52,7 @@ def test_the_text_of_a_message(reply, text):
     ("reply", "text", "finish"),
     [
         (message_of("Su", "MAX_TOKENS"), "Su", "length"),
+        (message_of("Su", "LENGTH"), "Su", "length"),
         (message_of("Su", "model_length"), "Su", "length"),
         (message_of("", "sensitive"), "", "content_filter"),
         (message_of("Su", "content_filter: SAFETY"), "Su", "content_filter"),

@@ -285,6 +285,9 @@ def test_repeats_filters_and_epochs(tmp_path):
     finishes = [(row.id, row.answer.finish) for row in answers.rows]
     assert finishes == [("a", "stop"), ("c", "length"), ("a-epoch-2", "stop")]
     assert "1 of 4 answers left out: without an answer" in answers.notes[0] and "samples/b_epoch_1" in answers.notes[0]
+    cut["output"]["choices"] = [{"message": {"content": text}, "stop_reason": "stop"} for text in ("one", "two")]
+    several = read_answers(write(tmp_path, "l.eval", eval_file([cut]))).rows
+    assert [(row.id, row.answer.completion) for row in several] == [("c-0", "one"), ("c-1", "two")]
 
 
 def test_earlier_turns_and_system_prompts_belong_to_the_request(tmp_path):
