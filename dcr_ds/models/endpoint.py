@@ -225,7 +225,7 @@ class Endpoint:
         """
         abandoned, failure, left = threading.Event(), None, len(conversations)
         todo, pending = iter(enumerate(conversations)), dict[Future[Completion], int]()
-        held: dict[int, PromptRefused] = {}  # until a prompt is answered
+        held: dict[int, PromptRefused] = {}  # until it is known whether the prompt or the request is at fault
         pool = ThreadPoolExecutor(self.concurrency, thread_name_prefix="endpoint")
         try:
             while True:
@@ -234,25 +234,22 @@ class Endpoint:
                     pending[pool.submit(self.complete, messages, max_tokens, abandoned=abandoned)] = index
                 if not pending:
                     break
+                replies: dict[int, Completion] = {}
                 done = wait(pending, return_when=FIRST_COMPLETED).done
                 for future in sorted(done, key=pending.__getitem__):
                     index, error = pending.pop(future), future.exception()
-                    if isinstance(error, PromptRefused) and (error.is_certain or has_answered):
-                        left -= 1
-                        yield index, _filtered(error)
-                    elif isinstance(error, PromptRefused):
+                    if isinstance(error, PromptRefused):
                         held[index] = error
                     elif isinstance(error, UserError):
                         failure = failure or error
                     else:
-                        has_answered, left = True, left - 1
-                        yield index, future.result()
-                if has_answered:
-                    for index, refusal in held.items():
-                        left -= 1
-                        yield index, _filtered(refusal)
-                    held = {}
-                elif len(held) >= MOST_HELD:
+                        replies[index] = future.result()
+                has_answered = has_answered or bool(replies)
+                sure = [index for index, refusal in held.items() if has_answered or refusal.is_certain]
+                replies |= {index: _filtered(held.pop(index)) for index in sure}
+                left -= len(replies)
+                yield from sorted(replies.items())
+                if len(held) >= MOST_HELD:
                     failure = failure or next(iter(held.values()))
                 if failure:
                     abandoned.set()
