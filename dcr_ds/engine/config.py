@@ -10,7 +10,16 @@ from typing import Any
 from dcr_ds.engine.zero3 import check_communication, resolve_overlap
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
-from dcr_ds.recipe import Recipe, StageSection, find_file, shipped_files
+from dcr_ds.recipe import (
+    TRAINING_STAGES,
+    AlignSection,
+    ModelSection,
+    Recipe,
+    RefineSection,
+    StageSection,
+    find_file,
+    shipped_files,
+)
 
 DECIDED_BY_RECIPE = {
     "optimizer": "learning_rate and weight_decay of the stage",
@@ -74,6 +83,24 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
         config, place = recipe.deepspeed, "deepspeed"
     else:
         config, place = _read_json(recipe.deepspeed), recipe.deepspeed
+    _check_fields(config, place)
+    zero = _section(config, "zero_optimization", place)
+    _check_fixed(config, place)
+    _check_precision(config, recipe.model.dtype, place)
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
+    _check_offload(config, zero, place)
+    _check_model(recipe.model, stage, place)
+    for name in TRAINING_STAGES:
+        if name in recipe.stages:
+            _check_training(name, getattr(recipe, name), zero, place)
+    check_communication(zero, recipe.model.quantize, place)
+    return config
+
+
+def _check_fields(config: dict[str, Any], place: str) -> None:
+    """Refuse fields that the recipe decides, and those that are unknown."""
     for key, field in DECIDED_BY_RECIPE.items():
         if config.get(key, "auto") != "auto":
             raise UserError(f'{place}: {key} is set; the recipe decides it ({field}): remove it, or use "auto"')
@@ -82,45 +109,6 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
             near = difflib.get_close_matches(key, SECTIONS, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else f"remove it; supported: {', '.join(SECTIONS)}"
             raise UserError(f"{place}: the field {key!r} is unknown, or not supported here; {hint}")
-    zero = _section(config, "zero_optimization", place)
-    if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
-        raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
-    if str(config.get("communication_data_type")).lower() == "fp16":
-        raise UserError(f"{place}: communication_data_type is fp16, in which small gradients are 0; use bf16 or fp32")
-    _check_fixed(config, place)
-    bf16 = _section(config, "bf16", place).get("enabled", "auto")
-    if bf16 != "auto" and (recipe.model.dtype == "auto" or bf16 != (recipe.model.dtype == "bfloat16")):
-        raise UserError(
-            f'{place}: bf16.enabled is {bf16}, model.dtype is {recipe.model.dtype}; use "auto", and set model.dtype'
-        )
-    stage = zero.get("stage", 0)
-    if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
-    _check_offload(config, zero, place)
-    if stage == 3 and recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
-        raise UserError(
-            f"{place}: ZeRO-3 with model.quantize: {recipe.model.quantize}: every rank loads the whole 4-bit model "
-            "before it is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
-            "model.quantize_zero3: true to do it anyway"
-        )
-    training = {name: getattr(recipe, name) for name in recipe.stages if name != "evaluate"}
-    for name, section in training.items():
-        if stage == 3 and section.adapter == "lora" and section.lora.dora:
-            raise UserError(
-                f"{place}: {name}.lora.dora reads whole weights, which ZeRO-3 has partitioned; use "
-                f"ds_configs/zero2.json, or {name}.lora.dora: false"
-            )
-    if recipe.model.kernels == "compile" and (stage == 3 or recipe.model.quantize != "none"):
-        reason = "ZeRO-3, which gathers parameters between the operations of a block" if stage == 3 else "4-bit weights"
-        raise UserError(f"{place}: model.kernels: compile does not work with {reason}; use auto")
-    for name, section in training.items():
-        if zero.get("offload_optimizer") and section.optimizer != "adamw":
-            raise UserError(
-                f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
-                f"{section.optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"
-            )
-    check_communication(zero, recipe.model.quantize, place)
-    return config
 
 
 def _check_fixed(config: dict[str, Any], place: str) -> None:
@@ -157,6 +145,44 @@ def _check_offload(config: dict[str, Any], zero: dict[str, Any], place: str) -> 
         raise UserError(f"{place}: offload_param needs ZeRO stage 3, not {stage}")
     if config.get("zero_force_ds_cpu_optimizer") not in (None, False, "auto"):
         raise UserError(f"{place}: zero_force_ds_cpu_optimizer is on, and the optimizer is PyTorch's AdamW; remove it")
+
+
+def _check_precision(config: dict[str, Any], dtype: str, place: str) -> None:
+    """Check the precision against that of the recipe."""
+    if _section(config, "fp16", place).get("enabled") not in (None, False, "auto"):
+        raise UserError(f"{place}: fp16 is not supported; remove it and set model.dtype to bfloat16 or float32")
+    if str(config.get("communication_data_type")).lower() == "fp16":
+        raise UserError(f"{place}: communication_data_type is fp16, in which small gradients are 0; use bf16 or fp32")
+    bf16 = _section(config, "bf16", place).get("enabled", "auto")
+    if bf16 != "auto" and (dtype == "auto" or bf16 != (dtype == "bfloat16")):
+        raise UserError(f'{place}: bf16.enabled is {bf16}, model.dtype is {dtype}; use "auto", and set model.dtype')
+
+
+def _check_model(model: ModelSection, stage: int, place: str) -> None:
+    """Check what a ZeRO stage does to the model."""
+    if stage == 3 and model.quantize != "none" and not model.quantize_zero3:
+        raise UserError(
+            f"{place}: ZeRO-3 with model.quantize: {model.quantize}: every rank loads the whole 4-bit model before it "
+            "is sharded, and gathers it at every step, to save little; use ds_configs/zero2.json, or set "
+            "model.quantize_zero3: true to do it anyway"
+        )
+    if model.kernels == "compile" and (stage == 3 or model.quantize != "none"):
+        reason = "ZeRO-3, which gathers parameters between the operations of a block" if stage == 3 else "4-bit weights"
+        raise UserError(f"{place}: model.kernels: compile does not work with {reason}; use auto")
+
+
+def _check_training(name: str, section: RefineSection | AlignSection, zero: dict[str, Any], place: str) -> None:
+    """Check adapter and optimizer of a training stage."""
+    if zero.get("stage") == 3 and section.adapter == "lora" and section.lora.dora:
+        raise UserError(
+            f"{place}: {name}.lora.dora reads whole weights, which ZeRO-3 has partitioned; use "
+            f"ds_configs/zero2.json, or {name}.lora.dora: false"
+        )
+    if zero.get("offload_optimizer") and section.optimizer != "adamw":
+        raise UserError(
+            f"{place}: offload_optimizer runs the optimizer on the CPU, and {name}.optimizer: "
+            f"{section.optimizer} is made for a GPU's memory; use adamw, or remove offload_optimizer"
+        )
 
 
 def _section(config: dict[str, Any], name: str, place: str) -> dict[str, Any]:
