@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = command_parser("report", DESCRIPTION)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders; the first is the control")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, that of the control first")
     help_out = (
         "the Markdown file; the HTML page and figures/ go next to it (default: RUN/report/report.md; with several "
         "runs report/report.md next to the first)"

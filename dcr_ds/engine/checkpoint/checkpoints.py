@@ -66,7 +66,7 @@ class Checkpoints:
         Args:
             snapshot: earlier weights that the checkpoint keeps as well; `snapshot.read(path(step))` reads them.
 
-        Returns as soon as training may go on; `wait_until_saved` waits until the checkpoint is whole.
+        Returns as soon as training may continue; `wait_until_saved` waits until the checkpoint is complete.
 
         Raises:
             UserError: the disk has not enough space left for it, or rank 0 does not see the files of another node.
