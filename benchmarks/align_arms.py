@@ -154,16 +154,7 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     recipe = resolved_recipe(options, ranks, {"align.packing": "true"})
     rows = conversations(options)
     packed, on_gpu = arm in TRL_PACKED, options.device == "cuda"
-    total_steps = options.warmup + options.steps
-    if packed:  # rows of max_length tokens; as many tokens per pass as ours, but 8 rows with a dense attention mask
-        step_rows = max(1, sum(len(ids) for ids, _ in rows) // options.max_length // total_steps)
-        max_rows = max(1, recipe.align.packed_length // options.max_length) if arm == "trl-varlen" else 8
-        passes = -(-step_rows // max_rows)
-        pass_rows = step_rows // passes
-    else:
-        max_rows = 8 if arm == "trl-default" else recipe.align.micro_batch
-        pass_rows = next(size for size in range(min(max_rows, options.batch), 0, -1) if options.batch % size == 0)
-        passes = options.batch // pass_rows
+    pass_rows, passes = trl_passes(options, arm, recipe.align, sum(len(ids) for ids, _ in rows))
     tuned = {"gradient_checkpointing": False, "use_liger_kernel": on_gpu} if arm != "trl-default" else {}
     # the trainer replaces "auto"
     deepspeed = recipe.deepspeed | {"gradient_accumulation_steps": "auto", "train_batch_size": "auto"}
@@ -176,7 +167,7 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
         ),
         args=SFTConfig(
             output_dir=tempfile.mkdtemp(),
-            max_steps=total_steps,
+            max_steps=options.warmup + options.steps,
             per_device_train_batch_size=pass_rows,
             gradient_accumulation_steps=passes,
             learning_rate=options.learning_rate,
@@ -211,6 +202,19 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     trainer.train()
     steps.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return steps.result(*trl_work(options, trainer.train_dataset, pass_rows * passes, packed), float(passes))
+
+
+def trl_passes(options: argparse.Namespace, arm: str, align: Any, num_tokens: int) -> tuple[int, int]:
+    """Rows per forward pass, and passes per step: of conversations, or packed rows of max_length tokens."""
+    if arm not in TRL_PACKED:
+        max_rows = 8 if arm == "trl-default" else align.micro_batch
+        pass_rows = next(size for size in range(min(max_rows, options.batch), 0, -1) if options.batch % size == 0)
+        return pass_rows, options.batch // pass_rows
+    # as many tokens per pass as ours, but 8 rows with a dense attention mask
+    step_rows = max(1, num_tokens // options.max_length // (options.warmup + options.steps))
+    max_rows = max(1, align.packed_length // options.max_length) if arm == "trl-varlen" else 8
+    passes = -(-step_rows // max_rows)
+    return step_rows // passes, passes
 
 
 def trl_work(options: argparse.Namespace, used: Any, step_rows: int, packed: bool) -> list[list[float]]:
