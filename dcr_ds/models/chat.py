@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from dcr_ds.errors import UserError, first_line
 from dcr_ds.models.limits import check_ids, ids_beyond, limits_of, model_limits
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
-from dcr_ds.models.reasoning_templates import continued
+from dcr_ds.models.reasoning_templates import continued, refuse_left_out
 from dcr_ds.models.rendering import check_template, render
 from dcr_ds.models.template_variables import with_variables
 from dcr_ds.models.unread import refuse_unread
@@ -237,9 +237,10 @@ def _texts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str,
     """A rendered prompt, the conversation, and the empty block of reasoning before the answer, if any."""
     prompt = _rendered(tokenizer, messages[:-1], add_generation_prompt=True)
     text = _rendered(tokenizer, messages, add_generation_prompt=False)
+    content = _text_encoder(tokenizer).mask(messages[-1]["content"])
     if not text.startswith(prompt):
-        content = _text_encoder(tokenizer).mask(messages[-1]["content"])
         return (prompt, *(continued(prompt, text, content) or (text, "")))
+    refuse_left_out(text[len(prompt) :], content)
     return prompt, text, empty_block(text[len(prompt) :])
 
 

@@ -49,6 +49,16 @@ def continued(prompt: str, conversation: str, content: str) -> tuple[str, str] |
     return prompt + closing + answer, closing
 
 
+def refuse_left_out(answer: str, content: str) -> None:
+    """Raise EncodingError if a rendered answer lacks the reasoning that its content begins with."""
+    reasoning = (leading_block(content) or ("",))[0].strip()
+    if reasoning and reasoning not in answer:
+        raise EncodingError(
+            "the answer has reasoning, and the chat template leaves it out; remove the reasoning, or set "
+            "model.chat_template to a template that writes it"
+        )
+
+
 def _closing(prompt: str, block: Block) -> str | None:
     """What closes a block, with line breaks if the prompt has one after the opening tag."""
     tag = closing_tag(block.tag)

@@ -89,6 +89,7 @@ def test_earlier_turns_stay_as_the_template_writes_them():
     [
         (CLOSED, REASONED, "remove the reasoning, or set model.chat_template_kwargs"),
         (KEPT, "<think>\tHm.", "a block of reasoning that never ends"),
+        (R1.replace("<think>\n", ""), REASONED, "the chat template leaves it out"),  # it was, without a word
     ],
 )
 def test_rows_that_do_not_fit_the_mode(template, answer, problem):
