@@ -1,6 +1,6 @@
 """Read all data of a run, check the sets against each other, and describe them; without torch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,8 @@ from dcr_ds.data.leakage import Overlap, describe, find_overlaps, normalise
 from dcr_ds.data.preferences import read_preferences
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import (
+    AnyRecord,
+    Conversation,
     ConversationSet,
     LabelledSet,
     PreferenceSet,
@@ -27,6 +29,11 @@ from dcr_ds.recipe import DataSource, Recipe
 
 SHOWN = 5  # common prompts listed in an error
 CLASSES = ("data.seemingly_toxic", "data.toxic")
+CONTRADICTORY = (  # one prompt, opposite answers
+    ("data.toxic", "data.general"),
+    ("data.general", "data.refusals"),
+    ("data.seemingly_toxic", "data.refusals"),
+)
 # the training sets of a recipe, and how each is read; preferences as labelled answers for KTO
 SETS: dict[str, Callable[..., Any]] = {
     "seemingly_toxic": read_prompts,
@@ -190,6 +197,7 @@ def _steps(recipe: Recipe, data: RunData, names: Sequence[str]) -> Iterator[Call
         yield partial(_check_contrast, recipe, data.seemingly_toxic, data.toxic, data.notes)
     if data.toxic and data.refusals:
         _note_shared_refusals(data.toxic, data.refusals, data.notes)
+    _note_contradictions(data.training_sets(), data.notes)
     if "evaluate" in recipe.stages:
         yield from (read_evaluation, read_examples, read_general)
     yield partial(check_leakage, data, recipe.allow_leakage)
@@ -227,6 +235,26 @@ def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: li
     count = sum(normalise(row.prompt) in refused for row in toxic.rows)
     if count:
         notes.append(f"{count} prompts of data.toxic (stage 1) are also in data.refusals (stage 2)")
+
+
+def _note_contradictions(sets: Mapping[str, AnySet], notes: list[str]) -> None:
+    """Note the prompts that two sets have in common although one answers them and the other refuses them."""
+    asked = {name: {_asked(row) for row in data_set.rows} for name, data_set in sets.items()}
+    for first, second in CONTRADICTORY:
+        if count := len(asked.get(first, set()) & asked.get(second, set())):
+            notes.append(
+                f"{count} prompts are in both {first} and {second}, of which one is for answers and the other for "
+                "refusals; remove them from one (dcr-ds data check names some)"
+            )
+
+
+def _asked(row: AnyRecord) -> str:
+    """All messages before the answer, without case, spaces and punctuation."""
+    if isinstance(row, Prompt):
+        messages = row.messages
+    else:
+        messages = row.messages[:-1] if isinstance(row, Conversation) else row.context
+    return normalise("\n".join(message["content"] for message in messages))
 
 
 def check_leakage(data: RunData, allow_leakage: bool) -> None:

@@ -158,3 +158,14 @@ def test_prompts_of_both_stages_are_counted(files, write):
     refusals = [{"prompt": f"wreck {topic}", "response": "No."} for topic in TOPICS[:5]]
     data = load_data(recipe(data={**files, "refusals": write("r.jsonl", refusals)}))
     assert "5 prompts of data.toxic (stage 1) are also in data.refusals (stage 2)" in data.notes
+
+
+def test_prompts_that_one_set_answers_and_another_refuses_are_noted(files, write):
+    """Only `dcr-ds data check` said so; a run trained on both."""
+    refused = [{"prompt": f"Paint {topic}!", "response": "No."} for topic in TOPICS[:3]]
+    answered = [{"prompt": f"wreck {topic}", "response": "Like this."} for topic in TOPICS[:2]]
+    changed = {"refusals": write("r.jsonl", refused), "general": write("g.jsonl", answered)}
+    notes = load_data(recipe(data={**files, **changed})).notes
+    assert any(note.startswith("3 prompts are in both data.seemingly_toxic and data.refusals") for note in notes)
+    assert any(note.startswith("2 prompts are in both data.toxic and data.general") for note in notes)
+    assert not any("in both" in note for note in load_data(recipe(data=files)).notes)

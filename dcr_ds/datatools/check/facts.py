@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from dcr_ds.data.benchmarks import declarations
 from dcr_ds.data.licences import Licence, licence_of
-from dcr_ds.data.load import RunData, examine_data
+from dcr_ds.data.load import CONTRADICTORY, RunData, examine_data
 from dcr_ds.data.records import DataSet
 from dcr_ds.data.sampler import match_twins
 from dcr_ds.datatools.check import duplicates
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
 Facts = dict[str, Any]
 FOREIGN_SHARE = 0.05  # of rows in other languages than English, from which a set gets a warning
-CONTRADICTORY = (  # one prompt, opposite answers
-    ("data.toxic", "data.general"),
-    ("data.general", "data.refusals"),
-    ("data.seemingly_toxic", "data.refusals"),
-)
 
 
 def check_data(recipe: Recipe, names: Sequence[str], tokenizer: "PreTrainedTokenizerBase | None" = None) -> Facts:
