@@ -16,6 +16,7 @@ from pathlib import Path
 from dcr_ds.data import Prompt
 from dcr_ds.data.attacks import Attack, conversation
 from dcr_ds.engine.distributed import Ranks, print_on_main
+from dcr_ds.evaluate.parts import is_merged, part_file, read_with_parts, write_merged
 from dcr_ds.files import read_whole_rows, write_jsonl
 from dcr_ds.judges.answer_text import answer_text
 
@@ -45,12 +46,7 @@ class Generations:
     @property
     def is_complete(self) -> bool:
         """Whether the file contains every row, in the order of the prompts, generated under these settings."""
-        rows = read_whole_rows(self.file, FIELDS)
-        return (
-            [row["id"] for row in rows] == [prompt.id for prompt in self.prompts]
-            and all(row["settings_hash"] == self.settings_hash for row in rows)
-            and not self._part_files()
-        )
+        return is_merged(self.file, FIELDS, self.prompts, self.settings_hash)
 
     @property
     def generated_tokens(self) -> int:
@@ -85,8 +81,7 @@ class Generations:
         Args:
             batches: indices of the prompts that are generated together; rows of incomplete batches are dropped.
         """
-        parts = self._part_files()
-        earlier = [row for file in [self.file, *parts] for row in read_whole_rows(file, FIELDS)]
+        earlier = read_with_parts(self.file, FIELDS)
         usable = [row for row in earlier if row["settings_hash"] == self.settings_hash]
         rows = {row["id"]: row for row in usable}
         if len(usable) < len(earlier):
@@ -97,9 +92,7 @@ class Generations:
         kept = [rows[self.prompts[index].id] for number in done for index in batches[number]]
         if kept:
             print_on_main(ranks, f"{self.file}: resuming after {len(kept)} of {len(self.prompts)} answers")
-        write_jsonl(self.file, kept)
-        for part in parts:
-            part.unlink()
+        write_merged(self.file, kept)
         return done
 
     def part_file(self, ranks: Ranks) -> Path:
@@ -111,18 +104,15 @@ class Generations:
             return Path(os.devnull)
         if ranks.world_size == 1:
             return self.file
-        return self.file.with_name(f"{self.file.stem}.rank{ranks.rank:04d}{self.file.suffix}")
+        return part_file(self.file, ranks.rank)
 
     def finish(self) -> None:
         """Write the complete file, in the order of the prompts, and remove the parts. Rank 0."""
-        parts = self._part_files()
-        rows = {row["id"]: row for file in [self.file, *parts] for row in read_whole_rows(file, FIELDS)}
+        rows = {row["id"]: row for row in read_with_parts(self.file, FIELDS)}
         missing = [prompt.id for prompt in self.prompts if prompt.id not in rows]
         if missing:  # a lost answer must never shrink a benchmark silently
             raise RuntimeError(f"{self.file}: {len(missing)} answers were not written, the first is {missing[0]}")
-        write_jsonl(self.file, [rows[prompt.id] for prompt in self.prompts])
-        for part in parts:
-            part.unlink()
+        write_merged(self.file, [rows[prompt.id] for prompt in self.prompts])
 
     def renew(self) -> None:
         """Write complete answers with what their prompts are now, such as their categories. Rank 0.
@@ -142,9 +132,6 @@ class Generations:
                 "say anything, as reasoning that was cut off; raise max_new_tokens",
                 file=sys.stderr,
             )
-
-    def _part_files(self) -> list[Path]:
-        return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))
 
 
 def _attack_row(attack: Attack, prompt: Prompt) -> dict[str, str]:

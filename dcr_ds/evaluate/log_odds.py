@@ -19,7 +19,8 @@ from dcr_ds.engine.distributed import Ranks, barrier, broadcast_from_main, gathe
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.generations import Generations
-from dcr_ds.files import hash_of, json_line, read_whole_rows, write_jsonl
+from dcr_ds.evaluate.parts import is_merged, part_file, read_with_parts, write_merged
+from dcr_ds.files import hash_of, json_line
 from dcr_ds.judges.strings import published_phrases
 
 FIELDS = {"id": str, "log_odds": (int, float), "settings_hash": str}
@@ -36,16 +37,11 @@ class LogOddsFile:
 
     @property
     def is_complete(self) -> bool:
-        rows = read_whole_rows(self.file, FIELDS)
-        return (
-            [row["id"] for row in rows] == [prompt.id for prompt in self.prompts]
-            and all(row["settings_hash"] == self.settings_hash for row in rows)
-            and not self.part_files()
-        )
+        return is_merged(self.file, FIELDS, self.prompts, self.settings_hash)
 
     def rows(self) -> dict[str, dict]:
         """The rows on disk that were measured under these settings, by the id of their prompt."""
-        rows = [row for file in [self.file, *self.part_files()] for row in read_whole_rows(file, FIELDS)]
+        rows = read_with_parts(self.file, FIELDS)
         return {row["id"]: row for row in rows if row["settings_hash"] == self.settings_hash}
 
     def named_tokens(self, indices: Sequence[int]) -> tuple[list[str], list[list[int]]]:
@@ -59,13 +55,6 @@ class LogOddsFile:
             {"id": prompt.id, "pair": prompt.pair, **row, "settings_hash": self.settings_hash}
             for prompt, row in zip(prompts, figures, strict=True)
         ]
-
-    def part_file(self, ranks: Ranks) -> Path:
-        """The file that a rank appends its rows to."""
-        return self.file.with_name(f"{self.file.stem}.rank{ranks.rank:04d}{self.file.suffix}")
-
-    def part_files(self) -> list[Path]:
-        return sorted(self.file.parent.glob(f"{self.file.stem}.rank*{self.file.suffix}"))
 
 
 @dataclass(frozen=True)
@@ -159,7 +148,7 @@ class LogOddsMeasurement:
 
     def _append(self, target: LogOddsFile, rows: Sequence[dict]) -> None:
         if self.ranks.is_first_of_copy:
-            with target.part_file(self.ranks).open("ab") as out:
+            with part_file(target.file, self.ranks.rank).open("ab") as out:
                 out.write("".join(json_line(row) for row in rows).encode())
 
     def _finish_file(self, target: LogOddsFile, batch_size: int) -> str | None:
@@ -179,7 +168,5 @@ class LogOddsMeasurement:
             return problems[0]
         if ranks.is_main:
             rows |= {row["id"]: row for measured, _ in gathered for row in measured}
-            write_jsonl(target.file, [rows[prompt.id] for prompt in target.prompts])
-            for part in target.part_files():
-                part.unlink()
+            write_merged(target.file, [rows[prompt.id] for prompt in target.prompts])
         return None
