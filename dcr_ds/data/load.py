@@ -228,6 +228,12 @@ def _check_contrast(recipe: Recipe, seemingly_toxic: PromptSet, toxic: PromptSet
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
     notes += sampler.notes
+    pairs = [[row.pair for row in data_set.rows if row.pair is not None] for data_set in (seemingly_toxic, toxic)]
+    if all(pairs) and not {*pairs[0]} & {*pairs[1]}:
+        notes.append(
+            f"{' and '.join(CLASSES)} have a column of pairs, and no pair is in both (such as {pairs[0][0]!r} and "
+            f"{pairs[1][0]!r}), so no twins are kept together in the held-out split"
+        )
 
 
 def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: list[str]) -> None:

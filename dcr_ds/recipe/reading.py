@@ -154,14 +154,16 @@ def _kept_fields(base: dict, values: dict, name: str) -> list[str]:
     notes = []
     for field in (row.name for row in field_rows() if row.type == DATA_SET):
         before, now = _with_fields(_field(base, field)), _field(values, field)
-        if not isinstance(before, dict) or not isinstance(now, dict) or before.get("source") == now.get("source"):
+        if not isinstance(before, dict) or not isinstance(now, dict):
+            continue
+        default = FIELDS["source"].default
+        if (source := now.get("source", default)) == before.get("source", default):
             continue
         changed = {key for key, value in before.items() if key in FIELDS and value != FIELDS[key].default} - {"source"}
         if kept := [key for key in FIELDS if key in changed and now.get(key) == before[key]]:
-            source = mask_secrets(str(now["source"]))
             notes.append(
-                f"WARNING: {field}: {source} is read with {', '.join(kept)} of {name}; set them, too, if they do not "
-                "fit it"
+                f"WARNING: {field}: {mask_secrets(str(source))} is read with {', '.join(kept)} of {name}; set them, "
+                "too, if they do not fit it"
             )
     return notes
 

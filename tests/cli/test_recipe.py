@@ -107,6 +107,13 @@ def test_an_empty_mapping_removes_the_columns_of_the_recipe_that_it_extends(writ
     assert not kept_fields(path, [])
 
 
+def test_a_whole_mapping_on_the_command_line_replaces_a_data_set(written):
+    path = written("data: {toxic: {source: a.csv, rows: 3}}\n")
+    overrides = [("data.toxic", "{rows: 3}")]
+    assert load_recipe(path, overrides).data.toxic == DataSource(rows=3)
+    assert len(kept_fields(path, overrides)) == 1
+
+
 def test_a_field_before_the_source_on_the_command_line_is_kept(written):
     """`--data.preferences.rows 5000 --data.preferences FILE`, as docs/preferences.md writes it, read all rows."""
     recipe = load_recipe(written(""), [("data.toxic.rows", "3"), ("data.toxic", "b.csv")])

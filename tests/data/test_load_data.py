@@ -169,3 +169,11 @@ def test_prompts_that_one_set_answers_and_another_refuses_are_noted(files, write
     assert any(note.startswith("3 prompts are in both data.seemingly_toxic and data.refusals") for note in notes)
     assert any(note.startswith("2 prompts are in both data.toxic and data.general") for note in notes)
     assert not any("in both" in note for note in load_data(recipe(data=files)).notes)
+
+
+def test_pairs_that_are_written_otherwise_in_the_other_set_are_noted(files, write):
+    """pandas writes 1.0 for 1 in a column with missing values; twins were held out apart without a word."""
+    twins = write("twins.jsonl", [{"prompt": f"wreck {number}", "pair": f"{number}.0"} for number in range(6)])
+    plain = write("plain.jsonl", [{"prompt": f"paint {number}", "pair": number} for number in range(6)])
+    data = load_data(recipe(data={**files, "toxic": twins, "seemingly_toxic": plain}))
+    assert any("no pair is in both (such as '0' and '0.0')" in note for note in data.notes)
