@@ -17,6 +17,7 @@ FREE = (
     "output",
     "stages",
     "control",
+    "allow_leakage",
     "deepspeed",
     "log_every",
     "tensorboard",

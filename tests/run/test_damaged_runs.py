@@ -5,24 +5,17 @@ import shutil
 import pytest
 
 
-def test_align_without_the_refined_model_is_an_error(train, refused, run_folder):
+def test_align_without_the_refined_model_or_its_tokenizer_is_an_error(train, refused, run_folder):
+    """Only the evaluation noticed that the tokenizer was lost."""
     train("--stages", "[refine]")
+    (run_folder.stage("refine").model / "tokenizer_config.json").unlink()
+    assert "tokenizer_config.json of the tokenizer is missing" in refused("--stages", "[refine,align]")
     shutil.rmtree(run_folder.stage("refine").model)
     for stages in ("[refine,align]", "[align]"):
         message = refused("--stages", stages)
         assert message.startswith(f"{run_folder.stage('refine').model}: refine is done, and its model is missing")
         assert "--redo refine" in message
     assert not run_folder.stage("align").model.exists()
-
-
-def test_a_finished_stage_without_its_tokenizer_is_an_error(train, refused, run_folder):
-    """It was noticed by the evaluation only: the next stage trained without it."""
-    train("--stages", "[refine]")
-    model = run_folder.stage("refine").model
-    (model / "tokenizer_config.json").unlink()
-    message = refused("--stages", "[refine,align]")
-    assert message.startswith(f"{model}: refine is done, and its model") and "tokenizer_config.json" in message
-    assert "--redo refine" in message and not run_folder.stage("align").has_results
 
 
 def test_align_before_refine_is_done_is_an_error(train, refused, run_folder):
