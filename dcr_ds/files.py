@@ -8,8 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -60,27 +59,6 @@ def refuse_device(path: Path) -> None:
     )
     if is_stream or (path.exists() and not path.is_file() and not path.is_dir()):
         raise UserError(f"{path}: is a device or pipe, which cannot be written atomically; name a file")
-
-
-@contextmanager
-def complete_folder(folder: Path) -> Iterator[Path]:
-    """Yield the temporary path of a new folder, for the body to make and write; it gets its name if nothing fails.
-
-    It is inside <folder>.partial, which the body can also use, and which is removed. What an interrupted call has left
-    there is removed, too.
-
-    Args:
-        folder: does not exist, or is empty.
-    """
-    folder = folder.resolve()  # of a link, the folder that it names
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial / folder.name
-        (partial / folder.name).rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def free_bytes(folder: Path) -> int | None:

@@ -212,21 +212,21 @@ def lock_of(output: Path) -> Path:
 
 
 @contextmanager
-def sole_writer(file: Path) -> Iterator[None]:
-    """Hold the lock of an output file while entered.
+def sole_writer(output: Path) -> Iterator[None]:
+    """Hold the lock of an output file or folder while entered.
 
     Raises:
         UserError: another process keeps it.
     """
-    lock = Lock(lock_of(file))
+    lock = Lock(lock_of(output))
     try:
         lock.acquire(WRITER_SECONDS)
     except LockHeld as held:
         raise UserError(
-            f"{file}: another command is writing to this file: {held}; wait for it, stop it, or use another --out"
+            f"{output}: another command is writing to it: {held}; wait for it, stop it, or use another --out"
         ) from None
     except OSError as error:
-        error.filename = str(file)  # not the lock's
+        error.filename = str(output)  # not the lock's
         raise
     try:
         yield

@@ -14,6 +14,7 @@ FLOORS = (  # bottom up; rooms in one set are on the same layer
     {"errors"},
     {"files", "progress", "retries", "statistics", "reasoning", "transcript"},
     {"recipe", "discernment", "label_agreement", "locks"},
+    {"new_folder"},
     {"data", "models"},
     {"engine"},
     {"judges"},

@@ -8,6 +8,7 @@ from typing import Any
 from dcr_ds.data.records import Conversation
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_atomically, write_jsonl
+from dcr_ds.new_folder import is_taken
 from dcr_ds.recipe import Recipe, change_recipe, dump_recipe
 
 RECIPE, GENERAL, REFUSALS, ANSWERS = "recipe.yaml", "general.jsonl", "refusals.jsonl", "answers.jsonl"
@@ -27,7 +28,7 @@ def check_alignment(recipe: Recipe, baseline: str) -> None:
 
 def check_output(folder: Path) -> None:
     """Raise UserError if something is in the folder to be written."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if is_taken(folder):
         raise UserError(f"--out: {folder} exists already; name another folder, or remove it")
 
 

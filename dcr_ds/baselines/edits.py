@@ -9,12 +9,13 @@ import torch
 from safetensors import safe_open
 
 from dcr_ds.errors import write_errors_as_user_errors
-from dcr_ds.files import complete_folder, without_nan, write_json, write_jsonl
+from dcr_ds.files import without_nan, write_json, write_jsonl
 from dcr_ds.models.check import build_on_meta, check_model
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, read_headers
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.splice import ALONE, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
+from dcr_ds.new_folder import complete_folder
 from dcr_ds.recipe import ChatTemplate
 
 Edit = Callable[[torch.Tensor], torch.Tensor]

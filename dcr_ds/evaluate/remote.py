@@ -92,6 +92,7 @@ def generate_remote(
             print_on_main(
                 ranks,
                 f"{generations.benchmark}: the server {action} {len(by_id)} of {len(missing)} prompts; they are "
-                f"recorded as {finish}, and unparsed without an answer. The first is {first}: {by_id[first]}",
+                f"recorded as {finish}, and unparsed without an answer; to ask them again, remove their rows from "
+                f"{generations.file} and repeat the command. The first is {first}: {by_id[first]}",
             )
     generations.finish()

@@ -66,12 +66,12 @@ def export_gguf(trained: Path, out: Path, options: ExportOptions, kind: str, con
     """
     with new_folder(out) as partial:
         partial.mkdir()
-        model, file = partial / "model", partial / f"model-{kind}.gguf"
+        model = partial.with_name(f"{partial.name}.plain") / "model"  # beside the new folder, and removed with .partial
+        file = partial / f"model-{kind}.gguf"
         description = export(trained, model, options)
         _convert(model, file, kind, converter)
         note = write_modelfile(model, file)
         (model / EXPORT_RECORD).rename(partial / EXPORT_RECORD)
-        shutil.rmtree(model)
     return f"{description}, as {file.name} with a Modelfile{f' ({note})' if note else ''}"
 
 

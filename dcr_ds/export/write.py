@@ -17,7 +17,7 @@ from dcr_ds.engine.checkpoint.manifest import verify
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import checked_source
 from dcr_ds.export.publish import name_base
-from dcr_ds.files import complete_folder, flush, read_json, write_json
+from dcr_ds.files import flush, read_json, write_json
 from dcr_ds.models.adapters import add_lora, save_lora
 from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import build_on_meta, check_model
@@ -29,6 +29,7 @@ from dcr_ds.models.merge import WEIGHTS, merge_lora
 from dcr_ds.models.splice import read_all, splice
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
+from dcr_ds.new_folder import complete_folder, is_taken
 from dcr_ds.recipe import ModelSection, Recipe, load_recipe
 from dcr_ds.recipe.layout import RunFolder, enclosing_run
 from dcr_ds.recipe.urls import HUB_ID, refuse_store
@@ -78,7 +79,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         UserError: `out` exists, or is on an object store.
     """
     refuse_store(str(out), "--out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if is_taken(out):
         raise UserError(f"--out {out}: exists, and nothing is overwritten; name a new folder")
     with complete_folder(out) as partial:
         yield partial

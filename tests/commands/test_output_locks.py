@@ -1,11 +1,13 @@
-"""Two commands that write one file: the second ends with a message and exit code 2, and the file is left alone."""
+"""Two commands that write one file or folder: the second ends with a message and exit code 2."""
 
 import pytest
 from small_runs import the_error
 
 from dcr_ds import locks
 from dcr_ds.cli import main
+from dcr_ds.errors import UserError
 from dcr_ds.files import write_jsonl
+from dcr_ds.new_folder import complete_folder
 
 COMMANDS = {
     "judge": "judge {folder}/a.jsonl --judge rules --out {out}",
@@ -27,8 +29,20 @@ def test_a_second_command_that_writes_the_same_file_is_refused(command, tmp_path
     with locks.sole_writer(out):
         assert main(COMMANDS[command].format(folder=tmp_path, out=out).split()) == 2
     error = capsys.readouterr().err
-    assert the_error(error).startswith(f"{out}: another command is writing to this file: process ")
+    assert the_error(error).startswith(f"{out}: another command is writing to it: process ")
     assert "waiting for process " in error
     assert not out.exists()
     with locks.sole_writer(out):  # the lock is free again
+        pass
+
+
+def test_a_second_process_that_writes_the_same_new_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WRITER_SECONDS", 0.1)
+    with complete_folder(tmp_path / "model") as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text("{}")
+        with pytest.raises(UserError, match="another command is writing to it"), complete_folder(tmp_path / "model"):
+            pass
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["config.json"]
+    with pytest.raises(UserError, match="exists, and nothing is overwritten"), complete_folder(tmp_path / "model"):
         pass

@@ -11,7 +11,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.remote import generate_remote, prepare_remote
 from dcr_ds.evaluate.run import evaluate_endpoint
-from dcr_ds.files import read_json, read_jsonl, write_json
+from dcr_ds.files import read_json, read_jsonl, write_json, write_jsonl
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.recipe import EvaluateSection
 from dcr_ds.recipe.layout import ModelFolder
@@ -98,6 +98,13 @@ def test_a_refused_prompt_is_recorded_counted_and_named(tmp_path, capsys):
     assert scores["unparsed"] == 1 and scores["by_judge"]["xstest_strings"]["unparsed"] == 1
     out = "".join(capsys.readouterr())
     assert PROMPTS[1].id in out and "flagged by the content filter" in out and "refused 1 of" in out
+    assert "to ask them again, remove their rows" in out
+    rows = read_jsonl(tmp_path / "seeming" / "generations.jsonl")
+    write_jsonl(tmp_path / "seeming" / "generations.jsonl", rows[:1] + rows[2:])
+    with serving(answers) as server:
+        evaluate_endpoint(endpoint(server), ModelFolder(tmp_path), [BENCHMARK], settings, ONE_RANK)
+    assert [request["messages"][-1]["content"] for request in server.requests] == [PROMPTS[1].prompt]
+    assert read_json(tmp_path / "seeming" / "scores.json")["unparsed"] == 0
 
 
 def test_another_address_of_the_same_model_keeps_the_answers(tmp_path):

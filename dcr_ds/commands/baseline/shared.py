@@ -15,6 +15,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.files import expand_user
 from dcr_ds.models.checkpoint_files import check_not_quantised
+from dcr_ds.new_folder import is_taken
 from dcr_ds.recipe import EndpointSection, ModelSection
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def read_prompt_sets(options: Namespace, roles: Sequence[str]) -> dict[str, Prom
 def check_out(out: Path) -> None:
     """Raise UserError unless the output folder is new, or empty."""
     folder = out.resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) or folder.samefile(Path.cwd())):
+    if is_taken(folder) or (folder.exists() and folder.samefile(Path.cwd())):
         raise UserError(f"--out: {out} exists already; name a new folder")
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
-from dcr_ds.files import check_fields, complete_folder, hash_of, parse_json, write_json, write_jsonl
+from dcr_ds.files import check_fields, hash_of, parse_json, write_json, write_jsonl
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, model_hash
+from dcr_ds.new_folder import complete_folder
 from dcr_ds.recipe import ChatTemplate
 
 if TYPE_CHECKING:
