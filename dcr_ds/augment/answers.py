@@ -17,7 +17,8 @@ from dcr_ds.files import hash_of, read_jsonl
 from dcr_ds.judges import Answer, load_judge, verdicts
 from dcr_ds.judges.answer_text import answer_text
 
-FIELDS = ("completion", "finish", "tokens", "key")
+FIELDS = {"completion": str, "finish": str | None, "tokens": int, "key": str}
+GENERATED = ("completion", "finish", "tokens")
 WHOLE_SENTENCES = re.compile(r".*[.!?][\"')\]]*(?=\s|\Z)", re.DOTALL)
 WHY_LEFT_OUT = {
     "full_refusal": "a refusal",
@@ -63,10 +64,10 @@ def answer(
         if not decide_on_main(lambda: part.is_complete, ranks):  # a shared file system may show ranks different states
             part.file.parent.mkdir(parents=True, exist_ok=True)
             generate_missing(part, model.load(ranks.device), model.tokenizer, ranks)
-        new = {row["id"]: row for row in read_jsonl(part.file, FIELDS[:3])}
+        new = {row["id"]: row for row in read_jsonl(part.file, GENERATED)}
         known |= {key: new[prompt.id] for prompt, key in zip(prompts, keys, strict=True) if prompt.id in new}
     return [
-        {"id": prompt.id, "prompt": prompt.prompt, **{name: known[key][name] for name in FIELDS[:3]}, "key": key}
+        {"id": prompt.id, "prompt": prompt.prompt, **{name: known[key][name] for name in GENERATED}, "key": key}
         for prompt, key in zip(prompts, keys, strict=True)
     ]
 
@@ -113,4 +114,11 @@ def _key(generations: Generations, identity: dict[str, str], ids: Sequence[int])
 def _read(file: Path) -> list[dict]:
     if not file.is_file():
         raise UserError(f"--answers: {file}: no such file; name answers.jsonl of an earlier call")
-    return read_jsonl(file, FIELDS)
+    rows = read_jsonl(file, tuple(FIELDS))
+    for number, row in enumerate(rows, 1):
+        for name, kind in FIELDS.items():
+            if not isinstance(row[name], kind):
+                raise UserError(
+                    f"--answers: {file}, row {number}: {name} is {row[name]!r}; use the file as it was written"
+                )
+    return rows

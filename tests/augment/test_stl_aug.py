@@ -198,6 +198,8 @@ def test_bad_input_is_refused_and_nothing_is_written(recipe, answers, tmp_path, 
     assert "no align" in error("--stages", "[refine]")
     assert "no such file" in error("--answers", tmp_path / "none.jsonl")
     assert "has no completion" in error("--answers", tmp_path / "toxic.jsonl")
+    edited = write_rows(tmp_path / "edited.jsonl", [{**row, "completion": None} for row in read_jsonl(answers)])
+    assert "edited.jsonl, row 1: completion is None" in error("--answers", edited)
     assert "--toxic" in error("--toxic", tmp_path / "none.jsonl")
     assert "in common" in error("--toxic", tmp_path / "seemingly_toxic.jsonl")
     write_rows(tmp_path / "leak.jsonl", [{"prompt": "count apples"}, {"prompt": "melt gold"}])
