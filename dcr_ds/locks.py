@@ -81,23 +81,33 @@ class Lock:
             raise
         self._heart.start()
 
-    def release(self) -> None:
-        """Give the lock back; nothing if it is not held."""
+    def release(self, remove: bool = False) -> None:
+        """Give the lock back; nothing if it is not held.
+
+        Args:
+            remove: its file, too. A process that waits for it notices, and makes a new one.
+        """
         self._released.set()
         if self._heart.ident is not None:
             self._heart.join()
         if self._is_own():
             self._owner.unlink(missing_ok=True)
+            if remove:
+                self._path.unlink(missing_ok=True)
         self._close()
 
     def _flock(self, timeout: float) -> bool:
         """Wait for flock; return False if the file system does not support it."""
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         deadline = time.monotonic() + timeout
         while True:
+            if self._descriptor is None:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                if self._is_current(self._descriptor):
+                    return True
+                self._close()
+                continue
             except (BlockingIOError, PermissionError):  # the latter on some network file systems
                 owner = read_json(self._owner)
                 if time.monotonic() > deadline:
@@ -108,6 +118,13 @@ class Lock:
                     raise
                 return False
             time.sleep(POLL_SECONDS)
+
+    def _is_current(self, descriptor: int) -> bool:
+        """Whether an open file is still the lock: its last holder may have removed it."""
+        try:
+            return os.path.samestat(os.fstat(descriptor), self._path.stat())
+        except OSError:  # removed here, or stale on a network file system
+            return False
 
     def _claim_owner(self, timeout: float, has_flock: bool) -> None:
         """Create the owner's file, or take it over from an owner that is gone."""
@@ -137,6 +154,10 @@ class Lock:
                 stream.write(self._record())
         except FileExistsError:
             return False
+        except OSError:  # such as a full disk; flock is held, so that both may be removed
+            self._owner.unlink(missing_ok=True)
+            self._path.unlink(missing_ok=True)
+            raise
         return True
 
     def _take_over(self, settle: bool) -> bool:
@@ -213,7 +234,7 @@ def lock_of(output: Path) -> Path:
 
 @contextmanager
 def sole_writer(output: Path) -> Iterator[None]:
-    """Hold the lock of an output file or folder while entered.
+    """Hold the lock of an output file or folder while entered; its files are removed.
 
     Raises:
         UserError: another process keeps it.
@@ -231,7 +252,7 @@ def sole_writer(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release()
+        lock.release(remove=True)
 
 
 def this_process() -> Process:

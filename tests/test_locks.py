@@ -111,6 +111,27 @@ def test_lock_that_was_released_is_free(tmp_path, flock_error):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock"]
 
 
+def test_writers_that_remove_their_lock_never_meet(tmp_path, monkeypatch):
+    """One that waits for a file that its holder removes would have a lock that nobody else sees."""
+    monkeypatch.setattr(locks, "POLL_SECONDS", 0.001)
+    inside, most = [], []
+
+    def write() -> None:
+        for _ in range(20):
+            with locks.sole_writer(tmp_path / "out"):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 80
+    assert not list(tmp_path.iterdir())
+
+
 def test_lock_of_another_host_is_taken_when_its_owner_gives_no_sign_of_life(tmp_path, flock_error):
     owned_elsewhere(tmp_path)
     started = time.monotonic()

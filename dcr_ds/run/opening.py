@@ -64,7 +64,7 @@ def held_on_main(folder: Path, file: Path, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         if ranks.is_main:
-            lock.release()
+            lock.release(remove=file.parent != folder)  # one beside the folder
 
 
 def _check_shared(folder: Path, ranks: Ranks) -> None:

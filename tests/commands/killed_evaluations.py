@@ -1,5 +1,7 @@
 """Script: evaluate, kill -9 at random moments and continue, until KILLS kills have hit a running process.
 
+Every second kill comes after a random number of answers, so that some hit the generation on machines of any speed.
+
     python killed_evaluations.py KILLS SEED OUT ARGUMENT…
 
 The imports of `dcr-ds evaluate` are done once; each evaluation is a process forked from here. The first one writes to
@@ -47,6 +49,14 @@ def finish(child: int) -> bool:
     return True
 
 
+def answers_in(folder: Path) -> int:
+    return sum(file.read_bytes().count(b"\n") for file in folder.rglob("generations.jsonl"))
+
+
+def is_running(child: int) -> bool:
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def main() -> None:
     assert deepspeed.ops.__compatible_ops__  # the first access takes a second
     kills, seed, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -54,18 +64,23 @@ def main() -> None:
     started = time.perf_counter()
     assert finish(start(arguments, out / "undisturbed"))
     duration = time.perf_counter() - started
+    total = answers_in(out / "undisturbed")
     moments = random.Random(seed)
     killed, rounds = 0, 0
     while killed < kills:
-        child = start(arguments, out / str(rounds))
-        time.sleep(moments.uniform(0, duration))
+        folder = out / str(rounds)
+        wanted = moments.randint(min(answers_in(folder) + 1, total), total)
+        child = start(arguments, folder)
+        if killed % 2:
+            time.sleep(moments.uniform(0, duration))
+        while not killed % 2 and answers_in(folder) < wanted and is_running(child):
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         if finish(child):
             rounds += 1
         else:
             killed += 1
-            answers = [file.read_bytes().count(b"\n") for file in (out / str(rounds)).rglob("generations.jsonl")]
-            print(f"killed after {sum(answers)}", flush=True)
+            print(f"killed after {answers_in(folder)}", flush=True)
     assert finish(start(arguments, out / str(rounds)))
 
 

@@ -34,6 +34,7 @@ def test_a_second_command_that_writes_the_same_file_is_refused(command, tmp_path
     assert not out.exists()
     with locks.sole_writer(out):  # the lock is free again
         pass
+    assert sorted(file.stem for file in tmp_path.iterdir()) == ["a", "b", "labels", "others"]  # and gone
 
 
 def test_a_second_process_that_writes_the_same_new_folder_is_refused(tmp_path, monkeypatch):
