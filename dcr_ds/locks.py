@@ -55,10 +55,12 @@ class Lock:
 
     Args:
         path: its file, in an existing folder.
+        is_kept: whether the file stays when the lock is given back. If not, a process that waits for it notices, and
+            makes a new one.
     """
 
-    def __init__(self, path: Path):
-        self._path, self._owner = path, path.with_name(f"{path.name}.owner")
+    def __init__(self, path: Path, is_kept: bool = True):
+        self._path, self._owner, self._is_kept = path, path.with_name(f"{path.name}.owner"), is_kept
         self._token = secrets.token_hex(8)
         self._descriptor: int | None = None
         self._is_announced = False
@@ -81,19 +83,13 @@ class Lock:
             raise
         self._heart.start()
 
-    def release(self, remove: bool = False) -> None:
-        """Give the lock back; nothing if it is not held.
-
-        Args:
-            remove: its file, too. A process that waits for it notices, and makes a new one.
-        """
+    def release(self) -> None:
+        """Give the lock back; nothing if it is not held."""
         self._released.set()
         if self._heart.ident is not None:
             self._heart.join()
         if self._is_own():
-            self._owner.unlink(missing_ok=True)
-            if remove:
-                self._path.unlink(missing_ok=True)
+            self._remove()
         self._close()
 
     def _flock(self, timeout: float) -> bool:
@@ -154,9 +150,8 @@ class Lock:
                 stream.write(self._record())
         except FileExistsError:
             return False
-        except OSError:  # such as a full disk; flock is held, so that both may be removed
-            self._owner.unlink(missing_ok=True)
-            self._path.unlink(missing_ok=True)
+        except OSError:  # such as a full disk
+            self._remove()
             raise
         return True
 
@@ -208,6 +203,12 @@ class Lock:
     def _held_by(self, owner: Any) -> LockHeld:
         return LockHeld(f"{_describe(owner)} ({self._owner})")
 
+    def _remove(self) -> None:
+        """Remove the files, while flock is held."""
+        self._owner.unlink(missing_ok=True)
+        if not self._is_kept:
+            self._path.unlink(missing_ok=True)
+
     def _close(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -239,7 +240,7 @@ def sole_writer(output: Path) -> Iterator[None]:
     Raises:
         UserError: another process keeps it.
     """
-    lock = Lock(lock_of(output))
+    lock = Lock(lock_of(output), is_kept=False)
     try:
         lock.acquire(WRITER_SECONDS)
     except LockHeld as held:
@@ -252,7 +253,7 @@ def sole_writer(output: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.release(remove=True)
+        lock.release()
 
 
 def this_process() -> Process:

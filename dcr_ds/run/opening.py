@@ -48,7 +48,7 @@ def held_on_main(folder: Path, file: Path, ranks: Ranks) -> Iterator[None]:
     Raises:
         UserError: another run keeps it.
     """
-    lock = Lock(file)
+    lock = Lock(file, is_kept=file.parent == folder)
 
     def acquire() -> None:
         try:
@@ -64,7 +64,7 @@ def held_on_main(folder: Path, file: Path, ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         if ranks.is_main:
-            lock.release(remove=file.parent != folder)  # one beside the folder
+            lock.release()
 
 
 def _check_shared(folder: Path, ranks: Ranks) -> None:
