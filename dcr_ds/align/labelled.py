@@ -45,8 +45,8 @@ class Labelled:
     def mismatched(self, rows: Sequence[int], position: int) -> Encoded:
         """The prompt at a position in the step, with the answer before it; the first prompt gets the last answer.
 
-        A prompt never gets its own answer: where one epoch ends within a step, the step may have a sample twice, and
-        the answer is that of the nearest other sample. As in TRL, prompt and answer are cut to `limit` tokens; at least
+        A prompt never gets its own answer. A step in which one epoch ends may have a sample twice; its prompts then get
+        the answer of the nearest other sample. As in TRL, prompt and answer are cut to `limit` tokens; at least
         one token of the answer is left.
         """
         own, before = rows[position], [*rows[:position][::-1], *rows[:position:-1]]

@@ -12,7 +12,7 @@ from dcr_ds.files import read_whole_rows, write_jsonl
 
 
 def part_file(file: Path, rank: int) -> Path:
-    """The part of a rank."""
+    """The file that a rank writes."""
     return file.with_name(f"{file.stem}.rank{rank:04d}{file.suffix}")
 
 
