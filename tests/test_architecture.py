@@ -136,9 +136,6 @@ def test_modules_that_run_before_torch_do_not_import_it(module):
 
 
 def test_import_of_the_package_is_light():
-    script = (
-        "import sys, time\nstarted = time.perf_counter()\nimport dcr_ds\n"
-        f"print(time.perf_counter() - started < 1, [name for name in {HEAVY} if name in sys.modules])"
-    )
+    script = f"import sys\nimport dcr_ds\nprint([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "True []\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

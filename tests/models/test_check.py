@@ -238,8 +238,8 @@ def test_a_tied_head_is_counted_once(tied, untied):
         assert sum(weight.numel() for weight in model.parameters()) == stored
 
 
-def test_a_70b_model_is_checked_within_a_second(tmp_path):
-    """It reads only headers; the files are sparse."""
+def test_a_70b_model_is_checked_from_its_headers(tmp_path):
+    """The files are sparse; to read all 140 GB of them takes much longer."""
     LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,
@@ -264,4 +264,4 @@ def test_a_70b_model_is_checked_within_a_second(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     started = time.process_time()
     check_model(tmp_path)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5
