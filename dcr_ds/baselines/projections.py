@@ -1,5 +1,6 @@
 """The linear modules of a model that weight edits change, found by their names in each block."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from dcr_ds.errors import UserError
 
 ATTENTION_OUT, MLP_OUT = "self_attn.o_proj", "mlp.down_proj"
 OUTPUTS = (ATTENTION_OUT, MLP_OUT)  # what a block adds to the residual stream comes from these two
-SECOND_NORMS = ("post_feedforward_layernorm", "pre_feedforward_layernorm")  # of Gemma 2 and 3
+# behind attention or MLP, as in Gemma 2, OLMo 2 and GLM-4-0414; post_attention_layernorm alone is that before the MLP
+SECOND_NORM = re.compile(r"post_(?!attention_layernorm$)\w*norm")
 
 
 def blocks_of(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -41,7 +43,7 @@ def check_residual(model: PreTrainedModel) -> None:
     """Raise UserError unless each block adds the outputs of `OUTPUTS` to the residual stream as they are."""
     linears(model, OUTPUTS)
     block = next(iter(blocks_of(model).values()))
-    if norm := next((name for name in SECOND_NORMS if hasattr(block, name)), None):
+    if norm := next((name for name, _ in block.named_children() if SECOND_NORM.match(name)), None):
         raise UserError(
             f"{model.config.model_type}: its blocks normalise the outputs of {' and '.join(OUTPUTS)} again ({norm}) "
             "before they are added, so that no change of these weights has the published effect; use a model without"

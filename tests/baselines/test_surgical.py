@@ -171,7 +171,12 @@ def test_too_few_refused_prompts_are_counted(tmp_path):
 
 @pytest.mark.parametrize(
     ("model_type", "message"),
-    [("gemma2", "post_feedforward_layernorm"), ("qwen3_moe", "mlp.down_proj was looked for .*mixture of experts")],
+    [
+        ("gemma2", "post_feedforward_layernorm"),
+        ("olmo2", "post_feedforward_layernorm"),
+        ("glm4", "post_self_attn_layernorm"),
+        ("qwen3_moe", "mlp.down_proj was looked for .*mixture of experts"),
+    ],
 )
 def test_models_with_other_blocks_are_refused(tmp_path, model_type, message):
     with pytest.raises(UserError, match=message):
