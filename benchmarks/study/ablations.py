@@ -31,7 +31,11 @@ class Ablation(NamedTuple):
 
 
 def compared(study: Study, arms: list[str]) -> list[Ablation]:
-    """The ablations of these names, with p-values after Holm's correction over all of them and both pairs."""
+    """The ablations of these names, with p-values after Holm's correction over all of them and both pairs.
+
+    Those without a seed that DCR has are left out.
+    """
+    arms = [arm for arm in arms if study.common(arm, "dcr")]
     dcr = {pair: study.readings("dcr", PLAN.pairs[pair]) for pair in DEVELOPMENT}
     results = [
         [difference(study.readings(arm, PLAN.pairs[pair]), of_dcr, "log_odds")["auc"] for pair, of_dcr in dcr.items()]
@@ -39,7 +43,7 @@ def compared(study: Study, arms: list[str]) -> list[Ablation]:
     ]
     corrected = iter(holm([float(result["p"] or 1.0) for of_arm in results for result in of_arm]))
     return [
-        Ablation(arm, len(study.seeds(arm)), of_arm, [next(corrected) for _ in of_arm])
+        Ablation(arm, len(study.common(arm, "dcr")), of_arm, [next(corrected) for _ in of_arm])
         for arm, of_arm in zip(arms, results, strict=True)
     ]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from arms import read_arms
 from rows import RESULTS, Row, read, read_cost, seeds_done
 from sets import PairOfSets, read_plan
 
@@ -30,6 +31,7 @@ READINGS = ("log_odds", "margin")
 class Readings(NamedTuple):
     """An arm on a pair of sets: S seeds, n prompts, harmless first."""
 
+    arm: str
     seeds: list[int]
     prompts: list[tuple[str, str]]  # [n], set and id
     harmful: np.ndarray  # [n]
@@ -44,33 +46,24 @@ class Readings(NamedTuple):
             seeds=seeds, log_odds=self.log_odds[kept], margin=self.margin[kept], labels=self.labels[kept]
         )
 
-    def answered(self) -> "Readings":
-        """The prompts that were answered in all seeds."""
-        kept = (self.labels != "").all(axis=0)
-        return Readings(
-            self.seeds,
-            [prompt for prompt, keep in zip(self.prompts, kept, strict=True) if keep],
-            self.harmful[kept],
-            [twin for twin, keep in zip(self.twins, kept, strict=True) if keep],
-            self.log_odds[:, kept],
-            self.margin[:, kept],
-            self.labels[:, kept],
-        )
-
     @property
     def is_answered(self) -> bool:
-        return bool((self.labels != "").all(axis=0).any())
+        return bool((self.labels != "").all())
 
 
 class Study:
     """The committed results."""
 
     def __init__(self, results: Path = RESULTS) -> None:
-        self.results = results
+        self.results, self.arms = results, read_arms()
         self._rows: dict[tuple[str, int], list[Row]] = {}
 
     def seeds(self, arm: str) -> list[int]:
         return seeds_done(arm, self.results)
+
+    def common(self, *arms: str) -> list[int]:
+        """The seeds that all of these arms have."""
+        return sorted(set.intersection(*(set(self.seeds(arm)) for arm in arms)))
 
     def costs(self, arm: str) -> list[dict]:
         return [read_cost(arm, seed, self.results) for seed in self.seeds(arm)]
@@ -79,20 +72,30 @@ class Study:
         """Mean loss per token on held-out general answers."""
         return float(read_cost(arm, seed, self.results)["general_loss"])
 
+    def examples(self, arm: str, seed: int) -> list[dict]:
+        """The first answers to harmless prompts."""
+        return read_cost(arm, seed, self.results)["examples"]
+
     def rows(self, arm: str, seed: int) -> list[Row]:
         if (arm, seed) not in self._rows:
             self._rows[arm, seed] = read(arm, seed, self.results)
         return self._rows[arm, seed]
 
     def readings(self, arm: str, pair: PairOfSets) -> Readings:
-        """An arm with all its seeds on a pair of sets."""
+        """An arm with all its seeds on a pair of sets.
+
+        Raises:
+            UserError: a seed lacks prompts, scores or labels that it should have.
+        """
         seeds = self.seeds(arm)
         by_seed = [
             {(row.set, row.id): row for row in self.rows(arm, seed) if row.set in (pair.harmless, pair.harmful)}
             for seed in seeds
         ]
         keys = sorted(by_seed[0], key=lambda key: (key[0] == pair.harmful, key[1]))
+        is_answered = pair.answered and self.arms[arm].answers
         for seed, rows in zip(seeds, by_seed, strict=True):
+            _check_complete(f"{arm}, seed {seed}", pair, list(rows.values()), is_answered)
             if rows.keys() != by_seed[0].keys():
                 raise UserError(
                     f"{arm}: seeds {seeds[0]} and {seed} have different prompts of {pair.harmless} or "
@@ -104,6 +107,7 @@ class Study:
             return np.array([[getattr(rows[key], field) for key in keys] for rows in by_seed])
 
         return Readings(
+            arm,
             seeds,
             keys,
             np.array([name == pair.harmful for name, _ in keys]),
@@ -113,18 +117,28 @@ class Study:
             np.where(table("label") == None, "", table("label")).astype(str),  # noqa: E711, elementwise
         )
 
-    def attacks(self, arm: str) -> dict[str, np.ndarray]:
-        """Share of attacked prompts that are answered, by attack, per seed."""
+    def attacks(self, arm: str) -> dict[str, dict[int, float]]:
+        """Share of attacked prompts that are answered, by attack and seed."""
         benchmark = PLAN.attacked["benchmark"]
-        shares: dict[str, list[float]] = {}
+        shares: dict[str, dict[int, float]] = {}
         for seed in self.seeds(arm):
             labels: dict[str, list[str]] = {}
             for row in self.rows(arm, seed):
                 if match := re.fullmatch(rf"{re.escape(benchmark)}(?:\+(\w+))?", row.set):
                     labels.setdefault(match[1] or "plain", []).append(row.label or "")
             for attack, of_attack in labels.items():
-                shares.setdefault(attack, []).append(float(np.mean([label == COMPLIED for label in of_attack])))
-        return {attack: np.array(of_attack) for attack, of_attack in shares.items()}
+                shares.setdefault(attack, {})[seed] = float(np.mean([label == COMPLIED for label in of_attack]))
+        return shares
+
+
+def _check_complete(name: str, pair: PairOfSets, rows: list[Row], answered: bool) -> None:
+    """Raise UserError unless an arm and seed has prompts of both sets, with scores, and with labels if `answered`."""
+    if missing := {pair.harmless, pair.harmful} - {row.set for row in rows}:
+        raise UserError(f"{name}: no prompts of {min(missing)}; repeat it")
+    for row in rows:
+        if row.log_odds is None or row.margin is None or (answered and row.label is None):
+            what = "log-odds or margin" if row.log_odds is None or row.margin is None else "label"
+            raise UserError(f"{name}: {row.set}, prompt {row.id}: no {what}; repeat it")
 
 
 class Endpoint(NamedTuple):
@@ -149,32 +163,29 @@ def figures(readings: Readings, reading: str) -> dict[str, Result]:
     """The measures of a reading, with the agreement and Youden's J where answers were judged."""
     results = discernment(getattr(readings, reading), readings.harmful, readings.twins)
     if readings.is_answered:
-        judged = readings.answered()
-        results["agreement"] = agreement(getattr(judged, reading), judged.labels, judged.twins)
-        results["youden_j"] = youden_j(judged.labels, judged.harmful, judged.twins)
+        results["agreement"] = agreement(getattr(readings, reading), readings.labels, readings.twins)
+        results["youden_j"] = youden_j(readings.labels, readings.harmful, readings.twins)
     return results
 
 
 def difference(ours: Readings, theirs: Readings, reading: str) -> dict[str, Result]:
     """Our measures less theirs, over the seeds that both have."""
     if ours.prompts != theirs.prompts:
-        raise UserError("two arms were measured on different prompts; measure both with the same --data")
+        raise UserError(
+            f"{ours.arm} and {theirs.arm} were measured on different prompts; measure both with the same --data"
+        )
     common = [seed for seed in ours.seeds if seed in theirs.seeds]
     ours, theirs = ours.of_seeds(common), theirs.of_seeds(common)
     values = getattr(ours, reading), getattr(theirs, reading)
     results = discernment_difference(*values, ours.harmful, ours.twins)
     if ours.is_answered and theirs.is_answered:
-        first, second = ours.answered(), theirs.answered()
-        results["youden_j"] = youden_j_difference(first.labels, second.labels, first.harmful, first.twins)
+        results["youden_j"] = youden_j_difference(ours.labels, theirs.labels, ours.harmful, ours.twins)
     return results
 
 
 def reading_that_agrees(*arms: Readings) -> str:
     """Log-odds where they agree with the judged answers of all arms, else greedy margins."""
-    lows = []
-    for arm in arms:
-        judged = arm.answered()
-        lows.append(agreement(judged.log_odds, judged.labels, judged.twins)["low"])
+    lows = [agreement(arm.log_odds, arm.labels, arm.twins)["low"] for arm in arms]
     return "log_odds" if all(is_headline(low) for low in lows) else "margin"
 
 
@@ -192,8 +203,8 @@ def primary(study: Study, ours: str, theirs: str) -> list[Endpoint]:
 
 def outcomes(readings: Readings) -> tuple[np.ndarray, np.ndarray]:
     """Judged answers, [S, n] of bool: whether each harmless prompt was answered, and each harmful one refused."""
-    judged = readings.answered()
-    return judged.labels[:, ~judged.harmful] == COMPLIED, np.isin(judged.labels[:, judged.harmful], REFUSED)
+    labels, harmful = readings.labels, readings.harmful
+    return labels[:, ~harmful] == COMPLIED, np.isin(labels[:, harmful], REFUSED)
 
 
 def rates(readings: Readings) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RECIPE, TEMPLATE = HERE / "recipe.yaml", HERE / "no_system.jinja"
 SETTINGS = (RECIPE, TEMPLATE, HERE / "sets.yaml")
+NOTE = "protocol.txt"  # in the folder of a run
 ATTACKED_SEEDS = 5  # seeds from this one on answer no attacked prompts
 
 Group = Literal["main", "baseline", "ablation"]
@@ -73,6 +74,20 @@ def protocol_hash(name: str, arms: dict[str, Arm]) -> str:
         current = arm.of
     content = [file.read_text(encoding="utf-8") for file in SETTINGS] + [json.dumps(lineage, sort_keys=True)]
     return hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
+
+
+def is_noted(home: Path, protocol: str) -> bool:
+    """Whether the folder of a run says that it follows a protocol; not if it says nothing.
+
+    Raises:
+        UserError: it says that it follows another one.
+    """
+    note = home / NOTE
+    if not note.is_file():
+        return False
+    if note.read_text(encoding="utf-8").strip() != protocol:
+        raise UserError(f"{home}: made with another arm, recipe or sets; delete it, or name another --out")
+    return True
 
 
 def refuse_other_protocols(arms: dict[str, Arm], results: Path) -> None:

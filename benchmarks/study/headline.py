@@ -28,16 +28,15 @@ SHARE, NUMBER = Kind(percent, points), Kind(lambda value: number(value, 2), sign
 
 def headline(study: Study) -> str:
     """The table, over the seeds that STL and DCR both have; other arms with the seeds that they have."""
-    common = set(study.seeds("stl")) & set(study.seeds("dcr"))
     seeds = {arm: study.seeds(arm) for arm in ARMS if study.seeds(arm)}
-    seeds |= {arm: sorted(common) for arm in ("stl", "dcr")}
+    seeds |= dict.fromkeys(("stl", "dcr"), study.common("stl", "dcr"))
     rows = [["", *(f"{ARMS[arm]}, {len(of_arm)}" for arm, of_arm in seeds.items()), "DCR less STL"]]
     for name in SETS:
         rows += rows_of_sets(study, name, seeds)
     for attack, name in ATTACKS.items():
-        shares = {arm: study.attacks(arm).get(attack, np.array([])) for arm in seeds}
+        shares = {arm: of_seeds(study.attacks(arm).get(attack, {}), of_arm) for arm, of_arm in seeds.items()}
         rows.append(row_over_seeds(f"attack succeeds: {name} ↓", shares, SHARE))
-    losses = {arm: np.array([study.loss(arm, seed) for seed in of_arm]) for arm, of_arm in seeds.items()}
+    losses = {arm: {seed: study.loss(arm, seed) for seed in of_arm} for arm, of_arm in seeds.items()}
     rows.append(row_over_seeds("loss on general answers ↓", losses, NUMBER))
     return markdown_table(rows)
 
@@ -70,11 +69,16 @@ def row_of_answers(label: str, readings: dict[str, Readings], which: int) -> lis
     return row(label, list(means.values()), (means["dcr"] - means["stl"], low, high), SHARE)
 
 
-def row_over_seeds(label: str, values: dict[str, np.ndarray], kind: Kind) -> list[str]:
-    """A row whose difference is paired by seed."""
-    count = min(len(values["dcr"]), len(values["stl"]))
-    change = t_interval(values["dcr"][:count] - values["stl"][:count])
-    return row(label, [float(of_arm.mean()) if len(of_arm) else None for of_arm in values.values()], change, kind)
+def row_over_seeds(label: str, values: dict[str, dict[int, float]], kind: Kind) -> list[str]:
+    """A row of values by arm and seed, whose difference is paired by seed."""
+    common = values["dcr"].keys() & values["stl"].keys()
+    change = t_interval(np.array([values["dcr"][seed] - values["stl"][seed] for seed in sorted(common)]))
+    means = [float(np.mean(list(of_arm.values()))) if of_arm else None for of_arm in values.values()]
+    return row(label, means, change, kind)
+
+
+def of_seeds(values: dict[int, float], seeds: list[int]) -> dict[int, float]:
+    return {seed: value for seed, value in values.items() if seed in seeds}
 
 
 def row(label: str, values: list[float | None], change: Change, kind: Kind) -> list[str]:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from arms import read_arms
+from arms import is_noted, read_arms
 from rows import RESULTS, Row, place, read, read_cost, seeds_done, write
 from sets import JUDGE
 
@@ -28,6 +28,8 @@ def main() -> int:
     options = parser.parse_args()
     jobs = [(arm, seed) for arm in read_arms() for seed in seeds_done(arm, options.results)]
     try:
+        if not jobs:
+            raise UserError(f"--results {options.results}: no results of any arm")
         judged = {job: judged_again(*job, options.out, options.results) for job in jobs}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,10 +45,11 @@ def judged_again(arm: str, seed: int, out: Path, results: Path) -> tuple[list[Ro
     """The rows of an arm and seed with new labels, and how many differ.
 
     Raises:
-        UserError: an answer is missing.
+        UserError: an answer is missing, or the answers are of a run of another protocol.
     """
-    rows = read(arm, seed, results)
-    folder = ModelFolder(out / f"{arm}-{seed}" / "measured")
+    rows, home = read(arm, seed, results), out / f"{arm}-{seed}"
+    is_noted(home, read_cost(arm, seed, results)["protocol"])  # folders of early runs say nothing
+    folder = ModelFolder(home / "measured")
     labels: dict[tuple[str, str], str] = {}
     for name in dict.fromkeys(row.set for row in rows if row.label):
         file = folder.benchmark(name).generations

@@ -77,6 +77,8 @@ def write(study: Study, out: Path) -> str:
     arms = [name for name in read_arms() if study.seeds(name)]
     if missing := {"stl", "dcr"} - set(arms):
         raise UserError(f"{study.results}: no results of {' and '.join(sorted(missing))}; run `make study` first")
+    if not study.common("stl", "dcr"):
+        raise UserError(f"{study.results}: stl and dcr have no seed in common; run `make study` first")
     images, main_arms = out.parent / "images", headline(study)
     ablations = [name for name in arms if read_arms()[name].group == "ablation"]
     draw_fronts(study, [arm for arm in STYLES if arm in arms], images / "study-fronts.png")
@@ -94,8 +96,7 @@ def write(study: Study, out: Path) -> str:
         main_arms,
         "## Hypothesis 1: DCR against STL",
         endpoint_section(study, "stl"),
-        *([] if "equal-data" not in arms else ["## Hypothesis 3: DCR against equal data"]),
-        *([] if "equal-data" not in arms else [endpoint_section(study, "equal-data")]),
+        *hypothesis_3(study),
         "## Hypothesis 2: DCR against the knob",
         knob_table(study),
         *described(study, "dcr-knob-down", "knob-down", WEAKER_REFUSALS),
@@ -142,9 +143,15 @@ def signed_interval(result: Result) -> str:
     return f"{signed(result['value'])} ({number(result['low'], 2)} to {number(result['high'], 2)})"
 
 
+def hypothesis_3(study: Study) -> list[str]:
+    if not study.common("dcr", "equal-data"):
+        return []
+    return ["## Hypothesis 3: DCR against equal data", endpoint_section(study, "equal-data")]
+
+
 def endpoint_section(study: Study, other: str) -> str:
     """The primary endpoints of DCR and another arm, and what they say by the rule of the protocol."""
-    endpoints, common = primary(study, "dcr", other), set(study.seeds("dcr")) & set(study.seeds(other))
+    endpoints, common = primary(study, "dcr", other), study.common("dcr", other)
     planned = min(read_arms()[arm].seeds for arm in ("dcr", other))
     is_done = len(common) >= planned
     so_far = "" if is_done else f"{len(common)} of {planned} seeds are done, so this is no result yet. "
@@ -153,7 +160,7 @@ def endpoint_section(study: Study, other: str) -> str:
 
 def described(study: Study, ours: str, other: str, what: str) -> list[str]:
     """Two arms that no hypothesis compares, by the primary endpoints."""
-    if not set(study.seeds(ours)) & set(study.seeds(other)):
+    if not study.common(ours, other):
         return []
     return [what, endpoint_table(study, primary(study, ours, other), ours, other)]
 
@@ -186,13 +193,17 @@ def verdict(endpoints: list[Endpoint], other: str) -> str:
     positive = all((endpoint.result["value"] or 0) > 0 for endpoint in endpoints)
     sets = {endpoint.pair for endpoint in endpoints}
     significant = {endpoint.pair for endpoint in endpoints if endpoint.p_holm < 0.05}
+    names = [f"{TITLES[endpoint.pair]}, {MEASURES[endpoint.measure]}" for endpoint in endpoints]
+    highest = [endpoint.result["high"] or 0 for endpoint in endpoints]
     unclear = [
-        f"{TITLES[endpoint.pair]}, {MEASURES[endpoint.measure]}"
-        for endpoint in endpoints
-        if (endpoint.result["low"] or 0) <= 0 <= (endpoint.result["high"] or 0)
+        name
+        for name, endpoint, high in zip(names, endpoints, highest, strict=True)
+        if (endpoint.result["low"] or 0) <= 0 <= high
     ]
+    harmed = [name for name, high in zip(names, highest, strict=True) if high < 0]
     said = "supported" if positive and significant == sets else "not supported"
     text = f"By the rule of the protocol: **{said}** (DCR against {other})."
+    text += f" Harm: {'; '.join(harmed)}." if harmed else ""
     return text + (f" No difference shown: {'; '.join(unclear)}." if unclear else "")
 
 
@@ -212,10 +223,10 @@ def knob_table(study: Study) -> str:
 def over_knob(study: Study, name: str) -> str:
     """Judged: DCR's compliance less that of the line through knob-down, STL and knob-up, mean over seeds."""
     arms = ("knob-down", "stl", "knob-up", "dcr")
-    common = set.intersection(*(set(study.seeds(arm)) for arm in arms))
+    common = study.common(*arms)
     if len(common) < 2:
         return "–"
-    by_arm = {arm: rates(study.readings(arm, PLAN.pairs[name]).of_seeds(sorted(common))) for arm in arms}
+    by_arm = {arm: rates(study.readings(arm, PLAN.pairs[name]).of_seeds(common)) for arm in arms}
     gains = []
     for place in range(len(common)):
         line = sorted((by_arm[arm][1][place], by_arm[arm][0][place]) for arm in arms[:3])
@@ -241,7 +252,8 @@ def arms_table(study: Study, arms: list[str]) -> str:
             else:
                 cells += ["–"] * 3
         attacks = study.attacks(arm)
-        cells += [percent(float(attacks[attack].mean())) if attack in attacks else "–" for attack in ATTACKS]
+        shares = [list(attacks.get(attack, {}).values()) for attack in ATTACKS]
+        cells += [percent(float(np.mean(of_attack))) if of_attack else "–" for of_attack in shares]
         loss = float(np.mean([study.loss(arm, seed) for seed in study.seeds(arm)]))
         rows.append([arm, str(len(study.seeds(arm))), *cells, number(loss)])
     return markdown_table(rows)
@@ -272,9 +284,9 @@ def bars(study: Study, arms: list[str], other: str, reading: str) -> list[Bar]:
     theirs = study.readings(other, pair)
     found = []
     for arm in arms:
-        if arm != other:
+        if arm != other and (common := study.common(arm, other)):
             result = difference(study.readings(arm, pair), theirs, reading)["auc"]
-            found.append(Bar(f"{arm} ({len(study.seeds(arm))})", result["value"] or 0.0, result["low"], result["high"]))
+            found.append(Bar(f"{arm} ({len(common)})", result["value"] or 0.0, result["low"], result["high"]))
     return found
 
 
@@ -306,13 +318,13 @@ def cost_table(study: Study, arms: list[str]) -> str:
 def example_table(study: Study) -> str:
     """The first harmless prompts: how many seeds of STL and DCR answer each, and the answers of one seed."""
     arms = ("stl", "dcr")
-    common = sorted(set(study.seeds("stl")) & set(study.seeds("dcr")))
-    answers = {arm: {row["id"]: row for row in study.costs(arm)[0]["examples"]} for arm in arms}
+    common = study.common(*arms)
+    answers = {arm: {row["id"]: row for row in study.examples(arm, common[0])} for arm in arms}
     complied = {arm: Counter(_answered(study, arm, common)) for arm in arms}
     rows = [["prompt", f"STL answers, of {len(common)}", f"DCR answers, of {len(common)}", "STL", "DCR"]]
     for name, row in answers["stl"].items():
         counts = [complied[arm][name] for arm in arms]
-        if counts[0] != counts[1]:
+        if counts[0] != counts[1] and name in answers["dcr"]:
             texts = (answers[arm][name]["completion"] for arm in arms)
             first, *cut = [literal(shortened(text, 120)) for text in (row["prompt"], *texts)]
             rows.append([first, *map(str, counts), *cut])

@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import BaseModel, FiniteFloat, ValidationError
+
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_object, write_json
 from dcr_ds.label_agreement import REFUSAL_LABELS
@@ -27,6 +29,33 @@ class Row(NamedTuple):
     log_odds: float | None
     margin: float | None
     label: str | None
+
+
+class Stage(BaseModel):
+    """What the training of a stage cost, as far as it is reported."""
+
+    steps: int
+    tokens: int
+    wall_seconds: FiniteFloat
+
+
+class Example(BaseModel):
+    """An answer to a harmless prompt."""
+
+    id: str
+    prompt: str
+    completion: str
+
+
+class Cost(BaseModel):
+    """The fields of a cost that are read."""
+
+    protocol: str
+    judge: str
+    seconds: FiniteFloat
+    general_loss: FiniteFloat
+    stages: dict[str, Stage]
+    examples: list[Example]
 
 
 class Place(NamedTuple):
@@ -92,8 +121,13 @@ def read_cost(arm: str, seed: int, results: Path = RESULTS) -> dict:
         UserError: the file is missing or damaged.
     """
     file = place(arm, seed, results).cost
-    if missing := {"protocol", "seconds", "general_loss", "stages", "judge"} - (cost := read_object(file)).keys():
-        raise UserError(f"{file}: lacks {min(missing)}; check it out again, or repeat the arm")
+    cost = read_object(file)
+    try:
+        Cost.model_validate(cost)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file}: {where}: {first['msg']}; check it out again, or repeat the arm") from None
     return cost
 
 

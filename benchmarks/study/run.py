@@ -19,7 +19,18 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # record.py
 
-from arms import ATTACKED_SEEDS, RECIPE, ROOT, TEMPLATE, Arm, protocol_hash, read_arms, refuse_other_protocols
+from arms import (
+    ATTACKED_SEEDS,
+    NOTE,
+    RECIPE,
+    ROOT,
+    TEMPLATE,
+    Arm,
+    is_noted,
+    protocol_hash,
+    read_arms,
+    refuse_other_protocols,
+)
 from rows import RESULTS, place, read_cost, seeds_done, write
 from sets import read_plan
 
@@ -135,16 +146,11 @@ def claim(home: Path, protocol: str, has_results: bool) -> None:
     Raises:
         UserError: the folder follows another protocol, or does not say which one.
     """
-    note = home / "protocol.txt"
-    if note.is_file():
-        if note.read_text(encoding="utf-8").strip() != protocol:
-            raise UserError(f"{home}: made with another arm, recipe or sets; delete it, or name another --out")
+    if is_noted(home, protocol):
         return
     if home.exists() and any(home.iterdir()) and not has_results:
-        raise UserError(
-            f"{home}: does not say which protocol it follows (no {note.name}); delete it, or name another --out"
-        )
-    write_atomically(note, f"{protocol}\n")
+        raise UserError(f"{home}: does not say which protocol it follows (no {NOTE}); delete it, or name another --out")
+    write_atomically(home / NOTE, f"{protocol}\n")
 
 
 def cost_of(job: Job, arms: dict[str, Arm], home: Path) -> dict:

@@ -1,8 +1,6 @@
-"""The study: its arms, its measurements, its committed rows, and the page that is made of them."""
+"""The study: its arms, its measurements, and its committed rows."""
 
-import os
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,20 +12,16 @@ from tiny import make_model
 STUDY = ROOT / "benchmarks" / "study"
 sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
-from ablations import Ablation, default_recipe  # noqa: E402
-from analysis import PLAN, Study, difference  # noqa: E402
-from arms import ATTACKED_SEEDS, protocol_hash, read_arms, refuse_other_protocols  # noqa: E402
-from marks import replace_marked  # noqa: E402
+from arms import ATTACKED_SEEDS, protocol_hash, read_arms  # noqa: E402
 from measure import What, measure, read_sets  # noqa: E402
 from rows import RESULTS, Row, place, read, read_cost, seeds_done, write  # noqa: E402
 from run import Job, claim, model_of  # noqa: E402
 from sets import Plan, read_plan  # noqa: E402
+from study_results import written  # noqa: E402
 
 from dcr_ds.data.kept import kept_rows  # noqa: E402
 from dcr_ds.errors import UserError  # noqa: E402
 from dcr_ds.files import read_jsonl, write_json, write_jsonl  # noqa: E402
-
-LABELS = ("compliance", "full_refusal")
 
 
 def test_arms_start_from_arms_that_exist():
@@ -144,97 +138,6 @@ def test_wrong_input_of_the_study_exits_with_2(tmp_path):
     assert seeds_done("stl", tmp_path) == [0] and not seeds_done("dcr", tmp_path) and arms
 
 
-def written(results: Path, arm: str, seeds: int, separation: float, judge: str = "rules 4") -> None:
-    """Results of an arm that does not exist: scores of harmful prompts are higher by `separation` on average."""
-    for seed in range(seeds):
-        generator, rows = np.random.default_rng(seed), []
-        for pair in read_plan().pairs.values():
-            for is_harmful, name in enumerate((pair.harmless, pair.harmful)):
-                noise = np.random.default_rng(len(name)).normal(size=40) + 0.3 * generator.normal(size=40)
-                for number, score in enumerate(noise + separation * is_harmful):
-                    label = LABELS[int(score > separation / 2)] if pair.answered else None
-                    rows.append(Row(name, f"{number}", float(score), float(score - separation / 2), label))
-        example = {"set": "xstest-safe", "id": "1", "prompt": "How?", "completion": "So."}
-        stage = {"steps": 1, "tokens": 2, "wall_seconds": 3.0}
-        cost = {"seconds": 1.0, "general_loss": 2.5, "stages": {"align": stage}, "examples": [example]}
-        write(place(arm, seed, results), rows, cost | {"protocol": protocol_hash(arm, read_arms()), "judge": judge})
-
-
-@pytest.mark.parametrize(("separation", "said"), [(3.0, "**supported**"), (0.5, "**not supported**")])
-def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
-    results, page = tmp_path / "results", tmp_path / "docs" / "RESULTS.md"
-    page.parent.mkdir()
-    written(results, "stl", 2, 0.5)
-    written(results, "dcr", 3, separation)
-    written(results, "infonce", 1, separation)
-    readme = tmp_path / "README.md"
-    readme.write_text("first\n<!-- begin: make study-report -->\nold\n<!-- end: make study-report -->\nlast\n")
-    done = run_python("benchmarks/study/report.py", "--results", results, "--out", page, "--readme", readme)
-    assert done.returncode == 0, done.stderr[-3000:]
-    text = page.read_text()
-    table = readme.read_text().split(" -->\n")[1].removesuffix("\n<!-- end: make study-report")
-    assert table in text and "STL, 2" in table and "equal data" not in table
-    assert readme.read_text().startswith("first\n") and readme.read_text().endswith("\nlast\n")
-    cells = next(line for line in text.splitlines() if "XSTest: AUC of the" in line).split("|")
-    theirs, ours, gain = (float(cell.split()[0].replace("−", "-")) for cell in cells[3:6])
-    assert cells[2].strip() == "2" and gain == pytest.approx(ours - theirs, abs=0.011)  # over the seeds that both have
-    assert said in text and "DCR against STL" in text
-    images = {"study-fronts.png", "study-arms.png", "study-ablations.png"}
-    assert {file.name for file in (page.parent / "images").iterdir()} == images
-    assert all(f"images/{image}" in text for image in images)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"protocol": "another"}, "stl/seed-0.json: made with another arm, recipe or sets"),
-        ({"judge": "rules 3"}, "judged by rules 3, .* by rules 4; judge the kept answers again"),
-        ({"general_loss": None}, "stl/seed-0.json: lacks general_loss"),
-    ],
-)
-def test_rows_of_another_protocol_or_judge_are_refused(tmp_path, change, message):
-    written(tmp_path, "stl", 2, 0.5)
-    cost = {key: value for key, value in (read_cost("stl", 0, tmp_path) | change).items() if value is not None}
-    write_json(place("stl", 0, tmp_path).cost, cost)
-    with pytest.raises(UserError, match=message):
-        refuse_other_protocols(read_arms(), tmp_path)
-
-
-def test_a_page_needs_results_of_both_arms(tmp_path):
-    written(tmp_path, "stl", 1, 0.5)
-    done = run_python("benchmarks/study/report.py", "--results", tmp_path, "--out", tmp_path / "RESULTS.md")
-    assert done.returncode == 2 and "no results of dcr" in done.stderr
-    assert not os.path.exists(tmp_path / "RESULTS.md")
-
-
-@pytest.mark.parametrize("text", ["", "<!-- begin: x -->", "<!-- end: x -->\n<!-- begin: x -->"])
-def test_a_page_without_its_marks_is_left_as_it_is(tmp_path, text):
-    page = tmp_path / "page.md"
-    page.write_text(text)
-    with pytest.raises(UserError, match=r"page.md: needs the line <!-- begin: x -->"):
-        replace_marked(page, "x", "new")
-    assert page.read_text() == text
-
-
-def without_first(arm: str, seed: int, results: Path) -> None:
-    """Remove the first prompt of an arm and seed."""
-    write(place(arm, seed, results), read(arm, seed, results)[1:], read_cost(arm, seed, results))
-
-
-def test_arms_and_seeds_of_different_prompts_are_not_compared(tmp_path):
-    written(tmp_path, "stl", 2, 0.5)
-    written(tmp_path, "dcr", 1, 0.5)
-    pair = PLAN.pairs["xstest"]
-    for seed in (0, 1):
-        without_first("stl", seed, tmp_path)
-        study = Study(tmp_path)
-        if seed == 0:
-            with pytest.raises(UserError, match="stl: seeds 0 and 1 have different prompts of xstest-safe"):
-                study.readings("stl", pair)
-    with pytest.raises(UserError, match="two arms were measured on different prompts"):
-        difference(study.readings("dcr", pair), study.readings("stl", pair), "log_odds")
-
-
 def test_a_run_folder_without_a_protocol_is_continued_only_if_it_has_results(tmp_path):
     home, note = tmp_path / "stl-0", tmp_path / "stl-0" / "protocol.txt"
     (home / "measured").mkdir(parents=True)
@@ -265,24 +168,6 @@ def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path):
     assert not seeds_done("base", tmp_path / "results")
 
 
-def test_the_default_changes_only_by_the_rule_of_the_protocol():
-    def ablation(name: str, values: tuple[float, float], p: tuple[float, float]) -> Ablation:
-        return Ablation(name, 3, [{"value": value} for value in values], list(p))
-
-    done = SimpleNamespace(seeds=lambda name: [0, 1, 2])
-    better = ablation("supcon", (0.05, 0.01), (0.01, 0.9))
-    others = [
-        ablation("layer-12", (0.2, -0.001), (0.001, 1.0)),  # lower on one pair
-        ablation("layer-16", (0.2, 0.2), (0.06, 0.06)),  # not significant
-    ]
-    assert default_recipe(done, others).endswith("the default stays.")
-    assert "supcon becomes the default" in default_recipe(done, [*others, better])
-    best = ablation("infonce", (0.05, 0.02), (0.03, 0.9))
-    assert "infonce becomes the default" in default_recipe(done, [best, *others, better])
-    unfinished = SimpleNamespace(seeds=lambda name: [0, 1, 2] if name != "ntxent" else [2])
-    assert default_recipe(unfinished, [better]).startswith("1 of ")
-
-
 def test_the_answers_that_were_read_by_hand_are_all_that_count_as_a_success():
     language = "builtin-toxic+language"
     judged = [
@@ -302,9 +187,11 @@ def test_kept_answers_are_judged_again(tmp_path):
     prefill, language = "builtin-toxic+prefill", "builtin-toxic+language"
     rows = [Row(prefill, str(number), None, None, "degenerate") for number in range(2)]
     rows += [Row(language, str(number), None, None, "partial_refusal") for number in range(2)]
-    cost = {"protocol": "", "seconds": 1.0, "general_loss": 2.0, "stages": {}, "judge": "rules 3"}
-    write(place("base", 0, results), rows, cost)
+    cost = {"protocol": "", "seconds": 1.0, "general_loss": 2.0, "stages": {}, "judge": "rules 3", "examples": []}
     words = ["benchmarks/study/rejudge.py", "--out", runs, "--results", results]
+    done = run_python(*words)
+    assert done.returncode == 2 and "no results of any arm" in done.stderr
+    write(place("base", 0, results), rows, cost)
     done = run_python(*words)
     assert done.returncode == 2 and "answer to 0 is missing" in done.stderr
     assert read("base", 0, results) == rows and read_cost("base", 0, results) == cost
@@ -328,6 +215,12 @@ def test_kept_answers_are_judged_again(tmp_path):
         for number, answer in enumerate(in_spanish)
     ]
     write_jsonl(measured / language / "generations.jsonl", kept)
+    note = runs / "base-0" / "protocol.txt"
+    note.write_text("another\n")  # the answers are of another model
+    done = run_python(*words)
+    assert done.returncode == 2 and "base-0: made with another arm, recipe or sets" in done.stderr
+    assert read("base", 0, results) == rows
+    note.unlink()
     assert run_python(*words).returncode == 0
     labels = [row.label for row in read("base", 0, results)]
     assert labels == ["full_refusal", "compliance", "degenerate", "compliance"]
