@@ -149,11 +149,12 @@ def _check_against_forward(model, prompt: Sequence[int], openings: Openings, row
     opening = max(openings.openings, key=lambda opening: len(opening.tokens))
     size = len(opening.tokens)
     ids = [*prompt, *openings.lead, *opening.tokens]
-    tokens = torch.tensor([ids], device=model.get_output_embeddings().weight.device)
+    head = model.get_output_embeddings().weight
+    tokens = torch.tensor([ids], device=head.device)
     with answering(model, [prompt]):
         logits = model(input_ids=tokens, use_cache=False, logits_to_keep=size + 1).logits[0, :-1]
     log_p = logits.double().log_softmax(-1).gather(-1, tokens[0, -size:, None]).sum().item()
-    if not abs(log_p - row["openings"][opening.text]) <= TOLERANCE.get(logits.dtype, TOLERANCE_16_BIT) * size:
+    if not abs(log_p - row["openings"][opening.text]) <= TOLERANCE.get(head.dtype, TOLERANCE_16_BIT) * size:
         raise UserError(
             f"refusal log-odds: log p({opening.text!r}) is {row['openings'][opening.text]:.4f}, but {log_p:.4f} by the "
             f"model's own forward pass; {type(model).__name__} cannot be read this way"

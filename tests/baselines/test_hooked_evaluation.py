@@ -133,7 +133,7 @@ def test_models_that_no_baseline_is_made_from(source, knob, tmp_path, refused):
     assert "quantised" in refused("baseline", "knob", quantised, *make)
     assert "exists already" in refused("baseline", "knob", source, "--strength", "1", "--out", source)
     assert "inside the model's folder" in refused("baseline", "knob", source, "--strength", "1", "--out", source / "in")
-    for value in ("nan", "inf", "much"):
+    for value in ("nan", "inf", "much", "-101"):
         assert value in refused("baseline", "knob", source, "--strength", value, "--out", tmp_path / "out")
     small = make_model(tmp_path / "small", layers=2)
     assert "2 blocks" in refused("baseline", "scans", small, "--out", tmp_path / "out")

@@ -110,6 +110,20 @@ def test_general_loss_is_that_of_the_raised_logits(models):
     assert general_loss(hooked, rows, 2, ONE_RANK)["loss"] == pytest.approx(total / 6, abs=1e-5)  # float32 sums
 
 
+def test_the_sum_is_not_rounded_to_16_bits(tmp_path):
+    source = tiny_source(tmp_path / "model", layers=2)
+    settings = {"strength": 60.03, "tokens": RAISED, "texts": ["a", "b", "c"]}
+    hook = write_hook(tmp_path / "knob", source, "knob", settings)
+    plain, hooked = (load(source, part, torch.bfloat16) for part in (None, hook))
+    (prompt,) = make_prompts(1)
+    with torch.no_grad(), answering(hooked, [prompt]):
+        seen, base = (model(input_ids=torch.tensor([prompt])).logits[0, -1] for model in (hooked, plain))
+    expected = base.float()
+    expected[RAISED] += 60.03
+    assert torch.equal(seen, expected)
+    assert refusal_log_odds(hooked, ["a"], [prompt], openings())
+
+
 def test_a_hooked_model_is_not_used_without_its_prompts(models):
     _, hooked = models(1.5)
     with pytest.raises(RuntimeError, match="inside `answering`"):

@@ -49,6 +49,10 @@ class Knob:
     def _raise(self, model, args: tuple, output) -> None:
         logits = output.logits  # of the last tokens alone, if the caller asks for so few
         row, place = (self._places.offsets[:, -logits.shape[1] :] == 0).nonzero(as_tuple=True)
+        if not len(row):
+            return
+        # the sum is not rounded to 16 bits
+        output.logits = logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         tokens = torch.tensor(self.tokens, device=logits.device)
         logits[row[:, None], place[:, None], tokens] += self.strength
 
