@@ -147,7 +147,7 @@ def kind_of(module: nn.Module, name: str) -> str:
     keys = ", ".join(f"{name}.{key}" for key in module._parameters)
     raise UserError(
         f"eNTK: no per-sample gradient for the parameters of {type(module).__name__} ({keys}); "
-        "leave them out with a regular expression in parameters"
+        "choose others by a regular expression on their names (--parameters self_attn)"
     )
 
 
