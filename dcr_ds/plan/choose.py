@@ -99,7 +99,7 @@ class Option:
     @property
     def sent_within(self) -> int:
         """Bytes of `sent` that stay in the node because only its ranks take part (hpZ)."""
-        return sum(collective.bytes for collective in self.traffic if collective.ranks)
+        return sum(collective.bytes for collective in self.traffic if collective.ranks and not collective.across)
 
 
 def planned(recipe: Recipe, folder: Path, cluster: Cluster) -> Recipe:

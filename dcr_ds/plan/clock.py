@@ -56,14 +56,22 @@ class StepTime:
 
 
 def step_time(flops: int, collectives: Iterable[Collective], ranks: int, per_node: int, rates: Rates) -> StepTime:
-    """The time of a step on `ranks` GPUs, with `per_node` GPUs per node.
-
-    A ring passes through every node, so with several nodes the network is the bottleneck, except for collectives of
-    the ranks of one node.
-    """
+    """The time of a step on `ranks` GPUs, with `per_node` GPUs per node."""
     traffic = 0.0
     for collective in collectives:
-        members = collective.ranks or ranks
-        link = rates.share * (rates.node_link if members <= per_node else rates.network)
-        traffic += collective.bytes / link + collective.calls * math.log2(members) * rates.latency
+        link = rates.share * _link(collective, ranks, per_node, rates)
+        traffic += collective.bytes / link + collective.calls * math.log2(collective.ranks or ranks) * rates.latency
     return StepTime(flops / (rates.flops * rates.mfu), traffic)
+
+
+def _link(collective: Collective, ranks: int, per_node: int, rates: Rates) -> float:
+    """Bytes per second at which each rank of a collective sends.
+
+    NCCL divides a message among rings that leave a node through different GPUs, so that each link between nodes carries
+    a part of it. With one rank of a node, it carries all of it.
+    """
+    if collective.across:
+        return rates.network
+    if (collective.ranks or ranks) <= per_node:
+        return rates.node_link
+    return min(rates.node_link, per_node * rates.network)

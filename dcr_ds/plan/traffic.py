@@ -17,12 +17,14 @@ class Collective:
 
     Attributes:
         ranks: that take part; 0: all of them.
+        across: whether they are one rank of each node.
     """
 
     name: str
     bytes: int
     calls: int
     ranks: int = 0
+    across: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,5 +126,5 @@ def _reductions(gradients: int, width: float, zero: Zero, ranks: int, passes: Pa
     between = (nodes - 1) / nodes * size / zero.partition
     return [
         Collective("reduce-scatter", round(within), calls, zero.partition),
-        Collective("reduce-scatter", round(between), calls),
+        Collective("reduce-scatter", round(between), calls, nodes, across=True),
     ]

@@ -74,12 +74,19 @@ def test_quantised_messages_send_8_bits_of_weights_and_4_of_gradients():
     first, *_, within, between = traffic(TENSORS, zero, 8, Passes(1, 2))
     assert first.bytes == 1_000_000 * 7 // 8
     assert (within.bytes, within.ranks) == (2 * 500_000 * 3 // 4, 4)
-    assert (between.bytes, between.ranks) == (2 * 500_000 // 4 // 2, 0)
+    assert (between.bytes, between.ranks, between.across) == (2 * 500_000 // 4 // 2, 2, True)
     *_, on_one_node = traffic(TENSORS, zero, 4, Passes(1, 2))
     assert on_one_node.bytes == 2 * 2_000_000 * 3 // 4
 
 
-def test_traffic_within_a_node_uses_its_links():
-    rates = Rates(flops=1e12, node_link=100e9, network=10e9, mfu=1, share=1, latency=0)
-    collectives = [Collective("a", 10**10, 1), Collective("b", 10**11, 1, ranks=8)]
-    assert step_time(0, collectives, 64, 8, rates).traffic == pytest.approx(1 + 1)
+def test_traffic_takes_the_links_that_its_ranks_have():
+    """All ranks of a node send at once over its links to other nodes, one rank of each node over its own alone."""
+
+    def seconds(world: int, per_node: int, **who) -> float:
+        rates = Rates(flops=1e12, node_link=100e9, network=10e9, mfu=1, share=1, latency=0)
+        return step_time(0, [Collective("a", 10**11, 1, **who)], world, per_node, rates).traffic
+
+    assert seconds(8, 8) == seconds(64, 8, ranks=8) == pytest.approx(1)
+    assert seconds(64, 8) == pytest.approx(10**11 / 80e9)
+    assert seconds(64, 1) == seconds(64, 8, ranks=8, across=True) == pytest.approx(10)
+    assert seconds(64, 16) == pytest.approx(1)  # the links between nodes together are faster than those within
