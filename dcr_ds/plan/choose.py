@@ -22,11 +22,11 @@ from dcr_ds.plan.traffic import Collective, Passes, traffic
 from dcr_ds.recipe import TRAINING_STAGES, Recipe, shipped_file
 
 GIB = 2**30
-# tried in this order if nothing fits, each in addition to the ones before
+# tried in this order if nothing fits, each in addition to the ones before: section, field, value
 REMEDIES = (
-    ("model.activation_checkpointing: true", {"model": {"activation_checkpointing": True}}),
-    ("{stage}.adapter: lora", {"{stage}": {"adapter": "lora"}}),
-    ("model.quantize: nf4", {"model": {"quantize": "nf4"}}),
+    ("model", "activation_checkpointing", True),
+    ("{stage}", "adapter", "lora"),
+    ("model", "quantize", "nf4"),
 )
 
 
@@ -241,14 +241,19 @@ def best(options: list[Option]) -> Option | None:
 
 
 def remedy(stage: Stage) -> tuple[str, Option] | None:
-    """The first change of the recipe (of REMEDIES) with which a stage fits, and the resulting option."""
+    """The changes of the recipe (the first of REMEDIES) with which a stage fits, and the resulting option."""
     values, changes = stage.recipe.model_dump(), []
-    for text, change in REMEDIES:
-        for section, fields in change.items():
-            values[section.format(stage=stage.name)] |= fields
-        changes.append(text.format(stage=stage.name))
-        if values["model"]["quantize"] != "none":
+    for section, field, value in REMEDIES:
+        name = section.format(stage=stage.name)
+        if values[name][field] == value:
+            continue
+        values[name][field] = value
+        changes.append(f"{name}.{field}: {str(value).lower()}")
+        if field == "quantize":
             values["stages"] = [stage.name]  # the other stage might not be trainable in 4 bits
+            if Zero.of(read_config(stage.recipe)).stage == 3:  # refused with 4-bit weights
+                values["deepspeed"] = "ds_configs/zero2.json"
+                changes.append(f"deepspeed: {values['deepspeed']}")
         recipe = Recipe.model_validate(values)
         changed = Stage(recipe, stage.folder, stage.name, stage.cluster, stage.lengths)
         if (option := best(changed.options())) is not None:

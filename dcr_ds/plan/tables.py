@@ -127,7 +127,7 @@ def _why(stage: Stage, options: Sequence[Option], chosen: Option | None) -> str:
     if chosen is None:
         least = min(options, key=lambda option: option.memory.peak)
         text = (
-            f"Nothing fits: the least is {least.memory.peak / GIB:.3g} GiB of {usable:.3g} usable, under "
+            f"Nothing fits: the least is {gib(least.memory.peak)} GiB of {usable:.1f} usable, under "
             f"ZeRO-{least.zero.stage}, micro-batch {least.micro_batch}."
         )
         if change_and_option := remedy(stage):
