@@ -36,6 +36,8 @@ def plan_stages(
         text, chosen = describe(stage, steps)
         sections.append(f"{prose(_heading(stage))}\n\n{text}")
         figures[name] = _figures(chosen, steps) if chosen else None
+    if recipe.control == "stl" and names == list(TRAINING_STAGES):
+        sections.append("control: the steps of align again, from the base model, with the same memory and time.")
     if "evaluate" in recipe.stages:
         text, figures["evaluate"] = plan_evaluation(recipe, folder, cluster)
         sections.append(prose(text))

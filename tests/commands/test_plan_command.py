@@ -34,7 +34,7 @@ def test_a_plan_of_llama_3_8b(plan, tmp_path):
     out = plan("recipes/llama-3-8b.yaml", "--gpus", "8", *half, "--json", str(tmp_path / "plan.json"))
     assert max(map(len, out[out.index("llama-3-8b:") :].splitlines())) <= 100
     assert "4.015e9 parameters trained of 4.015e9 loaded" in flat(out)  # half of the blocks, and the embeddings
-    assert "<- chosen" in out and "Without the cut" in flat(out)
+    assert "<- chosen" in out and "Without the cut" in flat(out) and "control:" not in out
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["refine"]["peak_bytes"] <= 0.9 * 80 * 2**30
     assert 0 < figures["refine"]["step_seconds"][0] <= figures["refine"]["step_seconds"][1]
@@ -66,6 +66,7 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
     folder = make_model(tmp_path / "tiny", tied=False)
     out = plan("recipes/smollm2-135m.yaml", "--model.source", str(folder), "--refine.layer", "2")
     assert "its config.json" in flat(out)
+    assert "control: the steps of align again" in out  # the recipe asks for one
 
 
 @pytest.mark.parametrize(
