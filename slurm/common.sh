@@ -25,6 +25,14 @@ check_numbers() { # names of settings …
     done
 }
 
+read_options() { # name of a setting: sets `options`, its words, with quotes as in a shell; DCR_DS_SBATCH if it is not set
+    local name=$1 words
+    [[ -n ${!name:-} ]] || name=DCR_DS_SBATCH
+    words=$(xargs -r -n 1 printf '%s\n' <<<"${!name:-}" 2>/dev/null) || fail "$name=${!name}: a quote is not closed"
+    options=()
+    [[ -z $words ]] || mapfile -t options <<<"$words"
+}
+
 submit() { # options and script of sbatch …: sets `submitted` to the job id; on a dry run only prints the command
     if [[ -n $dry_run ]]; then
         printf '%q ' sbatch "$@"

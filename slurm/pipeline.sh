@@ -4,7 +4,7 @@
 #   slurm/pipeline.sh [--dry-run] [RECIPE] [--FIELD VALUE …]
 #
 # Run it from the project's folder. Sizes are options of sbatch in DCR_DS_SBATCH_REFINE, …_ALIGN and …_EVALUATE
-# (slurm/settings.sh).
+# (slurm/settings.sh), or in DCR_DS_SBATCH for those that are not set.
 set -euo pipefail
 scripts=${DCR_DS_SCRIPTS:-slurm}
 if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f train.py || ! -f slurm/common.sh) ]]; then
@@ -31,8 +31,7 @@ for stage in $DCR_DS_STAGES; do # all of them before the first job
 done
 submitted=''
 for stage in $DCR_DS_STAGES; do
-    size=DCR_DS_SBATCH_${stage^^}
-    read -ra options <<<"${!size:-}"
+    read_options "DCR_DS_SBATCH_${stage^^}"
     # without --kill-on-invalid-dep, a job would stay in the queue for ever when the one before it has failed
     [[ -z $submitted ]] || options+=(--dependency=afterok:"$submitted" --kill-on-invalid-dep=yes)
     submit --job-name="dcr-ds-$stage" "${options[@]}" "$scripts/dcr.sh" "$@" --stages "[$stage]"

@@ -3,6 +3,7 @@
 #
 #   slurm/sweep.sh [--dry-run] RECIPE --FIELD VALUE,VALUE… [--FIELD VALUE,VALUE…]… [-- --FIELD VALUE …]
 #   slurm/sweep.sh recipes/smollm2-135m.yaml --seed 0,1,2 --refine.loss circle,supcon -- --align.epochs 0.5
+#   A comma in brackets belongs to its value: --stages [align],[refine,align]
 #   fields that are often swept: seed, refine.layer, refine.loss, refine.retain_weight, align.safe_ratio
 #
 # Run it from the project's folder. Size of each job: DCR_DS_SBATCH_SWEEP (slurm/settings.sh). The runs, named after
@@ -15,6 +16,20 @@ if [[ -z ${DCR_DS_SCRIPTS:-} && (! -f train.py || ! -f slurm/common.sh) ]]; then
 fi
 # shellcheck source=slurm/common.sh
 source "$scripts/common.sh"
+
+split_values() { # field, its values: sets `values`; a comma in brackets belongs to its value
+    local part value='' opened closed
+    values=()
+    while IFS= read -r -d , part; do
+        [[ -n $part ]] || fail "slurm/sweep.sh: $1 $2: a value is empty; write null for none"
+        value+=${value:+,}$part
+        opened=${value//[^\[\{]/} closed=${value//[^\]\}]/}
+        ((${#opened} == ${#closed})) || continue
+        values+=("$value")
+        value=''
+    done <<<"$2,"
+    [[ -z $value ]] || fail "slurm/sweep.sh: $1 $2: a bracket is not closed"
+}
 
 dry_run=''
 if [[ ${1:-} == --dry-run ]]; then
@@ -30,7 +45,7 @@ while (($# > 0)) && [[ $1 != -- ]]; do
     [[ $1 == --* && -n ${2:-} ]] || fail "slurm/sweep.sh: $1: use --FIELD VALUE,VALUE…; fields of all runs follow after --"
     [[ $1 != --name && $1 != --output ]] || fail "slurm/sweep.sh: $1: each run has a name of its own in one folder"
     [[ ${points[0]} != *"$1"$'\t'* ]] || fail "slurm/sweep.sh: $1 is given twice; write all of its values in one list"
-    IFS=, read -ra values <<<"$2"
+    split_values "$1" "$2"
     crossed=() crossed_names=()
     for i in "${!points[@]}"; do
         for value in "${values[@]}"; do
@@ -51,6 +66,7 @@ for ((i = 1; i <= $#; i++)); do
     following=$((i + 1))
     [[ ${!i} != --output ]] || output=${!following:-}
     [[ ${!i} != --output=* ]] || output=${!i#--output=}
+    [[ ${!i} != --name && ${!i} != --name=* ]] || fail "slurm/sweep.sh: --name: each run is named after its values"
 done
 
 if [[ -n $dry_run ]]; then
@@ -69,13 +85,13 @@ activate
 if "$python" -c 'import dcr_ds' 2>/dev/null; then # a mistake is found before a job is queued
     "$python" -m dcr_ds slurm --check-points "$sweep/points" "$recipe" "$@" || exit 2
 fi
-read -ra options <<<"${DCR_DS_SBATCH_SWEEP:-}"
+read_options DCR_DS_SBATCH_SWEEP
 array=0-$((${#points[@]} - 1))${DCR_DS_SWEEP_AT_ONCE:+%$DCR_DS_SWEEP_AT_ONCE}
-submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL,DCR_DS_POINTS="$sweep/points" "${options[@]}" \
-    "$scripts/dcr.sh" "$recipe" "$@"
+export DCR_DS_POINTS=$sweep/points # sbatch would divide a path with a comma in its option --export
+submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL "${options[@]}" "$scripts/dcr.sh" "$recipe" "$@"
 echo "sweep of ${#points[@]} runs: job $submitted"
 unset SBATCH_GPUS_PER_NODE SBATCH_CPUS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_EXCLUSIVE # a report needs one core
-read -ra options <<<"${DCR_DS_SBATCH_REPORT:-}"
+DCR_DS_SBATCH='' read_options DCR_DS_SBATCH_REPORT
 # afterany, since the report of the runs that are done is wanted even if others failed
 submit --job-name="dcr-ds-report" --dependency=afterany:"$submitted" --kill-on-invalid-dep=yes "${options[@]}" \
     "$scripts/report.sh" "$sweep/runs" "$output/report.md"

@@ -70,7 +70,7 @@ def _submit(options: argparse.Namespace, words: list[str]) -> int:
     script = f"{scripts}/{options.kind}.sh"
     if options.kind == "dcr":
         parse_train(words).load()
-        command = ["sbatch", *shlex.split(os.environ.get("DCR_DS_SBATCH", "")), script, *words]
+        command = ["sbatch", *_sbatch_options(), script, *words]
     else:  # these scripts check the recipe, and print their own sbatch commands on a dry run
         command = ["bash", script, *(["--dry-run"] if options.dry_run else []), *words]
     if not options.dry_run:
@@ -83,6 +83,14 @@ def _submit(options: argparse.Namespace, words: list[str]) -> int:
     job_script = Path(f"{scripts}/dcr.sh")
     print(f"\n# --- {job_script}, which each of these jobs runs\n{job_script.read_text(encoding='utf-8')}", end="")
     return 0
+
+
+def _sbatch_options() -> list[str]:
+    options = os.environ.get("DCR_DS_SBATCH", "")
+    try:
+        return shlex.split(options)
+    except ValueError:
+        raise UserError(f"DCR_DS_SBATCH={options}: a quote is not closed") from None
 
 
 def _scripts() -> str:

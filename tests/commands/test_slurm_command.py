@@ -38,6 +38,45 @@ def test_chain_has_a_job_per_stage_that_waits_for_the_previous_one():
     assert "--dependency=afterok:ID2" in evaluate and evaluate[-1] == "[evaluate]"
 
 
+def test_options_of_sbatch_are_read_as_in_a_shell_and_apply_to_each_kind_of_job():
+    shared = {"DCR_DS_SBATCH": "--account=a --comment='my run'"}
+    refine, align, _ = sbatches(
+        call("slurm/pipeline.sh", "--dry-run", DEMO, **shared, DCR_DS_SBATCH_ALIGN="-N2").stdout
+    )
+    assert refine[2:4] == ["--account=a", "--comment=my run"] and align[2] == "-N2"
+    array, report = sbatches(call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", **shared).stdout)
+    assert "--comment=my run" in array and not {"--account=a", "--comment=my run"} & set(report)  # which needs one core
+    done = call("slurm/pipeline.sh", "--dry-run", DEMO, DCR_DS_SBATCH_REFINE="--comment='my run")
+    assert done.returncode == 2 and "DCR_DS_SBATCH_REFINE=--comment='my run: a quote is not closed" in done.stderr
+
+
+def test_a_quote_that_is_not_closed_is_an_error(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DCR_DS_SBATCH", "--comment='my run")
+    assert main(["slurm", "--dry-run", DEMO]) == 2
+    assert capsys.readouterr().err == "error: DCR_DS_SBATCH=--comment='my run: a quote is not closed\n"
+
+
+def test_a_comma_in_brackets_belongs_to_the_value_of_a_sweep():
+    done = call("slurm/sweep.sh", "--dry-run", DEMO, "--stages", "[align],[refine,align]", "--seed", "0")
+    names = [Path(line).name for line in done.stdout.splitlines() if line.startswith("runs/")]
+    assert names == ["smollm2-135m-stages_align_-seed0", "smollm2-135m-stages_refine_align_-seed0"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model.revision", ",v2"], "--model.revision ,v2: a value is empty; write null"),
+        (["--seed", "0,1,"], "--seed 0,1,: a value is empty"),
+        (["--stages", "[align],[refine"], "--stages [align],[refine: a bracket is not closed"),
+        (["--seed", "0,1", "--", "--name", "mine"], "--name: each run is named after its values"),
+    ],
+)
+def test_values_of_a_sweep_that_would_be_lost_are_refused(arguments, expected):
+    done = call("slurm/sweep.sh", "--dry-run", DEMO, *arguments)
+    assert done.returncode == 2 and expected in done.stderr and not done.stdout
+
+
 def test_a_baseline_is_never_refined():
     done = call("slurm/pipeline.sh", "--dry-run", "recipes/smollm2-135m-stl.yaml")
     assert [words[-1] for words in sbatches(done.stdout)] == ["[align]", "[evaluate]"], done.stderr
