@@ -173,6 +173,16 @@ def test_labels_overlap_neither_each_other_nor_marks(case):
     assert not any(box.contains((float(mark[1]), float(mark[2]))) for box in boxes for mark in marks)
 
 
+def test_a_long_name_stays_inside_the_drawing():
+    titles = ("a-run-" + "of-many-words-" * 9 + "7", "base")
+    points = [ModelPoint(title, 0.5, 0.5, (0.4, 0.6), (0.4, 0.6), True) for title in titles]
+    page = Page(tradeoff_figure(points, None).svg)
+    shown = re.search(r"a-run-\S*-words-7", page.text)[0]
+    text, _ = (element for element in page.all("text") if "paint-order" in element)
+    box = Label(0, 0, text["text-anchor"]).box((float(text["x"]), float(text["y"])), shown)
+    assert box.left >= 0 and box.right <= 400
+
+
 def test_the_report_links_to_the_page(attacked, tmp_path):
     with pytest.raises(UserError, match=r"--out .*report\.html: must name the Markdown file"):
         write_report([attacked], tmp_path / "report.html")

@@ -10,10 +10,12 @@ from itertools import pairwise
 
 from dcr_ds.report.numbers.tradeoff import ModelPoint, pareto_line
 from dcr_ds.report.render.labels import Box, Label, place_labels
+from dcr_ds.report.render.tables import cut_middle
 from dcr_ds.report.render.templating import render
 
 SIZE = 400  # width and height of the drawing
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 44  # margins around the axes
+MAX_TITLE = 36  # characters of a model's name in a drawing; names of folders may be longer than it is wide
 NUM_STYLES = 6  # colours and shapes; a seventh model has the first shape in the second colour
 
 
@@ -21,7 +23,7 @@ def tradeoff_svg(points: Sequence[ModelPoint]) -> str:
     """Points with their intervals and curves, each with a label."""
     marks = [
         {
-            "title": point.title,
+            "title": drawn_title(point.title),
             "shape": i % NUM_STYLES,
             "colour": colour(i),
             "curve": _polyline(point.curve),
@@ -46,8 +48,13 @@ def tradeoff_labels(points: Sequence[ModelPoint]) -> list[Label]:
     """The positions of the titles of the points, in units of the drawing."""
     shares = [line for point in points for line in _lines(point)]
     ink = [(_across(x), _down(y)) for line in shares for x, y in _spaced(line)]
-    at = [((_across(point.x), _down(point.y)), point.title) for point in points]
+    at = [((_across(point.x), _down(point.y)), drawn_title(point.title)) for point in points]
     return place_labels(at, ink, Box(LEFT, TOP, SIZE - RIGHT, SIZE - BOTTOM))
+
+
+def drawn_title(title: str) -> str:
+    """The name of a model as a drawing shows it."""
+    return cut_middle(title, MAX_TITLE)
 
 
 def _lines(point: ModelPoint) -> list[Sequence[tuple[float, float]]]:

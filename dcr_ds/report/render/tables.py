@@ -25,7 +25,7 @@ def markdown_table(rows: Rows) -> str:
 
 def text_table(rows: Rows, width: int = 100) -> str:
     """A table for a terminal, at most `width` characters wide; columns that do not fit are put below."""
-    rows = [[_cut_middle(one_line(row[0]), MAX_NAME), *map(one_line, row[1:])] for row in rows]
+    rows = [[cut_middle(one_line(row[0]), MAX_NAME), *map(one_line, row[1:])] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     blocks: list[list[int]] = []
     for column in range(1, len(widths)):
@@ -114,6 +114,6 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
-def _cut_middle(text: str, limit: int) -> str:
+def cut_middle(text: str, limit: int) -> str:
     """Cut where a name is least telling: its start and the metric after it stay."""
     return text if len(text) <= limit else f"{text[: limit - 18]}…{text[-17:]}"
