@@ -14,6 +14,8 @@ from dcr_ds.data.records import ConversationSet
 from dcr_ds.diagnose.openings import Openings, find_openings
 from dcr_ds.errors import UserError
 from dcr_ds.judges.strings import published_phrases
+from dcr_ds.models.chat import PROMPT_END_TOKENS, encode_prompt
+from dcr_ds.reasoning import open_block
 
 
 def knob_settings(openings: Openings, strength: float) -> dict:
@@ -30,15 +32,18 @@ def knob_openings(tokenizer: PreTrainedTokenizerBase, refusals: ConversationSet,
     """The refusal openings, as evaluation finds them.
 
     Raises:
-        UserError: there are none, or the chat template writes something before each answer.
+        UserError: there are none, or the chat template writes something before each answer, or opens a block of
+            reasoning in the prompt, so that generation does not begin with the answer.
     """
     openings = find_openings(
         tokenizer, [row.response for row in refusals.rows], [row.response for row in ordinary.rows], published_phrases()
     )
-    if openings.lead:
+    before = tokenizer.decode(list(openings.lead))
+    before = before or open_block(str(tokenizer.decode(encode_prompt(tokenizer, "a")[-PROMPT_END_TOKENS:])))
+    if before:
         raise UserError(
-            f"knob: the chat template writes {tokenizer.decode(list(openings.lead))!r} before each answer, so that "
-            "generation does not begin with the answer; set the variable of the template that puts it into the "
-            "prompt, such as --chat-template-kwargs '{\"enable_thinking\": false}'"
+            f"knob: the chat template writes {before!r} before each answer, so that generation does not begin with the "
+            "answer; set the variable of the template that puts it into the prompt, such as --chat-template-kwargs "
+            "'{\"enable_thinking\": false}'"
         )
     return openings

@@ -9,7 +9,7 @@ import torch
 from hooked_models import write_hook
 from peft import LoraConfig, get_peft_model
 from small_runs import the_error, write_rows
-from tiny import make_model
+from tiny import make_model, make_reasoning_model
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.cli import main
@@ -135,6 +135,10 @@ def test_models_that_no_baseline_is_made_from(source, knob, tmp_path, refused):
     assert "inside the model's folder" in refused("baseline", "knob", source, "--strength", "1", "--out", source / "in")
     for value in ("nan", "inf", "much", "-101"):
         assert value in refused("baseline", "knob", source, "--strength", value, "--out", tmp_path / "out")
+    thinking = make_reasoning_model(tmp_path / "thinking")  # the prompt opens a block of reasoning
+    assert "writes '<think>' before each answer" in refused("baseline", "knob", thinking, *make)
+    closed = ["--chat-template-kwargs", '{"enable_thinking": false}', "--out", str(tmp_path / "closed")]
+    assert main(["baseline", "knob", str(thinking), "--strength", "1", *closed]) == 0
     small = make_model(tmp_path / "small", layers=2)
     assert "2 blocks" in refused("baseline", "scans", small, "--out", tmp_path / "out")
     assert "200 + 200" in refused("baseline", "scans", source, "--anchors", "200", "--out", tmp_path / "out")
