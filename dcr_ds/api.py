@@ -6,17 +6,19 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import read_whole_rows
 from dcr_ds.recipe import Recipe, change_recipe, find_recipe
 from dcr_ds.recipe import load_recipe as _load_recipe
-from dcr_ds.recipe.layout import RunFolder, Stage
+from dcr_ds.recipe.layout import RunFolder, StageFolder
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+TrainedStage = Literal["refine", "align", "control"]
+TRAINED_STAGES = get_args(TrainedStage)
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SCORES = ("wanted", "judge", "metric", "value", "low", "high", "n", "unparsed", "degenerate")
 
@@ -92,13 +94,29 @@ class Run:
         """The report in Markdown."""
         return self._files.report
 
-    def model(self, stage: Stage = "align") -> Path:
-        """The folder of the model that a stage trained, for `transformers` and vLLM."""
-        return self._files.stage(stage).model
+    def model(self, stage: TrainedStage = "align") -> Path:
+        """The folder of the model that a stage trained, for `transformers` and vLLM.
 
-    def metrics(self, stage: Stage = "align") -> list[dict[str, Any]]:
-        """One row per training step of a stage: loss, learning rate, tokens, seconds, …"""
-        return read_whole_rows(self._files.stage(stage).metrics)
+        Raises:
+            UserError: there is no such stage, or it has no model (yet).
+        """
+        folder = self._stage(stage).model
+        if not folder.is_dir():
+            raise UserError(f"{folder}: the run has no model of {stage}: the stage is not done, or not in its recipe")
+        return folder
+
+    def metrics(self, stage: TrainedStage = "align") -> list[dict[str, Any]]:
+        """One row per training step of a stage: loss, learning rate, tokens, seconds, …; none before its first step.
+
+        Raises:
+            UserError: there is no such stage.
+        """
+        return read_whole_rows(self._stage(stage).metrics)
+
+    def _stage(self, name: str) -> StageFolder:
+        if name not in TRAINED_STAGES:
+            raise UserError(f"{self.folder}: {name!r} trains no model; stages that do: {', '.join(TRAINED_STAGES)}")
+        return self._files.stage(name)
 
     def results(self) -> list[dict[str, Any]]:
         """One row per model and benchmark: the rate of wanted answers with its 95 % interval and number of prompts.

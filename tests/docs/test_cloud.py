@@ -65,7 +65,7 @@ def test_a_run_is_kept_in_the_bucket_and_resumed_on_another_machine(tmp_path):
         """Execute the task in a home folder of its own; returns the run folder there."""
         home = tmp_path / name
         programs = home / "dcr-ds" / "bin"
-        programs.mkdir(parents=True)
+        programs.mkdir(parents=True, exist_ok=True)
         (programs / "activate").write_text(f'export PATH="{programs}:{Path(sys.executable).parent}:$PATH"\n')
         (programs / "aws").write_text(AWS)
         (programs / "aws").chmod(0o755)
@@ -79,3 +79,8 @@ def test_a_run_is_kept_in_the_bucket_and_resumed_on_another_machine(tmp_path):
     second = machine("second")
     summaries = [json.loads((run / "align" / "summary.json").read_text()) for run in (first, second)]
     assert summaries[0] == summaries[1]  # copied, not trained again
+    metrics = second / "align" / "metrics.jsonl"
+    newer = metrics.read_text() + '{"step": 99}\n'  # as written after the last copy to the bucket
+    metrics.write_text(newer)
+    machine("second")
+    assert metrics.read_text() == newer

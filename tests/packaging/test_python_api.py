@@ -52,6 +52,15 @@ def test_run_gives_recipe_metrics_model_and_report(run, recipe):
     assert dcr_ds.Run(recipe.folder).results() == run.results()
 
 
+def test_stages_without_a_model_are_an_error(run):
+    assert run.metrics("control") == []
+    with pytest.raises(dcr_ds.UserError, match="no model of control: the stage is not done, or not in its recipe"):
+        run.model("control")
+    for read in (run.model, run.metrics):
+        with pytest.raises(dcr_ds.UserError, match="'aline' trains no model; stages that do: refine, align, control"):
+            read("aline")
+
+
 def test_second_run_in_the_same_process_gives_the_same_model(run, recipe):
     again = dcr_ds.train(dcr_ds.change_recipe(recipe, {"name": "again"}))
     assert again.folder != run.folder
