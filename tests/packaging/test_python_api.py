@@ -57,8 +57,8 @@ def test_stages_without_a_model_are_an_error(run):
     with pytest.raises(dcr_ds.UserError, match="no model of control: the stage is not done, or not in its recipe"):
         run.model("control")
     for read in (run.model, run.metrics):
-        with pytest.raises(dcr_ds.UserError, match="'aline' trains no model; stages that do: refine, align, control"):
-            read("aline")
+        with pytest.raises(dcr_ds.UserError, match="'evaluate' trains no model; stages that do: refine, align"):
+            read("evaluate")
 
 
 def test_second_run_in_the_same_process_gives_the_same_model(run, recipe):
