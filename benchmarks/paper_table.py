@@ -40,8 +40,12 @@ class Commands(NamedTuple):
 
 
 def main() -> int:
-    options, fields = _parser().parse_known_args()
-    launcher = shlex.split(options.launcher or f"deepspeed --num_gpus {options.gpus}")
+    parser = _parser()
+    options, fields = parser.parse_known_args()
+    try:
+        launcher = shlex.split(options.launcher or f"deepspeed --num_gpus {options.gpus}")
+    except ValueError as error:
+        parser.error(f"--launcher {options.launcher}: {error}")
     total = [0.0, 0.0]
     for recipe in options.recipes:
         commands = commands_of(recipe, options.out, launcher, fields)

@@ -83,10 +83,10 @@ def write(study: Study, out: Path) -> str:
     ablations = [name for name in arms if read_arms()[name].group == "ablation"]
     draw_fronts(study, [arm for arm in STYLES if arm in arms], images / "study-fronts.png")
     others = bars(study, [name for name in arms if name not in ablations], "stl", "margin")
-    draw_forest(others, "AUC on XSTest less STL's, 95 % interval", images / "study-arms.png")
+    draw_forest(others, "AUC of the margins on XSTest less STL's, 95 % interval", images / "study-arms.png")
     if ablations:
         changed = bars(study, ablations, "dcr", "log_odds")
-        draw_forest(changed, "AUC on XSTest less DCR's, 95 % interval", images / "study-ablations.png")
+        draw_forest(changed, "AUC of the log-odds on XSTest less DCR's, 95 % interval", images / "study-ablations.png")
     blocks = [
         "# Results of the study",
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "

@@ -56,10 +56,10 @@ def main() -> int:
     try:
         arms = read_arms()
         jobs = jobs_of(arms, options)
+        refuse_other_protocols(arms, options.results)
         if options.plan:
             print_plan(arms, jobs, options.results)
             return 0
-        check(arms, options)
         failed = [job for job in jobs if not done(job, arms, options)]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,6 +81,8 @@ def parse() -> argparse.Namespace:
     options.out = options.out.resolve()  # what is called below runs in the folder of the checkout
     if not options.plan and not options.data:
         parser.error("--data is needed: a folder of local copies of the public sets (docs/benchmark-sets.md)")
+    if options.data and not Path(options.data).is_dir():
+        parser.error(f"--data {options.data}: no such folder")
     return options
 
 
@@ -103,17 +105,6 @@ def jobs_of(arms: dict[str, Arm], options: argparse.Namespace) -> list[Job]:
         counts = ", ".join(f"{name} 0 to {arm.seeds - 1}" for name, arm in chosen.items())
         raise UserError(f"--seeds {unused[0]}: no arm has this seed; seeds: {counts}")
     return jobs
-
-
-def check(arms: dict[str, Arm], options: argparse.Namespace) -> None:
-    """Refuse to add to results that were made under another protocol.
-
-    Raises:
-        UserError: which results.
-    """
-    if not Path(options.data).is_dir():
-        raise UserError(f"--data {options.data}: no such folder")
-    refuse_other_protocols(arms, options.results)
 
 
 def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:

@@ -53,6 +53,11 @@ def test_a_dry_run_prints_the_commands_and_the_hours_of_the_plan(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_launcher_with_an_open_quote_is_refused():
+    done = run_python(SCRIPT, "--launcher", "torchrun 'x", "--dry-run")
+    assert done.returncode == 2 and "--launcher torchrun 'x: No closing quotation" in done.stderr
+
+
 def test_a_failed_command_ends_the_sequence(tmp_path):
     done = run_python(SCRIPT, "--launcher", "python", "--recipes", tmp_path / "none.yaml", "--out", tmp_path / "runs")
     assert done.returncode == 2 and done.stdout.count("$ ") == 1

@@ -129,6 +129,7 @@ def test_wrong_input_of_the_study_exits_with_2(tmp_path):
     for words, message in [
         (["--data", str(tmp_path), "--only", "stll"], "no such arm: stll"),
         (["--data", str(tmp_path / "none")], "no such folder"),
+        (["--plan"], "made with another arm, recipe or sets"),
         (["--data", str(tmp_path)], "made with another arm, recipe or sets"),
         ([], "--data is needed"),
         (["--data", str(tmp_path), "--seeds", "99"], "--seeds 99: no arm has this seed"),
