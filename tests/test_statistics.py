@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from growth import least_seconds
 
 from dcr_ds.statistics import (
     cohen_kappa,
@@ -69,6 +70,11 @@ def test_paired_bootstrap_over_benchmarks_weighs_them_alike():
     low, high = paired_bootstrap([small, large])
     assert low < (small.mean() + large.mean()) / 2 < high
     assert high - low < sum(np.diff(paired_bootstrap([benchmark]))[0] for benchmark in (small, large))
+
+
+def test_the_bootstrap_costs_no_more_with_more_prompts():
+    few, many = differences(50, 350, 100), differences(5_000, 35_000, 10_000)
+    assert least_seconds(lambda: paired_bootstrap([many])) < 5 * least_seconds(lambda: paired_bootstrap([few]))
 
 
 def test_mcnemar_p():
