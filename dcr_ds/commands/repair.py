@@ -2,10 +2,14 @@
 
 from dcr_ds.commands import train
 from dcr_ds.commands.parser import refuse, show
-from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
+from dcr_ds.recipe.arguments import parse_train
 
 RECIPE = "recipes/repair.yaml"
 SOURCE = "model.source"
+TWO_MODELS = (
+    f"{{1}} follows the MODEL {{0}}: repair takes one model and no recipe. Its settings are those of {RECIPE}; change "
+    "them with --FIELD VALUE, or train a recipe of your own that extends it"
+)
 DESCRIPTION = f"""\
 Usage: dcr-ds repair MODEL [--FIELD VALUE …] [options]
 
@@ -41,10 +45,8 @@ def _parse(arguments: list[str]) -> list[str]:
     """The arguments of `train`."""
     if not arguments or not arguments[0].strip() or arguments[0].startswith("-"):
         refuse("repair", "name the MODEL to repair first: a folder, hub id or GGUF file")
+    parsed = parse_train(arguments, TWO_MODELS)  # MODEL takes the place of the recipe
     model, *rest = arguments
-    parsed = parse_train(rest)
-    if parsed.recipe != DEFAULT_RECIPE:
-        refuse("repair", f"{parsed.recipe} follows the MODEL {model}; name one model, and set fields as --FIELD VALUE")
     if SOURCE in dict(parsed.overrides):
         refuse("repair", f"--{SOURCE} is MODEL; name it once")
     return [RECIPE, f"--{SOURCE}", model, *rest]

@@ -9,6 +9,7 @@ from dcr_ds.recipe import STAGES, Recipe, load_recipe
 from dcr_ds.recipe.reading import kept_fields
 
 DEFAULT_RECIPE = "recipes/smollm2-135m.yaml"
+TWO_RECIPES = "two recipes: {} and {}; the value of a field follows its --name"
 
 
 class TrainArguments(NamedTuple):
@@ -33,8 +34,8 @@ class TrainArguments(NamedTuple):
         return repeated + kept_fields(self.recipe, self.overrides)
 
 
-def parse_train(arguments: Sequence[str]) -> TrainArguments:
-    """Parse `[RECIPE] [--field value | --field=value]… [--dry-run] [--redo STAGE]`.
+def parse_train(arguments: Sequence[str], two: str = TWO_RECIPES) -> TrainArguments:
+    """Parse `[RECIPE] [--field value | --field=value]… [--dry-run] [--redo STAGE]`; `two` is the error for a second RECIPE.
 
     Not argparse: field names are not known here, and their values may start with a dash.
 
@@ -55,7 +56,7 @@ def parse_train(arguments: Sequence[str]) -> TrainArguments:
             if not word:
                 raise UserError("the name of the recipe is empty; is a variable of the shell not set?")
             if recipe is not None:
-                raise UserError(f"two recipes: {recipe} and {word}; the value of a field follows its --name")
+                raise UserError(two.format(recipe, word))
             recipe = word
             continue
         value = value if has_value else _next_value(name, words)

@@ -81,7 +81,9 @@ def test_bad_input_is_refused_and_no_model_is_written_over(folder, fields, repai
     assert "name the MODEL" in error() and "name the MODEL" in error("--refine.layer", "1")
     assert "not a model folder" in error(folder / "none", *fields)
     assert "name it once" in error(given, *fields, "--model.source", given)
-    assert "other.yaml follows the MODEL" in error(given, "other.yaml", *fields)
+    for recipe in ("other.yaml", "recipes/smollm2-135m.yaml"):  # the second is the recipe that train takes by itself
+        message = error(given, recipe, *fields)
+        assert f"{recipe} follows the MODEL {given}" in message and "recipes/repair.yaml" in message
     message = error(repaired.folder, *fields)
     assert "is a run" in message and str(repaired.stage("align").model) in message
     assert "inside the model's folder" in error(given, *fields, "--output", given / "runs")
