@@ -15,7 +15,7 @@ Both retain variants have more rows per step and a retain weight of 60, so that 
 their weight in `defaults`. A row has the figures of refine_settings.py and, on the held-out built-in twins: the share
 of prompts whose nearest prompt of the other class is their twin (chance: 1 of 63), which falls when topics are lost,
 and the AUC of the class means on categories that stage 1 trains on and on others. The protocol and the decision rule
-are in docs/benchmarks.md, "Choices on development sets". Models are kept under --out, so a second call continues.
+are in docs/benchmarks-settings.md. Models are kept under --out, so a second call continues.
 """
 
 import argparse

@@ -35,7 +35,7 @@ class TrainArguments(NamedTuple):
 
 
 def parse_train(arguments: Sequence[str], two: str = TWO_RECIPES) -> TrainArguments:
-    """Parse `[RECIPE] [--field value | --field=value]… [--dry-run] [--redo STAGE]`; `two` is the error for a second RECIPE.
+    """Parse `[RECIPE] [--field value | --field=value]… [--dry-run] [--redo STAGE]`; `two` is the error for two recipes.
 
     Not argparse: field names are not known here, and their values may start with a dash.
 

@@ -110,7 +110,7 @@ class RefineSection(StageSection):
     target_gap: float = Field(0.5, gt=0, le=2, description="stop when the held-out cosine gap reaches this value")
     patience: PositiveInt = Field(16, description="stop when no measurement was better for this many steps")
     min_steps: Count = Field(10, description="patience starts after this many steps")
-    # on SmolLM2 a drift of 0.42 came with 13 % more loss on general answers, one of 0.17 with 4 % (docs/benchmarks.md)
+    # on SmolLM2, 0.42 came with 13 % more loss on general answers, 0.17 with 4 % (docs/benchmarks-demo.md)
     max_drift: float = Field(
         0.4,
         gt=0,
