@@ -14,7 +14,7 @@ class HangUp(Exception):
 
 @dataclass
 class Reply:
-    body: str
+    body: str | bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -70,7 +70,7 @@ def serving(behaviour: Behaviour) -> Iterator[Received]:
                 self.close_connection = True
 
         def _send(self, reply: Reply) -> None:
-            body = reply.body.encode()
+            body = reply.body.encode() if isinstance(reply.body, str) else reply.body
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(len(body)), **reply.headers}.items():
                 self.send_header(name.replace("_", "-"), value)

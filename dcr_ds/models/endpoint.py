@@ -16,10 +16,11 @@ from itertools import islice
 from typing import Any, NoReturn
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import OpenerDirector, ProxyHandler, Request, build_opener
+from urllib.request import Request
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.endpoint_url import is_local_endpoint, read_key
+from dcr_ds.models.http_replies import REDIRECTS, Unreadable, opener, read_body, redirect_of
 from dcr_ds.models.places import Places
 from dcr_ds.models.replies import (
     FAILED,
@@ -31,12 +32,14 @@ from dcr_ds.models.replies import (
     error_message,
     error_of,
     is_about_length,
+    is_about_the_limit,
     is_about_the_prompt,
     is_error,
     is_full,
     other_model,
     read_completion,
 )
+from dcr_ds.models.request_errors import Failed, FieldRefused, FullContext, Temporary
 from dcr_ds.models.request_fields import RequestFields, refused_field
 from dcr_ds.recipe.urls import expand_variables
 from dcr_ds.retries import requested_wait
@@ -44,13 +47,13 @@ from dcr_ds.retries import requested_wait
 Messages = list[dict[str, str]]
 RETRIED = {408, 425, 429}  # and 500 and above; other errors are final
 HINTS = {
-    401: "the key is wrong or missing",
-    403: "the key may not use it",
+    401: "the key is wrong or missing (environment variable {key_env})",
+    403: "the key (environment variable {key_env}) may not use it",
     404: "check the model's name, and that the url is the part before /chat/completions (usually ending in /v1)",
 }
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 300.0  # even if a server asks for more
-MAX_REPLY_BYTES = 1 << 26
+OTHER_PROMPT = [{"role": "user", "content": "Hello"}]
 MOST_HELD = 20  # refused prompts before the first answer; then the request is at fault
 _jitter = random.Random()  # separate from the global generator, which is seeded for training
 
@@ -65,23 +68,6 @@ class Spent:
 
     def __str__(self) -> str:
         return f"{self.requests:,} requests, {self.prompt_tokens:,} tokens read, {self.completion_tokens:,} written"
-
-
-class _Temporary(Exception):
-    """A temporary failure; `wait_seconds` is the wait that the server asks for, if any."""
-
-    def __init__(self, reason: str, wait_seconds: float | None = None, reply: Completion | None = None) -> None:
-        super().__init__(reason)
-        self.wait_seconds = wait_seconds
-        self.reply = reply  # what the server sent all the same
-
-
-class _FullContext(_Temporary):
-    """The server failed all requests at this time, as its context cannot hold so many."""
-
-
-class _FieldRefused(Exception):
-    """The server does not accept a field of the request."""
 
 
 class Endpoint:
@@ -110,6 +96,7 @@ class Endpoint:
         url = expand_variables(url, "url of the endpoint")
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         self.model = model
+        self.key_env = key_env
         self.concurrency = concurrency
         self.timeout = timeout
         self.retries = retries
@@ -127,10 +114,12 @@ class Endpoint:
                 "server through a tunnel to localhost",
                 file=sys.stderr,
             )
-        self._opener = _opener(local)
+        self._opener = opener(local)
 
     def complete(self, messages: Messages, max_tokens: int, abandoned: threading.Event | None = None) -> Completion:
         """Request one reply; a field that the server refuses by name is left out, also of later requests.
+
+        If the server fails at every attempt and then answers another request, the reply has the finish FAILED.
 
         Args:
             abandoned: once set, nothing is retried.
@@ -143,13 +132,25 @@ class Endpoint:
         for attempt in range(self.retries + 1):
             try:
                 return self._count(self._with_room(messages, max_tokens, abandoned))
-            except _Temporary as failure:
-                reason, wait_seconds, reply = str(failure), failure.wait_seconds, failure.reply
-            if attempt == self.retries or abandoned.wait(_wait_seconds(attempt, wait_seconds)):
+            except Temporary as temporary:
+                failure = temporary
+            if attempt == self.retries or abandoned.wait(_wait_seconds(attempt, failure.wait_seconds)):
                 break
-        if reply:
-            return reply
-        raise UserError(f"{self.url}, model {self.model}: {reason}; gave up after {attempt + 1} attempts")
+        reason = f"{self.url}, model {self.model}: {failure}; gave up after {attempt + 1} attempts"
+        if isinstance(failure, Failed):
+            if failure.reply:
+                return failure.reply
+            if not abandoned.is_set() and self._answers_others(max_tokens):  # so this prompt is at fault
+                return Completion("", FAILED, problem=reason)
+        raise UserError(reason)
+
+    def _answers_others(self, max_tokens: int) -> bool:
+        """Whether the server answers another prompt."""
+        try:
+            self._count(self._request(OTHER_PROMPT, max_tokens))
+        except (Temporary, UserError):
+            return False
+        return True
 
     def _with_room(self, messages: Messages, max_tokens: int, abandoned: threading.Event) -> Completion:
         """Request one reply once, or again among fewer requests at a time where the server has no room for so many."""
@@ -157,7 +158,7 @@ class Endpoint:
             with self._places.take() as number:
                 try:
                     return self._request(messages, max_tokens)
-                except _FullContext:
+                except FullContext:
                     if number == 1 or abandoned.is_set():
                         raise
             if self._places.lower(number):
@@ -175,7 +176,7 @@ class Endpoint:
             sent = {"model": self.model, "messages": messages, **fields.of(max_tokens)}
             try:
                 body = self._post(sent)
-            except _FieldRefused as refused:
+            except FieldRefused as refused:
                 field = str(refused)
                 with self._counting:
                     if (self._accepted or self.fields) is fields:
@@ -187,13 +188,13 @@ class Endpoint:
                 message = f"{self.url}, model {self.model}: {error_message(error)}"
                 if is_about_the_prompt(error):
                     raise PromptRefused(message, is_certain=True)
-                raise _Temporary(f"an error in place of a reply: {error_message(error)}")
+                raise Failed(f"an error in place of a reply: {error_message(error)}")
             try:
                 reply = read_completion(body)
             except ValueError as problem:
-                raise _Temporary(str(problem)) from None
+                raise Failed(str(problem)) from None
             if reply.finish == FAILED:
-                raise _Temporary(f"the server failed while it generated: {reply.problem}", reply=reply)
+                raise Failed(f"the server failed while it generated: {reply.problem}", reply=reply)
             self._note_other_model(body)
             return reply
 
@@ -266,50 +267,53 @@ class Endpoint:
         url = self.url.removesuffix("/chat/completions").removesuffix("/v1") + path
         try:
             reply = json.loads(self._post({"model": self.model, **sent}, url))
-        except (_Temporary, _FieldRefused, UserError, ValueError) as error:
+        except (Temporary, FieldRefused, UserError, ValueError) as error:
             raise UserError(f"{url}: {error}") from None
         return reply if isinstance(reply, dict) else {}
 
     def _post(self, sent: dict[str, Any], url: str = "") -> bytes:
         headers = {"Content-Type": "application/json", "User-Agent": "dcr-ds"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         request = Request(url or self.url, data=json.dumps(sent).encode(), headers=headers, method="POST")
-        if self._key:  # unredirected: not sent to another host
-            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
         with self._counting:
             self.spent.requests += 1
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
-                reply = response.read(MAX_REPLY_BYTES + 1)
-                if len(reply) > MAX_REPLY_BYTES:
-                    raise UserError(f"{self.url}, model {self.model}: a reply of more than {MAX_REPLY_BYTES:,} bytes")
-                return self._without_key(reply)
+                return self._without_key(read_body(response))
         except HTTPError as error:
             self._raise_for(error, sent)
+        except Unreadable as problem:
+            raise UserError(f"{self.url}, model {self.model}: {problem}") from None
         except TimeoutError:
-            raise _Temporary(
-                f"no data for {self.timeout:g} s; increase the timeout, or lower the concurrency"
-            ) from None
+            raise Temporary(f"no data for {self.timeout:g} s; increase the timeout, or lower the concurrency") from None
         except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: an invalid host name
             if isinstance(getattr(error, "reason", None), TimeoutError):
-                raise _Temporary(f"no connection within {self.timeout:g} s") from None
-            raise _Temporary(f"no connection ({getattr(error, 'reason', error)}); is the server up?") from None
+                raise Temporary(f"no connection within {self.timeout:g} s") from None
+            raise Temporary(f"no connection ({getattr(error, 'reason', error)}); is the server up?") from None
 
     def _raise_for(self, failed: HTTPError, sent: dict[str, Any]) -> NoReturn:
         """Raise for a failed request: temporary, about a field or the prompt, or final."""
         try:
-            error = error_of(self._without_key(failed.read(MAX_REPLY_BYTES)))
-        except (OSError, HTTPException):
+            error = error_of(self._without_key(read_body(failed)))
+        except (OSError, HTTPException, Unreadable):
             error = {"message": ""}
+        if failed.code in REDIRECTS:
+            target = redirect_of(self.url, failed.headers)
+            raise UserError(f"{self.url}: the server redirects to {target}; give that as the url") from None
         message = f"HTTP {failed.code}: {error_message(error) or failed.reason}"
         if failed.code == 500 and is_about_length(error):  # as from older versions of llama.cpp
             raise PromptRefused(f"{self.url}, model {self.model}: {message}", is_certain=True) from None
         if failed.code in RETRIED or failed.code >= 500:
-            kind = _FullContext if is_full(error) else _Temporary
+            kind = FullContext if is_full(error) else Failed if failed.code == 500 else Temporary
             raise kind(message, requested_wait(failed.headers)) from None
+        if failed.code in REFUSED and is_about_the_limit(error):
+            hint = "ask for shorter answers (--max-new-tokens, max_new_tokens of a recipe, max_tokens of a judge)"
+            raise UserError(f"{self.url}, model {self.model}: {message}; {hint}") from None
         is_certain = is_about_the_prompt(error)
         if failed.code in REFUSED and not is_certain and (field := refused_field(error, sent)):
-            raise _FieldRefused(field) from None
-        hint = HINTS.get(failed.code, "the server does not accept such requests")
+            raise FieldRefused(field) from None
+        hint = HINTS.get(failed.code, "the server does not accept such requests").format(key_env=self.key_env)
         message = f"{self.url}, model {self.model}: {message}; {hint}"
         is_moderation = failed.code == 403 and is_certain and INPUT.search(message)  # the key is not refused
         if failed.code in REFUSED or is_moderation:
@@ -329,11 +333,6 @@ class Endpoint:
 
 def _filtered(refusal: PromptRefused) -> Completion:
     return Completion("", FILTERED, problem=str(refusal))
-
-
-def _opener(local: bool) -> OpenerDirector:
-    """Local servers are contacted directly, without the proxies of the environment."""
-    return build_opener(ProxyHandler({})) if local else build_opener()
 
 
 def _wait_seconds(attempt: int, requested: float | None) -> float:

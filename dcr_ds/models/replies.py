@@ -24,6 +24,9 @@ ABOUT_LENGTH = re.compile(
     r"must be at least 1, got -|exceeds? (?:the )?(?:\w+ ){0,3}(?:limit|length|tokens|context)",
     re.IGNORECASE,
 )
+# The most tokens of an answer that a model allows; with a word about the prompt, the prompt may be too long for it.
+ABOUT_LIMIT = re.compile(r"\bmax\w*_tokens\b.*(?:too large|less than or equal|at most)", re.IGNORECASE | re.DOTALL)
+ABOUT_PROMPT = re.compile(r"\b(?:inputs?|prompts?|messages?|your request|context length)\b", re.IGNORECASE)
 # llama.cpp's slots share one context. When the requests in it outgrow it together, it fails all of them.
 FULL_CONTEXT = re.compile(r"context size has been exceeded", re.IGNORECASE)
 INPUT = re.compile(r"\b(?:input|prompt)\b", re.IGNORECASE)
@@ -145,6 +148,12 @@ def is_about_the_prompt(error: dict[str, Any]) -> bool:
 def is_about_length(error: dict[str, Any]) -> bool:
     """Whether the server refuses this prompt for its length."""
     return bool(ABOUT_LENGTH.search(_words(error)))
+
+
+def is_about_the_limit(error: dict[str, Any]) -> bool:
+    """Whether the server refuses every request for answers of this length."""
+    words = _words(error)
+    return bool(ABOUT_LIMIT.search(words)) and not ABOUT_PROMPT.search(words)
 
 
 def is_full(error: dict[str, Any]) -> bool:

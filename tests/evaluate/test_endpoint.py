@@ -161,9 +161,38 @@ def test_a_key_in_the_servers_message_is_not_shown(monkeypatch, reply):
     assert "..." in str(error.value) and KEY not in str(error.value)
 
 
+def test_an_error_of_the_key_names_its_variable():
+    with serving(lambda number, request: refuses(401, "no")) as server, pytest.raises(UserError, match="JUDGE_KEY"):
+        Endpoint(server.url, "judge", key_env="JUDGE_KEY").complete(user("hi"), 9)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_names_the_address(monkeypatch, status):
+    """A redirected request would lose its messages, or take the key and the prompts to another host."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(lambda number, request: says("fine")) as other:
+        moved = Reply("", status, {"Location": f"{other.url}/chat/completions"})
+        with (
+            serving(lambda number, request: moved) as server,
+            pytest.raises(UserError, match=f"redirects to {other.url}; give that as the url"),
+        ):
+            Endpoint(server.url, "judge").complete(user("hi"), 9)
+    assert len(server.requests) == 1 and not other.requests
+
+
 def test_a_reply_without_text_is_an_empty_string():
     with serving(lambda number, request: says(None, "content_filter")) as server:
         assert Endpoint(server.url, "judge").complete(user("hi"), 9) == Completion("", "content_filter", 7, 0)
+
+
+def test_a_reply_that_is_cut_off_is_a_lost_connection():
+    cut = Reply('{"choices": [{"mess', headers={"Content-Length": "1000"})
+
+    def hangs_up(number, request):
+        return cut
+
+    with serving(hangs_up) as server, pytest.raises(UserError, match=r"closed after 19 bytes of a reply"):
+        Endpoint(server.url, "judge", timeout=5, retries=0).complete(user("hi"), 9)
 
 
 def test_server_that_is_not_running():
@@ -184,6 +213,25 @@ def test_replies_before_a_server_failure_are_kept():
         for _, reply in Endpoint(server.url, "judge", retries=1).complete_all([user(str(i)) for i in range(25)], 9):
             done.append(reply.text)
     assert sorted(done, key=int) == [str(i) for i in range(10)]
+
+
+@pytest.mark.parametrize("reply", [refuses(500, "list index out of range"), Reply('{"choices": []}')])
+def test_a_request_at_which_a_working_server_always_fails_is_recorded(reply):
+    """Else one prompt would end the evaluation for good."""
+    with serving(lambda number, request: reply if prompt_of(request) == "1" else says(prompt_of(request))) as server:
+        endpoint = Endpoint(server.url, "judge", retries=3)
+        replies = dict(endpoint.complete_all([user(str(i)) for i in range(6)], 9))
+        assert [replies[i].text for i in range(6)] == ["0", "", "2", "3", "4", "5"]
+        assert replies[1].finish == "error" and "gave up after 4 attempts" in replies[1].problem
+        assert endpoint.complete(user("1"), 9).finish == "error"  # also if it is the last one
+
+
+def test_a_server_that_fails_at_everything_ends_it():
+    with serving(lambda number, request: says("a") if number < 3 else refuses(500, "engine is dead")) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=2, retries=2)
+        with pytest.raises(UserError, match="engine is dead; gave up after .*are left"):
+            list(endpoint.complete_all([user(str(i)) for i in range(50)], 9))
+    assert len(server.requests) < 20
 
 
 def test_no_received_reply_is_lost_on_a_server_failure():

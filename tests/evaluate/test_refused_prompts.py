@@ -152,6 +152,21 @@ def test_requests_that_outgrow_the_context_together_are_sent_again_fewer_at_a_ti
     assert "for 8 requests at the same time; 4 from now on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "max_tokens is too large: 9. This model supports at most 8 completion tokens, whereas you provided 9.",
+        "`max_tokens` must be less than or equal to `8`, the maximum value is less than the `context_window`",
+    ],
+)
+def test_a_limit_that_a_model_does_not_allow_is_not_about_the_prompts(message):
+    with serving(lambda number, request: refuses(400, message)) as server:
+        endpoint = Endpoint(server.url, "judge", concurrency=1)
+        with pytest.raises(UserError, match=r"ask for shorter answers .*3 of 3 are left"):
+            list(endpoint.complete_all([user(str(i)) for i in range(3)], 9))
+    assert {request["max_tokens"] for request in server.requests} == {9}
+
+
 # Fields that a server does not accept
 
 

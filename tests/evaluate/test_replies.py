@@ -1,7 +1,9 @@
 """What a server's replies contain: text, finish reason, counts, and the wait that it asks for."""
 
+import gzip
 import json
 import math
+import zlib
 from datetime import UTC, datetime, timedelta
 from email.message import Message
 from email.utils import format_datetime
@@ -9,7 +11,9 @@ from email.utils import format_datetime
 import pytest
 from chat_server import Reply, failing_first, says, serving, user
 
+from dcr_ds.errors import UserError
 from dcr_ds.models import endpoint as module
+from dcr_ds.models import http_replies
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.replies import read_completion
 from dcr_ds.retries import requested_wait
@@ -67,6 +71,32 @@ def test_the_text_of_a_message(reply, text):
 def test_finish_reasons_and_counts_of_servers(reply, text, finish):
     completion = read_completion(reply.body.encode())
     assert (completion.text, completion.finish, completion.prompt_tokens) == (text, finish, 0)
+
+
+@pytest.mark.parametrize(("pack", "encoding"), [(gzip.compress, "gzip"), (zlib.compress, "deflate")])
+@pytest.mark.parametrize("status", [200, 400])
+def test_packed_replies_are_unpacked(pack, encoding, status):
+    """Some proxies pack everything, also errors."""
+    packed = {"Content-Encoding": encoding}
+    body = pack(b'{"error": {"message": "seed is not supported"}}' if status == 400 else says("Sure.").body.encode())
+    with serving(failing_first(1, Reply(body, status, packed))) as server:
+        text = Endpoint(server.url, "judge").complete(user("hi"), 9).text
+    assert text == ("fine" if status == 400 else "Sure.") and len(server.requests) == 1 + (status == 400)
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "problem"),
+    [
+        (b"no", "gzip", "not valid gzip"),
+        (b"no", "br", "packed with 'br'"),
+        (gzip.compress(bytes(http_replies.MAX_BYTES + 1)), "gzip", "more than 67,108,864 bytes"),
+    ],
+)
+def test_replies_that_cannot_be_unpacked(body, encoding, problem):
+    reply = Reply(body, headers={"Content-Encoding": encoding})
+    with serving(lambda number, request: reply) as server, pytest.raises(UserError, match=problem):
+        Endpoint(server.url, "judge").complete(user("hi"), 9)
+    assert len(server.requests) == 1
 
 
 def test_a_prompt_with_half_a_surrogate_pair_is_sent():
