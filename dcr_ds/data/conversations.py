@@ -52,12 +52,13 @@ def form_of(layout: Layout) -> tuple[str, ...]:
     for form in mapped or FORMS:
         if all(column in layout.columns for column in form):
             return form
-    missing = next(column for column in (mapped or FORMS)[0] if column not in layout.columns)
+    wanted = mapped[0] if mapped else ("prompt", "response")
     forms = "; ".join(" and ".join(form) for form in FORMS)
     origin = layout.table.origin
+    settings = [origin.setting(f"columns.{name}", "NAME") for name in wanted if name not in layout.columns]
     raise origin.error(
         f"no conversations in the columns {list_names(layout.table.columns)}. Required: {forms}. "
-        f"Map a column with {origin.setting(f'columns.{missing}', 'NAME')}{header_hint(layout.table)}"
+        f"Map other names, for example with {' '.join(settings)}{header_hint(layout.table)}"
     )
 
 
@@ -68,17 +69,27 @@ def _whole(column: str) -> Callable[[Row], Messages]:
 
 def _exchange(layout: Layout, form: tuple[str, ...]) -> Callable[[Row], Messages]:
     """Reads a prompt and its answer, each text or messages."""
-    prompt, answer = layout.required(form[0]), layout.required(form[1])
-    extra = layout.column("input") if form[0] == "instruction" else None
+    read_prompt, answer = prompt_reader(layout, form[0]), layout.required(form[1])
 
     def read(row: Row) -> Messages:
-        context = context_of(row, prompt)
-        if extra is not None:
-            context = (*context[:-1], {**context[-1], "content": _with_input(context[-1]["content"], row, extra)})
-        answers = row.cells.get(answer)
+        context, answers = read_prompt(row), row.cells.get(answer)
         if isinstance(answers, list):
             return checked_messages([*context, *answers], answer, row)
         return (*context, {"role": "assistant", "content": required_text(row, answer, may_be_empty=True)})
+
+    return read
+
+
+def prompt_reader(layout: Layout, name: str) -> Callable[[Row], Messages]:
+    """Reads the prompt in our column `name`, text or messages; Alpaca's `instruction` with its input."""
+    column = layout.required(name)
+    extra = layout.column("input") if name == "instruction" else None
+
+    def read(row: Row) -> Messages:
+        context = context_of(row, column)
+        if extra is None:
+            return context
+        return (*context[:-1], {**context[-1], "content": _with_input(context[-1]["content"], row, extra)})
 
     return read
 

@@ -1,25 +1,29 @@
 """Preferences: two answers to one prompt, the better (`chosen`) and the worse (`rejected`).
 
 Three forms, recognised by the columns:
-- `prompt` (text, or messages that end with the user's) and both answers (text, or one assistant message);
-- both complete conversations as messages; a `prompt` column is then ignored;
-- both complete transcripts of Human and Assistant and no `prompt`, as in Anthropic's HH-RLHF (arXiv 2204.05862).
+- a prompt (text, or messages that end with the user's) and both answers (text, or one assistant message); the prompt is
+  in `prompt`, or as LLaMA-Factory has it in ShareGPT's `conversations` or Alpaca's `instruction` and `input`;
+- both complete conversations as messages; a prompt is then ignored;
+- both complete transcripts of Human and Assistant and no prompt, as in Anthropic's HH-RLHF (arXiv 2204.05862).
 """
 
 import re
 from collections.abc import Callable
 
 from dcr_ds.data.columns import optional_text, required_text, row_id
-from dcr_ds.data.messages import Messages, checked_messages, context_of, refuse_tools, with_history, with_system
+from dcr_ds.data.conversations import prompt_reader
+from dcr_ds.data.messages import Messages, checked_messages, refuse_tools, with_history, with_system
 from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Preference, PreferenceSet
 from dcr_ds.data.rows import LeftOut
 from dcr_ds.data.tables import Row
 from dcr_ds.recipe import DataSource
 
-COLUMNS = ("id", "category", "prompt", "chosen", "rejected", "system", "history", "tools")
+PROMPTS = ("prompt", "conversations", "instruction")  # the first that exists has the prompts
+COLUMNS = ("id", "category", *PROMPTS, "input", "chosen", "rejected", "system", "history", "tools")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
+ReadPrompt = Callable[[Row], Messages]
 
 
 def read_preferences(source: DataSource, name: str = "preferences", field: str | None = None) -> PreferenceSet:
@@ -42,12 +46,14 @@ def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
             "the columns chosen and rejected"
         )
     chosen_column, rejected_column = layout.required("chosen"), layout.required("rejected")
-    prompt_column, id_column, category = (layout.column(name) for name in ("prompt", "id", "category"))
-    system, history, tools = (layout.column(name) for name in ("system", "history", "tools"))
+    prompt_name = next((name for name in PROMPTS if name in layout.columns), None)
+    read_prompt = prompt_reader(layout, prompt_name) if prompt_name else None
+    names = ("id", "category", "system", "history", "tools")
+    id_column, category, system, history, tools = (layout.column(name) for name in names)
 
     def parse(row: Row) -> Preference | LeftOut:
         refuse_tools(row, tools)
-        conversations = [_conversation(row, column, prompt_column) for column in (chosen_column, rejected_column)]
+        conversations = [_conversation(row, column, read_prompt) for column in (chosen_column, rejected_column)]
         if any(conversation is None for conversation in conversations):
             return LeftOut("not a dialogue in which Human and Assistant take turns")
         chosen, rejected = (with_system(with_history(c, row, history), row, system) for c in conversations if c)
@@ -63,7 +69,7 @@ def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
     return parse
 
 
-def _conversation(row: Row, column: str, prompt_column: str | None) -> Messages | None:
+def _conversation(row: Row, column: str, read_prompt: ReadPrompt | None) -> Messages | None:
     """The complete conversation that ends with the answer in a column; None for an irregular transcript."""
     value = row.cells.get(column)
     if isinstance(value, dict):  # ShareGPT's form: the answer as a message
@@ -71,20 +77,20 @@ def _conversation(row: Row, column: str, prompt_column: str | None) -> Messages 
     if isinstance(value, list) and len(value) != 1:
         return checked_messages(value, column, row)
     if isinstance(value, list):  # a single message: the answer
-        return checked_messages([*_context(row, prompt_column, column), *value], column, row)
+        return checked_messages([*_context(row, read_prompt, column), *value], column, row)
     text = required_text(row, column, may_be_empty=True)
-    if prompt_column is None:
+    if read_prompt is None:
         return _transcript(text, row, column)
-    return (*_context(row, prompt_column, column), {"role": "assistant", "content": text})
+    return (*read_prompt(row), {"role": "assistant", "content": text})
 
 
-def _context(row: Row, prompt_column: str | None, answer_column: str) -> Messages:
-    if prompt_column is None:
+def _context(row: Row, read_prompt: ReadPrompt | None, answer_column: str) -> Messages:
+    if read_prompt is None:
         raise row.error(
             f"{answer_column!r} is an answer without a prompt; map the column of prompts with "
             f"{row.origin.setting('columns.prompt', 'NAME')}"
         )
-    return context_of(row, prompt_column)
+    return read_prompt(row)
 
 
 def _transcript(text: str, row: Row, column: str) -> Messages | None:

@@ -99,7 +99,8 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
     notes += markup_notes([record.prompt for _, record in distinct], kind.plural)
     rows = draw_rows([record for _, record in distinct], source, table.origin)
     columns = {ours: theirs for ours, theirs in layout.columns.items() if theirs in layout.used}
-    return DataSet(name, table.origin.path, rows, digest(rows), notes, table.version, columns, total, left_out)
+    origin, version = table.origin.path, table.version
+    return DataSet(name, origin, rows, digest(rows), notes, version, columns, total, len(rows), left_out)
 
 
 def _unused(layout: Layout) -> list[str]:

@@ -119,7 +119,8 @@ class DataSet(Generic[Record]):
     """The records of a data set, their source and hash, and notes that say how many rows were left out and why.
 
     `columns` are those that were read, the source's name by ours; `rows_read` counts the rows of the source that
-    `where` accepts, and `left_out` are those of them that cannot be used or are repeated.
+    `where` accepts, `rows_used` those of them behind `rows` (a pair makes two labelled answers), and `left_out` are
+    those that cannot be used or are repeated.
     """
 
     name: str
@@ -130,6 +131,7 @@ class DataSet(Generic[Record]):
     version: str | None = None  # of the source: SHA-256 of a file, commit of a hub data set
     columns: dict[str, str] = field(default_factory=dict)
     rows_read: int = 0
+    rows_used: int = 0
     left_out: list[Omitted] = field(default_factory=list)
 
 

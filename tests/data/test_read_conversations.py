@@ -124,9 +124,12 @@ def test_wrong_messages_are_named(write, error_of, messages, expected):
 
 
 def test_unknown_columns_list_the_supported_forms(write, error_of):
-    message = error_of(read, write("c.jsonl", [{"question": "x", "answer": "y"}]))
+    path = write("c.jsonl", [{"question": "x", "answer": "y"}])
+    message = error_of(read, path)
     assert "question, answer" in message and "instruction and output" in message
-    assert "--data.general.columns.messages NAME" in message
+    assert "for example with --data.general.columns.prompt NAME --data.general.columns.response NAME" in message
+    (row,) = read(path, columns={"prompt": "question", "response": "answer"}).rows
+    assert (row.prompt, row.response) == ("x", "y")
 
 
 def test_incomplete_columns_name_the_missing_one(write, error_of):

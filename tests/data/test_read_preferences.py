@@ -29,12 +29,23 @@ def test_texts(write, ending):
         {"prompt": "question", "chosen": [GOOD], "rejected": "bad"},
         {"chosen": [USER, GOOD], "rejected": [USER, BAD]},
         {"prompt": "of another make", "chosen": [USER, GOOD], "rejected": [USER, BAD]},
+        {
+            "conversations": [{"from": "human", "value": "question"}],
+            "chosen": {"from": "gpt", "value": "good"},
+            "rejected": {"from": "gpt", "value": "bad"},
+        },
+        {"instruction": "question", "input": "", "chosen": "good", "rejected": "bad"},
     ],
-    ids=["messages", "mixed", "conversations", "conversations with a prompt"],
+    ids=["messages", "mixed", "conversations", "conversations with a prompt", "ShareGPT's", "Alpaca's"],
 )
 def test_messages(write, row):
     (preference,) = read(write("p.jsonl", [row])).rows
     assert (preference.context, preference.chosen, preference.rejected) == ((USER,), "good", "bad")
+
+
+def test_the_input_of_an_instruction_belongs_to_the_prompt(write):
+    path = write("p.jsonl", [{"instruction": "question", "input": "more", "chosen": "good", "rejected": "bad"}])
+    assert read(path).rows[0].prompt == "question\n\nmore"
 
 
 def test_a_context_of_many_turns_is_kept(write):

@@ -10,6 +10,7 @@ from tiny import make_model
 from dcr_ds.cli import main
 from dcr_ds.data import load_data
 from dcr_ds.data.licences import licence_of
+from dcr_ds.datatools.check.render import text_of
 from dcr_ds.files import read_json
 from dcr_ds.recipe import DataSource, Recipe, load_recipe
 
@@ -172,7 +173,10 @@ def test_only_known_sources_have_a_licence(source, licence, benchmark):
         ([], "name either files"),
         (["toxic=a.csv", "--recipe", "recipes/smollm2-135m.yaml"], "name either files"),
         (["prompts.csv"], "which set is prompts.csv? Write NAME=prompts.csv"),
-        (["harmful=prompts.csv"], "which set is harmful=prompts.csv?"),
+        (["harmful=prompts.csv"], "harmful is not a set; in NAME=prompts.csv, NAME is one of seemingly_toxic, toxic"),
+        (["a=b/prompts.csv/"], "a is not a set"),
+        (["./a=b/prompts.csv"], "which set is ./a=b/prompts.csv?"),
+        ([""], "an empty FILE; is a variable of the shell not set?"),
         (["toxic="], "toxic= names no file"),
         (["toxic=a.csv", "toxic.csv"], "toxic is given twice: a.csv and toxic.csv"),
         (["toxic=a.csv", "--data.toxic.column", "goal"], "unknown field 'data.toxic.column'"),
@@ -209,5 +213,6 @@ def test_labelled_answers_are_those_that_kto_reads(check):
     """Two answers to a prompt repeat nothing, and their rows are counted in the file."""
     facts = check("preferences=builtin", "--align.method", "kto")
     described = facts["sets"]["data.preferences"]
-    assert (described["rows"], described["rows_read"]) == (224, 112)
+    assert (described["rows"], described["rows_read"], described["rows_used"]) == (224, 112, 112)
+    assert "112 used of 112 (224 answers), 0 left out\n" in text_of(facts)
     assert described["duplicates"]["normalised"] == 0

@@ -103,13 +103,23 @@ def _sources(files: list[str]) -> dict[str, str]:
         if not equals or name not in SETS:
             name, source = Path(file).name.partition(".")[0], file
         if name not in SETS:
-            refuse("data check", f"which set is {file}? Write NAME={file}, where NAME is one of {', '.join(SETS)}")
+            refuse("data check", f"{_unnamed(file)}NAME is one of {', '.join(SETS)}")
         if not source:
             refuse("data check", f"{file} names no file")
         if name in sources:
             refuse("data check", f"{name} is given twice: {sources[name]} and {source}")
         sources[name] = source
     return sources
+
+
+def _unnamed(file: str) -> str:
+    """What is wrong with a file of no set, up to the names that there are."""
+    if not file:
+        return "an empty FILE; is a variable of the shell not set? Write NAME=FILE; "
+    name, equals, source = file.partition("=")
+    if equals and source and name.isidentifier():  # not a path in which = occurs
+        return f"{file}: {name} is not a set; in NAME={source}, "
+    return f"which set is {file}? Write NAME={file}; "
 
 
 def _refuse_unused(overrides: list[tuple[str, str]], sources: dict[str, str]) -> None:

@@ -69,6 +69,7 @@ def _describe(name: str, data_set: DataSet, tokenizer: "PreTrainedTokenizerBase 
         "sha256": data_set.sha256,
         "rows": len(data_set.rows),
         "rows_read": data_set.rows_read,
+        "rows_used": data_set.rows_used,
         "left_out": [asdict(part) for part in data_set.left_out],
         "columns": data_set.columns,
         "duplicates": duplicates.within(data_set),

@@ -20,9 +20,10 @@ def text_of(facts: dict[str, Any]) -> str:
 def _set_lines(name: str, described: dict[str, Any]) -> Iterator[str]:
     yield f"{name}: {described['source']}"
     left_out = sum(part["count"] for part in described["left_out"])
-    not_sampled = described["rows_read"] - left_out - described["rows"]
-    sampled = f", {not_sampled:,} not sampled" if not_sampled else ""
-    yield _line("rows", f"{described['rows']:,} used of {described['rows_read']:,}, {left_out:,} left out{sampled}")
+    used, read, records = described["rows_used"], described["rows_read"], described["rows"]
+    answers = f" ({records:,} answers)" if records != used else ""
+    sampled = f", {read - left_out - used:,} not sampled" if read - left_out - used else ""
+    yield _line("rows", f"{used:,} used of {read:,}{answers}, {left_out:,} left out{sampled}")
     for part in described["left_out"]:
         places = ", ".join(part["places"]) + (", …" if part["count"] > len(part["places"]) else "")
         yield _line("", f"{part['count']:,} left out: {part['reason']} ({places})")
