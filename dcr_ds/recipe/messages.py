@@ -9,13 +9,10 @@ from dcr_ds.errors import UserError
 from dcr_ds.recipe.annotations import branches
 from dcr_ds.recipe.describe import DATA_SET, field_rows, section_of, section_rows
 from dcr_ds.recipe.fields import DataSource
+from dcr_ds.recipe.other_names import OTHER_NAMES
 from dcr_ds.recipe.schema import Recipe
 from dcr_ds.recipe.urls import mask_secrets
 
-SHAPES = {  # by pydantic's type of error
-    "model_type": "must be a mapping of fields; leave it out if it sets none",
-    "list_type": "must be a list, such as [a, b]",
-}
 MAX_SHOWN = 200  # characters of a value in a message
 
 
@@ -36,7 +33,12 @@ def did_you_mean(name: str) -> str:
     rows = field_rows()
     names = [row.name for row in rows] + [section.name for section in section_rows()]
     names += [f"{row.name}.{field}" for row in rows if row.type == DATA_SET for field in DataSource.model_fields]
-    last_key = name.split(".")[-1]
+    section, last_key = name.partition(".")[0] if "." in name else "", name.split(".")[-1]
+    if last_key == "resume_from_checkpoint":
+        return " The same command resumes a run."
+    if section in ("", "model", "refine", "align") and (elsewhere := OTHER_NAMES.get(last_key)):
+        of_section = f"{section}.{elsewhere.partition('.')[2]}"  # refine.lr: that of refine
+        return f" Did you mean {of_section if of_section in names else elsewhere}?"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     close = close or [full for full in names if full.split(".")[-1] == last_key][:1]
     return f" Did you mean {close[0]}?" if close else " dcr-ds train --help lists the fields."
@@ -60,9 +62,20 @@ def explain(error: ValidationError, origins: dict[str, str]) -> str:
             lines.append(f"{where}: {combination}")
         else:
             given_value = "" if problem["type"] == "missing" else f" (got {_shown(problem['input'])})"
-            message = SHAPES.get(problem["type"], problem["msg"][0].lower() + problem["msg"][1:])
-            lines.append(f"{where}: {name}: {message}{given_value}")
+            lines.append(f"{where}: {name}: {_expected(problem, name)}{given_value}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _expected(problem: Any, name: str) -> str:
+    """What a value must be."""
+    given = problem["input"]
+    if problem["type"] == "list_type":
+        return f"must be a list, such as [{given if isinstance(given, str) and given else 'a, b'}]"
+    if problem["type"] == "model_type":
+        fields = [row.name for row in field_rows() if row.name.startswith(f"{name}.")]
+        example = f": set its fields, such as {fields[0]}" if fields and given else ""
+        return f"must be a mapping of fields{example or '; leave it out if it sets none'}"
+    return problem["msg"][0].lower() + problem["msg"][1:]
 
 
 def _shown(value: Any) -> str:

@@ -9,6 +9,7 @@ from pages import PAGES, ROOT, blocks, inline_code, name_of
 from dcr_ds.baselines.prompts import ROLES, option_of
 from dcr_ds.recipe import DataSource, Recipe, field_rows, load_recipe, section_rows
 from dcr_ds.recipe.describe import DATA_SET
+from dcr_ds.recipe.other_names import OTHER_NAMES
 
 FIELDS = {row.name for row in field_rows()}
 SETS = {row.name for row in field_rows() if row.type == DATA_SET}
@@ -62,6 +63,17 @@ def test_every_shipped_recipe_is_in_the_guide():
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     missing = [file.stem for file in (ROOT / "recipes").glob("*.yaml") if f"`{file.stem}`" not in text]
     assert not missing
+
+
+def test_names_of_other_trainers_are_in_the_guide_and_lead_to_fields():
+    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    table = text.partition("## Names of options")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    listed = {
+        theirs: re.findall(r"`([^`]+)`", ours)[:1] for names, ours in rows for theirs in re.findall(r"`(.+?)`", names)
+    }
+    assert {theirs: ours[0] for theirs, ours in listed.items() if ours} == OTHER_NAMES
+    assert all(is_field(name) for name in OTHER_NAMES.values())
 
 
 def test_wrong_names_are_detected():
