@@ -17,6 +17,7 @@ from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_answers, labelled
 from dcr_ds.models.endpoint import Endpoint, Messages
 from dcr_ds.models.replies import Completion
 from dcr_ds.models.request_fields import RequestFields
+from dcr_ds.reasoning import after_reasoning
 from dcr_ds.recipe import LlmJudge
 
 JUDGED_CHARACTERS = 8000  # of request and answer each, to fit into a context of 8k tokens
@@ -124,8 +125,8 @@ def judge_request(rubric: str, labels: Sequence[str], **quoted: str) -> Messages
 
 
 def last_label(reply: Completion, labels: Sequence[str]) -> str | None:
-    """The label on the last line of a reply; None if there is no known label, or the reply was cut off."""
-    lines = reply.text.rstrip("` \t\r\n").splitlines()
+    """The label on the last line of a reply, after its reasoning; None if it has no known label, or was cut off."""
+    lines = (after_reasoning(reply.text) or "").rstrip("` \t\r\n").splitlines()
     match = _LAST_LINE.fullmatch(lines[-1]) if lines and reply.finish != "length" else None
     label = re.sub(r"[ -]+", "_", match[1].lower()) if match else None
     return label if label in labels else None

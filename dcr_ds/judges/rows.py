@@ -3,6 +3,7 @@
 Files are read like the project's data sets: a bad row is left out and counted, and too many are an error.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,8 +195,8 @@ def read_labels(
 
     def parse(row: Row) -> _Label:
         text = required_text(row, column)
-        label = XSTEST_LABELS.get(text, text)
-        if label not in LABELS:
+        label = _label_in(text)
+        if label is None:
             known = ", ".join((*LABELS, *XSTEST_LABELS))
             raise row.error(f"{column!r} contains the unknown label {text!r}; labels: {known}")
         return _Label(optional_text(row, ids) or str(row.number), label)
@@ -221,11 +222,17 @@ class _Label(NamedTuple):
     label: str
 
 
+def _label_in(cell: Any) -> str | None:
+    """The label in a cell; people write it with capitals, spaces or hyphens."""
+    name = re.sub(r"[\s-]+", "_", cell.strip().lower()) if isinstance(cell, str) else ""
+    name = XSTEST_LABELS.get(name, name)
+    return name if name in LABELS else None
+
+
 def _label_column(table: Table) -> str | None:
     """The column of labels, which holds only known ones: `label` may also be that of a data set."""
     present = [name for name in LABEL_COLUMNS if name in table.columns]
-    known = {*LABELS, *XSTEST_LABELS}
-    good = [name for name in present if all(row.cells.get(name) in known for row in table.rows)]
+    good = [name for name in present if all(_label_in(row.cells.get(name)) for row in table.rows)]
     if len(good) > 1 and "key" not in table.columns:  # verdicts have a key, and copies of other columns
         raise table.origin.error(f"the columns {' and '.join(good)} are both labels; leave the ones to be compared")
     return next(iter([*good, *present]), None)

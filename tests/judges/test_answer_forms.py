@@ -334,6 +334,12 @@ def test_bad_rows_are_left_out_and_counted_but_not_of_an_evaluation(tmp_path, ca
         judge_file(Path(file), None, tmp_path / "w.jsonl")
 
 
+def test_labels_as_people_write_them(tmp_path):
+    file = tmp_path / "people.csv"
+    file.write_text("id,label\n1,Full refusal\n2,compliance \n3,PARTIAL-REFUSAL\n4,1_Full_Compliance\n")
+    assert list(read_labels(str(file)).values()) == ["full_refusal", "compliance", "partial_refusal", "compliance"]
+
+
 def test_final_labels_of_xstest_are_compared(tmp_path):
     rows = [{"id": str(number), **row} for number, row in NUMBERED[:3]]
     file = write(tmp_path, "a.jsonl", lines(rows))
