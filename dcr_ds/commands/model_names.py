@@ -15,12 +15,18 @@ def named_models(words: Sequence[str]) -> dict[str, str]:
     """Models by name, in order: NAME of NAME=MODEL, else a name made from the model.
 
     Raises:
-        UserError: a name has no model, or two models have the same name.
+        UserError: a name has no model or cannot be that of a folder, or two models have the same name.
     """
     named: dict[str, str] = {}
     for word in words:
         match = NAMED.fullmatch(word)
         name, model = match.groups() if match else (_name_of(word), word)
+        name_given, separator, _ = word.partition("=")
+        if not match and separator and "/" not in name_given and not Path(word).exists():
+            raise UserError(
+                f"{word}: {name_given!r} cannot name a run folder; use letters, digits, '.', '_' and '-', and begin "
+                "with a letter or digit"
+            )
         if not model.strip():
             raise UserError(f"{word} names no model; is a variable of the shell not set?")
         if name in named:

@@ -8,7 +8,7 @@ import numpy as np
 
 from dcr_ds.discernment.curves import area, refusal_curve
 from dcr_ds.discernment.measures import COMPLIED, REFUSED, Pairs, Result
-from dcr_ds.discernment.resampling import over_seeds, percentile_interval, resample
+from dcr_ds.discernment.resampling import over_seeds, percentile_interval, resample, with_a_width
 
 # A figure from log-odds is a headline only if the lower end of the agreement's interval is at least this. At an AUC of
 # 0.8 every fifth couple of a refused and an answered prompt is still in the wrong order.
@@ -29,7 +29,8 @@ def agreement(log_odds, labels, pairs: Pairs = None) -> Result:
     log_odds, labels = np.atleast_2d(np.asarray(log_odds, dtype=float)), np.atleast_2d(np.asarray(labels))
     refused = np.isin(labels, REFUSED)
     scores = np.where(refused | (labels == COMPLIED), log_odds, np.nan)
-    usable = np.minimum(refused.sum(axis=1), (labels == COMPLIED).sum(axis=1)) >= MIN_LABELS
+    fewest = np.minimum(refused.sum(axis=1), (labels == COMPLIED).sum(axis=1))
+    usable = fewest >= MIN_LABELS
     result: Result = {"value": None, "low": None, "high": None, "n": labels.shape[1], "seeds": int(usable.sum())}
     if not usable.any():
         return result
@@ -39,12 +40,13 @@ def agreement(log_odds, labels, pairs: Pairs = None) -> Result:
         return np.stack([area(refusal_curve(s, r, weights)) for s, r in zip(scores, refused, strict=True)])
 
     ones = np.ones((1, labels.shape[1]))
-    result["value"] = float(over_seeds(by_seed(ones), np.ones((1, len(scores))))[0])
+    value = float(over_seeds(by_seed(ones), np.ones((1, len(scores))))[0])
+    result["value"] = value
     # a prompt can be refused by one seed and answered by another, so that all prompts are drawn from one pool
     drawn = resample(np.zeros(labels.shape[1], dtype=bool), pairs, len(scores))
     interval = percentile_interval(over_seeds(by_seed(drawn.prompts), drawn.seeds))
     if interval is not None:
-        result["low"], result["high"] = interval
+        result["low"], result["high"] = with_a_width(interval, value, int(fewest[usable].min()), lowest=0)
     return result
 
 

@@ -23,6 +23,7 @@ from dcr_ds.discernment.resampling import (
     percentile_interval,
     resample,
     two_sided_p,
+    with_a_width,
 )
 from dcr_ds.errors import UserError
 
@@ -199,13 +200,7 @@ def _interval(value: float, drawn: np.ndarray, sample: Sample, lowest: int) -> t
     interval = percentile_interval(drawn)
     if fewest < MIN_GROUPS or interval is None:
         return None
-    low, high = interval
-    if low == high:
-        # All resamples are equal, as with perfectly separated sets. The share of exceptions, of which none was observed
-        # in the smaller set, is then at most Clopper and Pearson's upper limit.
-        limit = 1 - 0.025 ** (1 / fewest)
-        low, high = max(value - limit, lowest), min(value + limit, 1.0)
-    return low, high
+    return with_a_width(interval, value, fewest, lowest)
 
 
 def _result(value: float, interval: tuple[float, float] | None, sample: Sample) -> Result:

@@ -80,6 +80,22 @@ def percentile_interval(drawn: np.ndarray) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def with_a_width(interval: tuple[float, float], value: float, fewest: int, lowest: int) -> tuple[float, float]:
+    """The interval; where all resamples are equal, as with perfectly separated sets, it gets a width.
+
+    The share of exceptions, of which none was observed in the smaller set, of `fewest` members, is then at most Clopper
+    and Pearson's upper limit.
+
+    Args:
+        lowest: the smallest possible value; the largest is 1.
+    """
+    low, high = interval
+    if low < high:
+        return interval
+    limit = 1 - 0.025 ** (1 / fewest)
+    return max(value - limit, lowest), min(value + limit, 1.0)
+
+
 def two_sided_p(drawn: np.ndarray) -> float | None:
     """Twice the share of resampled differences [R] on the rarer side of zero; None where too many are undefined.
 

@@ -66,10 +66,12 @@ def test_an_empty_word_between_commas_is_named(capsys, words):
     ("command", "message"),
     [
         (["evaluate", "dcr=", "--suite", "quick", "--out", "runs"], "dcr= names no model; is a variable"),
+        (["evaluate", "a|b=model", "--suite", "quick", "--out", "runs"], "'a|b' cannot name a run folder"),
+        (["evaluate", "outputs/lr=1", "--suite", "builtin", "--out", "runs"], "outputs/lr=1 could not be downloaded"),
         (["repair", ""], "name the MODEL to repair first"),
-        (["repair", "one", "two"], "two follows the MODEL one; name one model"),
+        (["repair", "one", "two"], "two follows the MODEL one: repair takes one model"),
     ],
 )
-def test_a_model_that_is_empty_is_named(capsys, command, message):
+def test_a_model_that_is_empty_or_misnamed_is_named(capsys, command, message):
     assert main(command) == 2
     assert message in capsys.readouterr().err

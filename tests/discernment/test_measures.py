@@ -187,6 +187,14 @@ def test_sets_that_are_separated_perfectly_still_have_a_width():
     assert ties["value"] == 0.5 and ties["low"] < 0.5 < ties["high"]
 
 
+def test_perfect_agreement_with_few_answers_is_not_a_headline():
+    for refused, is_one in ((5, False), (20, True)):
+        labels = np.array(["full_refusal"] * refused + ["compliance"] * 40)
+        result = agreement((labels == "full_refusal").astype(float), labels)
+        assert result["value"] == result["high"] == 1 and result["low"] == pytest.approx(0.025 ** (1 / refused))
+        assert is_headline(result["low"]) == is_one
+
+
 def test_too_few_prompts_give_a_value_without_an_interval():
     result = discernment([2.0, 1.0, 0.0], np.array([True, False, False]))["auc"]
     assert (result["value"], result["low"], result["high"]) == (1, None, None)

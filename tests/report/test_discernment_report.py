@@ -63,6 +63,15 @@ def test_log_odds_without_agreement_are_not_a_headline(run):
     assert "the refusal log-odds of DCR rank its refused answers" in write_report([run.folder], run.report)
 
 
+def test_log_odds_of_models_that_refuse_too_little_cannot_be_checked(run, monkeypatch):
+    monkeypatch.setitem(REFUSED, "aligned", (1, 3))
+    write_model(run, "aligned", 2.5)
+    comparison = compared(run)
+    text = sentence(comparison.columns, comparison.discernment)
+    assert "AUC" not in text
+    assert text.endswith("Too few answers are refused, or too few comply, to check log-odds and margins against them.")
+
+
 def test_margins_are_quoted_where_only_they_agree_with_the_answers(run):
     home = run.model("aligned")
     for name in ("seeming", "toxic"):

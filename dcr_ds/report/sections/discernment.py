@@ -150,10 +150,17 @@ def sentence(columns: Sequence[Column], measured: Sequence[Discernment]) -> str:
     parts = [clause for clause in clauses if clause]
     if not parts:
         return ""
-    has_agreement = ours.agreement and theirs.agreement
-    caveat = " Log-odds and margins agree too little with the answers to be quoted."
     result = f"{columns[place].title} on {entry.pair.title}: {'; '.join(parts)}."
-    return result + caveat if has_agreement and not readings else result
+    if readings or not ours.agreement or not theirs.agreement:
+        return result
+    if not any(_is_measured(ours, name) and _is_measured(theirs, name) for name in AGREEMENTS):
+        return f"{result} Too few answers are refused, or too few comply, to check log-odds and margins against them."
+    return f"{result} Log-odds and margins agree too little with the answers to be quoted."
+
+
+def _is_measured(figures: ColumnDiscernment, name: str) -> bool:
+    """Whether the agreement of a reading with the answers has an interval."""
+    return name in figures.agreement and figures.agreement[name]["low"] is not None
 
 
 def _clause(ours: ColumnDiscernment, theirs: ColumnDiscernment, name: str, template: str) -> str:
