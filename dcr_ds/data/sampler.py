@@ -5,6 +5,7 @@ Nothing here has a state, so a resumed run can ask for any step without replayin
 
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
@@ -37,6 +38,17 @@ def draw(seed: int | str, n: int, start: int, count: int) -> list[int]:
         entries += part
         start, count = start + len(part), count - len(part)
     return entries
+
+
+def by_pair(rows: Iterable[Prompt]) -> list[Prompt]:
+    """Rows in the order of their pairs: the same indices of two sets of twins are the same pairs."""
+    return sorted(rows, key=lambda row: (row.pair or row.id, row.id))
+
+
+def draw_prompts(rows: Iterable[Prompt], seed: str, count: int) -> list[Prompt]:
+    """At most `count` random rows by pair, the same pairs of two sets of twins."""
+    ordered = by_pair(rows)
+    return [ordered[index] for index in sorted(draw(seed, len(ordered), 0, min(count, len(ordered))))]
 
 
 def draw_whole(seed: int | str, n: int, step: int, count: int) -> list[int]:

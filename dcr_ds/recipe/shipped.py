@@ -6,7 +6,6 @@ They stand in the root of a source checkout. A wheel has copies of them in `dcr_
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
-SHIPPED_FOLDERS = ("recipes", "ds_configs", "slurm")
 
 
 def shipped_root() -> Path:
@@ -22,7 +21,7 @@ def shipped_file(relative: str) -> Path | None:
 
 
 def shipped_files(folder: str, suffix: str) -> list[Path]:
-    """All files in one of SHIPPED_FOLDERS whose name ends in `suffix`, sorted by name."""
+    """All files of recipes, ds_configs or slurm whose name ends in `suffix`, sorted by name."""
     return sorted((shipped_root() / folder).glob(f"*{suffix}"))
 
 

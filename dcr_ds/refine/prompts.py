@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from dcr_ds.data.load import RunData
 from dcr_ds.data.records import Conversation, Prompt
 from dcr_ds.data.sampler import ContrastiveSampler, draw
-from dcr_ds.data.splitting import split_held_out
+from dcr_ds.data.splitting import HeldOutSplit, split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.models.batches import num_shared_tokens
 from dcr_ds.models.chat import encode_conversation, encode_prompt
@@ -19,6 +19,8 @@ from dcr_ds.recipe import Recipe
 
 DRIFT_ROWS = 16  # held-out general conversations whose drift is measured
 MEASURED_PROMPTS = 256  # measured held-out prompts per set, at most: a measurement should cost less than a step
+
+PromptTokens = dict[tuple[int, str], list[int]]  # token ids by (label, id) of a prompt
 
 
 class HeldOut(NamedTuple):
@@ -33,12 +35,12 @@ class HeldOut(NamedTuple):
 class RefinePrompts:
     """The rendered data of stage 1.
 
-    `tokens` maps (label, id) of a prompt to its ids, of which the first `num_shared` are the same in all; `general` and
-    `held_out_general` are token rows of whole conversations, prompt and answer.
+    The first `num_shared` token ids are the same in all prompts; `general` and `held_out_general` are token rows of
+    whole conversations, prompt and answer.
     """
 
     sampler: ContrastiveSampler
-    tokens: dict[tuple[int, str], list[int]]
+    tokens: PromptTokens
     num_shared: int
     held_out: list[HeldOut]
     general: list[list[int]]
@@ -53,8 +55,7 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
         UserError: too few rows of a set are left to train on or to hold out.
     """
     notes: list[str] = []
-    tokens, fitting = fitting_prompts(recipe, data, tokenizer, notes)
-    split = split_held_out(*fitting, recipe.data.held_out, recipe.seed)
+    tokens, split = split_prompts(recipe, data, tokenizer, notes)
     sampler = ContrastiveSampler(
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
@@ -80,20 +81,20 @@ def encode_refine_prompts(recipe: Recipe, data: RunData, tokenizer: PreTrainedTo
     )
 
 
-def fitting_prompts(
+def split_prompts(
     recipe: Recipe, data: RunData, tokenizer: PreTrainedTokenizerBase, notes: list[str]
-) -> tuple[dict[tuple[int, str], list[int]], tuple[list[Prompt], list[Prompt]]]:
-    """The tokens of prompts by (label, id), and the rows of both sets that can be encoded and are short enough.
+) -> tuple[PromptTokens, HeldOutSplit]:
+    """The tokens of the prompts that can be encoded and are short enough, and the split of their rows.
 
     Args:
         notes: gets what is left out.
 
     Raises:
-        UserError: no row of a set can be encoded.
+        UserError: no row of a set can be encoded, or too few are left to train on or to hold out.
     """
     assert data.seemingly_toxic is not None and data.toxic is not None  # load_data reads them with the stage
     limit, named = row_limit(tokenizer, "refine.max_length", recipe.refine.max_length)
-    tokens: dict[tuple[int, str], list[int]] = {}
+    tokens: PromptTokens = {}
 
     def fitting(label: int, name: str, rows: list[Prompt]) -> list[Prompt]:
         encoded = encode_rows(name, rows, lambda row: encode_prompt(tokenizer, row.messages), notes)
@@ -104,7 +105,8 @@ def fitting_prompts(
         return [row for row, _ in short]
 
     seemingly_toxic = fitting(0, "data.seemingly_toxic", data.seemingly_toxic.rows)
-    return tokens, (seemingly_toxic, fitting(1, "data.toxic", data.toxic.rows))
+    toxic = fitting(1, "data.toxic", data.toxic.rows)
+    return tokens, split_held_out(seemingly_toxic, toxic, recipe.data.held_out, recipe.seed)
 
 
 def _general_rows(

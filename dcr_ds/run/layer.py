@@ -7,8 +7,7 @@ import torch
 
 from dcr_ds.data.load import RunData
 from dcr_ds.data.records import Prompt
-from dcr_ds.data.sampler import draw
-from dcr_ds.data.splitting import split_held_out
+from dcr_ds.data.sampler import draw_prompts
 from dcr_ds.diagnose.layers import choose_layer, hidden_by_layer, probe_layers
 from dcr_ds.diagnose.prompts import labels_and_pairs
 from dcr_ds.engine.distributed import Ranks
@@ -19,7 +18,7 @@ from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
-from dcr_ds.refine.prompts import fitting_prompts
+from dcr_ds.refine.prompts import split_prompts
 
 MIN_PROMPTS = 40  # per set; with fewer the choice is mostly chance
 MAX_PROMPTS = 200  # per set; more no longer change the choice
@@ -32,9 +31,10 @@ def probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> tu
     It reads the prompts that stage 1 trains on: held-out prompts decide when that stops, and long ones are left out.
     """
     tokenizer = load_tokenizer(source, recipe.model.template)
-    ids, fitting = fitting_prompts(recipe, data, tokenizer, [])
-    split = split_held_out(*fitting, recipe.data.held_out, recipe.seed)
-    sets = [_sample(rows, recipe.seed) for rows in (split.seemingly_toxic, split.toxic)]
+    ids, split = split_prompts(recipe, data, tokenizer, [])
+    sets = [
+        draw_prompts(rows, f"{recipe.seed}/layer probe", MAX_PROMPTS) for rows in (split.seemingly_toxic, split.toxic)
+    ]
     if obstacle := _obstacle(recipe, source, sets, ranks):
         return None, obstacle
     heartbeat("refine, layer probe")
@@ -65,10 +65,3 @@ def _obstacle(recipe: Recipe, source: Path, sets: list[list[Prompt]], ranks: Ran
     if weights > MEMORY_SHARE * memory:
         return f"the weights take {weights / 2**30:.1f} GiB, more than {MEMORY_SHARE:.0%} of {memory / 2**30:.1f} GiB"
     return None
-
-
-def _sample(rows: list[Prompt], seed: int) -> list[Prompt]:
-    """At most MAX_PROMPTS rows, the same pairs in both sets."""
-    keyed = sorted(rows, key=lambda row: (row.pair or row.id, row.id))
-    order = draw(f"{seed}/layer probe", len(keyed), 0, min(MAX_PROMPTS, len(keyed)))
-    return [keyed[index] for index in sorted(order)]

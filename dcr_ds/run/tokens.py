@@ -16,7 +16,7 @@ from dcr_ds.evaluate.run import encode_evaluation
 from dcr_ds.models.chat import encode_prompt, load_tokenizer, turn_end_ids
 from dcr_ds.models.limits import limits_of
 from dcr_ds.recipe import Recipe, StageSection
-from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts
+from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts, split_prompts
 
 FIELDS = {"refine": "refine", "align": "align", "control": "align"}  # of the recipe, for each stage
 
@@ -53,7 +53,10 @@ class RunTokens:
     @cached_property
     def probe(self) -> RefusalProbe | None:
         """Prompts whose refusal log-odds are measured in stage 2."""
-        return build_probe(self.recipe, self.data, self.tokenizer) if self.recipe.align.measure_every else None
+        if not self.recipe.align.measure_every:
+            return None
+        tokens, split = split_prompts(self.recipe, self.data, self.tokenizer, [])
+        return build_probe(self.data, self.tokenizer, tokens, split, self.recipe.seed)
 
     def hash_of(self, stage: str) -> str:
         """Hash of all token ids of a training stage."""

@@ -10,7 +10,7 @@ from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.load import refuse_common_prompts
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import Conversation, DataSet, Prompt
-from dcr_ds.data.sampler import draw
+from dcr_ds.data.sampler import draw_prompts
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource
 
@@ -49,7 +49,10 @@ def read_sets(options: Namespace, names: Sequence[str]) -> dict[str, list[Prompt
                 f"{name.replace('_', ' ')}: {options.prompts} prompts asked for, the set has {len(rows)}; lower "
                 f"--prompts, or name a larger file with {OPTIONS[name]}"
             )
-    return {name: _sample(rows, options.prompts, options.seed) for name, rows in sets.items()}
+    return {
+        name: draw_prompts(rows, f"{options.seed}/diagnose", options.prompts or len(rows))
+        for name, rows in sets.items()
+    }
 
 
 def encoder(tokenizer: Any) -> Callable[[Prompt], list[int]]:
@@ -75,9 +78,3 @@ def _prompts_of(data_set: DataSet) -> list[Prompt]:
 def _first_question(row: Conversation) -> Prompt:
     at = next(index for index, message in enumerate(row.messages) if message["role"] == "user")
     return Prompt(row.id, row.messages[at]["content"], context=row.messages[:at])
-
-
-def _sample(rows: Sequence[Prompt], count: int | None, seed: int) -> list[Prompt]:
-    keyed = sorted(rows, key=lambda row: (row.pair or row.id, row.id))
-    order = draw(f"{seed}/diagnose", len(keyed), 0, count or len(keyed))
-    return [keyed[index] for index in sorted(order)]
