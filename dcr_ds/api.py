@@ -6,19 +6,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import read_whole_rows
 from dcr_ds.recipe import Recipe, change_recipe, find_recipe
 from dcr_ds.recipe import load_recipe as _load_recipe
-from dcr_ds.recipe.layout import RunFolder, StageFolder
+from dcr_ds.recipe.layout import TRAINED_STAGES, RunFolder, StageFolder, TrainedStage
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-TrainedStage = Literal["refine", "align", "control"]
-TRAINED_STAGES = get_args(TrainedStage)
 LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SCORES = ("wanted", "judge", "metric", "value", "low", "high", "n", "unparsed", "degenerate")
 

@@ -21,7 +21,7 @@ from dcr_ds.models.fused import fuse_blocks
 from dcr_ds.models.load import DTYPES
 from dcr_ds.models.varlen import stage_attention
 from dcr_ds.progress import heartbeat_while_moving
-from dcr_ds.recipe import TRAINING_STAGES, Recipe, StageSection
+from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import Stage
 
 
@@ -38,7 +38,7 @@ def stage_config(config: str | dict[str, Any], stage: StageSection, dtype: str, 
 
 def check_config(recipe: Recipe, ranks: Ranks) -> None:
     """Raise UserError unless DeepSpeed accepts the configurations of the training stages; loads nothing. All ranks."""
-    for name in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
+    for name in recipe.training_stages:
         config = stage_config(recipe.deepspeed, getattr(recipe, name), recipe.model.dtype, ranks)
         try:
             deepspeed.DeepSpeedConfig(config)

@@ -11,7 +11,6 @@ from dcr_ds.engine.zero3 import check_communication, resolve_overlap
 from dcr_ds.errors import UserError
 from dcr_ds.files import parse_json
 from dcr_ds.recipe import (
-    TRAINING_STAGES,
     AlignSection,
     ModelSection,
     Recipe,
@@ -92,9 +91,8 @@ def read_config(recipe: Recipe) -> dict[str, Any]:
         raise UserError(f"{place}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
     _check_offload(config, zero, place)
     _check_model(recipe.model, stage, place)
-    for name in TRAINING_STAGES:
-        if name in recipe.stages:
-            _check_training(name, getattr(recipe, name), zero, place)
+    for name in recipe.training_stages:
+        _check_training(name, getattr(recipe, name), zero, place)
     check_communication(zero, recipe.model.quantize, place)
     return config
 

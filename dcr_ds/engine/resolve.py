@@ -98,9 +98,8 @@ def check_device(recipe: Recipe, model_config: dict, device: torch.device) -> No
         check_compiler()
     if "refine" in recipe.stages and recipe.refine.backend == "triton" and device.type != "cuda":
         raise UserError("refine.backend: triton needs a GPU; use auto or chunked")
-    for stage in ("refine", "align"):
-        if stage in recipe.stages:
-            check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)
+    for stage in recipe.training_stages:
+        check_optimizer(getattr(recipe, stage), f"{stage}.optimizer", device)
 
 
 def _unbalanced(recipe: Recipe) -> str:

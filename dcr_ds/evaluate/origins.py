@@ -9,7 +9,7 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user, read_object
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, EXPORT_RECORD, base_of_adapter
 from dcr_ds.recipe import load_recipe
-from dcr_ds.recipe.layout import STAGE_OF_MODEL, TRAINING_STAGES, RunFolder, enclosing_run
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder, enclosing_run
 
 UNCHECKED = "leakage from it is not checked"
 
@@ -74,7 +74,7 @@ def _of_run(folder: Path) -> tuple[Earlier, str | None]:
         recipe = load_recipe(str(run.recipe), [])
     except UserError as error:
         return Earlier(notes=[f"{error}; {UNCHECKED}"]), None
-    trained = recipe.model_copy(update={"stages": [stage for stage in TRAINING_STAGES if stage in recipe.stages]})
+    trained = recipe.model_copy(update={"stages": recipe.training_stages})
     data, errors = examine_data(trained, needed_sets(trained))
     sets = data.training_sets()
     changed = [name for name, rows in sets.items() if rows.sha256 != _recorded(run, name, rows.sha256)]

@@ -23,7 +23,7 @@ def plan_stages(
         folder: the model's configuration.
         origin: where its shape comes from, for the text.
     """
-    names = [name for name in TRAINING_STAGES if name in recipe.stages]
+    names = recipe.training_stages
     clusters = {name: options.cluster(options.total_gpus, name, measured) for name in names}
     cluster = clusters[names[0]]
     lengths = Lengths(**options.mean_tokens(recipe))

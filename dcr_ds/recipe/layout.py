@@ -12,11 +12,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Stage = Literal["refine", "align", "evaluate"]
 TrainingStage = Literal["refine", "align"]
-TRAINING_STAGES: tuple[TrainingStage, ...] = ("refine", "align")
+TRAINING_STAGES: tuple[TrainingStage, ...] = get_args(TrainingStage)
 STAGES: tuple[Stage, ...] = (*TRAINING_STAGES, "evaluate")
 ModelName = Literal["base", "control", "refined", "aligned"]
 BASE: ModelName = "base"
@@ -24,8 +24,15 @@ CONTROL: ModelName = "control"  # the same alignment from the base model, withou
 REFINED: ModelName = "refined"
 ALIGNED: ModelName = "aligned"
 MODELS = (BASE, CONTROL, REFINED, ALIGNED)
-STAGE_OF_MODEL: dict[str, str] = {CONTROL: "control", REFINED: "refine", ALIGNED: "align"}  # a stage folder each
+TrainedStage = Literal["refine", "align", "control"]  # a stage folder each
+TRAINED_STAGES: tuple[TrainedStage, ...] = get_args(TrainedStage)
+STAGE_OF_MODEL: dict[str, str] = {CONTROL: "control", REFINED: "refine", ALIGNED: "align"}
 VERDICTS = "verdicts."
+
+
+def section_of(stage: str) -> TrainingStage:
+    """The section of the recipe that a trained stage follows, and the --redo that repeats it."""
+    return "refine" if stage == "refine" else "align"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from dcr_ds.files import expand_user
 from dcr_ds.recipe.evaluation import EvaluateSection
 from dcr_ds.recipe.fields import MAX_SEED, Auto, Count, Data, DataSource, PositiveInt, Section
-from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage
+from dcr_ds.recipe.layout import STAGES, TRAINING_STAGES, Stage, TrainingStage
 from dcr_ds.recipe.methods import (
     PAIRED,
     PREFERENCE_TITLES,
@@ -288,14 +288,19 @@ class Recipe(Section):
             )
 
     def _check_adapters(self) -> None:
-        for stage in TRAINING_STAGES:
-            if stage in self.stages and self.model.quantize != "none" and getattr(self, stage).adapter == "none":
+        for stage in self.training_stages:
+            if self.model.quantize != "none" and getattr(self, stage).adapter == "none":
                 raise ValueError(
                     f"{stage}.adapter: none trains the weights, but model.quantize: {self.model.quantize} makes them "
                     "4-bit; use lora, or model.quantize: none"
                 )
         if self.refine.adapter == "lora" and self.refine.lora.dropout:
             raise ValueError("refine.lora.dropout: must be 0: stage 1 may run a forward pass twice, with equal results")
+
+    @property
+    def training_stages(self) -> list[TrainingStage]:
+        """The stages of the run that train."""
+        return [stage for stage in TRAINING_STAGES if stage in self.stages]
 
     @property
     def folder(self) -> Path:

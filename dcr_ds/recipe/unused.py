@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator
 
 from pydantic import BaseModel
 
-from dcr_ds.recipe.layout import TRAINING_STAGES
 from dcr_ds.recipe.methods import PREFERENCE_TITLES
 from dcr_ds.recipe.schema import Recipe
 
@@ -36,7 +35,7 @@ def unused_fields(recipe: Recipe) -> list[str]:
 
 
 def _unused(recipe: Recipe) -> Iterator[tuple[str, str]]:
-    for stage in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
+    for stage in recipe.training_stages:
         section = getattr(recipe, stage)
         for field, (switch, values) in READ_WITH[stage].items():
             is_off = switch in OF_A_PART and switch in section.model_fields_set

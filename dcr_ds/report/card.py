@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from dcr_ds.files import write_atomically
-from dcr_ds.recipe.layout import CONTROL, REFINED, STAGE_OF_MODEL, TRAINING_STAGES, RunFolder
+from dcr_ds.recipe.layout import CONTROL, REFINED, STAGE_OF_MODEL, TRAINING_STAGES, RunFolder, section_of
 from dcr_ds.recipe.urls import HUB_ID
 from dcr_ds.report.numbers.columns import Column, trained_titles
 from dcr_ds.report.numbers.comparison import Comparison
@@ -158,7 +158,7 @@ def _facts(run: Run, model: str) -> list[tuple[str, str]]:
     of_model = of_others.get(model, TRAINING_STAGES)
     for stage in of_model:
         if summary := getattr(run, stage):
-            facts.append((stage, _stage_fact(summary, recipe.get("align" if stage == "control" else stage, {}))))
+            facts.append((stage, _stage_fact(summary, recipe.get(section_of(stage), {}))))
     if run.refine and "refine" in of_model and (figures := stages.exported(run.refine)):
         facts.append(("cosine gap after refinement", number(figures.get("gap"))))
     facts.append(("seed", str(recipe.get("seed"))))

@@ -10,7 +10,7 @@ from dcr_ds.models.check import build_on_meta
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.trunk import freeze_tail, trunk_config
-from dcr_ds.recipe import TRAINING_STAGES, Recipe, dump_recipe
+from dcr_ds.recipe import Recipe, dump_recipe
 from dcr_ds.recipe.layout import TrainingStage
 from dcr_ds.run.folder import has_control
 from dcr_ds.run.space import describe_space
@@ -28,7 +28,7 @@ def describe_run(tokens: RunTokens, reasons: dict[str, str], world_size: int) ->
         lines.append(f"data: {name}: {data_set['rows']} rows from {data_set['source']}")
         lines += [f"data: {name}: note: {note}" for note in data_set["notes"]]
     lines += [f"data: note: {note}" for note in data.notes]
-    trained = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
+    trained: list[str] = list(recipe.training_stages)
     model = build_on_meta(tokens.source)
     lines += _refine(tokens, sum(_counts(model))) if "refine" in trained else []
     lines += _align(tokens, model) if "align" in trained else []

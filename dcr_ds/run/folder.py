@@ -8,7 +8,7 @@ from typing import Any
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json, write_atomically, write_json
 from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe, public_values, read_yaml
-from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder
+from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder, section_of
 from dcr_ds.run.environment import record_attempt
 
 # fields that change no weight, so they may change when a run is resumed
@@ -174,17 +174,12 @@ def has_control(recipe: Recipe) -> bool:
 
 def settings_of(recipe: Recipe, stage: str) -> dict[str, Any]:
     """Return the fields of a resolved recipe that the result of a stage depends on."""
-    section = "align" if stage == "control" else stage
+    section = section_of(stage)
     others = {*FREE, *STAGES} - {section}
     values = {name: value for name, value in public_values(recipe).items() if name not in others}
     free = (*FREE_IN_STAGES, *RESOLVED_PER_MACHINE)
     values[section] = {name: value for name, value in values[section].items() if f".{name}" not in free}
     return values
-
-
-def redo_of(stage: str) -> str:
-    """Return the value of --redo that does a stage again."""
-    return "align" if stage == "control" else stage
 
 
 def _redo_stages(redo: str | None) -> tuple[str, ...]:

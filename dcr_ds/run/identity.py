@@ -17,9 +17,9 @@ from dcr_ds.files import hash_of, parse_json, read_json, write_json
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.hashes import file_states, weights_hash
 from dcr_ds.recipe import Recipe
-from dcr_ds.recipe.layout import RunFolder, StageFolder
+from dcr_ds.recipe.layout import RunFolder, StageFolder, section_of
 from dcr_ds.run.environment import describe_software
-from dcr_ds.run.folder import differences, redo_of, settings_of
+from dcr_ds.run.folder import differences, settings_of
 
 PROMPTS = ("data.seemingly_toxic", "data.toxic")
 CONVERSATIONS = ("data.general", "data.refusals", "data.preferences")
@@ -53,7 +53,7 @@ def check_identity(
     if folder.is_done and not saved and folder.identity.exists():  # else the checkpoints have its hash
         raise UserError(
             f"{folder.identity}: damaged, so what {stage} was trained with is unknown; restore it, or do the stage "
-            f"again with --redo {redo_of(stage)}{_about_redo(recipe)}"
+            f"again with --redo {section_of(stage)}{_about_redo(recipe)}"
         )
     current = _describe(recipe, stage, start, data, known=saved.get("weights"))
     current["software"] |= {"ranks": world_size, "sharding": _deepspeed(recipe)[1]}
@@ -63,7 +63,7 @@ def check_identity(
     if different := _what_differs(saved, current):
         raise UserError(
             f"{folder.folder}: {stage} began with something else:\n" + "\n".join(different) + "\nRestore what it began "
-            f"with, give this run another --name or --output, or do the stage again with --redo {redo_of(stage)}"
+            f"with, give this run another --name or --output, or do the stage again with --redo {section_of(stage)}"
             + _about_redo(recipe)
         )
     notes = [
@@ -87,18 +87,19 @@ def record_identity(folder: StageFolder, record: dict[str, Any]) -> None:
 
 def _check_decay(recipe: Recipe, folder: StageFolder, stage: str, saved: dict[str, Any]) -> None:
     """Raise UserError if a version that let all weights decay began a stage: its optimizer states are other ones."""
-    section = recipe.align if stage == "control" else getattr(recipe, stage)
+    section = getattr(recipe, section_of(stage))
     if section.weight_decay and saved.get("weight_decay") != DECAY:
         raise UserError(
             f"{folder.folder}: {stage} began in a version in which weight_decay also applied to norms, biases and "
-            f"embeddings, and cannot be resumed; do the stage again with --redo {redo_of(stage)}{_about_redo(recipe)}"
+            "embeddings, and cannot be resumed; do the stage again with --redo "
+            f"{section_of(stage)}{_about_redo(recipe)}"
         )
 
 
 def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any) -> dict[str, Any]:
     from dcr_ds.models.chat import load_tokenizer, template_hash
 
-    section = recipe.align if stage == "control" else getattr(recipe, stage)
+    section = getattr(recipe, section_of(stage))
     return {
         "weights": _describe_weights(start, known),
         "config": hash_of(model_config(start)),

@@ -15,8 +15,8 @@ from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.models.checkpoint_files import check_layer, model_config
 from dcr_ds.models.locate import describe_source, prepare_source
-from dcr_ds.recipe import TRAINING_STAGES, Recipe
-from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder
+from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import BASE, STAGE_OF_MODEL, RunFolder, section_of
 from dcr_ds.recipe.unused import unused_fields
 from dcr_ds.run.attempt import record_progress
 from dcr_ds.run.environment import describe_data, describe_environment
@@ -27,7 +27,6 @@ from dcr_ds.run.folder import (
     end_redo,
     has_control,
     prepare_folder,
-    redo_of,
     save_run,
     stages_to_redo,
 )
@@ -153,7 +152,7 @@ def _is_to_train(tokens: "RunTokens", stage: str, start: Path, ranks: Ranks) -> 
 
     if not decide_on_main(is_done, ranks):
         return True
-    print_on_main(ranks, f"{stage}: already done in {folder.folder} (--redo {redo_of(stage)} does it again)")
+    print_on_main(ranks, f"{stage}: already done in {folder.folder} (--redo {section_of(stage)} does it again)")
     return False
 
 
@@ -242,7 +241,7 @@ def _describe_only(recipe: Recipe, source: Path, data: RunData, redone: Sequence
 
     recipe, reasons = _resolve(recipe, source, ranks)
     tokens = RunTokens(recipe, source, data)
-    check_same(lambda: tokens.describe(stage for stage in TRAINING_STAGES if stage in recipe.stages), ranks)
+    check_same(lambda: tokens.describe(recipe.training_stages), ranks)
     notes = decide_on_main(lambda: check_resumed(tokens, redone, ranks.world_size), ranks)
     print_on_main(ranks, "\n".join([*notes, describe_run(tokens, reasons, ranks.world_size)]))
 
@@ -283,7 +282,7 @@ def _check_source(recipe: Recipe, source: Path) -> None:
     from dcr_ds.models.rehearsal import check_can_be_packed
 
     _note(check_model(source))
-    for name in (stage for stage in TRAINING_STAGES if stage in recipe.stages):
+    for name in recipe.training_stages:
         stage = getattr(recipe, name)
         if stage.packing:
             check_can_be_packed(source, f"{name}.packing")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_json
 from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, check_checkpoint, copied_files
-from dcr_ds.recipe import TRAINING_STAGES, Recipe
-from dcr_ds.recipe.layout import RunFolder, StageFolder
-from dcr_ds.run.folder import has_control, redo_of
+from dcr_ds.recipe import Recipe
+from dcr_ds.recipe.layout import RunFolder, StageFolder, section_of
+from dcr_ds.run.folder import has_control
 from dcr_ds.run.identity import check_identity
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def check_stage(tokens: "RunTokens", stage: str, start: Path, world_size: int) -
 
 def pending_stages(recipe: Recipe) -> list[str]:
     """The training stages of a run that are not done. Rank 0."""
-    stages: list[str] = [stage for stage in TRAINING_STAGES if stage in recipe.stages]
-    stages += ["control"] if has_control(recipe) else []
+    stages = [*recipe.training_stages, *(["control"] if has_control(recipe) else [])]
     return [stage for stage in stages if not RunFolder(recipe.folder).stage(stage).is_done]
 
 
@@ -101,7 +100,7 @@ def check_done(folder: StageFolder, stage: str, source: Path) -> bool:
     if not isinstance(summary, dict) or "steps" not in summary:
         if any(folder.checkpoints.glob("step-*")):
             return False
-        raise UserError(f"{folder.summary}: damaged; restore it, or do the stage again with --redo {redo_of(stage)}")
+        raise UserError(f"{folder.summary}: damaged; restore it, or do the stage again with --redo {section_of(stage)}")
     check_stage_model(folder, stage, source)
     return True
 
@@ -116,5 +115,5 @@ def check_stage_model(folder: StageFolder, stage: str, source: Path) -> None:
     except UserError as error:
         raise UserError(
             f"{folder.model}: {stage} is done, and its model is missing or incomplete ({error}); restore it, or do the "
-            f"stage again with --redo {redo_of(stage)}"
+            f"stage again with --redo {section_of(stage)}"
         ) from None

@@ -11,10 +11,9 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import existing_part, free_bytes
 from dcr_ds.models.checkpoint_files import stored_dtypes, weight_files
 from dcr_ds.plan.memory import tensors_of
-from dcr_ds.plan.passes import Kind
 from dcr_ds.plan.states import MASTER, saved_bytes
 from dcr_ds.recipe import Recipe
-from dcr_ds.recipe.layout import RunFolder, StageFolder
+from dcr_ds.recipe.layout import RunFolder, StageFolder, section_of
 from dcr_ds.run.tokens import RunTokens
 
 
@@ -80,7 +79,7 @@ def files_of_stage(recipe: Recipe, source: Path, stage: str, steps: int) -> Stag
         recipe: resolved.
         stage: refine, align or control.
     """
-    name: Kind = "refine" if stage == "refine" else "align"  # the control is an align
+    name = section_of(stage)
     section: Any = getattr(recipe, name)
     trained = [tensor for tensor in tensors_of(recipe, source, name) if tensor.trains]
     elements = sum(tensor.elements for tensor in trained)

@@ -16,9 +16,8 @@ from dcr_ds.evaluate.run import encode_evaluation
 from dcr_ds.models.chat import encode_prompt, load_tokenizer, turn_end_ids
 from dcr_ds.models.limits import limits_of
 from dcr_ds.recipe import Recipe, StageSection
+from dcr_ds.recipe.layout import section_of
 from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts, split_prompts
-
-FIELDS = {"refine": "refine", "align": "align", "control": "align"}  # of the recipe, for each stage
 
 
 class RunTokens:
@@ -60,7 +59,7 @@ class RunTokens:
 
     def hash_of(self, stage: str) -> str:
         """Hash of all token ids of a training stage."""
-        name = FIELDS[stage]
+        name = section_of(stage)
         if name not in self._hashes:
             rows = _prompt_rows(self.prompts) if name == "refine" else _sample_rows(self.samples, self.probe)
             self._hashes[name] = hash_rows(rows)
@@ -89,7 +88,7 @@ class RunTokens:
             "align": lambda: repeats_note("align.global_batch", recipe.align.global_batch, len(self.samples.samples)),
         }
         steps = {"refine": lambda: recipe.refine.max_steps, "align": self.align_steps}
-        named = list(dict.fromkeys(FIELDS[stage] for stage in stages))
+        named = list(dict.fromkeys(section_of(stage) for stage in stages))
         notes = [note for name in named if (note := warmup_note(name, getattr(recipe, name), steps[name]()))]
         notes += [note] if (note := bos_note(self.tokenizer)) else []
         return notes + [note for name in named if (note := batches[name]())]

@@ -6,7 +6,7 @@ from typing import Any
 
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import PREFERENCE_TITLES, Recipe, read_yaml
-from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder
+from dcr_ds.recipe.layout import MODELS, BenchmarkFolder, ModelFolder, RunFolder, StageFolder, section_of
 from dcr_ds.report.numbers.shapes import (
     Ability,
     Cost,
@@ -146,8 +146,8 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_summary(run: RunFolder, stage: str) -> dict[str, Any] | None:
-    redo = "align" if stage == "control" else stage
-    return read_object(run.stage(stage).summary, Summary, f"restore it, or do the stage again with --redo {redo}")
+    way_out = f"restore it, or do the stage again with --redo {section_of(stage)}"
+    return read_object(run.stage(stage).summary, Summary, way_out)
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
