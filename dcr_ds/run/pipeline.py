@@ -45,6 +45,18 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     Recipe, data, DeepSpeed configuration, model files and run folder are checked before torch is imported; then the
     model's tensors and adapters.
     """
+    source, data = _read_inputs(recipe)
+    check = check_folder if dry_run else prepare_folder
+    check(recipe, redo)
+    if recipe.control == "stl" and "align" in recipe.stages and not has_control(recipe):
+        _note(["WARNING: control: stl has no effect without refine: what is aligned is the base model already"])
+    _check_source(recipe, source)
+    carry_out = _describe_only if dry_run else _train
+    carry_out(recipe, redo, source, data)
+
+
+def _read_inputs(recipe: Recipe) -> tuple[Path, RunData]:
+    """Check what a recipe names, and return its source model and its data."""
     _note(unused_fields(recipe))
     read_config(recipe)
     check_trackers(recipe)
@@ -55,21 +67,13 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
     if "refine" in recipe.stages:
         check_layer(source, 1 if recipe.refine.layer == "auto" else recipe.refine.layer)
     check_separate(recipe, source)
-    check = check_folder if dry_run else prepare_folder
-    check(recipe, redo)
-    if recipe.control == "stl" and "align" in recipe.stages and not has_control(recipe):
-        _note(["WARNING: control: stl has no effect without refine: what is aligned is the base model already"])
-    _check_source(recipe, source)
-    requested = recipe
-    if dry_run:
-        with open_run([], recipe.watchdog.hang_minutes) as ranks:
-            check_same_inputs(recipe, source, data, ranks)
-            recipe = decide_on_main(lambda: check_folder(requested, redo), ranks)
-            redone = decide_on_main(lambda: stages_to_redo(requested, redo), ranks)
-            _describe_only(recipe, source, data, redone, ranks)
-        return
-    with open_run([recipe.folder], recipe.watchdog.hang_minutes) as ranks:
-        check_same_inputs(recipe, source, data, ranks)
+    return source, data
+
+
+def _train(requested: Recipe, redo: str | None, source: Path, data: RunData) -> None:
+    """Run the stages and report. All ranks."""
+    with open_run([requested.folder], requested.watchdog.hang_minutes) as ranks:
+        check_same_inputs(requested, source, data, ranks)
         # again, under the lock: another run may have ended just now
         recipe = decide_on_main(lambda: prepare_folder(requested, redo), ranks)
         decide_on_main(lambda: record_progress(RunFolder(requested.folder)), ranks)
@@ -87,6 +91,22 @@ def run(recipe: Recipe, redo: str | None = None, dry_run: bool = False) -> None:
         if ranks.is_main:
             _report(recipe)
             end_redo(recipe)
+
+
+def _describe_only(requested: Recipe, redo: str | None, source: Path, data: RunData) -> None:
+    """Check and print what --dry-run can; write nothing. All ranks."""
+    from dcr_ds.run.dry_run import describe_run
+    from dcr_ds.run.tokens import RunTokens
+
+    with open_run([], requested.watchdog.hang_minutes) as ranks:
+        check_same_inputs(requested, source, data, ranks)
+        recipe = decide_on_main(lambda: check_folder(requested, redo), ranks)
+        redone = decide_on_main(lambda: stages_to_redo(requested, redo), ranks)
+        recipe, reasons = _resolve(recipe, source, ranks)
+        tokens = RunTokens(recipe, source, data)
+        check_same(lambda: tokens.describe(recipe.training_stages), ranks)
+        notes = decide_on_main(lambda: check_resumed(tokens, redone, ranks.world_size), ranks)
+        print_on_main(ranks, "\n".join([*notes, describe_run(tokens, reasons, ranks.world_size)]))
 
 
 def _encode(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> "RunTokens":
@@ -232,18 +252,6 @@ def _probe_layer(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> t
         return recipe, reason
     refine = recipe.refine.model_copy(update={"layer": layer})
     return recipe.model_copy(update={"refine": refine}), reason
-
-
-def _describe_only(recipe: Recipe, source: Path, data: RunData, redone: Sequence[str], ranks: Ranks) -> None:
-    """Check and print what --dry-run can. All ranks."""
-    from dcr_ds.run.dry_run import describe_run
-    from dcr_ds.run.tokens import RunTokens
-
-    recipe, reasons = _resolve(recipe, source, ranks)
-    tokens = RunTokens(recipe, source, data)
-    check_same(lambda: tokens.describe(recipe.training_stages), ranks)
-    notes = decide_on_main(lambda: check_resumed(tokens, redone, ranks.world_size), ranks)
-    print_on_main(ranks, "\n".join([*notes, describe_run(tokens, reasons, ranks.world_size)]))
 
 
 def _describe(recipe: Recipe, source: Path, reasons: dict[str, str], data: RunData, ranks: Ranks) -> None:
