@@ -35,10 +35,11 @@ from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.evaluate.generate import Decoding, generate_missing, prepare_generations
 from dcr_ds.files import read_jsonl
-from dcr_ds.models.chat import encode_conversation, load_tokenizer
+from dcr_ds.models.chat import encode_conversation
 from dcr_ds.models.checkpoint_files import model_config
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import DataSource
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.refine.loop import refine

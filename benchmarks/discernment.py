@@ -50,8 +50,9 @@ from dcr_ds.errors import EXIT_USER_ERROR, UserError
 from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.targets import LocalModel, locate_target
 from dcr_ds.files import read_jsonl, write_jsonl
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.hooks.load import load_model
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import EndpointSection, EvaluateSection, ModelSection
 from dcr_ds.recipe.layout import ALIGNED, BASE, CONTROL, MODELS, STAGE_OF_MODEL, RunFolder
 

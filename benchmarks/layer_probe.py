@@ -21,8 +21,9 @@ from dcr_ds.diagnose.confounds import check_confounds
 from dcr_ds.diagnose.layers import LayerFigures, choose_layer, hidden_by_layer, probe_layers
 from dcr_ds.diagnose.pca import draw_pca, project
 from dcr_ds.discernment.couples import AucInterval
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import DataSource, ModelSection
 
 REPEATS = 10

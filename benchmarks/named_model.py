@@ -10,9 +10,9 @@ import torch
 from record import ROOT, device_name, option_parser, provenance
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.locate import prepare_source
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import ModelSection
 
 

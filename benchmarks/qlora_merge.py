@@ -29,10 +29,11 @@ from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate.general_loss import general_loss
 from dcr_ds.files import read_json
-from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_conversation, encode_prompt
 from dcr_ds.models.four_bit import import_bitsandbytes
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.merge import load_with_adapter
+from dcr_ds.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 

@@ -24,8 +24,9 @@ from dcr_ds.diagnose.layers import hidden_by_layer
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.evaluate.general_loss import general_loss
 from dcr_ds.files import read_json
-from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_conversation, encode_prompt
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import DataSource, Recipe
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.refine.separation import separation

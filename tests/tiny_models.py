@@ -18,8 +18,9 @@ from dcr_ds.evaluate import generate
 from dcr_ds.evaluate.cost import Cost
 from dcr_ds.evaluate.general_loss import general_loss
 from dcr_ds.evaluate.log_odds import LogOdds, LogOddsMeasurement, log_odds_file
-from dcr_ds.models.chat import encode_conversation, load_tokenizer
+from dcr_ds.models.chat import encode_conversation
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.tokenizer import load_tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}"

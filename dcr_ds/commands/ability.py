@@ -112,7 +112,7 @@ def _models(source: str, options: argparse.Namespace) -> Iterator[Asked]:
 def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
     """What the results depend on, except for the code. Checks the model, and the template it is asked with."""
     from dcr_ds.evaluate.targets import checked_source
-    from dcr_ds.models.chat import template_hash
+    from dcr_ds.models.tokenizer import template_hash
 
     return {
         "model": model_hash(checked_source(model)),
@@ -125,9 +125,9 @@ def _settings(options: argparse.Namespace, model: ModelSection) -> dict:
 
 def _tokenizer(options: argparse.Namespace, model: ModelSection) -> Any:
     """The tokenizer; to ask with its chat template, with the variables and the date of training and evaluation."""
-    from dcr_ds.models.chat import load_tokenizer, read_tokenizer
     from dcr_ds.models.dates import dated
     from dcr_ds.models.locate import prepare_source
+    from dcr_ds.models.tokenizer import load_tokenizer, read_tokenizer
 
     source = prepare_source(model)
     if not options.apply_chat_template:

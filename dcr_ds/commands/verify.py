@@ -85,7 +85,7 @@ def _located(name: str) -> "Model":
 def _asked(reference: "LocalModel", options: argparse.Namespace) -> "Asked":
     from dcr_ds.evaluate.log_odds import openings_of
     from dcr_ds.export.verify import asked_of
-    from dcr_ds.models.chat import load_tokenizer
+    from dcr_ds.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(reference.tokenizer, None, reference.source)
     refusals, ordinary = (read_conversations(DataSource(), name) for name in ("refusals", "general"))

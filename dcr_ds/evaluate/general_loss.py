@@ -12,11 +12,12 @@ from dcr_ds.engine.distributed import Ranks, sum_over_ranks
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_object
 from dcr_ds.models.batches import to_device, token_batch
-from dcr_ds.models.chat import Encoded, encode_conversation, template_hash
+from dcr_ds.models.chat import Encoded, encode_conversation
 from dcr_ds.models.hooks.context import answering
 from dcr_ds.models.hooks.knob import Knob, knob_of
 from dcr_ds.models.likelihood import Likelihood, answer_nll, as_likelihood, supervised_positions
 from dcr_ds.models.rows import encode_row
+from dcr_ds.models.tokenizer import template_hash
 from dcr_ds.progress import heartbeat
 
 MAX_BATCH_TOKENS = 8192

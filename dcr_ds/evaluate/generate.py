@@ -22,18 +22,12 @@ from dcr_ds.errors import UserError
 from dcr_ds.evaluate.generations import Generations
 from dcr_ds.files import hash_of, json_line
 from dcr_ds.models.batches import pad_left
-from dcr_ds.models.chat import (
-    decode_answer,
-    decode_continuation,
-    encode_opened,
-    encode_prompt,
-    template_hash,
-    turn_end_ids,
-)
+from dcr_ds.models.chat import decode_answer, decode_continuation, encode_opened, encode_prompt, turn_end_ids
 from dcr_ds.models.hooks.context import answering
 from dcr_ds.models.limits import padding_id
 from dcr_ds.models.rows import encode_row
 from dcr_ds.models.template_variables import saved_variables
+from dcr_ds.models.tokenizer import template_hash
 from dcr_ds.progress import heartbeat
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import tokenizer_folder
 from dcr_ds.models.hooks.load import load_model
 from dcr_ds.models.hooks.record import content_hash, hook_hash
 from dcr_ds.models.limits import model_limits
 from dcr_ds.models.tensor_parallel import load_spread
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import OWN_TEMPLATE, ChatTemplate
 from dcr_ds.recipe.layout import ModelFolder
 

@@ -34,9 +34,9 @@ from dcr_ds.files import write_json
 from dcr_ds.judges import Judge, load_judge
 from dcr_ds.judges.continued import continued
 from dcr_ds.judges.judging import judge_file
-from dcr_ds.models.chat import template_hash
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.load import DTYPES
+from dcr_ds.models.tokenizer import template_hash
 from dcr_ds.recipe import EvaluateSection, GuardJudge, Recipe
 from dcr_ds.recipe.engines import LOCAL
 from dcr_ds.recipe.layout import BenchmarkFolder, ModelFolder, RunFolder

@@ -56,7 +56,7 @@ def locate_target(model: ModelSection, settings: EndpointSection) -> LocalModel 
         return endpoint
     if re.match(r"https?://", model.source):
         raise UserError(f"{model.source}: name the endpoint with its model: {model.source}#MODEL")
-    from dcr_ds.models.chat import load_tokenizer, template_hash
+    from dcr_ds.models.tokenizer import load_tokenizer, template_hash
 
     local = _locate_files(model)
     tokenizer = load_tokenizer(local.tokenizer, model.template, local.source)

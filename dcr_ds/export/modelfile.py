@@ -14,8 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_object, write_atomically
-from dcr_ds.models.chat import load_tokenizer, turn_end_ids
+from dcr_ds.models.chat import turn_end_ids
 from dcr_ds.models.rendering import render
+from dcr_ds.models.tokenizer import load_tokenizer
 
 ADDS_BOS = "tokenizer.ggml.add_bos_token"
 SYSTEM, FIRST, ANSWER, SECOND, ANSWER_2, THIRD = (f"Content{name}End" for name in ("S", "U1", "A1", "U2", "A2", "U3"))

@@ -14,11 +14,12 @@ from dcr_ds.diagnose.openings import Openings
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.targets import LocalModel
 from dcr_ds.export.served import served_log_odds, served_tokens
-from dcr_ds.models.chat import encode_within_context, load_tokenizer
+from dcr_ds.models.chat import encode_within_context
 from dcr_ds.models.endpoint import Endpoint
 from dcr_ds.models.gguf_file import load_gguf
 from dcr_ds.models.hooks.load import load_model
 from dcr_ds.models.rows import encode_row
+from dcr_ds.models.tokenizer import load_tokenizer
 
 BOUND = 0.01  # between float32 readings of the same weights, which differ by rounding
 SERVED_BOUND = 1.0  # a server computes in 16 bits

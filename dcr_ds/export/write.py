@@ -19,7 +19,6 @@ from dcr_ds.evaluate.targets import checked_source
 from dcr_ds.export.publish import name_base
 from dcr_ds.files import flush, read_json, write_json
 from dcr_ds.models.adapters import add_lora, save_lora
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import build_on_meta, check_model
 from dcr_ds.models.checkpoint_files import EXPORT_RECORD, base_of_adapter, copied_files, tokenizer_folder
 from dcr_ds.models.experts import freeze_routers
@@ -27,6 +26,7 @@ from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.locate import base_fields
 from dcr_ds.models.merge import WEIGHTS, merge_lora
 from dcr_ds.models.splice import read_all, splice
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.models.trunk import freeze_tail, trunk_config
 from dcr_ds.new_folder import complete_folder, is_taken

@@ -32,11 +32,12 @@ from dcr_ds.judges.base import Answer, Verdict
 from dcr_ds.judges.guard_declaration import Declaration, Reply, read, read_declaration
 from dcr_ds.judges.labels import UNPARSED, label_answers
 from dcr_ds.models.batches import pad_left, pad_right
-from dcr_ds.models.chat import encode_prompt, load_tokenizer, read_tokenizer
+from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.checkpoint_files import FILES, model_config, model_hash, weight_files
 from dcr_ds.models.limits import check_ids, model_limits, padding_id
 from dcr_ds.models.load import DTYPES, flash_attention_problem, resolve_attention
 from dcr_ds.models.plain_text import TextEncoder
+from dcr_ds.models.tokenizer import load_tokenizer, read_tokenizer
 from dcr_ds.recipe import GuardJudge
 
 _open_models: WeakValueDictionary[tuple, "GuardModel"] = WeakValueDictionary()

@@ -5,26 +5,21 @@ Common errors of templates are checked on every sample: a doubled BOS, a prompt 
 conversation, an answer without an end-of-turn token.
 """
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from dcr_ds.errors import UserError, first_line
-from dcr_ds.models.limits import check_ids, ids_beyond, limits_of, model_limits
+from dcr_ds.errors import UserError
+from dcr_ds.models.limits import check_ids, limits_of
 from dcr_ds.models.plain_text import EncodingError, TextEncoder
 from dcr_ds.models.reasoning_templates import continued, refuse_left_out
-from dcr_ds.models.rendering import check_template, render
-from dcr_ds.models.template_variables import with_variables
+from dcr_ds.models.rendering import render
 from dcr_ds.models.unread import refuse_unread
 from dcr_ds.reasoning import empty_block, is_reasoning_mark, open_block
-from dcr_ds.recipe import ChatTemplate, find_file
 
-TEMPLATES = Path(__file__).parent / "templates"
 PROMPT_END_TOKENS = 64  # enough for a tag and white space
 OPENING_END_TOKENS = 4  # of a given opening, decoded with its continuation so that white space between them is kept
 # Texts put before the rest of a conversation while it is encoded alone; most tokenizers need none.
@@ -57,47 +52,6 @@ class _Cached:
     encoder: TextEncoder | None = None
     unread: dict[str, bool] = field(default_factory=dict)
     conversations: "dict[tuple, Encoded]" = field(default_factory=dict)
-
-
-def load_tokenizer(
-    folder: Path, chat_template: ChatTemplate | str | None = None, model: Path | None = None
-) -> PreTrainedTokenizerBase:
-    """Load a tokenizer with a chat template: its own, a Jinja file, or the name of a shipped template.
-
-    Args:
-        chat_template: the file, or also values of the template's variables.
-        model: folder of the model that reads the tokens, whose limits are known to `limits_of` from then on; None: the
-            same folder.
-    """
-    tokenizer = read_tokenizer(folder, model)
-    template = ChatTemplate.of(chat_template)
-    if template.file is not None:
-        tokenizer.chat_template = read_template(template.file)
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{folder}: this tokenizer has no chat template (a base model?); set model.chat_template to a Jinja "
-            "file (dcr-ds evaluate: --chat-template FILE) or to a shipped template: "
-            f"{', '.join(sorted(path.stem for path in TEMPLATES.glob('*.jinja')))}"
-        )
-    check_template(str(tokenizer.chat_template), f"{folder}")
-    if template.variables:
-        tokenizer.chat_template = with_variables(tokenizer.get_chat_template(), template.variables)
-    return tokenizer
-
-
-def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokenizerBase:
-    """As `load_tokenizer`, with a chat template or without."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises plain exceptions
-        raise UserError(
-            f"{folder}: no tokenizer that transformers can load ({first_line(error)[:200]}); copy the model's own "
-            "there: tokenizer.json and tokenizer_config.json"
-        ) from None
-    tokenizer.model_limits = model_limits(model or folder)  # where `limits_of` finds it
-    if tokenizer.pad_token_id is None or ids_beyond(tokenizer.pad_token_id, tokenizer.model_limits.rows):
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str | Messages) -> list[int]:
@@ -211,26 +165,6 @@ def until_turn_end(tokenizer: PreTrainedTokenizerBase, answer: Sequence[int]) ->
     """The tokens of an answer before its turn ends."""
     ends = set(turn_end_ids(tokenizer))
     return list(takewhile(lambda token: token not in ends, answer))
-
-
-def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Short hash of the chat template: equal in training and evaluation, or they are not comparable."""
-    return hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16]
-
-
-def read_template(name: str) -> str:
-    """The text of a chat template: a Jinja file, or the name of a shipped template."""
-    shipped = TEMPLATES / f"{name}.jinja"
-    path = shipped if shipped.is_file() else find_file(name)
-    if path is None:
-        known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.jinja")))
-        raise UserError(f"model.chat_template: no such file {name!r}, and no shipped template of that name ({known})")
-    try:
-        return check_template(path.read_text(encoding="utf-8"), "model.chat_template")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"model.chat_template: {path}: cannot be read as UTF-8 text ({first_line(error)[:200]})"
-        ) from None
 
 
 def _texts(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> tuple[str, str, str]:

@@ -6,9 +6,10 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from dcr_ds.files import read_json, write_atomically, write_json
-from dcr_ds.models.chat import load_tokenizer, read_template, turn_end_ids
+from dcr_ds.models.chat import turn_end_ids
 from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, copied_files
 from dcr_ds.models.limits import SPECIAL_IDS, ids_beyond, model_limits
+from dcr_ds.models.tokenizer import load_tokenizer, read_template
 from dcr_ds.recipe import ChatTemplate
 
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"

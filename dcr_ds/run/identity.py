@@ -97,7 +97,7 @@ def _check_decay(recipe: Recipe, folder: StageFolder, stage: str, saved: dict[st
 
 
 def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any) -> dict[str, Any]:
-    from dcr_ds.models.chat import load_tokenizer, template_hash
+    from dcr_ds.models.tokenizer import load_tokenizer, template_hash
 
     section = getattr(recipe, section_of(stage))
     return {

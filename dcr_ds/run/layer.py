@@ -13,9 +13,9 @@ from dcr_ds.diagnose.prompts import labels_and_pairs
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.machine import Machine
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import weight_files
 from dcr_ds.models.load import load_causal_lm
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.progress import heartbeat
 from dcr_ds.recipe import Recipe
 from dcr_ds.refine.prompts import split_prompts

@@ -13,8 +13,9 @@ from dcr_ds.align.order import num_steps
 from dcr_ds.align.refusals import RefusalProbe, build_probe
 from dcr_ds.data.load import RunData
 from dcr_ds.evaluate.run import encode_evaluation
-from dcr_ds.models.chat import encode_prompt, load_tokenizer, turn_end_ids
+from dcr_ds.models.chat import encode_prompt, turn_end_ids
 from dcr_ds.models.limits import limits_of
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import Recipe, StageSection
 from dcr_ds.recipe.layout import section_of
 from dcr_ds.refine.prompts import RefinePrompts, encode_refine_prompts, split_prompts

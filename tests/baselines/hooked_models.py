@@ -7,9 +7,9 @@ import torch
 from tiny import make_model
 
 from dcr_ds.diagnose.openings import Opening, Openings
-from dcr_ds.models.chat import load_tokenizer, template_hash
 from dcr_ds.models.hooks.load import load_model
 from dcr_ds.models.hooks.record import BaselineRecord, content_hash, write_baseline
+from dcr_ds.models.tokenizer import load_tokenizer, template_hash
 from dcr_ds.recipe import OWN_TEMPLATE
 
 CPU = torch.device("cpu")

@@ -11,8 +11,9 @@ from dcr_ds.baselines.scans import Anchors, Blocks, best_threshold, compute_vect
 from dcr_ds.diagnose.log_odds import log_odds_after_answers, refusal_log_odds
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.general_loss import general_loss
-from dcr_ds.models.chat import Encoded, load_tokenizer
+from dcr_ds.models.chat import Encoded
 from dcr_ds.models.hooks.context import answering, hook_of
+from dcr_ds.models.tokenizer import load_tokenizer
 
 LAYERS, SURE, ALPHA = 6, [60, 61], 2.5
 BLOCKS = Blocks.of(LAYERS)

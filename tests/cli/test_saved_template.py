@@ -9,7 +9,7 @@ from tiny import TEMPLATE, make_model
 from transformers import AutoTokenizer, GenerationConfig
 
 from dcr_ds.cli import main
-from dcr_ds.models.chat import TEMPLATES, load_tokenizer
+from dcr_ds.models.tokenizer import TEMPLATES, load_tokenizer
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 
 INSTRUCTION = (TEMPLATES / "instruction.jinja").read_text()

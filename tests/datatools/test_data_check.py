@@ -75,7 +75,8 @@ def test_lengths_in_characters_and_in_tokens(tmp_path, files, check):
         weights.unlink()  # a tokenizer is enough
     names = ("seemingly_toxic", "toxic", "general", "refusals")
     facts = check(*(f"{name}={files[name]}" for name in names), "--model", model, "--align.max_length", 1, code=2)
-    from dcr_ds.models.chat import encode_prompt, load_tokenizer
+    from dcr_ds.models.chat import encode_prompt
+    from dcr_ds.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     tokens = sorted(len(encode_prompt(tokenizer, row["prompt"])) for row in ROWS["toxic"])

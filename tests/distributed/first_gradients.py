@@ -25,8 +25,8 @@ from dcr_ds.engine.deepspeed_import import deepspeed
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models import likelihood
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.checkpoint_files import model_config
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import load_recipe
 from dcr_ds.refine.prompts import encode_refine_prompts
 from dcr_ds.refine.state import build_refine

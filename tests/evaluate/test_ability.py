@@ -11,9 +11,9 @@ from dcr_ds.commands.ability import load_for_tasks, run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
 from dcr_ds.files import read_json, write_json
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.template_variables import with_variables
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe.layout import RunFolder
 
 pytest.importorskip("lm_eval", reason="general ability needs lm-eval")

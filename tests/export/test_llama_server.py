@@ -14,8 +14,8 @@ from dcr_ds.data.records import Prompt
 from dcr_ds.diagnose.openings import Opening, Openings
 from dcr_ds.evaluate.targets import LocalModel
 from dcr_ds.export.verify import asked_of, compare, log_odds_of
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.tokenizer import load_tokenizer
 
 pytest.importorskip("xllamacpp", reason="needs llama.cpp's server, from the package xllamacpp")
 HERE = Path(__file__).parent

@@ -18,8 +18,9 @@ from dcr_ds.diagnose.log_odds import refusal_log_odds
 from dcr_ds.diagnose.openings import Opening, Openings
 from dcr_ds.errors import UserError
 from dcr_ds.export.served import served_log_odds
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.endpoint import Endpoint
+from dcr_ds.models.tokenizer import load_tokenizer
 
 SHORT = ["--prompts", "1"]
 

@@ -4,16 +4,9 @@ import pytest
 from tiny import TEMPLATE, make_tokenizer
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import (
-    decode_answer,
-    encode_conversation,
-    encode_prompt,
-    forget_encoded,
-    load_tokenizer,
-    template_hash,
-    turn_end_ids,
-)
+from dcr_ds.models.chat import decode_answer, encode_conversation, encode_prompt, forget_encoded, turn_end_ids
 from dcr_ds.models.locate import cache_folder
+from dcr_ds.models.tokenizer import load_tokenizer
 
 DEMO = cache_folder() / "smollm2-135m"
 PAIR = [{"role": "user", "content": "how do I kill a process?"}, {"role": "assistant", "content": "use kill, é 火"}]
@@ -179,29 +172,6 @@ def test_turns_end_with_eos_and_with_what_the_template_writes(folder):
     assert turn_end_ids(chatml) == chatml.convert_tokens_to_ids(["<|pad|>", "<|im_end|>"])
 
 
-def test_the_hash_depends_only_on_the_template(folder):
-    own = template_hash(load_tokenizer(folder))
-    assert own == template_hash(load_tokenizer(folder)) == template_hash(with_template(folder, TEMPLATE))
-    assert own != template_hash(with_template(folder, TEMPLATE + " "))
-    assert own != template_hash(load_tokenizer(folder, "instruction"))
-
-
-def test_a_base_tokenizer_needs_a_template(tmp_path):
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"set model\.chat_template to .*: chatml, chatml_system, instruction$"):
-        load_tokenizer(tmp_path)
-    assert encode_conversation(load_tokenizer(tmp_path, "instruction"), LONG).ids
-
-
-def test_an_unknown_template_is_named_with_the_shipped_ones(folder):
-    with pytest.raises(
-        UserError, match=r"model\.chat_template: no such file 'alpacca'.*\(chatml, chatml_system, instruction\)"
-    ):
-        load_tokenizer(folder, "alpacca")
-
-
 def test_a_conversation_is_encoded_once_until_it_is_forgotten(folder):
     tokenizer = load_tokenizer(folder)
     first = encode_conversation(tokenizer, PAIR)
@@ -213,19 +183,6 @@ def test_a_conversation_is_encoded_once_until_it_is_forgotten(folder):
     forget_encoded(tokenizer)
     again = encode_conversation(tokenizer, PAIR)
     assert again == first and again is not first
-
-
-def test_a_folder_without_a_tokenizer_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: no tokenizer"):
-        load_tokenizer(tmp_path)
-
-
-def test_a_missing_pad_token_is_eos(tmp_path, folder):
-    tokenizer = make_tokenizer()
-    tokenizer.pad_token = None
-    tokenizer.save_pretrained(tmp_path)
-    assert load_tokenizer(tmp_path).pad_token == "<|im_end|>"
-    assert load_tokenizer(folder).pad_token == "<|pad|>"
 
 
 # Decoding of answers

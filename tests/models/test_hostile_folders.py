@@ -15,12 +15,12 @@ from tiny import make_model
 
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.export.write import ExportOptions, export
-from dcr_ds.models.chat import load_tokenizer
 from dcr_ds.models.check import check_model
 from dcr_ds.models.checkpoint_files import check_checkpoint, model_config
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.merge import load_with_adapter, merge_lora
 from dcr_ds.models.splice import splice
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 
 DEEP = "[" * 100_000

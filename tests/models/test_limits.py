@@ -9,9 +9,10 @@ from tiny import TEMPLATE, make_model, make_tokenizer
 from transformers import AutoConfig
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.dates import TODAY
 from dcr_ds.models.limits import ModelLimits, context_of, limits_of, model_limits, padding_id
+from dcr_ds.models.tokenizer import load_tokenizer
 
 EXTRA = "<|extra|>"
 DATED = "{%- if not date is defined %}{%- set date = strftime_now('%d %b %Y') %}{%- endif %}Today: {{ date }}\n"

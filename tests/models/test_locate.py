@@ -12,10 +12,11 @@ from tiny import TEMPLATE, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_conversation, load_tokenizer
+from dcr_ds.models.chat import encode_conversation
 from dcr_ds.models.checkpoint_files import model_config, weight_files
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.locate import base_fields, cache_folder, prepare_source
+from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.recipe import ModelSection
 
 

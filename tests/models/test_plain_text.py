@@ -7,9 +7,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers_of_kinds import KINDS, byte_level
 
-from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer, turn_end_ids
+from dcr_ds.models.chat import encode_conversation, encode_prompt, turn_end_ids
 from dcr_ds.models.plain_text import EncodingError
 from dcr_ds.models.rows import encode_rows
+from dcr_ds.models.tokenizer import load_tokenizer
 
 PIECES = ["kill ", "a process", "\n", "\n\n", " ", "  ", "\t", "é", "火", "</div>", ".", "I cannot", "<", ">", "s", "/"]
 CONTROL = ["<|im_end|>", "<|im_start|>", "</s>", "<s>", "<|pad|>", "<|user|>", "<|assistant|>", "<unk>", "</S>"]

@@ -9,7 +9,8 @@ from tiny import TEMPLATE, make_tokenizer
 
 from dcr_ds.errors import UserError
 from dcr_ds.models import rendering
-from dcr_ds.models.chat import encode_conversation, encode_prompt, load_tokenizer
+from dcr_ds.models.chat import encode_conversation, encode_prompt
+from dcr_ds.models.tokenizer import load_tokenizer
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}"
 HOSTILE = {

@@ -5,7 +5,8 @@ from tiny import make_tokenizer
 from transformers import AutoTokenizer
 
 from dcr_ds.errors import UserError
-from dcr_ds.models.chat import encode_prompt, load_tokenizer, template_hash
+from dcr_ds.models.chat import encode_prompt
+from dcr_ds.models.tokenizer import load_tokenizer, template_hash
 from dcr_ds.models.tokenizer_files import keep_tokenizer
 from dcr_ds.recipe import ChatTemplate, Recipe, load_recipe
 

@@ -43,7 +43,7 @@ class Source:
     files: LocalModel
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
-        from dcr_ds.models.chat import load_tokenizer
+        from dcr_ds.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.files.tokenizer, self.section.template, self.files.source)
 
@@ -129,8 +129,8 @@ def write(
     Args:
         data: the sets that it was made from, by role.
     """
-    from dcr_ds.models.chat import template_hash
     from dcr_ds.models.hooks.record import BaselineRecord, content_hash, write_baseline
+    from dcr_ds.models.tokenizer import template_hash
 
     content = content_hash(source.files.source, source.files.adapter)
     described = {role: describe(rows) for role, rows in data.items()}

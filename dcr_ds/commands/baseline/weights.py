@@ -76,8 +76,8 @@ def change_weights(method: Method, options: Namespace, settings: Any, counts: Ma
         UserError: what the command line names cannot be used, or the method finds no change.
     """
     from dcr_ds.baselines.edits import write_edited
-    from dcr_ds.models.chat import template_hash
     from dcr_ds.models.check import build_on_meta
+    from dcr_ds.models.tokenizer import template_hash
 
     check_out(options.out)
     source = locate_source(options)

@@ -142,7 +142,7 @@ def _recipe_of(sources: dict[str, str], options: Namespace, overrides: list[tupl
 
 def _tokenizer(model: str, recipe: Recipe) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model folder, which needs no weights for this, or of any other source of a model."""
-    from dcr_ds.models.chat import load_tokenizer
+    from dcr_ds.models.tokenizer import load_tokenizer
 
     folder = expand_user(model)
     if not folder.is_dir():

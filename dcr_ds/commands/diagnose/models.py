@@ -34,7 +34,7 @@ class Target:
     run: RunFolder | None = None
 
     def tokenizer(self) -> Any:
-        from dcr_ds.models.chat import load_tokenizer
+        from dcr_ds.models.tokenizer import load_tokenizer
 
         return load_tokenizer(self.files.tokenizer, self.section.template, self.files.source)
 
