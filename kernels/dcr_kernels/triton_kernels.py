@@ -36,10 +36,23 @@ def _cosines(p_h, o_m, o_n, m_m, m_n, b_inverse_m, b_inverse_n,
 
 
 @triton.jit
-def _circle_weight(b_cosine, m_same, margin):
-    """α of either kind of pair, and α − 2m; their product is the logit divided by γ."""
-    b_weight = tl.where(m_same, 1.0 - b_cosine, b_cosine) + margin
-    return tl.where(b_weight < 0.0, 0.0, b_weight)
+def _pair_masks(o_m, o_n, b_label_m, b_label_n):
+    """Pairs of two different live rows; pairs of equal labels."""
+    m_pair = (b_label_m >= 0)[:, None] & (b_label_n >= 0)[None, :] & (o_m[:, None] != o_n[None, :])
+    return m_pair, b_label_m[:, None] == b_label_n[None, :]
+
+
+@triton.jit
+def _logits(b_cosine, m_same, margin, slope, KIND: tl.constexpr):
+    """Circle's weight α of either kind of pair (of the other losses nothing that is used), and the logits x."""
+    b_weight = b_cosine
+    if KIND == "circle":
+        b_weight = tl.where(m_same, 1.0 - b_cosine, b_cosine) + margin
+        b_weight = tl.where(b_weight < 0.0, 0.0, b_weight)
+        b_x = slope * b_weight * (b_weight - 2.0 * margin)
+    else:
+        b_x = slope * b_cosine
+    return b_weight, b_x
 
 
 @triton.jit
@@ -52,6 +65,37 @@ def _shifted(b_max):
 def _log_sum(b_max, b_sum):
     """Natural logarithm of b_sum · 2^b_max, −∞ of an empty sum."""
     return tl.where(b_sum == 0.0, -INFINITY, (b_max + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))) * LN2)
+
+
+@triton.jit
+def _add_both(b_x, m_pair, m_same, b_max_p, b_sum_p, b_max_n, b_sum_n):
+    """Add a tile to the sums of 2^x over positives and over negatives, each relative to its maximum."""
+    b_new_p = tl.maximum(b_max_p, tl.max(tl.where(m_pair & m_same, b_x, -INFINITY), axis=1))
+    b_new_n = tl.maximum(b_max_n, tl.max(tl.where(m_pair & (m_same == 0), b_x, -INFINITY), axis=1))
+    b_shift_p, b_shift_n = _shifted(b_new_p), _shifted(b_new_n)
+    # one exponential per pair, which is either positive or negative
+    b_shift = tl.where(m_same, b_shift_p[:, None], b_shift_n[:, None])
+    b_exp = tl.where(m_pair, tl.exp2(tl.where(m_pair, b_x - b_shift, 0.0)), 0.0)
+    b_sum_p = b_sum_p * tl.exp2(b_max_p - b_shift_p) + tl.sum(tl.where(m_same, b_exp, 0.0), axis=1)
+    b_sum_n = b_sum_n * tl.exp2(b_max_n - b_shift_n) + tl.sum(tl.where(m_same, 0.0, b_exp), axis=1)
+    return b_new_p, b_sum_p, b_new_n, b_sum_n
+
+
+@triton.jit
+def _add_negatives(b_x, m_negative, b_max, b_sum):
+    """Add a tile to the sum of 2^x over negatives."""
+    b_x = tl.where(m_negative, b_x, -INFINITY)
+    b_new = tl.maximum(b_max, tl.max(b_x, axis=1))
+    b_shift = _shifted(b_new)
+    b_exp = tl.exp2(b_x - b_shift[:, None])
+    return b_new, b_sum * tl.exp2(b_max - b_shift) + tl.sum(b_exp, axis=1)
+
+
+@triton.jit
+def _hardest(b_x, m_kind, o_start, b_max, b_from):
+    """The largest x so far and its column; of equals the first column wins."""
+    b_new, b_at = tl.max(tl.where(m_kind, b_x, -INFINITY), axis=1, return_indices=True)
+    return tl.maximum(b_max, b_new), tl.where(b_new > b_max, o_start + b_at, b_from)
 
 
 @triton.jit
@@ -116,36 +160,18 @@ def statistics_kernel(
         b_inverse_n = tl.load(p_inverse + o_n, mask=m_n, other=0.0)
         b_label_n = tl.load(p_labels + o_n, mask=m_n, other=-1)
         b_cosine = _cosines(p_h, o_m, o_n, m_m, m_n, b_inverse_m, b_inverse_n, D, BM, BN, BD, UPCAST, PRECISION)
-        m_pair = (b_label_m >= 0)[:, None] & (b_label_n >= 0)[None, :] & (o_m[:, None] != o_n[None, :])
-        m_same = b_label_m[:, None] == b_label_n[None, :]
+        m_pair, m_same = _pair_masks(o_m, o_n, b_label_m, b_label_n)
         m_positive = m_pair & m_same
         m_negative = m_pair & (m_same == 0)
+        _, b_x = _logits(b_cosine, m_same, margin, slope, KIND)
 
         if KIND == "circle" or KIND == "supcon":
-            if KIND == "circle":
-                b_weight = _circle_weight(b_cosine, m_same, margin)
-                b_x = slope * b_weight * (b_weight - 2.0 * margin)
-            else:
-                b_x = slope * b_cosine
-            b_new_p = tl.maximum(b_max_p, tl.max(tl.where(m_positive, b_x, -INFINITY), axis=1))
-            b_new_n = tl.maximum(b_max_n, tl.max(tl.where(m_negative, b_x, -INFINITY), axis=1))
-            b_shift_p, b_shift_n = _shifted(b_new_p), _shifted(b_new_n)
-            # one exponential per pair, which is either positive or negative
-            b_shift = tl.where(m_same, b_shift_p[:, None], b_shift_n[:, None])
-            b_exp = tl.where(m_pair, tl.exp2(tl.where(m_pair, b_x - b_shift, 0.0)), 0.0)
-            b_sum_p = b_sum_p * tl.exp2(b_max_p - b_shift_p) + tl.sum(tl.where(m_same, b_exp, 0.0), axis=1)
-            b_sum_n = b_sum_n * tl.exp2(b_max_n - b_shift_n) + tl.sum(tl.where(m_same, 0.0, b_exp), axis=1)
-            b_max_p, b_max_n = b_new_p, b_new_n
+            b_max_p, b_sum_p, b_max_n, b_sum_n = _add_both(b_x, m_pair, m_same, b_max_p, b_sum_p, b_max_n, b_sum_n)
             if KIND == "supcon":
                 b_total += tl.sum(tl.where(m_positive, b_x, 0.0), axis=1)
                 b_count += tl.sum(tl.where(m_positive, 1.0, 0.0), axis=1)
         elif KIND == "infonce" or KIND == "ntxent":
-            b_x = tl.where(m_negative, slope * b_cosine, -INFINITY)
-            b_new_n = tl.maximum(b_max_n, tl.max(b_x, axis=1))
-            b_shift_n = _shifted(b_new_n)
-            b_exp = tl.exp2(b_x - b_shift_n[:, None])
-            b_sum_n = b_sum_n * tl.exp2(b_max_n - b_shift_n) + tl.sum(b_exp, axis=1)
-            b_max_n = b_new_n
+            b_max_n, b_sum_n = _add_negatives(b_x, m_negative, b_max_n, b_sum_n)
         elif KIND == "ntxent_terms":
             b_z = b_bound[:, None] - slope * LN2 * b_cosine
             b_z = tl.where(m_positive, b_z, 0.0)
@@ -153,13 +179,9 @@ def statistics_kernel(
             b_sum_p += tl.sum(tl.where(m_positive, b_softplus, 0.0), axis=1)
             b_total += tl.sum(tl.where(m_positive, _sigmoid(b_z), 0.0), axis=1)
             b_count += tl.sum(tl.where(m_positive, 1.0, 0.0), axis=1)
-        else:  # triplet; of equals the first column wins
-            b_far, b_at = tl.max(tl.where(m_positive, -b_cosine, -INFINITY), axis=1, return_indices=True)
-            b_from_p = tl.where(b_far > b_max_p, o_start + b_at, b_from_p)
-            b_max_p = tl.maximum(b_max_p, b_far)
-            b_near, b_at = tl.max(tl.where(m_negative, b_cosine, -INFINITY), axis=1, return_indices=True)
-            b_from_n = tl.where(b_near > b_max_n, o_start + b_at, b_from_n)
-            b_max_n = tl.maximum(b_max_n, b_near)
+        else:  # triplet
+            b_max_p, b_from_p = _hardest(-b_cosine, m_positive, o_start, b_max_p, b_from_p)
+            b_max_n, b_from_n = _hardest(b_cosine, m_negative, o_start, b_max_n, b_from_n)
             b_total += tl.sum(tl.where(m_pair, b_cosine, 0.0), axis=1)
 
     p_out += i_split.to(tl.int64) * S * num_own + o_own
@@ -190,16 +212,10 @@ def _pulls(b_cosine, o_m, o_n, m_m, m_n, p_labels, p_positive, p_negative, p_con
     """∂L/∂s of a tile of cosines, with either row of a pair as the anchor: the table of `Coefficients`, twice."""
     b_label_m = tl.load(p_labels + o_m, mask=m_m, other=-1)
     b_label_n = tl.load(p_labels + o_n, mask=m_n, other=-1)
-    m_pair = (b_label_m >= 0)[:, None] & (b_label_n >= 0)[None, :] & (o_m[:, None] != o_n[None, :])
-    m_same = b_label_m[:, None] == b_label_n[None, :]
+    m_pair, m_same = _pair_masks(o_m, o_n, b_label_m, b_label_n)
     b_negative_m = tl.load(p_negative + o_m, mask=m_m, other=INFINITY)
     b_negative_n = tl.load(p_negative + o_n, mask=m_n, other=INFINITY)
-    b_weight = b_cosine
-    if KIND == "circle":
-        b_weight = _circle_weight(b_cosine, m_same, margin)
-        b_x = slope * b_weight * (b_weight - 2.0 * margin)
-    else:
-        b_x = slope * b_cosine
+    b_weight, b_x = _logits(b_cosine, m_same, margin, slope, KIND)
     if KIND == "circle" or KIND == "supcon":
         b_positive_m = tl.load(p_positive + o_m, mask=m_m, other=INFINITY)
         b_positive_n = tl.load(p_positive + o_n, mask=m_n, other=INFINITY)
