@@ -145,53 +145,12 @@ def run_ours(options: argparse.Namespace, arm: str) -> dict[str, Any]:
 def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Train with SFTTrainer on the same token ids and labels."""
     ranks = start_engine_process()
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from dcr_ds.models import varlen
+    from transformers import TrainerCallback
 
     recipe = resolved_recipe(options, ranks, {"align.packing": "true"})
     rows = conversations(options)
-    packed, on_gpu = arm in TRL_PACKED, options.device == "cuda"
     pass_rows, passes = trl_passes(options, arm, recipe.align, sum(len(ids) for ids, _ in rows))
-    tuned = {"gradient_checkpointing": False, "use_liger_kernel": on_gpu} if arm != "trl-default" else {}
-    # the trainer replaces "auto"
-    deepspeed = recipe.deepspeed | {"gradient_accumulation_steps": "auto", "train_batch_size": "auto"}
-    trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(
-            options.model,
-            dtype=torch.bfloat16 if on_gpu else torch.float32,
-            attn_implementation=varlen.NAME if arm == "trl-varlen" else "sdpa",
-            trust_remote_code=False,
-        ),
-        args=SFTConfig(
-            output_dir=tempfile.mkdtemp(),
-            max_steps=options.warmup + options.steps,
-            per_device_train_batch_size=pass_rows,
-            gradient_accumulation_steps=passes,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="constant",
-            max_length=options.max_length,
-            packing=packed,
-            train_sampling_strategy="random" if packed else "sequential",
-            deepspeed=deepspeed,
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            **tuned,
-        ),
-        train_dataset=Dataset.from_dict(
-            {
-                "input_ids": [ids for ids, _ in rows],
-                "labels": [[-100] * prompt + ids[prompt:] for ids, prompt in rows],
-            }
-        ),
-        processing_class=tokenizer(),
-    )
+    trainer = sft_trainer(options, arm, recipe.deepspeed, rows, pass_rows, passes)
     steps = Steps(options)
 
     class Clock(TrainerCallback):
@@ -201,7 +160,56 @@ def run_trl(options: argparse.Namespace, arm: str) -> dict[str, Any]:
     trainer.add_callback(Clock())
     trainer.train()
     steps.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return steps.result(*trl_work(options, trainer.train_dataset, pass_rows * passes, packed), float(passes))
+    work = trl_work(options, trainer.train_dataset, pass_rows * passes, arm in TRL_PACKED)
+    return steps.result(*work, float(passes))
+
+
+def sft_trainer(
+    options: argparse.Namespace,
+    arm: str,
+    deepspeed: dict[str, Any],
+    rows: list[tuple[list[int], int]],
+    pass_rows: int,
+    passes: int,
+) -> Any:
+    """TRL's trainer over token ids and the lengths of their prompts."""
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM
+    from trl import SFTConfig, SFTTrainer
+
+    from dcr_ds.models import varlen
+
+    packed, on_gpu = arm in TRL_PACKED, options.device == "cuda"
+    tuned = {"gradient_checkpointing": False, "use_liger_kernel": on_gpu} if arm != "trl-default" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model,
+        dtype=torch.bfloat16 if on_gpu else torch.float32,
+        attn_implementation=varlen.NAME if arm == "trl-varlen" else "sdpa",
+        trust_remote_code=False,
+    )
+    settings = SFTConfig(
+        output_dir=tempfile.mkdtemp(),
+        max_steps=options.warmup + options.steps,
+        per_device_train_batch_size=pass_rows,
+        gradient_accumulation_steps=passes,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="constant",
+        max_length=options.max_length,
+        packing=packed,
+        train_sampling_strategy="random" if packed else "sequential",
+        # the trainer replaces "auto"
+        deepspeed=deepspeed | {"gradient_accumulation_steps": "auto", "train_batch_size": "auto"},
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **tuned,
+    )
+    labels = [[-100] * prompt + ids[prompt:] for ids, prompt in rows]
+    data = Dataset.from_dict({"input_ids": [ids for ids, _ in rows], "labels": labels})
+    return SFTTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer())
 
 
 def trl_passes(options: argparse.Namespace, arm: str, align: Any, num_tokens: int) -> tuple[int, int]:

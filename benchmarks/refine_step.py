@@ -182,10 +182,17 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
         state = RefineState(engine, recipe, prompts, Batching.of(stage), ranks, loss)
         return Provider(engine, lambda: train_step(state, 0)["loss"])
 
+    return Provider(engine, their_backward(engine, setting, prompts, CircleLoss(m=stage.margin, gamma=stage.scale)))
+
+
+def their_backward(
+    engine: Any, setting: Setting, prompts: RefinePrompts, criterion: torch.nn.Module
+) -> Callable[[], float]:
+    """The forward and backward pass of the whole model, which returns the states of all blocks."""
+    device = engine.device
     batch = prompts.sampler.batch(0)
-    ids = torch.tensor([prompts.tokens[label, prompt.id] for prompt, label in batch], device=ranks.device)
-    labels = torch.tensor([label for _, label in batch], device=ranks.device)
-    criterion = CircleLoss(m=stage.margin, gamma=stage.scale)
+    ids = torch.tensor([prompts.tokens[label, prompt.id] for prompt, label in batch], device=device)
+    labels = torch.tensor([label for _, label in batch], device=device)
 
     def backward() -> float:
         output = engine(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
@@ -195,7 +202,7 @@ def build(name: str, setting: Setting, ranks: Ranks) -> Provider:
         engine.backward(loss, scale_wrt_gas=False)
         return loss.item()
 
-    return Provider(engine, backward)
+    return backward
 
 
 def load_whole(folder: Path, layer: int, dtype: torch.dtype, attention: str) -> PreTrainedModel:

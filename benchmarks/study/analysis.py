@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from arms import read_arms
-from rows import RESULTS, Row, read, read_cost, seeds_done
+from rows import Row, read, read_cost, seeds_done
 from sets import PairOfSets, read_plan
 
 from dcr_ds.data.benchmarks import read_benchmarks
@@ -54,7 +54,7 @@ class Readings(NamedTuple):
 class Study:
     """The committed results."""
 
-    def __init__(self, results: Path = RESULTS) -> None:
+    def __init__(self, results: Path) -> None:
         self.results, self.arms = results, read_arms()
         self._rows: dict[tuple[str, int], list[Row]] = {}
 

@@ -79,15 +79,25 @@ def write(study: Study, out: Path) -> str:
         raise UserError(f"{study.results}: no results of {' and '.join(sorted(missing))}; run `make study` first")
     if not study.common("stl", "dcr"):
         raise UserError(f"{study.results}: stl and dcr have no seed in common; run `make study` first")
-    images, main_arms = out.parent / "images", headline(study)
+    main_arms = headline(study)
     ablations = [name for name in arms if read_arms()[name].group == "ablation"]
+    draw(study, arms, ablations, out.parent / "images")
+    out.write_text("\n\n".join(page(study, arms, ablations, main_arms)) + "\n", encoding="utf-8")
+    return main_arms
+
+
+def draw(study: Study, arms: list[str], ablations: list[str], images: Path) -> None:
     draw_fronts(study, [arm for arm in STYLES if arm in arms], images / "study-fronts.png")
     others = bars(study, [name for name in arms if name not in ablations], "stl", "margin")
     draw_forest(others, "AUC of the margins on XSTest less STL's, 95 % interval", images / "study-arms.png")
     if ablations:
         changed = bars(study, ablations, "dcr", "log_odds")
         draw_forest(changed, "AUC of the log-odds on XSTest less DCR's, 95 % interval", images / "study-ablations.png")
-    blocks = [
+
+
+def page(study: Study, arms: list[str], ablations: list[str], main_arms: str) -> list[str]:
+    """The paragraphs, tables and figures from top to bottom."""
+    return [
         "# Results of the study",
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
         "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone.",
@@ -119,8 +129,6 @@ def write(study: Study, out: Path) -> str:
         "answer in different numbers of seeds. The texts are the answers of the first seed, cut.",
         example_table(study),
     ]
-    out.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
-    return main_arms
 
 
 def reading_text() -> list[str]:
@@ -128,13 +136,13 @@ def reading_text() -> list[str]:
     return ["## Reading", file.read_text(encoding="utf-8").strip()] if file.is_file() else []
 
 
-def interval(result: Result, digits: int = 2) -> str:
+def interval(result: Result) -> str:
     """A value with its interval."""
     if result["value"] is None:
         return "–"
     if result["low"] is None:
-        return number(result["value"], digits)
-    return f"{number(result['value'], digits)} ({number(result['low'], digits)} to {number(result['high'], digits)})"
+        return number(result["value"], 2)
+    return f"{number(result['value'], 2)} ({number(result['low'], 2)} to {number(result['high'], 2)})"
 
 
 def signed_interval(result: Result) -> str:

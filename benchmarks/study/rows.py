@@ -69,12 +69,12 @@ class Place(NamedTuple):
         return self.rows.is_file() and self.cost.is_file()
 
 
-def place(arm: str, seed: int, results: Path = RESULTS) -> Place:
+def place(arm: str, seed: int, results: Path) -> Place:
     folder = results / arm
     return Place(folder / f"seed-{seed}.csv.gz", folder / f"seed-{seed}.json")
 
 
-def seeds_done(arm: str, results: Path = RESULTS) -> list[int]:
+def seeds_done(arm: str, results: Path) -> list[int]:
     """The seeds of an arm whose results are complete."""
     names = (file.stem.removeprefix("seed-") for file in (results / arm).glob("seed-*.json"))
     seeds = sorted(int(name) for name in names if name.isdecimal())
@@ -92,7 +92,7 @@ def write(to: Place, rows: list[Row], cost: dict) -> None:
     write_json(to.cost, cost)
 
 
-def read(arm: str, seed: int, results: Path = RESULTS) -> list[Row]:
+def read(arm: str, seed: int, results: Path) -> list[Row]:
     """The rows of an arm and seed.
 
     Raises:
@@ -114,7 +114,7 @@ def read(arm: str, seed: int, results: Path = RESULTS) -> list[Row]:
         raise UserError(f"{file}: cannot be read ({error}); check it out again, or repeat the arm") from None
 
 
-def read_cost(arm: str, seed: int, results: Path = RESULTS) -> dict:
+def read_cost(arm: str, seed: int, results: Path) -> dict:
     """What an arm and seed cost.
 
     Raises:

@@ -1,6 +1,5 @@
 """What the study measures: pairs of sets and the attacked benchmark, of sets.yaml, and the judge of answers."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import yaml
@@ -29,7 +28,7 @@ class Plan(NamedTuple):
     attacked: dict
 
 
-def read_plan(file: Path = HERE / "sets.yaml") -> Plan:
-    written = yaml.safe_load(file.read_text(encoding="utf-8"))
+def read_plan() -> Plan:
+    written = yaml.safe_load((HERE / "sets.yaml").read_text(encoding="utf-8"))
     pairs = {name: PairOfSets(**fields) for part in ("test", "development") for name, fields in written[part].items()}
     return Plan(pairs, written["attacked"])

@@ -64,7 +64,7 @@ class Kind(Generic[Record]):
     notes_unused: bool = True
 
 
-def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str | None = None) -> DataSet[Record]:
+def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str | None) -> DataSet[Record]:
     """Read a data set, check every row, and keep the rows that the source selects.
 
     Rows are left out, and counted in the notes, before rows are drawn, so that disjoint draws of one file share no

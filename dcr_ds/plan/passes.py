@@ -54,7 +54,7 @@ class Work:
         return {"input_ids": ids} | ({"attention_mask": torch.ones_like(ids)} if self.kind == "whole" else {})
 
 
-def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int = 0) -> torch.nn.Module:
+def build_model(recipe: Recipe, folder: Path, kind: Kind, trunk: int, tail: int) -> torch.nn.Module:
     """The model of a stage in training mode on the meta device, with `trunk` + `tail` blocks."""
     options = {"dtype": DTYPES[recipe.model.dtype], "attn_implementation": recipe.model.attention}
     on_trunk = kind in ("refine", "retain")

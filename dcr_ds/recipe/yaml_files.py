@@ -35,7 +35,7 @@ for _tag, _pattern in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, _pattern, list("-+.0123456789"))
 
 
-def read_yaml(text: str, place: str, annotation: Any = Any) -> tuple[Any, yaml.Node | None]:
+def read_yaml(text: str, place: str, annotation: Any) -> tuple[Any, yaml.Node | None]:
     """The value of a YAML document and its node, which knows the line of each part.
 
     Args:

@@ -38,7 +38,7 @@ Factor = Outer | Rows | Vector
 Share = tuple[int, int]  # rank, world size
 
 
-def add_products(gram: Tensor, factors: Sequence[Factor], share: Share = (0, 1)) -> None:
+def add_products(gram: Tensor, factors: Sequence[Factor], share: Share) -> None:
     """Add the inner products of the gradients of one parameter to a matrix; per rank, its share of them.
 
     Args:
