@@ -1,5 +1,6 @@
 """Resolve every `auto` of a recipe, with the reason for each value."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,6 +29,20 @@ LORA_FACTOR = 10  # adapters take about ten times the learning rate of full-para
 Reasons = dict[str, str]  # by field of the recipe
 
 
+@dataclass
+class Values:
+    """The fields of a recipe while each `auto` is replaced, and the reasons by field."""
+
+    fields: dict[str, Any]
+    reasons: Reasons
+
+    def fill(self, section: str, field: str, value: Any, reason: str) -> None:
+        """Replace a field that is `auto`; a reason "" is not reported."""
+        if self.fields[section][field] == "auto":
+            self.fields[section][field] = value
+            self.reasons |= {f"{section}.{field}": reason} if reason else {}
+
+
 def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recipe, Reasons]:
     """Return the recipe without any `auto`, and why each became what it is.
 
@@ -37,43 +52,30 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
     Raises:
         UserError: the recipe asks for something that cannot work on this machine.
     """
-    values = recipe.model_dump()
-    reasons = _resolve_model(values, model_config, machine)
+    values = Values(recipe.model_dump(), {})
+    _resolve_model(values, model_config, machine)
     blocks = model_config["num_hidden_layers"]
-    if recipe.refine.layer == "auto":
-        values["refine"]["layer"] = max(1, min(blocks - 1, round(LAYER_SHARE * blocks)))
-        reasons["refine.layer"] = f"{LAYER_SHARE} of the model's {blocks} blocks, without a layer probe"
-    if recipe.refine.learning_rate == "auto":
-        rate, reason = refine_learning_rate(model_config["hidden_size"], recipe.refine.adapter == "lora")
-        values["refine"]["learning_rate"], reasons["refine.learning_rate"] = rate, reason
+    layer = max(1, min(blocks - 1, round(LAYER_SHARE * blocks)))
+    values.fill("refine", "layer", layer, f"{LAYER_SHARE} of the model's {blocks} blocks, without a layer probe")
+    rate, reason = refine_learning_rate(model_config["hidden_size"], recipe.refine.adapter == "lora")
+    values.fill("refine", "learning_rate", rate, reason)
     if "evaluate" in recipe.stages:
-        itemsize = DTYPES[values["model"]["dtype"]].itemsize
+        itemsize = DTYPES[values.fields["model"]["dtype"]].itemsize
         copies, reason = resolve_copies(recipe.evaluate, model_config, machine, itemsize)
-        if recipe.evaluate.ranks_per_copy == "auto":
-            values["evaluate"]["ranks_per_copy"] = copies
-            reasons["evaluate.ranks_per_copy"] = reason
+        values.fill("evaluate", "ranks_per_copy", copies, reason)
     backend, reason = resolve_loss_backend(recipe.align.loss_backend, machine.liger)
-    if recipe.align.loss_backend == "auto":
-        values["align"]["loss_backend"] = backend
-        reasons["align.loss_backend"] = reason
+    values.fill("align", "loss_backend", backend, reason)
     coefficient, reason = resolve_router_loss(recipe.align.router_aux_loss_coef, model_config, _unbalanced(recipe))
-    if recipe.align.router_aux_loss_coef == "auto":
-        values["align"]["router_aux_loss_coef"] = coefficient
-        if has_experts(model_config):
-            reasons["align.router_aux_loss_coef"] = reason
-    checkpointing = recipe.model.activation_checkpointing
-    for name, layers in {"refine": values["refine"]["layer"], "align": blocks}.items():
-        token_bytes = activation_bytes(model_config, layers, checkpointing)
-        reasons |= _resolve_batching(name, getattr(recipe, name), values[name], token_bytes, machine)
-        if values[name]["packing"]:
-            _, reason = packed_attention(values["model"]["attention"], values["model"]["dtype"], machine.varlen)
-            reasons[f"{name}.packing"] = f"rows are kept apart by {reason}"
+    values.fill("align", "router_aux_loss_coef", coefficient, reason if has_experts(model_config) else "")
+    for name, layers in {"refine": values.fields["refine"]["layer"], "align": blocks}.items():
+        token_bytes = activation_bytes(model_config, layers, recipe.model.activation_checkpointing)
+        _resolve_batching(name, getattr(recipe, name), values, token_bytes, machine)
     config = read_config(recipe)
     zero, notes = resolve_partition(config.get("zero_optimization") or {}, machine.ranks, machine.nodes, machine.on_gpu)
-    values["deepspeed"] = config | ({"zero_optimization": zero} if zero else {})
+    values.fields["deepspeed"] = config | ({"zero_optimization": zero} if zero else {})
     if notes:
-        reasons["deepspeed"] = "; ".join(notes)
-    return Recipe.model_validate(values), reasons
+        values.reasons["deepspeed"] = "; ".join(notes)
+    return Recipe.model_validate(values.fields), values.reasons
 
 
 def refine_learning_rate(hidden_size: int, lora: bool) -> tuple[float, str]:
@@ -111,30 +113,22 @@ def _unbalanced(recipe: Recipe) -> str:
     return ""
 
 
-def _resolve_model(values: dict[str, Any], model_config: dict, machine: Machine) -> Reasons:
-    """Fill in dtype, attention and kernels of `values`."""
-    model, model_type = values["model"], model_config["model_type"]
-    reasons = {}
-    if model["dtype"] == "auto":
-        model["dtype"] = "bfloat16" if machine.bf16 else "float32"
-        reasons["model.dtype"] = "the GPU computes in bfloat16" if machine.bf16 else "no GPU that computes in bfloat16"
+def _resolve_model(values: Values, model_config: dict, machine: Machine) -> None:
+    """Fill in dtype, attention and kernels."""
+    model, model_type = values.fields["model"], model_config["model_type"]
+    reason = "the GPU computes in bfloat16" if machine.bf16 else "no GPU that computes in bfloat16"
+    values.fill("model", "dtype", "bfloat16" if machine.bf16 else "float32", reason)
     attention = resolve_attention(model["attention"], model_type, model["dtype"], machine.flash_attention)
-    kernels = resolve_kernels(model["kernels"], model_type, machine.liger)
-    for field, (value, reason) in {"attention": attention, "kernels": kernels}.items():
-        if model[field] == "auto":
-            model[field], reasons[f"model.{field}"] = value, reason
-    return reasons
+    values.fill("model", "attention", *attention)
+    values.fill("model", "kernels", *resolve_kernels(model["kernels"], model_type, machine.liger))
 
 
-def _resolve_batching(
-    name: str, stage: StageSection, values: dict[str, Any], token_bytes: int, machine: Machine
-) -> Reasons:
-    """Fill in micro_batch and packed_length of one stage in `values`.
+def _resolve_batching(name: str, stage: StageSection, values: Values, token_bytes: int, machine: Machine) -> None:
+    """Fill in micro_batch and packed_length of one stage, and say how packed rows are kept apart.
 
     Args:
         token_bytes: activation memory per token.
     """
-    reasons = {}
     longest = stage.longest_sample
     if machine.on_gpu:
         tokens = int(ACTIVATIONS * machine.memory_bytes / token_bytes)
@@ -145,16 +139,15 @@ def _resolve_batching(
         largest = CPU_MICRO_BATCH[name] * stage.max_length // longest
         reason = f"at most {largest} per micro-batch on a CPU"
         packed_length, packed_reason = longest, "the longest sample; a CPU gains nothing from longer rows"
-    if values["micro_batch"] == "auto":
-        share = -(-stage.global_batch // machine.ranks)
-        values["micro_batch"] = min(share, largest)
-        if not stage.packing:
-            reasons[f"{name}.micro_batch"] = f"{share} samples per rank; {reason}"
-    if values["packed_length"] == "auto":
-        values["packed_length"] = packed_length
-        if stage.packing:
-            reasons[f"{name}.packed_length"] = packed_reason
-    return reasons
+    share = -(-stage.global_batch // machine.ranks)
+    values.fill(
+        name, "micro_batch", min(share, largest), "" if stage.packing else f"{share} samples per rank; {reason}"
+    )
+    values.fill(name, "packed_length", packed_length, packed_reason if stage.packing else "")
+    if stage.packing:
+        model = values.fields["model"]
+        _, reason = packed_attention(model["attention"], model["dtype"], machine.varlen)
+        values.reasons[f"{name}.packing"] = f"rows are kept apart by {reason}"
 
 
 def activation_bytes(model_config: dict, layers: int, checkpointing: bool) -> int:
