@@ -83,7 +83,8 @@ def flop_of(options: argparse.Namespace, lengths: list[int], supervised: int) ->
 
 
 def start_engine_process():
-    from dcr_ds.engine.distributed import set_environment, start
+    from dcr_ds.engine.distributed import start
+    from dcr_ds.engine.launcher import set_environment
 
     set_environment()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -30,7 +30,8 @@ from dcr_ds.data.benchmarks import Benchmark
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import PromptSet, digest
-from dcr_ds.engine.distributed import Ranks, set_environment
+from dcr_ds.engine.distributed import Ranks
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.evaluate.generate import Decoding, generate_missing, prepare_generations

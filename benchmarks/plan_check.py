@@ -35,6 +35,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine import machine
 from dcr_ds.engine.build import build_engine, checkpoint_activations, stage_config
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.engine.optimizers import FROM_BITSANDBYTES
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.checkpoint_files import model_config
@@ -316,7 +317,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
 
 def main() -> int:
     options = parse()
-    process.set_environment()
+    set_environment()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

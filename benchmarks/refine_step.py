@@ -43,7 +43,8 @@ from dcr_ds.data.records import Prompt
 from dcr_ds.data.sampler import ContrastiveSampler
 from dcr_ds.engine.batching import Batching
 from dcr_ds.engine.build import build_engine, stage_config
-from dcr_ds.engine.distributed import Ranks, set_environment, start
+from dcr_ds.engine.distributed import Ranks, start
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.models.checkpoint_files import model_config

@@ -29,6 +29,7 @@ from dcr_ds.align.state import AlignState, build_align
 from dcr_ds.align.step import train_step
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.checkpoint.checkpoints import Checkpoints
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.engine.machine import Machine
 from dcr_ds.engine.resolve import resolve
 from dcr_ds.engine.session import Session
@@ -99,7 +100,7 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def state_of(model: Path, samples: int) -> AlignState:
     """Stage 2 of a tiny recipe, with this process as its only rank."""
-    process.set_environment()
+    set_environment()
     ranks = process.start()
     overrides = {"model.source": str(model), "stages": "[align]", "align.global_batch": str(BATCH), "log_every": "1000"}
     recipe = load_recipe(None, list(overrides.items()))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dcr_ds.engine.launcher import LAUNCHER_VARIABLES, set_environment
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.files import read_whole_rows
 from dcr_ds.recipe import Recipe, change_recipe, find_recipe
@@ -17,7 +18,6 @@ from dcr_ds.recipe.layout import TRAINED_STAGES, RunFolder, StageFolder, Trained
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LAUNCH_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SCORES = ("wanted", "judge", "metric", "value", "low", "high", "n", "unparsed", "degenerate")
 
 
@@ -53,8 +53,6 @@ def train(recipe: Recipe, redo: str | None = None) -> "Run":
     """
     if threading.current_thread() is not threading.main_thread():
         raise UserError("train: call it from the main thread, which receives the signals that stop and save a run")
-    from dcr_ds.engine.distributed import set_environment
-
     with _launch_environment(), write_errors_as_user_errors(recipe.folder):
         set_environment()
         if "torch" in sys.modules:  # it has read OMP_NUM_THREADS before `set_environment` set it
@@ -143,7 +141,7 @@ class Run:
 @contextmanager
 def _launch_environment() -> Iterator[None]:
     """Restore the variables that describe the process group, so that they do not outlive a run in a notebook."""
-    before = {name: os.environ.get(name) for name in LAUNCH_VARIABLES}
+    before = {name: os.environ.get(name) for name in LAUNCHER_VARIABLES}
     try:
         yield
     finally:

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcr_ds.commands.parser import show
-from dcr_ds.engine.distributed import is_main_process, is_peer_failure, set_environment
+from dcr_ds.engine.distributed import is_peer_failure
+from dcr_ds.engine.launcher import is_main_process, set_environment
 from dcr_ds.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,

@@ -23,6 +23,7 @@ from dcr_ds.data.leakage import describe
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.errors import UserError, write_errors_as_user_errors
 from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.serving.command import check_engine
@@ -59,7 +60,7 @@ def run(arguments: list[str]) -> int:
         UserError: wrong usage, or a model, benchmark or judge that cannot be used.
     """
     options = _parse(arguments)
-    process.set_environment()  # before torch is imported, as below
+    set_environment()  # before torch is imported, as below
     from dcr_ds.evaluate.run import check_judges
 
     recipes = [_recipe(name, model, options) for name, model in named_models(options.models).items()]

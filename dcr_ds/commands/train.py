@@ -4,7 +4,7 @@ import sys
 
 from dcr_ds.commands.field_help import overview, topic_help
 from dcr_ds.commands.parser import show
-from dcr_ds.engine.distributed import is_main_process
+from dcr_ds.engine.launcher import is_main_process
 from dcr_ds.errors import write_errors_as_user_errors
 from dcr_ds.recipe.arguments import DEFAULT_RECIPE, parse_train
 

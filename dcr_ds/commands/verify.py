@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, read_sets
 from dcr_ds.commands.parser import command_parser, positive_number, show
 from dcr_ds.data.conversations import read_conversations
-from dcr_ds.engine.distributed import set_environment
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, EndpointSection, ModelSection
 from dcr_ds.recipe.layout import ALIGNED, CONTROL, REFINED, STAGE_OF_MODEL, RunFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dcr_ds.data.load import RunData
-from dcr_ds.engine.distributed import is_main_process
+from dcr_ds.engine.launcher import is_main_process
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.serving.command import requests_in_flight
 from dcr_ds.files import expand_user

@@ -186,9 +186,10 @@ def _changed(recipe: Recipe, stage: str, fields: dict[str, Any]) -> Recipe:
 def main(request_file: Path, answer: Path) -> None:
     """Run the steps of a request in this process, and write the measurement."""
     from dcr_ds.engine import distributed as process
+    from dcr_ds.engine.launcher import set_environment
 
     request = Request(**json.loads(request_file.read_text(encoding="utf-8")))
-    process.set_environment()
+    set_environment()
     with process.joined() as ranks:
         measurement = _run_here(request, ranks)
     answer.write_text(json.dumps(asdict(measurement)), encoding="utf-8")

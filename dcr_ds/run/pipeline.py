@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from dcr_ds.data.load import RunData, load_data
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.engine.config import read_config
-from dcr_ds.engine.distributed import Ranks, decide_on_main, is_main_process, print_on_main, wait_until_visible
+from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main, wait_until_visible
+from dcr_ds.engine.launcher import is_main_process
 from dcr_ds.engine.trackers import attach_report, check_trackers
 from dcr_ds.errors import RefinementFailed
 from dcr_ds.evaluate.origins import made_from

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from dcr_ds.cli import quiet_libraries
-from dcr_ds.engine.distributed import set_environment
+from dcr_ds.engine.launcher import set_environment
 
 set_environment()
 quiet_libraries()

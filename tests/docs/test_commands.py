@@ -21,7 +21,7 @@ from tiny import make_model
 
 from dcr_ds.cli import COMMANDS
 from dcr_ds.data.shipped import FOLDER as BUILTIN_FOLDER
-from dcr_ds.engine.distributed import set_environment
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.errors import UserError
 from dcr_ds.files import read_jsonl
 from dcr_ds.recipe import Recipe

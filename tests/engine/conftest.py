@@ -3,6 +3,7 @@
 import pytest
 
 from dcr_ds.engine import distributed as process
+from dcr_ds.engine.launcher import set_environment
 
 
 @pytest.fixture(scope="module")
@@ -11,6 +12,6 @@ def ranks():
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
             patch.setenv(name, "")  # restored after the module
             patch.delenv(name)
-        process.set_environment()
+        set_environment()
         yield process.start()
         process.close()

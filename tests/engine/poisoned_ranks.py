@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from dcr_ds.engine.distributed import set_environment
+from dcr_ds.engine.launcher import set_environment
 
 set_environment()
 

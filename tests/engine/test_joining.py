@@ -11,7 +11,7 @@ import pytest
 from processes import free_port
 from tiny import one_thread_environment
 
-from dcr_ds.engine.distributed import LAUNCHER_VARIABLES, set_environment
+from dcr_ds.engine.launcher import LAUNCHER_VARIABLES, set_environment
 from dcr_ds.errors import UserError
 
 # SIGINT is ignored in a process that a shell started in the background, and in its children
@@ -20,8 +20,9 @@ import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 import dcr_ds.engine.watch.joining as joining
 from dcr_ds.engine import distributed
+from dcr_ds.engine.launcher import set_environment
 joining.REPORT_SECONDS = 0.5
-distributed.set_environment()
+set_environment()
 with distributed.joined():
     print("joined")
 """

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from dcr_ds.engine.distributed import set_environment
+from dcr_ds.engine.launcher import set_environment
 from dcr_ds.recipe.layout import StageFolder
 
 set_environment()

@@ -7,6 +7,7 @@ from dcr_ds.augment.folder import RECIPE
 from dcr_ds.commands.parser import command_parser, output_path, positive_int, refuse
 from dcr_ds.engine import distributed as process
 from dcr_ds.engine.agreement import check_same
+from dcr_ds.engine.launcher import is_main_process, set_environment
 from dcr_ds.errors import write_errors_as_user_errors
 from dcr_ds.locks import lock_of
 from dcr_ds.recipe import Recipe
@@ -44,7 +45,7 @@ def run(name: str, arguments: list[str]) -> int:
     options, recipe = parse(name, arguments)
     with write_errors_as_user_errors(options.out):
         notes = _stl_aug(recipe, options) if name == "stl-aug" else _rationale_only(recipe, options)
-    if process.is_main_process():
+    if is_main_process():
         print("\n".join([*notes, f"\n{options.out}: train on it with\n  deepspeed train.py {options.out / RECIPE}"]))
     return 0
 
@@ -77,7 +78,7 @@ def _rationale_only(recipe: Recipe, options: argparse.Namespace) -> list[str]:
 
 
 def _stl_aug(recipe: Recipe, options: argparse.Namespace) -> list[str]:
-    process.set_environment()  # before torch is imported, as below
+    set_environment()  # before torch is imported, as below
     from dcr_ds.augment.folder import check_output, unfinished_folder
     from dcr_ds.augment.stl_aug import NAME, Options, read_data, write_stl_aug
     from dcr_ds.engine.machine import Machine

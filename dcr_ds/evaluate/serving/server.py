@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import NoReturn
 from urllib.request import ProxyHandler, build_opener
 
-from dcr_ds.engine.distributed import free_port
+from dcr_ds.engine.launcher import free_port
 from dcr_ds.errors import ServerFailed, UserError
 from dcr_ds.evaluate.serving.command import HOST
 from dcr_ds.files import parse_json
