@@ -76,7 +76,7 @@ def test_finished_run_is_not_trained_again(run, recipe):
 def test_process_group_variables_are_removed_after_a_run(run):
     script = f"import os, dcr_ds\nbefore = dict(os.environ)\ndcr_ds.train(dcr_ds.Run({str(run.folder)!r}).recipe)\n"
     script += "print({name for name in os.environ if os.environ[name] != before.get(name)})"
-    environment = {name: value for name, value in os.environ.items() if name not in dcr_ds.api.LAUNCH_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in dcr_ds.api.LAUNCHER_VARIABLES}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert not {"RANK", "WORLD_SIZE", "MASTER_PORT"} & set(re.findall(r"\w+", done.stdout.splitlines()[-1]))
