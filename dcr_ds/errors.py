@@ -36,6 +36,10 @@ class Stopped(BaseException):
     """
 
 
+class Interrupted(Stopped):
+    """A stop signal arrived where ranks do not agree on stops, perhaps on this rank alone: outside of steps."""
+
+
 class Diverged(RunEnded):
     """The loss or its gradient is no longer finite; the message names step and samples. Exits with code 1."""
 

@@ -29,7 +29,7 @@ def open_run(folders: Sequence[Path], hang_minutes: float) -> Iterator[Ranks]:
     from dcr_ds.engine.watch.stop import raise_on_stop_signal
     from dcr_ds.engine.watch.watchdog import Watchdog
 
-    with Watchdog(hang_minutes) as watchdog, raise_on_stop_signal(), joined() as ranks, ExitStack() as locks:
+    with raise_on_stop_signal(), Watchdog(hang_minutes) as watchdog, joined() as ranks, ExitStack() as locks:
         watchdog.join(ranks)
         for folder in sorted(set(folders)):  # in one order, so that two runs never wait for each other
             locks.enter_context(held_on_main(folder, RunFolder(folder).lock, ranks))

@@ -68,6 +68,15 @@ def test_a_failing_rank_ends_the_other_which_prints_the_reason(launch):
     assert code == 1 and f"error: {', at '.join(position_of(1))}: MemoryError: nothing left" in stderr, stderr
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_outside_of_steps_stops_the_others(launch, rank):
+    """They wait in a collective and have received no signal. Rank 0 prints the reason, here or in the command line."""
+    other = launch(f"rank {rank} is stopped")[1 - rank]
+    code, stderr = result_of(other)
+    assert code == 75 and "is gone" not in stderr, stderr
+    assert rank == 0 or f"{', at '.join(position_of(1))}: stopped by SIGTERM; the same command continues" in stderr
+
+
 def test_a_hang_is_reported_with_the_position_of_each_rank_and_thread(launch):
     first, second = launch("rank 1 sleeps", hang_minutes=0.05)
     code, stderr = result_of(first)

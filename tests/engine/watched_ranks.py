@@ -13,6 +13,7 @@ import torch.distributed
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.watch import watchdog
+from dcr_ds.errors import Interrupted
 from dcr_ds.progress import heartbeat
 
 mode, hang_minutes = sys.argv[1], float(sys.argv[2])
@@ -27,6 +28,8 @@ with watchdog.Watchdog(hang_minutes) as dog:
     print("ready", flush=True)
     if mode == "rank 1 fails" and rank == 1:
         raise MemoryError("nothing left")
+    if mode == f"rank {rank} is stopped":
+        raise Interrupted("stopped by SIGTERM")
     if mode == "rank 0 makes progress" and rank == 0:  # the others wait longer than hang_minutes
         for number in range(9):
             time.sleep(1)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dcr_ds.engine.distributed import Ranks, sum_over_ranks
-from dcr_ds.errors import Stopped, UserError
+from dcr_ds.errors import Interrupted, UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGAIN_SECONDS = 2.0
@@ -62,13 +62,14 @@ class StopFlag:
 
 @contextmanager
 def raise_on_stop_signal() -> Iterator[None]:
-    """While entered, stop signals raise Stopped, except inside a StopFlag.
+    """While entered, stop signals raise Interrupted, except inside a StopFlag.
 
-    For loading, export and evaluation, which need not save anything: they resume from what is on disk.
+    For loading, export and evaluation, which need not save anything: they resume from what is on disk. The watchdog
+    ends the ranks that did not receive the signal.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped(f"stopped by {signal.Signals(number).name}")
+        raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
     previous = {number: signal.signal(number, stop) for number in SIGNALS}
     try:

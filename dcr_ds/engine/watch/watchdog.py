@@ -6,8 +6,8 @@ On each rank a thread writes signs of life and the rank's place to a store. The 
 - If no rank has made progress for `hang_minutes`, the run hangs, for example in a collective that one rank never
   joined. Progress of one rank is enough: the others wait while rank 0 judges or exports.
 
-A rank that fails reports it itself. A rank whose launcher was killed ends, or it would run next to the run that
-replaces it. In all cases the process ends by `os._exit`: no clean-up may wait for a rank that never comes.
+A rank that fails, or is stopped by a signal outside of steps, reports it itself. A rank whose launcher was killed ends,
+or it would run next to the run that replaces it. In all cases the process ends by `os._exit`: no clean-up may wait for a rank that never comes.
 Checkpoints are atomic, so the same command resumes from the last one.
 """
 
@@ -29,7 +29,7 @@ from typing import Literal
 from torch.distributed import TCPStore
 
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, is_peer_failure
-from dcr_ds.errors import RunEnded
+from dcr_ds.errors import EXIT_STOPPED, Interrupted, RunEnded
 from dcr_ds.progress import heartbeat, progress
 
 POLL_SECONDS = 2.0
@@ -56,7 +56,7 @@ class Verdict:
     """Why the run ends; the same on all ranks."""
 
     text: str
-    kind: Literal["gone", "failed", "hang"]
+    kind: Literal["gone", "failed", "hang", "stopped"]
 
 
 class Watchdog:
@@ -88,10 +88,19 @@ class Watchdog:
         self._over.set()
         for thread in self._threads:
             thread.join(2 * POLL_SECONDS)
-        is_fault = isinstance(error, Exception) and not isinstance(error, RunEnded)
-        if is_fault and not is_peer_failure(error) and self._store is not None:
+        if self._store is not None and self._ranks is not None:
             with suppress(RuntimeError):
-                _publish(self._store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
+                self._leave(self._store, self._ranks, error)
+
+    def _leave(self, store: TCPStore, ranks: Ranks, error: BaseException | None) -> None:
+        """Publish what ends this rank and, as far as is known here, no other."""
+        if isinstance(error, Interrupted):
+            _publish(store, Verdict(f"{self._me()}: {error}", "stopped"))
+            store.set(f"left/{ranks.rank}", "")
+            if ranks.is_main:  # the store ends with this process: first the others read it
+                store.wait([f"left/{rank}" for rank in self._watched], timedelta(seconds=3 * POLL_SECONDS))
+        elif isinstance(error, Exception) and not isinstance(error, RunEnded) and not is_peer_failure(error):
+            _publish(store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
 
     def join(self, ranks: Ranks) -> None:
         """Watch all ranks together, once they have joined the process group. All ranks."""
@@ -124,7 +133,19 @@ class Watchdog:
             elif verdict := self._verdict:
                 patience = REPORT_SECONDS if verdict.kind == "failed" else 0
                 if not self._over.wait(patience):
-                    _end(verdict.text if self._ranks.is_main else "", is_hang=verdict.kind == "hang")
+                    self._obey(verdict, self._ranks)
+
+    def _obey(self, verdict: Verdict, ranks: Ranks) -> None:
+        """End this process; rank 0 prints the reason."""
+        text = verdict.text if ranks.is_main else ""
+        if verdict.kind != "stopped":
+            _end(text, is_hang=verdict.kind == "hang")
+        if self._store is not None:
+            with suppress(RuntimeError):
+                self._store.set(f"left/{ranks.rank}", "")
+        if text:
+            print(f"{text}; the same command continues from there", file=sys.stderr, flush=True)
+        os._exit(EXIT_STOPPED)
 
     def _keep_exchanging(self, store: TCPStore, ranks: Ranks) -> None:
         """In a separate thread: if rank 0 is frozen, a request to its store never returns."""
