@@ -10,6 +10,7 @@ from dcr_ds.data.conversations import read_conversations
 from dcr_ds.data.labelled import read_labelled
 from dcr_ds.data.leakage import Overlap, describe, find_overlaps, normalise
 from dcr_ds.data.preferences import read_preferences
+from dcr_ds.data.prompts import CLASSES as PROMPTS
 from dcr_ds.data.prompts import read_prompts
 from dcr_ds.data.records import (
     AnyRecord,
@@ -159,17 +160,19 @@ def _data_after(earlier: Sequence[Earlier]) -> RunData:
 
 def needed_sets(recipe: Recipe) -> list[str]:
     """The training sets that the stages of a recipe need."""
-    refines, aligns = "refine" in recipe.stages, "align" in recipe.stages
-    by_demonstrations = aligns and recipe.align.method == "sft"
-    is_needed = {
-        # the held-out prompts of stage 1 can be measured in stage 2
-        "seemingly_toxic": refines or (aligns and recipe.align.measure_every > 0),
-        "toxic": refines or (aligns and recipe.align.measure_every > 0),
-        "general": refines or by_demonstrations,
-        "refusals": by_demonstrations,
-        "preferences": aligns and not by_demonstrations,
-    }
-    return [name for name in SETS if is_needed[name]]
+    needed = {name for stage in recipe.stages for name in sets_of_stage(recipe, stage)}
+    return [name for name in SETS if name in needed]
+
+
+def sets_of_stage(recipe: Recipe, stage: str) -> tuple[str, ...]:
+    """The training sets that a stage reads; the control reads those of align."""
+    if stage == "refine":
+        return (*PROMPTS, "general")
+    if stage == "evaluate":
+        return ()
+    trained_on = ("general", "refusals") if recipe.align.method == "sft" else ("preferences",)
+    # the held-out prompts of stage 1 can be measured in stage 2
+    return (*PROMPTS, *trained_on) if recipe.align.measure_every else trained_on
 
 
 def _steps(recipe: Recipe, data: RunData, names: Sequence[str]) -> Iterator[Callable[[], None]]:

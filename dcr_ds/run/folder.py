@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from dcr_ds.data.load import SETS, sets_of_stage
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, read_json, write_atomically, write_json
 from dcr_ds.recipe import STAGES, TRAINING_STAGES, Recipe, dump_recipe, public_values, read_yaml
@@ -85,7 +86,9 @@ def check_folder(recipe: Recipe, redo: str | None) -> Recipe:
     keeps_control = "control" not in redone and run.stage("control").has_results  # trained as align says
     kept = {*trained, *(["align"] if keeps_control else [])}
     saved = _saved_recipe(run) if kept else None
-    if saved and (different := _what_differs(saved, recipe, kept)):
+    # the identity of each stage that runs now is compared by content later; of the others only the recipe is known
+    by_content = set(trained) <= {*recipe.stages} and (not keeps_control or has_control(recipe))
+    if saved and (different := _what_differs(saved, recipe, kept, by_content)):
         raise UserError(
             f"{folder}: holds another recipe's run:\n" + "\n".join(different) + "\nGive this one another --name or "
             "--output, or do the stages again with --redo refine, --redo align or --redo all"
@@ -179,7 +182,15 @@ def settings_of(recipe: Recipe, stage: str) -> dict[str, Any]:
     values = {name: value for name, value in public_values(recipe).items() if name not in others}
     free = (*FREE_IN_STAGES, *RESOLVED_PER_MACHINE)
     values[section] = {name: value for name, value in values[section].items() if f".{name}" not in free}
+    unread = {*SETS} - {*sets_of_stage(recipe, section)}
+    values["data"] = {name: _without_source(value) for name, value in values["data"].items() if name not in unread}
+    values["model"] = _without_source(values["model"])
     return values
+
+
+def _without_source(value: Any) -> Any:
+    """Drop the path of a model or data set, which is compared by its content."""
+    return {name: field for name, field in value.items() if name != "source"} if isinstance(value, dict) else value
 
 
 def _redo_stages(redo: str | None) -> tuple[str, ...]:
@@ -239,14 +250,22 @@ def _clear(folder: Path) -> None:
         ) from None
 
 
-def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: set[str]) -> list[str]:
-    """Describe each field that must not differ and does; the fields of stages without results may differ."""
+def _what_differs(saved: dict[str, Any], recipe: Recipe, trained: set[str], by_content: bool) -> list[str]:
+    """Describe each field that must not differ and does; what only stages without results read may differ.
+
+    Args:
+        by_content: whether models and data sets may be in another place, since their content is compared later.
+    """
     free = {*FREE, *STAGES} - trained
-    values = public_values(recipe)
+    unread = {*SETS}.difference(*(sets_of_stage(recipe, stage) for stage in trained))
     return [
         f"  {name}: {old} there, {new} now"
-        for name, old, new in differences(saved, values)
-        if name.partition(".")[0] not in free and not name.endswith(FREE_IN_STAGES) and not _is_kept(name, new)
+        for name, old, new in differences(saved, public_values(recipe))
+        if name.partition(".")[0] not in free
+        and name.removeprefix("data.").partition(".")[0] not in unread
+        and not (by_content and name.endswith(".source"))
+        and not name.endswith(FREE_IN_STAGES)
+        and not _is_kept(name, new)
     ]
 
 

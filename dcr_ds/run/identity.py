@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dcr_ds.data.load import RunData
+from dcr_ds.data.load import RunData, sets_of_stage
 from dcr_ds.engine.config import SHARDING
 from dcr_ds.errors import UserError
 from dcr_ds.files import hash_of, parse_json, read_json, write_json
@@ -21,8 +21,6 @@ from dcr_ds.recipe.layout import RunFolder, StageFolder, section_of
 from dcr_ds.run.environment import describe_software
 from dcr_ds.run.folder import differences, settings_of
 
-PROMPTS = ("data.seemingly_toxic", "data.toxic")
-CONVERSATIONS = ("data.general", "data.refusals", "data.preferences")
 DECAY = "matrices"  # what weight decay applies to
 LOSSY = "zero_quantized"  # fields of zero_optimization that send or keep weights or gradients in fewer bits
 # template and special tokens are part of these; the template is compared as it is used, by `template_hash`
@@ -100,22 +98,16 @@ def _describe(recipe: Recipe, stage: str, start: Path, data: RunData, known: Any
     from dcr_ds.models.tokenizer import load_tokenizer, template_hash
 
     section = getattr(recipe, section_of(stage))
+    read = [f"data.{name}" for name in sets_of_stage(recipe, stage)]
     return {
         "weights": _describe_weights(start, known),
         "config": hash_of(model_config(start)),
         "tokenizer": _tokenizer_hash(start),
         "chat_template": template_hash(load_tokenizer(start, recipe.model.template)),
-        "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in _data(recipe, stage)},
+        "data": {name: rows.sha256 for name, rows in data.training_sets().items() if name in read},
         "recipe": settings_of(recipe, stage) | {"deepspeed": json.dumps(_deepspeed(recipe)[0], sort_keys=True)},
         "software": describe_software(),
     } | ({"weight_decay": DECAY} if section.weight_decay else {})
-
-
-def _data(recipe: Recipe, stage: str) -> tuple[str, ...]:
-    """The data sets that a stage reads."""
-    if stage == "refine":
-        return (*PROMPTS, "data.general")
-    return (*PROMPTS, *CONVERSATIONS) if recipe.align.measure_every else CONVERSATIONS
 
 
 def _deepspeed(recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:

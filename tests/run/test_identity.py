@@ -203,3 +203,33 @@ def test_checkpoints_of_another_run_are_refused(train, refused, run_folder):
     shutil.rmtree(checkpoints)
     shutil.copytree(run_folder.folder.with_name("other") / "refine" / "checkpoints", checkpoints)
     assert "saved by another refine, with another recipe, model or data" in refused("--stages", "[refine]")
+
+
+def move_inputs(place):
+    """Move model and data, as to another disk, and return the options that name them there."""
+    (place / "moved").mkdir()
+    for name in ("model", "general.jsonl"):
+        (place / name).rename(place / "moved" / name)
+    return "--model.source", place / "moved" / "model", "--data.general", place / "moved" / "general.jsonl"
+
+
+def test_model_and_data_in_another_place_are_the_same_by_content(train, refused, place):
+    train("--stages", "[refine]", stop=True)
+    options = "--stages", "[refine]", *move_inputs(place)
+    assert "resuming from" in train(*options)
+    change_data(place / "moved")
+    assert "rows of data.general" in refused(*options)
+
+
+def test_a_trained_stage_that_does_not_run_is_compared_by_its_recipe(train, refused, place):
+    """Its data is not read, so whether it is the same is not known."""
+    train("--stages", "[refine]")
+    assert "data.general.source" in refused("--stages", "[align]", *move_inputs(place))
+
+
+def test_data_that_only_a_stage_without_results_reads_may_change(train, refused, place):
+    train("--stages", "[refine]")
+    (place / "refusals.jsonl").rename(place / "others.jsonl")
+    options = "--data.refusals", place / "others.jsonl", "--data.refusals.rows", "5"
+    assert "refine: already done" in train("--stages", "[refine,align]", *options)
+    assert "data.refusals.rows: 5 there, 4 now" in refused("--stages", "[refine,align]", *options[:3], "4")
