@@ -133,7 +133,7 @@ def splice(
     pieces = Pieces(model, weights, prefix)
     shards = plan_shards(source, kept, copies)
     _check_pieces(source, shards, pieces.shapes)
-    partial = target.with_name(target.name + ".partial")
+    partial = unfinished(target)
     processes.decide(lambda: _prepare(source, partial))
     processes.wait_until_visible(partial)
     digests = _write(weights, pieces, shards, partial)
@@ -147,6 +147,11 @@ def splice(
         remember_hash(target, digests)
 
     processes.decide(finish)
+
+
+def unfinished(target: Path) -> Path:
+    """The folder in which a model is written; an interrupted export leaves it, and the next one removes it."""
+    return target.with_name(target.name + ".partial")
 
 
 class Pieces:

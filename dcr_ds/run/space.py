@@ -10,6 +10,7 @@ from typing import Any
 from dcr_ds.errors import UserError
 from dcr_ds.files import existing_part, free_bytes
 from dcr_ds.models.checkpoint_files import stored_dtypes, weight_files
+from dcr_ds.models.splice import unfinished
 from dcr_ds.plan.memory import tensors_of
 from dcr_ds.plan.states import MASTER, saved_bytes
 from dcr_ds.recipe import Recipe
@@ -111,7 +112,7 @@ def peaks(stages: Sequence[StageFiles]) -> list[tuple[Path, int]]:
         folders |= {exported: exports, saved: checkpoints}
         there = _bytes_in(stage.folder.checkpoints)
         most[saved] = max(most[saved], models[saved] + stage.at_once * stage.checkpoint - there)
-        models[exported] += stage.model
+        models[exported] += stage.model - _bytes_in(unfinished(stage.folder.model))
         kept = stage.kept * stage.checkpoint - there if saved == exported else 0
         most[exported] = max(most[exported], models[exported] + max(0, kept))
     return [(folders[device], needed) for device, needed in most.items()]

@@ -101,6 +101,13 @@ def test_checkpoints_that_are_there_already_are_not_needed_again(tmp_path):
     assert [needed for _, needed in peaks(stages)] == [200]
 
 
+def test_what_an_interrupted_export_left_is_not_needed_again(tmp_path):
+    stages = [stage(tmp_path / "align", 100, 1, 1, 1000)]
+    (tmp_path / "align" / "model.partial").mkdir()
+    (tmp_path / "align" / "model.partial" / "file").write_bytes(b"x" * 400)
+    assert [needed for _, needed in peaks(stages)] == [100 + 1000 - 400]
+
+
 def test_too_little_space_ends_a_run_before_the_first_step(train, monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage(10**12, 0, 1_000_000))
     with pytest.raises(UserError) as error:
