@@ -12,6 +12,8 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER
 # variables that are numbers, with the smallest and the largest value
 NUMBERS = {"RANK": (0, None), "WORLD_SIZE": (1, None), "LOCAL_RANK": (0, None), "MASTER_PORT": (1, 65535)}
 NUMBERS |= {"LOCAL_WORLD_SIZE": (1, None), "LOCAL_SIZE": (1, None)}
+# set by what starts several processes and does not describe them as torch expects
+STARTERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpirun"}
 
 
 def set_environment() -> None:
@@ -33,10 +35,10 @@ def set_environment() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # on some CPUs bitsandbytes, which peft imports, downloads and runs this kernel as it is imported
     os.environ.setdefault("LOCAL_KERNELS", "kernels-community/quantization-bitsandbytes=/dev/null")
-    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
         os.environ.setdefault(name, value)
-    if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun has its own port
-        os.environ["MASTER_PORT"] = str(free_port())
+    if os.environ["WORLD_SIZE"] == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun has its own store
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def _check_launcher_variables() -> None:
@@ -50,6 +52,14 @@ def _check_launcher_variables() -> None:
     way_out = (
         f"a launcher sets all of {', '.join(LAUNCHER_VARIABLES)}; to run a single process: unset {' '.join(present)}"
     )
+    for name, starter in STARTERS.items():
+        count = os.environ.get(name, "")
+        if "RANK" not in os.environ and count.isdecimal() and int(count) > 1:
+            raise UserError(
+                f"{starter} has started {count} processes ({name}={count} in the environment) without RANK, so each of "
+                "them would be a run of its own; submit slurm/dcr.sh, or start one torchrun or deepspeed per node; to "
+                f"run a single process: unset {name}"
+            )
     for name, (least, most) in NUMBERS.items():
         text = os.environ.get(name, str(least))
         if not text.isdecimal():

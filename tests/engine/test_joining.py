@@ -1,5 +1,6 @@
 """Leftover launcher variables: a message says what is wrong or what the process waits for, and Ctrl-C works."""
 
+import itertools
 import os
 import signal
 import socket
@@ -64,6 +65,25 @@ def test_incomplete_launcher_variables_are_refused_and_named(launcher, variables
     assert set(unset.split()) == set(variables)
 
 
+@pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_that_would_each_be_a_run_of_its_own_are_refused(launcher, monkeypatch, variable):
+    monkeypatch.setenv(variable, "2")
+    launcher()
+    with pytest.raises(UserError, match=f"{variable}=2 in the environment.* slurm/dcr.sh.* unset {variable}"):
+        set_environment()
+    launcher(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="20000")
+    set_environment()
+    monkeypatch.setenv(variable, "1")
+    launcher()
+    set_environment()
+
+
+def test_a_single_process_needs_no_address_of_a_job(launcher):
+    launcher(MASTER_ADDR="node17.invalid", MASTER_PORT="29500")
+    set_environment()
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
 def test_a_port_that_another_run_uses_is_named():
     """Two runs on one host with the launcher's default port: rank 0 of the second one ends with a message."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -84,6 +104,18 @@ def test_empty_launcher_variables_mean_a_single_process(launcher):
     launcher(WORLD_SIZE="", RANK="", LOCAL_RANK="", LOCAL_WORLD_SIZE="")
     set_environment()
     assert (os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]) == ("0", "1", "0")
+
+
+def test_an_address_that_cannot_be_resolved_is_named_at_once():
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node17.invalid", "MASTER_PORT": "9"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", JOIN], stderr=subprocess.PIPE, text=True, env=one_thread_environment() | variables
+    )
+    try:
+        lines = list(itertools.takewhile(lambda line: "has waited" not in line, process.stderr))
+        assert any("MASTER_ADDR=node17.invalid in the environment has no address" in line for line in lines), lines
+    finally:
+        process.kill()
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])

@@ -7,6 +7,7 @@ leftover launcher variables in the environment, a process would wait for ranks t
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -39,6 +40,10 @@ def interruptible_join() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
+    if not _is_resolved(host := os.environ.get("MASTER_ADDR", "")):
+        text = f"MASTER_ADDR={host} in the environment has no address on this host, so the other ranks cannot be found"
+        print(f"WARNING: {text}; correct it, unless the name appears while this process waits", file=sys.stderr)
+        sys.stderr.flush()
     timeout: float | None = REPORT_SECONDS
     while True:
         if select.select([reader], [], [], timeout)[0]:
@@ -52,6 +57,13 @@ def _watch(reader: int) -> None:
         else:
             print(_what_is_waited_for(), file=sys.stderr, flush=True)
             timeout = None
+
+
+def _is_resolved(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
 
 
 def _what_is_waited_for() -> str:
