@@ -31,6 +31,26 @@ read_options() { # name of a setting: sets `options`, its words, with quotes as 
     words=$(xargs -r -n 1 printf '%s\n' <<<"${!name:-}" 2>/dev/null) || fail "$name=${!name}: a quote is not closed"
     options=()
     [[ -z $words ]] || mapfile -t options <<<"$words"
+    for words in "${options[@]}"; do
+        [[ $words != --arr* && $words != -a* ]] || fail "$name=${!name}: $words: the jobs of an array would all be the \
+same run; use slurm/sweep.sh, and DCR_DS_SWEEP_AT_ONCE"
+    done
+}
+
+depend_on() { # condition: adds it to `options`, together with a dependency of the settings
+    local condition=$1 kept=() i
+    for ((i = 0; i < ${#options[@]}; i++)); do
+        case ${options[i]} in
+        --dep*=*) condition+=,${options[i]#*=} ;;
+        --dep* | -d) condition+=,${options[++i]:-} ;;
+        -d*) condition+=,${options[i]#-d} ;;
+        *) kept+=("${options[i]}") ;;
+        esac
+    done
+    [[ $condition != *\?* ]] || fail "$condition: SLURM cannot combine the dependency of this job, on the one before, \
+with one of yours that has a ?; separate yours by commas"
+    # without --kill-on-invalid-dep, a job would stay in the queue for ever when the one before it has failed
+    options=("${kept[@]}" --dependency="$condition" --kill-on-invalid-dep=yes)
 }
 
 submit() { # options and script of sbatch …: sets `submitted` to the job id; on a dry run only prints the command

@@ -52,9 +52,9 @@ run() { # recipe and overrides …
 
     activate
     describe_job
-    if [[ -n ${DCR_DS_POINTS:-} && -n $element ]]; then # an element of slurm/sweep.sh: its line in the file of points
-        IFS=$'\t' read -ra point < <(sed -n "$((element + 1))p" "$DCR_DS_POINTS")
-        set -- "$@" "${point[@]}"
+    if [[ ${1:-} == --points ]]; then # an element of slurm/sweep.sh: its line in the file of points
+        IFS=$'\t' read -ra point < <(sed -n "$((element + 1))p" "$2") || fail "$2: has no line for element $element"
+        set -- "${@:3}" "${point[@]}"
     fi
     mount_folders "$@"
     say "job $job, attempt $attempt, $ranks_per_node ranks on each of ${nodes[*]}; their output: $DCR_DS_ATTEMPT"

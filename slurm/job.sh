@@ -18,6 +18,8 @@ seconds_at() { # name of a time in the description of the job: in seconds since 
 
 describe_job() { # [ranks per node]: sets job, attempt, logs, nodes, ranks_per_node, cores and limit
     look_up_job || fail "scontrol does not describe job $SLURM_JOB_ID" 1
+    [[ -z $(job_field HetJobId) ]] ||
+        fail "a job of several components, of which only the first would be used; request one kind of node, without a :"
     mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     idle=''
     name_attempt

@@ -32,8 +32,7 @@ done
 submitted=''
 for stage in $DCR_DS_STAGES; do
     read_options "DCR_DS_SBATCH_${stage^^}"
-    # without --kill-on-invalid-dep, a job would stay in the queue for ever when the one before it has failed
-    [[ -z $submitted ]] || options+=(--dependency=afterok:"$submitted" --kill-on-invalid-dep=yes)
+    [[ -z $submitted ]] || depend_on afterok:"$submitted"
     submit --job-name="dcr-ds-$stage" "${options[@]}" "$scripts/dcr.sh" "$@" --stages "[$stage]"
     echo "$stage: job $submitted"
 done

@@ -87,12 +87,11 @@ if "$python" -c 'import dcr_ds' 2>/dev/null; then # a mistake is found before a 
 fi
 read_options DCR_DS_SBATCH_SWEEP
 array=0-$((${#points[@]} - 1))${DCR_DS_SWEEP_AT_ONCE:+%$DCR_DS_SWEEP_AT_ONCE}
-export DCR_DS_POINTS=$sweep/points # sbatch would divide a path with a comma in its option --export
-submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL "${options[@]}" "$scripts/dcr.sh" "$recipe" "$@"
+submit --job-name="dcr-ds-sweep" --array="$array" --export=ALL "${options[@]}" "$scripts/dcr.sh" \
+    --points "$sweep/points" "$recipe" "$@"
 echo "sweep of ${#points[@]} runs: job $submitted"
 unset SBATCH_GPUS_PER_NODE SBATCH_CPUS_PER_GPU SBATCH_MEM_PER_GPU SBATCH_EXCLUSIVE # a report needs one core
 DCR_DS_SBATCH='' read_options DCR_DS_SBATCH_REPORT
-# afterany, since the report of the runs that are done is wanted even if others failed
-submit --job-name="dcr-ds-report" --dependency=afterany:"$submitted" --kill-on-invalid-dep=yes "${options[@]}" \
-    "$scripts/report.sh" "$sweep/runs" "$output/report.md"
+depend_on afterany:"$submitted" # since the report of the runs that are done is wanted even if others failed
+submit --job-name="dcr-ds-report" "${options[@]}" "$scripts/report.sh" "$sweep/runs" "$output/report.md"
 echo "table: job $submitted, $output/report.md"

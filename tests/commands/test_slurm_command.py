@@ -50,6 +50,24 @@ def test_options_of_sbatch_are_read_as_in_a_shell_and_apply_to_each_kind_of_job(
     assert done.returncode == 2 and "DCR_DS_SBATCH_REFINE=--comment='my run: a quote is not closed" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--dependency=after:7", "--dependency after:7", "-d after:7", "-dafter:7"])
+def test_a_dependency_of_the_settings_is_kept_next_to_that_of_the_chain(option):
+    refine, align, _ = sbatches(call("slurm/pipeline.sh", "--dry-run", DEMO, DCR_DS_SBATCH=f"{option} -N2").stdout)
+    assert refine[2:-4] == [*option.split(), "-N2"]
+    assert align[2:5] == ["-N2", "--dependency=afterok:ID1,after:7", "--kill-on-invalid-dep=yes"]
+    done = call("slurm/sweep.sh", "--dry-run", DEMO, "--seed", "0,1", DCR_DS_SBATCH_REPORT=option)
+    assert "--dependency=afterany:ID1,after:7" in sbatches(done.stdout)[1]
+
+
+def test_options_that_a_chain_cannot_keep_are_refused():
+    done = call("slurm/pipeline.sh", "--dry-run", DEMO, DCR_DS_SBATCH_ALIGN="--dependency=after:7?after:8")
+    assert done.returncode == 2 and "afterok:ID1,after:7?after:8: SLURM cannot combine" in done.stderr
+    for script, setting in (("pipeline", "DCR_DS_SBATCH"), ("sweep", "DCR_DS_SBATCH_SWEEP")):
+        words = ["--dry-run", DEMO, *(["--seed", "0,1"] if script == "sweep" else [])]
+        done = call(f"slurm/{script}.sh", *words, **{setting: "--array=0-3"})
+        assert done.returncode == 2 and f"{setting}=--array=0-3: --array=0-3: the jobs of an array" in done.stderr
+
+
 def test_a_quote_that_is_not_closed_is_an_error(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("DCR_DS_SBATCH", "--comment='my run")
@@ -177,7 +195,6 @@ def test_every_setting_that_a_script_reads_is_documented():
         "DCR_DS_NODES",
         "DCR_DS_GPUS",
         "DCR_DS_DEADLINE",
-        "DCR_DS_POINTS",
         "DCR_DS_SBATCH_",
     }
     assert read - documented - inner == set()

@@ -102,7 +102,7 @@ def test_a_job_that_is_submitted_from_a_step_of_another_job_inherits_none_of_its
     command = f"srun sbatch --parsable --nodes=2 --gpus-per-node=4 --mem-per-gpu=100 --time=10 slurm/dcr.sh >{inner}"
     outer = cluster.submit("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=2", "--hint=nomultithread", "--mem=300",
                            "--gpus-per-node=1", "--array=7", "--distribution=cyclic", "--gpu-bind=single:1",
-                           f"--wrap={command}", DCR_DS_POINTS=str(tmp_path / "no"), **recorded.settings)  # fmt: skip
+                           f"--wrap={command}", **recorded.settings)  # fmt: skip
     cluster.end(outer, "COMPLETED", 60)
     job = inner.read_text().strip()
     described = cluster.end(job, "COMPLETED", 60)
@@ -115,6 +115,7 @@ def test_a_job_that_is_submitted_from_a_step_of_another_job_inherits_none_of_its
     ("options", "message"),
     [
         ("--nodes=2 --gpus=6", "the nodes have different numbers of GPUs (2 4)"),
+        ("--nodes=1 --gpus-per-node=2 : --nodes=1", "a job of several components"),
         ("--nodes=2 --ntasks=3", "--ntasks=3 cannot be divided among 2 nodes"),
     ],
 )
