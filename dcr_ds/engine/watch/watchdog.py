@@ -7,8 +7,8 @@ On each rank a thread writes signs of life and the rank's place to a store. The 
   joined. Progress of one rank is enough: the others wait while rank 0 judges or exports.
 
 A rank that fails, or is stopped by a signal outside of steps, reports it itself. A rank whose launcher was killed ends,
-or it would run next to the run that replaces it. In all cases the process ends by `os._exit`: no clean-up may wait for a rank that never comes.
-Checkpoints are atomic, so the same command resumes from the last one.
+or it would run next to the run that replaces it. In all cases the process ends by `os._exit`: no clean-up may wait for
+a rank that never comes. Checkpoints are atomic, so the same command resumes from the last one.
 """
 
 import faulthandler
@@ -37,6 +37,7 @@ GONE_SECONDS = 60.0
 LOST_SECONDS = 3 * POLL_SECONDS  # after a collective has failed, when some rank is known to be gone
 STORE_TIMEOUT = timedelta(seconds=30)
 REPORT_SECONDS = 5.0  # an error of one rank is often an error of all, which rank 0 reports
+LEAVE_SECONDS = 3 * POLL_SECONDS  # in which the other ranks read why the run ends
 LAUNCHERS = ("deepspeed", "torchrun", "deepspeed.launcher.launch", "torch.distributed.run", "torch.distributed.launch")
 
 
@@ -96,11 +97,15 @@ class Watchdog:
         """Publish what ends this rank and, as far as is known here, no other."""
         if isinstance(error, Interrupted):
             _publish(store, Verdict(f"{self._me()}: {error}", "stopped"))
-            store.set(f"left/{ranks.rank}", "")
-            if ranks.is_main:  # the store ends with this process: first the others read it
-                store.wait([f"left/{rank}" for rank in self._watched], timedelta(seconds=3 * POLL_SECONDS))
+            self._part(store, ranks)
         elif isinstance(error, Exception) and not isinstance(error, RunEnded) and not is_peer_failure(error):
             _publish(store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
+
+    def _part(self, store: TCPStore, ranks: Ranks) -> None:
+        """Say that this rank ends. The store ends with rank 0, so that rank waits until the others have read why."""
+        store.set(f"left/{ranks.rank}", "")
+        if ranks.is_main:
+            store.wait([f"left/{rank}" for rank in self._watched], timedelta(seconds=LEAVE_SECONDS))
 
     def join(self, ranks: Ranks) -> None:
         """Watch all ranks together, once they have joined the process group. All ranks."""
@@ -127,22 +132,23 @@ class Watchdog:
             elif self._ranks is None:
                 silent = time.monotonic() - progress.since
                 if silent > self.hang_seconds:
-                    _end(f"{self._me()}: no progress for {silent / 60:.3g} minutes", is_hang=True)
+                    text = f"{self._me()}: no progress for {silent / 60:.3g} minutes"
+                    _end(_with_stacks(Verdict(text, "hang")).text)
             elif gone := self._describe_gone([0]):
                 _end(gone)
-            elif verdict := self._verdict:
-                patience = REPORT_SECONDS if verdict.kind == "failed" else 0
-                if not self._over.wait(patience):
-                    self._obey(verdict, self._ranks)
+            elif (verdict := self._verdict) and not self._over.wait(_patience(verdict)):
+                self._obey(verdict)
 
-    def _obey(self, verdict: Verdict, ranks: Ranks) -> None:
-        """End this process; rank 0 prints the reason."""
-        text = verdict.text if ranks.is_main else ""
-        if verdict.kind != "stopped":
-            _end(text, is_hang=verdict.kind == "hang")
-        if self._store is not None:
-            with suppress(RuntimeError):
-                self._store.set(f"left/{ranks.rank}", "")
+    def _obey(self, verdict: Verdict) -> None:
+        """Print the reason on rank 0, and end this process."""
+        assert self._ranks is not None and self._store is not None  # a verdict comes from the store
+        text = verdict.text if self._ranks.is_main else ""
+        if verdict.kind in ("gone", "failed"):
+            _end(text)
+        with suppress(RuntimeError):
+            self._part(self._store, self._ranks)
+        if verdict.kind == "hang":
+            _end(text)
         if text:
             print(f"{text}; the same command continues from there", file=sys.stderr, flush=True)
         os._exit(EXIT_STOPPED)
@@ -160,7 +166,7 @@ class Watchdog:
         sign = [self._count, platform.node(), progress.place, silent]
         store.set(f"rank/{ranks.rank}", json.dumps(sign))
         if store.check(["verdict"]):
-            return Verdict(*json.loads(store.get("verdict")))
+            return _with_stacks(Verdict(*json.loads(store.get("verdict"))))
         for rank in self._watched:
             self._listen(store, rank)
         verdict = None
@@ -168,7 +174,7 @@ class Watchdog:
             verdict = Verdict(gone, "gone")
         elif ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
             text = f"no rank has made progress for {self.hang_seconds / 60:g} minutes: {self._places()}"
-            verdict = Verdict(text, "hang")
+            verdict = _with_stacks(Verdict(text, "hang"))
         if verdict and ranks.is_main:
             _publish(store, verdict)
         return verdict
@@ -204,12 +210,21 @@ def _publish(store: TCPStore, verdict: Verdict) -> None:
     store.set("verdict", json.dumps([verdict.text, verdict.kind]))
 
 
-def _end(text: str, is_hang: bool = False) -> None:
-    """Print a text, in a hang also the stack of every thread, and end this process immediately."""
+def _with_stacks(verdict: Verdict) -> Verdict:
+    """Print the stack of every thread in a hang: now, as the first rank that ends breaks the collectives of others."""
+    if verdict.kind == "hang":
+        faulthandler.dump_traceback(sys.stderr)
+    return verdict
+
+
+def _patience(verdict: Verdict) -> float:
+    return REPORT_SECONDS if verdict.kind == "failed" else 0.0
+
+
+def _end(text: str) -> None:
+    """Print a text, and end this process immediately."""
     if text:
         print(f"error: {text}. The same command resumes from the last checkpoint", file=sys.stderr, flush=True)
-    if is_hang:
-        faulthandler.dump_traceback(sys.stderr)
     os._exit(1)
 
 
