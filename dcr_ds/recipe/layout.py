@@ -164,7 +164,7 @@ class ModelFolder:
 
     def scored_benchmarks(self) -> list[str]:
         """The names of the benchmarks that have scores, sorted."""
-        return sorted(path.parent.name for path in self.folder.glob("*/scores.json"))
+        return sorted(path.parent.name for path in self.folder.glob("*/scores.json") if path.is_file())
 
 
 @dataclass(frozen=True)

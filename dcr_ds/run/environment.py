@@ -106,7 +106,13 @@ def describe_data(data: RunData) -> dict[str, Any]:
         f"{overlap.evaluation_id}"
         for overlap in data.overlaps
     ]
-    return {"data": summary["sets"], "notes": notes, "warnings": _confounds(data), "overlaps": overlaps}
+    return {
+        "data": summary["sets"],
+        "benchmarks": [benchmark.name for benchmark in data.benchmarks],
+        "notes": notes,
+        "warnings": _confounds(data),
+        "overlaps": overlaps,
+    }
 
 
 def _confounds(data: RunData) -> list[str]:

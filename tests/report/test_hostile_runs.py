@@ -106,11 +106,12 @@ def test_fields_of_another_type_are_named(run, tmp_path, name, change, problem):
         write_report([run], tmp_path / "report.md")
 
 
-def test_answers_that_the_scores_do_not_count_are_named(run, tmp_path):
+@pytest.mark.parametrize("kept", [17, 0])
+def test_answers_that_the_scores_do_not_count_are_named(run, tmp_path, kept):
     """As when an evaluation under other settings was interrupted, beside the scores of the one before."""
     file = run / BENCHMARK / "generations.jsonl"
-    write_jsonl(file, read_jsonl(file)[:-1])
-    with pytest.raises(UserError, match=r"has 17 answers, but scores.json counts 18; run the evaluation again"):
+    write_jsonl(file, read_jsonl(file)[:kept])
+    with pytest.raises(UserError, match=f"has {kept} answers, but scores.json counts 18; run the evaluation again"):
         write_report([run], tmp_path / "report.md")
 
 

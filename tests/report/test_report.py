@@ -240,6 +240,21 @@ def test_one_of_two_runs_not_yet_evaluated(stl, tmp_path):
     assert "DCR" in terminal_table([stl, run])
 
 
+def test_what_an_unfinished_evaluation_lacks_is_a_warning(tmp_path):
+    run = write_run(tmp_path / "run", models=("base", "aligned"))
+    file = run / "environment.json"
+    names = sorted(path.name for path in (run / "evaluate/base").iterdir() if path.is_dir())
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"benchmarks": names}))
+    assert "not finished" not in terminal_table([run])
+    name = names[0]
+    (run / "evaluate/aligned" / name / "scores.json").unlink()
+    text = write_report([run], tmp_path / "report.md")
+    assert f"not finished; repeat its command, which keeps what exists. Missing: aligned on {name}." in text
+    assert "Missing:" in terminal_table([run])
+    shutil.rmtree(run / "evaluate/aligned")
+    assert "Missing: aligned." in write_report([run], tmp_path / "report.md")
+
+
 def test_a_run_stopped_before_any_stage_was_done(tmp_path):
     run = write_run(tmp_path / "run", stages=("evaluate",))
     for name in ("environment.json", "evaluate"):

@@ -188,7 +188,7 @@ def _read_refusals(stage: StageFolder, summary: dict | None) -> list[dict[str, A
 def _read_benchmark(home: BenchmarkFolder) -> BenchmarkResults:
     score = read_object(home.scores, Scores)
     rows = read_rows(home.generations, Generation)
-    if rows and len(rows) != score["n"]:
+    if home.generations.exists() and len(rows) != score["n"]:
         raise UserError(
             f"{home.generations}: has {len(rows)} answers, but {home.scores.name} counts {score['n']}; run the "
             "evaluation again, which generates only what is missing"

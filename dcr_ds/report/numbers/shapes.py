@@ -54,6 +54,7 @@ class Environment(TypedDict, total=False):
     commit: str | None
     model: dict[str, Any] | None
     data: dict[str, DataSetFacts]
+    benchmarks: list[str]
     notes: list[str]
     warnings: list[str]
     overlaps: list[str]
