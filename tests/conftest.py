@@ -8,12 +8,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if not os.path.exists("/dev/nvidia0"):
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
+import gc
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `from tiny import make_model`
+
+
+def pytest_collection_finish():
+    """Leave modules and tests out of garbage collections: each run in this process makes several, half of its time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
