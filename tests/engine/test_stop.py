@@ -107,9 +107,10 @@ def test_no_deadline_never_stops(monkeypatch, text):
     assert not StopFlag(ONE_RANK).agreed(1e12)
 
 
-def test_a_deadline_that_is_not_a_number_is_an_error(monkeypatch):
-    monkeypatch.setenv("DCR_DS_DEADLINE", "12:30")
-    with pytest.raises(UserError, match="DCR_DS_DEADLINE=12:30: must be unix seconds"):
+@pytest.mark.parametrize("text", ["12:30", "nan", "inf"])
+def test_a_deadline_that_is_not_a_number_is_an_error(monkeypatch, text):
+    monkeypatch.setenv("DCR_DS_DEADLINE", text)
+    with pytest.raises(UserError, match=f"DCR_DS_DEADLINE={text}: must be unix seconds"):
         StopFlag(ONE_RANK)
 
 

@@ -1,10 +1,11 @@
 """Stop requests: a signal or a deadline sets a flag, on which all ranks agree at a step boundary."""
 
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -81,7 +82,9 @@ def raise_on_stop_signal() -> Iterator[None]:
 
 def _deadline() -> float | None:
     text = os.environ.get(DEADLINE)
-    try:
-        return float(text) if text else None
-    except ValueError:
-        raise UserError(f"{DEADLINE}={text}: must be unix seconds, as printed by `date +%s`") from None
+    if not text:
+        return None
+    with suppress(ValueError):
+        if math.isfinite(seconds := float(text)):  # every comparison with nan is false
+            return seconds
+    raise UserError(f"{DEADLINE}={text}: must be unix seconds, as printed by `date +%s`")
