@@ -74,14 +74,21 @@ def write_errors_as_user_errors(place: Path) -> Iterator[None]:
     except RunEnded:
         raise
     except Exception as error:
-        is_file_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE | DAMAGED
-        if not is_file_error and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
-            raise
-        # of a copy or a rename, filename is the source, and filename2 the file that is written
-        names = (getattr(error, name, None) for name in ("filename2", "filename"))
-        file = next((name for name in names if name), place)
-        reason = getattr(error, "strerror", None) or str(error)[:200]
-        raise UserError(f"{file}: {_failed(error, file).format(reason=f'({reason})')}") from error
+        if text := describe_write_error(error, place):
+            raise UserError(text) from error
+        raise
+
+
+def describe_write_error(error: Exception, place: object) -> str:
+    """Say what failed and with which file, `place` where it is unknown; empty for other errors."""
+    is_file_error = isinstance(error, OSError) and error.errno in CANNOT_WRITE | DAMAGED
+    if not is_file_error and not any(word in str(error) for word in CANNOT_WRITE_WORDS):
+        return ""
+    # of a copy or a rename, filename is the source, and filename2 the file that is written
+    names = (getattr(error, name, None) for name in ("filename2", "filename"))
+    file = next((name for name in names if name), place)
+    reason = getattr(error, "strerror", None) or str(error)[:200]
+    return f"{file}: {_failed(error, file).format(reason=f'({reason})')}"
 
 
 def _failed(error: Exception, file: object) -> str:

@@ -59,13 +59,20 @@ def test_a_killed_or_frozen_rank_ends_the_other(launch, number, rank):
     assert f"error: {node} is gone" in stderr and f"last at {place}" in stderr, stderr
 
 
-def test_a_failing_rank_ends_the_other_which_prints_the_reason(launch):
-    first, second = launch("rank 1 fails")
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        ("rank 1 fails", "MemoryError: nothing left"),
+        ("the disk of rank 1 is full", "a file: cannot be written (No space left on device); free some space"),
+    ],
+)
+def test_a_failing_rank_ends_the_other_which_prints_the_reason(launch, mode, reason):
+    first, second = launch(mode)
     assert result_of(second)[0] == 1
     started = time.monotonic()
     code, stderr = result_of(first)  # which waits in a collective
     assert time.monotonic() - started < 10  # as docs/reliability.md says
-    assert code == 1 and f"error: {', at '.join(position_of(1))}: MemoryError: nothing left" in stderr, stderr
+    assert code == 1 and f"error: {', at '.join(position_of(1))}: {reason}" in stderr, stderr
 
 
 @pytest.mark.parametrize("rank", [0, 1])

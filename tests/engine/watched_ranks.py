@@ -3,6 +3,7 @@
 Prints "ready" once the ranks have joined.
 """
 
+import errno
 import os
 import sys
 import time
@@ -28,6 +29,8 @@ with watchdog.Watchdog(hang_minutes) as dog:
     print("ready", flush=True)
     if mode == "rank 1 fails" and rank == 1:
         raise MemoryError("nothing left")
+    if mode == "the disk of rank 1 is full" and rank == 1:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if mode == f"rank {rank} is stopped":
         raise Interrupted("stopped by SIGTERM")
     if mode == "rank 0 makes progress" and rank == 0:  # the others wait longer than hang_minutes

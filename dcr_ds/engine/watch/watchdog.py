@@ -28,8 +28,8 @@ from typing import Literal
 
 from torch.distributed import TCPStore
 
-from dcr_ds.engine.distributed import Ranks, broadcast_from_main, is_peer_failure
-from dcr_ds.errors import EXIT_STOPPED, Interrupted, RunEnded
+from dcr_ds.engine.distributed import Ranks, broadcast_from_main, gather_objects, is_peer_failure
+from dcr_ds.errors import EXIT_STOPPED, Interrupted, RunEnded, describe_write_error
 from dcr_ds.progress import heartbeat, progress
 
 POLL_SECONDS = 2.0
@@ -99,7 +99,8 @@ class Watchdog:
             _publish(store, Verdict(f"{self._me()}: {error}", "stopped"))
             self._part(store, ranks)
         elif isinstance(error, Exception) and not isinstance(error, RunEnded) and not is_peer_failure(error):
-            _publish(store, Verdict(f"{self._me()}: {type(error).__name__}: {error}"[:500], "failed"))
+            reason = describe_write_error(error, "a file") or f"{type(error).__name__}: {error}"
+            _publish(store, Verdict(f"{self._me()}: {reason}"[:500], "failed"))
 
     def _part(self, store: TCPStore, ranks: Ranks) -> None:
         """Say that this rank ends. The store ends with rank 0, so that rank waits until the others have read why."""
@@ -117,7 +118,8 @@ class Watchdog:
         port = broadcast_from_main(own.port if own else None, ranks)
         self._store = own or TCPStore(host, port, is_master=False, timeout=STORE_TIMEOUT)
         self._watched = range(ranks.world_size) if ranks.is_main else range(1)
-        self._signs = {rank: Sign(0, "unknown", "the start", 0.0, time.monotonic()) for rank in self._watched}
+        nodes = gather_objects(platform.node(), ranks)
+        self._signs = {rank: Sign(0, nodes[rank], "the start", 0.0, time.monotonic()) for rank in self._watched}
         self._ranks = ranks
         exchange = threading.Thread(
             target=self._keep_exchanging, args=(self._store, ranks), name="watchdog store", daemon=True
