@@ -96,8 +96,11 @@ def _failed(error: Exception, file: object) -> str:
     number, is_path = getattr(error, "errno", None), isinstance(file, str | os.PathLike)
     if number in DAMAGED:
         return "cannot be read or written {reason}; check the disk or the network file system"
-    if number == errno.EISDIR and not getattr(error, "filename2", None):
-        return "cannot be read or written {reason}; move the folder away, or name another file"
+    if number == errno.EISDIR:
+        verb = "written" if getattr(error, "filename2", None) else "read or written"
+        return f"cannot be {verb} {{reason}}; move the folder away, or name another file"
+    if number in (errno.EEXIST, errno.ENOTDIR):
+        return "cannot be written {reason}; a file is in the way: move it, or write elsewhere"
     if number in (errno.EACCES, errno.EPERM) and is_path and not _may_be_opened(file):
         return "cannot be read {reason}; change its permissions, or those of its folder"
     return "cannot be written {reason}; free some space, or write elsewhere"

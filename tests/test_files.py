@@ -95,6 +95,14 @@ def test_an_error_of_a_read_does_not_say_that_something_cannot_be_written(tmp_pa
     folder = rf"^{tmp_path}: cannot be read or written .*move the folder away"
     with pytest.raises(UserError, match=folder), write_errors_as_user_errors(tmp_path):
         tmp_path.read_text()
+    (tmp_path / "file").touch()
+    in_the_way = "file: cannot be written .*a file is in the way: move it"
+    with pytest.raises(UserError, match=in_the_way), write_errors_as_user_errors(tmp_path):
+        (tmp_path / "file").mkdir()
+    (tmp_path / "folder").mkdir()
+    in_the_way = "folder: cannot be written .*move the folder away"
+    with pytest.raises(UserError, match=in_the_way), write_errors_as_user_errors(tmp_path):
+        write_atomically(tmp_path / "folder", "")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the user who may read everything becomes another one")

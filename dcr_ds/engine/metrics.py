@@ -1,5 +1,6 @@
 """Metrics of a training stage: a row per step in metrics.jsonl, and console lines. Rank 0 writes."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -67,6 +68,11 @@ class MetricsLog:
             sys.stdout.flush()
         return row
 
+    def to_disk(self) -> None:
+        """Flush the rows to disk, as a checkpoint of the same step is."""
+        if self.stream is not None:
+            os.fsync(self.stream.fileno())
+
     def _line(self, row: dict[str, Any]) -> str:
         done = row["step"] - self.first_step
         remaining = (time.monotonic() - self.started) / done * (self.total_steps - row["step"])
@@ -89,6 +95,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def _reopen(path: Path, first_step: int):
     rows = [row for row in read_rows(path) if row["step"] <= first_step]
+    if missing := first_step - len({row["step"] for row in rows}):
+        print(
+            f"WARNING: {path}: {missing} of the {first_step} steps before this attempt have no row there any more: "
+            "curves that are made from it have gaps; the training is not affected",
+            file=sys.stderr,
+        )
     lines = [json_line(without_nan(row)) for row in rows]
     write_atomically(path, "".join(lines))  # now, as the first step may never end
     return path.open("a", encoding="utf-8")

@@ -151,6 +151,7 @@ class Session:
         self._longest_step = max(self._longest_step, time.monotonic() - self._boundary)
         stopping = self._stop.agreed(self._seconds_needed())
         if stopping or is_last or self.step % self.recipe.checkpoint.every_steps == 0:
+            self._log.to_disk()
             self.checkpoints.save(self.step, without_nan(self.state), snapshot)
         if stopping and not is_last:
             self.checkpoints.wait_until_saved()

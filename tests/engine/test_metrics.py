@@ -66,6 +66,16 @@ def test_a_resume_killed_before_its_first_step_loses_no_row(tmp_path):
         assert steps_in(tmp_path) == [1, 2, 3]
 
 
+def test_rows_that_are_lost_are_mentioned(tmp_path, capsys):
+    write(tmp_path, [1, 2, 3])
+    write(tmp_path, [4], first_step=3)
+    assert "WARNING" not in capsys.readouterr().err
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(file.read_text().splitlines(keepends=True)[0])
+    write(tmp_path, [4], first_step=3)
+    assert f"WARNING: {file}: 2 of the 3 steps before this attempt have no row there" in capsys.readouterr().err
+
+
 def test_a_new_start_drops_all_rows(tmp_path):
     write(tmp_path, [1, 2])
     write(tmp_path, [1])
