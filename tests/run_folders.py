@@ -7,6 +7,7 @@ import numpy as np
 from small_runs import write_rows
 
 from dcr_ds.recipe import Recipe, dump_recipe
+from dcr_ds.report import write_report
 from dcr_ds.statistics import rate
 
 TEXTS = {"y": "Sure | here *goes*\n\n<b>it</b>", "n": "I'm sorry, no.", "": ""}
@@ -114,6 +115,12 @@ def write_model(run, model, separation, agrees=True, harmless="seeming", harmful
             for i, value in enumerate(values.tolist())
         ]
         write_rows(home.log_odds, rows)
+
+
+def report_of(folders: list[Path], out: Path) -> str:
+    """Write the report of run folders and return its Markdown."""
+    write_report(folders, out)
+    return out.read_text(encoding="utf-8")
 
 
 def write(path: Path, value: dict) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from dcr_ds.commands.parser import command_parser, output_file, refuse_other_file
 from dcr_ds.recipe.layout import RunFolder
 from dcr_ds.report.compose import TITLE
-from dcr_ds.report.write import terminal_table, write_report
+from dcr_ds.report.write import write_report
 
 DESCRIPTION = """\
 Write the report of run folders (Markdown, one self-contained HTML page, figures) and print its table of results. The
@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
     out = options.out or RunFolder(home).report
     for file in (out, out.with_suffix(".html")):
         refuse_other_file("report", file, TITLE)
-    write_report(options.runs, out)
-    print(f"{terminal_table(options.runs)}\n\nReport: {out} and {out.with_suffix('.html')}")
+    table = write_report(options.runs, out)
+    print(f"{table}\n\nReport: {out} and {out.with_suffix('.html')}")
     return 0
 
 

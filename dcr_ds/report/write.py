@@ -30,9 +30,12 @@ TERMINAL_WIDTH = 100
 
 
 def write_report(folders: Sequence[Path], out: Path) -> str:
-    """Write the report of run folders to `out`, with the HTML page and figures/ next to it; returns the Markdown.
+    """Write the report of run folders to `out`, with the HTML page and figures/ next to it.
 
     For a single run, also write the cards of its models.
+
+    Returns:
+        What a terminal shows of it; see `terminal_table`.
 
     Raises:
         UserError: a folder is not a run folder, a file in it is broken, or two runs have no prompt in common.
@@ -45,12 +48,11 @@ def write_report(folders: Sequence[Path], out: Path) -> str:
     comparison = compare([read_run(folder) for folder in folders])
     command = f"dcr-ds report {' '.join(quote(str(folder)) for folder in folders)} --out {quote(str(out))}"
     document = compose(comparison, command, _draw(comparison, out))
-    text = markdown_text(document)
-    write_atomically(out, text)
+    write_atomically(out, markdown_text(document))
     write_atomically(out.with_suffix(".html"), html_page(document))
     if len(comparison.runs) == 1:
         write_cards(comparison)
-    return text
+    return _for_terminal(comparison)
 
 
 def refuse_repeated(folders: Sequence[Path]) -> None:
@@ -83,8 +85,14 @@ def terminal_table(folders: Sequence[Path]) -> str:
     """Warnings, measures of discernment, results and headline of run folders, at most 100 columns wide.
 
     What makes the columns not comparable stands below the results.
+
+    Raises:
+        UserError: a folder is not a run folder, a file in it is broken, or two runs have no prompt in common.
     """
-    comparison = compare([read_run(folder) for folder in folders])
+    return _for_terminal(compare([read_run(folder) for folder in folders]))
+
+
+def _for_terminal(comparison: Comparison) -> str:
     rows = _results_rows(comparison)
     parts = [_wrapped(f"warning: {warning}") for warning in warnings(comparison.runs)]
     if len(rows) < 2:

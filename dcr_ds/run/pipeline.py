@@ -222,11 +222,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _report(recipe: Recipe) -> None:
-    from dcr_ds.report import terminal_table, write_report
+    from dcr_ds.report import write_report
 
-    write_report([recipe.folder], RunFolder(recipe.folder).report)
+    out = RunFolder(recipe.folder).report
+    table = write_report([recipe.folder], out)
     attach_report(recipe)
-    print(f"\n{terminal_table([recipe.folder])}\n\nReport: {RunFolder(recipe.folder).report}", flush=True)
+    print(f"\n{table}\n\nReport: {out}", flush=True)
 
 
 def _resolve(recipe: Recipe, source: Path, ranks: Ranks) -> tuple[Recipe, dict[str, str]]:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from run_folders import NUM_PROMPTS as N
-from run_folders import REFUSED, write, write_model, write_run
+from run_folders import REFUSED, report_of, write, write_model, write_run
 from small_runs import write_rows
 
 from dcr_ds.recipe.layout import RunFolder
@@ -48,7 +48,7 @@ def test_the_headline_says_whether_the_interval_excludes_zero(run):
     headline_text = sentence(comparison.columns, comparison.discernment)
     assert headline_text.startswith("DCR on all harmless against all harmful prompts: AUC of the refusal log-odds 0.")
     assert headline_text.count("which excludes zero") == 2 and "(STL 0." in headline_text
-    text = write_report([run.folder], run.report)
+    text = report_of([run.folder], run.report)
     assert f"**{headline_text[:40]}" in text.replace("\\", "")
     assert headline_text[:40] in terminal_table([run.folder])
 
@@ -60,7 +60,7 @@ def test_log_odds_without_agreement_are_not_a_headline(run):
     assert text.startswith("DCR on all harmless against all harmful prompts: Youden's J of the judged answers 0.60")
     assert "AUC" not in text
     assert text.endswith("Log-odds and margins agree too little with the answers to be quoted.")
-    assert "the refusal log-odds of DCR rank its refused answers" in write_report([run.folder], run.report)
+    assert "the refusal log-odds of DCR rank its refused answers" in report_of([run.folder], run.report)
 
 
 def test_log_odds_of_models_that_refuse_too_little_cannot_be_checked(run, monkeypatch):
@@ -99,7 +99,7 @@ def test_without_a_control_the_headline_compares_nothing(tmp_path):
     run = RunFolder(write_run(tmp_path / "run"))
     for model in ("base", "aligned"):
         write_model(run, model, 1.0)
-    text = write_report([run.folder], run.report)
+    text = report_of([run.folder], run.report)
     headline = next(line for line in text.splitlines() if line.startswith("**"))
     assert headline.startswith("**aligned complies with 80.0% of harmless prompts (95% interval ")
     assert "base" not in headline
@@ -161,7 +161,7 @@ def test_openings_are_summarised(run):
     content = {"openings": openings, "first_tokens": first, "refusals_covered": 0.93, "ordinary_covered": 0.04}
     for model in ("base", "aligned"):  # the same tokenizer and data: shown once
         write(run.model(model).openings, content)
-    text = write_report([run.folder], run.report)
+    text = report_of([run.folder], run.report)
     assert text.count("Refusal openings, the 8 most frequent of 20") == 1
     assert re.search(r"“I cannot 19” +\| +19\.0% \| +0\.2% \| data", text) and "I cannot 11" not in text
     assert "begin 93.0% of the refusals in the training data and 4.0% of the ordinary answers" in text
@@ -169,7 +169,7 @@ def test_openings_are_summarised(run):
         "1 of 2 first tokens can also begin ordinary answers (“I”)" in text and "different refusal openings" not in text
     )
     write(run.model("base").openings, content | {"openings": openings[1:]})
-    assert "different refusal openings (base; DCR)" in write_report([run.folder], run.report)
+    assert "different refusal openings (base; DCR)" in report_of([run.folder], run.report)
 
 
 def test_log_odds_during_alignment_are_plotted(run):
@@ -181,7 +181,7 @@ def test_log_odds_during_alignment_are_plotted(run):
             home.metrics,
             [{"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5, "log_odds_toxic": end, "log_odds_general": -5.0}],
         )
-    text = write_report([run.folder], run.report)
+    text = report_of([run.folder], run.report)
     assert "STL, toxic prompts: −3.0 at step 0, +2.0 at step 20" in text
     assert "DCR, toxic prompts: −3.0 at step 0, +4.0 at step 20" in text
     assert "Alignment of STL ended: control is done." in text
@@ -192,7 +192,7 @@ def test_log_odds_during_alignment_are_plotted(run):
 
 def test_without_log_odds_during_alignment_there_is_no_such_section(run):
     write_rows(run.stage("align").metrics, [{"step": 1, "loss": 1.0}])
-    assert "## Alignment" not in write_report([run.folder], run.report)
+    assert "## Alignment" not in report_of([run.folder], run.report)
 
 
 def test_warnings_are_shown_above_the_sections_and_in_the_terminal(run):
@@ -200,7 +200,7 @@ def test_warnings_are_shown_above_the_sections_and_in_the_terminal(run):
     warning, note = "length separates <the> sets", "a row of confounds separates the two prompt sets"
     write(run.environment, environment | {"warnings": [warning], "notes": [note]})
     write(run.stage("refine").summary, {"warnings": ["refine failed: <b>the AUC fell</b>"]})
-    text = write_report([run.folder], run.report)
+    text = report_of([run.folder], run.report)
     top, _, rest = text.partition("## ")
     assert "**Warning:** refine failed: " in top and "length separates" in top and "length separates" not in rest
     assert note in rest and note not in top
@@ -213,7 +213,7 @@ def test_the_control_and_the_log_odds_are_in_the_cost_table(run):
     cost = {"device": "CPU", "seconds": 200.0, "generated_tokens": 0, "parts": {"log_odds": {"seconds": 8.0}}}
     for model in ("base", "refined", "aligned"):
         write(run.model(model).cost, cost)
-    text = write_report([run.folder], run.report)
+    text = report_of([run.folder], run.report)
     assert re.search(r"\| control +\| 1 min 01 s \| +17 \|", text)
     assert "Refusal log-odds took 24.0 s, 4.0% of all evaluation." in text
     assert re.search(r"\| control +\| +stl \|", text)
@@ -222,7 +222,7 @@ def test_the_control_and_the_log_odds_are_in_the_cost_table(run):
 def test_the_shares_of_measurements_and_of_the_retain_term_are_reported(run):
     write(run.stage("refine").summary, {"steps": 9, "wall_seconds": 200.0, "measure_seconds": 30, "retain_seconds": 50})
     write(run.stage("align").summary, {"steps": 9, "wall_seconds": 100.0})
-    text = " ".join(write_report([run.folder], run.report).split())
+    text = " ".join(report_of([run.folder], run.report).split())
     assert "Of refine, measuring took 15% and the retain term took 25% of the wall time." in text
     assert "Of align" not in text
 

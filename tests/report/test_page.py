@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from itertools import combinations
 
 import pytest
-from run_folders import write_benchmark, write_run
+from run_folders import report_of, write_benchmark, write_run
 
 from dcr_ds.errors import UserError
 from dcr_ds.report import write_report
@@ -78,7 +78,7 @@ def test_text_of_models_cannot_become_markup(attacked, tmp_path):
 
 
 def test_text_of_models_cannot_become_markup_in_markdown(attacked, tmp_path):
-    text = write_report([attacked], tmp_path / "report.md")
+    text = report_of([attacked], tmp_path / "report.md")
     for raw in ("<script", "<img", "<iframe", "](https", "](javascript", "<!--"):
         assert raw not in text.replace("\\" + raw, "")
     assert r"\<script\>" in text and r"\!\[" not in text and r"!\[a\](https\://evil.example/a.png)" in text
@@ -131,11 +131,11 @@ def test_answers_to_harmful_prompts_and_long_answers_are_collapsed(tmp_path):
 
 
 def test_the_figure_is_also_a_png_and_matplotlib_is_optional(attacked, tmp_path, monkeypatch):
-    text = write_report([attacked], tmp_path / "with/report.md")
+    text = report_of([attacked], tmp_path / "with/report.md")
     assert (tmp_path / "with/figures/report-tradeoff.png").read_bytes().startswith(b"\x89PNG")
     assert "](figures/report-tradeoff.png)" in text
     monkeypatch.setattr(png, "find_spec", lambda name: None)
-    text = write_report([attacked], tmp_path / "without/report.md")
+    text = report_of([attacked], tmp_path / "without/report.md")
     assert not (tmp_path / "without/figures").exists() and "report-tradeoff" not in text
     assert "<svg" in (tmp_path / "without/report.html").read_text()
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from run_folders import write, write_benchmark, write_run
+from run_folders import report_of, write, write_benchmark, write_run
 
 from dcr_ds.errors import UserError
 from dcr_ds.recipe.layout import RunFolder
@@ -49,7 +49,7 @@ def stl(tmp_path):
 
 
 def test_report_of_one_run(dcr, tmp_path):
-    text = write_report([dcr], tmp_path / "deep/er/report.md")
+    text = report_of([dcr], tmp_path / "deep/er/report.md")
     assert (tmp_path / "deep/er/report.md").read_text(encoding="utf-8") == text
     parts = sections(text)
     assert list(parts) == [
@@ -93,7 +93,7 @@ def test_figures_of_refinement_are_those_of_the_exported_step(dcr, tmp_path):
     write(file, json.loads(file.read_text()) | {"best": best, "exported_step": 30})
     for stage in ("refine", "align"):
         (dcr / stage / "model").mkdir()
-    refinement = tables(sections(write_report([dcr], tmp_path / "report.md"))["Refinement"])
+    refinement = tables(sections(report_of([dcr], tmp_path / "report.md"))["Refinement"])
     assert refinement["cosine gap, start → exported"]["refined"] == "0.062 → 0.750"
     assert (refinement["steps"]["refined"], refinement["exported step"]["refined"]) == ("40", "30")
     for stage in ("refine", "align"):
@@ -102,7 +102,7 @@ def test_figures_of_refinement_are_those_of_the_exported_step(dcr, tmp_path):
 
 
 def test_refinement_cost_data_settings_and_notes(dcr, tmp_path):
-    parts = sections(write_report([dcr], tmp_path / "report.md"))
+    parts = sections(report_of([dcr], tmp_path / "report.md"))
     refinement = tables(parts["Refinement"])
     assert refinement["layer"]["refined"] == "15"
     assert refinement["cosine gap, start → exported"]["refined"] == "0.062 → 0.512"
@@ -124,7 +124,7 @@ def test_refinement_cost_data_settings_and_notes(dcr, tmp_path):
 
 
 def test_report_of_two_runs_compares_stl_with_dcr(stl, dcr, tmp_path):
-    parts = sections(write_report([stl, dcr], tmp_path / "report.md"))
+    parts = sections(report_of([stl, dcr], tmp_path / "report.md"))
     results = tables(parts["Results"])
     assert list(results["toxic: refusal ↑"]) == ["n", "base", "STL", "DCR"]
     assert results["seeming: compliance ↑"]["STL"].startswith("50.0%")
@@ -141,7 +141,7 @@ def test_report_of_two_runs_compares_stl_with_dcr(stl, dcr, tmp_path):
 
 
 def test_examples_show_text_of_models_literally(dcr, tmp_path):
-    examples = sections(write_report([dcr], tmp_path / "report.md"))["Examples"]
+    examples = sections(report_of([dcr], tmp_path / "report.md"))["Examples"]
     assert "base → aligned: 2 of 2 labels differ (2 × compliance → full refusal)" in examples
     assert r"base, compliance (xstest_strings): Sure \| here \*goes\* \<b\>it\</b\>" in examples
     assert "aligned, full refusal (xstest_strings): I'm sorry, no." in examples
@@ -149,10 +149,10 @@ def test_examples_show_text_of_models_literally(dcr, tmp_path):
 
 def test_several_runs_of_a_kind_are_named(stl, dcr, tmp_path):
     other = write_run(tmp_path / "dcr-layer-9", refine={"layer": 9})
-    results = tables(sections(write_report([stl, dcr, other], tmp_path / "report.md"))["Results"])
+    results = tables(sections(report_of([stl, dcr, other], tmp_path / "report.md"))["Results"])
     assert list(results["toxic: refusal ↑"]) == ["n", "base", "STL", "dcr-run", "dcr-layer-9"]
     twin = shutil.copytree(dcr, tmp_path / "elsewhere" / "dcr-run")
-    results = tables(sections(write_report([dcr, twin], tmp_path / "report.md"))["Results"])
+    results = tables(sections(report_of([dcr, twin], tmp_path / "report.md"))["Results"])
     assert list(results["toxic: refusal ↑"])[2:] == [str(dcr), str(twin)]
 
 
@@ -160,18 +160,18 @@ def test_the_method_of_a_run_depends_on_what_was_trained(dcr, stl, tmp_path):
     for folder in (dcr, stl):
         recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
         (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"stages": ["evaluate"]}))
-    results = tables(sections(write_report([stl, dcr], tmp_path / "report.md"))["Results"])
+    results = tables(sections(report_of([stl, dcr], tmp_path / "report.md"))["Results"])
     assert list(results["toxic: refusal ↑"])[2:] == ["STL", "DCR"]
 
 
 def test_base_under_other_settings_is_reported(stl, tmp_path):
     other = write_run(tmp_path / "dcr-run", base_hash="h1")
-    results = sections(write_report([stl, other], tmp_path / "report.md"))["Results"]
+    results = sections(report_of([stl, other], tmp_path / "report.md"))["Results"]
     assert "Base answered seeming, toxic under other settings in dcr-run than in stl-run" in results
 
 
 def test_models_that_answered_in_different_modes_are_reported(dcr, tmp_path):
-    plain = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    plain = sections(report_of([dcr], tmp_path / "report.md"))["Results"]
     assert "different modes" not in plain
     file = dcr / "evaluate" / "aligned" / "toxic" / "generations.jsonl"
     rows = [
@@ -179,15 +179,15 @@ def test_models_that_answered_in_different_modes_are_reported(dcr, tmp_path):
         for line in file.read_text().splitlines()
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    results = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    results = sections(report_of([dcr], tmp_path / "report.md"))["Results"]
     assert "different modes of their chat templates" in results and "thinking=false" in results
 
 
 def test_judgements_by_different_versions_are_reported(dcr, tmp_path):
-    assert "different versions" not in sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    assert "different versions" not in sections(report_of([dcr], tmp_path / "report.md"))["Results"]
     file = dcr / "evaluate" / "aligned" / "toxic" / "scores.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"judge_version": "3-x"}))
-    results = sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    results = sections(report_of([dcr], tmp_path / "report.md"))["Results"]
     assert "judged by different versions of xstest" in results
     assert "judged by different versions of xstest" in " ".join(terminal_table([dcr]).split())
     scores = json.loads(file.read_text()) | {
@@ -197,12 +197,12 @@ def test_judgements_by_different_versions_are_reported(dcr, tmp_path):
     file.write_text(json.dumps(scores))
     aligned = file.parents[2] / "base" / "toxic" / "scores.json"
     aligned.write_text(json.dumps(json.loads(aligned.read_text()) | {"by_judge": {"other": {"judge_version": "3-y"}}}))
-    assert "judged by different versions of other" in sections(write_report([dcr], tmp_path / "report.md"))["Results"]
+    assert "judged by different versions of other" in sections(report_of([dcr], tmp_path / "report.md"))["Results"]
 
 
 def test_refined_column_has_scores_for_benchmarks_it_answered(tmp_path):
     run = write_run(tmp_path / "run", models=("base", "refined", "aligned"))
-    results = tables(sections(write_report([run], tmp_path / "report.md"))["Results"])
+    results = tables(sections(report_of([run], tmp_path / "report.md"))["Results"])
     assert results["toxic: refusal ↑"]["refined"].startswith("**100.0%**")
 
 
@@ -211,21 +211,21 @@ def test_different_sample_sizes_are_shown_without_answers(stl, dcr, tmp_path):
     for run in (stl, dcr):
         for file in run.glob("evaluate/*/seeming/*.jsonl"):
             file.unlink()
-    row = tables(sections(write_report([stl, dcr], tmp_path / "report.md"))["Results"])["seeming: compliance ↑"]
+    row = tables(sections(report_of([stl, dcr], tmp_path / "report.md"))["Results"])["seeming: compliance ↑"]
     assert row["n"] == "" and "n=4" in row["STL"] and "n=3" in row["DCR"]
 
 
 def test_leakage_is_reported_with_a_limit(dcr, tmp_path):
     overlaps = [f"exact: data.toxic toxic-{i} and toxic toxic-{i}" for i in range(50)]
     write(dcr / "environment.json", {"overlaps": overlaps})
-    leakage = sections(write_report([dcr], tmp_path / "report.md"))["Leakage"]
+    leakage = sections(report_of([dcr], tmp_path / "report.md"))["Leakage"]
     assert "dcr-run: 50 training rows overlap" in leakage and "and 30 more" in leakage
 
 
 @pytest.mark.parametrize("stages", [("refine", "align"), ("refine",), ("align",)])
 def test_a_run_not_yet_evaluated_says_so(tmp_path, stages):
     run = write_run(tmp_path / "run", stages=stages)
-    parts = sections(write_report([run], tmp_path / "report.md"))
+    parts = sections(report_of([run], tmp_path / "report.md"))
     assert parts["Results"].startswith("Not evaluated yet: run.")
     assert ("Refinement" in parts) == ("refine" in stages)
     assert "Examples" not in parts and "Cost" in parts
@@ -234,7 +234,7 @@ def test_a_run_not_yet_evaluated_says_so(tmp_path, stages):
 
 def test_one_of_two_runs_not_yet_evaluated(stl, tmp_path):
     run = write_run(tmp_path / "run", stages=("refine", "align"))
-    parts = sections(write_report([stl, run], tmp_path / "report.md"))
+    parts = sections(report_of([stl, run], tmp_path / "report.md"))
     assert tables(parts["Results"])["toxic: refusal ↑"]["DCR"] == "–"
     assert "Not evaluated yet: run." in parts["Results"]
     assert "DCR" in terminal_table([stl, run])
@@ -248,11 +248,11 @@ def test_what_an_unfinished_evaluation_lacks_is_a_warning(tmp_path):
     assert "not finished" not in terminal_table([run])
     name = names[0]
     (run / "evaluate/aligned" / name / "scores.json").unlink()
-    text = write_report([run], tmp_path / "report.md")
+    text = report_of([run], tmp_path / "report.md")
     assert f"not finished; repeat its command, which keeps what exists. Missing: aligned on {name}." in text
     assert "Missing:" in terminal_table([run])
     shutil.rmtree(run / "evaluate/aligned")
-    assert "Missing: aligned." in write_report([run], tmp_path / "report.md")
+    assert "Missing: aligned." in report_of([run], tmp_path / "report.md")
 
 
 def test_a_run_stopped_before_any_stage_was_done(tmp_path):
@@ -260,7 +260,7 @@ def test_a_run_stopped_before_any_stage_was_done(tmp_path):
     for name in ("environment.json", "evaluate"):
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert list(sections(write_report([run], tmp_path / "report.md"))) == ["Results", "Settings", "Reproduction"]
+    assert list(sections(report_of([run], tmp_path / "report.md"))) == ["Results", "Settings", "Reproduction"]
 
 
 def test_a_folder_without_a_run_is_a_user_error(dcr, tmp_path):
