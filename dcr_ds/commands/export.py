@@ -31,11 +31,13 @@ def run(arguments: list[str]) -> int:
     options = _parse(arguments)
     if not options.what.is_dir():
         raise UserError(f"{options.what}: no such folder")
+    if options.push:
+        from dcr_ds.export.push import check_hub_id, push
+
+        check_hub_id(options.push)
     with write_errors_as_user_errors(options.out):
         print(f"{options.out}: {_export(options)}")
     if options.push:
-        from dcr_ds.export.push import push
-
         print(push(options.what, options.stage, options.out, options.push))
     return 0
 

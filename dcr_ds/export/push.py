@@ -4,6 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from dcr_ds.errors import UserError, one_line
 from dcr_ds.export.publish import make_public
@@ -16,6 +17,17 @@ from dcr_ds.report.numbers.comparison import compare
 from dcr_ds.report.numbers.read import read_run
 
 MESSAGE = "Exported by dcr-ds"
+
+
+def check_hub_id(hub_id: str) -> None:
+    """Raise UserError unless a repository of the hub can have this name."""
+    try:
+        validate_repo_id(hub_id)
+        reason = "" if "/" in hub_id else "the owner is missing"
+    except HFValidationError as error:
+        reason = one_line(error)
+    if reason:
+        raise UserError(f"--push {hub_id}: not a hub id ({reason}); give OWNER/NAME, such as you/model")
 
 
 def push(trained: Path, stage: str | None, folder: Path, hub_id: str) -> str:
@@ -37,7 +49,8 @@ def push(trained: Path, stage: str | None, folder: Path, hub_id: str) -> str:
         reason = one_line(error)
         raise UserError(
             f"--push {hub_id}: the hub cannot be reached or refuses the upload ({reason}); check the name, the network "
-            f"and HF_TOKEN. The exported folder is {folder}"
+            f"and HF_TOKEN. The exported folder is {folder}; upload it with: hf upload {hub_id} {folder} . --private "
+            f"--exclude {EXPORT_RECORD}"
         ) from None
     return str(address)
 

@@ -233,12 +233,14 @@ def test_a_recipe_that_does_not_fit_the_checkpoint_is_named(runs, export, tmp_pa
         (["{runs}/refine-zero0/refine", "--stage", "align"], "belongs to refine; leave --stage out"),
         (["{runs}/refine-zero0/refine/checkpoints/step-00000009"], "no such folder"),
         (["{runs}/refine-zero0", "--push", "nobody/tiny"], "--push nobody/tiny: the hub cannot be reached"),
+        (["{runs}/refine-zero0", "--push", "a b/c"], "--push a b/c: not a hub id (Repo id must"),
+        (["{runs}/refine-zero0", "--push", "tiny"], "--push tiny: not a hub id (the owner is missing)"),
         (["{runs}/refine-zero0", "--merged"], "unrecognized arguments: --merged"),
     ],
 )
 def test_bad_arguments(runs, export, tmp_path, arguments, message):
     assert message in export(*(word.format(runs=runs) for word in arguments), code=2)
-    assert (tmp_path / "out").exists() is ("--push" in arguments)  # only the upload failed
+    assert (tmp_path / "out").exists() is ("cannot be reached" in message)  # only the upload failed
 
 
 def test_nothing_is_overwritten(runs, export, tmp_path):
