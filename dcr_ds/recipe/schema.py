@@ -89,8 +89,8 @@ class RefineSection(StageSection):
         "anchor", description="Circle loss: one term per anchor, or one over all pairs"
     )
     margin: float = Field(0.25, gt=0, lt=1, description="margin m of circle and triplet")
-    scale: float = Field(8.0, gt=0, description="scale γ of circle")
-    temperature: float = Field(0.1, gt=0, description="temperature τ of supcon, infonce and ntxent")
+    scale: float = Field(8.0, gt=0, le=1e6, description="scale γ of circle")
+    temperature: float = Field(0.1, ge=1e-6, description="temperature τ of supcon, infonce and ntxent")
     backend: Literal["auto", "reference", "chunked", "triton"] = Field(
         "auto", description="implementation of the loss; auto: triton on a GPU if it is installed, else chunked"
     )

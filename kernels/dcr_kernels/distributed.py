@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from .unit import working_dtype
+
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 Problem = tuple[type[Exception], str]
@@ -136,9 +138,12 @@ def find_problem(
         if value.device != h.device:
             return ValueError, f"h and {name} must be on one device, got {h.device} and {value.device}"
     if check_values:
-        broken = (~h.detach().isfinite().all(dim=1) & (labels >= 0)).nonzero()
+        length = torch.linalg.vector_norm(h.detach(), dim=1, dtype=working_dtype(h.dtype))
+        broken = (~length.isfinite() & (labels >= 0)).nonzero()
         if len(broken):
-            return ValueError, f"h is not finite in row {broken[0].item()} ({len(broken)} such rows)"
+            return ValueError, (
+                f"h is not finite in row {broken[0].item()} ({len(broken)} such rows); a length that overflows counts"
+            )
     return None
 
 

@@ -33,7 +33,7 @@ def circle_loss(
             Arithmetic is float32 (float64 for float64), under autocast too.
         labels: [N] int64. A negative label marks a dead row: padding that is ignored and gets gradient 0.
         margin: m, in [0, 1).
-        scale: γ, above 0.
+        scale: γ, above 0, at most 1e6.
         form: "anchor", every row is an anchor with its own loss, or "global", one loss over all pairs.
         reduction: what the sum over anchors is divided by. "valid": the anchors with a positive and a negative
             partner. "nonzero": those of loss above 0, as pytorch-metric-learning does. The global form is one
@@ -45,8 +45,8 @@ def circle_loss(
         backend: "chunked" and "triton" need memory O(N·D); "reference" is the readable O(N²) definition, whose
             backward must run outside autocast. "auto" is triton on a GPU where it is installed, else chunked,
             which is logged once under `dcr_kernels`.
-        check_values: raise ValueError naming the first live row with a NaN or an infinity; costs a device
-            synchronisation. Without it such a row makes the loss NaN.
+        check_values: raise ValueError naming the first live row with a NaN or an infinity, or whose length is
+            infinite; costs a device synchronisation. Without it such a row makes the loss NaN.
 
     Returns:
         A scalar in float32 (float64 for float64). Exactly 0 with gradient 0 where no row has both a positive and a

@@ -17,6 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of scale and 1 / temperature. A cosine is rounded to 1e-7 in float32, and the gradient has the exponential of a logit:
+# above, it is wrong by more than a tenth, and then overflows.
+STEEPEST = 1e6
+
 
 class Coefficients(NamedTuple):
     """What row i needs, as an anchor, for its part of ∂L/∂s_ij: each [N]; +∞ in a normaliser is a weight of 0.
@@ -51,8 +55,8 @@ class Circle:
     def __post_init__(self):
         if not 0 <= self.margin < 1:
             raise ValueError(f"margin must be in [0, 1), got {self.margin}")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be above 0 and finite, got {self.scale}")
+        if not 0 < self.scale <= STEEPEST:
+            raise ValueError(f"scale must be above 0 and at most {STEEPEST:g}, got {self.scale}")
         _check_choice("form", self.form, ("anchor", "global"))
         _check_reduction(self.reduction)
 
@@ -240,5 +244,5 @@ def _check_reduction(value: str) -> None:
 
 
 def _check_temperature(value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"temperature must be above 0 and finite, got {value}")
+    if not 1 / STEEPEST <= value < math.inf:
+        raise ValueError(f"temperature must be at least {1 / STEEPEST:g} and finite, got {value}")

@@ -44,9 +44,11 @@ OPTIONS = {
         "circle-anchor": [(1.0, r"margin must be in \[0, 1\), got 1.0"), (-0.1, "margin"), (math.nan, "got nan")],
         "triplet": [(2.5, r"margin must be in \[0, 2\], got 2.5"), (-0.1, "margin"), (math.nan, "got nan")],
     },
-    "scale": {"circle-anchor": [(value, "scale must be above 0 and finite") for value in (0, -1, math.inf, math.nan)]},
+    "scale": {
+        "circle-anchor": [(value, r"scale must be above 0 and at most 1e\+06") for value in (0, -1, 2e6, math.nan)]
+    },
     "temperature": {
-        name: [(value, "temperature must be above 0 and finite") for value in (0, -1, math.inf, math.nan)]
+        name: [(value, "temperature must be at least 1e-06 and finite") for value in (0, -1, 9e-7, math.inf, math.nan)]
         for name in ("supcon", "infonce", "ntxent")
     },
     "form": {"circle-anchor": [("pairs", "form must be one of anchor, global, got 'pairs'")]},
@@ -112,11 +114,14 @@ def test_only_infonce_accepts_positives(name):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_check_values_names_the_first_live_row(name, backend):
     h, labels = (value.to(device_of(backend)) for value in make_batch(12, 8, 2))
-    h[2, 0], h[6, 1], h[9, 3] = math.nan, math.inf, math.nan
+    h[2, 0], h[6, 1], h[9, 3], h[10] = math.nan, math.inf, math.nan, 1e20  # the square of 1e20 overflows
     labels[2] = -1
-    with pytest.raises(ValueError, match=r"not finite in row 6 \(2 such rows\)"):
+    with pytest.raises(ValueError, match=r"not finite in row 6 \(3 such rows\)"):
         call(name, h, labels, backend=backend, check_values=True)
     labels[[6, 9]] = -1
+    with pytest.raises(ValueError, match=r"not finite in row 10 \(1 such rows\); a length that overflows"):
+        call(name, h, labels, backend=backend, check_values=True)
+    labels[10] = -1
     assert call(name, h, labels, backend=backend, check_values=True).isfinite()
 
 

@@ -124,6 +124,19 @@ def test_extreme_cosines_do_not_overflow(name, option, value, backend):
     assert (gradient - expected_gradient).norm() <= 1e-6 * slope * (1 + expected_gradient.norm())
 
 
+STEEPEST = [("circle-anchor", {"scale": 1e6}), ("circle-global", {"scale": 1e6})]
+STEEPEST += [(name, {"temperature": 1e-6}) for name in ("supcon", "infonce", "ntxent")]
+
+
+@every_backend
+@pytest.mark.parametrize("name, options", STEEPEST)
+def test_the_steepest_options_are_finite_and_about_right(name, options, backend):
+    h, labels = make_batch(16, 8, 2)
+    loss, gradient = loss_and_gradient(name, h, labels, backend, **options)
+    expected_loss, expected_gradient = truth(name, h, labels, **options)
+    assert relative_error(loss, expected_loss) <= 1e-6 and relative_error(gradient, expected_gradient) <= 0.3
+
+
 @every_backend
 @every_loss
 @pytest.mark.parametrize("reduction", ["valid", "nonzero"])
