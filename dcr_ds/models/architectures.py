@@ -46,8 +46,13 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
             f"{folder}: {model_type} is a model of text and images or sound; only a language model can be trained: "
             "load it with its architecture's class …ForCausalLM in transformers, and save that with save_pretrained"
         )
-    if not isinstance(blocks, int):
-        raise UserError(f"{file}: num_hidden_layers must be a number, not {blocks!r}")
+    if blocks is None:
+        raise UserError(
+            f"{file}: has no num_hidden_layers, so {model_type} cannot be trained here: it is an architecture of "
+            "another form, or a part of its config.json is missing"
+        )
+    if type(blocks) is not int or blocks < 1:
+        raise UserError(f"{file}: num_hidden_layers must be a number above 0, not {blocks!r}")
 
 
 def check_can_be_cut(folder: Path, config: dict[str, Any]) -> None:

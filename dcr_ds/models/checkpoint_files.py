@@ -139,7 +139,8 @@ def check_layer(folder: Path, layer: int) -> None:
     check_can_be_cut(folder, config)
     blocks = config["num_hidden_layers"]
     if not 1 <= layer < blocks:
-        raise UserError(f"refine.layer: {layer} is out of range; {folder} has {blocks} blocks, so 1 to {blocks - 1}")
+        allowed = f"{blocks} blocks, so 1 to {blocks - 1}" if blocks > 1 else "1 block, and stage 1 needs 2"
+        raise UserError(f"refine.layer: {layer} is out of range; {folder} has {allowed}")
 
 
 def check_not_quantised(folder: Path) -> None:

@@ -8,8 +8,10 @@ import yaml
 from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user
 from dcr_ds.models.architectures import check_config
+from dcr_ds.models.check import build_on_meta
 from dcr_ds.models.checkpoint_files import check_not_quantised, model_config
 from dcr_ds.models.locate import refuse_other_folders
+from dcr_ds.models.rehearsal import check_architecture
 from dcr_ds.recipe import ModelSection
 
 SHAPES = Path(__file__).parent / "configs"
@@ -19,13 +21,17 @@ def find_shape(model: ModelSection) -> tuple[Path, str]:
     """The folder of a config.json, and where it comes from. Nothing is downloaded.
 
     Raises:
-        UserError: none was found, or it is not a language model that can be trained: an adapter, a run, quantised.
+        UserError: none was found, or it is not a language model that can be trained: an adapter, a run, quantised, of
+            an architecture that fails the checks, or with a config.json of which no model can be built.
     """
     folder, origin = _locate(model)
     config = model_config(folder)
     check_config(folder, config)
     if {"quantization_config", "compression_config"} & config.keys():
         check_not_quantised(folder)
+    if folder.parent != SHAPES:
+        build_on_meta(folder)
+        check_architecture(folder)
     return folder, origin
 
 

@@ -124,6 +124,24 @@ def test_models_that_cannot_be_trained_have_no_plan(plan, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3}, "config.json: transformers cannot build the model (Class validation error"),
+        ({"hidden_size": "64"}, "config.json: transformers cannot build the model (Validation error for field"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a number above 0, not 0"),
+        ({"num_hidden_layers": 1}, "refine.layer: 2 is out of range; "),
+        ({"num_hidden_layers": None, "model_type": "gpt2"}, "has no num_hidden_layers, so gpt2 cannot be trained"),
+        ({"model_type": "bert"}, "failed the check: its blocks were not found at model.layers"),
+    ],
+)
+def test_a_config_that_training_would_refuse_has_no_plan(plan, tmp_path, changes, message):
+    config = make_model(tmp_path / "tiny", tied=False) / "config.json"
+    write_json(config, json.loads(config.read_text()) | changes)
+    options = ["--model.source", str(tmp_path / "tiny"), "--refine.layer", "2"]
+    assert message in plan("recipes/smollm2-135m.yaml", *options, code=2)
+
+
 @pytest.mark.slow
 def test_plan_with_measure_uses_measured_rates_and_memory(plan, tmp_path):
     """Both stages run; the plan is for the device that they ran on."""
