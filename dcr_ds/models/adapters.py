@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +38,12 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
         field: the section of the recipe, such as `align.lora`.
 
     Raises:
-        UserError: the targets match no module of the model, or embeddings that are tied to the head.
+        UserError: the targets match no module of the model, a frozen router, or embeddings that are tied to the head.
     """
     from peft import LoraConfig, get_peft_model
 
     _check_named(model, lora.targets, field)
+    has_frozen_routers = any(ROUTER.search(name) and not weight.requires_grad for name, weight in model.named_parameters())
     targets = _targets(model, lora.targets)
     for option in ("dora", "dropout"):
         if "target_parameters" in targets and getattr(lora, option):
@@ -60,19 +62,40 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     try:
         # DeepSpeed keeps fp32 masters; peft would cast the adapter without ZeRO-3 knowing
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise UserError(f"{field}.targets: {first_line(error)[:200]}") from None
+    except (ValueError, re.error) as error:
+        raise UserError(f"{field}.targets: {_reason(error, lora.targets)}") from None
+    trained = (name for name, weight in adapted.named_parameters() if weight.requires_grad)
+    if has_frozen_routers and (router := next(filter(ROUTER.search, trained), None)):
+        raise UserError(
+            f"{field}.targets: {module_of(router)} is a router, and model.freeze_router: true trains none; leave it "
+            "out, or set model.freeze_router: false"
+        )
     if model.config.tie_word_embeddings:
         _refuse_tied(adapted, field)
     adapt_four_bit_experts(adapted)
     return adapted
 
 
+def _reason(error: Exception, targets: str | list[str]) -> str:
+    """Why peft cannot add an adapter."""
+    if module := re.match(r"Target module (\w+)", str(error)):  # its description can have many lines
+        return f"peft has no adapter for {module[1]}; name linear layers, such as [q_proj, v_proj]"
+    reason = first_line(error)[:200]
+    if isinstance(targets, list):
+        return reason
+    return (
+        f"{targets!r} as text is a regular expression for whole names of modules, such as '.*q_proj' ({reason}); use "
+        "all-linear, or a list of names: [q_proj, v_proj]"
+    )
+
+
 def _check_named(model: PreTrainedModel, targets: str | list[str], field: str) -> None:
-    """Raise UserError for a name in a list that no module has: peft leaves it out as long as others match.
+    """Raise UserError without targets, or for a name in a list that no module has: peft leaves it out if others match.
 
     Only the last part of a name is compared, as a model on which memory is planned has fewer blocks.
     """
+    if not targets:
+        raise UserError(f"{field}.targets: is empty; use all-linear, or names such as [q_proj, v_proj]")
     leaves = OF_EXPERTS | {name.rpartition(".")[2] for name, _ in model.named_modules()}
     for target in targets if isinstance(targets, list) else ():
         if target.rpartition(".")[2] not in leaves:

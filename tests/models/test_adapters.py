@@ -288,6 +288,22 @@ def test_targets_that_are_in_no_model_are_named(tmp_path, targets):
 
 
 @pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([], "is empty; use all-linear"),
+        ("", "is empty; use all-linear"),
+        ("[q", r"'\[q' as text is a regular expression .*unterminated character set.* a list of names"),
+        ("q_proj", "'q_proj' as text is a regular expression for whole names .* a list of names"),
+        (["self_attn"], r"peft has no adapter for \w+Attention; name linear layers"),
+        (["q_proj", "input_layernorm"], r"peft has no adapter for \w+RMSNorm; name linear layers"),
+    ],
+)
+def test_targets_that_cannot_have_an_adapter_are_named(tmp_path, targets, message):
+    with pytest.raises(UserError, match=rf"align\.lora\.targets: {message}"):
+        wrapped(make_model(tmp_path), targets=targets)
+
+
+@pytest.mark.parametrize(
     ("attention", "model_type", "expected"),
     [
         ("auto", "llama", "sdpa"),

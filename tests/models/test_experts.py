@@ -149,3 +149,10 @@ def test_options_that_peft_has_for_linear_layers_only_are_refused_on_experts(tmp
     with pytest.raises(UserError, match=f"align.lora.{next(iter(option))}: peft has it for linear layers only"):
         add_lora(model, LoraSection(**option), "align.lora")
     add_lora(model, LoraSection(targets=["q_proj", "v_proj"], **option), "align.lora")
+
+
+def test_a_frozen_router_gets_no_adapter(tmp_path):
+    model = build_on_meta(mixture(tmp_path, "mixtral"))
+    freeze_routers(model)
+    with pytest.raises(UserError, match=r"^align.lora.targets: .*mlp.gate is a router, and model.freeze_router"):
+        add_lora(model, LoraSection(targets=["q_proj", "gate"]), "align.lora")
