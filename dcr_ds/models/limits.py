@@ -70,7 +70,7 @@ def row_limit(tokenizer: "PreTrainedTokenizerBase", field: str, max_length: int)
     """
     context = limits_of(tokenizer).context
     if context is not None and context < max_length:
-        return context, f"{context} tokens, the model's context,"
+        return context, f"the {context} tokens of the model's context"
     return max_length, f"{field} = {max_length} tokens"
 
 

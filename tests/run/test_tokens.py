@@ -60,7 +60,7 @@ def test_rows_beyond_the_context_are_left_out_and_noted(place, train, run_folder
     rows = [*ROWS["general"], {"prompt": "describe " + "many " * 30, "response": "Here they are."}]
     write_rows(place / "general.jsonl", rows)
     noted = train("--stages", "[refine,align]", "--refine.max_length", "900", "--align.max_length", "900")
-    left_out = "conversations longer than 120 tokens, the model's context, left out"
+    left_out = "conversations longer than the 120 tokens of the model's context left out"
     assert f"data.general: 1 {left_out} of the retain term\n" in noted
     assert f"data.general: 1 of {len(rows)} {left_out}\n" in noted
     assert json.loads(run_folder.stage("align").summary.read_text())["num_general"] == len(ROWS["general"])
