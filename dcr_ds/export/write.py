@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import AutoModel, PreTrainedModel
 
 from dcr_ds.engine.checkpoint.checkpoints import newest_complete
@@ -24,7 +23,7 @@ from dcr_ds.models.checkpoint_files import EXPORT_RECORD, base_of_adapter, copie
 from dcr_ds.models.experts import freeze_routers
 from dcr_ds.models.hashes import weights_hash
 from dcr_ds.models.locate import base_fields
-from dcr_ds.models.merge import WEIGHTS, merge_lora
+from dcr_ds.models.merge import check_adapter, merge_lora
 from dcr_ds.models.splice import read_all, splice
 from dcr_ds.models.tokenizer import load_tokenizer
 from dcr_ds.models.tokenizer_files import keep_tokenizer
@@ -89,21 +88,13 @@ def check_export(folder: Path) -> None:
     """Read what was written: an adapter's tensors and config, or a model's headers, config and tokenizer.
 
     Raises:
-        UserError: the model is incomplete.
-        RuntimeError: a tensor of the adapter is empty or not finite.
+        UserError: the model is incomplete, or the adapter cannot be read or is not finite.
     """
-    if not _is_adapter(folder):
-        check_model(folder)
-        load_tokenizer(folder)
+    if _is_adapter(folder):
+        check_adapter(folder)
         return
-    from peft import PeftConfig
-
-    PeftConfig.from_pretrained(str(folder))
-    with safe_open(folder / WEIGHTS, "pt") as stream:
-        for name in stream.keys():
-            tensor = stream.get_tensor(name)
-            if not tensor.numel() or not torch.isfinite(tensor).all():
-                raise RuntimeError(f"{folder / WEIGHTS}: {name} is empty or not finite")
+    check_model(folder)
+    load_tokenizer(folder)
 
 
 def run_and_stage(path: Path, stage: str | None) -> tuple[Path, str, tuple[str, ...]]:

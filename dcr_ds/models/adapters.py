@@ -43,7 +43,8 @@ def add_lora(model: PreTrainedModel, lora: LoraSection, field: str):
     from peft import LoraConfig, get_peft_model
 
     _check_named(model, lora.targets, field)
-    has_frozen_routers = any(ROUTER.search(name) and not weight.requires_grad for name, weight in model.named_parameters())
+    frozen = (name for name, weight in model.named_parameters() if not weight.requires_grad)
+    has_frozen_routers = any(map(ROUTER.search, frozen))
     targets = _targets(model, lora.targets)
     for option in ("dora", "dropout"):
         if "target_parameters" in targets and getattr(lora, option):

@@ -1,9 +1,10 @@
 """Merge a LoRA adapter into a checkpoint, one weight at a time, from the checkpoint's own weights and dtypes."""
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -46,6 +47,7 @@ def merge_lora(source: Path, adapter: Path, target: Path, processes: Processes =
         UserError: the adapter is damaged, not a LoRA adapter, or was trained on another base.
     """
     processes.decide(lambda: check_base(source, adapter))
+    processes.decide(lambda: check_adapter(adapter))
     names, config = adapted_weights(adapter), _config_of(adapter)
     is_plain = config.peft_type == "LORA" and getattr(config, "init_lora_weights", True) in PLAIN_STARTS
     if not is_plain or any(getattr(config, option, None) for option in NOT_BY_WEIGHT):
@@ -153,8 +155,14 @@ def _with_adapter(base: PreTrainedModel, source: Path, adapter: Path, **options)
     from peft import PeftModel
 
     _refuse_other_modules(base, source, adapter)
+    # Missing tensors would count as untrained. The adapter of a trunk with experts names modules of all blocks.
+    action: Literal["error", "ignore"] = (
+        "ignore" if getattr(_config_of(adapter), "target_parameters", None) else "error"
+    )
     try:
-        return PeftModel.from_pretrained(base, adapter, **options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(action, "Found missing adapter keys")
+            return PeftModel.from_pretrained(base, adapter, **options)
     except Exception as error:  # what peft raises depends on the field of adapter_config.json that is wrong
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{adapter}: this adapter does not fit the model {source} ({reason})") from None
@@ -183,14 +191,31 @@ def adapted_weights(adapter: Path) -> set[str]:
     Raises:
         UserError: the adapter cannot be read, or is no LoRA adapter.
     """
-    try:
-        with safe_open(adapter / WEIGHTS, "pt") as stream:
-            names = list(stream.keys())
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
+    with _opened(adapter) as stream:
+        names = list(stream.keys())
     if others := [name for name in names if ".lora_" not in name]:
         raise UserError(f"{adapter}: holds {others[0]}, which is not a LoRA weight; only LoRA adapters can be merged")
     return {f"{module_of(name)}.{'bias' if name.endswith('.bias') else 'weight'}" for name in names}
+
+
+def check_adapter(adapter: Path) -> None:
+    """Raise UserError if an adapter cannot be read, or a tensor of it is empty or not finite."""
+    _config_of(adapter)
+    with _opened(adapter) as stream:
+        for name in stream.keys():
+            tensor = stream.get_tensor(name)
+            if not tensor.numel() or not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"{adapter / WEIGHTS}: {name} is empty or not finite; copy the adapter again, or use one of an "
+                    "earlier checkpoint if its training diverged"
+                )
+
+
+def _opened(adapter: Path) -> safe_open:
+    try:
+        return safe_open(adapter / WEIGHTS, "pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{adapter / WEIGHTS}: cannot be read ({error}); copy the adapter again") from None
 
 
 def _config_of(adapter: Path) -> "PeftConfig":

@@ -40,6 +40,21 @@ def test_what_is_missing_is_named_in_the_run_not_in_the_copy(tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_model.safetensors", b"no weights", "adapter_model.safetensors: cannot be read"),
+        ("adapter_config.json", b"{", "adapter_config.json: names no base model"),
+    ],
+)
+def test_a_damaged_adapter_is_not_exported(tmp_path, name, content, message):
+    adapter = adapter_of(tmp_path / "adapter", "owner/base")
+    (adapter / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        export(adapter, tmp_path / "out", ExportOptions())
+    assert not list(tmp_path.glob("out*"))
+
+
 @pytest.fixture
 def uploaded(monkeypatch):
     """What would be uploaded: the text of each file."""

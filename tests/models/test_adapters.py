@@ -281,6 +281,25 @@ def test_an_adapter_of_another_kind_is_not_merged(refined):
         merge_lora(source, folder / "adapter", folder / "merged")
 
 
+def test_an_adapter_that_lost_a_tensor_or_is_not_finite_is_not_merged(refined):
+    """Merged, it would leave a weight as it was, or make it NaN, without a word."""
+    source, _, folder = refined
+    file = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.lora_B.weight"))
+    damaged = {
+        "this adapter does not fit the model .*Found missing adapter keys": {
+            n: tensors[n] for n in tensors if n != name
+        },
+        "lora_B.weight is empty or not finite": tensors | {name: torch.full_like(tensors[name], torch.nan)},
+    }
+    for message, kept in damaged.items():
+        save_file(kept, file)
+        with pytest.raises(UserError, match=message):
+            merge_lora(source, folder / "adapter", folder / "merged")
+        assert not (folder / "merged").exists()
+
+
 @pytest.mark.parametrize("targets", [["q_prj"], "q_prj", ["q_proj", "q_prj"]])
 def test_targets_that_are_in_no_model_are_named(tmp_path, targets):
     with pytest.raises(UserError, match=r"align\.lora\.targets: .*q_prj"):
