@@ -74,6 +74,7 @@ def kernel_norms(model: nn.Module, prompts: dict, tokens: np.ndarray, is_selecte
         ("phi3", False),  # fused projections
         ("gpt2", True),  # Conv1D, LayerNorm, embeddings of positions
         ("granite", True),  # factors on embeddings and logits
+        ("nemotron", False),  # torch's LayerNorm with an offset, activation without a gate
     ],
 )
 def test_equals_materialised_jacobians(tmp_path, model_type, tied):

@@ -140,7 +140,7 @@ def kind_of(module: nn.Module, name: str) -> str:
         return "conv1d"
     if isinstance(module, nn.Embedding) and (forward is nn.Embedding.forward or hasattr(module, "embed_scale")):
         return "embedding"
-    if forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):  # or one that adds a constant to the weight, as Nemotron's
         return "layer norm"
     if "Norm" in type(module).__name__ and not any(module.children()):
         return "elementwise norm"
