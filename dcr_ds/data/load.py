@@ -24,7 +24,7 @@ from dcr_ds.data.records import (
     prompts_of,
 )
 from dcr_ds.data.sampler import ContrastiveSampler
-from dcr_ds.data.splitting import split_held_out
+from dcr_ds.data.splitting import HeldOutSplit, split_held_out
 from dcr_ds.errors import UserError
 from dcr_ds.recipe import DataSource, Recipe
 
@@ -231,12 +231,26 @@ def _check_contrast(recipe: Recipe, seemingly_toxic: PromptSet, toxic: PromptSet
         split.seemingly_toxic, split.toxic, recipe.refine.global_batch, recipe.refine.pairs, recipe.seed
     )
     notes += sampler.notes
+    _note_held_out_repeats(split, notes)
     pairs = [[row.pair for row in data_set.rows if row.pair is not None] for data_set in (seemingly_toxic, toxic)]
     if all(pairs) and not {*pairs[0]} & {*pairs[1]}:
         notes.append(
             f"{' and '.join(CLASSES)} have a column of pairs, and no pair is in both (such as {pairs[0][0]!r} and "
             f"{pairs[1][0]!r}), so no twins are kept together in the held-out split"
         )
+
+
+def _note_held_out_repeats(split: HeldOutSplit, notes: list[str]) -> None:
+    """Note the held-out prompts that stage 1 is trained on all the same, in other case or nearly the same words."""
+    sides = (split.seemingly_toxic, split.held_out_seemingly_toxic), (split.toxic, split.held_out_toxic)
+    for name, (trained, held_out) in zip(CLASSES, sides, strict=True):
+        overlaps = find_overlaps({name: trained}, {name: held_out})
+        if repeated := {overlap.evaluation_id: overlap.training_id for overlap in overlaps}:
+            first = " and ".join(next(iter(repeated.items())))
+            notes.append(
+                f"{len(repeated)} of {len(held_out)} held-out prompts of {name} are nearly those of rows that stage 1 "
+                f"is trained on (such as {first}), so its gap and AUC are too high; remove them, or give them one pair"
+            )
 
 
 def _note_shared_refusals(toxic: PromptSet, refusals: ConversationSet, notes: list[str]) -> None:

@@ -11,9 +11,10 @@ from dcr_ds.data.records import DataSet, Omitted, Record, digest
 from dcr_ds.data.rows import LeftOut, parse_rows
 from dcr_ds.data.selection import draw_rows, filter_rows, refuse_doubled_ids, refuse_missing_ids, split_repeats
 from dcr_ds.data.sources import read_table
-from dcr_ds.data.tables import Row, Table
+from dcr_ds.data.tables import Row, Table, kind_of
 from dcr_ds.recipe import DataSource
 
+TEXTS = ("label", "category", "pair")  # optional columns of texts
 REPEATED = "repeated"  # the reason why a row with the content of an earlier one is left out
 
 
@@ -29,16 +30,29 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
     def column(self, name: str) -> str | None:
-        """The source's name of an optional column; None if it is missing."""
-        if name in self.columns:
-            self.used.add(self.columns[name])
-        return self.columns.get(name)
+        """The source's name of an optional column; None if it is missing, or of another kind under the same name."""
+        if name not in self.columns or (name in TEXTS and name not in self.source.columns and self._is_nested(name)):
+            return None
+        return self.required(name)
 
     def required(self, name: str) -> str:
         """The source's name of a column; an error if the column is missing."""
-        if (column := self.column(name)) is None:
+        if name not in self.columns:
             raise missing_column(self.table, name, name)
-        return column
+        self.used.add(self.columns[name])
+        return self.columns[name]
+
+    def _is_nested(self, name: str) -> bool:
+        """Whether all cells of a column hold lists or objects, as the categories of BeaverTails do; notes it."""
+        cells = (row.cells.get(self.columns[name]) for row in self.table.rows)
+        kinds = {kind_of(cell) for cell in cells if cell is not None}
+        if not kinds or kinds - {"a list", "an object"}:
+            return False
+        note = f"the column {name!r} is not used, as it holds {' or '.join(sorted(kinds))}; to use another one: "
+        note += self.table.origin.setting(f"columns.{name}", "NAME")
+        if note not in self.notes:
+            self.notes.append(note)
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,3 +177,15 @@ def test_pairs_that_are_written_otherwise_in_the_other_set_are_noted(files, writ
     plain = write("plain.jsonl", [{"prompt": f"paint {number}", "pair": number} for number in range(6)])
     data = load_data(recipe(data={**files, "toxic": twins, "seemingly_toxic": plain}))
     assert any("no pair is in both (such as '0' and '0.0')" in note for note in data.notes)
+
+
+def test_held_out_prompts_that_are_trained_on_in_other_case_are_noted(files, write):
+    """Only equal texts are left out as repeats; a question mark more would be measured as an unseen prompt."""
+    asked = [{"prompt": text} for topic in TOPICS for text in (f"how do I wreck {topic}", f"How do I wreck {topic}?")]
+    given = {**files, "toxic": write("t.jsonl", asked)}
+    data = load_data(recipe(stages=["refine"], refine={"pairs": "mixed"}, data=given))
+    noted = [note for note in data.notes if "nearly those of rows that stage 1 is trained on" in note]
+    assert len(noted) == 1 and noted[0].startswith("4 of 4 held-out prompts of data.toxic")
+    paired = [row | {"pair": f"twice {number // 2}"} for number, row in enumerate(asked)]
+    kept_together = {**files, "toxic": write("p.jsonl", paired)}
+    assert not any("nearly" in note for note in load_data(recipe(stages=["refine"], data=kept_together)).notes)
