@@ -1,5 +1,7 @@
 """Prompts and conversations as tokens: one BOS, the prompt a prefix, the answer and its end supervised."""
 
+import re
+
 import pytest
 from tiny import TEMPLATE, make_tokenizer
 
@@ -140,6 +142,39 @@ def test_a_template_that_leaves_out_messages_in_silence_is_refused(folder, loop,
     for encode, given in ((encode_conversation, messages), (encode_prompt, messages[:-1])):
         with pytest.raises(UserError, match=f"leaves out {part}"):
             encode(tokenizer, given)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (LOOP, "lack the start of the answer, '<|im_start|>assistant'"),
+        # of a model of text and images, whose contents are lists of parts
+        (LOOP.replace("message['content']", "message['content'] | selectattr('text') | map(attribute='text') | join")
+         + OPEN, "leaves out the text of messages"),
+        ("{% for message in messages if message['role'] == 'user' %}" + TURN + "<|im_end|>\n{% endfor %}" + OPEN,
+         "leaves out the text of answers"),
+    ],
+)  # fmt: skip
+def test_a_template_that_leaves_out_texts_or_the_header_of_answers_is_refused(folder, template, words):
+    tokenizer = with_template(folder, template)
+    with pytest.raises(UserError, match=re.escape(words)):
+        encode_conversation(tokenizer, PAIR)
+
+
+def test_a_template_that_leaves_out_the_last_prompt_is_refused(folder):
+    tokenizer = with_template(folder, LOOP.replace("in messages", "in messages[:2]") + OPEN)
+    assert encode_conversation(tokenizer, PAIR).ids
+    with pytest.raises(UserError, match="leaves out the last of several messages"):
+        encode_conversation(tokenizer, PAIR + PAIR)
+
+
+def test_a_template_whose_prompts_always_open_the_answer_is_accepted(folder):
+    """Llama 2 and Mistral write nothing before answers; the first Llama 3 ended each conversation with a header."""
+    plain = "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    for template in (plain, LOOP + "<|im_start|>assistant\n"):
+        encoded = encode_conversation(tokenizer := with_template(folder, template), PAIR)
+        answer = tokenizer.decode(encoded.ids[encoded.prompt_tokens :])
+        assert answer.strip() == PAIR[-1]["content"] + "<|im_end|>"
 
 
 def test_a_template_that_is_not_jinja_is_a_user_error(folder):

@@ -131,6 +131,6 @@ def test_the_date_is_written_as_strftime_does(tmp_path, form, start):
     """The text around it stays unchanged."""
     text = start + "{{ strftime_now('%s') }}|{%% set d = strftime_now('%s') %%}\n{{ d }}" % (form, form)  # noqa: UP031
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = text
+    tokenizer.chat_template = text + "{{ messages[0].content }}"
     date = TODAY.strftime(form)
-    assert tokenizer.decode(encode_prompt(tokenizer, "x")) == start + f"{date}|{date}"
+    assert tokenizer.decode(encode_prompt(tokenizer, "x")) == start + f"{date}|{date}x"
