@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # rope types whose max_position_embeddings is that of the scaled model; as in vLLM, which also counts Gemma 3's so
-SCALED_ALREADY = ("default", "llama3", "longrope", "su")
+SCALED_ALREADY = ("default", "llama3")
+# rope types whose frequencies change, beyond the original context, with the longest row of a forward pass
+BY_LONGEST_ROW = ("dynamic", "longrope", "su")
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")  # fields of the configurations
 GEMMA3 = ("gemma3", "gemma3_text")
 
@@ -44,17 +46,21 @@ def model_limits(folder: Path) -> ModelLimits:
 def context_of(config: dict[str, Any]) -> int | None:
     """Context in tokens: max_position_embeddings, multiplied where a rope scaling extends it.
 
-    A sliding window is not a limit: it only bounds how far back a layer looks.
+    Where the scaling depends on the longest row of a batch (Phi-3 with 128k), it is the original context: beyond it, a
+    row would have another result in each micro-batch. A sliding window is not a limit: it only bounds how far back a
+    layer looks.
     """
     positions = _positive(config.get("max_position_embeddings"))
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if positions is None or not isinstance(scaling, dict) or config.get("model_type") in GEMMA3:
         return positions
     kind, factor = scaling.get("rope_type", scaling.get("type", "default")), scaling.get("factor")
+    original = _positive(scaling.get("original_max_position_embeddings"))
+    if kind in BY_LONGEST_ROW:
+        return min(positions, _positive(config.get("original_max_position_embeddings")) or original or positions)
     if kind in SCALED_ALREADY or not isinstance(factor, int | float) or factor <= 1:
         return positions
-    original = _positive(scaling.get("original_max_position_embeddings")) or positions
-    return max(positions, int(original * factor))
+    return max(positions, int((original or positions) * factor))
 
 
 def limits_of(tokenizer: "PreTrainedTokenizerBase") -> ModelLimits:

@@ -5,10 +5,12 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tiny import TEMPLATE, make_model, make_tokenizer
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dcr_ds.errors import UserError
+from dcr_ds.models.batches import token_batch
 from dcr_ds.models.chat import encode_prompt
 from dcr_ds.models.dates import TODAY
 from dcr_ds.models.limits import ModelLimits, context_of, limits_of, model_limits, padding_id
@@ -74,7 +76,9 @@ def test_the_padding_token_is_in_the_vocabulary(extended, eos):
         ({"max_position_embeddings": 131072, "rope_parameters": YARN}, 131072),
         ({"max_position_embeddings": 131072, "rope_scaling": LLAMA3}, 131072),
         ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 2.0}}, 8192),
-        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2}}, 8192),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "dynamic", "factor": 2}}, 4096),
+        ({"max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
+          "rope_scaling": {"type": "su", "short_factor": [1.0]}}, 4096),
         ({"max_position_embeddings": 4096, "rope_scaling": {"type": "su", "short_factor": [1.0]}}, 4096),
         ({"max_position_embeddings": 4096, "rope_scaling": {"rope_type": "linear", "factor": 8.0},
           "model_type": "gemma3_text"}, 4096),
@@ -97,6 +101,31 @@ def test_context_of_a_config_that_transformers_saved(tmp_path):
     make_model(tmp_path, layers=1, max_position_embeddings=64, rope_parameters={"rope_theta": 1e4, **YARN,
                "original_max_position_embeddings": 64})  # fmt: skip
     assert model_limits(tmp_path).context == 256
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "positions", "rope"),
+    [
+        ("phi3", 512, LONGROPE | {"original_max_position_embeddings": 32}),
+        ("llama", 32, {"rope_type": "dynamic", "factor": 4.0}),
+    ],
+)
+def test_within_the_context_a_row_does_not_depend_on_the_others_of_its_batch(tmp_path, model_type, positions, rope):
+    """Beyond the original context, these rope types change the frequencies of all rows of a forward pass."""
+    make_model(tmp_path, model_type, layers=2, max_position_embeddings=positions, original_max_position_embeddings=32,
+               rope_parameters={"rope_theta": 1e4, **rope})  # fmt: skip
+    model, context = AutoModelForCausalLM.from_pretrained(tmp_path).get_decoder(), model_limits(tmp_path).context
+
+    def hidden(*lengths):
+        batch = token_batch([list(range(3, 3 + length)) for length in lengths], False, torch.device("cpu"))
+        return batch.tokens_of(model(**batch.inputs, use_cache=False).last_hidden_state)[:9]
+
+    assert context == 32
+    torch.testing.assert_close(hidden(9, context), hidden(9))
+    assert not torch.allclose(hidden(9, context + 1), hidden(9), atol=1e-2)
 
 
 def test_a_date_in_the_template_does_not_depend_on_the_day(tmp_path, monkeypatch):
