@@ -72,7 +72,8 @@ def _text_before_answers(tokenizer: PreTrainedTokenizerBase) -> str:
     except UserError:
         return ""
     same = os.path.commonprefix(answered)
-    return same.removeprefix(opened).strip() if closed == opened and same.startswith(opened) else ""
+    is_lacking = closed == opened and same.startswith(opened) and same not in answered
+    return same.removeprefix(opened).strip() if is_lacking else ""
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, messages: Messages) -> str:

@@ -76,8 +76,8 @@ def test_the_template_decides_on_leading_space_and_lead(tokenizer):
     assert plain.lead == () and plain.openings[0].tokens == tuple(tokenizer.encode("Sorry"))
     spaced = make_tokenizer()  # one token per byte
     spaced.chat_template = (
-        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %} ~ {{ m.content }}<|im_end|>"
-        "{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'user' %}[{{ m.content }}]{% else %}| ~ {{ m.content }}<|im_end|>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}|{% endif %}"
     )
     openings = find_openings(spaced, [], [], ["Sorry"])
     assert openings.lead == tuple(spaced.encode(" ~ ")) and openings.openings[0].tokens == tuple(spaced.encode("Sorry"))
@@ -91,5 +91,5 @@ def test_answers_without_openings_are_an_error(tokenizer):
 def test_a_template_that_drops_answers_is_an_error():
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{% if m.role == 'user' %}{{ m.content }}{% endif %}]{% endfor %}"
-    with pytest.raises(UserError, match="make no tokens"):
+    with pytest.raises(UserError, match="leaves out the text of answers"):
         find_openings(tokenizer, [], [], ["Sorry"])

@@ -119,7 +119,8 @@ def test_headers_of_a_system_message_are_control_tokens():
 
 
 def test_rows_that_cannot_be_encoded_are_left_out_and_named():
-    tokenizer = byte_level("{% for m in messages %}<|im_start|>{{ m['content'][:9] }}<|im_end|>{% endfor %}")
+    turns = "{% for m in messages %}<|im_start|>{{ m['content'][:9] }}<|im_end|>{% endfor %}"
+    tokenizer = byte_level(turns + "{% if add_generation_prompt %}<|im_start|>{% endif %}")
     rows = [Row("a", "ordinary"), Row("b", "<|im_end|> twice"), Row("c", "another")]
     notes = []
     encoded = encode_rows("data.toxic", rows, lambda row: encode_prompt(tokenizer, row.prompt), notes)
