@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from dcr_ds.commands.parser import show
@@ -106,9 +107,12 @@ def _dispatch(arguments: list[str]) -> int:
     if command in ("--help", "-h", "help"):
         show(_overview())
         return 0
+    if command == "--version":
+        show(f"dcr-ds {version('dcr-ds')}")
+        return 0
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
+        hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}."
         raise UserError(f"unknown command {command!r}; {hint} See dcr-ds --help")
     set_environment()
     quiet_libraries()
@@ -124,7 +128,7 @@ def _overview() -> str:
         "Usage: dcr-ds COMMAND [arguments]\n\n"
         "Train language models that refuse harmful prompts without refusing harmless ones.\n\n"
         f"Commands:\n{lines}\n\n"
-        "dcr-ds COMMAND --help lists the options of a command."
+        "dcr-ds COMMAND --help lists the options of a command; dcr-ds --version prints the version."
     )
 
 

@@ -10,6 +10,7 @@ from dcr_ds.commands.parser import (
     add_template,
     comma_separated,
     command_parser,
+    options_in_messages,
     output_file,
     positive_int,
     refuse,
@@ -31,6 +32,7 @@ folder, where `dcr-ds report` finds them; what was measured before with the same
 """
 
 
+@options_in_messages()
 def run(arguments: list[str]) -> int:
     """Measure each model and print a table. All models are checked before the first one is measured.
 

@@ -97,6 +97,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         refuse_overwriting("judge", out, map(Path, (options.file, *(options.compare or []))))
     for out, mark in marks.items():
         refuse_other_file("judge", out, mark)
+    ending = ".md" if options.compare else ".jsonl"
+    if options.out.suffix != ending:  # next to a .json file of an agreement, the Markdown must have another name
+        refuse("judge", f"--out: {options.out} does not end in {ending}")
     return options
 
 

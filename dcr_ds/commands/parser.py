@@ -1,5 +1,6 @@
 """What all subcommands share: one parser, one way to refuse bad usage, the kinds of option values, and long texts."""
 
+import difflib
 import importlib
 import json
 import os
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dcr_ds.errors import UserError
 from dcr_ds.files import existing_part, refuse_device
+from dcr_ds.recipe import Recipe
 from dcr_ds.recipe.urls import refuse_store
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ OPTIONS_OF_FIELDS = {
     "model.source": "MODEL",
 }
 FIELD = re.compile(rf"(?<![\w./-])({'|'.join(map(re.escape, OPTIONS_OF_FIELDS))})(?![\w/-])")  # not in a path
+CLOSE = 0.75  # likeness of an option to a mistyped one
 LARGEST = 3.4e38  # a number of float32, in which models compute
 
 
@@ -61,7 +64,17 @@ def command_parser(command: str, description: str, usage: str | None = None) -> 
 class _CommandParser(ArgumentParser):
     def parse_known_args(self, *arguments: Any, **keywords: Any) -> Any:
         self._given: set[str] = set()
-        return super().parse_known_args(*arguments, **keywords)
+        options, rest = super().parse_known_args(*arguments, **keywords)
+        for word in rest:
+            self._refuse_mistyped(word.partition("=")[0])
+        return options, rest
+
+    def _refuse_mistyped(self, name: str) -> None:
+        """Refuse what is nearly one of the options, and no field of a recipe, which a command may read itself."""
+        if not name.startswith("--") or "." in name or name.removeprefix("--") in Recipe.model_fields:
+            return
+        if close := difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=CLOSE):
+            self.error(f"unrecognized arguments: {name}; did you mean {close[0]}?")
 
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         if not all(word.strip() for word in arg_strings):  # would be a default, or the working folder

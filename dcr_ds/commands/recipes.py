@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dcr_ds.commands.parser import command_parser, output_file, refuse, show
 from dcr_ds.errors import UserError
-from dcr_ds.recipe import shipped_files
+from dcr_ds.recipe import shipped_files, similar_recipe
 
 DESCRIPTION = """\
 List the shipped recipes, or copy one to edit it. A copy that extends a shipped recipe still does.
@@ -37,8 +37,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("name", nargs="?", metavar="NAME", help="the shipped recipe to copy")
     parser.add_argument("--to", type=output_file, metavar="FILE", help="file to write (default: NAME.yaml)")
     options = parser.parse_args(arguments)
-    if (options.action == "copy") != bool(options.name):
+    if options.action == "copy" and not options.name:
         refuse("recipes", "copy needs the NAME of a shipped recipe")
+    if options.action == "list" and (options.name or options.to):
+        refuse("recipes", f"list takes no {'NAME' if options.name else '--to'}; copy does")
     return options
 
 
@@ -57,7 +59,7 @@ def _copy(name: str, to: Path | None) -> None:
     recipes = {file.stem: file for file in shipped_files("recipes", ".yaml")}
     stem = Path(name).name.removesuffix(".yaml")
     if stem not in recipes:
-        raise UserError(f"{name}: not a shipped recipe; dcr-ds recipes lists them: {', '.join(recipes)}")
+        raise UserError(f"{name}: not a shipped recipe.{similar_recipe(name)} Shipped: {', '.join(recipes)}")
     target = to or Path(f"{stem}.yaml")
     text = EXTENDS.sub(r"extends: recipes/\1", recipes[stem].read_text(encoding="utf-8"))
     target.parent.mkdir(parents=True, exist_ok=True)

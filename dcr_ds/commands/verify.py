@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, read_sets
-from dcr_ds.commands.parser import command_parser, positive_number, show
+from dcr_ds.commands.parser import command_parser, options_in_messages, positive_number, show
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.engine.launcher import set_environment
 from dcr_ds.errors import UserError
@@ -28,6 +28,7 @@ made of it. The tokens of the prompts are compared, too. Exit code 1 if a model 
 PROMPTS = 8  # per category
 
 
+@options_in_messages()
 def run(arguments: list[str]) -> int:
     """Compare models with the first one. Returns 0, or 1 if one of them differs.
 

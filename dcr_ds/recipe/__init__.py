@@ -30,7 +30,7 @@ from dcr_ds.recipe.schema import (
     RefineSection,
     StageSection,
 )
-from dcr_ds.recipe.shipped import shipped_file, shipped_files, source_checkout
+from dcr_ds.recipe.shipped import shipped_file, shipped_files, similar_recipe, source_checkout
 from dcr_ds.recipe.yaml_files import read_yaml
 
 __all__ = [
@@ -78,5 +78,6 @@ __all__ = [
     "section_rows",
     "shipped_file",
     "shipped_files",
+    "similar_recipe",
     "source_checkout",
 ]

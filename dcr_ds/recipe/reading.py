@@ -14,7 +14,7 @@ from dcr_ds.recipe.describe import DATA_SET, field_rows
 from dcr_ds.recipe.fields import DataSource
 from dcr_ds.recipe.messages import explain, refuse_unknown
 from dcr_ds.recipe.schema import Recipe
-from dcr_ds.recipe.shipped import shipped_file, shipped_files
+from dcr_ds.recipe.shipped import shipped_file, shipped_files, similar_recipe
 from dcr_ds.recipe.urls import expand_variables, mask_secrets, masked
 from dcr_ds.recipe.yaml_files import read_yaml
 
@@ -92,7 +92,7 @@ def _read_yaml(path: str, parents: tuple[Path, ...] = ()) -> tuple[dict, dict[st
         if expand_user(path).is_dir():
             raise UserError(f"{path}: is a folder; name a recipe file in it")
         shipped = ", ".join(f"recipes/{recipe.name}" for recipe in shipped_files("recipes", ".yaml"))
-        raise UserError(f"{path}: no such recipe file. Shipped: {shipped}")
+        raise UserError(f"{path}: no such recipe file.{similar_recipe(path)} Shipped: {shipped}")
     if file.resolve() in parents:
         raise UserError(f"{path}: extends itself, through {' and '.join(map(str, parents))}")
     try:

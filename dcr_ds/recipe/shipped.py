@@ -3,6 +3,7 @@
 They stand in the root of a source checkout. A wheel has copies of them in `dcr_ds/shipped/` (package data).
 """
 
+import difflib
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -23,6 +24,13 @@ def shipped_file(relative: str) -> Path | None:
 def shipped_files(folder: str, suffix: str) -> list[Path]:
     """All files of recipes, ds_configs or slurm whose name ends in `suffix`, sorted by name."""
     return sorted((shipped_root() / folder).glob(f"*{suffix}"))
+
+
+def similar_recipe(name: str) -> str:
+    """A sentence that suggests the shipped recipe with the most similar name, for a message; '' without one."""
+    recipes = {file.stem: file.name for file in shipped_files("recipes", ".yaml")}
+    close = difflib.get_close_matches(Path(name).name.removesuffix(".yaml"), recipes, n=1, cutoff=0.75)
+    return f" Did you mean recipes/{recipes[close[0]]}?" if close else ""
 
 
 def source_checkout() -> Path | None:

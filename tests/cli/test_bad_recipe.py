@@ -121,3 +121,20 @@ def test_recipe_file_that_is_binary(refused, tmp_path):
 def test_unknown_command(capsys):
     assert main(["tarin"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown command 'tarin'; did you mean train?")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["plan", "recipes/smollm2-135m.yaml", "--gpuss", "8"], "--gpuss; did you mean --gpus?"),
+        (["evaluate", "a", "--benchmark", "builtin", "--out", "b"], "--benchmark; did you mean --benchmarks?"),
+        (["plan", "--refine.layr", "8"], "Did you mean refine.layer?"),
+        (["plan", "recipes/smolm2-135m.yaml"], "Did you mean recipes/smollm2-135m.yaml?"),
+        (["verify", "nowhere", "nothing"], "MODEL: nothing is not a model folder"),
+        (["diagnose", "layers", "nothing"], "MODEL: nothing is not a model folder"),
+        (["ability", "nothing"], "MODEL: nothing is not a model folder"),
+    ],
+)
+def test_mistyped_names_of_a_command(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 from processes import ROOT
 from small_runs import the_error
 
+from dcr_ds import __version__
 from dcr_ds.cli import COMMANDS, main
 from dcr_ds.recipe import DataSource, LlmJudge, field_rows, section_rows
 
@@ -28,6 +29,10 @@ def printed(capsys):
 def test_overview_names_every_command(printed, arguments):
     text = printed(*arguments)
     assert all(f" {name} {summary}" in text for name, summary in COMMANDS.items())
+
+
+def test_version(printed):
+    assert printed("--version") == f"dcr-ds {__version__}"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

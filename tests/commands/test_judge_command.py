@@ -152,6 +152,7 @@ def test_bad_arguments(answers, tmp_path):
     other = write_jsonl(tmp_path / "other.jsonl", [{"id": "b", "label": "compliance"}])
     people = write_jsonl(tmp_path / "people.jsonl", [{"id": "a", "label": "compliance", "by": n} for n in "xy"])
     harm = write_jsonl(tmp_path / "harm.jsonl", [{"id": "a", "label": "harmless"}])
+    report = ["--out", str(tmp_path / "agreement.md")]
     for arguments, message in [
         ([answers, *out], "one of the arguments --judge --compare is required"),
         ([answers, "--judge", "rules"], "the following arguments are required: --out"),
@@ -162,21 +163,23 @@ def test_bad_arguments(answers, tmp_path):
         ([answers, "--judge", str(tmp_path / "torn.yaml"), *out], "torn.yaml, line 2: not valid YAML"),
         ([str(tmp_path / "nothing.csv"), "--judge", "rules", *out], "no such file"),
         ([answers, "--judge", "rules", "--out", answers], "is one of the input files"),
+        ([answers, "--judge", "rules", "--out", str(tmp_path / "v.csv")], "v.csv does not end in .jsonl"),
+        ([answers, "--compare", refusal, labels, "--out", str(tmp_path / "a.json")], "a.json does not end in .md"),
         ([answers, "--compare", beside, harm, "--out", f"{beside}l"], "w.json is one of the input files"),
-        ([answers, "--compare", labels, *out], "two or more"),
-        ([answers, "--compare", labels, labels, *out], "l.jsonl is named twice"),
+        ([answers, "--compare", labels, *report], "two or more"),
+        ([answers, "--compare", labels, labels, *report], "l.jsonl is named twice"),
         ([answers, "--compare", refusal, harm, "--out", labels.replace(".jsonl", ".md")], "l.md exists and holds"),
         ([answers, "--compare", refusal, harm, "--out", odd], "odd.jsonl exists and holds something else"),
-        ([answers, "--compare", refusal, labels, *out], "has a label for 'zzz'"),
-        ([answers, "--compare", odd, refusal, *out], "contains the unknown label 'refused'"),
+        ([answers, "--compare", refusal, labels, *report], "has a label for 'zzz'"),
+        ([answers, "--compare", odd, refusal, *report], "contains the unknown label 'refused'"),
         (
-            [answers, "--compare", none, refusal, *out],
+            [answers, "--compare", none, refusal, *report],
             "'human_label' or 'final_label'; columns: id, verdict. Give the column of labels this name",
         ),
-        ([answers, "--compare", refusal, harm, *out], "one labels refusal, the other harm"),
-        ([answers, "--compare", refusal, other, *out], "no answer has a label in both"),
+        ([answers, "--compare", refusal, harm, *report], "one labels refusal, the other harm"),
+        ([answers, "--compare", refusal, other, *report], "no answer has a label in both"),
         (
-            [answers, "--compare", refusal, people, *out],
+            [answers, "--compare", refusal, people, *report],
             "the id 'a' is also .*with several annotators, write the labels",
         ),
     ]:

@@ -38,6 +38,8 @@ def test_a_copy_never_overwrites(tmp_path, capsys):
         (["copy"], "copy needs the NAME"),
         (["copy", "nothing"], "nothing: not a shipped recipe"),
         (["remove"], "invalid choice: 'remove'"),
+        (["list", "repair"], "list takes no NAME"),
+        (["copy", "smolm2-135m"], "Did you mean recipes/smollm2-135m.yaml?"),
         (["copy", "smollm2-135m", "--to", "file/x.yaml"], "file: cannot be written"),
     ],
 )

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, SETS, add_prompts, encoder, read_sets
-from dcr_ds.commands.parser import add_template, command_parser, positive_int, show, template_fields
+from dcr_ds.commands.parser import (
+    add_template,
+    command_parser,
+    options_in_messages,
+    positive_int,
+    show,
+    template_fields,
+)
 from dcr_ds.data.records import digest
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.recipe.layout import ALIGNED, CONTROL
@@ -37,6 +44,7 @@ def parse(arguments: list[str]) -> Namespace:
     return parser.parse_args(arguments)
 
 
+@options_in_messages()
 def run(options: Namespace) -> None:
     """Measure each model, compare the later ones with the first, and an aligned one with its control. All ranks.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, Target, add_out, folder_of, targets_of
 from dcr_ds.commands.diagnose.prompts import PAIRED, add_prompts, encoder, read_sets
-from dcr_ds.commands.parser import add_template, command_parser, refuse, show, template_fields
+from dcr_ds.commands.parser import add_template, command_parser, options_in_messages, refuse, show, template_fields
 from dcr_ds.errors import UserError
 from dcr_ds.files import write_json
 from dcr_ds.models.checkpoint_files import model_config
@@ -37,6 +37,7 @@ def parse(arguments: list[str]) -> Namespace:
     return parser.parse_args(arguments)
 
 
+@options_in_messages()
 def run(options: Namespace) -> None:
     """Probe each model; the first one is the reference of the drift. All are checked before the first is probed."""
     from dcr_ds.diagnose.layers import choose_layer, hidden_by_layer, mean_drift, probe_layers, refuse_few_prompts

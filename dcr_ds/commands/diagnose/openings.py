@@ -5,7 +5,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dcr_ds.commands.diagnose.models import HELP, targets_of
-from dcr_ds.commands.parser import add_template, command_parser, output_folder, show, template_fields
+from dcr_ds.commands.parser import (
+    add_template,
+    command_parser,
+    options_in_messages,
+    output_folder,
+    show,
+    template_fields,
+)
 from dcr_ds.data.conversations import read_conversations
 from dcr_ds.files import write_json
 from dcr_ds.recipe import DataSource
@@ -31,6 +38,7 @@ def parse(arguments: list[str]) -> Namespace:
     return parser.parse_args(arguments)
 
 
+@options_in_messages()
 def run(options: Namespace) -> None:
     """Find and print the openings; all models of a run have the same tokenizer."""
     from dcr_ds.evaluate.log_odds import openings_of
