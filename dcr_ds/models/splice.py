@@ -142,15 +142,19 @@ def splice(
         _finish(source, partial, shards, {*kept, *copies} != names)
         if copies:
             write_json(partial / "config.json", model_config(source) | {"tie_word_embeddings": False})
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        shutil.rmtree(target.resolve(), ignore_errors=True)
+        partial.rename(target.resolve())
         remember_hash(target, digests)
 
     processes.decide(finish)
 
 
 def unfinished(target: Path) -> Path:
-    """The folder in which a model is written; an interrupted export leaves it, and the next one removes it."""
+    """The folder in which a model is written; an interrupted export leaves it, and the next one removes it.
+
+    Of a link, as to a larger disk, it is next to the folder that the link names.
+    """
+    target = target.resolve()
     return target.with_name(target.name + ".partial")
 
 

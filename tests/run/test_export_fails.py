@@ -28,3 +28,15 @@ def test_a_stage_is_exported_again_without_training(tmp_path, monkeypatch, stage
     dcr_ds.train(recipe)
     assert (folder / "summary.json").exists() and (folder / "model" / "config.json").exists()
     assert (folder / "metrics.jsonl").read_text() == trained
+
+
+def test_a_model_behind_a_link_is_written_where_the_link_leads(train, run_folder, place):
+    """As to a larger disk. What an interrupted export has left there is removed."""
+    run_folder.stage("refine").folder.mkdir(parents=True)
+    run_folder.stage("refine").model.symlink_to(place / "disk" / "model")
+    (place / "disk" / "model").mkdir(parents=True)
+    (place / "disk" / "model.partial").mkdir()
+    train("--stages", "[refine]")
+    assert run_folder.stage("refine").model.is_symlink()
+    assert [path.name for path in (place / "disk").iterdir()] == ["model"]
+    assert (place / "disk" / "model" / "model.safetensors").is_file()
