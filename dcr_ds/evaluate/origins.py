@@ -9,9 +9,10 @@ from dcr_ds.errors import UserError
 from dcr_ds.files import expand_user, read_object
 from dcr_ds.models.checkpoint_files import BASELINE_PROMPTS, BASELINE_RECORD, EXPORT_RECORD, base_of_adapter
 from dcr_ds.recipe import load_recipe
-from dcr_ds.recipe.layout import STAGE_OF_MODEL, RunFolder, enclosing_run
+from dcr_ds.recipe.layout import CONTROL, STAGE_OF_MODEL, RunFolder, enclosing_run
 
 UNCHECKED = "leakage from it is not checked"
+OF_ONE_STAGE = {"refine": ["refine"], CONTROL: ["align"]}  # an aligned model is made by all training stages
 
 
 def made_from(source: str) -> Earlier:
@@ -62,7 +63,7 @@ def _of_export(folder: Path) -> Earlier:
 
 
 def _of_run(folder: Path) -> tuple[Earlier, str | None]:
-    """The training sets of the run that trained the model or adapter in a folder, and the source of its model.
+    """The training sets that a run made the model or adapter in a folder from, and the source of its model.
 
     The sets are read again; those that differ from what the run read are used all the same.
     """
@@ -74,7 +75,8 @@ def _of_run(folder: Path) -> tuple[Earlier, str | None]:
         recipe = load_recipe(str(run.recipe), [])
     except UserError as error:
         return Earlier(notes=[f"{error}; {UNCHECKED}"]), None
-    trained = recipe.model_copy(update={"stages": recipe.training_stages})
+    stages = OF_ONE_STAGE.get(inside[0], recipe.training_stages)
+    trained = recipe.model_copy(update={"stages": stages})
     data, errors = examine_data(trained, needed_sets(trained))
     sets = data.training_sets()
     changed = [name for name, rows in sets.items() if rows.sha256 != _recorded(run, name, rows.sha256)]

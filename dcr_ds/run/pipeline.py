@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dcr_ds.data.load import RunData, load_data
+from dcr_ds.data.load import Earlier, RunData, load_data
 from dcr_ds.engine.agreement import check_same
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main, wait_until_visible
@@ -61,7 +61,7 @@ def _read_inputs(recipe: Recipe) -> tuple[Path, RunData]:
     _note(unused_fields(recipe))
     read_config(recipe)
     check_trackers(recipe)
-    data = load_data(recipe, made_from(recipe.model.source))
+    data = load_data(recipe, made_from(recipe.model.source), *_trained_before(recipe))
     if "evaluate" in recipe.stages:
         check_engine(recipe.evaluate.engine)
     source = prepare_source(recipe.model)
@@ -69,6 +69,13 @@ def _read_inputs(recipe: Recipe) -> tuple[Path, RunData]:
         check_layer(source, 1 if recipe.refine.layer == "auto" else recipe.refine.layer)
     check_separate(recipe, source)
     return source, data
+
+
+def _trained_before(recipe: Recipe) -> list[Earlier]:
+    """What models of this run that are evaluated were trained on in stages that do not run now."""
+    run = RunFolder(recipe.folder)
+    folders = [run.stage(stage) for stage in STAGE_OF_MODEL.values() if section_of(stage) not in recipe.stages]
+    return [made_from(str(folder.model)) for folder in folders if "evaluate" in recipe.stages and folder.is_done]
 
 
 def _train(requested: Recipe, redo: str | None, source: Path, data: RunData) -> None:

@@ -83,3 +83,12 @@ def test_training_data_in_a_benchmark(failing, recipe, tmp_path):
     environment = json.loads((tmp_path / "leaky/environment.json").read_text())
     assert any("data.general" in overlap and "asked" in overlap for overlap in environment["overlaps"])
     assert (tmp_path / "leaky/report/report.md").is_file()
+
+
+def test_training_data_in_a_benchmark_that_is_evaluated_later(failing, recipe, tmp_path):
+    """As by slurm/pipeline.sh, a job per stage: the evaluation reads no training data."""
+    path = write_rows(tmp_path / "leaky.jsonl", [*ROWS["general"], {"prompt": "COUNT apples", "response": "One."}])
+    options = ["--data.general", path, "--output", tmp_path, "--name", "leaky"]
+    assert main(["train", recipe, *map(str, options), "--stages", "[align]"]) == 0
+    message = failing(*options, "--stages", "[evaluate]")
+    assert all(word in message for word in ("overlap", "COUNT apples", "leaky (data.general)", "--allow_leakage true"))

@@ -101,3 +101,9 @@ def test_a_damaged_adapter_does_not_hide_the_source_of_its_run(run, tmp_path):
 def test_a_damaged_record_of_the_data_ends_no_evaluation(run, recorded):
     write_json(run.environment, {"data": recorded})
     assert len(made_from(str(run.stage("align").model)).sets) == 5
+
+
+def test_a_refined_model_is_made_from_the_data_of_refine_alone(run):
+    run.stage("refine").model.mkdir(parents=True)
+    found = made_from(str(run.stage("refine").model))
+    assert not [name for name in found.sets if "refusals" in name] and f"{run.folder} (data.toxic)" in found.sets
