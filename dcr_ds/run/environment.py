@@ -89,7 +89,8 @@ def _git(*arguments: str) -> str | None:
     """Return what git prints; None without a checkout or without git."""
     if (checkout := source_checkout()) is None:
         return None
-    command = ["git", "-C", str(checkout), *arguments]
+    # without locks: a run that is killed here would leave index.lock, and the user's next `git commit` would fail
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS)
     except (OSError, subprocess.TimeoutExpired):  # no git on the PATH, or a checkout on a file system that hangs

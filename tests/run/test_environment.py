@@ -1,6 +1,8 @@
 """environment.json records where a run happened, and no secret."""
 
 import json
+import os
+import subprocess
 
 from dcr_ds.files import read_json
 from dcr_ds.recipe import Recipe
@@ -34,3 +36,15 @@ def test_what_was_found_for_another_model_is_not_of_this_one(tmp_path):
         found = read_json(run.environment)
         assert found["overlaps"] == (["exact: a and b"] if model == "one" else [])
     assert len(found["attempts"]) == 3
+
+
+def test_the_checkout_is_only_read(tmp_path, monkeypatch):
+    """git status would write the index, with a lock that a killed run leaves in the way of the user's commits."""
+    (tmp_path / "file").touch()
+    for command in ("init -q", "add .", "-c user.name=a -c user.email=a@b.c commit -q -m first"):
+        subprocess.run(["git", "-C", str(tmp_path), *command.split()], check=True)
+    monkeypatch.setattr("dcr_ds.run.environment.source_checkout", lambda: tmp_path)
+    os.utime(tmp_path / "file", (1, 1))  # which git status would note in the index
+    index = (tmp_path / ".git/index").read_bytes()
+    assert len(describe_environment("CPU", 1)["commit"]) >= 40
+    assert (tmp_path / ".git/index").read_bytes() == index
