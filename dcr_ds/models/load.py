@@ -1,12 +1,20 @@
 """Load whole causal language models, and resolve the attention kernel."""
 
 import importlib.metadata
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from packaging.version import Version
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import is_flash_attn_2_available
 
 from dcr_ds.errors import UserError
@@ -17,6 +25,7 @@ from dcr_ds.progress import heartbeat_while_moving
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NO_GPU = "no GPU"
 FLASH_ATTN = "2.7"
+RANDOM = re.compile("dropout|pdrop$|jitter")  # in the name of a field of a config
 CAPPED = ("gemma2",)  # their capped attention logits need flash-attn or eager
 
 
@@ -89,10 +98,24 @@ def _flash_attn_missing() -> str:
     return "" if is_flash_attn_2_available() else f"flash-attn {version} does not work with this transformers"
 
 
+def config_without_noise(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint without dropout or noise: gradients depend neither on ranks nor on micro-batches.
+
+    Dropout of adapters is a field of the recipe.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    for name, value in config.to_dict().items():
+        if RANDOM.search(name) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
 def load_causal_lm(
     folder: Path, dtype: torch.dtype | str, attention: str, device: torch.device | None, quantize: str = "none"
 ) -> PreTrainedModel:
     """Load a whole causal language model in eval mode on one device; None: where transformers loads it.
+
+    It has no dropout in training mode either.
 
     Under ZeRO-3 (a live HfDeepSpeedConfig) transformers partitions the parameters as it loads them.
 
@@ -103,7 +126,12 @@ def load_causal_lm(
     options = loading_options(folder, quantize, dtype, device)
     with heartbeat_while_moving(f"loading {folder}"):
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, **options, trust_remote_code=False
+            folder,
+            config=config_without_noise(folder),
+            dtype=dtype,
+            attn_implementation=attention,
+            **options,
+            trust_remote_code=False,
         ).eval()
     separate_packed_rows(model)
     if quantize != "none":

@@ -5,36 +5,32 @@ final norm). The tail (blocks above ℓ, final norm, head, and input embeddings 
 loaded: the trunk has ℓ blocks, and splice.py writes the trained tensors into a copy of the source checkpoint.
 """
 
-import re
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.models.checkpoint_files import check_layer
 from dcr_ds.models.four_bit import finish_four_bit, loading_options
+from dcr_ds.models.load import config_without_noise
 from dcr_ds.models.packed_masks import separate_packed_rows
 from dcr_ds.progress import heartbeat_while_moving
 
-RANDOM = re.compile("dropout|pdrop$|jitter")  # in the name of a field of a config
 FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm")  # names of the norm after the last block
 
 
 def trunk_config(folder: Path, layer: int) -> PreTrainedConfig:
-    """The config of the trunk: ℓ blocks, and no dropout or noise, since the forward pass may run twice per step.
+    """The config of the trunk: ℓ blocks, and no dropout or noise.
 
     Raises:
         UserError: `layer` is not in 1 … L − 1.
     """
     check_layer(folder, layer)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = config_without_noise(folder)
     if getattr(config, "layer_types", None):  # one entry per block: sliding or full attention
         config.layer_types = config.layer_types[:layer]
     config.num_hidden_layers = layer
     config.use_cache = False
-    for name, value in config.to_dict().items():
-        if RANDOM.search(name) and isinstance(value, float):
-            setattr(config, name, 0.0)
     return config
 
 
