@@ -41,7 +41,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     file, model_type, blocks = folder / "config.json", config.get("model_type"), config.get("num_hidden_layers")
     if not isinstance(model_type, str):
         raise UserError(f"{file}: model_type must be a name, not {model_type!r}; copy the model again")
-    if isinstance(config.get("text_config"), dict):
+    if any(isinstance(config.get(part), dict) for part in ("text_config", "vision_config", "audio_config")):
         raise UserError(
             f"{folder}: {model_type} is a model of text and images or sound; only a language model can be trained: "
             "load it with its architecture's class …ForCausalLM in transformers, and save that with save_pretrained"

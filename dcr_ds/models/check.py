@@ -123,6 +123,7 @@ def _check_missing(folder: Path, stored: dict, expected: dict) -> None:
             f"{folder}: the names of its tensors lack the prefix {PREFIX!r} ({bare[0]} instead of {PREFIX}{bare[0]}), "
             f"as a base model without a head is saved; {remedy}"
         )
+    _refuse_longer_names(folder, stored, missing)
     if missing == [HEAD]:
         raise UserError(
             f"{folder}: config.json says tie_word_embeddings: false, but the weights hold no {HEAD}, which would be "
@@ -130,6 +131,17 @@ def _check_missing(folder: Path, stored: dict, expected: dict) -> None:
         )
     if missing:
         raise UserError(f"{folder}: the weights lack {_some(missing)}, which would be random; copy the model again")
+
+
+def _refuse_longer_names(folder: Path, stored: dict, missing: list[str]) -> None:
+    """Raise UserError if all missing tensors are there with one more prefix, that of a wrapper around the model."""
+    longer = [name.removesuffix(missing[0]) for name in stored if missing and name.endswith(f".{missing[0]}")]
+    for prefix in longer:
+        if all(prefix + name in stored for name in missing):
+            raise UserError(
+                f"{folder}: the names of its tensors have the prefix {prefix!r} more ({prefix}{missing[0]}), that of "
+                "a wrapper such as torch.compile, or of a model of text and images; save the model inside it"
+            )
 
 
 def _check_unknown(folder: Path, unknown: list[str], model: PreTrainedModel) -> list[str]:

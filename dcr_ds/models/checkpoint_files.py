@@ -122,6 +122,11 @@ def check_checkpoint(folder: Path) -> None:
     names = list(read_headers(folder))
     # transformers would initialise missing blocks at random
     stored = {match[1] for name in names if (match := BLOCK.search(name))}
+    if not stored:
+        raise UserError(
+            f"{folder}: none of its weights belongs to a block (layers.0, layers.1, …), so {config['model_type']} "
+            "cannot be trained here"
+        )
     if len(stored) < num_blocks:
         raise UserError(
             f"{folder}: config.json says {num_blocks} blocks, but the weights hold {len(stored)}; copy the model again"

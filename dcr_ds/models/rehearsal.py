@@ -28,7 +28,7 @@ VOCABULARY, FEWEST_BLOCKS, MOST_WEIGHTS = 64, 4, 300_000_000
 SMALL: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 4, "head_dim": 16, "sliding_window": 4}
 SMALL |= {"initializer_range": 0.2}  # outputs that differ by more than rounding
 FEW = {name: 4 for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")}
-FEW |= {"num_experts_per_tok": 2, "num_experts_per_token": 2, "n_group": 1, "topk_group": 1}
+FEW |= {"moe_k": 2, "num_experts_per_tok": 2, "num_experts_per_token": 2, "n_group": 1, "topk_group": 1}
 LENGTHS = (7, 12, 1, 9)  # tokens of the rows that are compared
 TOLERANCE = 1e-3  # relative; rows that attend to each other differ by orders of magnitude more
 CPU = torch.device("cpu")
@@ -96,7 +96,8 @@ def _with_few_blocks(values: Mapping[str, Any]) -> dict[str, Any]:
     blocks = values["num_hidden_layers"]
     kinds = values.get("layer_types") or [None]
     few = min(blocks, max(FEWEST_BLOCKS, *(kinds.index(kind) + 1 for kind in set(kinds)), 1))
-    changed = dict(values) | {name: None for name in SPECIAL_IDS if name in values}
+    # an id within the vocabulary, as some configs require a number
+    changed = dict(values) | {name: 0 for name in SPECIAL_IDS if values.get(name) is not None}
     for name, value in values.items():
         if isinstance(value, list) and len(value) == blocks:
             changed[name] = value[:few]

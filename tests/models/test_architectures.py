@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -53,9 +54,21 @@ def test_models_of_tested_architectures_pass_the_checks_of_others(tmp_path, mode
     check_architecture(make_model(tmp_path, model_type))
 
 
-@pytest.mark.parametrize("model_type", ["phi", "helium", "cohere2"])
-def test_an_untested_architecture_runs_after_one_warning(tmp_path, model_type):
-    (note,) = check_model(make_model(tmp_path, model_type))
+@pytest.mark.parametrize(
+    ("model_type", "sizes"),
+    [
+        ("phi", {}),
+        ("helium", {}),
+        ("cohere2", {}),
+        ("cwm", {}),  # requires a number as its bos_token_id
+        (
+            "ernie4_5_moe",
+            {"moe_num_experts": 8, "moe_k": 6, "moe_intermediate_size": 24},
+        ),  # few experts have few chosen
+    ],
+)
+def test_an_untested_architecture_runs_after_one_warning(tmp_path, model_type, sizes):
+    (note,) = check_model(make_model(tmp_path, model_type, **sizes))
     assert note.startswith(f"WARNING: {model_type} is not among the tested architectures (docs/models.md)")
     check_can_be_packed(tmp_path, "refine.packing")
 
@@ -70,9 +83,13 @@ def test_the_small_model_of_a_large_one_is_small(tmp_path):
 
 
 def test_blocks_that_are_not_found_are_the_reason(tmp_path):
-    make_model(tmp_path, "gpt_neox")
+    make_model(tmp_path / "neox", "gpt_neox")
     with pytest.raises(UserError, match=r"gpt_neox is not tested .*docs/models.md.*its blocks were not found at model"):
-        check_model(tmp_path)
+        check_model(tmp_path / "neox")
+    weights = make_model(tmp_path / "falcon") / "model.safetensors"
+    save_file({name.replace("layers", "h"): tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match="none of its weights belongs to a block .*so llama cannot be trained here"):
+        check_checkpoint(tmp_path / "falcon")
 
 
 def test_logits_that_are_changed_in_an_unknown_way_are_the_reason(tmp_path, untested, monkeypatch):
@@ -112,9 +129,10 @@ def test_a_model_whose_blocks_share_keys_and_values_cannot_be_cut(tmp_path):
         check_layer(tmp_path, 1)
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_5", "gemma4", "gemma3"])
-def test_a_model_of_text_and_images_is_refused_with_a_remedy(tmp_path, model_type):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "text_config": {}}))
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])  # Qwen2-VL keeps its text part at the top
+@pytest.mark.parametrize("model_type", ["qwen3_5", "gemma4", "gemma3", "qwen2_vl"])
+def test_a_model_of_text_and_images_is_refused_with_a_remedy(tmp_path, model_type, part):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "num_hidden_layers": 4, part: {}}))
     with pytest.raises(UserError, match=f"{model_type} is a model of text and images or sound.*save_pretrained"):
         check_checkpoint(tmp_path)
 

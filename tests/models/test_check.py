@@ -98,6 +98,10 @@ CASES = {
         lambda tensors: tensors.update({"model.layers.1.self_attn.q_proj.bias": torch.ones(32)}),
         "hold model.layers.1.self_attn.q_proj.bias, which the architecture in config.json does not have",
     ),
+    "names with the prefix of torch.compile": (
+        lambda tensors: {f"_orig_mod.{name}": tensor for name, tensor in tensors.items()},
+        r"have the prefix '_orig_mod\.' more \(_orig_mod\.model\.embed_tokens\.weight\), .* save the model inside it",
+    ),
     "GPTQ weights without a note in the config": (
         lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.qweight": torch.ones(4, 4, dtype=torch.int32)}),
         r"quantised already \(model.layers.0.mlp.up_proj.qweight is I32\)",
