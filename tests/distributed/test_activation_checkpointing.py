@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from safetensors.torch import load_file
 from tiny import make_model
 
@@ -51,7 +51,7 @@ def recipe(tmp_path_factory) -> Path:
 def test_activation_checkpointing_under_zero3_gives_the_same_losses(recipe):
     runs = recipe.parent / "runs"
     recomputing = ["--deepspeed", "ds_configs/zero3.json", "--model.activation_checkpointing", "true"]
-    run_command(*torchrun(2), "train.py", recipe, "--name", "recomputed", *recomputing)
+    run_command(*as_ranks(2), "train.py", recipe, "--name", "recomputed", *recomputing)
     assert main(["train", str(recipe), "--name", "kept", "--deepspeed", "ds_configs/zero0.json"]) == 0
     for stage in ("refine", "align"):
         assert len(losses(runs / "kept", stage)) == STEPS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import yaml
-from processes import run_command, torchrun
+from processes import as_ranks, run_command
 from small_runs import write_recipe, write_rows
 from tiny import make_model
 
@@ -47,7 +47,7 @@ def test_the_first_layer_that_separates_is_chosen(recipe, capsys):
 
 
 def test_two_ranks_train_the_layer_that_rank_0_chose(recipe):
-    done = run_command(*torchrun(2), "train.py", recipe, "--stages", "[refine]")
+    done = run_command(*as_ranks(2), "train.py", recipe, "--stages", "[refine]")
     assert done.stderr.count("refine.layer: ") == 1
     assert f"refine.layer: {saved_layer(recipe)} (held-out AUC 1.000 of the class means" in done.stderr
 
