@@ -13,7 +13,7 @@ from dcr_ds.data.download import check_hash, fetch, forget
 from dcr_ds.data.formats import parse_table, unknown_format
 from dcr_ds.data.shipped import read_shipped
 from dcr_ds.data.tables import ENDINGS, Origin, Table, known_ending, numbered, table_of
-from dcr_ds.errors import UserError, first_line
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.files import expand_user
 from dcr_ds.recipe import DataSource, find_file
 from dcr_ds.recipe.urls import HUB_ID, STORES, URL, expand_variables, is_local, mask_secrets
@@ -137,9 +137,9 @@ def _read_hub(source: DataSource, field: str) -> Table:
         data = datasets.load_dataset(source.source, source.subset, split=split, revision=revision)
         cells = data.to_list()
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow all raise exceptions of their own
-        reason = first_line(error)
+        reason = one_line(error)  # a missing subset has those that there are in its second line
         raise origin.error(
-            f"not a local file, and could not be downloaded from the hub ({reason}). Check the name, split, revision "
+            f"not a local file, and could not be downloaded from the hub ({reason}). Check the name, subset, split, revision "
             "and network (HF_HUB_OFFLINE disables downloads), or use a local file: "
             + origin.setting("source", "prompts.jsonl")
         ) from None

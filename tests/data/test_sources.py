@@ -75,6 +75,17 @@ def test_hub_rows_are_read_like_rows_of_a_file(monkeypatch):
     assert [(row.id, row.prompt) for row in prompt_set.rows] == [("set-2", "two")]
 
 
+def test_the_subsets_of_a_hub_set_are_named_where_none_is_chosen(error_of, tmp_path, monkeypatch):
+    configs = "\n".join(f"- config_name: {name}\n  data_files: {name}.jsonl" for name in ("safe", "unsafe"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}\n---\n")
+    for name in ("safe", "unsafe"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a"}\n')
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda _, subset, **rest: load(str(tmp_path), subset, **rest))
+    message = error_of(read, "owner/set")
+    assert "Config name is missing" in message and "['safe', 'unsafe']" in message and "subset" in message
+
+
 def test_hub_conversations(monkeypatch):
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     rows = datasets.Dataset.from_list([{"messages": messages}])
