@@ -68,7 +68,7 @@ def required_text(row: Row, column: str, may_be_empty: bool = False) -> str:
         raise row.error(f"{column!r} is missing; fill it in or remove the row")
     if not isinstance(value, str):
         raise row.error(f"{column!r} must be text, this is {kind_of(value)}")
-    if not may_be_empty and INVISIBLE.fullmatch(value):
+    if not may_be_empty and is_blank(value):
         raise row.error(f"{column!r} is empty; fill it in or remove the row")
     return checked_text(value, column, row)
 
@@ -83,6 +83,11 @@ def optional_text(row: Row, column: str | None) -> str | None:
     if not isinstance(value, str | int | float):
         raise row.error(f"{column!r} must be text or a number, this is {kind_of(value)}")
     return checked_text(cell_text(value), column, row).strip() or None
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text is visible."""
+    return INVISIBLE.fullmatch(text) is not None
 
 
 def checked_text(text: str, column: str, row: Row) -> str:

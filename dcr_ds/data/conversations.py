@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from dcr_ds.data.columns import header_hint, list_names, optional_text, required_text, row_id
+from dcr_ds.data.columns import header_hint, is_blank, list_names, optional_text, required_text, row_id
 from dcr_ds.data.messages import Messages, checked_messages, context_of, refuse_tools, with_history, with_system
 from dcr_ds.data.reader import Kind, Layout, read_data_set
 from dcr_ds.data.records import Conversation, ConversationSet
@@ -39,7 +39,7 @@ def _parser(layout: Layout) -> Callable[[Row], Conversation | LeftOut]:
     def parse(row: Row) -> Conversation | LeftOut:
         refuse_tools(row, tools)
         messages = with_system(with_history(read(row), row, history), row, system)
-        if not messages[-1]["content"].strip():
+        if is_blank(messages[-1]["content"]):
             return LeftOut("empty answer")
         return Conversation(row_id(row, id_column), messages, optional_text(row, category))
 

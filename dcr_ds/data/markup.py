@@ -13,6 +13,7 @@ MARKUP = re.compile(
 )
 CLOSING_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 MOST = 0.5  # of the prompts
+SHORTEST = 8  # characters of a prompt that no answer begins with by chance
 AS_MESSAGES = "remove the markup, or write the turns as messages (prompt sets of HH-RLHF: first_human_turn)"
 
 
@@ -32,6 +33,26 @@ def markup_notes(prompts: Sequence[str], plural: str) -> list[str]:
         for kind, count in counts.items()
         if count > MOST * len(prompts)
     ]
+
+
+def answer_notes(rows: Sequence[tuple[str, Sequence[str]]], plural: str) -> list[str]:
+    """A note if the answers of most rows hold the prompt as well, as data of reward models do.
+
+    Args:
+        rows: the prompt and the answers of each.
+    """
+    count = sum(bool(answers) and all(_holds(answer, prompt) for answer in answers) for prompt, answers in rows)
+    if count <= MOST * len(rows):
+        return []
+    return [
+        f"{count} of {len(rows)} {plural} have answers that begin with the prompt, or are transcripts, which is "
+        "trained on as part of the answer; remove all before the answer itself"
+    ]
+
+
+def _holds(answer: str, prompt: str) -> bool:
+    is_transcript = FIRST_TURN.match(answer) and LATER_TURN.search(answer)
+    return bool(is_transcript) or (len(prompt) >= SHORTEST and answer.lstrip().startswith(prompt.strip()))
 
 
 def _is_quoted(text: str) -> bool:

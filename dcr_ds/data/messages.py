@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from dcr_ds.data.columns import checked_text, optional_text, required_text
+from dcr_ds.data.columns import checked_text, is_blank, optional_text, required_text
 from dcr_ds.data.tables import Row, RowError, kind_of
 
 Messages = tuple[dict[str, str], ...]
@@ -37,7 +37,7 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
         _refuse_printed(value, column, row)
         raise row.error(f"{column!r} must be a list of {{role, content}}, this is {kind_of(value)}")
     messages = [_message(item, number, row, column) for number, item in enumerate(value, 1)]
-    if messages and messages[0]["role"] == "system" and not messages[0]["content"].strip():
+    if messages and messages[0]["role"] == "system" and is_blank(messages[0]["content"]):
         messages = messages[1:]
     has_system = bool(messages) and messages[0]["role"] == "system"
     turns = messages[1:] if has_system else messages
@@ -45,7 +45,7 @@ def checked_messages(value: Any, column: str, row: Row, last_role: str = "assist
         expected = "user" if (number - has_system) % 2 else "assistant"
         if message["role"] != expected:
             raise _message_error(f"has the role {message['role']!r}, expected {expected!r}", number, row, column)
-        if not message["content"].strip() and (message is not turns[-1] or last_role == "user"):
+        if is_blank(message["content"]) and (message is not turns[-1] or last_role == "user"):
             raise _message_error("is empty", number, row, column)
     if not turns or turns[-1]["role"] != last_role:
         last_message = "the assistant's answer" if last_role == "assistant" else "the user's message"
@@ -104,7 +104,7 @@ def with_history(messages: Messages, row: Row, column: str | None) -> Messages:
     if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):
         return (*checked_messages(value, column, row), *messages)
     is_pair = isinstance(value, list) and all(
-        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) and text.strip() for text in turn)
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) and not is_blank(text) for text in turn)
         for turn in value
     )
     if not is_pair:

@@ -10,7 +10,7 @@ Three forms, recognised by the columns:
 import re
 from collections.abc import Callable
 
-from dcr_ds.data.columns import optional_text, required_text, row_id
+from dcr_ds.data.columns import is_blank, optional_text, required_text, row_id
 from dcr_ds.data.conversations import prompt_reader
 from dcr_ds.data.messages import Messages, checked_messages, refuse_tools, with_history, with_system
 from dcr_ds.data.reader import Kind, Layout, read_data_set
@@ -60,7 +60,7 @@ def _parser(layout: Layout) -> Callable[[Row], Preference | LeftOut]:
         if chosen[:-1] != rejected[:-1]:
             return LeftOut("the conversations differ before the last answer")
         answers = chosen[-1]["content"], rejected[-1]["content"]
-        if not all(answer.strip() for answer in answers):
+        if any(map(is_blank, answers)):
             return LeftOut("empty answer")
         if answers[0].strip() == answers[1].strip():
             raise row.error("chosen and rejected are the same answer; correct or remove the row")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Generic
 
 from dcr_ds.data.columns import list_names, missing_column, resolve_columns
-from dcr_ds.data.markup import markup_notes
+from dcr_ds.data.markup import answer_notes, markup_notes
 from dcr_ds.data.messages import unused_keys
 from dcr_ds.data.records import DataSet, Omitted, Record, digest
 from dcr_ds.data.rows import LeftOut, parse_rows
@@ -14,7 +14,7 @@ from dcr_ds.data.sources import read_table
 from dcr_ds.data.tables import Row, Table, kind_of
 from dcr_ds.recipe import DataSource
 
-TEXTS = ("label", "category", "pair")  # optional columns of texts
+CATEGORY = "category"  # a common name of columns of other kinds
 REPEATED = "repeated"  # the reason why a row with the content of an earlier one is left out
 
 
@@ -31,7 +31,7 @@ class Layout:
 
     def column(self, name: str) -> str | None:
         """The source's name of an optional column; None if it is missing, or of another kind under the same name."""
-        if name not in self.columns or (name in TEXTS and name not in self.source.columns and self._is_nested(name)):
+        if name not in self.columns or (name == CATEGORY and name not in self.source.columns and self._is_nested(name)):
             return None
         return self.required(name)
 
@@ -111,6 +111,7 @@ def read_data_set(kind: Kind[Record], source: DataSource, name: str, field: str 
     notes += [*table.notes, *layout.notes]
     notes += _unused(layout) if kind.notes_unused and source.source != "builtin" else []
     notes += markup_notes([record.prompt for _, record in distinct], kind.plural)
+    notes += answer_notes([(record.prompt, record.answers) for _, record in distinct], kind.plural)
     rows = draw_rows([record for _, record in distinct], source, table.origin)
     columns = {ours: theirs for ours, theirs in layout.columns.items() if theirs in layout.used}
     origin, version = table.origin.path, table.version

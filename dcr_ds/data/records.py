@@ -26,6 +26,10 @@ class Prompt:
     context: tuple[dict[str, str], ...] = ()
 
     @property
+    def answers(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def messages(self) -> tuple[dict[str, str], ...]:
         """The conversation that a model answers."""
         return (*self.context, {"role": "user", "content": self.prompt})
@@ -48,6 +52,10 @@ class Conversation:
     def response(self) -> str:
         """The assistant's final answer."""
         return self.messages[-1]["content"]
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        return (self.response,)
 
 
 @dataclass(frozen=True, slots=True)

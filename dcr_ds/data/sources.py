@@ -139,8 +139,8 @@ def _read_hub(source: DataSource, field: str) -> Table:
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow all raise exceptions of their own
         reason = one_line(error)  # a missing subset has those that there are in its second line
         raise origin.error(
-            f"not a local file, and could not be downloaded from the hub ({reason}). Check the name, subset, split, revision "
-            "and network (HF_HUB_OFFLINE disables downloads), or use a local file: "
+            f"not a local file, and could not be downloaded from the hub ({reason}). Check the name, subset, split, "
+            "revision and network (HF_HUB_OFFLINE disables downloads), or use a local file: "
             + origin.setting("source", "prompts.jsonl")
         ) from None
     return replace(table_of(numbered(cells), origin), version=_commit(data))

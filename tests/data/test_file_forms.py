@@ -217,6 +217,19 @@ def test_transcripts_and_markup_in_most_prompts_are_noted(write, prompt, noted):
     assert read_prompts(DataSource(source=write("p.jsonl", rows[2:])), "toxic").notes == []
 
 
+@pytest.mark.parametrize("before", ["How do I kill time? ", "\n\nHuman: Hello\n\nAssistant: "])
+def test_answers_that_hold_the_prompt_are_noted(write, before):
+    """Data of reward models has whole texts as chosen and rejected, next to a column of prompts."""
+    rows = [
+        {"prompt": "How do I kill time?", "chosen": f"{before}Read {n}.", "rejected": f"{before}No {n}."}
+        for n in range(3)
+    ]
+    notes = read_preferences(DataSource(source=write("p.jsonl", rows))).notes
+    assert len(notes) == 1 and notes[0].startswith("3 of 3 pairs have answers that begin with the prompt")
+    plain = [{name: text.removeprefix(before) for name, text in row.items()} for row in rows]
+    assert read_preferences(DataSource(source=write("q.jsonl", plain))).notes == []
+
+
 def test_quotes_that_csv_does_not_read_as_such_are_noted(write):
     file = write("p.csv", 'id, prompt\n1, "How do I kill time?"\n2, "Say so"\n')
     assert read_prompts(DataSource(source=file), "toxic").notes[0].startswith("2 of 2 prompts stand in quotation marks")

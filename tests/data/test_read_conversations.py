@@ -81,12 +81,12 @@ def test_mapped_columns_choose_the_form(write):
 
 
 def test_duplicates_and_empty_answers_are_dropped_and_counted(write):
-    rows = [("a", "1"), ("a", " 1"), ("a", "2"), ("b", ""), ("c", "  ")]
+    rows = [("a", "1"), ("a", " 1"), ("a", "2"), ("b", ""), ("c", "  "), ("d", "\u200b\n")]
     conversation_set = read(write("c.jsonl", [{"prompt": p, "response": r} for p, r in rows]))
     assert [(row.prompt, row.response) for row in conversation_set.rows] == [("a", "1"), ("a", "2")]
     assert conversation_set.notes == [
-        "2 of 5 conversations left out: empty answer (line 4, line 5)",
-        "1 of 5 conversations left out: repeated (line 2)",
+        "3 of 6 conversations left out: empty answer (line 4, line 5, line 6)",
+        "1 of 6 conversations left out: repeated (line 2)",
     ]
 
 
