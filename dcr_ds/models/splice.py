@@ -201,7 +201,7 @@ def _prepare(source: Path, partial: Path) -> None:
     partial.mkdir(parents=True)
     for file in copied_files(source, FILES[1:]):
         if file.name != BASELINE_RECORD:  # says what made the source's weights
-            shutil.copy(file, partial)
+            shutil.copyfile(file, partial / file.name)  # without the mode: the source's files may be read-only
 
 
 def _write(weights: Weights, pieces: Pieces, shards: Sequence[Shard], partial: Path) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """An export that fails loses no training: the last step is saved before it."""
 
+import stat
+
 import pytest
 
 import dcr_ds
@@ -40,3 +42,11 @@ def test_a_model_behind_a_link_is_written_where_the_link_leads(train, run_folder
     assert run_folder.stage("refine").model.is_symlink()
     assert [path.name for path in (place / "disk").iterdir()] == ["model"]
     assert (place / "disk" / "model" / "model.safetensors").is_file()
+
+
+def test_a_model_is_writable_where_the_files_of_its_source_are_not(train, run_folder, place):
+    """As in a shared folder of models: its template is written a second time, which only root could do."""
+    for file in (place / "model").iterdir():
+        file.chmod(0o444)
+    train("--stages", "[refine]")
+    assert all(file.stat().st_mode & stat.S_IWUSR for file in run_folder.stage("refine").model.iterdir())
