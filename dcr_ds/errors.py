@@ -13,6 +13,14 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped on a signal after saving; SLURM requeu
 CANNOT_WRITE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 CANNOT_WRITE |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}  # the path leads through a file, or is a folder
 CANNOT_WRITE |= {errno.ENAMETOOLONG}
+WAYS_OUT = {
+    errno.EACCES: "change its permissions, or those of its folder, or write elsewhere",
+    errno.EPERM: "change its permissions, or those of its folder, or write elsewhere",
+    errno.EROFS: "write elsewhere",
+    errno.EEXIST: "a file is in the way: move it, or write elsewhere",
+    errno.ENOTDIR: "a file is in the way: move it, or write elsewhere",
+    errno.ENAMETOOLONG: "use a shorter name",
+}
 DAMAGED = {errno.EIO, errno.ESTALE}  # the disk or the network file system, in reading or writing
 # From the messages of torch and safetensors when a write fails; neither raises OSError.
 CANNOT_WRITE_WORDS = ("inline_container", "PytorchStreamWriter", "I/O error", "iostream error", "os error")
@@ -99,11 +107,9 @@ def _failed(error: Exception, file: object) -> str:
     if number == errno.EISDIR:
         verb = "written" if getattr(error, "filename2", None) else "read or written"
         return f"cannot be {verb} {{reason}}; move the folder away, or name another file"
-    if number in (errno.EEXIST, errno.ENOTDIR):
-        return "cannot be written {reason}; a file is in the way: move it, or write elsewhere"
     if number in (errno.EACCES, errno.EPERM) and is_path and not _may_be_opened(file):
         return "cannot be read {reason}; change its permissions, or those of its folder"
-    return "cannot be written {reason}; free some space, or write elsewhere"
+    return f"cannot be written {{reason}}; {WAYS_OUT.get(number or 0, 'free some space, or write elsewhere')}"
 
 
 def _may_be_opened(file: Any) -> bool:

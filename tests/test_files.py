@@ -116,6 +116,9 @@ def test_a_file_that_may_not_be_read_is_not_said_to_be_unwritable():
         try:
             with pytest.raises(UserError, match="secret: cannot be read"), write_errors_as_user_errors(folder):
                 (folder / "secret").read_text()
+            message = "new.partial: cannot be written .*change its permissions, or those of its folder"
+            with pytest.raises(UserError, match=message), write_errors_as_user_errors(folder):
+                write_atomically(folder / "new", "")
             with pytest.raises(UserError, match="new.partial: cannot be written"), write_errors_as_user_errors(folder):
                 write_atomically(folder / "new", "a")
         finally:

@@ -245,8 +245,8 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder)
     except OSError as error:
         raise UserError(
-            f"{error.filename or folder}: cannot be removed for --redo ({error.strerror}); remove {folder} yourself, "
-            "or give this run another --name"
+            f"{folder}: cannot be removed for --redo ({error.strerror}: {error.filename or folder}); remove it "
+            "yourself, or give this run another --name"
         ) from None
 
 
