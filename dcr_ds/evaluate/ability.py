@@ -146,10 +146,13 @@ def _check_rows(file: Path, task: str) -> None:
     lines = placed_lines(file)
     if not lines:
         raise UserError(f"{file}: contains no rows; remove {task}, or put its rows there")
+    places: dict[str, str] = {}  # of each id
     for place, content in lines:
         row = json_at(place, content, CORRECT)
         if problem := _problem(row, task):
             raise UserError(f"{place}: {problem}; {CORRECT}")
+        if (name := row.get("id")) is not None and (first := places.setdefault(str(name), str(place))) != str(place):
+            raise UserError(f"{place}: the id {name!r} is also that of {first}; each question counts once; {CORRECT}")
 
 
 def _problem(row: Any, task: str) -> str | None:

@@ -10,7 +10,7 @@ from tiny import make_model
 from dcr_ds.commands.ability import load_for_tasks, run
 from dcr_ds.errors import UserError
 from dcr_ds.evaluate.ability import TASKS, AbilityOptions, measure_ability
-from dcr_ds.files import read_json, write_json
+from dcr_ds.files import read_json, write_json, write_jsonl
 from dcr_ds.models.load import load_causal_lm
 from dcr_ds.models.template_variables import with_variables
 from dcr_ds.models.tokenizer import load_tokenizer
@@ -131,6 +131,13 @@ def test_a_local_row_that_lm_eval_would_ask_wrongly_is_named(task, changed, prob
     (tmp_path / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=rf"{task}\.jsonl, line 2: {problem}"):
         measure_ability(None, None, AbilityOptions([task], tmp_path))
+
+
+def test_a_question_that_is_twice_in_a_file_is_named(model_folder, tmp_path):
+    rows = [row | {"id": f"q{number}"} for number, row in enumerate(ROWS)]
+    write_jsonl(tmp_path / "piqa.jsonl", [*rows, rows[0]])
+    with pytest.raises(UserError, match=f"line {len(rows) + 1}: the id 'q0' is also that of .*line 1; each question"):
+        run([str(model_folder), "--tasks", "piqa", "--local-data", str(tmp_path)])
 
 
 def test_another_set_whose_name_begins_like_a_task_is_not_taken_for_it(local):
