@@ -29,7 +29,7 @@ class Generations:
     """A file of answers and the settings they are generated under.
 
     `settings_hash` covers everything the answers depend on. Behind an endpoint the server renders the prompts: there
-    are no `ids` and no `template_hash`.
+    are no `ids` and no `template_hash`, and `asked_hashes` say what each answer alone depends on.
     """
 
     benchmark: str
@@ -42,6 +42,7 @@ class Generations:
     template_hash: str | None = None
     template_variables: Mapping[str, str] = field(default_factory=dict)  # such as enable_thinking; name → JSON
     attack: Attack | None = None
+    asked_hashes: Mapping[str, str] = field(default_factory=dict)  # by id, where answers do not depend on each other
 
     @property
     def is_complete(self) -> bool:
@@ -73,6 +74,7 @@ class Generations:
             **({"template_variables": dict(self.template_variables)} if self.template_variables else {}),
             **({"context": list(prompt.context)} if prompt.context else {}),
             **({"attack": _attack_row(self.attack, prompt)} if self.attack else {}),
+            **({"asked_hash": self.asked_hashes[prompt.id]} if self.asked_hashes else {}),
         }
 
     def resume(self, batches: Sequence[Sequence[int]], ranks: Ranks) -> list[int]:
@@ -82,9 +84,8 @@ class Generations:
             batches: indices of the prompts that are generated together; rows of incomplete batches are dropped.
         """
         earlier = read_with_parts(self.file, FIELDS)
-        usable = [row for row in earlier if row["settings_hash"] == self.settings_hash]
-        rows = {row["id"]: row for row in usable}
-        if len(usable) < len(earlier):
+        rows = {row["id"]: row | {"settings_hash": self.settings_hash} for row in earlier if self._is_answer(row)}
+        if {row["id"] for row in earlier} & {prompt.id for prompt in self.prompts} - rows.keys():
             print_on_main(ranks, f"{self.file}: generated with another model or other settings; generating again")
         done = [
             number for number, batch in enumerate(batches) if all(self.prompts[index].id in rows for index in batch)
@@ -94,6 +95,12 @@ class Generations:
             print_on_main(ranks, f"{self.file}: resuming after {len(kept)} of {len(self.prompts)} answers")
         write_merged(self.file, kept)
         return done
+
+    def _is_answer(self, row: dict) -> bool:
+        """Whether a row of an earlier run answers its prompt under these settings."""
+        asked_hash = self.asked_hashes.get(row["id"])
+        same_request = asked_hash is not None and row.get("asked_hash") == asked_hash
+        return row["settings_hash"] == self.settings_hash or same_request
 
     def part_file(self, ranks: Ranks) -> Path:
         """The file a rank appends its rows to: the file itself with a single rank, else a part that rank 0 merges.

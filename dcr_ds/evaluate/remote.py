@@ -33,12 +33,12 @@ def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoi
             "continue a given answer; evaluate the model from its folder, or leave this attack out"
         )
     prompts = benchmark.prompts.rows
-    settings: dict[str, Any] = {
+    request: dict[str, Any] = {
         # what the server calls the limit changes no answer
         "decoding": asdict(replace(endpoint.fields, limit="max_tokens")) | {"max_new_tokens": max_new_tokens},
         "endpoint": endpoint.model,  # its address changes from job to job
-        "prompts": [[prompt.id, prompt.prompt] for prompt in prompts],
     }
+    settings: dict[str, Any] = request | {"prompts": [[prompt.id, prompt.prompt] for prompt in prompts]}
     if any(len(benchmark.messages(prompt)) > 1 for prompt in prompts) or benchmark.attack:
         settings["messages"] = [benchmark.messages(prompt) for prompt in prompts]
     variables = {name: json.dumps(value) for name, value in (endpoint.fields.chat_template_kwargs or {}).items()}
@@ -50,6 +50,7 @@ def prepare_remote(benchmark: Benchmark, file: Path, max_new_tokens: int, endpoi
         hash_of(settings),
         template_variables=variables,
         attack=benchmark.attack,
+        asked_hashes={prompt.id: hash_of(request | {"messages": benchmark.messages(prompt)}) for prompt in prompts},
     )
 
 

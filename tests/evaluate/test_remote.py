@@ -59,6 +59,21 @@ def test_after_a_server_failure_only_the_rest_is_requested(tmp_path):
     assert all(row in read_jsonl(generations.file) for row in kept) and generations.is_complete
 
 
+def test_more_prompts_keep_the_answers_that_were_paid_for(tmp_path, capsys):
+    """As with a larger --limit. Another text under the same id is another prompt."""
+    file, changed = tmp_path / "generations.jsonl", replace(PROMPTS[2], prompt="something else?")
+    with serving(answers) as server:
+        for prompts in (PROMPTS[:5], [PROMPTS[0], PROMPTS[1], changed, *PROMPTS[3:9]], PROMPTS[:2]):
+            benchmark = BENCHMARK._replace(prompts=replace(BENCHMARK.prompts, rows=prompts))
+            generations = prepare_remote(benchmark, file, 8, endpoint(server))
+            generate_remote(generations, endpoint(server), ONE_RANK)
+            assert generations.is_complete
+            assert [row["completion"] for row in read_jsonl(file)] == [prompt.prompt for prompt in prompts]
+        assert len(server.requests) == 5 + 1 + 4
+        generate_remote(prepare_remote(benchmark, file, 9, endpoint(server)), endpoint(server), ONE_RANK)
+    assert len(server.requests) == 12 and capsys.readouterr().err.count("generating again") == 2
+
+
 def test_an_endpoint_gets_scores_and_its_cost(tmp_path):
     settings = EvaluateSection(max_new_tokens=8, judges=["xstest_strings"])
     with serving(lambda number, request: says("I'm sorry, no." if number % 2 else "Press the key.")) as server:
