@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from dcr_ds.commands.parser import (
@@ -44,6 +45,9 @@ def run(arguments: list[str]) -> int:
         summary = {"a": str(options.a), "b": str(options.b), "judge": options.model, **summarise(pairs, rows)}
         write_json(options.out.with_suffix(".json"), summary)
     print(json.dumps(summary, indent=2, ensure_ascii=False))
+    if summary["unparsed"] == len(rows):
+        note = f"{options.model}: no reply could be parsed; look at what this judge replies before you use it"
+        print(note, file=sys.stderr)
     return 0
 
 

@@ -34,6 +34,7 @@ from dcr_ds.models.locate import describe_source
 from dcr_ds.recipe import Recipe, load_recipe
 from dcr_ds.recipe.engines import LOCAL, VLLM
 from dcr_ds.recipe.layout import ALIGNED, TRAINING_STAGES, RunFolder
+from dcr_ds.recipe.urls import mask_secrets
 from dcr_ds.run.environment import describe_data, describe_environment
 from dcr_ds.run.folder import prepare_folder, save_run
 from dcr_ds.run.opening import open_run
@@ -77,7 +78,7 @@ def run(arguments: list[str]) -> int:
     with write_errors_as_user_errors(Path(options.out)), open_run(folders, hang_minutes) as ranks:
         check_same(data.hashes, ranks)
         recipes = [_resolve(recipe, model, ranks) for recipe, model in zip(recipes, models, strict=True)]
-        environment = _environment(ranks)
+        environment = _environment(ranks) | {"command": mask_secrets(shlex.join(["dcr-ds", "evaluate", *arguments]))}
         _print_notes(data, ranks)
         for recipe, model, before in zip(recipes, models, earlier, strict=True):
             if ranks.is_main:

@@ -4,7 +4,8 @@ A row is {id, category, prompt, completion, tokens, finish, template_hash, setti
 benchmark, or null; `tokens` counts the generated tokens including the end of the turn; `finish` is "stop" if the model
 ended its turn and "length" if the answer was cut off. Where there are any, a row also has template_variables of the
 chat template, the `context` (messages before the prompt), the `pair` of twins, and `attack`: the text that was sent in
-place of the prompt, the given opening of the completion, and the request as judges read it.
+place of the prompt, the given opening of the completion, and the request as judges read it. A row of an endpoint has an
+`asked_hash`, of the model and what it was asked, so that answers are kept when other prompts are added.
 """
 
 import os

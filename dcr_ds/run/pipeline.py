@@ -11,7 +11,7 @@ from dcr_ds.engine.config import read_config
 from dcr_ds.engine.distributed import Ranks, decide_on_main, print_on_main, wait_until_visible
 from dcr_ds.engine.launcher import is_main_process
 from dcr_ds.engine.trackers import attach_report, check_trackers
-from dcr_ds.errors import RefinementFailed
+from dcr_ds.errors import RefinementFailed, UserError
 from dcr_ds.evaluate.origins import made_from
 from dcr_ds.evaluate.serving.command import check_engine
 from dcr_ds.models.checkpoint_files import check_layer, model_config
@@ -219,6 +219,11 @@ def _evaluate(recipe: Recipe, source: Path, data: RunData, ranks: Ranks) -> None
 
     names = decide_on_main(existing, ranks)
     models = {BASE: source} | {name: trained[name].model for name in names}
+    if not models.keys() & set(recipe.evaluate.models):
+        raise UserError(
+            f"evaluate.models: {', '.join(recipe.evaluate.models)}: this run has only {', '.join(models)}; "
+            "name one of them (what `dcr-ds evaluate` wrote is repeated by that command)"
+        )
     for name in names:
         wait_until_visible(_files(models[name]), ranks)
     evaluate_models(recipe, models, data, ranks)

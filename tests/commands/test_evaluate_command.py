@@ -1,6 +1,7 @@
 """`dcr-ds evaluate`: run folders of existing models, with and without interruptions; bad models and names."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_models import ONE_RANK
 
 from dcr_ds.commands.evaluate import run
 from dcr_ds.commands.parser import options_in_messages
+from dcr_ds.commands.train import run as train
 from dcr_ds.data import ConversationSet, RunData
 from dcr_ds.data.benchmarks import read_benchmarks
 from dcr_ds.errors import UserError
@@ -87,6 +89,18 @@ def test_an_evaluation_killed_ten_times_writes_the_same_rows(killed):
         assert contents(folder) == expected
 
 
+def test_an_evaluation_records_the_command_that_repeats_it(model, tmp_path):
+    arguments = [f"tiny={model}", "--benchmarks", "builtin-toxic", "--limit", "2", "--max-new-tokens", "2"]
+    arguments += ["--out", str(tmp_path / "runs of mine")]
+    run(arguments)
+    folder = tmp_path / "runs of mine" / "tiny"
+    environment = read_json(folder / "environment.json")
+    assert environment["benchmarks"] == ["builtin-toxic"]
+    assert environment["command"] == shlex.join(["dcr-ds", "evaluate", *arguments])
+    with pytest.raises(UserError, match="this run has only base; name one of them"):
+        train([str(folder / "recipe.yaml"), "--output", str(tmp_path / "again")])
+
+
 def test_files_of_the_run_folder(killed, model):
     folder = killed[0] / "undisturbed" / "tiny"
     recipe = load_recipe(str(folder / "recipe.yaml"))
@@ -97,6 +111,7 @@ def test_files_of_the_run_folder(killed, model):
     assert "builtin-toxic: 10 of 45 prompts drawn" in environment["notes"]
     home = folder / "evaluate" / "aligned"
     benchmarks = {path.name for path in home.iterdir() if path.is_dir()}
+    assert benchmarks == set(environment["benchmarks"])
     assert benchmarks == {"builtin-seemingly-toxic", "builtin-toxic-twins", "builtin-toxic", "builtin-general"}
     for benchmark in benchmarks:
         is_compared = benchmark in ("builtin-seemingly-toxic", "builtin-toxic-twins")

@@ -74,9 +74,10 @@ def test_a_judge_with_position_bias_gives_ties(files, tmp_path):
     assert (summary["win_rate"]["value"], summary["ties"], summary["turned_with_the_order"]) == (0.5, COUNT, COUNT)
 
 
-def test_unparsed_verdicts_are_counted_and_not_guessed(files, tmp_path):
+def test_unparsed_verdicts_are_counted_and_not_guessed(files, tmp_path, capsys):
     summary = compare(files, tmp_path / "q.jsonl", lambda number, request: says("Both are nice."))
     assert (summary["unparsed"], summary["win_rate"]["n"], summary["win_rate"]["value"]) == (COUNT, 0, None)
+    assert "no reply could be parsed" in capsys.readouterr().err
 
 
 def test_a_judge_with_length_bias_is_detected(files, tmp_path):

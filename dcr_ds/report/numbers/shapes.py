@@ -55,6 +55,7 @@ class Environment(TypedDict, total=False):
     model: dict[str, Any] | None
     data: dict[str, DataSetFacts]
     benchmarks: list[str]
+    command: str
     notes: list[str]
     warnings: list[str]
     overlaps: list[str]

@@ -40,7 +40,10 @@ def results(comparison: Comparison) -> list[Block]:
 def missing(runs: Sequence[Run]) -> str:
     """Which runs were not evaluated, and how to do it."""
     names = ", ".join(run.name for run in runs)
-    return f"Not evaluated yet: {names}. Run the recipe with the evaluate stage."
+    return (
+        f"Not evaluated yet: {names}. Repeat the command of an evaluation that was interrupted, or run the recipe with "
+        "the evaluate stage."
+    )
 
 
 def standard_table(comparison: Comparison) -> Table | None:

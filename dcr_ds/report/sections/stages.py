@@ -101,21 +101,22 @@ def leakage(runs: Sequence[Run]) -> list[Block]:
 
 
 def settings(runs: Sequence[Run]) -> list[Block]:
-    refines = any(run.has_refine for run in runs)
-    rows = [["", *(run.name for run in runs)]]
-    for name in SETTINGS:
-        known = any(_has_field(run.recipe, name) for run in runs)
-        if known and (refines or not name.startswith("refine.")):
-            rows.append([name, *(_setting(run, name) for run in runs)])
+    names = [name for name in SETTINGS if any(_depends_on(run, name) for run in runs)]
+    rows = [["", *(run.name for run in runs)], *([name, *(_setting(run, name) for run in runs)] for name in names)]
     return [plain_table("Fields of the recipes that the numbers depend on.", rows)]
 
 
 def reproduction(runs: Sequence[Run], command: str) -> list[Block]:
     """The commands that repeat the runs and this report, and the versions they were made with."""
     lines = [line for run in runs if (line := _made_with(run))]
-    commands = [f"python train.py {quote(str(run.folder / 'recipe.yaml'))} --output again" for run in runs]
+    commands = dict.fromkeys(
+        run.environment.get("command") or f"python train.py {quote(str(run.folder / 'recipe.yaml'))} --output again"
+        for run in runs
+    )
+    evaluated = any(run.environment.get("command") for run in runs)
+    evaluates = " An evaluation begins again with another --out." if evaluated else ""
     return [
-        Paragraph("The resolved recipe of a run repeats it; the last command writes this report."),
+        Paragraph(f"These commands repeat the runs; the last one writes this report.{evaluates}"),
         Commands([*commands, command]),
         *([Bullets(lines)] if lines else []),
     ]
@@ -183,15 +184,16 @@ def _log_odds_cost(runs: Sequence[Run]) -> str:
     return f" Refusal log-odds took {duration(log_odds)}, {percent(log_odds / total)} of all evaluation."
 
 
-def _has_field(recipe: dict, name: str) -> bool:
-    """Whether a recipe has a field; that of an earlier version may lack some."""
+def _depends_on(run: Run, name: str) -> bool:
+    """Whether a run depends on a field of its recipe; that of an earlier version may lack some."""
     section, _, field = name.rpartition(".")
-    return field in (recipe.get(section) or {} if section else recipe)
+    stages = {"refine": run.has_refine, "align": run.kind is not None}
+    stages |= dict.fromkeys(("control", "deepspeed"), any(stages.values()))
+    return stages.get(section or name, True) and field in (run.recipe.get(section) or {} if section else run.recipe)
 
 
 def _setting(run: Run, name: str) -> str:
-    section, _, _ = name.partition(".")
-    if section == "refine" and not run.has_refine:
+    if not _depends_on(run, name):
         return NOTHING
     value: Any = run.recipe
     for key in name.split("."):
@@ -199,7 +201,7 @@ def _setting(run: Run, name: str) -> str:
     if isinstance(value, list):
         value = ", ".join(map(str, value))
     if isinstance(value, dict):
-        value = "see recipe.yaml"
+        value = "see recipe.yaml" if value else None
     return NOTHING if value is None else shortened(str(value), MAX_SETTING)
 
 
