@@ -46,6 +46,12 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
             f"{folder}: {model_type} is a model of text and images or sound; only a language model can be trained: "
             "load it with its architecture's class …ForCausalLM in transformers, and save that with save_pretrained"
         )
+    both_ways = {"is_causal": (False,), "use_bidirectional_attention": (True, "all")}  # of transformers' masks
+    if field := next((name for name, values in both_ways.items() if config.get(name) in values), None):
+        raise UserError(
+            f"{file}: {field}: {config[field]!r} lets tokens read later ones, as in embedding models; only a causal "
+            "language model can be trained"
+        )
     if blocks is None:
         raise UserError(
             f"{file}: has no num_hidden_layers, so {model_type} cannot be trained here: it is an architecture of "

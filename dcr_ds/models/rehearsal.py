@@ -147,6 +147,7 @@ def _check_training(source: Path) -> None:
         raise Unfit("its blocks were not found at model.layers")
     trunk = load_trunk(source, layer, torch.float32, "eager").eval()
     _compare(_output(trunk), _hidden(model, layer), "the model cut after block ℓ does not compute hidden_states[ℓ]")
+    _check_causal(model)
     _check_loss(model)
     trained = {name: weight.detach() + 0.01 for name, weight in trunk.named_parameters() if weight.requires_grad}
     target = source.with_name("spliced")
@@ -155,6 +156,14 @@ def _check_training(source: Path) -> None:
         raise Unfit(f"writing the trained blocks changed {changed[0]}, which is above them")
     trunk.load_state_dict(trained, strict=False)
     _compare(_output(trunk), _hidden(load_causal_lm(target, torch.float32, "eager", CPU), layer), "splicing failed")
+
+
+@torch.no_grad()
+def _check_causal(model: PreTrainedModel) -> None:
+    """Compare the logits of a row with those of its beginning. Raises Unfit if they differ."""
+    row = torch.tensor([_rows()[1]])
+    half = row.shape[1] // 2
+    _compare(model(row[:, :half]).logits, model(row).logits[:, :half], "its tokens read later ones")
 
 
 def _check_loss(model: PreTrainedModel) -> None:

@@ -137,6 +137,19 @@ def test_a_model_of_text_and_images_is_refused_with_a_remedy(tmp_path, model_typ
         check_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "field"),
+    [("qwen2", {"is_causal": False}), ("gemma3_text", {"use_bidirectional_attention": True})],
+)
+def test_a_model_whose_tokens_read_later_ones_is_refused(tmp_path, untested, model_type, field):
+    """As those of embedding models; padding on the right would change the results of each row."""
+    make_model(tmp_path, model_type, **field)
+    with pytest.raises(UserError, match=f"{next(iter(field))}: .* as in embedding models"):
+        check_checkpoint(tmp_path)
+    with pytest.raises(UserError, match="failed the check: its tokens read later ones"):
+        check_architecture(tmp_path)
+
+
 def test_attention_kernels_that_an_architecture_does_not_have():
     assert resolve_attention("auto", "gpt_oss", "bfloat16", "")[0] == "eager"
     with pytest.raises(UserError, match="flash_attention_2 cannot be used: gpt_oss does not support it"):
