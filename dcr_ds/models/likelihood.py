@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dcr_ds.errors import UserError
@@ -166,7 +167,7 @@ def linear_nll(
     Products are in the dtype of `hidden`, everything after them and the gradients of weight and bias accumulate in
     float32. The gradient of a sum is computed in the forward pass; for single values, and where it is large (V × D
     above HELD_BYTES: 70B and more), the backward pass recomputes the logits. A large gradient is computed in blocks of
-    the vocabulary, in the dtype of the weight: it never exists in float32.
+    the vocabulary, in the dtype of the weight: it never exists in float32. It cannot be differentiated again.
 
     Args:
         hidden: [n, D]; weight: [V, D]; targets: [n], where IGNORED gives 0 and no gradient; bias: [V].
@@ -186,6 +187,7 @@ class _SummedNll(torch.autograd.Function):
         return nll.sum()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         scaled = [None if gradient is None else gradient.mul_(upstream).to(ctx.dtype) for gradient in ctx.saved_tensors]
         return *scaled, None, None
@@ -206,6 +208,7 @@ class _TokenNll(torch.autograd.Function):
         return nll
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, upstream):
         if ctx.in_blocks:
             return *_gradients_in_blocks(ctx, upstream), None, None

@@ -91,6 +91,17 @@ def test_only_ignored_tokens_give_zero(reduction):
     assert not value.any() and not hidden.grad.any() and not weight.grad.any()
 
 
+@OPTIONS
+def test_a_double_backward_raises(reduction):
+    """Differentiated again, the gradient would lack what depends on the hidden states, without a word."""
+    hidden, weight, targets, _ = inputs()
+    factor = torch.ones((), requires_grad=True)
+    value = factor * linear_nll(hidden, weight, targets, reduction=reduction).sum()
+    (gradient,) = torch.autograd.grad(value, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_bfloat16_weight_gradients_are_summed_in_float32(monkeypatch):
     """With one token per chunk, summing in bfloat16 would lose most of each term after a few hundred."""
     monkeypatch.setitem(likelihood.CHUNK_LOGITS, "cpu", 1)
