@@ -52,6 +52,9 @@ def pool(
     """
     if how not in ("last", "mean"):
         raise ValueError(f"how must be last or mean, got {how!r}")
+    for name, value in {"hidden": hidden, "mask": mask, "cu_seqlens": cu_seqlens}.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if not hidden.is_floating_point():
         raise TypeError(f"hidden must be floating point, got {hidden.dtype}")
     if hidden.ndim == 3 and cu_seqlens is None:

@@ -215,6 +215,7 @@ def test_unchecked_an_empty_sequence_is_nan(backend):
         (dict(hidden=torch.ones(2, 3, 4).long()), TypeError, "must be floating point, got torch.int64"),
         (dict(hidden=torch.ones(2, 3)), ValueError, r"\[2, 3\] without mask and without cu_seqlens"),
         (dict(cu_seqlens=torch.tensor([0, 2])), ValueError, r"\[2, 3, 4\] without mask and with cu_seqlens"),
+        (dict(mask=[[1, 1, 1], [1, 1, 0]]), TypeError, "mask must be a torch.Tensor, got list"),
         (dict(mask=torch.ones(2, 3)), TypeError, "mask must be bool or integer, got torch.float32"),
         (dict(mask=torch.ones(3, 2).long()), ValueError, r"mask must have shape \[2, 3\], got \[3, 2\]"),
         (dict(mask=torch.tensor([[1, 1, 1], [0, 0, 0]])), ValueError, r"row 1 .* token \(1 such rows of 2\)"),
