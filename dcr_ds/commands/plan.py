@@ -92,6 +92,12 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Recipe]:
     recipe = parsed.load()
     if not set(recipe.stages) & set(TRAINING_STAGES):
         refuse("plan", "the recipe's stages have neither refine nor align, so there is nothing to plan")
+    if len(options.nodes) > 1 and recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
+        refuse(
+            "plan",
+            "--nodes: node counts are compared under ZeRO-3, which does not support model.quantize: "
+            f"{recipe.model.quantize}; plan one node count, or set --model.quantize none",
+        )
     return options, recipe
 
 
@@ -108,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add(machine, "--gpus", positive_int, "N", "GPUs, one rank each (default: 1)")
     machine.add_argument("--gpu", choices=tuple(GPUS), default="h100", help="kind of GPU (default: h100)")
-    add(machine, "--gpu-memory", positive_number, "GIB", "memory per GPU (default: that of the kind)")
+    add(machine, "--gpu-memory", _gibibytes, "GIB", "memory per GPU (default: that of the kind)")
     add(machine, "--nodes", _node_counts, "N[,N…]", "nodes, instead of --gpus; several: compare them by time per step")
     add(machine, "--gpus-per-node", positive_int, "N", "GPUs per node (default: 8)")
     add(machine, "--reserve", fraction_below_one, "SHARE", "memory left to driver, allocator and NCCL (default: 0.1)")
@@ -129,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--measure", action="store_true", help=help_measure)
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write the figures as JSON")
     return parser
+
+
+def _gibibytes(text: str) -> float:
+    try:
+        return positive_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; give the GiB as a number, such as 80") from None
 
 
 def _node_counts(text: str) -> tuple[int, ...]:

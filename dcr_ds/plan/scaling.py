@@ -11,7 +11,6 @@ from typing import Any
 
 from dcr_ds.engine.config import read_config
 from dcr_ds.engine.zero3 import resolve_partition
-from dcr_ds.errors import UserError
 from dcr_ds.plan.choose import Cluster, Lengths, Option, Stage, planned, zero_of
 from dcr_ds.plan.clock import Rates
 from dcr_ds.plan.measure import Calibration
@@ -33,16 +32,7 @@ COLLECTIVES = ("all-gather, forward", "all-gather, backward", "reduce-scatter", 
 def scaling(
     recipe: Recipe, folder: Path, origin: str, options: PlanOptions, measured: Mapping[str, Calibration]
 ) -> tuple[str, dict[str, Any]]:
-    """The tables of one recipe on several numbers of nodes, and their figures.
-
-    Raises:
-        UserError: the recipe trains on 4-bit weights, which ZeRO-3 does not support.
-    """
-    if recipe.model.quantize != "none" and not recipe.model.quantize_zero3:
-        raise UserError(
-            f"dcr-ds plan: --nodes: node counts are compared under ZeRO-3, which does not support model.quantize: "
-            f"{recipe.model.quantize}; plan one node count, or set --model.quantize none"
-        )
+    """The tables of one recipe on several numbers of nodes, and their figures."""
     nodes, rows = options.nodes, options.rows_per_gpu
     kinds = [kind for kind in TITLES if SECTION[kind] in recipe.stages]
     clusters = {

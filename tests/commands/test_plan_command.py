@@ -87,6 +87,7 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
         (["--refine.layr", "3"], "unknown field"),
         (["--model.source", "/nowhere"], "is not a model folder"),
         (["--gpu-memory", "inf"], "--gpu-memory: inf is not a finite number"),
+        (["--gpu-memory", "80GB"], "--gpu-memory: '80GB' is not a number; give the GiB as a number, such as 80"),
         (["--refine-tokens", "9999"], "--refine-tokens: 9999 is above refine.max_length = 512"),
         (["--json", "docs"], "--json: docs is a folder"),
         (["--json", "--gpus"], "--json: expected one argument"),
@@ -95,6 +96,7 @@ def test_a_local_folder_needs_no_shape(plan, tmp_path):
         (["--dry-run"], "--dry-run and --redo are options of train"),
         (
             [
+                "--measure",  # refused before the steps are taken
                 "--nodes",
                 "1,2",
                 "--model.quantize",
