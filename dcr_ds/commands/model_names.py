@@ -24,7 +24,7 @@ def named_models(words: Sequence[str]) -> dict[str, str]:
         name_given, separator, _ = word.partition("=")
         if not match and separator and "/" not in name_given and not Path(word).exists():
             raise UserError(
-                f"{word}: {name_given!r} cannot name a run folder; use letters, digits, '.', '_' and '-', and begin "
+                f"{word}: {name_given!r} is not a valid name; use letters, digits, '.', '_' and '-', and begin "
                 "with a letter or digit"
             )
         if not model.strip():

@@ -20,7 +20,7 @@ from urllib.request import Request
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.endpoint_url import is_local_endpoint, read_key
-from dcr_ds.models.http_replies import REDIRECTS, Unreadable, opener, read_body, redirect_of
+from dcr_ds.models.http_replies import REDIRECTS, Unreadable, opener, read_body, redirect_of, tls_problem
 from dcr_ds.models.places import Places
 from dcr_ds.models.replies import (
     FAILED,
@@ -288,9 +288,12 @@ class Endpoint:
         except TimeoutError:
             raise Temporary(f"no data for {self.timeout:g} s; increase the timeout, or lower the concurrency") from None
         except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: an invalid host name
-            if isinstance(getattr(error, "reason", None), TimeoutError):
+            reason = getattr(error, "reason", error)
+            if tls := tls_problem(reason):
+                raise UserError(f"{self.url}, model {self.model}: {tls}") from None
+            if isinstance(reason, TimeoutError):
                 raise Temporary(f"no connection within {self.timeout:g} s") from None
-            raise Temporary(f"no connection ({getattr(error, 'reason', error)}); is the server up?") from None
+            raise Temporary(f"no connection ({reason}); is the server up?") from None
 
     def _raise_for(self, failed: HTTPError, sent: dict[str, Any]) -> NoReturn:
         """Raise for a failed request: temporary, about a field or the prompt, or final."""

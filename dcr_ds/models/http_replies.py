@@ -1,5 +1,6 @@
 """The bodies of HTTP replies: whole, unpacked and of limited size. Redirects are not followed."""
 
+import ssl
 import zlib
 from http.client import HTTPException
 from typing import Any
@@ -51,6 +52,16 @@ def redirect_of(url: str, headers: Any) -> str:
     """The address that a server names in place of `url`, as a user gives it."""
     target = mask_secrets(urljoin(url, headers.get("Location") or ""))
     return target.removesuffix("/chat/completions")
+
+
+def tls_problem(reason: object) -> str | None:
+    """Why https does not work with a server, if that would be so at every attempt."""
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        advice = "set SSL_CERT_FILE to the certificate of its authority"
+        return f"the certificate of the server is not trusted ({reason.verify_message}); {advice}"
+    if isinstance(reason, ssl.SSLError) and reason.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        return "the server does not speak https; write http:// in the url"
+    return None
 
 
 def _unpacked(body: bytes, encoding: str) -> bytes:

@@ -66,7 +66,7 @@ def test_an_empty_word_between_commas_is_named(capsys, words):
     ("command", "message"),
     [
         (["evaluate", "dcr=", "--suite", "quick", "--out", "runs"], "dcr= names no model; is a variable"),
-        (["evaluate", "a|b=model", "--suite", "quick", "--out", "runs"], "'a|b' cannot name a run folder"),
+        (["evaluate", "a|b=model", "--suite", "quick", "--out", "runs"], "'a|b' is not a valid name"),
         (["evaluate", "outputs/lr=1", "--suite", "builtin", "--out", "runs"], "outputs/lr=1 could not be downloaded"),
         (["repair", ""], "name the MODEL to repair first"),
         (["repair", "one", "two"], "two follows the MODEL one: repair takes one model"),

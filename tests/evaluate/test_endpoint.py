@@ -1,8 +1,12 @@
 """The client for endpoints against a real server that answers, fails, delays, sends invalid replies or dies."""
 
+import shutil
+import ssl
+import subprocess
 import threading
 import time
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
 import pytest
@@ -183,6 +187,26 @@ def test_a_redirect_is_not_followed_and_names_the_address(monkeypatch, status):
 def test_a_reply_without_text_is_an_empty_string():
     with serving(lambda number, request: says(None, "content_filter")) as server:
         assert Endpoint(server.url, "judge").complete(user("hi"), 9) == Completion("", "content_filter", 7, 0)
+
+
+def test_https_to_a_server_without_it_is_final():
+    with serving(lambda number, request: says("fine")) as server, pytest.raises(UserError, match="write http:// in"):
+        Endpoint(server.url.replace("http:", "https:"), "judge").complete(user("hi"), 9)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_certificate_that_is_not_trusted_is_final(tmp_path):
+    pem = tmp_path / "server.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+    subprocess.run([*command, "-keyout", pem, "-out", tmp_path / "cert.pem"], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", pem)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="certificate of the server is not trusted .*SSL_CERT_FILE"):
+            Endpoint(f"https://127.0.0.1:{server.server_port}/v1", "judge").complete(user("hi"), 9)
+        server.shutdown()
 
 
 def test_a_reply_that_is_cut_off_is_a_lost_connection():
