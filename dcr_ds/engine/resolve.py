@@ -16,6 +16,7 @@ from dcr_ds.models.four_bit import check_four_bit
 from dcr_ds.models.fused import check_compiler, resolve_kernels
 from dcr_ds.models.likelihood import resolve_loss_backend
 from dcr_ds.models.load import DTYPES, resolve_attention
+from dcr_ds.models.tensor_parallel import as_config
 from dcr_ds.models.varlen import packed_attention
 from dcr_ds.recipe import Recipe, StageSection
 
@@ -57,7 +58,7 @@ def resolve(recipe: Recipe, model_config: dict, machine: Machine) -> tuple[Recip
     blocks = model_config["num_hidden_layers"]
     layer = max(1, min(blocks - 1, round(LAYER_SHARE * blocks)))
     values.fill("refine", "layer", layer, f"{LAYER_SHARE} of the model's {blocks} blocks, without a layer probe")
-    rate, reason = refine_learning_rate(model_config["hidden_size"], recipe.refine.adapter == "lora")
+    rate, reason = refine_learning_rate(widths(model_config)[0], recipe.refine.adapter == "lora")
     values.fill("refine", "learning_rate", rate, reason)
     if "evaluate" in recipe.stages:
         itemsize = DTYPES[values.fields["model"]["dtype"]].itemsize
@@ -143,6 +144,8 @@ def _resolve_batching(name: str, stage: StageSection, values: Values, token_byte
     values.fill(
         name, "micro_batch", min(share, largest), "" if stage.packing else f"{share} samples per rank; {reason}"
     )
+    if machine.ranks > stage.global_batch:
+        values.reasons[f"{name}.global_batch"] = f"{machine.ranks} ranks, the others have no sample of a step; raise it"
     values.fill(name, "packed_length", packed_length, packed_reason if stage.packing else "")
     if stage.packing:
         model = values.fields["model"]
@@ -158,7 +161,14 @@ def activation_bytes(model_config: dict, layers: int, checkpointing: bool) -> in
     MLP (in a mixture of experts, of each expert that a token uses). With checkpointing a block keeps only its input,
     and one block at a time is held in full.
     """
-    width = model_config["hidden_size"]
-    inner = model_config.get("moe_intermediate_size") or model_config["intermediate_size"]
+    width, inner = widths(model_config)
     block = 26 * width + 8 * inner * model_config.get("num_experts_per_tok", 1)
     return layers * 2 * width + block if checkpointing else layers * block
+
+
+def widths(model_config: dict) -> tuple[int, int]:
+    """Width of the hidden states, and of the states inside the MLP; of config.json, or the architecture's default."""
+    is_complete = {"hidden_size", "intermediate_size"} <= model_config.keys()
+    config = model_config if is_complete else as_config(model_config).to_dict()
+    width = config["hidden_size"]
+    return width, config.get("moe_intermediate_size") or config.get("intermediate_size") or 4 * width

@@ -115,6 +115,11 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
         )
     lines.insert(1, memory_table(columns, stage.cluster.unit))
     lines.append(_why(stage, options, chosen))
+    if stage.cluster.gpus > (batch := stage.section.global_batch):
+        lines.append(
+            f"{stage.cluster.gpus - batch} of the {stage.cluster.gpus} {stage.cluster.unit}s have no sample of a step; "
+            f"raise {stage.name}.global_batch = {batch}, or use fewer."
+        )
     if chosen and steps:
         lines.append(total_time(chosen, steps, stage.cluster.gpus, stage.cluster.unit))
     elif chosen:

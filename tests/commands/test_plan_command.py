@@ -144,6 +144,17 @@ def test_a_config_that_training_would_refuse_has_no_plan(plan, tmp_path, changes
     assert message in plan("recipes/smollm2-135m.yaml", *options, code=2)
 
 
+def test_gpus_without_a_sample_and_a_config_with_defaults(plan, tmp_path):
+    """What config.json leaves out is the architecture's default: 4096 and 11008 of Llama."""
+    config = make_model(tmp_path / "tiny", tied=False) / "config.json"
+    values = {name: value for name, value in json.loads(config.read_text()).items() if name[:4] not in ("hidd", "inte")}
+    write_json(config, values)
+    options = ["--model.source", str(tmp_path / "tiny"), "--refine.layer", "2", "--gpus", "8", "--stages", "[align]"]
+    out = flat(plan("recipes/smollm2-135m.yaml", *options, "--align.global_batch", "6"))
+    assert "2 of the 8 GPUs have no sample of a step; raise align.global_batch = 6" in out
+    assert "have no sample" not in plan("recipes/smollm2-135m.yaml", *options, "--align.global_batch", "8")
+
+
 @pytest.mark.slow
 def test_plan_with_measure_uses_measured_rates_and_memory(plan, tmp_path):
     """Both stages run; the plan is for the device that they ran on."""

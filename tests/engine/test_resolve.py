@@ -50,6 +50,11 @@ def test_micro_batch_is_limited_by_samples_per_rank_and_by_memory():
     assert resolved(GPU, align__global_batch="16")[0].align.micro_batch == 2
 
 
+def test_ranks_without_a_sample_are_named():
+    assert "the others have no sample" in resolved(GPU, align__global_batch="6")[1]["align.global_batch"]
+    assert "align.global_batch" not in resolved(GPU, align__global_batch="8")[1]
+
+
 def test_explicit_values_are_kept_or_refused():
     recipe, reasons = resolved(GPU, model__attention="sdpa", refine__layer="7", align__micro_batch="3")
     assert (recipe.model.attention, recipe.refine.layer, recipe.align.micro_batch) == ("sdpa", 7, 3)
