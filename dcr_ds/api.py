@@ -45,12 +45,15 @@ def train(recipe: Recipe, redo: str | None = None) -> "Run":
         redo: a stage to run again with the stages after it (refine, align, evaluate), or all.
 
     Raises:
+        TypeError: `recipe` is not a Recipe.
         UserError: the input cannot be used; the message says what to change.
         Stopped: the run was interrupted (Ctrl-C) and its state is saved; the same call resumes it.
         Diverged: the loss is not finite.
         RefinementFailed: stage 1 failed, and refine.on_failure is stop.
         ServerFailed: a server that the evaluation started (`evaluate.engine`) ended while it was used.
     """
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"train takes the Recipe that load_recipe returns, this is {recipe!r:.80}")
     if threading.current_thread() is not threading.main_thread():
         raise UserError("train: call it from the main thread, which receives the signals that stop and save a run")
     with _launch_environment(), write_errors_as_user_errors(recipe.folder):

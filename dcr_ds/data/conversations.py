@@ -52,6 +52,11 @@ def form_of(layout: Layout) -> tuple[str, ...]:
     for form in mapped or FORMS:
         if all(column in layout.columns for column in form):
             return form
+    if not mapped and {"chosen", "rejected"} <= set(layout.table.columns):
+        raise layout.table.origin.error(
+            "rows of chosen and rejected answers are preferences: name them in data.preferences, and set align.method "
+            "(dpo, kto, orpo or simpo)"
+        )
     wanted = mapped[0] if mapped else ("prompt", "response")
     forms = "; ".join(" and ".join(form) for form in FORMS)
     origin = layout.table.origin

@@ -112,7 +112,10 @@ def draw_rows(records: list[Record], source: DataSource, origin: Origin) -> list
     needed = source.skip + (source.rows or 1)
     if needed > len(records):
         setting = f"rows: {source.rows}" if source.rows else "at least one row"
-        raise origin.error(f"{setting} with skip: {source.skip} needs {needed} rows, but there are {len(records)}")
+        raise origin.error(
+            f"{setting} with skip: {source.skip} needs {needed} rows, but there are {len(records)}; "
+            f"lower it, or read all with {origin.setting('rows', 'null')}"
+        )
     shuffled = list(records)
     random.Random(source.seed).shuffle(shuffled)
     return shuffled[source.skip : source.skip + source.rows] if source.rows else shuffled[source.skip :]

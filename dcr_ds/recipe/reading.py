@@ -161,9 +161,11 @@ def _kept_fields(base: dict, values: dict, name: str) -> list[str]:
             continue
         changed = {key for key, value in before.items() if key in FIELDS and value != FIELDS[key].default} - {"source"}
         if kept := [key for key in FIELDS if key in changed and now.get(key) == before[key]]:
+            values_kept = ", ".join(f"{key}: {before[key]}" for key in kept)
+            every_row = "; `rows: null` reads all rows" if "rows" in kept else ""
             notes.append(
-                f"WARNING: {field}: {mask_secrets(str(source))} is read with {', '.join(kept)} of {name}; set them, "
-                "too, if they do not fit it"
+                f"WARNING: {field}: {mask_secrets(str(source))} is read with {values_kept}, which {name} sets for "
+                f"another source; set them, too, if they do not fit{every_row}"
             )
     return notes
 

@@ -97,7 +97,7 @@ def test_another_source_keeps_the_columns_and_says_so(written, tmp_path, plain, 
     overrides = [] if from_file else [("data.toxic" if plain else "data.toxic.source", "b.csv")]
     assert load_recipe(path, overrides).data.toxic == DataSource(source="b.csv", columns={"prompt": "goal"})
     (note,) = kept_fields(path, overrides)
-    assert "data.toxic: b.csv is read with columns of " in note
+    assert "data.toxic: b.csv is read with columns: {'prompt': 'goal'}, which " in note
 
 
 def test_an_empty_mapping_removes_the_columns_of_the_recipe_that_it_extends(written, tmp_path):

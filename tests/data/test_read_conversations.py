@@ -132,6 +132,11 @@ def test_unknown_columns_list_the_supported_forms(write, error_of):
     assert (row.prompt, row.response) == ("x", "y")
 
 
+def test_preferences_are_no_conversations(write, error_of):
+    message = error_of(read, write("c.jsonl", [{"prompt": "x", "chosen": "y", "rejected": "z"}]))
+    assert "are preferences: name them in data.preferences" in message
+
+
 def test_incomplete_columns_name_the_missing_one(write, error_of):
     path = write("c.jsonl", [{"question": "x", "answer": "y"}])
     with_prompt = DataSource(source=path, columns={"prompt": "question"})

@@ -203,7 +203,7 @@ def test_hub_fields_of_a_local_file(write, error_of, key):
 def test_sampling_more_rows_than_the_file_has(write, error_of):
     path = write("p.csv", "prompt\na\nb\nb\n")
     message = error(error_of, path, rows=2, skip=1)
-    assert "rows: 2 with skip: 1 needs 3 rows, but there are 2" in message
+    assert "rows: 2 with skip: 1 needs 3 rows, but there are 2; lower it, or read all with " in message
     assert "but there are 2" in error(error_of, path, skip=2)
 
 

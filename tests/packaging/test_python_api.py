@@ -106,6 +106,11 @@ def test_wrong_change_names_the_field(recipe, changes, expected):
         dcr_ds.change_recipe(recipe, changes)
 
 
+def test_a_name_in_place_of_a_recipe_is_a_type_error():
+    with pytest.raises(TypeError, match="the Recipe that load_recipe returns, this is 'smollm2-135m'"):
+        dcr_ds.train("smollm2-135m")
+
+
 def test_unusable_input_raises_instead_of_exiting(recipe, tmp_path):
     with pytest.raises(dcr_ds.UserError, match="no such recipe"):
         dcr_ds.load_recipe("no-such-recipe")
