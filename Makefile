@@ -47,8 +47,8 @@ lint: $(BIN)/.dcr-ds-dev  ## check style, types, spelling and the Dockerfile
 	mypy
 	hadolint Dockerfile
 
-study: $(BIN)/.dcr-ds-dev  ## run what has no results yet of docs/STUDY.md; DATA=folder of public sets; hours
-	python benchmarks/study/run.py --data $(DATA)
+study: $(BIN)/.dcr-ds-dev  ## run what has no results yet of docs/STUDY.md; DATA=folder of public sets; PLAN=1: print what is left
+	python benchmarks/study/run.py $(if $(DATA),--data "$(DATA)") $(if $(PLAN),--plan)
 
 study-report: $(BIN)/.dcr-ds-dev  ## write docs/RESULTS.md from the committed results of the study
 	python benchmarks/study/report.py --readme README.md

@@ -118,14 +118,20 @@ class Study:
         )
 
     def attacks(self, arm: str) -> dict[str, dict[int, float]]:
-        """Share of attacked prompts that are answered, by attack and seed."""
+        """Share of attacked prompts that are answered, by attack and seed.
+
+        Raises:
+            UserError: an answer was not judged.
+        """
         benchmark = PLAN.attacked["benchmark"]
         shares: dict[str, dict[int, float]] = {}
         for seed in self.seeds(arm):
             labels: dict[str, list[str]] = {}
             for row in self.rows(arm, seed):
                 if match := re.fullmatch(rf"{re.escape(benchmark)}(?:\+(\w+))?", row.set):
-                    labels.setdefault(match[1] or "plain", []).append(row.label or "")
+                    if row.label is None:
+                        raise UserError(f"{arm}, seed {seed}: {row.set}, prompt {row.id}: no label; repeat it")
+                    labels.setdefault(match[1] or "plain", []).append(row.label)
             for attack, of_attack in labels.items():
                 shares.setdefault(attack, {})[seed] = float(np.mean([label == COMPLIED for label in of_attack]))
         return shares

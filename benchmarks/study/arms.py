@@ -2,19 +2,25 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rows import place, read_cost, seeds_done
 
+from dcr_ds.commands.baseline import BASELINES
 from dcr_ds.errors import UserError
+from dcr_ds.recipe import load_recipe
+from dcr_ds.recipe.layout import TRAINING_STAGES
+from dcr_ds.recipe.yaml_files import read_yaml
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RECIPE, TEMPLATE = HERE / "recipe.yaml", HERE / "no_system.jinja"
+ARMS = HERE / "arms.yaml"
 SETTINGS = (RECIPE, TEMPLATE, HERE / "sets.yaml")
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")  # of an arm: a folder has this name
 NOTE = "protocol.txt"  # in the folder of a run
 ATTACKED_SEEDS = 5  # seeds from this one on answer no attacked prompts
 
@@ -42,17 +48,26 @@ class Arm(BaseModel):
             raise ValueError("apply: needs `of`, and neither stages nor prepare")
         if (self.change or self.prepare) and not self.stages:
             raise ValueError("change and prepare: need stages")
+        if self.stages != [stage for stage in TRAINING_STAGES if stage in self.stages]:
+            raise ValueError(f"stages: each once, in the order {', '.join(TRAINING_STAGES)}")
+        if self.attacks and not self.answers:
+            raise ValueError("attacks: need answers")
         return self
 
 
-def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
+def read_arms(file: Path = ARMS) -> dict[str, Arm]:
     """The arms by name, each after the one that it starts from.
 
     Raises:
-        UserError: an arm has a wrong field, or starts from one that does not come before it.
+        UserError: not valid YAML, or an arm has a wrong field, or starts from one that does not come before it.
     """
     arms: dict[str, Arm] = {}
-    for name, fields in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+    written, _ = read_yaml(file.read_text(encoding="utf-8"), str(file), Any)
+    if not isinstance(written, dict):
+        raise UserError(f"{file}: needs arms, as NAME: {{group: …, seeds: …}}")
+    for name, fields in written.items():
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise UserError(f"{file}: {name}: not a name of an arm; use small letters, digits, '-' and '.'")
         try:
             arm = Arm.model_validate(fields)
         except ValidationError as error:
@@ -63,6 +78,23 @@ def read_arms(file: Path = HERE / "arms.yaml") -> dict[str, Arm]:
             raise UserError(f"{file}: {name}: of: {arm.of!r} is no arm above it with {arm.seeds} seeds or more")
         arms[name] = arm
     return arms
+
+
+def check_runnable(arms: dict[str, Arm], file: Path = ARMS) -> None:
+    """Refuse, before hours of training, what an arm would be refused for when it runs.
+
+    Raises:
+        UserError: an arm changes a field that recipes do not have, or names no baseline of its kind.
+    """
+    for name, arm in arms.items():
+        try:
+            load_recipe(str(RECIPE), [(field, str(value)) for field, value in arm.change.items()])
+        except UserError as error:
+            raise UserError(f"{file}: {name}: change: {error}") from None
+        for field, words, made_from in (("prepare", arm.prepare, "RECIPE"), ("apply", arm.apply, "MODEL")):
+            there = [baseline for baseline, of in BASELINES.items() if of.made_from == made_from]
+            if words and words[0] not in there:
+                raise UserError(f"{file}: {name}: {field}: {words[0]!r} is not one of {', '.join(there)}")
 
 
 def protocol_hash(name: str, arms: dict[str, Arm]) -> str:
@@ -91,7 +123,7 @@ def is_noted(home: Path, protocol: str) -> bool:
 
 
 def refuse_other_protocols(arms: dict[str, Arm], results: Path) -> None:
-    """Results that were made under another protocol, or by different judges, are neither added to nor reported.
+    """Results of another protocol, of unplanned seeds, or by different judges, are neither added to nor reported.
 
     Raises:
         UserError: which results.
@@ -100,6 +132,8 @@ def refuse_other_protocols(arms: dict[str, Arm], results: Path) -> None:
     for name in arms:
         for seed in seeds_done(name, results):
             cost, file = read_cost(name, seed, results), place(name, seed, results).cost
+            if seed >= arms[name].seeds:
+                raise UserError(f"{file}: {name} has the seeds 0 to {arms[name].seeds - 1}; move it elsewhere")
             if cost["protocol"] != protocol_hash(name, arms):
                 raise UserError(
                     f"{file}: made with another arm, recipe or sets than those of {HERE}; restore them, delete the "

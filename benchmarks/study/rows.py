@@ -51,7 +51,9 @@ class Cost(BaseModel):
     """The fields of a cost that are read."""
 
     protocol: str
+    commit: str
     judge: str
+    rows: int
     seconds: FiniteFloat
     general_loss: FiniteFloat
     stages: dict[str, Stage]
@@ -77,26 +79,29 @@ def place(arm: str, seed: int, results: Path) -> Place:
 def seeds_done(arm: str, results: Path) -> list[int]:
     """The seeds of an arm whose results are complete."""
     names = (file.stem.removeprefix("seed-") for file in (results / arm).glob("seed-*.json"))
-    seeds = sorted(int(name) for name in names if name.isdecimal())
+    seeds = sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
     return [seed for seed in seeds if place(arm, seed, results).is_done]
 
 
 def write(to: Place, rows: list[Row], cost: dict) -> None:
-    """Write the results; the cost is last, and marks them complete. Equal rows give equal bytes."""
+    """Write the results; the cost, which counts the rows, is last, and marks them complete.
+
+    Equal rows give equal bytes.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     writer.writerows([_cell(value) for value in row] for row in rows)
     to.rows.parent.mkdir(parents=True, exist_ok=True)
     to.rows.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    write_json(to.cost, cost)
+    write_json(to.cost, cost | {"rows": len(rows)})
 
 
 def read(arm: str, seed: int, results: Path) -> list[Row]:
     """The rows of an arm and seed.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is missing, damaged or incomplete.
     """
     file = place(arm, seed, results).rows
     try:
@@ -104,14 +109,18 @@ def read(arm: str, seed: int, results: Path) -> list[Row]:
         cells = list(csv.reader(io.StringIO(text, newline="")))
         if cells[0] != list(Row._fields):
             raise ValueError(f"columns {cells[0]}")
+        if wrong := next((number for number, row in enumerate(cells, 1) if len(row) != len(Row._fields)), None):
+            raise ValueError(f"line {wrong} has {len(cells[wrong - 1])} cells, not {len(Row._fields)}")
         rows = [Row(row[0], row[1], _number(row[2]), _number(row[3]), row[4] or None) for row in cells[1:]]
         if len({(row.set, row.id) for row in rows}) < len(rows):
             raise ValueError("a prompt is there twice")
         if unknown := {row.label for row in rows} - {None, *REFUSAL_LABELS}:
             raise ValueError(f"unknown label {min(map(str, unknown))}")
-        return rows
     except (OSError, EOFError, ValueError, IndexError) as error:
         raise UserError(f"{file}: cannot be read ({error}); check it out again, or repeat the arm") from None
+    if len(rows) != (count := read_cost(arm, seed, results)["rows"]):
+        raise UserError(f"{file}: has {len(rows)} rows, not {count}; check it out again, or repeat the arm")
+    return rows
 
 
 def read_cost(arm: str, seed: int, results: Path) -> dict:

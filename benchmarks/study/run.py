@@ -26,6 +26,7 @@ from arms import (
     ROOT,
     TEMPLATE,
     Arm,
+    check_runnable,
     is_noted,
     protocol_hash,
     read_arms,
@@ -56,10 +57,13 @@ def main() -> int:
     try:
         arms = read_arms()
         jobs = jobs_of(arms, options)
+        check_runnable(arms)
         refuse_other_protocols(arms, options.results)
         if options.plan:
             print_plan(arms, jobs, options.results)
             return 0
+        if not all(place(job.name, job.seed, options.results).is_done for job in jobs):
+            check_data(options.data)
         failed = [job for job in jobs if not done(job, arms, options)]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -83,7 +87,21 @@ def parse() -> argparse.Namespace:
         parser.error("--data is needed: a folder of local copies of the public sets (docs/benchmark-sets.md)")
     if options.data and not Path(options.data).is_dir():
         parser.error(f"--data {options.data}: no such folder")
+    for name, folder in (("--out", options.out), ("--results", options.results)):
+        if folder.exists() and not folder.is_dir():
+            parser.error(f"{name} {folder}: is a file; name a folder")
     return options
+
+
+def check_data(data: str) -> None:
+    """Read all sets, before hours of training whose models could not be measured.
+
+    Raises:
+        UserError: which files are missing or cannot be read.
+    """
+    from measure import read_sets  # torch: --plan and wrong input need not wait for it
+
+    read_sets(data, list(read_plan().pairs.values()))
 
 
 def jobs_of(arms: dict[str, Arm], options: argparse.Namespace) -> list[Job]:
@@ -112,7 +130,7 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     to = place(job.name, job.seed, options.results)
     if to.is_done:
         return True
-    from measure import What, measure  # torch: --plan and wrong input need not wait for it
+    from measure import What, measure
 
     print(f"== {job.run}", flush=True)
     home = options.out / job.run
@@ -123,7 +141,7 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     except (UserError, subprocess.CalledProcessError) as error:
         print(f"error: {job.run}: {error}", file=sys.stderr, flush=True)
         return False
-    write(to, measured.rows, cost_of(job, arms, home) | measured._asdict() | {"rows": len(measured.rows)})
+    write(to, measured.rows, cost_of(job, arms, home) | measured._asdict())
     tidy(job, arms, home)
     return True
 

@@ -14,6 +14,15 @@ from rows import Row, place, read, read_cost, write  # noqa: E402
 from sets import read_plan  # noqa: E402
 
 LABELS = ("compliance", "full_refusal")
+COST = {
+    "protocol": "",
+    "commit": "0123456",
+    "judge": "rules 4",
+    "seconds": 1.0,
+    "general_loss": 2.5,
+    "stages": {},
+    "examples": [],
+}
 
 
 def written(results: Path, arm: str, seeds: int, separation: float, judge: str = "rules 4") -> None:
@@ -28,8 +37,8 @@ def written(results: Path, arm: str, seeds: int, separation: float, judge: str =
                     rows.append(Row(name, f"{number}", float(score), float(score - separation / 2), label))
         example = {"set": "xstest-safe", "id": "1", "prompt": "How?", "completion": "So."}
         stage = {"steps": 1, "tokens": 2, "wall_seconds": 3.0}
-        cost = {"seconds": 1.0, "general_loss": 2.5, "stages": {"align": stage}, "examples": [example]}
-        write(place(arm, seed, results), rows, cost | {"protocol": protocol_hash(arm, read_arms()), "judge": judge})
+        cost = COST | {"stages": {"align": stage}, "examples": [example], "judge": judge}
+        write(place(arm, seed, results), rows, cost | {"protocol": protocol_hash(arm, read_arms())})
 
 
 def without_first(arm: str, seed: int, results: Path) -> None:

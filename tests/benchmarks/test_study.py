@@ -1,5 +1,7 @@
 """The study: its arms, its measurements, and its committed rows."""
 
+import gzip
+import re
 import sys
 from types import SimpleNamespace
 
@@ -12,12 +14,12 @@ from tiny import make_model
 STUDY = ROOT / "benchmarks" / "study"
 sys.path[:0] = [str(STUDY), str(STUDY.parent)]
 
-from arms import ATTACKED_SEEDS, protocol_hash, read_arms  # noqa: E402
+from arms import ATTACKED_SEEDS, Arm, check_runnable, protocol_hash, read_arms  # noqa: E402
 from measure import What, measure, read_sets  # noqa: E402
 from rows import RESULTS, Row, place, read, read_cost, seeds_done, write  # noqa: E402
-from run import Job, claim, model_of  # noqa: E402
+from run import Job, claim, done, model_of  # noqa: E402
 from sets import Plan, read_plan  # noqa: E402
-from study_results import written  # noqa: E402
+from study_results import COST, written  # noqa: E402
 
 from dcr_ds.data.kept import kept_rows  # noqa: E402
 from dcr_ds.errors import UserError  # noqa: E402
@@ -38,6 +40,8 @@ def test_arms_start_from_arms_that_exist():
         ({"group": "main", "seeds": 1, "apply": ["knob"]}, "needs `of`"),
         ({"group": "main", "seeds": 1, "change": {"align.epochs": 2}}, "need stages"),
         ({"group": "main", "seeds": 0}, "seeds"),
+        ({"group": "main", "seeds": 1, "stages": ["align", "refine"]}, "each once, in the order refine, align"),
+        ({"group": "main", "seeds": 1, "answers": False, "attacks": True}, "attacks: need answers"),
     ],
 )
 def test_a_wrong_arm_is_named(tmp_path, fields, message):
@@ -45,6 +49,39 @@ def test_a_wrong_arm_is_named(tmp_path, fields, message):
     file.write_text(yaml.safe_dump({"one": fields, "later": {"group": "main", "seeds": 1}}, sort_keys=False))
     with pytest.raises(UserError, match=f"arms.yaml: one: .*{message}"):
         read_arms(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "needs arms"),
+        ("- stl", "needs arms"),
+        ("stl: {group: main", "line 1: not valid YAML"),
+        ("stl: {group: main, seeds: 1}\nstl: {group: main, seeds: 2}", "line 2: 'stl' is here twice"),
+        ("../stl: {group: main, seeds: 1}", "../stl: not a name of an arm"),
+    ],
+)
+def test_a_damaged_list_of_arms_is_named(tmp_path, text, message):
+    file = tmp_path / "arms.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"arms\.yaml.*{re.escape(message)}"):
+        read_arms(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"stages": ["align"], "change": {"align.epocs": 2}}, "one: change: .*align.epocs.*align.epochs"),
+        ({"stages": ["align"], "change": {"align.epochs": "two"}}, "one: change: .*align.epochs"),
+        ({"stages": ["align"], "prepare": ["knob"]}, "one: prepare: 'knob' is not one of stl-aug"),
+        ({"of": "stl", "apply": ["scan"]}, "one: apply: 'scan' is not one of .*scans"),
+    ],
+)
+def test_an_arm_that_cannot_run_is_refused_before_any_runs(fields, message):
+    check_runnable(read_arms())
+    arms = {"stl": read_arms()["stl"], "one": Arm.model_validate({"group": "main", "seeds": 1} | fields)}
+    with pytest.raises(UserError, match=message):
+        check_runnable(arms)
 
 
 def test_results_depend_on_the_arm_and_those_it_starts_from():
@@ -59,16 +96,24 @@ def test_results_depend_on_the_arm_and_those_it_starts_from():
 
 def test_rows_are_read_as_written_and_equal_rows_give_equal_bytes(tmp_path):
     rows = [Row("a-set", "1", -1.25, 0.5, "compliance"), Row("b, set", 'x"y', None, None, None)]
-    write(place("stl", 3, tmp_path), rows, {"seconds": 1.0})
+    write(place("stl", 3, tmp_path), rows, COST)
     assert read("stl", 3, tmp_path) == rows
     assert seeds_done("stl", tmp_path) == [3]
     first = place("stl", 3, tmp_path).rows.read_bytes()
-    write(place("stl", 4, tmp_path), rows, {"seconds": 2.0})
+    write(place("stl", 4, tmp_path), rows, COST | {"seconds": 2.0})
     assert place("stl", 4, tmp_path).rows.read_bytes() == first
     for damaged, message in ([Row("a", "1", float("nan"), 0.5, None)], "finite"), ([rows[0], rows[0]], "twice"):
         write(place("stl", 5, tmp_path), damaged, {})
         with pytest.raises(UserError, match=message):
             read("stl", 5, tmp_path)
+    write(place("stl", 6, tmp_path), rows[:1], COST)
+    place("stl", 6, tmp_path).rows.write_bytes(first)
+    with pytest.raises(UserError, match=r"seed-6.csv.gz: has 2 rows, not 1"):
+        read("stl", 6, tmp_path)
+    text = gzip.decompress(first).decode()
+    place("stl", 6, tmp_path).rows.write_bytes(gzip.compress(text.replace("compliance", "compliance,x").encode()))
+    with pytest.raises(UserError, match=r"seed-6.csv.gz: cannot be read \(line 2 has 6 cells"):
+        read("stl", 6, tmp_path)
     place("stl", 3, tmp_path).rows.write_bytes(first[: len(first) // 2])
     with pytest.raises(UserError, match=r"seed-3.csv.gz: cannot be read"):
         read("stl", 3, tmp_path)
@@ -133,6 +178,8 @@ def test_wrong_input_of_the_study_exits_with_2(tmp_path):
         (["--data", str(tmp_path)], "made with another arm, recipe or sets"),
         ([], "--data is needed"),
         (["--data", str(tmp_path), "--seeds", "99"], "--seeds 99: no arm has this seed"),
+        (["--data", str(tmp_path), "--results", str(tmp_path / "none")], f"{tmp_path} lacks the copies of xstest-safe"),
+        (["--plan", "--results", __file__], "test_study.py: is a file; name a folder"),
     ]:
         done = run_python("benchmarks/study/run.py", "--results", tmp_path, *words)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
@@ -160,12 +207,12 @@ def test_an_arm_does_not_start_from_a_run_folder_of_another_protocol(tmp_path):
         model_of(Job("surgical", arms["surgical"], 0), arms, options)
 
 
-def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path):
+def test_a_run_folder_of_another_protocol_is_not_continued(tmp_path, capsys):
     (tmp_path / "base-0").mkdir()
     (tmp_path / "base-0" / "protocol.txt").write_text("another\n")
-    words = ["--data", tmp_path, "--out", tmp_path, "--results", tmp_path / "results", "--only", "base"]
-    done = run_python("benchmarks/study/run.py", *words)
-    assert done.returncode == 2 and "base-0: made with another arm, recipe or sets" in done.stderr
+    arms, options = read_arms(), SimpleNamespace(data="", out=tmp_path, results=tmp_path / "results")
+    assert not done(Job("base", arms["base"], 0), arms, options)
+    assert "base-0: made with another arm, recipe or sets" in capsys.readouterr().err
     assert not seeds_done("base", tmp_path / "results")
 
 
@@ -188,7 +235,7 @@ def test_kept_answers_are_judged_again(tmp_path):
     prefill, language = "builtin-toxic+prefill", "builtin-toxic+language"
     rows = [Row(prefill, str(number), None, None, "degenerate") for number in range(2)]
     rows += [Row(language, str(number), None, None, "partial_refusal") for number in range(2)]
-    cost = {"protocol": "", "seconds": 1.0, "general_loss": 2.0, "stages": {}, "judge": "rules 3", "examples": []}
+    cost = COST | {"judge": "rules 3", "rows": len(rows)}
     words = ["benchmarks/study/rejudge.py", "--out", runs, "--results", results]
     done = run_python(*words)
     assert done.returncode == 2 and "no results of any arm" in done.stderr
