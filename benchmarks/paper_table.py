@@ -7,7 +7,8 @@
 Per recipe: a run with the control, which gives DCR and STL; the data of STL-aug, on the prompts and for the steps of
 that run; its run; and the report of both. Benchmarks, answers of at most 512 tokens and greedy decoding are the
 paper's. XSTest trains stage 1, as in the paper, so it is no unseen test set here; the report lists the overlap. Other
-options than those below are fields of all runs. A run that was interrupted continues with the same command.
+options than those below are fields of all runs, except for --name and --output, which follow from the recipe and --out.
+A run that was interrupted continues with the same command.
 """
 
 import argparse
@@ -46,6 +47,8 @@ def main() -> int:
         launcher = shlex.split(options.launcher or f"deepspeed --num_gpus {options.gpus}")
     except ValueError as error:
         parser.error(f"--launcher {options.launcher}: {error}")
+    if own := [field for field in ("--name", "--output") if any(word.partition("=")[0] == field for word in fields)]:
+        parser.error(f"{own[0]}: the runs are named after their recipes, in the folder --out")
     total = [0.0, 0.0]
     for recipe in options.recipes:
         commands = commands_of(recipe, options.out, launcher, fields)

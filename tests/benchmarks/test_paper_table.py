@@ -58,6 +58,13 @@ def test_a_launcher_with_an_open_quote_is_refused():
     assert done.returncode == 2 and "--launcher torchrun 'x: No closing quotation" in done.stderr
 
 
+@pytest.mark.parametrize("field", ["--name", "--output"])
+def test_names_of_runs_are_not_changed(field):
+    done = run_python(SCRIPT, "--dry-run", field, "x")
+    assert done.returncode == 2 and f"{field}: the runs are named after their recipes" in done.stderr
+    assert not done.stdout
+
+
 def test_a_failed_command_ends_the_sequence(tmp_path):
     done = run_python(SCRIPT, "--launcher", "python", "--recipes", tmp_path / "none.yaml", "--out", tmp_path / "runs")
     assert done.returncode == 2 and done.stdout.count("$ ") == 1
