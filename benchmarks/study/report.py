@@ -21,14 +21,16 @@ from figures import STYLES, Bar, draw_forest, draw_fronts
 from headline import headline
 from marks import replace_marked
 from rows import RESULTS
+from secondary import arms_table, compliance_table, cost_table
 
 from dcr_ds.discernment.measures import COMPLIED, Result
 from dcr_ds.errors import EXIT_USER_ERROR, UserError
-from dcr_ds.report.render.tables import literal, markdown_table, number, percent, shortened, signed
+from dcr_ds.report.render.tables import literal, markdown_table, number, shortened, signed
 
 TITLES = {"xstest": "XSTest", "or-bench": "OR-Bench", "builtin": "built-in twins"}
 MEASURES = {"auc": "AUC", "youden_j": "Youden's J, judged answers"}
 READING_NAMES = {"log_odds": "log-odds", "margin": "margins", None: ""}
+COMPLIANCE = "**Compliance at given refusal** of the main arms, by the reading that the endpoints of hypothesis 1 use."
 WEAKER_REFUSALS = (
     "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms."
 )
@@ -42,7 +44,23 @@ ABLATIONS = (
     "whose number is in parentheses; the ablations gave no answers.",
     "![AUC of the ablations less DCR's](images/study-ablations.png)",
 )
-ATTACKS = ("plain", *PLAN.attacked["attacks"])
+FRONTS = (
+    "![Compliance against refusal](images/study-fronts.png)",
+    "Lines: what the scores allow, mean of the seeds; bands: from the lowest to the highest seed; marks: the judged "
+    "answers of a seed.",
+)
+COST = (
+    "Training on one core of a machine that did other work at the same time, so that seconds compare arms only "
+    "roughly. Means over the seeds. What the model cost that an arm starts from is on top."
+)
+COMPLIANCE = "**Compliance at given refusal** of the main arms, by the reading that the endpoints of hypothesis 1 use."
+WEAKER_REFUSALS = (
+    "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms."
+)
+REPAIR = "**Repair**: STL's result, refined and aligned half as long, against STL. No hypothesis of the protocol."
+REPAIR_CONTROL = (
+    "**Repair without refine** (exploratory): the same short alignment of STL's result, `align-again`, against repair."
+)
 
 
 def main() -> int:
@@ -100,8 +118,9 @@ def page(study: Study, arms: list[str], ablations: list[str], main_arms: str) ->
     return [
         "# Results of the study",
         "Written by `make study-report` from [the rows](../benchmarks/results/study); the protocol is "
-        "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone.",
-        "![Compliance against refusal](images/study-fronts.png)",
+        "[STUDY.md](STUDY.md). Intervals are 95 %, over prompts and seeds; with one seed, over prompts alone. "
+        f"{made_at(study, arms)}",
+        *FRONTS,
         f"The main arms, with the number of seeds of each (attacks: seeds below {ATTACKED_SEEDS}):",
         main_arms,
         "## Hypothesis 1: DCR against STL",
@@ -109,6 +128,8 @@ def page(study: Study, arms: list[str], ablations: list[str], main_arms: str) ->
         *hypothesis_3(study),
         "## Hypothesis 2: DCR against the knob",
         knob_table(study),
+        COMPLIANCE,
+        compliance_table(study, [arm for arm in STYLES if arm in arms]),
         *described(study, "dcr-knob-down", "knob-down", WEAKER_REFUSALS),
         *described(study, "repair", "stl", REPAIR),
         *described(study, "repair", "align-again", REPAIR_CONTROL),
@@ -121,14 +142,19 @@ def page(study: Study, arms: list[str], ablations: list[str], main_arms: str) ->
         "![AUC of the arms less STL's](images/study-arms.png)",
         *([*ABLATIONS, *development_section(study, ablations)] if ablations else []),
         "## Cost",
-        "Training on one core of a machine that did other work at the same time, so that seconds compare arms only "
-        "roughly. Means over the seeds.",
+        COST,
         cost_table(study, arms),
         "## Examples",
         "Harmless prompts of XSTest (CC BY 4.0, Röttger et al., NAACL 2024): those of the first 12 that STL and DCR "
         "answer in different numbers of seeds. The texts are the answers of the first seed, cut.",
         example_table(study),
     ]
+
+
+def made_at(study: Study, arms: list[str]) -> str:
+    """The commits of the rows: the protocol's hash does not cover the code."""
+    commits = {cost["commit"] for arm in arms for cost in study.costs(arm)}
+    return f"Rows of {len(commits)} commit{'s' * (len(commits) > 1)}; the JSON file of each seed names its own."
 
 
 def reading_text() -> list[str]:
@@ -244,29 +270,6 @@ def over_knob(study: Study, name: str) -> str:
     return f"{signed(mean)} ({number(low, 2)} to {number(high, 2)}, t over {len(gains)} seeds)"
 
 
-def arms_table(study: Study, arms: list[str]) -> str:
-    """Judged answers: compliance, refusal, attacks; and the loss on general answers. Means over the seeds."""
-    names = ("xstest", "or-bench")
-    header = [f"{TITLES[name]}: {what}" for name in names for what in ("complied ↑", "refused ↑", "J ↑")]
-    rows = [["", "seeds", *header, *(f"attack {attack} ↓" for attack in ATTACKS), "general loss ↓"]]
-    for arm in arms:
-        cells: list[str] = []
-        for name in names:
-            readings = study.readings(arm, PLAN.pairs[name])
-            if readings.is_answered:
-                compliance, refusal = rates(readings)
-                j = float(np.mean(compliance + refusal - 1))
-                cells += [percent(float(compliance.mean())), percent(float(refusal.mean())), number(j, 2)]
-            else:
-                cells += ["–"] * 3
-        attacks = study.attacks(arm)
-        shares = [list(attacks.get(attack, {}).values()) for attack in ATTACKS]
-        cells += [percent(float(np.mean(of_attack))) if of_attack else "–" for of_attack in shares]
-        loss = float(np.mean([study.loss(arm, seed) for seed in study.seeds(arm)]))
-        rows.append([arm, str(len(study.seeds(arm))), *cells, number(loss)])
-    return markdown_table(rows)
-
-
 def discernment_table(study: Study, arms: list[str], titles: dict[str, str]) -> str:
     """AUC of log-odds and margins, with the agreement with the judged answers where there are any."""
     rows = [["", *(f"{title}: {what}" for title in titles.values() for what in ("log-odds", "margins"))]]
@@ -308,19 +311,6 @@ def development_section(study: Study, arms: list[str]) -> list[str]:
         rows.append([ablation.name, str(ablation.num_seeds), *cells])
     intro = "AUC of the log-odds on the development sets, less DCR's at the same seeds; by these the default is chosen."
     return [intro, markdown_table(rows), default_recipe(study, ablations)]
-
-
-def cost_table(study: Study, arms: list[str]) -> str:
-    """Seconds of the stages, of one core, means over the seeds; an arm that starts from another has its cost on top."""
-    rows = [["", "refine: steps", "tokens", "seconds", "align: steps", "tokens", "seconds"]]
-    for arm in arms:
-        cells = []
-        for stage in ("refine", "align"):
-            costs = [cost["stages"][stage] for cost in study.costs(arm) if stage in cost["stages"]]
-            for key in ("steps", "tokens", "wall_seconds"):
-                cells.append(f"{np.mean([cost[key] for cost in costs]):,.0f}" if costs else "–")
-        rows.append([arm, *cells])
-    return markdown_table(rows)
 
 
 def example_table(study: Study) -> str:

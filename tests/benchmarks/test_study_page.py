@@ -18,6 +18,7 @@ from marks import replace_marked  # noqa: E402
 from report import endpoint_section  # noqa: E402
 from report import write as write_page  # noqa: E402
 from rows import Row, place, read, read_cost, write  # noqa: E402
+from secondary import compliance_table  # noqa: E402
 from study_results import rename, without_first, written  # noqa: E402
 
 from dcr_ds.errors import UserError  # noqa: E402
@@ -42,7 +43,7 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
     cells = next(line for line in text.splitlines() if "XSTest: AUC of the" in line).split("|")
     theirs, ours, gain = (float(cell.split()[0].replace("−", "-")) for cell in cells[3:6])
     assert cells[2].strip() == "2" and gain == pytest.approx(ours - theirs, abs=0.011)  # over the seeds that both have
-    assert said in text and "DCR against STL" in text
+    assert said in text and "DCR against STL" in text and "Rows of 1 commit;" in text
     images = {"study-fronts.png", "study-arms.png", "study-ablations.png"}
     assert {file.name for file in (page.parent / "images").iterdir()} == images
     assert all(f"images/{image}" in text for image in images)
@@ -54,6 +55,7 @@ def test_the_page_says_what_the_rows_say(tmp_path, separation, said):
         ({"protocol": "another"}, "stl/seed-0.json: made with another arm, recipe or sets"),
         ({"judge": "rules 3"}, "judged by rules 3, .* by rules 4; judge the kept answers again"),
         ({"general_loss": None}, "stl/seed-0.json: general_loss: Field required"),
+        ({"commit": None}, "stl/seed-0.json: commit: Field required"),
     ],
 )
 def test_rows_of_another_protocol_or_judge_are_refused(tmp_path, change, message):
@@ -107,6 +109,39 @@ def test_rows_without_a_figure_are_named(tmp_path, change, message):
     write(place("dcr", 1, tmp_path), [change(row) for row in read("dcr", 1, tmp_path)], read_cost("dcr", 1, tmp_path))
     with pytest.raises(UserError, match=message):
         Study(tmp_path).readings("dcr", PLAN.pairs["xstest"])
+
+
+def test_attacked_prompts_without_a_label_are_named(tmp_path):
+    written(tmp_path, "stl", 1, 0.5)
+    attacked = Row("builtin-toxic+prefill", "a", None, None, None)
+    write(place("stl", 0, tmp_path), [*read("stl", 0, tmp_path), attacked], read_cost("stl", 0, tmp_path))
+    with pytest.raises(UserError, match=r"stl, seed 0: builtin-toxic\+prefill, prompt a: no label"):
+        Study(tmp_path).attacks("stl")
+
+
+def test_seeds_that_an_arm_does_not_have_are_refused(tmp_path):
+    written(tmp_path, "scans", 1, 0.5)
+    for part in place("scans", 0, tmp_path):
+        part.with_name(part.name.replace("seed-0", "seed-00")).write_bytes(part.read_bytes())
+    assert Study(tmp_path).seeds("scans") == [0]
+    rename("scans", 0, 5, tmp_path)
+    with pytest.raises(UserError, match=r"seed-5.json: scans has the seeds 0 to 4"):
+        refuse_other_protocols(read_arms(), tmp_path)
+
+
+def test_compliance_at_given_refusal_is_that_of_single_thresholds(tmp_path):
+    """Against the best threshold of each seed that refuses enough harmful prompts."""
+    written(tmp_path, "stl", 2, 0.5)
+    written(tmp_path, "dcr", 2, 2.0)
+    study = Study(tmp_path)
+    table = {line.split("|")[1].strip(): line.split("|")[2:] for line in compliance_table(study, ["dcr"]).splitlines()}
+    readings = study.readings("dcr", PLAN.pairs["xstest"])
+    for place_in_table, refusal in enumerate((0.80, 0.90, 0.95)):
+        best = [
+            max((row[~readings.harmful] < t).mean() for t in row if (row[readings.harmful] >= t).mean() >= refusal)
+            for row in readings.log_odds
+        ]
+        assert table["dcr"][place_in_table].strip() == f"{100 * sum(best) / 2:.1f}%"
 
 
 def test_arms_without_a_common_seed_are_not_compared(tmp_path):
