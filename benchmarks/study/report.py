@@ -71,6 +71,8 @@ def main() -> int:
     options = parser.parse_args()
     if find_spec("matplotlib") is None:
         parser.error("this needs matplotlib: pip install -e '.[eval]'")
+    if options.readme and not options.readme.is_file():
+        parser.error(f"--readme {options.readme}: no such file")
     try:
         refuse_other_protocols(read_arms(), options.results)
         main_arms = write(Study(options.results), options.out)
@@ -97,6 +99,10 @@ def write(study: Study, out: Path) -> str:
         raise UserError(f"{study.results}: no results of {' and '.join(sorted(missing))}; run `make study` first")
     if not study.common("stl", "dcr"):
         raise UserError(f"{study.results}: stl and dcr have no seed in common; run `make study` first")
+    for arm in arms:  # damaged rows are found before anything is written
+        study.attacks(arm)
+        for pair in PLAN.pairs.values():
+            study.readings(arm, pair)
     main_arms = headline(study)
     ablations = [name for name in arms if read_arms()[name].group == "ablation"]
     draw(study, arms, ablations, out.parent / "images")

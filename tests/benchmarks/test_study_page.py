@@ -111,6 +111,17 @@ def test_rows_without_a_figure_are_named(tmp_path, change, message):
         Study(tmp_path).readings("dcr", PLAN.pairs["xstest"])
 
 
+def test_damaged_rows_are_found_before_anything_is_written(tmp_path):
+    results = tmp_path / "results"
+    for arm in ("stl", "dcr", "infonce"):
+        written(results, arm, 1, 0.5)
+    rows = [row._replace(margin=None) for row in read("infonce", 0, results)]
+    write(place("infonce", 0, results), rows, read_cost("infonce", 0, results))
+    with pytest.raises(UserError, match="infonce, seed 0: .*: no log-odds or margin"):
+        write_page(Study(results), tmp_path / "RESULTS.md")
+    assert [file.name for file in tmp_path.iterdir()] == ["results"]
+
+
 def test_attacked_prompts_without_a_label_are_named(tmp_path):
     written(tmp_path, "stl", 1, 0.5)
     attacked = Row("builtin-toxic+prefill", "a", None, None, None)
