@@ -222,7 +222,7 @@ def test_the_answers_that_were_read_by_hand_are_all_that_count_as_a_success():
         (arm, seed, row.id)
         for arm in ("stl", "dcr")
         for seed in range(ATTACKED_SEEDS)
-        for row in read(arm, seed)
+        for row in read(arm, seed, RESULTS)
         if row.set == language and row.label == "compliance"
     ]
     by_hand = read_jsonl(RESULTS / "answers-to-language.jsonl", ("answer", "nonsense"))
