@@ -53,6 +53,7 @@ HINTS = {
 }
 FIRST_WAIT_SECONDS = 1.0  # doubled after each attempt
 LONGEST_WAIT_SECONDS = 300.0  # even if a server asks for more
+NOTED_WAIT_SECONDS = 20.0
 OTHER_PROMPT = [{"role": "user", "content": "Hello"}]
 MOST_HELD = 20  # refused prompts before the first answer; then the request is at fault
 _jitter = random.Random()  # separate from the global generator, which is seeded for training
@@ -103,7 +104,7 @@ class Endpoint:
         self.fields = RequestFields()
         self._accepted: RequestFields | None = None  # once the server has refused a field
         self.spent = Spent()
-        self._noted: set[str] = set()  # other models that replies have named
+        self._noted: set[str] = set()
         self._places = Places(concurrency)
         self._counting = threading.Lock()
         local = is_local_endpoint(url)
@@ -134,7 +135,10 @@ class Endpoint:
                 return self._count(self._with_room(messages, max_tokens, abandoned))
             except Temporary as temporary:
                 failure = temporary
-            if attempt == self.retries or abandoned.wait(_wait_seconds(attempt, failure.wait_seconds)):
+            seconds = _wait_seconds(attempt, failure.wait_seconds)
+            if seconds >= NOTED_WAIT_SECONDS and attempt < self.retries:
+                self._note("a wait", f"waiting {seconds:.0f} s before the same request is sent again: {failure}")
+            if attempt == self.retries or abandoned.wait(seconds):
                 break
         reason = f"{self.url}, model {self.model}: {failure}; gave up after {attempt + 1} attempts"
         if isinstance(failure, Failed):
@@ -200,14 +204,15 @@ class Endpoint:
 
     def _note_other_model(self, body: bytes) -> None:
         """Say once if a reply is of another model: some servers answer with the one that they have loaded."""
-        named = other_model(body, self.model)
+        if named := other_model(body, self.model):
+            self._note(named, f"asked for {self.model}, and the reply is of {named!r}; is it this model?")
+
+    def _note(self, about: str, text: str) -> None:
+        """Print a note, once on each matter."""
         with self._counting:
-            if named and named not in self._noted:
-                self._noted.add(named)
-                print(
-                    f"{self.url}: asked for {self.model}, and the reply is of {named!r}; is it this model?",
-                    file=sys.stderr,
-                )
+            if about not in self._noted:
+                self._noted.add(about)
+                print(f"{self.url}: {text}", file=sys.stderr, flush=True)
 
     def complete_all(
         self, conversations: Sequence[Messages], max_tokens: int, has_answered: bool = False
@@ -247,7 +252,7 @@ class Endpoint:
                         replies[index] = future.result()
                 has_answered = has_answered or bool(replies)
                 sure = [index for index, refusal in held.items() if has_answered or refusal.is_certain]
-                replies |= {index: _filtered(held.pop(index)) for index in sure}
+                replies |= {index: Completion("", FILTERED, problem=str(held.pop(index))) for index in sure}
                 left -= len(replies)
                 yield from sorted(replies.items())
                 if len(held) >= MOST_HELD:
@@ -332,10 +337,6 @@ class Endpoint:
             self.spent.prompt_tokens += completion.prompt_tokens
             self.spent.completion_tokens += completion.completion_tokens
         return completion
-
-
-def _filtered(refusal: PromptRefused) -> Completion:
-    return Completion("", FILTERED, problem=str(refusal))
 
 
 def _wait_seconds(attempt: int, requested: float | None) -> float:

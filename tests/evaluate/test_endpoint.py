@@ -132,6 +132,15 @@ def test_retry_after_is_respected(header):
         assert time.monotonic() - start >= 0.3
 
 
+def test_a_long_wait_is_noted_once(monkeypatch, capsys):
+    monkeypatch.setattr(module, "NOTED_WAIT_SECONDS", 0.2)
+    with serving(failing_first(2, refuses(429, "busy", Retry_After="0.25"))) as server:
+        endpoint = Endpoint(server.url, "judge")
+        assert endpoint.complete(user("hi"), 9).text == "fine"
+    note = f"{endpoint.url}: waiting 0 s before the same request is sent again: HTTP 429: busy\n"
+    assert capsys.readouterr().err == note
+
+
 def test_invalid_retry_after_is_ignored():
     with serving(failing_first(1, refuses(429, "busy", Retry_After="soon"))) as server:
         assert Endpoint(server.url, "judge").complete(user("hi"), 9).text == "fine"
