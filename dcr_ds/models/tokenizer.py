@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dcr_ds.errors import UserError, first_line
 from dcr_ds.models.limits import ids_beyond, model_limits
@@ -11,6 +12,7 @@ from dcr_ds.models.rendering import check_template
 from dcr_ds.models.template_variables import with_variables
 from dcr_ds.recipe import ChatTemplate, find_file
 
+PROBE = "It's 1234 x+y=0.5, don't!\n\n  na\u00efve \u706b \t end"  # what pre-tokenizers divide in their own ways
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -47,6 +49,8 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
     """As `load_tokenizer`, with a chat template or without."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if makes_other_tokens(tokenizer, folder):
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise UserError(
             f"{folder}: no tokenizer that transformers can load ({first_line(error)[:200]}); copy the model's own "
@@ -56,6 +60,21 @@ def read_tokenizer(folder: Path, model: Path | None = None) -> PreTrainedTokeniz
     if tokenizer.pad_token_id is None or ids_beyond(tokenizer.pad_token_id, tokenizer.model_limits.rows):
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def makes_other_tokens(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
+    """Whether a tokenizer makes other tokens than the tokenizer.json that the model was trained with.
+
+    transformers 5 builds the pre-tokenizer of some classes, such as GPT2Tokenizer, itself. SmolLM2 names that class,
+    and its digits, which tokenizer.json separates, would be merged.
+    """
+    file = folder / "tokenizer.json"
+    if type(tokenizer) is PreTrainedTokenizerFast or not file.is_file():
+        return False
+    saved = Tokenizer.from_file(str(file))
+    saved.no_truncation()
+    saved.no_padding()
+    return saved.encode(PROBE, add_special_tokens=False).ids != tokenizer(PROBE, add_special_tokens=False).input_ids
 
 
 def read_template(name: str) -> str:

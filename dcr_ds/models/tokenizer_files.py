@@ -5,13 +5,14 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from dcr_ds.files import read_json, write_atomically, write_json
+from dcr_ds.files import read_json, read_object, write_atomically, write_json
 from dcr_ds.models.chat import turn_end_ids
 from dcr_ds.models.checkpoint_files import TOKENIZER_FILES, copied_files
 from dcr_ds.models.limits import SPECIAL_IDS, ids_beyond, model_limits
-from dcr_ds.models.tokenizer import load_tokenizer, read_template
+from dcr_ds.models.tokenizer import load_tokenizer, makes_other_tokens, read_template
 from dcr_ds.recipe import ChatTemplate
 
+AS_SAVED = "PreTrainedTokenizerFast"  # the class that reads tokenizer.json as it is
 TEMPLATE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 
 
@@ -33,6 +34,8 @@ def keep_tokenizer(source: Path, chat_template: ChatTemplate | str | None, folde
         else:
             text = read_template(str(template.file))
         keep_template(text, folder)
+    if makes_other_tokens(AutoTokenizer.from_pretrained(source, trust_remote_code=False), source):
+        write_json(folder / CONFIG, read_object(folder / CONFIG) | {"tokenizer_class": AS_SAVED})
     if (folder / "config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tokenizer.chat_template is not None:
