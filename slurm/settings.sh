@@ -31,7 +31,8 @@
 # export DCR_DS_CACHE=$HOME/.cache/dcr_ds   # downloaded data, converted models
 
 # --- sizes of the jobs of dcr-ds slurm, slurm/pipeline.sh and slurm/sweep.sh: any options of sbatch,
-# separated by spaces, with quotes around a value that has spaces. DCR_DS_SBATCH applies where none of the next four is set
+# separated by spaces, with quotes around a value that has spaces, except --array; a --dependency applies next to that of a
+# chain or sweep. DCR_DS_SBATCH applies where none of the next four is set
 # export DCR_DS_SBATCH="--nodes=4"
 # export DCR_DS_SBATCH_REFINE="--nodes=1 --time=1:00:00"
 # export DCR_DS_SBATCH_ALIGN="--nodes=4 --time=8:00:00"
