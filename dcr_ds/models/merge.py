@@ -135,6 +135,7 @@ def load_with_adapter(
     Raises:
         UserError: the adapter is damaged, cannot be merged, or was trained on another model.
     """
+    check_adapter(adapter)
     start = str(getattr(_config_of(adapter), "init_lora_weights", True))
     if any(unknown in start for unknown in UNKNOWN_STARTS):
         raise UserError(

@@ -298,6 +298,8 @@ def test_an_adapter_that_lost_a_tensor_or_is_not_finite_is_not_merged(refined):
         with pytest.raises(UserError, match=message):
             merge_lora(source, folder / "adapter", folder / "merged")
         assert not (folder / "merged").exists()
+        with pytest.raises(UserError, match=message):
+            merge.load_with_adapter(source, folder / "adapter", torch.float32, "sdpa", CPU)
 
 
 @pytest.mark.parametrize("targets", [["q_prj"], "q_prj", ["q_proj", "q_prj"]])
