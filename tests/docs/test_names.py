@@ -21,7 +21,7 @@ OPTION = re.compile(r"(?<!\S)--[a-z][a-z_-]+")
 FOREIGN = {
     "--kill-on-bad-exit", "--gpus-per-node", "--gpus-per-task", "--gpus-per-socket", "--gpu-bind", "--gpus", "--gres",
     "--ntasks", "--ntasks-per-node", "--nodes", "--signal", "--jobid", "--overlap", "--hostfile", "--num_gpus",
-    "--nproc_per_node", "--no-python", "--pid", "--full-kernels",
+    "--array", "--dependency", "--nproc_per_node", "--no-python", "--pid", "--full-kernels",
 }  # fmt: skip
 
 
