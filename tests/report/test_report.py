@@ -259,7 +259,7 @@ def test_an_evaluation_of_a_model_shows_its_own_settings_and_command(tmp_path):
     run = write_run(tmp_path / "run", stages=("evaluate",), models=("aligned",))
     file, command = run / "environment.json", "dcr-ds evaluate run=model --suite quick --out runs"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"command": command}))
-    parts = sections(write_report([run], tmp_path / "report.md"))
+    parts = sections(report_of([run], tmp_path / "report.md"))
     fields = tables(parts["Settings"])
     assert "evaluate.judges" in fields and not [
         name for name in fields if name.startswith(("align.", "refine.", "deep"))
