@@ -89,7 +89,7 @@ def test_bad_input_is_refused_and_no_model_is_written_over(folder, fields, repai
     assert "inside the model's folder" in error(given, *fields, "--output", given / "runs")
     own = repaired.stage("align").model
     assert "write over" in error(own, *fields) and "write over" in error(own, *fields, "--redo", "all")
-    assert "holds another recipe's run" in error(make_model(folder / "other", layers=2), *fields)
+    assert "refine began with something else" in error(make_model(folder / "other", layers=2), *fields)
     assert [snapshot(model) for model in models] == before
 
 

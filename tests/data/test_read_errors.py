@@ -87,8 +87,8 @@ BROKEN = {
     "number for a prompt": ("p.jsonl", b'{"prompt": 3}', ["line 1", "'prompt' must be text", "a number"]),
     "list for a label": (
         "p.jsonl",
-        b'{"prompt": "a", "label": [1]}',
-        ["line 1", "'label' must be text", "a list"],
+        b'{"prompt": "a", "label": "x"}\n{"prompt": "b", "label": [1]}',
+        ["line 2", "'label' must be text", "a list"],
     ),
     "unpaired surrogate": ("p.jsonl", b'{"prompt": "a \\ud83d b"}', ["line 1", "\\ud83d", "an unpaired surrogate"]),
     "doubled id": ("p.csv", "prompt,id\na,7\nb,7\n", ["line 3", "the id '7'", "line 2", "columns.id NAME"]),
