@@ -59,6 +59,7 @@ def main() -> int:
         jobs = jobs_of(arms, options)
         check_runnable(arms)
         refuse_other_protocols(arms, options.results)
+        note_other_commits(jobs, options.results)
         if options.plan:
             print_plan(arms, jobs, options.results)
             return 0
@@ -144,6 +145,16 @@ def done(job: Job, arms: dict[str, Arm], options: argparse.Namespace) -> bool:
     write(to, measured.rows, cost_of(job, arms, home) | measured._asdict())
     tidy(job, arms, home)
     return True
+
+
+def note_other_commits(jobs: list[Job], results: Path) -> None:
+    """Say that the rows were made by other code than those to come: the protocol covers settings alone."""
+    from record import commit
+
+    here, finished = commit(), [job for job in jobs if place(job.name, job.seed, results).is_done]
+    others = {read_cost(job.name, job.seed, results)["commit"] for job in finished} - {here}
+    if others and len(finished) < len(jobs):
+        print(f"note: {results} has rows of other commits ({len(others)}); this is {here}", file=sys.stderr)
 
 
 def claim(home: Path, protocol: str, has_results: bool) -> None:

@@ -94,6 +94,11 @@ def check_context(generations: Generations, context: int | None) -> None:
     if context is None:
         return
     room = context - generations.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"evaluate.max_new_tokens: {generations.max_new_tokens} leaves no room for a prompt in the model's context "
+            f"of {context} tokens; lower it"
+        )
     for prompt, ids in zip(generations.prompts, generations.ids, strict=True):
         if len(ids) > room:
             raise UserError(

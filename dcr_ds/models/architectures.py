@@ -59,6 +59,9 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
         )
     if type(blocks) is not int or blocks < 1:
         raise UserError(f"{file}: num_hidden_layers must be a number above 0, not {blocks!r}")
+    tokens = config.get("vocab_size", 1)
+    if type(tokens) is not int or tokens < 1:
+        raise UserError(f"{file}: vocab_size must be a number above 0, not {tokens!r}")
 
 
 def check_can_be_cut(folder: Path, config: dict[str, Any]) -> None:

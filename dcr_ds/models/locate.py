@@ -52,6 +52,8 @@ def _locate(model: ModelSection) -> Path:
     if path.is_dir():
         refuse_other_folders(path)
         return path
+    if path.suffix in (".yaml", ".yml"):
+        raise UserError(f"model.source: {model.source} looks like a recipe, not like a model; give the model's folder")
     if path.exists() or model.source.startswith((".", "/", "~")) or model.source.count("/") != 1:
         raise UserError(
             f"model.source: {mask_secrets(model.source)} is not a model folder, .gguf file, hub id or {DEMO_MODEL}"

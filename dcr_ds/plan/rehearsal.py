@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 from transformers import AutoConfig, PreTrainedConfig, masking_utils
 
 from dcr_ds.engine.deepspeed_import import deepspeed
+from dcr_ds.errors import UserError, one_line
 from dcr_ds.models.checkpoint_files import BLOCK
 from dcr_ds.models.likelihood import CHUNK_LOGITS, Likelihood
 from dcr_ds.models.load import DTYPES
@@ -83,7 +84,11 @@ class Rehearsal:
 
 
 def rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int = 0, device: str = "cuda") -> Rehearsal:
-    """Rehearse a pass of a recipe with the model whose config.json is in `folder`; results are cached."""
+    """Rehearse a pass of a recipe with the model whose config.json is in `folder`; results are cached.
+
+    Raises:
+        UserError: fields of config.json contradict each other, so that a model is built that cannot compute.
+    """
     stages = [
         getattr(recipe, name).model_dump(include={"layer", "pooling", "adapter", "lora"})
         for name in ("refine", "align")
@@ -107,7 +112,12 @@ def _rehearse(recipe: Recipe, folder: Path, work: Work, zero_stage: int, device:
         model = build_model(recipe, folder, work.kind, trunk, tail)
         with _fake(work, zero_stage, device):
             _make_fake(model, DTYPES[recipe.model.dtype])
-            return _watched(model, partial(PASSES[work.kind], model, recipe, work))
+            try:
+                return _watched(model, partial(PASSES[work.kind], model, recipe, work))
+            except RuntimeError as error:  # as torch raises for shapes that do not fit
+                raise UserError(
+                    f"{folder / 'config.json'}: a model of it cannot compute ({one_line(error)}); copy it again"
+                ) from error
 
     if trunk <= 3 * period or trunk % period or tail % period or 0 < tail <= 2 * period:
         return at(trunk, tail)

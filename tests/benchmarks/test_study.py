@@ -166,6 +166,12 @@ def test_the_plan_names_every_arm_and_what_is_left(tmp_path):
     assert [line.split()[0] for line in done.stdout.splitlines()[:-1]] == list(read_arms())
 
 
+def test_rows_of_another_commit_are_noted(tmp_path):
+    written(tmp_path, "stl", 1, 0.5)
+    done = run_python("benchmarks/study/run.py", "--plan", "--results", tmp_path, "--only", "stl")
+    assert done.returncode == 0 and f"note: {tmp_path} has rows of other commits (1); this is " in done.stderr
+
+
 def test_wrong_input_of_the_study_exits_with_2(tmp_path):
     arms = read_arms()
     written(tmp_path, "stl", 1, 0.5)

@@ -131,7 +131,9 @@ def test_models_that_cannot_be_trained_have_no_plan(plan, tmp_path):
     [
         ({"num_attention_heads": 3}, "config.json: transformers cannot build the model (Class validation error"),
         ({"hidden_size": "64"}, "config.json: transformers cannot build the model (Validation error for field"),
+        ({"vocab_size": 0}, "vocab_size must be a number above 0, not 0"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a number above 0, not 0"),
+        ({"num_key_value_heads": 3}, "config.json: a model of it cannot compute ("),
         ({"num_hidden_layers": 1}, "refine.layer: 2 is out of range; "),
         ({"num_hidden_layers": None, "model_type": "gpt2"}, "has no num_hidden_layers, so gpt2 cannot be trained"),
         ({"model_type": "bert"}, "failed the check: its blocks were not found at model.layers"),

@@ -143,6 +143,8 @@ def test_a_prompt_that_leaves_no_room_for_an_answer_is_an_error(tiny, tmp_path):
     check_context(generations, None)
     with pytest.raises(UserError, match="benchmark tiny: prompt p.*max_new_tokens=12"):
         check_context(generations, longest + 11)
+    with pytest.raises(UserError, match="max_new_tokens: 12 leaves no room for a prompt in .* of 12 tokens; lower it"):
+        check_context(generations, 12)
 
 
 @pytest.mark.parametrize("kill", ["after 1", "after 4", "at rename"])

@@ -47,6 +47,11 @@ def test_an_unknown_source_is_an_error_without_a_download(source):
         prepare_source(ModelSection(source=source))
 
 
+def test_a_recipe_in_place_of_a_model_is_named_as_one():
+    with pytest.raises(UserError, match="recipes/smollm2-135m.yaml looks like a recipe, not like a model"):
+        prepare_source(ModelSection(source="recipes/smollm2-135m.yaml"))
+
+
 def make_gguf(file):
     """Write a tiny llama as llama.cpp does, its MLP in 8 bits; return the MLP's dequantised tensors."""
     words = [*sorted(vocabulary := make_tokenizer().get_vocab(), key=vocabulary.get), "ab"]
