@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dcr_ds.engine.watch.joining import interruptible_join
-from dcr_ds.errors import RunEnded, Stopped, UserError
+from dcr_ds.errors import Interrupted, RunEnded, Stopped, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -72,14 +72,16 @@ class Ranks:
 def joined() -> Iterator[Ranks]:
     """Join the process group and leave it at the end.
 
-    After an unexpected error of this rank the group is not left, since leaving may wait for the other ranks.
+    After an unexpected error of this rank, or a signal that perhaps it alone received, the group is not left, since
+    leaving may wait for the other ranks (NCCL), which know nothing of it yet.
     """
     with interruptible_join():
         ranks = start()
     try:
         yield ranks
     except (Exception, Stopped) as error:
-        if ranks.world_size == 1 or isinstance(error, RunEnded | Stopped):
+        is_of_all = isinstance(error, RunEnded | Stopped) and not isinstance(error, Interrupted)
+        if ranks.world_size == 1 or is_of_all:
             close()
         raise
     close()

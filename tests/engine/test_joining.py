@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from processes import free_port
+from processes import as_ranks, free_port, run_command
 from tiny import one_thread_environment
 
 from dcr_ds.engine.launcher import LAUNCHER_VARIABLES, set_environment
@@ -26,6 +26,23 @@ joining.REPORT_SECONDS = 0.5
 set_environment()
 with distributed.joined():
     print("joined")
+"""
+LEAVE = """
+import os
+import sys
+import torch.distributed
+from dcr_ds import errors
+from dcr_ds.engine.distributed import joined
+from dcr_ds.engine.launcher import set_environment
+set_environment()
+error = getattr(errors, sys.argv[1])
+try:
+    with joined():
+        torch.distributed.barrier()
+        raise error("the end")
+except error:
+    with open(f"{__file__}.{os.environ['RANK']}", "w") as stream:
+        stream.write("joined" if torch.distributed.is_initialized() else "left")
 """
 
 
@@ -116,6 +133,17 @@ def test_an_address_that_cannot_be_resolved_is_named_at_once():
         assert any("MASTER_ADDR=node17.invalid in the environment has no address" in line for line in lines), lines
     finally:
         process.kill()
+
+
+@pytest.mark.parametrize(
+    ("error", "ranks", "expected"), [("Stopped", 2, "left"), ("Interrupted", 2, "joined"), ("Interrupted", 1, "left")]
+)
+def test_the_group_is_left_only_when_all_ranks_leave_it(tmp_path, error, ranks, expected):
+    """With NCCL, a rank that alone received a signal would wait for the others before it tells them."""
+    script = tmp_path / "leave.py"
+    script.write_text(LEAVE)
+    run_command(*as_ranks(ranks), script, error)
+    assert [path.read_text() for path in tmp_path.glob("leave.py.*")] == [expected] * ranks
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
