@@ -20,7 +20,7 @@ from urllib.request import Request
 
 from dcr_ds.errors import UserError
 from dcr_ds.models.endpoint_url import is_local_endpoint, read_key
-from dcr_ds.models.http_replies import REDIRECTS, Unreadable, opener, read_body, redirect_of, tls_problem
+from dcr_ds.models.http_replies import REDIRECTS, Unreadable, opener, read_body, redirect_problem, tls_problem
 from dcr_ds.models.places import Places
 from dcr_ds.models.replies import (
     FAILED,
@@ -307,8 +307,7 @@ class Endpoint:
         except (OSError, HTTPException, Unreadable):
             error = {"message": ""}
         if failed.code in REDIRECTS:
-            target = redirect_of(self.url, failed.headers)
-            raise UserError(f"{self.url}: the server redirects to {target}; give that as the url") from None
+            raise UserError(f"{self.url}: {redirect_problem(self.url, failed.headers)}") from None
         message = f"HTTP {failed.code}: {error_message(error) or failed.reason}"
         if failed.code == 500 and is_about_length(error):  # as from older versions of llama.cpp
             raise PromptRefused(f"{self.url}, model {self.model}: {message}", is_certain=True) from None

@@ -48,10 +48,13 @@ def read_body(response: Any) -> bytes:
     return body
 
 
-def redirect_of(url: str, headers: Any) -> str:
-    """The address that a server names in place of `url`, as a user gives it."""
-    target = mask_secrets(urljoin(url, headers.get("Location") or ""))
-    return target.removesuffix("/chat/completions")
+def redirect_problem(url: str, headers: Any) -> str:
+    """Where a server redirects `url` to, and what to give in place of it: perhaps that, but not a page to log in."""
+    target = urljoin(url, headers.get("Location") or "")
+    base = target.removesuffix("/chat/completions")
+    if base != target != url:
+        return f"the server redirects to {mask_secrets(base)}; give that as the url"
+    return f"the server redirects to {mask_secrets(target)}; give a url at which it answers without a redirect"
 
 
 def tls_problem(reason: object) -> str | None:

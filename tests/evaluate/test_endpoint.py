@@ -193,6 +193,17 @@ def test_a_redirect_is_not_followed_and_names_the_address(monkeypatch, status):
     assert len(server.requests) == 1 and not other.requests
 
 
+@pytest.mark.parametrize("location", ["/v1/chat/completions/", "https://sso.example.com/login?next=v1", None])
+def test_a_redirect_to_what_cannot_be_the_url_is_not_advised(location):
+    """A slash at the end, a page to log in, no address: given as the url, it would be redirected again."""
+    moved = Reply("", 307, {"Location": location} if location else {})
+    with serving(lambda number, request: moved) as server, pytest.raises(UserError) as error:
+        Endpoint(server.url, "judge").complete(user("hi"), 9)
+    assert str(error.value).endswith(
+        f"{location or '/v1/chat/completions'}; give a url at which it answers without a redirect"
+    )
+
+
 def test_a_reply_without_text_is_an_empty_string():
     with serving(lambda number, request: says(None, "content_filter")) as server:
         assert Endpoint(server.url, "judge").complete(user("hi"), 9) == Completion("", "content_filter", 7, 0)
