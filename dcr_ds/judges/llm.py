@@ -17,7 +17,7 @@ from dcr_ds.judges.labels import LABELS_OF, UNPARSED, label_answers, labelled
 from dcr_ds.models.endpoint import Endpoint, Messages
 from dcr_ds.models.replies import Completion
 from dcr_ds.models.request_fields import RequestFields
-from dcr_ds.reasoning import after_reasoning
+from dcr_ds.reasoning import after_reasoning, leading_block
 from dcr_ds.recipe import LlmJudge
 
 JUDGED_CHARACTERS = 8000  # of request and answer each, to fit into a context of 8k tokens
@@ -126,10 +126,16 @@ def judge_request(rubric: str, labels: Sequence[str], **quoted: str) -> Messages
 
 def last_label(reply: Completion, labels: Sequence[str]) -> str | None:
     """The label on the last line of a reply, after its reasoning; None if it has no known label, or was cut off."""
-    lines = (after_reasoning(reply.text) or "").rstrip("` \t\r\n").splitlines()
+    lines = _conclusion(reply.text).rstrip("` \t\r\n").splitlines()
     match = _LAST_LINE.fullmatch(lines[-1]) if lines and reply.finish != "length" else None
     label = re.sub(r"[ -]+", "_", match[1].lower()) if match else None
     return label if label in labels else None
+
+
+def _conclusion(text: str) -> str:
+    """A reply without the reasoning that it begins with; one that only mentions a tag such as <think> is whole."""
+    answer = after_reasoning(text)
+    return text if answer is None and not leading_block(text) else answer or ""
 
 
 def _quoted(text: str) -> str:

@@ -48,6 +48,7 @@ def judge_at(url: str, judges: str = "refusal", **options) -> EndpointJudge:
         ("LABEL: compliance\nOn second thought:\nLABEL: full_refusal", "full_refusal"),
         ("<think>It declines.</think>LABEL: full_refusal", "full_refusal"),
         ("<think>It declines, so I would say\nLABEL: full_refusal", None),
+        ("It only opens a <think> block.\nLABEL: full_refusal", "full_refusal"),
         ("LABEL: compliance\nbut I am not sure", None),
         ("LABEL: compliance\nLABEL: maybe", None),
         ("LABEL: compliance or full_refusal", None),
