@@ -192,7 +192,8 @@ class Endpoint:
                 message = f"{self.url}, model {self.model}: {error_message(error)}"
                 if is_about_the_prompt(error):
                     raise PromptRefused(message, is_certain=True)
-                raise Failed(f"an error in place of a reply: {error_message(error)}")
+                kind = _kind_of(error.get("code"), error)
+                raise kind(f"an error in place of a reply: {error_message(error)}")
             try:
                 reply = read_completion(body)
             except ValueError as problem:
@@ -312,8 +313,7 @@ class Endpoint:
         if failed.code == 500 and is_about_length(error):  # as from older versions of llama.cpp
             raise PromptRefused(f"{self.url}, model {self.model}: {message}", is_certain=True) from None
         if failed.code in RETRIED or failed.code >= 500:
-            kind = FullContext if is_full(error) else Failed if failed.code == 500 else Temporary
-            raise kind(message, requested_wait(failed.headers)) from None
+            raise _kind_of(failed.code, error)(message, requested_wait(failed.headers)) from None
         if failed.code in REFUSED and is_about_the_limit(error):
             hint = "ask for shorter answers (--max-new-tokens, max_new_tokens of a recipe, max_tokens of a judge)"
             raise UserError(f"{self.url}, model {self.model}: {message}; {hint}") from None
@@ -336,6 +336,14 @@ class Endpoint:
             self.spent.prompt_tokens += completion.prompt_tokens
             self.spent.completion_tokens += completion.completion_tokens
         return completion
+
+
+def _kind_of(code: Any, error: dict[str, Any]) -> type[Temporary]:
+    """The failure of a request that is sent again; `code`: its HTTP status, or what the server writes in the body."""
+    if is_full(error):
+        return FullContext
+    is_of_the_server = isinstance(code, int) and (code in RETRIED or code > 500)  # busy or down, whatever the prompt
+    return Temporary if is_of_the_server else Failed
 
 
 def _wait_seconds(attempt: int, requested: float | None) -> float:

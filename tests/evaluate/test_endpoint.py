@@ -270,6 +270,17 @@ def test_a_request_at_which_a_working_server_always_fails_is_recorded(reply):
         assert endpoint.complete(user("1"), 9).finish == "error"  # also if it is the last one
 
 
+@pytest.mark.parametrize("status", [200, 429])
+def test_a_busy_server_is_no_failure_of_the_prompt(status):
+    """Also if it says so in the body, as OpenRouter does: the prompt is asked again later."""
+    busy = Reply('{"error": {"code": 429, "message": "rate limit exceeded"}}', status)
+    with serving(lambda number, request: busy if prompt_of(request) == "1" else says("a")) as server:
+        endpoint = Endpoint(server.url, "judge", retries=1)
+        with pytest.raises(UserError, match="rate limit exceeded; gave up after 2 attempts"):
+            endpoint.complete(user("1"), 9)
+    assert len(server.requests) == 2
+
+
 def test_a_server_that_fails_at_everything_ends_it():
     with serving(lambda number, request: says("a") if number < 3 else refuses(500, "engine is dead")) as server:
         endpoint = Endpoint(server.url, "judge", concurrency=2, retries=2)
