@@ -51,15 +51,7 @@ FRONTS = (
 )
 COST = (
     "Training on one core of a machine that did other work at the same time, so that seconds compare arms only "
-    "roughly. Means over the seeds. What the model cost that an arm starts from is on top."
-)
-COMPLIANCE = "**Compliance at given refusal** of the main arms, by the reading that the endpoints of hypothesis 1 use."
-WEAKER_REFUSALS = (
-    "**Weaker refusals** (exploratory, added after seed 0): −2 on the logits of the refusal openings of both arms."
-)
-REPAIR = "**Repair**: STL's result, refined and aligned half as long, against STL. No hypothesis of the protocol."
-REPAIR_CONTROL = (
-    "**Repair without refine** (exploratory): the same short alignment of STL's result, `align-again`, against repair."
+    "roughly. Means over the seeds. The cost of the model that an arm starts from is not included."
 )
 
 
