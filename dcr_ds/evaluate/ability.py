@@ -146,12 +146,14 @@ def _check_rows(file: Path, task: str) -> None:
     lines = placed_lines(file)
     if not lines:
         raise UserError(f"{file}: contains no rows; remove {task}, or put its rows there")
-    places: dict[str, str] = {}  # of each id
+    places: dict[tuple[str, str], str] = {}  # of each id; subjects of mmlu may number their questions alike
     for place, content in lines:
         row = json_at(place, content, CORRECT)
         if problem := _problem(row, task):
             raise UserError(f"{place}: {problem}; {CORRECT}")
-        if (name := row.get("id")) is not None and (first := places.setdefault(str(name), str(place))) != str(place):
+        name = row.get("id")
+        first = places.setdefault((str(row.get("subject")), str(name)), str(place))
+        if name is not None and first != str(place):
             raise UserError(f"{place}: the id {name!r} is also that of {first}; each question counts once; {CORRECT}")
 
 

@@ -140,6 +140,14 @@ def test_a_question_that_is_twice_in_a_file_is_named(model_folder, tmp_path):
         run([str(model_folder), "--tasks", "piqa", "--local-data", str(tmp_path)])
 
 
+def test_subjects_may_number_their_questions_alike(model_folder, tmp_path):
+    rows = [row | {"id": number % 2, "subject": f"s{number // 2}"} for number, row in enumerate(ROWS)]
+    write_jsonl(tmp_path / "mmlu.jsonl", rows)
+    model = load_causal_lm(model_folder, torch.float32, "sdpa", torch.device("cpu"))
+    figures = measure_ability(model, load_tokenizer(model_folder), AbilityOptions(["mmlu"], tmp_path))
+    assert figures["mmlu"]["n"] == len(ROWS)
+
+
 def test_another_set_whose_name_begins_like_a_task_is_not_taken_for_it(local):
     (local / "mmlu_pro_test.jsonl").write_text((local / "mmlu_test.jsonl").read_text())
     with pytest.raises(UserError, match=r"several files are of mmlu \(mmlu_pro_test\.jsonl, mmlu_test\.jsonl\)"):
