@@ -114,7 +114,9 @@ def reproduction(runs: Sequence[Run], command: str) -> list[Block]:
         for run in runs
     )
     evaluated = any(run.environment.get("command") for run in runs)
-    evaluates = " An evaluation begins again with another --out." if evaluated else ""
+    evaluates = (
+        " To repeat an evaluation, change its --out: in the same folder it is already finished." if evaluated else ""
+    )
     return [
         Paragraph(f"These commands repeat the runs; the last one writes this report.{evaluates}"),
         Commands([*commands, command]),
