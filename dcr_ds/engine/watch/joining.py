@@ -29,6 +29,8 @@ def interruptible_join() -> Iterator[None]:
     before = signal.set_wakeup_fd(writer)  # the C handler of every signal writes its number, whatever Python does
     watcher = threading.Thread(target=_watch, args=(reader,), name="joining", daemon=True)
     watcher.start()
+    # in a thread of its own: the system may look for a name for half a minute
+    threading.Thread(target=_report_unknown_address, name="address", daemon=True).start()
     try:
         yield
     finally:
@@ -40,10 +42,6 @@ def interruptible_join() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
-    if not _is_resolved(host := os.environ.get("MASTER_ADDR", "")):
-        text = f"MASTER_ADDR={host} in the environment has no address on this host, so the other ranks cannot be found"
-        print(f"WARNING: {text}; correct it, unless the name appears while this process waits", file=sys.stderr)
-        sys.stderr.flush()
     timeout: float | None = REPORT_SECONDS
     while True:
         if select.select([reader], [], [], timeout)[0]:
@@ -59,11 +57,14 @@ def _watch(reader: int) -> None:
             timeout = None
 
 
-def _is_resolved(host: str) -> bool:
+def _report_unknown_address() -> None:
+    host = os.environ.get("MASTER_ADDR", "")
     try:
-        return bool(socket.getaddrinfo(host, None))
-    except OSError:
-        return False
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError):  # UnicodeError: an invalid host name
+        text = f"MASTER_ADDR={host} in the environment has no address on this host, so the other ranks cannot be found"
+        print(f"WARNING: {text}; correct it, unless the name appears while this process waits", file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _what_is_waited_for() -> str:
