@@ -314,7 +314,7 @@ class Endpoint:
             raise PromptRefused(f"{self.url}, model {self.model}: {message}", is_certain=True) from None
         if failed.code in RETRIED or failed.code >= 500:
             raise _kind_of(failed.code, error)(message, requested_wait(failed.headers)) from None
-        if failed.code in REFUSED and is_about_the_limit(error):
+        if failed.code in REFUSED and is_about_the_limit(error, sent):
             hint = "ask for shorter answers (--max-new-tokens, max_new_tokens of a recipe, max_tokens of a judge)"
             raise UserError(f"{self.url}, model {self.model}: {message}; {hint}") from None
         is_certain = is_about_the_prompt(error)

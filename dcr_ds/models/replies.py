@@ -27,6 +27,7 @@ ABOUT_LENGTH = re.compile(
 # The most tokens of an answer that a model allows; with a word about the prompt, the prompt may be too long for it.
 ABOUT_LIMIT = re.compile(r"\bmax\w*_tokens\b.*(?:too large|less than or equal|at most)", re.IGNORECASE | re.DOTALL)
 ABOUT_PROMPT = re.compile(r"\b(?:inputs?|prompts?|messages?|your request|context length)\b", re.IGNORECASE)
+CONTEXT = re.compile(r"maximum context length is (\d+)", re.IGNORECASE)  # vLLM and OpenAI
 # llama.cpp's slots share one context. When the requests in it outgrow it together, it fails all of them.
 FULL_CONTEXT = re.compile(r"context size has been exceeded", re.IGNORECASE)
 INPUT = re.compile(r"\b(?:input|prompt)\b", re.IGNORECASE)
@@ -150,9 +151,12 @@ def is_about_length(error: dict[str, Any]) -> bool:
     return bool(ABOUT_LENGTH.search(_words(error)))
 
 
-def is_about_the_limit(error: dict[str, Any]) -> bool:
-    """Whether the server refuses every request for answers of this length."""
+def is_about_the_limit(error: dict[str, Any], sent: dict[str, Any]) -> bool:
+    """Whether the server refuses every request for answers of this length, perhaps that of the whole context."""
     words = _words(error)
+    max_tokens = sent.get("max_tokens") or sent.get("max_completion_tokens") or 0
+    if (context := CONTEXT.search(words)) and max_tokens >= int(context[1]):
+        return True
     return bool(ABOUT_LIMIT.search(words)) and not ABOUT_PROMPT.search(words)
 
 

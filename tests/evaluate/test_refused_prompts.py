@@ -157,6 +157,7 @@ def test_requests_that_outgrow_the_context_together_are_sent_again_fewer_at_a_ti
     [
         "max_tokens is too large: 9. This model supports at most 8 completion tokens, whereas you provided 9.",
         "`max_tokens` must be less than or equal to `8`, the maximum value is less than the `context_window`",
+        "'max_tokens' is too large: 9. This model's maximum context length is 9 tokens; your request has 2",
     ],
 )
 def test_a_limit_that_a_model_does_not_allow_is_not_about_the_prompts(message):
