@@ -1,6 +1,7 @@
 """Upload an exported folder to the hub."""
 
 from pathlib import Path
+from shlex import quote
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -49,8 +50,8 @@ def push(trained: Path, stage: str | None, folder: Path, hub_id: str) -> str:
         reason = one_line(error)
         raise UserError(
             f"--push {hub_id}: the hub cannot be reached or refuses the upload ({reason}); check the name, the network "
-            f"and HF_TOKEN. The exported folder is {folder}; upload it with: hf upload {hub_id} {folder} . --private "
-            f"--exclude {EXPORT_RECORD}"
+            f"and HF_TOKEN. The exported folder is {folder}; upload it with: hf upload {hub_id} {quote(str(folder))} . "
+            f"--private --exclude {EXPORT_RECORD}"
         ) from None
     return str(address)
 

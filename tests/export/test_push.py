@@ -1,6 +1,7 @@
 """An uploaded folder has the model card of its run. The upload needs the hub; test_export.py tests its errors."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,12 @@ def test_an_adapter_of_a_local_base_is_not_pushed(tmp_path, uploaded):
         with pytest.raises(UserError, match="which nobody else has; push a whole model with --merge"):
             push(tmp_path, None, adapter, "me/model")
     assert not uploaded
+
+
+def test_the_command_for_a_later_upload_can_be_pasted(tmp_path):
+    """Tests are offline, so that the upload fails."""
+    out = tmp_path / "my model"
+    with pytest.raises(UserError) as error:
+        push(tmp_path, None, adapter_of(out, "owner/base"), "me/model")
+    command = shlex.split(str(error.value).partition("upload it with: ")[2])
+    assert command == ["hf", "upload", "me/model", str(out), ".", "--private", "--exclude", "exported.json"]
