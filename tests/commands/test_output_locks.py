@@ -23,7 +23,7 @@ def test_a_second_command_that_writes_the_same_file_is_refused(command, tmp_path
     answers = [{"id": "1", "prompt": "Why?", "completion": "Because.", "label": "compliance"}]
     for name in ("a", "b", "labels", "others"):
         write_jsonl(tmp_path / f"{name}.jsonl", answers)
-    out = tmp_path / "out.jsonl"
+    out = tmp_path / ("out.md" if command == "compared labels" else "out.jsonl")
     monkeypatch.setattr(locks, "WRITER_SECONDS", 0.1)
     monkeypatch.setattr(locks, "POLL_SECONDS", 0.02)
     with locks.sole_writer(out):

@@ -81,7 +81,8 @@ def test_from_harmful_prompts_to_a_recipe_with_matched_pairs(prompts, tmp_path, 
         }
     )
     data = load_data(recipe)
-    assert len(data.seemingly_toxic.rows) == len(data.toxic.rows) == 6 and not data.notes
+    assert len(data.seemingly_toxic.rows) == len(data.toxic.rows) == 6
+    assert all("held-out prompts" in note for note in data.notes)  # those of this test differ in one word
     assert edited in {row.prompt for row in data.seemingly_toxic.rows}
     assert {row.pair for row in data.toxic.rows} == {row.pair for row in data.seemingly_toxic.rows}
 
