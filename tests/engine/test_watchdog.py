@@ -75,6 +75,15 @@ def test_a_failing_rank_ends_the_other_which_prints_the_reason(launch, mode, rea
     assert code == 1 and f"error: {', at '.join(position_of(1))}: {reason}" in stderr, stderr
 
 
+def test_the_reason_of_a_rank_that_fails_stands_when_its_launcher_stops_the_others(launch):
+    """With code 75 instead, SLURM would requeue the job as one that has saved."""
+    first, second = launch("rank 1 fails")
+    assert result_of(second)[0] == 1
+    first.send_signal(signal.SIGTERM)
+    code, stderr = result_of(first)
+    assert code == 1 and f"error: {', at '.join(position_of(1))}: MemoryError: nothing left" in stderr, stderr
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_outside_of_steps_stops_the_others(launch, rank):
     """They wait in a collective and have received no signal. Rank 0 prints the reason, here or in the command line."""

@@ -14,6 +14,7 @@ import torch.distributed
 
 from dcr_ds.engine.distributed import Ranks
 from dcr_ds.engine.watch import watchdog
+from dcr_ds.engine.watch.stop import raise_on_stop_signal
 from dcr_ds.errors import Interrupted
 from dcr_ds.progress import heartbeat
 
@@ -21,7 +22,7 @@ mode, hang_minutes = sys.argv[1], float(sys.argv[2])
 watchdog.POLL_SECONDS, watchdog.GONE_SECONDS, watchdog.REPORT_SECONDS = 0.3, 4.0, 1.0
 watchdog.LOST_SECONDS, watchdog.STORE_TIMEOUT = 1.5, timedelta(seconds=2)
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-with watchdog.Watchdog(hang_minutes) as dog:
+with raise_on_stop_signal(), watchdog.Watchdog(hang_minutes) as dog:
     torch.distributed.init_process_group("gloo")
     dog.join(Ranks(rank, world_size, rank, torch.device("cpu")))
     heartbeat(f"align step {7 + rank}, 28 samples")

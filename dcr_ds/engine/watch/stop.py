@@ -72,12 +72,25 @@ def raise_on_stop_signal() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise Interrupted(f"stopped by {signal.Signals(number).name}")
 
-    previous = {number: signal.signal(number, stop) for number in SIGNALS}
+    with _handled(stop):
+        yield
+
+
+@contextmanager
+def ignore_stop_signals() -> Iterator[None]:
+    """While entered, stop signals have no effect: for what ends within seconds and says why."""
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handled(handler: Any) -> Iterator[None]:
+    previous = {number: signal.signal(number, handler) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def _deadline() -> float | None:

@@ -29,6 +29,7 @@ from typing import Literal
 from torch.distributed import TCPStore
 
 from dcr_ds.engine.distributed import Ranks, broadcast_from_main, gather_objects, is_peer_failure
+from dcr_ds.engine.watch.stop import ignore_stop_signals
 from dcr_ds.errors import EXIT_STOPPED, Interrupted, RunEnded, describe_write_error
 from dcr_ds.progress import heartbeat, progress
 
@@ -82,6 +83,10 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with ignore_stop_signals():  # launchers stop the ranks next to one that failed, whose reason is wanted
+            self._end_watch(error)
+
+    def _end_watch(self, error: BaseException | None) -> None:
         if is_peer_failure(error):
             self.gone_seconds = LOST_SECONDS
             # time to find the rank that is gone, and to end this process
@@ -96,7 +101,9 @@ class Watchdog:
     def _leave(self, store: TCPStore, ranks: Ranks, error: BaseException | None) -> None:
         """Publish what ends this rank and, as far as is known here, no other."""
         if isinstance(error, Interrupted):
-            _publish(store, Verdict(f"{self._me()}: {error}", "stopped"))
+            verdict = _publish(store, Verdict(f"{self._me()}: {error}", "stopped"))
+            if verdict.kind != "stopped":
+                self._obey(verdict)
             self._part(store, ranks)
         elif isinstance(error, Exception) and not isinstance(error, RunEnded) and not is_peer_failure(error):
             reason = describe_write_error(error, "a file") or f"{type(error).__name__}: {error}"
@@ -177,9 +184,7 @@ class Watchdog:
         elif ranks.is_main and min(sign.silent_seconds for sign in self._signs.values()) > self.hang_seconds:
             text = f"no rank has made progress for {self.hang_seconds / 60:g} minutes: {self._places()}"
             verdict = _with_stacks(Verdict(text, "hang"))
-        if verdict and ranks.is_main:
-            _publish(store, verdict)
-        return verdict
+        return _publish(store, verdict) if verdict and ranks.is_main else verdict
 
     def _listen(self, store: TCPStore, rank: int) -> None:
         """Read a rank's heartbeat if it is new."""
@@ -208,8 +213,9 @@ class Watchdog:
         return f"rank {os.environ.get('RANK', '0')} on node {platform.node()}, at {progress.place}"
 
 
-def _publish(store: TCPStore, verdict: Verdict) -> None:
-    store.set("verdict", json.dumps([verdict.text, verdict.kind]))
+def _publish(store: TCPStore, verdict: Verdict) -> Verdict:
+    """Publish a verdict, and return the one that stands: the first."""
+    return Verdict(*json.loads(store.compare_set("verdict", "", json.dumps([verdict.text, verdict.kind]))))
 
 
 def _with_stacks(verdict: Verdict) -> Verdict:
