@@ -145,7 +145,7 @@ def _resolve_batching(name: str, stage: StageSection, values: Values, token_byte
         name, "micro_batch", min(share, largest), "" if stage.packing else f"{share} samples per rank; {reason}"
     )
     if machine.ranks > stage.global_batch:
-        values.reasons[f"{name}.global_batch"] = f"{machine.ranks} ranks, the others have no sample of a step; raise it"
+        values.reasons[f"{name}.global_batch"] = f"{machine.ranks} ranks, the others get no sample in a step; raise it"
     values.fill(name, "packed_length", packed_length, packed_reason if stage.packing else "")
     if stage.packing:
         model = values.fields["model"]

@@ -117,7 +117,7 @@ def describe(stage: Stage, steps: int | None) -> tuple[str, Option | None]:
     lines.append(_why(stage, options, chosen))
     if stage.cluster.gpus > (batch := stage.section.global_batch):
         lines.append(
-            f"{stage.cluster.gpus - batch} of the {stage.cluster.gpus} {stage.cluster.unit}s have no sample of a step; "
+            f"{stage.cluster.gpus - batch} of the {stage.cluster.gpus} {stage.cluster.unit}s get no sample in a step; "
             f"raise {stage.name}.global_batch = {batch}, or use fewer."
         )
     if chosen and steps:

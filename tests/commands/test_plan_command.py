@@ -153,8 +153,8 @@ def test_gpus_without_a_sample_and_a_config_with_defaults(plan, tmp_path):
     write_json(config, values)
     options = ["--model.source", str(tmp_path / "tiny"), "--refine.layer", "2", "--gpus", "8", "--stages", "[align]"]
     out = flat(plan("recipes/smollm2-135m.yaml", *options, "--align.global_batch", "6"))
-    assert "2 of the 8 GPUs have no sample of a step; raise align.global_batch = 6" in out
-    assert "have no sample" not in plan("recipes/smollm2-135m.yaml", *options, "--align.global_batch", "8")
+    assert "2 of the 8 GPUs get no sample in a step; raise align.global_batch = 6" in out
+    assert "get no sample" not in plan("recipes/smollm2-135m.yaml", *options, "--align.global_batch", "8")
 
 
 @pytest.mark.slow

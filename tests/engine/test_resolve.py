@@ -51,7 +51,7 @@ def test_micro_batch_is_limited_by_samples_per_rank_and_by_memory():
 
 
 def test_ranks_without_a_sample_are_named():
-    assert "the others have no sample" in resolved(GPU, align__global_batch="6")[1]["align.global_batch"]
+    assert "the others get no sample" in resolved(GPU, align__global_batch="6")[1]["align.global_batch"]
     assert "align.global_batch" not in resolved(GPU, align__global_batch="8")[1]
 
 

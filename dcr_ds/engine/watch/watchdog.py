@@ -6,8 +6,8 @@ On each rank a thread writes signs of life and the rank's place to a store. The 
 - If no rank has made progress for `hang_minutes`, the run hangs, for example in a collective that one rank never
   joined. Progress of one rank is enough: the others wait while rank 0 judges or exports.
 
-A rank that fails, or is stopped by a signal outside of steps, reports it itself. A rank whose launcher was killed ends,
-or it would run next to the run that replaces it. In all cases the process ends by `os._exit`: no clean-up may wait for
+A rank that fails, or is stopped by a signal outside of steps, reports it itself. A rank whose launcher was killed ends:
+it would run next to the run that replaces it. In all cases the process ends by `os._exit`, as no clean-up may wait for
 a rank that never comes. Checkpoints are atomic, so the same command resumes from the last one.
 """
 
